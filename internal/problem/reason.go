@@ -1,0 +1,159 @@
+package problem
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+
+	"github.com/containerd/errdefs"
+)
+
+// Reason is a machine-readable cause, unique per cause (google.rpc.ErrorInfo
+// reason, domain "remotegpu").
+type Reason string
+
+// The reasons, grouped by what they are about. docs/api.md documents each.
+const (
+	FieldInvalid         Reason = "FIELD_INVALID"
+	EnvNameInvalid       Reason = "ENV_NAME_INVALID"
+	EnvNameExists        Reason = "ENV_NAME_EXISTS"
+	EnvNotFound          Reason = "ENV_NOT_FOUND"
+	EnvBusy              Reason = "ENV_BUSY"
+	EnvNotRunning        Reason = "ENV_NOT_RUNNING"
+	EnvNotStartable      Reason = "ENV_NOT_STARTABLE"
+	EnvRunning           Reason = "ENV_RUNNING"
+	EnvVariableReserved  Reason = "ENV_VARIABLE_RESERVED"
+	EtagMismatch         Reason = "ETAG_MISMATCH"
+	RequestIDReused      Reason = "REQUEST_ID_REUSED"
+	PageTokenInvalid     Reason = "PAGE_TOKEN_INVALID"
+	RequestTooLarge      Reason = "REQUEST_TOO_LARGE"
+	Unauthenticated      Reason = "UNAUTHENTICATED"
+	MemoryTooSmall       Reason = "MEMORY_TOO_SMALL"
+	UserNotFound         Reason = "USER_NOT_FOUND"
+	CommandNotFound      Reason = "COMMAND_NOT_FOUND"
+	CommandTimeout       Reason = "COMMAND_TIMEOUT"
+	ProcessStartFailed   Reason = "PROCESS_START_FAILED"
+	ImageReferenceBad    Reason = "IMAGE_REFERENCE_INVALID"
+	ImageNotFound        Reason = "IMAGE_NOT_FOUND"
+	ImageInUse           Reason = "IMAGE_IN_USE"
+	ImageSourceNotFound  Reason = "IMAGE_SOURCE_NOT_FOUND"
+	ImagePlatform        Reason = "IMAGE_PLATFORM_MISMATCH"
+	RegistryUnavailable  Reason = "REGISTRY_UNAVAILABLE"
+	RegistryDenied       Reason = "REGISTRY_DENIED"
+	BuildkitUnconfigured Reason = "BUILDKIT_NOT_CONFIGURED"
+	BuildkitUnavailable  Reason = "BUILDKIT_UNAVAILABLE"
+	BuildFailed          Reason = "BUILD_FAILED"
+	BaseBootstrapFailed  Reason = "BASE_BOOTSTRAP_FAILED"
+	PortOutsidePool      Reason = "PORT_OUTSIDE_POOL"
+	PortTaken            Reason = "PORT_TAKEN"
+	PortDuplicate        Reason = "PORT_DUPLICATE"
+	PortPoolExhausted    Reason = "PORT_POOL_EXHAUSTED"
+	PortRangeInvalid     Reason = "PORT_RANGE_INVALID"
+	AddressPoolExhausted Reason = "ADDRESS_POOL_EXHAUSTED"
+	NetworkFailed        Reason = "NETWORK_FAILED"
+	FirewallFailed       Reason = "FIREWALL_FAILED"
+	NoUpstreamDNS        Reason = "NO_UPSTREAM_DNS"
+	MountNotAllowed      Reason = "MOUNT_NOT_ALLOWED"
+	MountSourceNotFound  Reason = "MOUNT_SOURCE_NOT_FOUND"
+	DesktopAbsent        Reason = "DESKTOP_ABSENT"
+	DesktopUnavailable   Reason = "DESKTOP_UNAVAILABLE"
+	DesktopSocketBad     Reason = "DESKTOP_SOCKET_REJECTED"
+	OperationNotFound    Reason = "OPERATION_NOT_FOUND"
+	OperationCancelled   Reason = "OPERATION_CANCELLED"
+	OperationInterrupted Reason = "OPERATION_INTERRUPTED"
+	ContainerdDown       Reason = "CONTAINERD_UNAVAILABLE"
+	DatabaseNewer        Reason = "DATABASE_NEWER"
+	DatabaseFailed       Reason = "DATABASE_FAILED"
+	ConfigInvalid        Reason = "CONFIG_INVALID"
+	NotFound             Reason = "NOT_FOUND"
+	Unavailable          Reason = "UNAVAILABLE"
+	DeadlineExceeded     Reason = "DEADLINE_EXCEEDED"
+	Canceled             Reason = "CANCELED"
+	Internal             Reason = "INTERNAL"
+)
+
+var kinds = map[Reason]error{
+	FieldInvalid:         errdefs.ErrInvalidArgument,
+	EnvNameInvalid:       errdefs.ErrInvalidArgument,
+	EnvNameExists:        errdefs.ErrAlreadyExists,
+	EnvNotFound:          errdefs.ErrNotFound,
+	EnvBusy:              errdefs.ErrFailedPrecondition,
+	EnvNotRunning:        errdefs.ErrFailedPrecondition,
+	EnvNotStartable:      errdefs.ErrFailedPrecondition,
+	EnvRunning:           errdefs.ErrFailedPrecondition,
+	EnvVariableReserved:  errdefs.ErrInvalidArgument,
+	EtagMismatch:         errdefs.ErrAborted,
+	RequestIDReused:      errdefs.ErrAlreadyExists,
+	PageTokenInvalid:     errdefs.ErrInvalidArgument,
+	RequestTooLarge:      errdefs.ErrResourceExhausted,
+	Unauthenticated:      errdefs.ErrUnauthenticated,
+	MemoryTooSmall:       errdefs.ErrInvalidArgument,
+	UserNotFound:         errdefs.ErrInvalidArgument,
+	CommandNotFound:      errdefs.ErrInvalidArgument,
+	CommandTimeout:       context.DeadlineExceeded,
+	ProcessStartFailed:   errdefs.ErrFailedPrecondition,
+	ImageReferenceBad:    errdefs.ErrInvalidArgument,
+	ImageNotFound:        errdefs.ErrNotFound,
+	ImageInUse:           errdefs.ErrFailedPrecondition,
+	ImageSourceNotFound:  errdefs.ErrNotFound,
+	ImagePlatform:        errdefs.ErrFailedPrecondition,
+	RegistryUnavailable:  errdefs.ErrUnavailable,
+	RegistryDenied:       errdefs.ErrPermissionDenied,
+	BuildkitUnconfigured: errdefs.ErrFailedPrecondition,
+	BuildkitUnavailable:  errdefs.ErrUnavailable,
+	BuildFailed:          errdefs.ErrUnknown,
+	BaseBootstrapFailed:  errdefs.ErrUnavailable,
+	PortOutsidePool:      errdefs.ErrInvalidArgument,
+	PortTaken:            errdefs.ErrAlreadyExists,
+	PortDuplicate:        errdefs.ErrInvalidArgument,
+	PortPoolExhausted:    errdefs.ErrResourceExhausted,
+	PortRangeInvalid:     errdefs.ErrInvalidArgument,
+	AddressPoolExhausted: errdefs.ErrResourceExhausted,
+	NetworkFailed:        errdefs.ErrUnavailable,
+	FirewallFailed:       errdefs.ErrUnavailable,
+	NoUpstreamDNS:        errdefs.ErrFailedPrecondition,
+	MountNotAllowed:      errdefs.ErrInvalidArgument,
+	MountSourceNotFound:  errdefs.ErrInvalidArgument,
+	DesktopAbsent:        errdefs.ErrFailedPrecondition,
+	DesktopUnavailable:   errdefs.ErrUnavailable,
+	DesktopSocketBad:     errdefs.ErrPermissionDenied,
+	OperationNotFound:    errdefs.ErrNotFound,
+	OperationCancelled:   context.Canceled,
+	OperationInterrupted: errdefs.ErrAborted,
+	ContainerdDown:       errdefs.ErrUnavailable,
+	DatabaseNewer:        errdefs.ErrFailedPrecondition,
+	DatabaseFailed:       errdefs.ErrInternal,
+	ConfigInvalid:        errdefs.ErrInvalidArgument,
+	NotFound:             errdefs.ErrNotFound,
+	Unavailable:          errdefs.ErrUnavailable,
+	DeadlineExceeded:     context.DeadlineExceeded,
+	Canceled:             context.Canceled,
+	Internal:             errdefs.ErrInternal,
+}
+
+// Kind is the errdefs kind (or context error) of the reason.
+func (r Reason) Kind() error {
+	if kind, ok := kinds[r]; ok {
+		return kind
+	}
+	return errdefs.ErrInternal
+}
+
+// Reasons returns every reason, sorted.
+func Reasons() []Reason { return slices.Sorted(maps.Keys(kinds)) }
+
+func reasonOfKind(err error) Reason {
+	switch {
+	case errdefs.IsNotFound(err):
+		return NotFound
+	case errdefs.IsUnavailable(err):
+		return Unavailable
+	case errors.Is(err, context.DeadlineExceeded), errdefs.IsDeadlineExceeded(err):
+		return DeadlineExceeded
+	case errors.Is(err, context.Canceled), errdefs.IsCanceled(err):
+		return Canceled
+	default:
+		return Internal
+	}
+}

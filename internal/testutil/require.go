@@ -1,0 +1,98 @@
+// Package testutil holds what tests of several packages need: a guard that
+// says what a test needs, network namespaces, private containerds and images
+// that need no registry. Nothing else imports it.
+package testutil
+
+import (
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Need is something of the host that a test needs.
+type Need string
+
+// The needs. A test that needs one which REMOTEGPU_TEST does not name is
+// skipped and says so; one that is named and missing fails the test.
+const (
+	Root        Need = "root"        // uid 0, network namespaces, mounts
+	IPTables    Need = "iptables"    // iptables, ip, conntrack
+	Containerd  Need = "containerd"  // the distribution's containerd and runc
+	Containerd2 Need = "containerd2" // containerd 2.x built by "make tools"
+	BuildKit    Need = "buildkit"    // buildkitd built by "make tools", mmdebstrap
+	Browser     Need = "browser"     // Chromium, node and playwright-core
+	Programs    Need = "programs"    // the built programs in bin/
+	Peers       Need = "peers"       // docker and podman
+)
+
+// Require skips the test unless REMOTEGPU_TEST (comma-separated needs, or
+// "all") asks for every need, and fails it when one is asked for and missing.
+func Require(t testing.TB, needs ...Need) {
+	t.Helper()
+	asked := strings.Split(os.Getenv("REMOTEGPU_TEST"), ",")
+	for _, need := range needs {
+		if !slices.Contains(asked, string(need)) && !slices.Contains(asked, "all") {
+			t.Skipf("needs %s: run with REMOTEGPU_TEST=%s (make test does)", need, join(needs))
+		}
+	}
+	for _, need := range needs {
+		if missing := missing(need); missing != "" {
+			t.Fatalf("REMOTEGPU_TEST asks for %s, but %s", need, missing)
+		}
+	}
+}
+
+func join(needs []Need) string {
+	names := make([]string, len(needs))
+	for i, need := range needs {
+		names[i] = string(need)
+	}
+	return strings.Join(names, ",")
+}
+
+func missing(need Need) string {
+	switch need {
+	case Root:
+		if os.Geteuid() != 0 {
+			return "this is not root"
+		}
+	case IPTables:
+		return missingPrograms("iptables", "iptables-restore", "iptables-save", "ip", "conntrack")
+	case Containerd:
+		return missingPrograms("containerd", "containerd-shim-runc-v2", "runc")
+	case Containerd2:
+		return missingFiles(Tool("containerd"), Tool("containerd-shim-runc-v2"))
+	case BuildKit:
+		if m := missingFiles(Tool("buildkitd")); m != "" {
+			return m
+		}
+		return missingPrograms("mmdebstrap")
+	case Browser:
+		return missingPrograms("chromium", "node")
+	case Programs:
+		return missingFiles(Program("remotegpud"), Program("remotegpu"))
+	case Peers:
+		return missingPrograms("dockerd", "podman")
+	}
+	return ""
+}
+
+func missingPrograms(names ...string) string {
+	for _, name := range names {
+		if _, err := exec.LookPath(name); err != nil {
+			return name + " is not installed"
+		}
+	}
+	return ""
+}
+
+func missingFiles(paths ...string) string {
+	for _, path := range paths {
+		if _, err := os.Stat(path); err != nil {
+			return path + " is not there"
+		}
+	}
+	return ""
+}

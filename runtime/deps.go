@@ -1,0 +1,295 @@
+package runtime
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/remotegpu/remotegpu/network/port"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+	"github.com/remotegpu/remotegpu/runtime/volume"
+)
+
+// Engine runs containers; runtime/containerd implements it. Errors are
+// errdefs kinds or *problem.Problem. Every method that removes treats what is
+// absent as removed.
+type Engine interface {
+	// Info tells version and snapshotter. Unavailable when it does not answer.
+	Info(ctx context.Context) (EngineInfo, error)
+	// Create prepares the writable layer and the container record. On error
+	// nothing is left. AlreadyExists, NotFound (image), InvalidArgument (user).
+	Create(ctx context.Context, c Container) error
+	// Start brings the container's spec up to c, starts its first process and
+	// returns its pid. On error no task is left; the container is. A container
+	// that runs already is AlreadyExists.
+	Start(ctx context.Context, c Container) (pid int, err error)
+	// Stop sends SIGTERM (or the image's stop signal) to the first process,
+	// SIGKILL to all when timeout has passed, and removes the task. A
+	// container without a task is NotFound.
+	Stop(ctx context.Context, id string, timeout time.Duration) (Exit, error)
+	// Delete kills and removes task, container, writable layer and log.
+	Delete(ctx context.Context, id string) error
+	// Status tells about one container of ours, NotFound.
+	Status(ctx context.Context, id string) (ContainerStatus, error)
+	// List tells about all containers of ours.
+	List(ctx context.Context) ([]ContainerStatus, error)
+	// Run runs a command in a running container. NotFound when it does not
+	// run; *problem.Problem COMMAND_NOT_FOUND, USER_NOT_FOUND, COMMAND_TIMEOUT.
+	// When ctx ends the command is killed.
+	Run(ctx context.Context, id string, cmd Command) (CommandResult, error)
+	// Events sends what happens to our containers until ctx ends or the
+	// connection breaks, then closes events and sends the reason on errs. A
+	// caller subscribes first and lists then, so that nothing is missed.
+	Events(ctx context.Context) (events <-chan Event, errs <-chan error)
+}
+
+// EngineInfo is what an engine is.
+type EngineInfo struct {
+	Address     string
+	Version     string
+	Namespace   string
+	Snapshotter string
+}
+
+// Container is one container as the engine should make it: everything a host
+// path, nothing left to decide but what the image says.
+type Container struct {
+	ID                 string // the environment's id
+	Image              string // full reference, present in the engine's store
+	Entrypoint         []string
+	Command            []string
+	Env                []string // "NAME=value", on top of the image's
+	Workdir            string
+	User               string
+	Hostname           string
+	Resources          Resources
+	Mounts             []volume.Staged
+	NetNS              string // path of its network namespace
+	LogPath            string // file that gets its stdout and stderr
+	Labels             map[string]string
+	AllowNewPrivileges bool
+}
+
+// ContainerStatus is a container as it is.
+type ContainerStatus struct {
+	ID      string
+	Image   string
+	Labels  map[string]string
+	Running bool
+	PID     int   // 0 unless running
+	Exit    *Exit // how its task ended, while the dead task is there
+}
+
+// Command is a command to run in a container.
+type Command struct {
+	Argv        []string
+	Stdin       []byte
+	Env         []string // on top of the container's
+	Workdir     string   // "": the container's
+	User        string   // "": the container's
+	Timeout     time.Duration
+	OutputLimit int // bytes per stream; the rest is read and dropped
+}
+
+// CommandResult is how a command went.
+type CommandResult struct {
+	ExitCode                         int
+	Stdout, Stderr                   []byte
+	StdoutTruncated, StderrTruncated bool
+}
+
+// EventKind is what happened to a container.
+type EventKind string
+
+// The kinds.
+const (
+	EventExit EventKind = "exit"
+	EventOOM  EventKind = "oom"
+)
+
+// Event is something that happened to a container of ours.
+type Event struct {
+	ID   string
+	Kind EventKind
+	Exit Exit // EventExit
+}
+
+// Images keeps images; runtime/containerd implements it.
+type Images interface {
+	// Image tells about a local image, NotFound (IMAGE_NOT_FOUND).
+	Image(ctx context.Context, ref string) (Image, error)
+	// Images tells about all local images, by name.
+	Images(ctx context.Context) ([]Image, error)
+	// Pull fetches an image. IMAGE_NOT_FOUND, REGISTRY_UNAVAILABLE,
+	// REGISTRY_DENIED, IMAGE_PLATFORM_MISMATCH. progress gets bytes.
+	Pull(ctx context.Context, ref string, progress func(operation.Progress)) (Image, error)
+	// Resolve asks the registry whether ref exists, without pulling. Errors
+	// as Pull.
+	Resolve(ctx context.Context, ref string) error
+	// DeleteImage removes a reference and lets its layers be collected.
+	DeleteImage(ctx context.Context, ref string) error
+}
+
+// Image is a local image.
+type Image struct {
+	Name      string // full reference
+	Digest    string
+	Labels    map[string]string // of its configuration
+	Size      int64             // bytes of its layers as stored
+	Platform  string            // "linux/amd64"
+	UpdatedAt time.Time
+}
+
+// Builder builds the images whose sources the node carries; build implements
+// it. Errors: IMAGE_SOURCE_NOT_FOUND, BUILDKIT_UNAVAILABLE, BUILD_FAILED,
+// BASE_BOOTSTRAP_FAILED.
+type Builder interface {
+	Build(ctx context.Context, req BuildRequest, progress func(operation.Progress)) (BuildResult, error)
+	// Sources names what can be built.
+	Sources() []string
+}
+
+// BuildRequest names a source and how to build it.
+type BuildRequest struct {
+	Source  string `json:"source"`
+	Tag     string `json:"tag"`            // full reference of the result
+	Base    string `json:"base,omitempty"` // "": the builder decides and says why
+	NoCache bool   `json:"no_cache,omitempty"`
+}
+
+// BuildResult is what a build made.
+type BuildResult struct {
+	Image      string // full reference
+	Digest     string
+	Base       string // the base that was used
+	BaseReason string // why
+}
+
+// Networks gives environments their network; package network implements it.
+// Errors are *problem.Problem (NETWORK_FAILED, FIREWALL_FAILED) or errdefs
+// kinds. Everything is idempotent.
+type Networks interface {
+	// NetNS is the path the environment's network namespace has or will have.
+	NetNS(envID string) string
+	// Address is the address that goes with a slot.
+	Address(slot int) netip.Addr
+	// Slots is how many environments the address range holds.
+	Slots() int
+	// Resolvers returns the name servers and search domains for
+	// environments; NO_UPSTREAM_DNS when there are none.
+	Resolvers() (servers []netip.Addr, search []string, err error)
+	// Attach makes namespace, bridge, veth, address and route. On error
+	// nothing is left.
+	Attach(ctx context.Context, envID string, slot int) error
+	// Detach removes what Attach made.
+	Detach(ctx context.Context, envID string) error
+	// Publish makes the mappings of one environment reachable, replacing
+	// those it had. No mappings withdraws them.
+	Publish(ctx context.Context, envID string, address netip.Addr, mappings []port.Mapping) error
+	// Restore declares all published mappings at once and repairs the host;
+	// called at boot and by the reconciler.
+	Restore(ctx context.Context, published []Published) error
+	// Attached lists the environments that have a network, ours only.
+	Attached(ctx context.Context) ([]string, error)
+}
+
+// Published is an environment with its mappings.
+type Published struct {
+	EnvID    string
+	Address  netip.Addr
+	Mappings []port.Mapping
+}
+
+// Ports allocates host ports; *port.Pool implements it.
+type Ports interface {
+	// Check refuses what could never be given: FIELD_INVALID,
+	// PORT_OUTSIDE_POOL, PORT_DUPLICATE. field is the path of the requests in
+	// the API request; each problem names the entry at fault.
+	Check(requests []port.Request, field string) error
+	// Allocate picks host ports for all requests, or none, and persists them
+	// with insert, which it may call again with others when a port turned out
+	// to be taken. PORT_TAKEN, PORT_POOL_EXHAUSTED.
+	Allocate(ctx context.Context, owner port.Owner, requests []port.Request,
+		insert func(context.Context, []port.Mapping) error) ([]port.Mapping, error)
+	// Released tells the pool that the store has released these mappings.
+	Released(mappings []port.Mapping)
+}
+
+// Volumes prepares mounts; *volume.Manager implements it.
+type Volumes interface {
+	// Check refuses what is not allowed, with nothing touched:
+	// MOUNT_NOT_ALLOWED, MOUNT_SOURCE_NOT_FOUND, FIELD_INVALID.
+	Check(mounts []volume.Mount, field string) error
+	// Stage pins each mount under the environment's staging directory, again
+	// when it was staged before. On error nothing is left.
+	Stage(ctx context.Context, envID string, mounts []volume.Mount) ([]volume.Staged, error)
+	// Unstage removes what Stage made. Volumes keep their content.
+	Unstage(ctx context.Context, envID string) error
+	// Staged lists the environments that have staged mounts.
+	Staged(ctx context.Context) ([]string, error)
+}
+
+// Desktops prepares the host side of a desktop; package desktop implements it.
+type Desktops interface {
+	// Prepare makes the directory of the RFB socket and the password file and
+	// returns what the container needs: mounts and variables. It keeps a
+	// password file that is there.
+	Prepare(ctx context.Context, envID string, d Desktop) (mounts []volume.Staged, env []string, err error)
+	// Remove removes what Prepare made.
+	Remove(ctx context.Context, envID string) error
+	// Prepared lists the environments that have something prepared.
+	Prepared(ctx context.Context) ([]string, error)
+	// AwaitDrawn blocks until the desktop has drawn (more than 50 colours) or
+	// ctx ends.
+	AwaitDrawn(ctx context.Context, envID string) error
+}
+
+// Store keeps environments; package store implements it. Errors are errdefs
+// kinds or *problem.Problem.
+type Store interface {
+	operation.Store
+
+	// CreateEnvironment writes, in one transaction, the environment, its
+	// operation, its port mappings and a free subnet slot below slots, which
+	// it sets in env.Slot. ENV_NAME_EXISTS, ADDRESS_POOL_EXHAUSTED,
+	// *port.ConflictError. When the operation's request id is known it writes
+	// nothing and returns that operation.
+	CreateEnvironment(ctx context.Context, env *Environment, op *operation.Operation,
+		mappings []port.Mapping, slots int) (existing *operation.Operation, err error)
+	// Environment returns one that is not deleted, NotFound (ENV_NOT_FOUND).
+	Environment(ctx context.Context, id string) (*Environment, error)
+	// EnvironmentByName returns one that is not deleted, NotFound.
+	EnvironmentByName(ctx context.Context, project, name string) (*Environment, error)
+	// Environments returns those not deleted, oldest first, and the cursor of
+	// the next page.
+	Environments(ctx context.Context, filter Filter) ([]*Environment, string, error)
+	// UpdateEnvironment reads, changes and writes one in a single transaction
+	// and counts its revision. An error from change is returned as it is and
+	// nothing is written. op, when not nil, is inserted in the same
+	// transaction; a known request id writes nothing and returns that
+	// operation.
+	UpdateEnvironment(ctx context.Context, id string, op *operation.Operation,
+		change func(*Environment) error) (env *Environment, existing *operation.Operation, err error)
+	// ReleaseEnvironment does as UpdateEnvironment and in the same transaction
+	// releases the environment's ports and slot. It returns the released
+	// mappings.
+	ReleaseEnvironment(ctx context.Context, id string,
+		change func(*Environment) error) (*Environment, []port.Mapping, error)
+	// ActivateEnvironment does as UpdateEnvironment and in the same
+	// transaction makes its reserved mappings active.
+	ActivateEnvironment(ctx context.Context, id string,
+		change func(*Environment) error) (*Environment, error)
+	// CountEnvironments counts those not deleted by state.
+	CountEnvironments(ctx context.Context) (map[State]int, error)
+	// PurgeDeleted forgets environments deleted before the time.
+	PurgeDeleted(ctx context.Context, before time.Time) (int, error)
+}
+
+// Filter selects environments. Zero fields select all.
+type Filter struct {
+	Project string
+	States  []State
+	Labels  Selector
+	Limit   int    // 0: no limit
+	After   string // page cursor as returned by the store
+}

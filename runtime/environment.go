@@ -1,0 +1,116 @@
+package runtime
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/remotegpu/remotegpu/network/port"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+	"github.com/remotegpu/remotegpu/runtime/volume"
+)
+
+// State is the life of an environment:
+//
+//	creating → running ⇄ stopped → deleted
+//	creating → error   everything it took was given back
+//	running → error    its process died; everything is kept
+type State string
+
+// The states; there are no others.
+const (
+	Creating State = "creating"
+	Running  State = "running"
+	Stopped  State = "stopped"
+	Failed   State = "error"
+	Deleted  State = "deleted"
+)
+
+// States returns all states in the order of a life.
+func States() []State { return []State{Creating, Running, Stopped, Failed, Deleted} }
+
+// Environment is what a user owns: a container with its writable layer,
+// address, port mappings, mounts and desktop. The store keeps it; containerd
+// and the kernel are made to follow it.
+type Environment struct {
+	ID        string // ULID
+	Name      string // DNS label, unique per project among those not deleted
+	Project   string
+	Node      string
+	Labels    map[string]string
+	Revision  int64 // counts changes, from 1; the API's etag
+	Spec      Spec
+	State     State
+	Problem   *operation.Problem // why it is in error
+	Exit      *Exit              // how its last run ended
+	Digest    string             // of the image its root filesystem was made from
+	Held      bool               // it holds address, ports and container
+	Slot      int                // index of its subnet in the address range; -1 without one
+	Address   netip.Addr         // invalid without a slot
+	Ports     []port.Mapping     // reserved and active ones, read from their own table
+	Ready     bool               // its desktop has drawn
+	Warnings  []string
+	Operation string // id of the operation at work on it
+	CreatedAt time.Time
+	UpdatedAt time.Time
+	StartedAt time.Time // of its present or last run
+}
+
+// Spec is what an environment should be, defaults filled in.
+type Spec struct {
+	Image              string            `json:"image"` // full reference
+	PullPolicy         PullPolicy        `json:"pull_policy,omitempty"`
+	Entrypoint         []string          `json:"entrypoint,omitempty"`
+	Command            []string          `json:"command,omitempty"`
+	Workdir            string            `json:"workdir,omitempty"`
+	User               string            `json:"user,omitempty"`
+	Env                map[string]string `json:"env,omitempty"`
+	Hostname           string            `json:"hostname,omitempty"`
+	Resources          Resources         `json:"resources"`
+	Mounts             []volume.Mount    `json:"mounts,omitempty"`
+	Ports              []port.Request    `json:"ports,omitempty"`
+	Desktop            *Desktop          `json:"desktop,omitempty"`
+	AllowNewPrivileges bool              `json:"allow_new_privileges,omitempty"`
+}
+
+// PullPolicy is when to pull an image.
+type PullPolicy string
+
+// The policies.
+const (
+	PullIfNotPresent PullPolicy = "if-not-present"
+	PullAlways       PullPolicy = "always"
+	PullNever        PullPolicy = "never"
+)
+
+// Resources are limits; zero means none unless said otherwise.
+type Resources struct {
+	CPUMillis   int64    `json:"cpu_millis,omitempty"`   // thousandths of a CPU
+	MemoryBytes int64    `json:"memory_bytes,omitempty"` // at least 16 MiB
+	SwapBytes   int64    `json:"swap_bytes,omitempty"`   // on top of memory; meaningless without MemoryBytes
+	Pids        int64    `json:"pids"`
+	ShmBytes    int64    `json:"shm_bytes"`
+	Ulimits     []Ulimit `json:"ulimits,omitempty"`
+}
+
+// Ulimit is one setrlimit(2) limit; Name has no RLIMIT_ prefix and is lower
+// case, -1 is unlimited.
+type Ulimit struct {
+	Name string `json:"name"`
+	Soft int64  `json:"soft"`
+	Hard int64  `json:"hard"`
+}
+
+// Desktop asks for a desktop of that size (pixels) and colour depth (bits).
+type Desktop struct {
+	Width  int `json:"width"`
+	Height int `json:"height"`
+	Depth  int `json:"depth"`
+}
+
+// Exit is how a process ended. Code is 128 + Signal when a signal ended it.
+type Exit struct {
+	Code      int       `json:"code"`
+	Signal    int       `json:"signal,omitempty"`
+	OOMKilled bool      `json:"oom_killed,omitempty"`
+	At        time.Time `json:"at"` // zero when it ended unseen
+}
