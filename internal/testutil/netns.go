@@ -13,22 +13,22 @@ import (
 // loopback up. The thread is never unlocked, so the namespace dies with the
 // goroutine; child processes inherit it. Code that starts goroutines which do
 // network work must be told the namespace by path: see NetNSPath.
-func NetNS(t testing.TB) {
-	t.Helper()
+func NetNS(tb testing.TB) {
+	tb.Helper()
 	goruntime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Fatalf("make network namespace: %v", err)
+		tb.Fatalf("make network namespace: %v", err)
 	}
-	Sh(t, "ip link set lo up")
+	Sh(tb, "ip link set lo up")
 }
 
 // Sh runs a shell command in the test's namespace and returns its trimmed
 // output. It fails the test when the command fails.
-func Sh(t testing.TB, command string) string {
-	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "sh", "-ec", command).CombinedOutput()
+func Sh(tb testing.TB, command string) string {
+	tb.Helper()
+	out, err := exec.CommandContext(tb.Context(), "sh", "-ec", command).CombinedOutput()
 	if err != nil {
-		t.Fatalf("%s: %v\n%s", command, err, out)
+		tb.Fatalf("%s: %v\n%s", command, err, out)
 	}
 	return strings.TrimSpace(string(out))
 }

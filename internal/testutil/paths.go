@@ -2,12 +2,12 @@ package testutil
 
 import (
 	"path/filepath"
-	"runtime"
+	goruntime "runtime"
 )
 
 // Repository is the root directory of the checkout.
 func Repository() string {
-	_, file, _, _ := runtime.Caller(0)
+	_, file, _, _ := goruntime.Caller(0)
 	return filepath.Dir(filepath.Dir(filepath.Dir(file)))
 }
 

@@ -29,17 +29,17 @@ const (
 
 // Require skips the test unless REMOTEGPU_TEST (comma-separated needs, or
 // "all") asks for every need, and fails it when one is asked for and missing.
-func Require(t testing.TB, needs ...Need) {
-	t.Helper()
+func Require(tb testing.TB, needs ...Need) {
+	tb.Helper()
 	asked := strings.Split(os.Getenv("REMOTEGPU_TEST"), ",")
 	for _, need := range needs {
 		if !slices.Contains(asked, string(need)) && !slices.Contains(asked, "all") {
-			t.Skipf("needs %s: run with REMOTEGPU_TEST=%s (make test does)", need, join(needs))
+			tb.Skipf("needs %s: run with REMOTEGPU_TEST=%s (make test does)", need, join(needs))
 		}
 	}
 	for _, need := range needs {
 		if missing := missing(need); missing != "" {
-			t.Fatalf("REMOTEGPU_TEST asks for %s, but %s", need, missing)
+			tb.Fatalf("REMOTEGPU_TEST asks for %s, but %s", need, missing)
 		}
 	}
 }
