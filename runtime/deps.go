@@ -281,6 +281,8 @@ type Store interface {
 		change func(*Environment) error) (*Environment, error)
 	// CountEnvironments counts those not deleted by state.
 	CountEnvironments(ctx context.Context) (map[State]int, error)
+	// Fate tells what the store knows of an id, deleted environments included.
+	Fate(ctx context.Context, id string) (Fate, error)
 	// PurgeDeleted forgets environments deleted before the time.
 	PurgeDeleted(ctx context.Context, before time.Time) (int, error)
 }
@@ -293,3 +295,13 @@ type Filter struct {
 	Limit   int    // 0: no limit
 	After   string // page cursor as returned by the store
 }
+
+// Fate is what the store knows of an environment id.
+type Fate int
+
+// The fates.
+const (
+	FateUnknown Fate = iota // never heard of, or purged
+	FateHeld                // it exists and owns its container
+	FateGone                // it was deleted, or its create failed: it owns nothing
+)

@@ -34,6 +34,7 @@ const (
 	CommandNotFound      Reason = "COMMAND_NOT_FOUND"
 	CommandTimeout       Reason = "COMMAND_TIMEOUT"
 	ProcessStartFailed   Reason = "PROCESS_START_FAILED"
+	ProcessExited        Reason = "PROCESS_EXITED"
 	ImageReferenceBad    Reason = "IMAGE_REFERENCE_INVALID"
 	ImageNotFound        Reason = "IMAGE_NOT_FOUND"
 	ImageInUse           Reason = "IMAGE_IN_USE"
@@ -63,6 +64,7 @@ const (
 	OperationCancelled   Reason = "OPERATION_CANCELLED"
 	OperationInterrupted Reason = "OPERATION_INTERRUPTED"
 	ContainerdDown       Reason = "CONTAINERD_UNAVAILABLE"
+	ContainerUnknown     Reason = "CONTAINER_UNKNOWN"
 	DatabaseNewer        Reason = "DATABASE_NEWER"
 	DatabaseFailed       Reason = "DATABASE_FAILED"
 	ConfigInvalid        Reason = "CONFIG_INVALID"
@@ -93,6 +95,7 @@ var kinds = map[Reason]error{
 	CommandNotFound:      errdefs.ErrInvalidArgument,
 	CommandTimeout:       context.DeadlineExceeded,
 	ProcessStartFailed:   errdefs.ErrFailedPrecondition,
+	ProcessExited:        errdefs.ErrFailedPrecondition,
 	ImageReferenceBad:    errdefs.ErrInvalidArgument,
 	ImageNotFound:        errdefs.ErrNotFound,
 	ImageInUse:           errdefs.ErrFailedPrecondition,
@@ -122,6 +125,7 @@ var kinds = map[Reason]error{
 	OperationCancelled:   context.Canceled,
 	OperationInterrupted: errdefs.ErrAborted,
 	ContainerdDown:       errdefs.ErrUnavailable,
+	ContainerUnknown:     errdefs.ErrFailedPrecondition,
 	DatabaseNewer:        errdefs.ErrFailedPrecondition,
 	DatabaseFailed:       errdefs.ErrInternal,
 	ConfigInvalid:        errdefs.ErrInvalidArgument,

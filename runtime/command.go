@@ -1,0 +1,65 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+// Limits of RunCommand.
+const (
+	DefaultCommandTimeout = time.Minute
+	CommandOutputLimit    = 1 << 20 // bytes per stream
+)
+
+// CommandRequest is a command to run in an environment.
+type CommandRequest struct {
+	Project     string
+	Environment string // id or name
+	Argv        []string
+	Stdin       []byte
+	Env         map[string]string
+	Workdir     string
+	User        string
+	Timeout     time.Duration // 0: DefaultCommandTimeout
+}
+
+// RunCommand runs one command in a running environment and returns when it has
+// ended.
+func (m *Manager) RunCommand(ctx context.Context, req CommandRequest) (CommandResult, error) {
+	env, err := m.Get(ctx, req.Project, req.Environment)
+	if err != nil {
+		return CommandResult{}, err
+	}
+	if env.State != Running {
+		return CommandResult{}, notRunning(env)
+	}
+	variables := make([]string, 0, len(req.Env))
+	for key, value := range req.Env {
+		if !variableName.MatchString(key) {
+			return CommandResult{}, problem.New(problem.FieldInvalid, "%q is not a variable name", key).
+				WithField("env").WithHint("use letters, digits and _, not beginning with a digit")
+		}
+		variables = append(variables, key+"="+value)
+	}
+	slices.Sort(variables)
+	if req.Timeout == 0 {
+		req.Timeout = DefaultCommandTimeout
+	}
+	result, err := m.cfg.Engine.Run(ctx, env.ID, Command{
+		Argv: req.Argv, Stdin: req.Stdin, Env: variables, Workdir: req.Workdir, User: req.User,
+		Timeout: req.Timeout, OutputLimit: CommandOutputLimit,
+	})
+	if errdefs.IsNotFound(err) {
+		return CommandResult{}, notRunning(env).WithCause(err)
+	}
+	if err != nil {
+		return CommandResult{}, fmt.Errorf("run command in environment %s: %w", env.ID, err)
+	}
+	return result, nil
+}

@@ -1,0 +1,252 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/remotegpu/remotegpu/internal/cleanup"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+	"github.com/remotegpu/remotegpu/runtime/volume"
+)
+
+// runCreate makes an environment that the store has as creating. It is started
+// again when the daemon died in the middle; then it first removes what the
+// earlier attempt left. On failure everything is given back and the
+// environment is in error.
+func (m *Manager) runCreate(ctx context.Context, task *operation.Task) error {
+	env, err := m.cfg.Store.Environment(ctx, task.Op.Target)
+	if errdefs.IsNotFound(err) || (err == nil && env.State != Creating) {
+		return nil // deleted, or done by an attempt that died before saying so
+	}
+	if err != nil {
+		return err
+	}
+	m.fill(env)
+	if task.Op.Attempts > 1 {
+		if err := m.teardown(ctx, env); err != nil {
+			return m.failCreate(ctx, env, fmt.Errorf("remove what an interrupted attempt left: %w", err))
+		}
+	}
+	if err := m.make(ctx, env, task); err != nil {
+		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
+			return err // the next start of the daemon begins anew
+		}
+		return m.failCreate(ctx, env, err)
+	}
+	return nil
+}
+
+// make takes every step of a create, undoing those it took when one fails.
+func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Task) (err error) {
+	var undo cleanup.Stack
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo.Unwind(ctx))
+		}
+	}()
+	spans := startSpans(task)
+	image, err := m.obtainImage(ctx, env, task)
+	if err != nil {
+		return err
+	}
+	spans.end("image")
+	task.Progress(operation.Progress{Step: "preparing", Done: 1, Total: 4})
+	container, err := m.prepare(ctx, env, &undo, spans, m.cfg.Engine.Create)
+	if err != nil {
+		return err
+	}
+	spans.end("prepare")
+	task.Progress(operation.Progress{Step: "starting", Done: 2, Total: 4})
+	if _, err := m.cfg.Engine.Start(ctx, container); err != nil {
+		return fmt.Errorf("start container of environment %s: %w", env.ID, err)
+	}
+	spans.end("start")
+	task.Progress(operation.Progress{Step: "publishing ports", Done: 3, Total: 4})
+	if err := m.publish(ctx, env, &undo); err != nil {
+		return err
+	}
+	spans.end("publish")
+	running, err := m.cfg.Store.ActivateEnvironment(ctx, env.ID, func(env *Environment) error {
+		env.State, env.Digest, env.StartedAt, env.Operation = Running, image.Digest, time.Now(), ""
+		env.Problem, env.Exit = nil, nil
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("record that environment %s runs: %w", env.ID, err)
+	}
+	spans.end("record")
+	m.started(running)
+	return nil
+}
+
+// obtainImage returns the environment's image, pulling it when the policy says
+// so.
+func (m *Manager) obtainImage(ctx context.Context, env *Environment, task *operation.Task) (Image, error) {
+	image, err := m.cfg.Images.Image(ctx, env.Spec.Image)
+	if err == nil && env.Spec.PullPolicy != PullAlways {
+		return image, nil
+	}
+	if err != nil && (!errdefs.IsNotFound(err) || env.Spec.PullPolicy == PullNever) {
+		return Image{}, err
+	}
+	image, err = m.cfg.Images.Pull(ctx, env.Spec.Image, task.Progress)
+	if err != nil {
+		return Image{}, fmt.Errorf("pull image %s: %w", env.Spec.Image, err)
+	}
+	_, err = checkImageLabels(&env.Spec, image)
+	return image, err
+}
+
+// prepare takes what a start needs: network, mounts, desktop and files, the
+// network beside the rest. create, when not nil, makes the container record.
+func (m *Manager) prepare(ctx context.Context, env *Environment, undo *cleanup.Stack, spans *spans,
+	create func(context.Context, Container) error,
+) (Container, error) {
+	var container Container
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer spans.beside("network")()
+		undo.Add("network", func(ctx context.Context) error { return m.cfg.Networks.Detach(ctx, env.ID) })
+		if err := m.cfg.Networks.Attach(groupCtx, env.ID, env.Slot); err != nil {
+			return fmt.Errorf("attach network of environment %s: %w", env.ID, err)
+		}
+		return nil
+	})
+	group.Go(func() (err error) {
+		defer spans.beside("container")()
+		container, err = m.render(groupCtx, env, undo)
+		if err != nil || create == nil {
+			return err
+		}
+		undo.Add("container", func(ctx context.Context) error { return m.cfg.Engine.Delete(ctx, env.ID) })
+		if err := create(groupCtx, container); err != nil {
+			return fmt.Errorf("create container of environment %s: %w", env.ID, err)
+		}
+		return nil
+	})
+	return container, group.Wait()
+}
+
+// publish makes the environment's ports reachable.
+func (m *Manager) publish(ctx context.Context, env *Environment, undo *cleanup.Stack) error {
+	undo.Add("published ports", func(ctx context.Context) error {
+		return m.cfg.Networks.Publish(ctx, env.ID, env.Address, nil)
+	})
+	if err := m.cfg.Networks.Publish(ctx, env.ID, env.Address, env.Ports); err != nil {
+		return fmt.Errorf("publish ports of environment %s: %w", env.ID, err)
+	}
+	return nil
+}
+
+// render gathers everything the engine needs to know of an environment, and
+// stages the mounts it names.
+func (m *Manager) render(ctx context.Context, env *Environment, undo *cleanup.Stack) (Container, error) {
+	spec := &env.Spec
+	servers, search, err := m.cfg.Networks.Resolvers()
+	if err != nil {
+		return Container{}, err
+	}
+	undo.Add("files", func(context.Context) error { return m.files.remove(env.ID) })
+	mounts, err := m.files.write(env.ID, spec.Hostname, env.Address, servers, search)
+	if err != nil {
+		return Container{}, err
+	}
+	variables := nodeVariables(env)
+	if spec.Desktop != nil {
+		undo.Add("desktop", func(ctx context.Context) error { return m.cfg.Desktops.Remove(ctx, env.ID) })
+		desktopMounts, desktopEnv, err := m.cfg.Desktops.Prepare(ctx, env.ID, *spec.Desktop)
+		if err != nil {
+			return Container{}, fmt.Errorf("prepare desktop of environment %s: %w", env.ID, err)
+		}
+		mounts, variables = append(mounts, desktopMounts...), append(variables, desktopEnv...)
+	}
+	if len(spec.Mounts) > 0 {
+		var staged []volume.Staged
+		undo.Add("mounts", func(ctx context.Context) error { return m.cfg.Volumes.Unstage(ctx, env.ID) })
+		if staged, err = m.cfg.Volumes.Stage(ctx, env.ID, spec.Mounts); err != nil {
+			return Container{}, fmt.Errorf("stage mounts of environment %s: %w", env.ID, err)
+		}
+		mounts = append(mounts, staged...)
+	}
+	return Container{
+		ID: env.ID, Image: spec.Image, Entrypoint: spec.Entrypoint, Command: spec.Command,
+		Env: append(variables, userVariables(spec)...), Workdir: spec.Workdir, User: spec.User, Hostname: spec.Hostname,
+		Resources: spec.Resources, Mounts: mounts, NetNS: m.cfg.Networks.NetNS(env.ID), LogPath: m.logPath(env.ID),
+		Labels: map[string]string{
+			"remotegpu.dev/name": env.Name, "remotegpu.dev/project": env.Project, "remotegpu.dev/node": env.Node,
+		},
+		AllowNewPrivileges: spec.AllowNewPrivileges,
+	}, nil
+}
+
+// failCreate gives back what the store holds for an environment whose create
+// failed, and keeps why. While something could not be removed it stays held:
+// the reconciler tries again.
+func (m *Manager) failCreate(ctx context.Context, env *Environment, cause error) error {
+	ctx, cancel := cleanup.Context(ctx)
+	defer cancel()
+	reason := createProblem(ctx, cause)
+	if err := m.teardown(ctx, env); err != nil {
+		m.cfg.Log.ErrorContext(ctx, "a failed create could not be undone; the reconciler will try again", "environment", env.ID, "error", err)
+		if _, updateErr := m.update(ctx, env.ID, func(env *Environment) error {
+			env.State, env.Problem, env.Operation = Failed, reason, ""
+			return nil
+		}); updateErr != nil {
+			return errors.Join(cause, err, updateErr)
+		}
+		return operation.Permanent(cause)
+	}
+	if err := m.release(ctx, env.ID, func(env *Environment) {
+		env.State, env.Problem, env.Operation = Failed, reason, ""
+	}); err != nil {
+		return errors.Join(cause, err)
+	}
+	return operation.Permanent(cause)
+}
+
+func createProblem(_ context.Context, cause error) *operation.Problem {
+	p := problem.Of(cause)
+	return &operation.Problem{Reason: string(p.Reason), Message: cause.Error(), Field: p.Field, Hint: p.Hint}
+}
+
+// teardown removes everything an environment has on the host. Each step is
+// idempotent and all are tried. The container goes first: what it uses must
+// not vanish under it.
+func (m *Manager) teardown(ctx context.Context, env *Environment) error {
+	if err := m.cfg.Engine.Delete(ctx, env.ID); err != nil {
+		return fmt.Errorf("delete container of environment %s: %w", env.ID, err)
+	}
+	var withdraw, detach, unstage, desktop error
+	var group errgroup.Group
+	group.Go(func() error {
+		withdraw = m.cfg.Networks.Publish(ctx, env.ID, env.Address, nil)
+		detach = m.cfg.Networks.Detach(ctx, env.ID)
+		return nil
+	})
+	unstage = m.cfg.Volumes.Unstage(ctx, env.ID)
+	desktop = m.cfg.Desktops.Remove(ctx, env.ID)
+	_ = group.Wait() // its errors are in withdraw and detach
+	return errors.Join(withdraw, detach, unstage, desktop, m.files.remove(env.ID))
+}
+
+// release gives back an environment's ports and slot in the store, tells the
+// pool and the watchers.
+func (m *Manager) release(ctx context.Context, id string, change func(*Environment)) error {
+	env, released, err := m.cfg.Store.ReleaseEnvironment(ctx, id, func(env *Environment) error {
+		env.Held, env.Ready = false, false
+		change(env)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("release environment %s: %w", id, err)
+	}
+	m.cfg.Ports.Released(released)
+	m.changes.publish(env)
+	return nil
+}

@@ -1,0 +1,75 @@
+package runtime
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// drawTimeout is how long a desktop is watched until it has drawn. It takes
+// 2 to 3 s on an idle host; a longer wait covers a busy one.
+const drawTimeout = 10 * time.Minute
+
+// drawWatch watches the desktops that have not drawn yet, one goroutine each,
+// and marks their environments ready.
+type drawWatch struct {
+	manager *Manager
+	mu      sync.Mutex
+	ctx     context.Context //nolint:containedctx // the life of Run, which owns the goroutines
+	group   sync.WaitGroup
+	cancels map[string]context.CancelFunc
+}
+
+// open lets watches begin; they end with ctx.
+func (d *drawWatch) open(ctx context.Context) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.ctx, d.cancels = ctx, make(map[string]context.CancelFunc)
+}
+
+// wait waits for the watches to end. Call it when their context has ended.
+func (d *drawWatch) wait() {
+	d.mu.Lock()
+	d.ctx = nil
+	d.mu.Unlock()
+	d.group.Wait()
+}
+
+// start watches the desktop of a running environment.
+func (d *drawWatch) start(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ctx == nil {
+		return // not running: adopt starts the watch at the next boot
+	}
+	if cancel := d.cancels[id]; cancel != nil {
+		cancel()
+	}
+	ctx, cancel := context.WithTimeout(d.ctx, drawTimeout)
+	d.cancels[id] = cancel
+	d.group.Go(func() {
+		defer cancel()
+		if err := d.manager.cfg.Desktops.AwaitDrawn(ctx, id); err != nil {
+			if ctx.Err() == nil {
+				d.manager.cfg.Log.WarnContext(ctx, "a desktop has not drawn", "environment", id, "error", err)
+			}
+			return
+		}
+		if _, err := d.manager.update(ctx, id, func(env *Environment) error {
+			env.Ready = env.State == Running
+			return nil
+		}); err != nil && ctx.Err() == nil {
+			d.manager.cfg.Log.WarnContext(ctx, "a drawn desktop was not recorded", "environment", id, "error", err)
+		}
+	})
+}
+
+// stop ends the watch of an environment's desktop.
+func (d *drawWatch) stop(id string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if cancel := d.cancels[id]; cancel != nil {
+		cancel()
+		delete(d.cancels, id)
+	}
+}

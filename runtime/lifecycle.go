@@ -1,0 +1,318 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/cleanup"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+)
+
+// ActionRequest asks for a change of an environment's life.
+type ActionRequest struct {
+	RequestID   string
+	Project     string
+	Environment string // id or name
+	Etag        string // "": whatever it is
+	Force       bool   // Delete: though it runs
+	// Timeout is the time between SIGTERM and SIGKILL. nil: DefaultStopTimeout.
+	Timeout *time.Duration
+}
+
+// actionArgs are the arguments that an operation keeps of an ActionRequest.
+type actionArgs struct {
+	Timeout time.Duration `json:"timeout"` // nanoseconds
+}
+
+// Start starts a stopped or failed environment. The operation is nil when it
+// runs already.
+func (m *Manager) Start(ctx context.Context, req ActionRequest) (*Environment, *operation.Operation, error) {
+	return m.act(ctx, KindStart, req, func(env *Environment) (bool, error) {
+		switch {
+		case env.State == Running:
+			return false, nil
+		case !env.Held:
+			return false, problem.New(problem.EnvNotStartable, "environment %q was never made: its create failed", env.Name).
+				WithField("environment").WithHint("delete it and create it anew")
+		}
+		return true, nil
+	})
+}
+
+// Stop stops a running environment; its writable layer, address and ports are
+// kept. The operation is nil when it is stopped already.
+func (m *Manager) Stop(ctx context.Context, req ActionRequest) (*Environment, *operation.Operation, error) {
+	return m.act(ctx, KindStop, req, func(env *Environment) (bool, error) {
+		switch {
+		case env.State == Stopped:
+			return false, nil
+		case env.State != Running:
+			return false, notRunning(env)
+		}
+		return true, nil
+	})
+}
+
+// Restart stops and starts an environment.
+func (m *Manager) Restart(ctx context.Context, req ActionRequest) (*Environment, *operation.Operation, error) {
+	return m.act(ctx, KindRestart, req, func(env *Environment) (bool, error) {
+		if !env.Held {
+			return false, problem.New(problem.EnvNotStartable, "environment %q was never made: its create failed", env.Name).
+				WithField("environment").WithHint("delete it and create it anew")
+		}
+		return true, nil
+	})
+}
+
+// Delete removes an environment and gives back all it took. A running one, or
+// one that an operation works on, needs Force.
+func (m *Manager) Delete(ctx context.Context, req ActionRequest) (*Environment, *operation.Operation, error) {
+	var interrupted string
+	env, op, err := m.act(ctx, KindDelete, req, func(env *Environment) (bool, error) {
+		if env.State == Running && !req.Force {
+			return false, problem.New(problem.EnvRunning, "environment %q runs", env.Name).WithField("force").
+				WithHint("stop it first, or delete it with force (remotegpu env rm --force %s)", env.Name)
+		}
+		interrupted = env.Operation
+		return true, nil
+	})
+	if err == nil && interrupted != "" && op != nil && interrupted != op.ID {
+		if _, err := m.cfg.Queue.Cancel(ctx, interrupted); err != nil && !errdefs.IsNotFound(err) {
+			m.cfg.Log.WarnContext(ctx, "the operation in the way of a delete was not cancelled", "operation", interrupted, "error", err)
+		}
+	}
+	return env, op, err
+}
+
+// act writes down an operation on an environment, when check says that there
+// is something to do, and has it done.
+func (m *Manager) act(ctx context.Context, kind string, req ActionRequest, check func(*Environment) (bool, error)) (*Environment, *operation.Operation, error) {
+	if req.Project == "" {
+		req.Project = DefaultProject
+	}
+	hash := hashOf(kind, req)
+	if op, err := m.known(ctx, req.Project, req.RequestID, hash); op != nil || err != nil {
+		return m.answer(ctx, op, err)
+	}
+	env, err := m.Get(ctx, req.Project, req.Environment)
+	if err != nil {
+		return nil, nil, err
+	}
+	timeout := DefaultStopTimeout
+	if req.Timeout != nil {
+		timeout = *req.Timeout
+	}
+	op := m.newOperation(kind, env.Project, env.ID, req.RequestID, hash, actionArgs{Timeout: timeout})
+	updated, existing, err := m.cfg.Store.UpdateEnvironment(ctx, env.ID, op, func(env *Environment) error {
+		if req.Etag != "" && req.Etag != Etag(env.Revision) {
+			return problem.New(problem.EtagMismatch, "environment %q has changed since it was read", env.Name).WithField("etag").
+				WithHint("read it again and decide anew")
+		}
+		if env.Operation != "" && (kind != KindDelete || !req.Force) {
+			return problem.New(problem.EnvBusy, "another operation works on environment %q", env.Name).WithField("environment").
+				WithHint("wait for it: remotegpu op watch %s", env.Operation)
+		}
+		if proceed, err := check(env); err != nil {
+			return err
+		} else if !proceed {
+			return errNothingToDo
+		}
+		env.Operation = op.ID
+		return nil
+	})
+	switch {
+	case errors.Is(err, errNothingToDo):
+		return env, nil, nil
+	case err != nil:
+		return nil, nil, err
+	case existing != nil:
+		return m.answer(ctx, existing, checkHash(existing, hash))
+	}
+	m.fill(updated)
+	m.changes.publish(updated)
+	m.cfg.Queue.Kick(op.ID)
+	return updated, op, nil
+}
+
+// errNothingToDo ends a transaction that has nothing to change.
+var errNothingToDo = errors.New("nothing to do")
+
+// Etag is the etag of a revision.
+func Etag(revision int64) string { return strconv.FormatInt(revision, 10) }
+
+func notRunning(env *Environment) *problem.Problem {
+	return problem.New(problem.EnvNotRunning, "environment %q is %s", env.Name, env.State).WithField("environment").
+		WithHint("start it first: remotegpu env start %s", env.Name)
+}
+
+// target returns the environment of an operation, nil when it has gone.
+func (m *Manager) target(ctx context.Context, task *operation.Task) (*Environment, actionArgs, error) {
+	var args actionArgs
+	if err := json.Unmarshal(task.Op.Args, &args); err != nil {
+		return nil, args, fmt.Errorf("read arguments of operation %s: %w", task.Op.ID, err)
+	}
+	env, err := m.cfg.Store.Environment(ctx, task.Op.Target)
+	if errdefs.IsNotFound(err) {
+		return nil, args, nil
+	}
+	if err != nil {
+		return nil, args, err
+	}
+	m.fill(env)
+	return env, args, nil
+}
+
+func (m *Manager) runStop(ctx context.Context, task *operation.Task) error {
+	env, args, err := m.target(ctx, task)
+	if env == nil || err != nil {
+		return err
+	}
+	return m.stop(ctx, env, args.Timeout)
+}
+
+// stop ends the environment's process. An error leaves the environment as it
+// was, but free for the next operation.
+func (m *Manager) stop(ctx context.Context, env *Environment, timeout time.Duration) error {
+	exit, err := m.cfg.Engine.Stop(ctx, env.ID, timeout)
+	switch {
+	case errdefs.IsNotFound(err): // it ended by itself; the event or the reconciler kept how
+	case err != nil:
+		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
+			return err
+		}
+		return errors.Join(fmt.Errorf("stop environment %s: %w", env.ID, err), m.unlock(ctx, env.ID))
+	}
+	m.drawing.stop(env.ID)
+	_, updateErr := m.update(ctx, env.ID, func(env *Environment) error {
+		env.State, env.Problem, env.Ready, env.Operation = Stopped, nil, false, ""
+		if err == nil {
+			env.Exit = &exit
+		}
+		return nil
+	})
+	return updateErr
+}
+
+// unlock frees an environment from an operation that changed nothing.
+func (m *Manager) unlock(ctx context.Context, id string) error {
+	ctx, cancel := cleanup.Context(ctx)
+	defer cancel()
+	_, err := m.update(ctx, id, func(env *Environment) error { env.Operation = ""; return nil })
+	return err
+}
+
+func (m *Manager) runStart(ctx context.Context, task *operation.Task) error {
+	env, _, err := m.target(ctx, task)
+	if env == nil || err != nil {
+		return err
+	}
+	return m.start(ctx, env, task)
+}
+
+// start starts the process of an environment that has its container. What an
+// environment owns while stopped stays when it fails; it is in error then.
+func (m *Manager) start(ctx context.Context, env *Environment, task *operation.Task) error {
+	spans := startSpans(task)
+	var keep cleanup.Stack // what is taken here belongs to the environment: nothing to undo
+	container, err := m.prepare(ctx, env, &keep, spans, nil)
+	if err == nil {
+		spans.end("prepare")
+		_, err = m.cfg.Engine.Start(ctx, container)
+		if errdefs.IsAlreadyExists(err) { // an attempt that died before saying so
+			err = nil
+		}
+	}
+	if err == nil {
+		spans.end("start")
+		err = m.publish(ctx, env, &keep)
+	}
+	if err != nil {
+		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
+			return err
+		}
+		return m.failStart(ctx, env, err)
+	}
+	running, err := m.update(ctx, env.ID, func(env *Environment) error {
+		env.State, env.Problem, env.Exit, env.StartedAt, env.Operation = Running, nil, nil, time.Now(), ""
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	m.started(running)
+	return nil
+}
+
+// failStart keeps why a start failed and makes sure that no process is left.
+func (m *Manager) failStart(ctx context.Context, env *Environment, cause error) error {
+	ctx, cancel := cleanup.Context(ctx)
+	defer cancel()
+	if _, err := m.cfg.Engine.Stop(ctx, env.ID, 0); err != nil && !errdefs.IsNotFound(err) {
+		cause = errors.Join(cause, err)
+	}
+	_, err := m.update(ctx, env.ID, func(env *Environment) error {
+		env.State, env.Problem, env.Ready, env.Operation = Failed, createProblem(ctx, cause), false, ""
+		return nil
+	})
+	return operation.Permanent(errors.Join(fmt.Errorf("start environment %s: %w", env.ID, cause), err))
+}
+
+func (m *Manager) runRestart(ctx context.Context, task *operation.Task) error {
+	env, args, err := m.target(ctx, task)
+	if env == nil || err != nil {
+		return err
+	}
+	task.Progress(operation.Progress{Step: "stopping", Total: 2})
+	m.drawing.stop(env.ID)
+	if _, err := m.cfg.Engine.Stop(ctx, env.ID, args.Timeout); err != nil && !errdefs.IsNotFound(err) {
+		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
+			return err
+		}
+		return errors.Join(fmt.Errorf("stop environment %s: %w", env.ID, err), m.unlock(ctx, env.ID))
+	}
+	task.Progress(operation.Progress{Step: "starting", Done: 1, Total: 2})
+	return m.start(ctx, env, task)
+}
+
+func (m *Manager) runDelete(ctx context.Context, task *operation.Task) error {
+	env, args, err := m.target(ctx, task)
+	if env == nil || err != nil {
+		return err
+	}
+	m.drawing.stop(env.ID)
+	if env.State == Running {
+		task.Progress(operation.Progress{Step: "stopping", Total: 2})
+		if _, err := m.cfg.Engine.Stop(ctx, env.ID, args.Timeout); err != nil && !errdefs.IsNotFound(err) {
+			m.cfg.Log.WarnContext(ctx, "an environment that is deleted did not stop; it is killed", "environment", env.ID, "error", err)
+		}
+	}
+	task.Progress(operation.Progress{Step: "removing", Done: 1, Total: 2})
+	if err := m.teardown(ctx, env); err != nil {
+		return m.failDelete(ctx, env, err)
+	}
+	return m.release(ctx, env.ID, func(env *Environment) {
+		env.State, env.Operation, env.Problem = Deleted, "", nil
+	})
+}
+
+// failDelete leaves an environment in error, still holding what it holds, so
+// that it can be deleted again.
+func (m *Manager) failDelete(ctx context.Context, env *Environment, cause error) error {
+	if cause := context.Cause(ctx); errors.Is(cause, operation.ErrShutdown) {
+		return cause
+	}
+	ctx, cancel := cleanup.Context(ctx)
+	defer cancel()
+	_, err := m.update(ctx, env.ID, func(env *Environment) error {
+		env.State, env.Problem, env.Ready, env.Operation = Failed, createProblem(ctx, cause), false, ""
+		return nil
+	})
+	return operation.Permanent(errors.Join(fmt.Errorf("delete environment %s: %w", env.ID, cause), err))
+}

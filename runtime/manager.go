@@ -1,0 +1,323 @@
+package runtime
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/oklog/ulid/v2"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/port"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+)
+
+// Config is what a Manager works with. All fields but Builder are required.
+type Config struct {
+	Node     string // the node's name, in every environment
+	StateDir string // holds one directory of small files per environment
+	LogDir   string // holds one log file per environment
+	Store    Store
+	Queue    *operation.Queue
+	Engine   Engine
+	Images   Images
+	Builder  Builder // nil: nothing can be built
+	Networks Networks
+	Ports    Ports
+	Volumes  Volumes
+	Desktops Desktops
+	Log      *slog.Logger
+	// Reconcile is the time between two full passes of the reconciler.
+	// 0 means a minute.
+	Reconcile time.Duration
+}
+
+// Manager leads environments through their life. Its methods are safe for
+// concurrent use. What takes long is an operation: the methods write it down
+// and return, the queue's workers do it.
+type Manager struct {
+	cfg     Config
+	files   etcFiles
+	changes broadcaster
+	drawing drawWatch
+
+	conditionsMu sync.Mutex
+	conditions   map[problem.Reason]Condition
+}
+
+// Condition is something about the node that is not as it should be.
+type Condition struct {
+	Reason  problem.Reason
+	Message string
+	Hint    string
+}
+
+// Kinds of operations.
+const (
+	KindCreate  = "environment.create"
+	KindStart   = "environment.start"
+	KindStop    = "environment.stop"
+	KindRestart = "environment.restart"
+	KindDelete  = "environment.delete"
+	KindPull    = "image.pull"
+	KindBuild   = "image.build"
+)
+
+// DefaultStopTimeout is the time between SIGTERM and SIGKILL where a request
+// names none.
+const DefaultStopTimeout = 10 * time.Second
+
+// New returns a Manager and registers its handlers with the queue. It starts
+// nothing; Run does.
+func New(cfg Config) *Manager {
+	if cfg.Reconcile == 0 {
+		cfg.Reconcile = time.Minute
+	}
+	m := &Manager{
+		cfg:        cfg,
+		files:      etcFiles{cfg.StateDir},
+		conditions: make(map[problem.Reason]Condition),
+	}
+	m.drawing.manager = m
+	m.registerHandlers()
+	return m
+}
+
+// CreateRequest is a new environment.
+type CreateRequest struct {
+	RequestID string
+	Name      string
+	Project   string
+	Labels    map[string]string
+	Spec      Spec
+}
+
+// Create checks the whole request, writes the environment with everything it
+// will own in one transaction and has it made. A refused request took nothing.
+func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, *operation.Operation, error) {
+	if req.Project == "" {
+		req.Project = DefaultProject
+	}
+	hash := hashOf(KindCreate, req)
+	if op, err := m.known(ctx, req.Project, req.RequestID, hash); op != nil || err != nil {
+		return m.answer(ctx, op, err)
+	}
+	errs := []error{checkProject(req.Project), m.complete(req.Name, &req.Spec)}
+	if err := errors.Join(errs...); err != nil {
+		return nil, nil, err
+	}
+	if _, _, err := m.cfg.Networks.Resolvers(); err != nil {
+		return nil, nil, err
+	}
+	if _, err := m.cfg.Store.EnvironmentByName(ctx, req.Project, req.Name); err == nil {
+		return nil, nil, nameExists(req.Name)
+	} else if !errdefs.IsNotFound(err) {
+		return nil, nil, err
+	}
+	warnings, err := m.checkImage(ctx, &req.Spec)
+	if err != nil {
+		return nil, nil, err
+	}
+	now := time.Now()
+	env := &Environment{
+		ID: ulid.Make().String(), Name: req.Name, Project: req.Project, Node: m.cfg.Node,
+		Labels: req.Labels, Spec: req.Spec, State: Creating, Held: true, Slot: -1,
+		Warnings: warnings, CreatedAt: now, UpdatedAt: now,
+	}
+	op := m.newOperation(KindCreate, env.Project, env.ID, req.RequestID, hash, nil)
+	env.Operation = op.ID
+	existing, err := m.reserve(ctx, env, op)
+	if err != nil || existing != nil {
+		if existing != nil {
+			err = checkHash(existing, hash)
+		}
+		return m.answer(ctx, existing, err)
+	}
+	m.fill(env)
+	m.changes.publish(env)
+	m.cfg.Queue.Kick(op.ID)
+	return env, op, nil
+}
+
+// nameExists is the refusal of a name that is in use.
+func nameExists(name string) error {
+	return problem.New(problem.EnvNameExists, "an environment called %q exists", name).WithField("name").
+		WithHint("choose another name, or delete that one (remotegpu env rm %s)", name)
+}
+
+func checkProject(project string) error {
+	if dnsLabel.MatchString(project) {
+		return nil
+	}
+	return problem.New(problem.FieldInvalid, "%q is not a project name", project).WithField("project").
+		WithHint("use 1 to 63 of a-z, 0-9 and -")
+}
+
+// reserve takes host ports and writes the environment, its operation, ports
+// and slot in one transaction.
+func (m *Manager) reserve(ctx context.Context, env *Environment, op *operation.Operation) (existing *operation.Operation, err error) {
+	insert := func(ctx context.Context, mappings []port.Mapping) error {
+		existing, err = m.cfg.Store.CreateEnvironment(ctx, env, op, mappings, m.cfg.Networks.Slots())
+		if existing != nil {
+			return errKnownRequest
+		}
+		env.Ports = mappings
+		return err
+	}
+	owner := port.Owner{EnvID: env.ID, Project: env.Project}
+	if _, err := m.cfg.Ports.Allocate(ctx, owner, env.Spec.Ports, insert); err != nil && !errors.Is(err, errKnownRequest) {
+		return nil, err
+	}
+	return existing, nil
+}
+
+// errKnownRequest ends an allocation whose request turned out to be a retry.
+var errKnownRequest = errors.New("request id is known")
+
+// known returns the operation of an earlier call with the same request id.
+func (m *Manager) known(ctx context.Context, project, requestID, hash string) (*operation.Operation, error) {
+	if requestID == "" {
+		return nil, nil
+	}
+	op, err := m.cfg.Store.OperationByRequest(ctx, project, requestID)
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return op, checkHash(op, hash)
+}
+
+func checkHash(op *operation.Operation, hash string) error {
+	if op.RequestHash == hash {
+		return nil
+	}
+	return problem.New(problem.RequestIDReused, "request id %q was used for another request", op.RequestID).WithField("request_id").
+		WithHint("use a new request id for each request, and the same one only to repeat it")
+}
+
+// answer returns the environment of an operation that exists already.
+func (m *Manager) answer(ctx context.Context, op *operation.Operation, err error) (*Environment, *operation.Operation, error) {
+	if err != nil {
+		return nil, nil, err
+	}
+	env, err := m.cfg.Store.Environment(ctx, op.Target)
+	if errdefs.IsNotFound(err) {
+		return nil, op, nil
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	m.fill(env)
+	return env, op, nil
+}
+
+func (m *Manager) newOperation(kind, project, target, requestID, hash string, args any) *operation.Operation {
+	op := &operation.Operation{
+		ID: ulid.Make().String(), Project: project, Kind: kind, Target: target,
+		RequestID: requestID, RequestHash: hash, State: operation.Queued, CreatedAt: time.Now(),
+	}
+	if args != nil {
+		op.Args, _ = json.Marshal(args) //nolint:errchkjson // plain structs of ours
+	}
+	return op
+}
+
+// hashOf tells a repeated request from another one with the same request id.
+func hashOf(kind string, request any) string {
+	text, err := json.Marshal(request)
+	if err != nil {
+		panic(fmt.Sprintf("runtime: request of %s cannot be encoded: %v", kind, err))
+	}
+	sum := sha256.Sum256(append([]byte(kind+"\n"), text...))
+	return hex.EncodeToString(sum[:16])
+}
+
+// Get returns an environment by id, or by name within a project.
+func (m *Manager) Get(ctx context.Context, project, idOrName string) (*Environment, error) {
+	if project == "" {
+		project = DefaultProject
+	}
+	var env *Environment
+	var err error
+	if _, parseErr := ulid.ParseStrict(idOrName); parseErr == nil {
+		env, err = m.cfg.Store.Environment(ctx, idOrName)
+	} else {
+		env, err = m.cfg.Store.EnvironmentByName(ctx, project, idOrName)
+	}
+	if errdefs.IsNotFound(err) {
+		return nil, problem.New(problem.EnvNotFound, "there is no environment %q in project %q", idOrName, project).
+			WithField("environment").WithHint("list them with: remotegpu env ls")
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.fill(env)
+	return env, nil
+}
+
+// List returns environments, oldest first, and the cursor of the next page.
+func (m *Manager) List(ctx context.Context, filter Filter) ([]*Environment, string, error) {
+	envs, next, err := m.cfg.Store.Environments(ctx, filter)
+	if err != nil {
+		return nil, "", err
+	}
+	for _, env := range envs {
+		m.fill(env)
+	}
+	return envs, next, nil
+}
+
+// Count counts the environments by state.
+func (m *Manager) Count(ctx context.Context) (map[State]int, error) {
+	return m.cfg.Store.CountEnvironments(ctx)
+}
+
+// fill sets what follows from what is stored.
+func (m *Manager) fill(env *Environment) {
+	if env.Slot >= 0 && env.Held {
+		env.Address = m.cfg.Networks.Address(env.Slot)
+	}
+}
+
+// update changes an environment in the store and tells the watchers.
+func (m *Manager) update(ctx context.Context, id string, change func(*Environment) error) (*Environment, error) {
+	env, _, err := m.cfg.Store.UpdateEnvironment(ctx, id, nil, change)
+	if err != nil {
+		return nil, fmt.Errorf("update environment %s: %w", id, err)
+	}
+	m.fill(env)
+	m.changes.publish(env)
+	return env, nil
+}
+
+// Conditions returns what is not as it should be.
+func (m *Manager) Conditions() []Condition {
+	m.conditionsMu.Lock()
+	defer m.conditionsMu.Unlock()
+	conditions := make([]Condition, 0, len(m.conditions))
+	for _, condition := range m.conditions {
+		conditions = append(conditions, condition)
+	}
+	return conditions
+}
+
+// setCondition remembers a condition by what was tried; nil clears it.
+func (m *Manager) setCondition(reason problem.Reason, err error) {
+	m.conditionsMu.Lock()
+	defer m.conditionsMu.Unlock()
+	if err == nil {
+		delete(m.conditions, reason)
+		return
+	}
+	p := problem.Of(err)
+	m.conditions[reason] = Condition{Reason: reason, Message: err.Error(), Hint: p.Hint}
+}

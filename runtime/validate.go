@@ -1,0 +1,189 @@
+package runtime
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/imageref"
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+// Limits and defaults of a spec.
+const (
+	DefaultProject    = "default"
+	MinMemory         = 16 << 20  // bytes; less cannot start runc's init reliably
+	DefaultPids       = 4096      // processes and threads
+	DefaultShm        = 64 << 20  // bytes of /dev/shm, as other runtimes
+	DefaultDesktopShm = 512 << 20 // browsers crash with less
+	DefaultWidth      = 1920      // pixels
+	DefaultHeight     = 1080      // pixels
+	DefaultDepth      = 24        // bits
+	// LabelMinMemory is the label of an image that says how much memory in
+	// bytes an environment made from it needs.
+	LabelMinMemory = "io.remotegpu.min-memory"
+	// LabelDesktop is the label of an image that brings a desktop: "vnc".
+	LabelDesktop = "io.remotegpu.desktop"
+
+	resolveTimeout = 15 * time.Second
+)
+
+var (
+	dnsLabel     = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	hostname     = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?$`)
+	variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+)
+
+// checkName refuses what is no DNS label (RFC 1123 section 2.1): names become
+// host names and DNS names.
+func checkName(name, field string) error {
+	if dnsLabel.MatchString(name) && name != "localhost" {
+		return nil
+	}
+	return problem.New(problem.EnvNameInvalid, "%q is not a valid name", name).WithField(field).
+		WithHint("use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit, for example %q", "desk-1")
+}
+
+// complete fills in defaults and checks everything that can be checked without
+// touching anything. It reports all faults at once, each with its field.
+func (m *Manager) complete(name string, spec *Spec) error {
+	var errs []error
+	fault := func(field, format string, args ...any) *problem.Problem {
+		p := problem.New(problem.FieldInvalid, format, args...).WithField(field)
+		errs = append(errs, p)
+		return p
+	}
+	if err := checkName(name, "name"); err != nil {
+		errs = append(errs, err)
+	}
+	if ref, err := imageref.Normalize(spec.Image); err != nil {
+		errs = append(errs, err)
+	} else {
+		spec.Image = ref
+	}
+	spec.PullPolicy = cmp.Or(spec.PullPolicy, PullIfNotPresent)
+	spec.Hostname = cmp.Or(spec.Hostname, name)
+	if !hostname.MatchString(spec.Hostname) {
+		fault("spec.hostname", "%q is not a host name", spec.Hostname).
+			WithHint("use letters, digits, - and ., at most 63 (RFC 1123)")
+	}
+	if spec.Workdir != "" && (!path.IsAbs(spec.Workdir) || strings.ContainsRune(spec.Workdir, 0)) {
+		fault("spec.workdir", "working directory %q is not absolute", spec.Workdir).WithHint("begin it with /")
+	}
+	for key := range spec.Env {
+		switch {
+		case !variableName.MatchString(key):
+			fault("spec.env["+strconv.Quote(key)+"]", "%q is not a variable name", key).
+				WithHint("use letters, digits and _, not beginning with a digit")
+		case strings.HasPrefix(key, "REMOTEGPU_"):
+			errs = append(errs, problem.New(problem.EnvVariableReserved, "variable %s is reserved", key).
+				WithField("spec.env["+strconv.Quote(key)+"]").WithHint("variables that begin with REMOTEGPU_ are set by the node"))
+		case strings.ContainsRune(spec.Env[key], 0):
+			fault("spec.env["+strconv.Quote(key)+"]", "the value of %s contains a NUL byte", key).
+				WithHint("variables cannot carry binary data; use a mount")
+		}
+	}
+	if d := spec.Desktop; d != nil {
+		d.Width, d.Height = cmp.Or(d.Width, DefaultWidth), cmp.Or(d.Height, DefaultHeight)
+		d.Depth = cmp.Or(d.Depth, DefaultDepth)
+		if d.Width < 320 || d.Height < 200 {
+			fault("spec.desktop", "a desktop of %dx%d pixels is too small", d.Width, d.Height).WithHint("use at least 320x200")
+		}
+	}
+	errs = append(errs, checkResources(spec)...)
+	errs = append(errs, m.cfg.Ports.Check(spec.Ports, "spec.ports"), m.cfg.Volumes.Check(spec.Mounts, "spec.mounts"))
+	return errors.Join(errs...)
+}
+
+func checkResources(spec *Spec) []error {
+	var errs []error
+	fault := func(field, format string, args ...any) *problem.Problem {
+		p := problem.New(problem.FieldInvalid, format, args...).WithField(field)
+		errs = append(errs, p)
+		return p
+	}
+	r := &spec.Resources
+	r.Pids = cmp.Or(r.Pids, DefaultPids)
+	if r.ShmBytes == 0 {
+		r.ShmBytes = DefaultShm
+		if spec.Desktop != nil {
+			r.ShmBytes = DefaultDesktopShm
+		}
+	}
+	if r.MemoryBytes != 0 && r.MemoryBytes < MinMemory {
+		errs = append(errs, problem.New(problem.MemoryTooSmall, "%d bytes of memory are too few", r.MemoryBytes).
+			WithField("spec.resources.memory_bytes").WithHint("give at least %d bytes (16 MiB)", MinMemory))
+	}
+	if r.SwapBytes != 0 && r.MemoryBytes == 0 {
+		fault("spec.resources.swap_bytes", "swap is limited but memory is not").
+			WithHint("set memory_bytes too; without it swap is not limited")
+	}
+	if r.CPUMillis != 0 && r.CPUMillis < 10 {
+		fault("spec.resources.cpu_millis", "%d thousandths of a CPU are too few", r.CPUMillis).
+			WithHint("give at least 10; the kernel's smallest quota is 1 ms per period")
+	}
+	seen := map[string]bool{}
+	for i, limit := range r.Ulimits {
+		field := fmt.Sprintf("spec.resources.ulimits[%d]", i)
+		if seen[limit.Name] {
+			fault(field+".name", "limit %q is given twice", limit.Name).WithHint("give it once")
+		}
+		seen[limit.Name] = true
+		if limit.Hard != -1 && (limit.Soft == -1 || limit.Soft > limit.Hard) {
+			fault(field+".soft", "the soft limit of %q is above its hard limit", limit.Name).
+				WithHint("raise the hard limit or lower the soft one (setrlimit(2))")
+		}
+	}
+	return errs
+}
+
+// checkImage finds the image or asks its registry, so that an unknown one is
+// refused before anything is taken. It returns what the caller should know.
+func (m *Manager) checkImage(ctx context.Context, spec *Spec) (warnings []string, err error) {
+	image, err := m.cfg.Images.Image(ctx, spec.Image)
+	switch {
+	case err == nil && spec.PullPolicy != PullAlways:
+		return checkImageLabels(spec, image)
+	case err != nil && !errdefs.IsNotFound(err):
+		return nil, err
+	case spec.PullPolicy == PullNever:
+		return nil, problem.New(problem.ImageNotFound, "image %s is not on this node", spec.Image).WithField("spec.image").
+			WithHint("pull or build it first (remotegpu image pull, remotegpu image build), or use another pull policy").WithCause(err)
+	}
+	resolving, cancel := context.WithTimeout(ctx, resolveTimeout)
+	defer cancel()
+	if err := m.cfg.Images.Resolve(resolving, spec.Image); err != nil {
+		p := *problem.Of(err)
+		p.Field = "spec.image"
+		if p.Reason == problem.RegistryUnavailable {
+			p.Hint = "the image is not on this node and its registry does not answer; check the reference, or build or import the image"
+		}
+		return nil, &p
+	}
+	return nil, nil
+}
+
+// checkImageLabels holds the spec against what the image says of itself.
+func checkImageLabels(spec *Spec, image Image) (warnings []string, err error) {
+	if text := image.Labels[LabelMinMemory]; text != "" {
+		least, err := strconv.ParseInt(text, 10, 64)
+		if err != nil || least < 0 {
+			warnings = append(warnings, fmt.Sprintf("label %s of image %s is no number of bytes and is ignored", LabelMinMemory, image.Name))
+		} else if limit := spec.Resources.MemoryBytes; limit != 0 && limit < least {
+			return nil, problem.New(problem.MemoryTooSmall, "image %s needs %d bytes of memory, %d are given", image.Name, least, limit).
+				WithField("spec.resources.memory_bytes").WithHint("give at least %d MiB, or leave the limit out", (least+1<<20-1)>>20)
+		}
+	}
+	if spec.Desktop != nil && image.Labels[LabelDesktop] == "" {
+		warnings = append(warnings, fmt.Sprintf("image %s does not say that it brings a desktop (label %s)", image.Name, LabelDesktop))
+	}
+	return warnings, nil
+}
