@@ -1,0 +1,26 @@
+package volume
+
+import "errors"
+
+// ErrAttach is what FailAttach makes the manager fail with.
+var ErrAttach = errors.New("attach was told to fail")
+
+// FailAttach makes the n-th attach (from 1) of m fail.
+func FailAttach(m *Manager, n int) {
+	calls := 0
+	attach := m.attach
+	m.attach = func(t *tree, dir int, name string) error {
+		if calls++; calls == n {
+			return ErrAttach
+		}
+		return attach(t, dir, name)
+	}
+}
+
+// UseMount makes m attach with mount(2), as on a kernel without open_tree(2).
+func UseMount(m *Manager) {
+	m.attach = (*tree).attachOld
+}
+
+// Unescape is unescape.
+func Unescape(field string) string { return unescape(field) }
