@@ -1,0 +1,320 @@
+package firewall
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-iptables/iptables"
+
+	"github.com/remotegpu/remotegpu/internal/hostexec"
+)
+
+// family is one address family's programs and layout. There is IPv4 now; IPv6
+// is another value with ip6tables, its own hooks and its own render.
+type family struct {
+	ipt                    *iptables.IPTables
+	program, save, restore string
+	render                 func(Desired) (ruleset, error)
+	hooks                  []hook
+	prefix                 string
+	log                    *slog.Logger
+}
+
+// hook is the jump from a built-in chain into one of ours.
+type hook struct {
+	table, chain string
+	match        []string
+	to           string
+}
+
+// hooksV4 are the hooks of IPv4. DNAT applies to what is addressed to the host
+// itself, whatever its addresses are at the time.
+func hooksV4(prefix string) []hook {
+	local := []string{"-m", "addrtype", "--dst-type", "LOCAL"}
+	return []hook{
+		{"raw", "PREROUTING", nil, prefix + "-RAW"},
+		{"filter", "FORWARD", nil, prefix + "-FWD"},
+		{"filter", "INPUT", nil, prefix + "-IN"},
+		{"nat", "POSTROUTING", nil, prefix + "-POST"},
+		{"nat", "PREROUTING", local, prefix + "-DNAT"},
+		{"nat", "OUTPUT", local, prefix + "-DNAT"},
+	}
+}
+
+// spec is the hook as arguments of iptables.
+func (h hook) spec(prefix string) []string {
+	return slices.Concat(h.match, []string{"-m", "comment", "--comment", strings.ToLower(prefix) + ":hook", "-j", h.to})
+}
+
+// line is the hook as iptables-save prints it.
+func (h hook) line(prefix string) string {
+	parts := slices.Concat([]string{"-A", h.chain}, h.match,
+		[]string{"-m", "comment", "--comment", `"` + strings.ToLower(prefix) + `:hook"`, "-j", h.to})
+	return strings.Join(parts, " ")
+}
+
+func (h hook) name() string { return h.table + " " + h.chain + " hook" }
+
+// admin is the chain that belongs to the administrator: made once, never
+// flushed, never named in what is applied (naming it would empty it).
+func (f *family) admin() string { return f.prefix + "-USER" }
+
+func (f *family) prefixed(chain string) bool { return strings.HasPrefix(chain, f.prefix+"-") }
+
+func (f *family) ours(chain string) bool { return f.prefixed(chain) && chain != f.admin() }
+
+// read returns all rules of the host.
+func (f *family) read(ctx context.Context) (ruleset, error) {
+	var out []byte
+	err := retry(ctx, func() (err error) {
+		out, err = hostexec.Run(ctx, nil, f.save)
+		return err
+	})
+	if err != nil {
+		return nil, failed("read the host's rules", err)
+	}
+	return parse(out), nil
+}
+
+// run applies a script for iptables-restore. Each table in it is committed
+// whole or not at all.
+func (f *family) run(ctx context.Context, script string) error {
+	err := retry(ctx, func() error {
+		_, err := hostexec.Run(ctx, strings.NewReader(script), f.restore, fmt.Sprintf("--wait=%d", lockWait), "--noflush")
+		return err
+	})
+	if err != nil {
+		return failed("apply rules", err)
+	}
+	return nil
+}
+
+// script is what turns our chains there into wanted, or "". It declares only
+// chains that must be made or emptied, and removes those nobody wants.
+func (f *family) script(there, wanted ruleset) string {
+	var b strings.Builder
+	for _, table := range tables() {
+		var declared, rules, removed strings.Builder
+		for _, name := range slices.Sorted(maps.Keys(wanted[table])) {
+			have, exists := there[table][name]
+			want := wanted[table][name]
+			if exists && slices.Equal(have, want) {
+				continue
+			}
+			if rewritten(have, want, exists) {
+				fmt.Fprintf(&declared, ":%s - [0:0]\n", name)
+			}
+			edits(&rules, name, have, want, exists)
+		}
+		for _, name := range slices.Sorted(maps.Keys(there[table])) {
+			if _, keep := wanted[table][name]; !keep {
+				fmt.Fprintf(&declared, ":%s - [0:0]\n", name)
+				fmt.Fprintf(&removed, "-X %s\n", name)
+			}
+		}
+		if declared.Len()+rules.Len()+removed.Len() > 0 {
+			fmt.Fprintf(&b, "*%s\n%s%s%sCOMMIT\n", table, declared.String(), rules.String(), removed.String())
+		}
+	}
+	return b.String()
+}
+
+// repair reads the kernel's rules and mends what differs from wanted: chains
+// first, hooks last, so that no hook leads to a chain that is not complete.
+func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, err error) {
+	there, err := f.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := there["filter"][f.admin()]; !ok {
+		if err := f.ipt.NewChain("filter", f.admin()); err != nil {
+			return nil, failed("make chain "+f.admin(), err)
+		}
+		mended = append(mended, f.admin())
+	}
+	owned := there.owned(f.ours)
+	if script := f.script(owned, wanted); script != "" {
+		if err := f.run(ctx, script); err != nil {
+			return mended, err
+		}
+		mended = append(mended, changed(owned, wanted)...)
+	}
+	if script := f.strayHooks(there); script != "" {
+		if err := f.run(ctx, script); err != nil {
+			return mended, err
+		}
+		mended = append(mended, "stray hooks")
+		if there, err = f.read(ctx); err != nil {
+			return mended, err
+		}
+	}
+	for _, h := range f.hooks {
+		if f.inPlace(there, h) {
+			continue
+		}
+		if err := f.ipt.Insert(h.table, h.chain, 1, h.spec(f.prefix)...); err != nil {
+			return mended, failed("hook into "+h.table+" "+h.chain, err)
+		}
+		mended = append(mended, h.name())
+	}
+	if len(mended) > 0 {
+		f.log.DebugContext(ctx, "firewall mended", "what", mended)
+	}
+	return mended, nil
+}
+
+// inPlace tells whether the hook is there.
+func (f *family) inPlace(there ruleset, h hook) bool {
+	return slices.Contains(there[h.table][h.chain], h.line(f.prefix))
+}
+
+// strayHooks is a script that removes every jump to our chains from built-in
+// chains that is doubled, of another form than we make, or that comes after a
+// rule which lets no packet pass (which repair then puts in front again).
+func (f *family) strayHooks(there ruleset) string {
+	var b strings.Builder
+	for _, table := range tables() {
+		var rules strings.Builder
+		for _, chain := range slices.Sorted(maps.Keys(there[table])) {
+			if f.prefixed(chain) {
+				continue
+			}
+			seen, sealed := map[string]bool{}, false
+			for _, rule := range there[table][chain] {
+				sealed = sealed || seals(rule, chain)
+				to := target(rule)
+				if !f.ours(to) {
+					continue
+				}
+				known := slices.ContainsFunc(f.hooks, func(h hook) bool { return h.table == table && h.line(f.prefix) == rule })
+				if !known || seen[rule] || sealed {
+					fmt.Fprintf(&rules, "-D%s\n", strings.TrimPrefix(rule, "-A"))
+				}
+				seen[rule] = true
+			}
+		}
+		if rules.Len() > 0 {
+			fmt.Fprintf(&b, "*%s\n%sCOMMIT\n", table, rules.String())
+		}
+	}
+	return b.String()
+}
+
+// seals tells whether no packet gets past the rule.
+func seals(rule, chain string) bool {
+	rest := strings.TrimPrefix(rule, "-A "+chain+" ")
+	return rest == "-j DROP" || rest == "-j ACCEPT" || strings.HasPrefix(rest, "-j REJECT")
+}
+
+// cleanUp is a script that removes all jumps to chains with our prefix and all
+// such chains, what publishes first.
+func (f *family) cleanUp(there ruleset) string {
+	var b strings.Builder
+	for _, table := range slices.Backward(tables()) {
+		var declared, rules, removed strings.Builder
+		for _, chain := range slices.Sorted(maps.Keys(there[table])) {
+			if f.prefixed(chain) {
+				fmt.Fprintf(&declared, ":%s - [0:0]\n", chain)
+				fmt.Fprintf(&removed, "-X %s\n", chain)
+				continue
+			}
+			for _, rule := range there[table][chain] {
+				if f.prefixed(target(rule)) {
+					fmt.Fprintf(&rules, "-D%s\n", strings.TrimPrefix(rule, "-A"))
+				}
+			}
+		}
+		if declared.Len()+rules.Len() > 0 {
+			fmt.Fprintf(&b, "*%s\n%s%s%sCOMMIT\n", table, declared.String(), rules.String(), removed.String())
+		}
+	}
+	return b.String()
+}
+
+// diff tells how our chains there differ from wanted.
+func (f *family) diff(there, wanted ruleset) string {
+	var b strings.Builder
+	owned := there.owned(f.ours)
+	for _, table := range tables() {
+		for _, name := range slices.Sorted(maps.Keys(mergeKeys(owned[table], wanted[table]))) {
+			have, exists := owned[table][name]
+			want, expected := wanted[table][name]
+			switch {
+			case !exists:
+				fmt.Fprintf(&b, "- %s :%s\n", table, name)
+			case !expected:
+				fmt.Fprintf(&b, "+ %s :%s\n", table, name)
+			}
+			diffRules(&b, table, have, want)
+		}
+	}
+	for _, h := range f.hooks {
+		if !f.inPlace(there, h) {
+			fmt.Fprintf(&b, "- %s %s\n", h.table, h.line(f.prefix))
+		}
+	}
+	return b.String()
+}
+
+func diffRules(b *strings.Builder, table string, have, want []string) {
+	before := b.Len()
+	for _, rule := range want {
+		if !slices.Contains(have, rule) {
+			fmt.Fprintf(b, "- %s %s\n", table, rule)
+		}
+	}
+	for _, rule := range have {
+		if !slices.Contains(want, rule) {
+			fmt.Fprintf(b, "+ %s %s\n", table, rule)
+		}
+	}
+	if b.Len() == before && !slices.Equal(have, want) {
+		name, _, _ := strings.Cut(strings.TrimPrefix(want[0], "-A "), " ")
+		fmt.Fprintf(b, "! %s :%s has its rules in another order or doubled\n", table, name)
+	}
+}
+
+func mergeKeys(a, b chains) chains {
+	all := make(chains, len(a)+len(b))
+	maps.Copy(all, a)
+	maps.Copy(all, b)
+	return all
+}
+
+// changed names the chains in which a and b differ.
+func changed(a, b ruleset) []string {
+	var names []string
+	for _, table := range tables() {
+		for _, name := range slices.Sorted(maps.Keys(mergeKeys(a[table], b[table]))) {
+			have, inA := a[table][name]
+			want, inB := b[table][name]
+			if inA != inB || !slices.Equal(have, want) {
+				names = append(names, name)
+			}
+		}
+	}
+	return names
+}
+
+// retry runs do again while another program holds the xtables lock.
+func retry(ctx context.Context, do func() error) error {
+	const attempts = 3
+	for attempt := 1; ; attempt++ {
+		err := do()
+		if err == nil || attempt == attempts || !isLocked(err) {
+			return err
+		}
+		timer := time.NewTimer(time.Duration(attempt) * 100 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		case <-timer.C:
+		}
+	}
+}

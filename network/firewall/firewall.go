@@ -1,0 +1,268 @@
+// Package firewall keeps the node's part of the host's packet filter as
+// declared state: callers say what should be published, whole; the package
+// renders every chain as the text iptables-save would print, compares it with
+// what is there and applies the difference in one iptables-restore, which the
+// kernel commits atomically per table. Only chains with our prefix are ever
+// touched, plus one jump to them in each built-in chain. Methods are safe for
+// concurrent use; one process owns a prefix.
+package firewall
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/coreos/go-iptables/iptables"
+
+	"github.com/remotegpu/remotegpu/internal/hostexec"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/port"
+)
+
+// DefaultPrefix begins the names of our chains.
+const DefaultPrefix = "RGPU"
+
+// DefaultInterface begins the names of the environments' bridges.
+const DefaultInterface = "rgpu-"
+
+// lockWait is how long, in seconds, an iptables program waits for the xtables
+// lock. Only the legacy backend has that lock.
+const lockWait = 5
+
+// Config says what a Firewall is for.
+type Config struct {
+	// Prefix begins the names of our chains; DefaultPrefix when empty. At most
+	// 8 letters, so that all names stay below iptables' 28.
+	Prefix string
+	// Subnet holds the addresses of all environments.
+	Subnet netip.Prefix
+	// Interface begins the names of the environments' bridges;
+	// DefaultInterface when empty.
+	Interface string
+	// Path is the iptables program, whose -save and -restore twins lie beside
+	// it; the first iptables in PATH when empty. It decides the backend.
+	Path string
+	Log  *slog.Logger
+}
+
+// Mapping is a published port.
+type Mapping struct {
+	EnvID    string
+	Service  port.Service
+	Protocol port.Protocol
+	HostPort uint16
+	To       netip.AddrPort // in the subnet
+}
+
+// Desired is everything that should be published.
+type Desired struct {
+	Mappings []Mapping
+}
+
+// Firewall declares the state of the host's packet filter.
+type Firewall struct {
+	cfg     Config
+	backend string
+	v4      family
+
+	mu      sync.Mutex
+	desired Desired
+	applied ruleset // what the kernel holds as far as we know; nil: unknown
+}
+
+// New checks the configuration and finds the iptables programs. It touches no
+// rule.
+func New(cfg Config) (*Firewall, error) {
+	if cfg.Prefix == "" {
+		cfg.Prefix = DefaultPrefix
+	}
+	if cfg.Interface == "" {
+		cfg.Interface = DefaultInterface
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if len(cfg.Prefix) > 8 || strings.Trim(cfg.Prefix, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != "" {
+		return nil, problem.New(problem.ConfigInvalid, "the chain prefix %q is not up to 8 capital letters", cfg.Prefix)
+	}
+	if !cfg.Subnet.IsValid() || !cfg.Subnet.Addr().Is4() || cfg.Subnet != cfg.Subnet.Masked() {
+		return nil, problem.New(problem.ConfigInvalid, "the environments' subnet %s is not an IPv4 network", cfg.Subnet)
+	}
+	path, err := findProgram(cfg.Path)
+	if err != nil {
+		return nil, err
+	}
+	ipt, err := iptables.New(iptables.IPFamily(iptables.ProtocolIPv4), iptables.Timeout(lockWait), iptables.Path(path))
+	if err != nil {
+		return nil, failed("ask iptables for its version", err)
+	}
+	f := &Firewall{cfg: cfg}
+	f.v4 = family{
+		ipt: ipt, program: path, save: path + "-save", restore: path + "-restore",
+		render: f.renderV4, hooks: hooksV4(cfg.Prefix), prefix: cfg.Prefix, log: cfg.Log,
+	}
+	return f, nil
+}
+
+func findProgram(path string) (string, error) {
+	candidates := []string{path}
+	if path == "" {
+		candidates = []string{"iptables", "/usr/sbin/iptables", "/sbin/iptables"}
+	}
+	for _, candidate := range candidates {
+		found, err := exec.LookPath(candidate)
+		if err != nil {
+			continue
+		}
+		for _, twin := range []string{"-save", "-restore"} {
+			if _, err := exec.LookPath(found + twin); err != nil {
+				return "", problem.New(problem.FirewallFailed, "%s%s is not there", found, twin).
+					WithHint("Install the iptables package; the three programs must lie side by side.")
+			}
+		}
+		return filepath.Clean(found), nil
+	}
+	return "", problem.New(problem.FirewallFailed, "iptables is not installed").WithHint("Install the iptables package.")
+}
+
+// Backend tells which kernel interface iptables speaks: "nf_tables" or
+// "legacy".
+func (f *Firewall) Backend(ctx context.Context) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.backend != "" {
+		return f.backend, nil
+	}
+	out, err := hostexec.Run(ctx, nil, f.v4.program, "--version")
+	if err != nil {
+		return "", failed("ask iptables for its version", err)
+	}
+	f.backend = "legacy" // programs before 1.8 do not name it and have no other
+	if strings.Contains(string(out), "nf_tables") {
+		f.backend = "nf_tables"
+	}
+	return f.backend, nil
+}
+
+// Set makes desired what is published. What it knows to be applied already is
+// not read back: publishing costs one program run. The first call, and one
+// after an error, compares with the kernel first. Errors are FIREWALL_FAILED
+// problems and leave each table either as it was or as desired.
+func (f *Firewall) Set(ctx context.Context, desired Desired) error {
+	wanted, err := f.v4.render(desired)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.applied == nil {
+		_, err := f.restore(ctx, desired, wanted)
+		return err
+	}
+	script := f.v4.script(f.applied, wanted)
+	if script == "" {
+		f.desired = desired
+		return nil
+	}
+	f.applied = nil
+	if err := f.v4.run(ctx, script); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
+		// Most likely something else changed our chains under us.
+		f.cfg.Log.WarnContext(ctx, "firewall is not as it was left, repairing", "cause", err)
+		_, err := f.restore(ctx, desired, wanted)
+		return err
+	}
+	f.applied, f.desired = wanted, desired
+	return nil
+}
+
+// Restore does as Set but trusts nothing it remembers: it reads the kernel's
+// rules, mends what differs and returns the names of the chains and hooks it
+// mended.
+func (f *Firewall) Restore(ctx context.Context, desired Desired) (mended []string, err error) {
+	wanted, err := f.v4.render(desired)
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.restore(ctx, desired, wanted)
+}
+
+// Repair mends whatever differs from what was last set, and returns the names
+// of the chains and hooks that did.
+func (f *Firewall) Repair(ctx context.Context) (mended []string, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	wanted, err := f.v4.render(f.desired)
+	if err != nil {
+		return nil, err
+	}
+	return f.restore(ctx, f.desired, wanted)
+}
+
+func (f *Firewall) restore(ctx context.Context, desired Desired, wanted ruleset) ([]string, error) {
+	f.applied = nil
+	mended, err := f.v4.repair(ctx, wanted)
+	if err != nil {
+		return mended, err
+	}
+	f.applied, f.desired = wanted, desired
+	return mended, nil
+}
+
+// Diff tells how the kernel's rules differ from what was last set, one line
+// per chain or rule: "-" is missing, "+" is there and should not be. It is
+// empty when nothing differs.
+func (f *Firewall) Diff(ctx context.Context) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	wanted, err := f.v4.render(f.desired)
+	if err != nil {
+		return "", err
+	}
+	there, err := f.v4.read(ctx)
+	if err != nil {
+		return "", err
+	}
+	return f.v4.diff(there, wanted), nil
+}
+
+// Text returns what was last set, as iptables-save would print our chains.
+func (f *Firewall) Text() (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	wanted, err := f.v4.render(f.desired)
+	if err != nil {
+		return "", err
+	}
+	return wanted.text(), nil
+}
+
+// CleanUp removes every jump to a chain with our prefix and every such chain,
+// the administrator's included. It needs no state: what another process or a
+// crash left is removed too. What is not ours stays.
+func (f *Firewall) CleanUp(ctx context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.applied, f.desired = nil, Desired{}
+	there, err := f.v4.read(ctx)
+	if err != nil {
+		return err
+	}
+	script := f.v4.cleanUp(there)
+	if script == "" {
+		return nil
+	}
+	if err := f.v4.run(ctx, script); err != nil {
+		return fmt.Errorf("remove chains %s: %w", f.cfg.Prefix, err)
+	}
+	return nil
+}

@@ -1,0 +1,462 @@
+package firewall_test
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/testutil"
+	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/port"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// onBackends runs a test on each backend of iptables, in a namespace of its
+// own.
+func onBackends(t *testing.T, test func(t *testing.T, path string)) {
+	t.Helper()
+	testutil.Require(t, testutil.Root, testutil.IPTables)
+	for _, backend := range []string{"nft", "legacy"} {
+		t.Run(backend, func(t *testing.T) {
+			t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "lock"))
+			testutil.NetNS(t)
+			test(t, "/usr/sbin/iptables-"+backend)
+		})
+	}
+}
+
+func newFirewall(t *testing.T, path string) *firewall.Firewall {
+	t.Helper()
+	f, err := firewall.New(firewall.Config{Subnet: netip.MustParsePrefix("10.88.0.0/16"), Path: path})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func mapping(env string, service port.Service, protocol port.Protocol, hostPort uint16, to string) firewall.Mapping {
+	return firewall.Mapping{EnvID: env, Service: service, Protocol: protocol, HostPort: hostPort, To: netip.MustParseAddrPort(to)}
+}
+
+// saved is what iptables-save prints of our chains but the administrator's,
+// in the canonical order of Text: tables raw, filter, nat; chains by name.
+func saved(t *testing.T, path string) string {
+	t.Helper()
+	var b strings.Builder
+	for _, table := range []string{"raw", "filter", "nat"} {
+		var declared []string
+		rules := map[string][]string{}
+		for line := range strings.Lines(testutil.Sh(t, path+"-save -t "+table)) {
+			line = strings.TrimSpace(line)
+			name, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(line, ":"), "-A "), " ")
+			if !strings.HasPrefix(name, "RGPU-") || name == "RGPU-USER" {
+				continue
+			}
+			if strings.HasPrefix(line, ":") {
+				declared = append(declared, name)
+			} else {
+				rules[name] = append(rules[name], line)
+			}
+		}
+		if len(declared) == 0 {
+			continue
+		}
+		slices.Sort(declared)
+		fmt.Fprintf(&b, "*%s\n", table)
+		for _, name := range declared {
+			fmt.Fprintf(&b, ":%s - [0:0]\n", name)
+		}
+		for _, name := range declared {
+			for _, rule := range rules[name] {
+				b.WriteString(rule + "\n")
+			}
+		}
+		b.WriteString("COMMIT\n")
+	}
+	return b.String()
+}
+
+func text(t *testing.T, f *firewall.Firewall) string {
+	t.Helper()
+	rendered, err := f.Text()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rendered
+}
+
+func same(t *testing.T, f *firewall.Firewall, path string) {
+	t.Helper()
+	if diff := cmp.Diff(text(t, f), saved(t, path)); diff != "" {
+		t.Fatalf("the kernel differs from what was rendered (-rendered +kernel):\n%s", diff)
+	}
+	diff, err := f.Diff(t.Context())
+	if err != nil || diff != "" {
+		t.Fatalf("Diff: %v\n%s", err, diff)
+	}
+}
+
+// TestStates applies states one after the other and compares each with its
+// golden text and with the kernel.
+func TestStates(t *testing.T) {
+	ssh := mapping("01A", port.SSH, port.TCP, 22000, "10.88.0.2:22")
+	states := []struct {
+		name     string
+		mappings []firewall.Mapping
+	}{
+		{"nothing", nil},
+		{"one port", []firewall.Mapping{ssh}},
+		{"two environments in one leaf", []firewall.Mapping{ssh, mapping("01B", port.SSH, port.TCP, 22001, "10.88.0.10:22")}},
+		{"one in front, one elsewhere, udp", []firewall.Mapping{
+			mapping("01C", port.RDP, port.UDP, 33890, "10.88.0.18:3389"),
+			mapping("01C", port.RDP, port.TCP, 33890, "10.88.0.18:3389"),
+			mapping("01C", port.Custom, port.TCP, 21999, "10.88.0.18:80"),
+			ssh, mapping("01B", port.SSH, port.TCP, 22001, "10.88.0.10:22"),
+		}},
+		{"first gone", []firewall.Mapping{
+			mapping("01C", port.RDP, port.UDP, 33890, "10.88.0.18:3389"),
+			mapping("01B", port.SSH, port.TCP, 22001, "10.88.0.10:22"),
+		}},
+		{"moved to another environment", []firewall.Mapping{mapping("01D", port.SSH, port.TCP, 22001, "10.88.0.26:22")}},
+		{"outermost ports", []firewall.Mapping{
+			mapping("01D", "a service \"of\" mine", port.TCP, 1, "10.88.255.250:65535"),
+			mapping("01D", port.Custom, port.UDP, 65535, "10.88.255.250:1"),
+		}},
+		{"nothing again", nil},
+	}
+	onBackends(t, func(t *testing.T, path string) {
+		t.Helper()
+		f := newFirewall(t, path)
+		for _, state := range states {
+			if err := f.Set(t.Context(), firewall.Desired{Mappings: state.mappings}); err != nil {
+				t.Fatalf("%s: %v", state.name, err)
+			}
+			same(t, f, path)
+			golden(t, state.name, text(t, f))
+			if err := f.Set(t.Context(), firewall.Desired{Mappings: state.mappings}); err != nil {
+				t.Fatalf("%s twice: %v", state.name, err)
+			}
+			same(t, f, path)
+			if mended, err := f.Repair(t.Context()); err != nil || len(mended) > 0 {
+				t.Fatalf("%s: Repair after Set mended %v, %v", state.name, mended, err)
+			}
+			// A process that starts now finds nothing to do.
+			if mended, err := newFirewall(t, path).Restore(t.Context(), firewall.Desired{Mappings: state.mappings}); err != nil || len(mended) > 0 {
+				t.Fatalf("%s: Restore by another process mended %v, %v", state.name, mended, err)
+			}
+		}
+	})
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", strings.NewReplacer(" ", "-", ",", "").Replace(name)+".rules")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Fatalf("%s (-golden +got):\n%s", path, diff)
+	}
+}
+
+func TestForeignRulesSurvive(t *testing.T) {
+	onBackends(t, func(t *testing.T, path string) {
+		t.Helper()
+		foreign := func() string {
+			var kept []string
+			for line := range strings.Lines(testutil.Sh(t, path+"-save")) {
+				if !strings.Contains(line, "RGPU-") && !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, ":") {
+					kept = append(kept, line)
+				}
+			}
+			return strings.Join(kept, "")
+		}
+		testutil.Sh(t, fmt.Sprintf(`
+			%[1]s -t nat -N OTHER; %[1]s -t nat -A PREROUTING -p tcp --dport 81 -j OTHER
+			%[1]s -t nat -A OTHER -p tcp --dport 81 -m comment --comment "like -j RGPU-DNAT" -j DNAT --to-destination 192.0.2.1:81
+			%[1]s -A FORWARD -s 198.51.100.0/24 -j DROP
+			%[1]s -t raw -A PREROUTING -s 198.51.100.7/32 -j ACCEPT
+			%[1]s -t mangle -A FORWARD -j ACCEPT`, path))
+		before := foreign()
+		f := newFirewall(t, path)
+		desired := firewall.Desired{Mappings: []firewall.Mapping{mapping("01A", port.SSH, port.TCP, 22000, "10.88.0.2:22")}}
+		if err := f.Set(t.Context(), desired); err != nil {
+			t.Fatal(err)
+		}
+		testutil.Sh(t, path+" -A RGPU-USER -s 203.0.113.9/32 -j DROP")
+		if err := f.Set(t.Context(), firewall.Desired{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := f.Repair(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if rules := testutil.Sh(t, path+" -S RGPU-USER"); !strings.Contains(rules, "203.0.113.9/32 -j DROP") {
+			t.Errorf("the administrator's rule is gone:\n%s", rules)
+		}
+		// A process that knows nothing removes all of ours and nothing else.
+		if err := newFirewall(t, path).CleanUp(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		after := testutil.Sh(t, path+"-save")
+		if strings.Contains(strings.ReplaceAll(after, "like -j RGPU-DNAT", ""), "RGPU") {
+			t.Errorf("CleanUp left:\n%s", after)
+		}
+		if diff := cmp.Diff(before, foreign()); diff != "" {
+			t.Errorf("foreign rules changed (-before +after):\n%s", diff)
+		}
+		if err := f.CleanUp(t.Context()); err != nil {
+			t.Errorf("CleanUp of nothing: %v", err)
+		}
+	})
+}
+
+func TestRepair(t *testing.T) {
+	damages := map[string]string{
+		"nat flushed":           "%[1]s -t nat -F",
+		"chains gone":           "%[1]s -t nat -F; %[1]s -t nat -X",
+		"everything flushed":    "for t in raw filter nat; do %[1]s -t $t -F; %[1]s -t $t -X; done",
+		"leaf emptied":          "%[1]s -t nat -F RGPU-TCP-22016",
+		"rule added":            "%[1]s -A RGPU-FWD -s 192.0.2.0/24 -j ACCEPT",
+		"rule doubled":          "%[1]s -t nat -A RGPU-TCP-22016 $(%[1]s -t nat -S RGPU-TCP-22016 | sed -n 's/-A RGPU-TCP-22016//;2p' | tr -d '\"')",
+		"stray chain":           "%[1]s -t nat -N RGPU-TCP-512; %[1]s -t nat -A RGPU-DNAT -p tcp --dport 512:767 -j RGPU-TCP-512",
+		"hook gone":             "%[1]s -D FORWARD 1",
+		"hook doubled":          "%[1]s -A FORWARD -m comment --comment rgpu:hook -j RGPU-FWD",
+		"hook of another form":  "%[1]s -A FORWARD -i lo -j RGPU-FWD",
+		"hook behind a barrier": "%[1]s -I FORWARD 1 -j DROP",
+	}
+	desired := firewall.Desired{Mappings: []firewall.Mapping{
+		mapping("01A", port.SSH, port.TCP, 22016, "10.88.0.2:22"),
+		mapping("01B", port.SSH, port.TCP, 22017, "10.88.0.10:22"),
+		mapping("01A", port.Custom, port.UDP, 10000, "10.88.0.2:53"),
+	}}
+	onBackends(t, func(t *testing.T, path string) {
+		t.Helper()
+		f := newFirewall(t, path)
+		if err := f.Set(t.Context(), desired); err != nil {
+			t.Fatal(err)
+		}
+		hooks := func() string {
+			return testutil.Sh(t, path+"-save | grep rgpu:hook | sort")
+		}
+		intact := hooks()
+		for name, damage := range damages {
+			testutil.Sh(t, fmt.Sprintf(damage, path))
+			mended, err := f.Repair(t.Context())
+			if err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			if len(mended) == 0 {
+				t.Errorf("%s: Repair found nothing", name)
+			}
+			same(t, f, path)
+			if diff := cmp.Diff(intact, hooks()); diff != "" {
+				t.Fatalf("%s: hooks differ (-before +after):\n%s", name, diff)
+			}
+			if mended, err := f.Repair(t.Context()); err != nil || len(mended) > 0 {
+				t.Errorf("%s: the second Repair mended %v, %v", name, mended, err)
+			}
+		}
+		if first := testutil.Sh(t, path+" -S FORWARD | sed -n 2p"); !strings.Contains(first, "RGPU-FWD") {
+			t.Errorf("the hook is not in front of the barrier: %s", first)
+		}
+	})
+}
+
+// TestSetAfterForeignFlush: the fast path meets chains that are gone and
+// repairs at once instead of failing.
+func TestSetAfterForeignFlush(t *testing.T) {
+	onBackends(t, func(t *testing.T, path string) {
+		t.Helper()
+		f := newFirewall(t, path)
+		one := mapping("01A", port.SSH, port.TCP, 22017, "10.88.0.2:22")
+		if err := f.Set(t.Context(), firewall.Desired{Mappings: []firewall.Mapping{one}}); err != nil {
+			t.Fatal(err)
+		}
+		testutil.Sh(t, fmt.Sprintf("%[1]s -t nat -F; %[1]s -t nat -X", path))
+		two := mapping("01B", port.SSH, port.TCP, 22018, "10.88.0.10:22")
+		if err := f.Set(t.Context(), firewall.Desired{Mappings: []firewall.Mapping{one, two}}); err != nil {
+			t.Fatal(err)
+		}
+		same(t, f, path)
+	})
+}
+
+// TestRandom applies random states, with damage in between, and holds that
+// what the kernel saves is what was rendered.
+func TestRandom(t *testing.T) {
+	onBackends(t, func(t *testing.T, path string) {
+		t.Helper()
+		seed := rand.Uint64()
+		t.Logf("seed %d", seed)
+		random := rand.New(rand.NewPCG(seed, 0))
+		f := newFirewall(t, path)
+		current := map[string]firewall.Mapping{}
+		for range 60 {
+			for range 1 + random.IntN(8) {
+				protocol := []port.Protocol{port.TCP, port.UDP}[random.IntN(2)]
+				hostPort := uint16(22000 + random.IntN(400) + 4096*random.IntN(2))
+				key := fmt.Sprint(protocol, hostPort)
+				if _, ok := current[key]; ok && random.IntN(2) == 0 {
+					delete(current, key)
+					continue
+				}
+				current[key] = mapping(fmt.Sprintf("01%d", random.IntN(9)), port.SSH, protocol, hostPort,
+					fmt.Sprintf("10.88.0.%d:%d", 2+8*random.IntN(20), 1+random.IntN(65535)))
+			}
+			if random.IntN(10) == 0 {
+				current = map[string]firewall.Mapping{}
+			}
+			var desired firewall.Desired
+			for _, m := range current {
+				desired.Mappings = append(desired.Mappings, m)
+			}
+			damage := random.IntN(6) == 0
+			if damage {
+				testutil.Sh(t, path+" -t nat -F")
+			}
+			if err := f.Set(t.Context(), desired); err != nil {
+				t.Fatal(err)
+			}
+			if damage {
+				if _, err := f.Repair(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			same(t, f, path)
+		}
+	})
+}
+
+func TestSetRefuses(t *testing.T) {
+	onBackends(t, func(t *testing.T, path string) {
+		t.Helper()
+		f := newFirewall(t, path)
+		good := mapping("01A", port.SSH, port.TCP, 22000, "10.88.0.2:22")
+		if err := f.Set(t.Context(), firewall.Desired{Mappings: []firewall.Mapping{good}}); err != nil {
+			t.Fatal(err)
+		}
+		for name, bad := range map[string]firewall.Mapping{
+			"outside the subnet": mapping("01B", port.SSH, port.TCP, 22001, "192.0.2.1:22"),
+			"no host port":       mapping("01B", port.SSH, port.TCP, 0, "10.88.0.10:22"),
+			"no port inside":     mapping("01B", port.SSH, port.TCP, 22001, "10.88.0.10:0"),
+			"protocol":           mapping("01B", port.SSH, "sctp", 22001, "10.88.0.10:22"),
+		} {
+			if err := f.Set(t.Context(), firewall.Desired{Mappings: []firewall.Mapping{good, bad}}); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		twice := mapping("01B", port.SSH, port.TCP, 22000, "10.88.0.10:22")
+		if err := f.Set(t.Context(), firewall.Desired{Mappings: []firewall.Mapping{good, twice}}); !errdefs.IsAlreadyExists(err) {
+			t.Errorf("the same port twice: %v", err)
+		}
+		same(t, f, path)
+		if rendered := text(t, f); !strings.Contains(rendered, "10.88.0.2:22") {
+			t.Errorf("a refused state replaced the good one:\n%s", rendered)
+		}
+	})
+}
+
+// TestLocked: a lock that another program keeps is a problem with a hint, and
+// the state is reached once it is free.
+func TestLocked(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables)
+	lock := filepath.Join(t.TempDir(), "lock")
+	t.Setenv("XTABLES_LOCKFILE", lock)
+	testutil.NetNS(t)
+	f := newFirewall(t, "/usr/sbin/iptables-legacy")
+	release := testutil.HoldLock(t, lock)
+	desired := firewall.Desired{Mappings: []firewall.Mapping{mapping("01A", port.SSH, port.TCP, 22000, "10.88.0.2:22")}}
+	err := f.Set(t.Context(), desired)
+	p := problem.Of(err)
+	if err == nil || p.Reason != problem.FirewallFailed || !strings.Contains(p.Hint, "lock") {
+		t.Fatalf("Set under a foreign lock: %v, hint %q", err, p.Hint)
+	}
+	release()
+	if err := f.Set(t.Context(), desired); err != nil {
+		t.Fatal(err)
+	}
+	same(t, f, "/usr/sbin/iptables-legacy")
+}
+
+func TestNew(t *testing.T) {
+	subnet := netip.MustParsePrefix("10.88.0.0/16")
+	for name, cfg := range map[string]firewall.Config{
+		"no subnet":     {},
+		"host bits":     {Subnet: netip.MustParsePrefix("10.88.0.1/16")},
+		"IPv6":          {Subnet: netip.MustParsePrefix("fd00::/64")},
+		"prefix":        {Subnet: subnet, Prefix: "a b"},
+		"long prefix":   {Subnet: subnet, Prefix: "ABCDEFGHI"},
+		"no such path":  {Subnet: subnet, Path: "/nonexistent/iptables"},
+		"twins missing": {Subnet: subnet, Path: "/bin/true"},
+	} {
+		if _, err := firewall.New(cfg); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+func TestBackend(t *testing.T) {
+	onBackends(t, func(t *testing.T, path string) {
+		t.Helper()
+		want := map[bool]string{true: "nf_tables", false: "legacy"}[strings.HasSuffix(path, "nft")]
+		if got, err := newFirewall(t, path).Backend(t.Context()); got != want || err != nil {
+			t.Errorf("%s, %v", got, err)
+		}
+	})
+}
+
+// BenchmarkPublish adds an environment's five ports to a host that has 64
+// environments, and removes them again.
+func BenchmarkPublish(b *testing.B) {
+	testutil.Require(b, testutil.Root, testutil.IPTables)
+	for _, backend := range []string{"nft", "legacy"} {
+		b.Run(backend, func(b *testing.B) {
+			b.Setenv("XTABLES_LOCKFILE", filepath.Join(b.TempDir(), "lock"))
+			testutil.NetNS(b)
+			f, err := firewall.New(firewall.Config{Subnet: netip.MustParsePrefix("10.88.0.0/16"), Path: "/usr/sbin/iptables-" + backend})
+			if err != nil {
+				b.Fatal(err)
+			}
+			state := func(environments int) (desired firewall.Desired) {
+				for i := range environments {
+					for j, base := range []int{22000, 33890, 8888, 5900, 10000} {
+						desired.Mappings = append(desired.Mappings, mapping(fmt.Sprint(i), port.Custom, port.TCP,
+							uint16(base+i), fmt.Sprintf("10.88.%d.%d:%d", i/32, i%32*8+2, j+1)))
+					}
+				}
+				return desired
+			}
+			if err := f.Set(b.Context(), state(64)); err != nil {
+				b.Fatal(err)
+			}
+			with, without := state(65), state(64)
+			for b.Loop() {
+				if err := f.Set(b.Context(), with); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				if err := f.Set(b.Context(), without); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+		})
+	}
+}

@@ -1,0 +1,132 @@
+package firewall
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/network/port"
+)
+
+// Published ports are found through a tree of chains over fixed, aligned
+// blocks: a packet passes at most 32 rules of the root (one per protocol and
+// groupSize ports in use), 16 of a group and leafSize of a leaf, whatever the
+// number of environments. Blocks without a mapping have no chain.
+const (
+	groupSize = 4096
+	leafSize  = 256
+)
+
+// renderV4 renders the whole desired state, every line byte for byte as
+// iptables-save prints it, so that reading back can compare strings.
+func (f *Firewall) renderV4(desired Desired) (ruleset, error) {
+	nat, err := f.renderPublished(desired)
+	if err != nil {
+		return nil, err
+	}
+	p, subnet := f.cfg.Prefix, f.cfg.Subnet.String()
+	note := func(text string) string {
+		return fmt.Sprintf(`-m comment --comment "%s: %s"`, strings.ToLower(p), text)
+	}
+	bridges := f.cfg.Interface + "+"
+	// Bridges have route_localnet, so that the host's loopback reaches
+	// published ports. Without the first rule the LAN and environments would
+	// reach services that listen on the host's loopback only
+	// (CVE-2020-8558). rpfilter is one rule for all environments: one per
+	// environment would cost every packet of the host.
+	raw := chains{p + "-RAW": {
+		fmt.Sprintf("-A %s-RAW -d 127.0.0.0/8 ! -i lo %s -j DROP", p, note("no martian loopback")),
+		fmt.Sprintf("-A %s-RAW -d %s ! -i %s %s -j DROP", p, subnet, bridges, note("no direct-routed access")),
+		fmt.Sprintf("-A %s-RAW -i %s -m rpfilter --invert %s -j DROP", p, bridges, note("source spoofing")),
+		fmt.Sprintf("-A %s-RAW -d 169.254.0.0/16 -i %s %s -j DROP", p, bridges, note("metadata")),
+		fmt.Sprintf("-A %s-RAW -d 100.100.100.200/32 -i %s %s -j DROP", p, bridges, note("metadata")),
+	}}
+	filter := chains{
+		p + "-FWD": {
+			fmt.Sprintf("-A %s-FWD -j %s", p, f.v4.admin()),
+			fmt.Sprintf("-A %s-FWD -o %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", p, bridges),
+			fmt.Sprintf("-A %s-FWD -i %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", p, bridges),
+			fmt.Sprintf("-A %s-FWD -o %s -m conntrack --ctstate DNAT %s -j ACCEPT", p, bridges, note("published ports")),
+			fmt.Sprintf("-A %s-FWD -o %s %s -j DROP", p, bridges, note("all else towards environments")),
+			fmt.Sprintf("-A %s-FWD -i %s %s -j ACCEPT", p, bridges, note("egress")),
+		},
+		p + "-IN": {
+			fmt.Sprintf("-A %s-IN -i %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", p, bridges),
+			fmt.Sprintf("-A %s-IN -i %s -p icmp -m icmp --icmp-type 8 -m limit --limit 10/sec -j ACCEPT", p, bridges),
+			fmt.Sprintf("-A %s-IN -i %s %s -j DROP", p, bridges, note("no host services")),
+		},
+	}
+	// Hairpin and loopback connections get the gateway as their source, or
+	// the answer would not come back this way.
+	nat[p+"-POST"] = []string{
+		fmt.Sprintf("-A %s-POST -s %s -d %s -o %s -m conntrack --ctstate DNAT %s -j MASQUERADE", p, subnet, subnet, bridges, note("hairpin")),
+		fmt.Sprintf("-A %s-POST -s 127.0.0.0/8 -o %s -m conntrack --ctstate DNAT %s -j MASQUERADE", p, bridges, note("localhost")),
+		fmt.Sprintf("-A %s-POST -s %s ! -o %s %s -j MASQUERADE --random-fully", p, subnet, bridges, note("egress")),
+	}
+	return ruleset{"raw": raw, "filter": filter, "nat": nat}, nil
+}
+
+// renderPublished renders the tree of chains that lead to environments.
+func (f *Firewall) renderPublished(desired Desired) (chains, error) {
+	mappings := slices.SortedFunc(slices.Values(desired.Mappings), func(a, b Mapping) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.HostPort, b.HostPort))
+	})
+	root := f.cfg.Prefix + "-DNAT"
+	nat := chains{root: nil}
+	var last Mapping
+	for _, m := range mappings {
+		if err := f.check(m); err != nil {
+			return nil, err
+		}
+		if m.Protocol == last.Protocol && m.HostPort == last.HostPort {
+			return nil, fmt.Errorf("publish %s port %d of environments %s and %s: %w",
+				m.Protocol, m.HostPort, last.EnvID, m.EnvID, errdefs.ErrAlreadyExists)
+		}
+		last = m
+		kind := strings.ToUpper(string(m.Protocol))
+		first, firstOfGroup := int(m.HostPort)/leafSize*leafSize, int(m.HostPort)/groupSize*groupSize
+		group := fmt.Sprintf("%s-%s-G%d", f.cfg.Prefix, kind, firstOfGroup)
+		leaf := fmt.Sprintf("%s-%s-%d", f.cfg.Prefix, kind, first)
+		if _, ok := nat[group]; !ok {
+			nat[root] = append(nat[root], dispatch(root, m.Protocol, firstOfGroup, groupSize, group))
+		}
+		if _, ok := nat[leaf]; !ok {
+			nat[group] = append(nat[group], dispatch(group, m.Protocol, first, leafSize, leaf))
+		}
+		nat[leaf] = append(nat[leaf], fmt.Sprintf(
+			`-A %s -p %s -m %s --dport %d -m comment --comment "%s:env=%s:%s" -j DNAT --to-destination %s`,
+			leaf, m.Protocol, m.Protocol, m.HostPort, strings.ToLower(f.cfg.Prefix), word(m.EnvID), word(string(m.Service)), m.To))
+	}
+	return nat, nil
+}
+
+func (f *Firewall) check(m Mapping) error {
+	if m.Protocol != port.TCP && m.Protocol != port.UDP {
+		return fmt.Errorf("publish port %d of environment %s: protocol %q: %w", m.HostPort, m.EnvID, m.Protocol, errdefs.ErrInvalidArgument)
+	}
+	if m.HostPort == 0 || m.To.Port() == 0 || !f.cfg.Subnet.Contains(m.To.Addr()) {
+		return fmt.Errorf("publish %s port %d of environment %s to %s, which is not in %s: %w",
+			m.Protocol, m.HostPort, m.EnvID, m.To, f.cfg.Subnet, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+func dispatch(chain string, protocol port.Protocol, first, size int, to string) string {
+	ports := fmt.Sprintf("%d:%d", first, first+size-1)
+	return fmt.Sprintf("-A %s -p %s -m %s --dport %s -j %s", chain, protocol, protocol, ports, to)
+}
+
+// word keeps what goes into a comment to characters that iptables-save prints
+// as they are, and short: a comment holds 255.
+func word(s string) string {
+	s = strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.' {
+			return r
+		}
+		return '_'
+	}, s)
+	return s[:min(len(s), 100)]
+}
