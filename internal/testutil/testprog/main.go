@@ -1,0 +1,227 @@
+// Testprog is the one program in the image that tests run: small commands
+// that show or exercise what an environment gives a process. Commands are
+// joined with ";" as an argument of its own.
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	args := os.Args
+	if name := filepath.Base(args[0]); name == "true" || name == "cat" {
+		args = append([]string{"testprog", name}, args[1:]...)
+	}
+	code := 0
+	for rest := args[1:]; ; {
+		end := slices.Index(rest, ";")
+		command := rest
+		if end >= 0 {
+			command = rest[:end]
+		}
+		code = run(command)
+		if end < 0 || code != 0 {
+			break
+		}
+		rest = rest[end+1:]
+	}
+	os.Exit(code)
+}
+
+type command struct {
+	args int // least number of arguments
+	run  func(args []string) (int, error)
+}
+
+func commands() map[string]command {
+	return map[string]command{
+		"sleep":       {0, sleep},
+		"ignore-term": {0, ignoreTerm},
+		"exit":        {1, func(args []string) (int, error) { return number(args[0]), nil }},
+		"true":        {0, func([]string) (int, error) { return 0, nil }},
+		"crash":       {0, crash},
+		"echo":        {0, func(args []string) (int, error) { return out(strings.Join(args, " ")) }},
+		"stderr":      {0, stderr},
+		"tick":        {0, tick},
+		"env":         {0, func([]string) (int, error) { return out(strings.Join(os.Environ(), "\n")) }},
+		"id":          {0, identity},
+		"pwd":         {0, workdir},
+		"hostname":    {0, hostname},
+		"cat":         {0, cat},
+		"write":       {2, write},
+		"rm":          {1, func(args []string) (int, error) { return 0, os.RemoveAll(args[0]) }},
+		"ls":          {1, list},
+		"stat":        {1, stat},
+		"statfs":      {1, statfs},
+		"limits":      {0, limits},
+		"flood":       {1, flood},
+		"fork":        {1, fork},
+		"eat-memory":  {1, eatMemory},
+		"serve":       {1, serve},
+		"banner":      {2, banner},
+		"udp-echo":    {1, udpEcho},
+		"dial":        {1, dial},
+		"get":         {1, get},
+		"resolve":     {1, resolve},
+		"interfaces":  {0, interfaces},
+	}
+}
+
+func run(args []string) int {
+	if len(args) == 0 {
+		args = []string{"sleep"}
+	}
+	c, found := commands()[args[0]]
+	if !found || len(args)-1 < c.args {
+		fmt.Fprintf(os.Stderr, "testprog: no command %q\n", args)
+		return 64
+	}
+	code, err := c.run(args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testprog:", err)
+		return 1
+	}
+	return code
+}
+
+func out(text string) (int, error) {
+	_, err := fmt.Println(text)
+	return 0, err
+}
+
+func number(text string) int {
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "testprog:", err)
+		os.Exit(64)
+	}
+	return n
+}
+
+// sleep lasts until SIGTERM or SIGINT, or for a number of seconds, and reaps
+// what it is left with as PID 1.
+func sleep(args []string) (int, error) {
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+	children := make(chan os.Signal, 1)
+	signal.Notify(children, syscall.SIGCHLD)
+	var timer <-chan time.Time
+	if len(args) > 0 {
+		timer = time.After(time.Duration(number(args[0])) * time.Second)
+	}
+	for {
+		select {
+		case <-children:
+			for os.Getpid() == 1 {
+				if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); pid <= 0 || err != nil {
+					break
+				}
+			}
+		case s := <-stop:
+			fmt.Println("stopped by", s)
+			return 0, nil
+		case <-timer:
+			return 0, nil
+		}
+	}
+}
+
+func ignoreTerm([]string) (int, error) {
+	signal.Ignore(syscall.SIGTERM, syscall.SIGINT)
+	fmt.Println("ignoring")
+	select {
+	case <-time.After(365 * 24 * time.Hour):
+	}
+	return 0, nil
+}
+
+// crash ends by a signal that is not SIGKILL.
+func crash([]string) (int, error) {
+	signal.Reset(syscall.SIGABRT)
+	return 0, syscall.Kill(os.Getpid(), syscall.SIGABRT)
+}
+
+func stderr(args []string) (int, error) {
+	_, err := fmt.Fprintln(os.Stderr, strings.Join(args, " "))
+	return 0, err
+}
+
+// tick prints a counted line ten times a second until SIGTERM.
+func tick([]string) (int, error) {
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	for i := 1; ; i++ {
+		fmt.Println("tick", i)
+		select {
+		case <-stop:
+			return 0, nil
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func identity([]string) (int, error) {
+	groups, err := os.Getgroups()
+	if err != nil {
+		return 1, err
+	}
+	slices.Sort(groups)
+	return out(fmt.Sprintf("uid=%d gid=%d groups=%v", os.Getuid(), os.Getgid(), groups))
+}
+
+func workdir([]string) (int, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return 1, err
+	}
+	return out(dir)
+}
+
+func hostname([]string) (int, error) {
+	name, err := os.Hostname()
+	if err != nil {
+		return 1, err
+	}
+	return out(name)
+}
+
+func cat(args []string) (int, error) {
+	if len(args) == 0 {
+		_, err := io.Copy(os.Stdout, os.Stdin)
+		return 0, err
+	}
+	for _, path := range args {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return 1, err
+		}
+		if _, err := os.Stdout.Write(data); err != nil {
+			return 1, err
+		}
+	}
+	return 0, nil
+}
+
+func write(args []string) (int, error) {
+	return 0, os.WriteFile(args[0], []byte(strings.Join(args[1:], " ")), 0o644)
+}
+
+func list(args []string) (int, error) {
+	entries, err := os.ReadDir(args[0])
+	if err != nil {
+		return 1, err
+	}
+	for _, entry := range entries {
+		fmt.Println(entry.Name())
+	}
+	return 0, nil
+}

@@ -1,0 +1,383 @@
+package runtimetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+// FakeEngine is a runtime.Engine in memory, on the images of a FakeImages. Its
+// containers run a pretended testprog (internal/testutil/testprog), "sleep"
+// unless told otherwise. Calls are named "Engine.…".
+type FakeEngine struct {
+	Faults *Faults
+	Images *FakeImages
+
+	mu          sync.Mutex
+	containers  map[string]*fakeContainer
+	subscribers map[*subscriber]struct{}
+	lastPID     int
+	down        bool
+}
+
+var _ runtime.Engine = (*FakeEngine)(nil)
+
+type fakeContainer struct {
+	runtime.Container
+	files   map[string]string // its writable layer
+	user    fakeUser
+	started int
+	process *fakeProcess // nil without a task
+}
+
+type fakeProcess struct {
+	pid        int
+	ignoreTerm bool
+	exit       *runtime.Exit // nil while it runs
+	done       chan struct{} // closed when it has ended
+}
+
+type subscriber struct {
+	events chan runtime.Event
+	broken chan error
+}
+
+// NewFakeEngine returns an engine that shares faults with its images, which
+// hold one image, "remotegpu/test".
+func NewFakeEngine(faults *Faults) *FakeEngine {
+	images := &FakeImages{Faults: faults}
+	images.Add(runtime.Image{Name: "remotegpu/test", Size: 4096})
+	return &FakeEngine{Faults: faults, Images: images}
+}
+
+// call runs work under the lock, unless the engine is down.
+func (e *FakeEngine) call(method string, work func() error) error {
+	return e.Faults.Do("Engine."+method, func() error {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		if e.down {
+			return problem.New(problem.ContainerdDown, "containerd does not answer").WithHint("start it")
+		}
+		return work()
+	})
+}
+
+// SetDown makes every call fail as if containerd did not answer, and breaks
+// event streams; containers live on.
+func (e *FakeEngine) SetDown(down bool) {
+	e.mu.Lock()
+	e.down = down
+	e.mu.Unlock()
+	if down {
+		e.BreakEvents(problem.New(problem.ContainerdDown, "containerd does not answer"))
+	}
+}
+
+// BreakEvents ends every event stream with err.
+func (e *FakeEngine) BreakEvents(err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for s := range e.subscribers {
+		s.broken <- err
+		delete(e.subscribers, s)
+	}
+}
+
+// Exit ends the first process of a running container.
+func (e *FakeEngine) Exit(id string, exit runtime.Exit) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c := e.containers[id]
+	if c == nil || !c.running() {
+		return fmt.Errorf("end %s: %w", id, errdefs.ErrNotFound)
+	}
+	e.end(c, exit)
+	return nil
+}
+
+// OOM sends the event of a container that ran out of memory.
+func (e *FakeEngine) OOM(id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.publish(runtime.Event{ID: id, Kind: runtime.EventOOM})
+}
+
+// Forget drops all tasks, as a reboot of the host does, without an event.
+func (e *FakeEngine) Forget() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, c := range e.containers {
+		if c.running() {
+			c.process.exit = &runtime.Exit{}
+			close(c.process.done)
+		}
+		c.process = nil
+	}
+}
+
+// Container returns what a container was made of or last started with.
+func (e *FakeEngine) Container(id string) (runtime.Container, bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c := e.containers[id]
+	if c == nil {
+		return runtime.Container{}, false
+	}
+	return c.Container, true
+}
+
+// Leftovers names every container, for tests.
+func (e *FakeEngine) Leftovers() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var left []string
+	for _, id := range slices.Sorted(maps.Keys(e.containers)) {
+		left = append(left, "container "+id)
+	}
+	return left
+}
+
+// Info tells who it is.
+func (e *FakeEngine) Info(context.Context) (info runtime.EngineInfo, err error) {
+	err = e.call("Info", func() error {
+		info = runtime.EngineInfo{Address: "/nonexistent/fake.sock", Version: "fake", Namespace: "fake", Snapshotter: "memory"}
+		return nil
+	})
+	return info, err
+}
+
+// Create notes the container.
+func (e *FakeEngine) Create(ctx context.Context, c runtime.Container) error {
+	return e.call("Create", func() error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if e.containers[c.ID] != nil {
+			return fmt.Errorf("create container %s: %w", c.ID, errdefs.ErrAlreadyExists)
+		}
+		e.Images.mu.Lock()
+		_, known := e.Images.local[c.Image]
+		e.Images.mu.Unlock()
+		if !known {
+			return imageNotFound(c.Image)
+		}
+		user, err := lookUpUser(c.User)
+		if err != nil {
+			return err
+		}
+		if e.containers == nil {
+			e.containers = make(map[string]*fakeContainer)
+		}
+		e.containers[c.ID] = &fakeContainer{Container: c, user: user, files: make(map[string]string)}
+		return nil
+	})
+}
+
+// Start starts the pretended program.
+func (e *FakeEngine) Start(ctx context.Context, c runtime.Container) (pid int, err error) {
+	err = e.call("Start", func() error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		own := e.containers[c.ID]
+		if own == nil {
+			return fmt.Errorf("start container %s: %w", c.ID, errdefs.ErrNotFound)
+		}
+		if own.running() {
+			return fmt.Errorf("start container %s: %w", c.ID, errdefs.ErrAlreadyExists)
+		}
+		own.process = nil
+		user, err := lookUpUser(c.User)
+		if err != nil {
+			return err
+		}
+		args, err := program(argv(c))
+		if err != nil {
+			return problem.New(problem.ProcessStartFailed, "the first process cannot be started").WithCause(err)
+		}
+		own.Container, own.user = c, user
+		own.started++
+		e.lastPID++
+		own.process = &fakeProcess{pid: 1000 + e.lastPID, done: make(chan struct{})}
+		pid = own.process.pid
+		e.runFirst(own, args)
+		return nil
+	})
+	return pid, err
+}
+
+// runFirst runs the first process: commands up to one that waits, or the last.
+func (e *FakeEngine) runFirst(c *fakeContainer, args []string) {
+	code := 0
+	for command := range commands(args) {
+		switch command[0] {
+		case "sleep", "tick", "serve", "banner":
+			return
+		case "ignore-term":
+			c.process.ignoreTerm = true
+			return
+		case "crash":
+			e.end(c, runtime.Exit{Code: 128 + int(syscall.SIGABRT), Signal: int(syscall.SIGABRT)})
+			return
+		case "eat-memory":
+			if c.Resources.MemoryBytes > 0 {
+				e.publish(runtime.Event{ID: c.ID, Kind: runtime.EventOOM})
+				e.end(c, runtime.Exit{Code: 137, Signal: 9, OOMKilled: true})
+			}
+			return
+		}
+		if code = c.exec(command, &execution{user: c.user, env: c.environment(nil), workdir: c.Workdir}); code != 0 {
+			break
+		}
+	}
+	e.end(c, runtime.Exit{Code: code})
+}
+
+func (e *FakeEngine) end(c *fakeContainer, exit runtime.Exit) {
+	if exit.At.IsZero() {
+		exit.At = time.Now()
+	}
+	c.process.exit = &exit
+	close(c.process.done)
+	e.publish(runtime.Event{ID: c.ID, Kind: runtime.EventExit, Exit: exit})
+}
+
+// Stop ends the process and removes the task.
+func (e *FakeEngine) Stop(ctx context.Context, id string, timeout time.Duration) (exit runtime.Exit, err error) {
+	var process *fakeProcess
+	err = e.call("Stop", func() error {
+		c := e.containers[id]
+		if c == nil || c.process == nil {
+			return fmt.Errorf("stop container %s: no task: %w", id, errdefs.ErrNotFound)
+		}
+		process = c.process
+		if process.exit == nil && !process.ignoreTerm {
+			e.end(c, runtime.Exit{Code: 0})
+		}
+		return nil
+	})
+	if process == nil {
+		return exit, err
+	}
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case <-process.done:
+	case <-ctx.Done():
+		return exit, context.Cause(ctx)
+	case <-timer.C:
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	c := e.containers[id]
+	if c == nil || c.process != process {
+		return exit, errors.Join(err, fmt.Errorf("stop container %s: no task: %w", id, errdefs.ErrNotFound))
+	}
+	if process.exit == nil {
+		e.end(c, runtime.Exit{Code: 137, Signal: 9})
+	}
+	c.process = nil
+	return *process.exit, err
+}
+
+// Delete forgets the container.
+func (e *FakeEngine) Delete(ctx context.Context, id string) error {
+	return e.call("Delete", func() error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if c := e.containers[id]; c != nil && c.running() {
+			e.end(c, runtime.Exit{Code: 137, Signal: 9})
+		}
+		delete(e.containers, id)
+		return nil
+	})
+}
+
+// Status tells about one.
+func (e *FakeEngine) Status(_ context.Context, id string) (status runtime.ContainerStatus, err error) {
+	err = e.call("Status", func() error {
+		c := e.containers[id]
+		if c == nil {
+			return fmt.Errorf("inspect container %s: %w", id, errdefs.ErrNotFound)
+		}
+		status = c.status()
+		return nil
+	})
+	return status, err
+}
+
+// List tells about all, by id.
+func (e *FakeEngine) List(context.Context) (all []runtime.ContainerStatus, err error) {
+	err = e.call("List", func() error {
+		for _, id := range slices.Sorted(maps.Keys(e.containers)) {
+			all = append(all, e.containers[id].status())
+		}
+		return nil
+	})
+	return all, err
+}
+
+// Events subscribes.
+func (e *FakeEngine) Events(ctx context.Context) (<-chan runtime.Event, <-chan error) {
+	s := &subscriber{events: make(chan runtime.Event, 4096), broken: make(chan error, 1)}
+	out, errs := make(chan runtime.Event), make(chan error, 1)
+	if err := e.call("Events", func() error {
+		if e.subscribers == nil {
+			e.subscribers = make(map[*subscriber]struct{})
+		}
+		e.subscribers[s] = struct{}{}
+		return nil
+	}); err != nil {
+		close(out)
+		errs <- err
+		return out, errs
+	}
+	go func() {
+		err := s.forward(ctx, out)
+		e.mu.Lock()
+		delete(e.subscribers, s)
+		e.mu.Unlock()
+		close(out)
+		errs <- err
+	}()
+	return out, errs
+}
+
+func (s *subscriber) forward(ctx context.Context, out chan<- runtime.Event) error {
+	for {
+		select {
+		case event := <-s.events:
+			select {
+			case out <- event:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		case err := <-s.broken:
+			return err
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (e *FakeEngine) publish(event runtime.Event) {
+	for s := range e.subscribers {
+		select {
+		case s.events <- event:
+		default: // nobody reads; containerd drops slow subscribers as well
+			s.broken <- fmt.Errorf("read events: too slow: %w", errdefs.ErrUnavailable)
+			delete(e.subscribers, s)
+		}
+	}
+}

@@ -1,0 +1,145 @@
+package runtimetest
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/remotegpu/remotegpu/internal/imageref"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+)
+
+// FakeImages is a runtime.Images in memory. Calls are named "Images.…".
+type FakeImages struct {
+	Faults *Faults
+
+	mu     sync.Mutex
+	local  map[string]runtime.Image
+	remote map[string]runtime.Image
+}
+
+var _ runtime.Images = (*FakeImages)(nil)
+
+// Add makes an image local. Its name is normalised; a missing digest is made
+// up from it.
+func (i *FakeImages) Add(image runtime.Image) { i.add(&i.local, image) }
+
+// AddRemote makes an image known to the registry.
+func (i *FakeImages) AddRemote(image runtime.Image) { i.add(&i.remote, image) }
+
+func (i *FakeImages) add(to *map[string]runtime.Image, image runtime.Image) {
+	if full, err := imageref.Normalize(image.Name); err == nil {
+		image.Name = full
+	}
+	if image.Digest == "" {
+		image.Digest = "sha256:" + strings.Repeat("f", 64)
+	}
+	if image.Platform == "" {
+		image.Platform = "linux/amd64"
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if *to == nil {
+		*to = make(map[string]runtime.Image)
+	}
+	(*to)[image.Name] = image
+}
+
+// Image returns a local image.
+func (i *FakeImages) Image(_ context.Context, ref string) (image runtime.Image, err error) {
+	err = i.Faults.Do("Images.Image", func() error {
+		full, err := imageref.Normalize(ref)
+		if err != nil {
+			return err
+		}
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		found, ok := i.local[full]
+		if !ok {
+			return imageNotFound(full)
+		}
+		image = found
+		return nil
+	})
+	return image, err
+}
+
+// Images returns all local images by name.
+func (i *FakeImages) Images(context.Context) (all []runtime.Image, err error) {
+	err = i.Faults.Do("Images.Images", func() error {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		for _, name := range slices.Sorted(maps.Keys(i.local)) {
+			all = append(all, i.local[name])
+		}
+		return nil
+	})
+	return all, err
+}
+
+// Pull makes an image of the registry local.
+func (i *FakeImages) Pull(ctx context.Context, ref string, progress func(operation.Progress)) (image runtime.Image, err error) {
+	err = i.Faults.Do("Images.Pull", func() error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		full, err := imageref.Normalize(ref)
+		if err != nil {
+			return err
+		}
+		i.mu.Lock()
+		found, ok := i.remote[full]
+		i.mu.Unlock()
+		if !ok {
+			return imageNotFound(full)
+		}
+		if progress != nil {
+			progress(operation.Progress{Step: "pull", Done: found.Size, Total: found.Size})
+		}
+		i.Add(found)
+		image = found
+		return nil
+	})
+	return image, err
+}
+
+// Resolve asks whether the registry has an image.
+func (i *FakeImages) Resolve(_ context.Context, ref string) error {
+	return i.Faults.Do("Images.Resolve", func() error {
+		full, err := imageref.Normalize(ref)
+		if err != nil {
+			return err
+		}
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		if _, ok := i.remote[full]; !ok {
+			return imageNotFound(full)
+		}
+		return nil
+	})
+}
+
+// DeleteImage forgets a local image.
+func (i *FakeImages) DeleteImage(_ context.Context, ref string) error {
+	return i.Faults.Do("Images.DeleteImage", func() error {
+		full, err := imageref.Normalize(ref)
+		if err != nil {
+			return err
+		}
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		if _, ok := i.local[full]; !ok {
+			return imageNotFound(full)
+		}
+		delete(i.local, full)
+		return nil
+	})
+}
+
+func imageNotFound(name string) error {
+	return problem.New(problem.ImageNotFound, "image %s is not here", name).WithField("spec.image")
+}

@@ -1,0 +1,355 @@
+package runtimetest
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/network/port"
+	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/volume"
+)
+
+// FakeNetworks is a runtime.Networks without a network. Calls are named
+// "Networks.…".
+type FakeNetworks struct {
+	Faults *Faults
+	// Range is how many slots there are; 0 means 64.
+	Range int
+	// Servers are the resolvers; none means 192.0.2.53.
+	Servers []netip.Addr
+
+	mu        sync.Mutex
+	attached  map[string]int
+	published map[string]runtime.Published
+}
+
+var _ runtime.Networks = (*FakeNetworks)(nil)
+
+// NetNS returns a path that does not exist.
+func (n *FakeNetworks) NetNS(envID string) string { return filepath.Join("/nonexistent/netns", envID) }
+
+// Address returns 10.99.slot/64.2 + 4*slot.
+func (n *FakeNetworks) Address(slot int) netip.Addr {
+	return netip.AddrFrom4([4]byte{10, 99, byte(slot >> 6), byte(slot<<2 | 2)})
+}
+
+// Slots returns Range.
+func (n *FakeNetworks) Slots() int {
+	if n.Range == 0 {
+		return 64
+	}
+	return n.Range
+}
+
+// Resolvers returns Servers.
+func (n *FakeNetworks) Resolvers() (servers []netip.Addr, search []string, err error) {
+	err = n.Faults.Do("Networks.Resolvers", func() error {
+		servers = n.Servers
+		if len(servers) == 0 {
+			servers = []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, 53})}
+		}
+		return nil
+	})
+	return servers, nil, err
+}
+
+// Attach notes the environment. A slot that another one has is AlreadyExists.
+func (n *FakeNetworks) Attach(_ context.Context, envID string, slot int) error {
+	return n.Faults.Do("Networks.Attach", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if slot < 0 || slot >= n.Slots() {
+			return fmt.Errorf("attach %s: slot %d: %w", envID, slot, errdefs.ErrInvalidArgument)
+		}
+		for id, taken := range n.attached {
+			if id != envID && taken == slot {
+				return fmt.Errorf("attach %s: slot %d is %s's: %w", envID, slot, id, errdefs.ErrAlreadyExists)
+			}
+		}
+		if n.attached == nil {
+			n.attached = make(map[string]int)
+		}
+		n.attached[envID] = slot
+		return nil
+	})
+}
+
+// Detach forgets the environment's network, not what it has published.
+func (n *FakeNetworks) Detach(_ context.Context, envID string) error {
+	return n.Faults.Do("Networks.Detach", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		delete(n.attached, envID)
+		return nil
+	})
+}
+
+// Publish notes the mappings. A host port of another environment is
+// AlreadyExists.
+func (n *FakeNetworks) Publish(_ context.Context, envID string, address netip.Addr, mappings []port.Mapping) error {
+	return n.Faults.Do("Networks.Publish", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if len(mappings) == 0 {
+			delete(n.published, envID)
+			return nil
+		}
+		for id, other := range n.published {
+			for _, m := range other.Mappings {
+				if id != envID && slices.ContainsFunc(mappings, func(o port.Mapping) bool {
+					return o.External == m.External && o.Protocol == m.Protocol
+				}) {
+					return fmt.Errorf("publish %d of %s: %s has it: %w", m.External, envID, id, errdefs.ErrAlreadyExists)
+				}
+			}
+		}
+		if n.published == nil {
+			n.published = make(map[string]runtime.Published)
+		}
+		n.published[envID] = runtime.Published{EnvID: envID, Address: address, Mappings: slices.Clone(mappings)}
+		return nil
+	})
+}
+
+// Restore replaces everything that is published.
+func (n *FakeNetworks) Restore(_ context.Context, published []runtime.Published) error {
+	return n.Faults.Do("Networks.Restore", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.published = make(map[string]runtime.Published)
+		for _, p := range published {
+			if len(p.Mappings) > 0 {
+				n.published[p.EnvID] = p
+			}
+		}
+		return nil
+	})
+}
+
+// Attached lists the environments that have a network, sorted.
+func (n *FakeNetworks) Attached(context.Context) (ids []string, err error) {
+	err = n.Faults.Do("Networks.Attached", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		ids = slices.Sorted(maps.Keys(n.attached))
+		return nil
+	})
+	return ids, err
+}
+
+// Published returns the mappings of an environment, for tests.
+func (n *FakeNetworks) Published(envID string) []port.Mapping {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.published[envID].Mappings)
+}
+
+// Leftovers names everything that is held, for tests.
+func (n *FakeNetworks) Leftovers() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var left []string
+	for _, id := range slices.Sorted(maps.Keys(n.attached)) {
+		left = append(left, "network of "+id)
+	}
+	for _, id := range slices.Sorted(maps.Keys(n.published)) {
+		left = append(left, "published ports of "+id)
+	}
+	return left
+}
+
+// FakeVolumes is a runtime.Volumes without mounts. Calls are named
+// "Volumes.…".
+type FakeVolumes struct {
+	Faults *Faults
+	// Refuse, when set, is asked about each mount by Check.
+	Refuse func(m volume.Mount) error
+
+	mu     sync.Mutex
+	staged map[string][]volume.Staged
+}
+
+var _ runtime.Volumes = (*FakeVolumes)(nil)
+
+// Check asks Refuse.
+func (v *FakeVolumes) Check(mounts []volume.Mount, _ string) error {
+	return v.Faults.Do("Volumes.Check", func() error {
+		for _, m := range mounts {
+			if v.Refuse == nil {
+				continue
+			}
+			if err := v.Refuse(m); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// Stage notes the mounts.
+func (v *FakeVolumes) Stage(_ context.Context, envID string, mounts []volume.Mount) (staged []volume.Staged, err error) {
+	err = v.Faults.Do("Volumes.Stage", func() error {
+		for i, m := range mounts {
+			s := volume.Staged{FSType: "bind", Target: m.Target, Options: []string{"rbind"}}
+			s.Source = fmt.Sprintf("/nonexistent/staged/%s/%d", envID, i)
+			if m.Type == volume.Tmpfs {
+				s.FSType, s.Source, s.Options = "tmpfs", "tmpfs", nil
+			}
+			if m.ReadOnly {
+				s.Options = append(s.Options, "ro")
+			}
+			staged = append(staged, s)
+		}
+		if len(staged) == 0 {
+			return nil
+		}
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		if v.staged == nil {
+			v.staged = make(map[string][]volume.Staged)
+		}
+		v.staged[envID] = staged
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return staged, nil
+}
+
+// Unstage forgets the environment's mounts.
+func (v *FakeVolumes) Unstage(_ context.Context, envID string) error {
+	return v.Faults.Do("Volumes.Unstage", func() error {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		delete(v.staged, envID)
+		return nil
+	})
+}
+
+// Staged lists the environments that have staged mounts, sorted.
+func (v *FakeVolumes) Staged(context.Context) (ids []string, err error) {
+	err = v.Faults.Do("Volumes.Staged", func() error {
+		v.mu.Lock()
+		defer v.mu.Unlock()
+		ids = slices.Sorted(maps.Keys(v.staged))
+		return nil
+	})
+	return ids, err
+}
+
+// Leftovers names everything that is staged, for tests.
+func (v *FakeVolumes) Leftovers() []string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var left []string
+	for _, id := range slices.Sorted(maps.Keys(v.staged)) {
+		left = append(left, "staged mounts of "+id)
+	}
+	return left
+}
+
+// FakeDesktops is a runtime.Desktops without files. Calls are named
+// "Desktops.…".
+type FakeDesktops struct {
+	Faults *Faults
+
+	mu       sync.Mutex
+	prepared map[string]bool
+	drawn    chan struct{} // closed by Draw
+}
+
+var _ runtime.Desktops = (*FakeDesktops)(nil)
+
+// Prepare notes the environment and returns one mount and one variable.
+func (d *FakeDesktops) Prepare(_ context.Context, envID string, desktop runtime.Desktop) (mounts []volume.Staged, env []string, err error) {
+	err = d.Faults.Do("Desktops.Prepare", func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if d.prepared == nil {
+			d.prepared = make(map[string]bool)
+		}
+		d.prepared[envID] = true
+		mounts = []volume.Staged{{
+			FSType: "bind", Source: "/nonexistent/desktop/" + envID, Target: "/run/remotegpu", Options: []string{"rbind"},
+		}}
+		env = []string{fmt.Sprintf("VNC_RESOLUTION=%dx%d", desktop.Width, desktop.Height)}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return mounts, env, nil
+}
+
+// Remove forgets the environment.
+func (d *FakeDesktops) Remove(_ context.Context, envID string) error {
+	return d.Faults.Do("Desktops.Remove", func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.prepared, envID)
+		return nil
+	})
+}
+
+// Prepared lists the environments that are prepared, sorted.
+func (d *FakeDesktops) Prepared(context.Context) (ids []string, err error) {
+	err = d.Faults.Do("Desktops.Prepared", func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		ids = slices.Sorted(maps.Keys(d.prepared))
+		return nil
+	})
+	return ids, err
+}
+
+// AwaitDrawn waits for Draw.
+func (d *FakeDesktops) AwaitDrawn(ctx context.Context, _ string) error {
+	return d.Faults.Do("Desktops.AwaitDrawn", func() error {
+		select {
+		case <-d.draws():
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
+}
+
+// Draw makes every desktop draw, now and from now on.
+func (d *FakeDesktops) Draw() {
+	drawn := d.draws()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	select {
+	case <-drawn:
+	default:
+		close(drawn)
+	}
+}
+
+func (d *FakeDesktops) draws() chan struct{} {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.drawn == nil {
+		d.drawn = make(chan struct{})
+	}
+	return d.drawn
+}
+
+// Leftovers names everything that is prepared, for tests.
+func (d *FakeDesktops) Leftovers() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var left []string
+	for _, id := range slices.Sorted(maps.Keys(d.prepared)) {
+		left = append(left, "desktop of "+id)
+	}
+	return left
+}
