@@ -1,0 +1,299 @@
+package testutil
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// ContainerdDaemon is a private containerd that lives as long as its test.
+type ContainerdDaemon struct {
+	// Address is its socket.
+	Address string
+	// Namespace is the containerd namespace that tests use in it.
+	Namespace string
+	// Cgroup is the cgroup under which tests make those of containers, of
+	// this daemon only.
+	Cgroup string
+	// Dir is a short directory for whatever a test needs beside it; it goes
+	// with the daemon.
+	Dir string
+
+	binary string
+	cmd    *exec.Cmd
+	log    *os.File
+}
+
+const overlayMagic = 0x794c7630
+
+// StartContainerd starts a containerd of its own for the test: the
+// distribution's (need Containerd) or the one "make tools" builds (need
+// Containerd2), with the overlayfs snapshotter and without CRI. When the test
+// ends it is stopped with everything it started.
+func StartContainerd(tb testing.TB, need Need) *ContainerdDaemon {
+	tb.Helper()
+	Require(tb, Root, need)
+	// Not tb.TempDir(): the path of a unix socket ends at 107 bytes.
+	dir, err := os.MkdirTemp("", "rgc")
+	if err != nil {
+		tb.Fatalf("make directory: %v", err)
+	}
+	d := &ContainerdDaemon{
+		Address: filepath.Join(dir, "c.sock"), Namespace: "remotegpu-test", Cgroup: "/" + filepath.Base(dir), Dir: dir,
+	}
+	tb.Cleanup(func() { d.remove(tb) })
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err == nil && fs.Type == overlayMagic {
+		// overlayfs cannot be stacked on itself as an upper layer.
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=700"); err != nil {
+			tb.Fatalf("mount tmpfs on %s: %v", dir, err)
+		}
+	}
+	d.binary = "containerd"
+	if need == Containerd2 {
+		d.binary = Tool("containerd")
+	}
+	config := fmt.Sprintf(`version = 2
+root = %q
+state = %q
+disabled_plugins = [
+  "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images",
+  "io.containerd.podsandbox.controller.v1.podsandbox", "io.containerd.nri.v1.nri", "io.containerd.internal.v1.opt",
+  "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.aufs",
+  "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.erofs",
+  "io.containerd.tracing.processor.v1.otlp", "io.containerd.internal.v1.tracing",
+]
+[grpc]
+  address = %q
+[ttrpc]
+  address = %q
+`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), d.Address, d.Address+".ttrpc")
+	if err := os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600); err != nil {
+		tb.Fatalf("write configuration: %v", err)
+	}
+	if d.log, err = os.Create(filepath.Join(dir, "log")); err != nil {
+		tb.Fatalf("make log: %v", err)
+	}
+	d.Start(tb)
+	return d
+}
+
+// Start starts the daemon (again) and waits until it answers.
+func (d *ContainerdDaemon) Start(tb testing.TB) {
+	tb.Helper()
+	// Not tb.Context(): it ends before cleanups, and they need the daemon.
+	d.cmd = exec.Command(d.binary, "--config", filepath.Join(d.Dir, "config.toml")) //nolint:forbidigo // see above
+	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
+	if filepath.IsAbs(d.binary) { // finds the shim of its own version first
+		d.cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(d.binary)+":"+os.Getenv("PATH"))
+	}
+	if err := d.cmd.Start(); err != nil {
+		d.cmd = nil
+		tb.Fatalf("start containerd: %v", err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		out, err := d.ctrCommand("version").CombinedOutput()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			tb.Fatalf("containerd does not answer: %v\n%s\n%s", err, out, d.Log())
+		}
+	}
+}
+
+// Kill ends the daemon with SIGKILL; shims and containers live on.
+func (d *ContainerdDaemon) Kill(tb testing.TB) { tb.Helper(); d.end(tb, syscall.SIGKILL) }
+
+// Stop ends the daemon with SIGTERM; shims and containers live on.
+func (d *ContainerdDaemon) Stop(tb testing.TB) { tb.Helper(); d.end(tb, syscall.SIGTERM) }
+
+func (d *ContainerdDaemon) end(tb testing.TB, signal syscall.Signal) {
+	tb.Helper()
+	if d.cmd == nil {
+		return
+	}
+	if err := d.cmd.Process.Signal(signal); err != nil {
+		tb.Errorf("stop containerd: %v", err)
+	}
+	timer := time.AfterFunc(30*time.Second, func() { _ = d.cmd.Process.Kill() })
+	defer timer.Stop()
+	var exit *exec.ExitError
+	if err := d.cmd.Wait(); err != nil && !errors.As(err, &exit) {
+		tb.Errorf("stop containerd: %v", err)
+	}
+	d.cmd = nil
+}
+
+// Import puts an image into the daemon, unpacked.
+func (d *ContainerdDaemon) Import(tb testing.TB, image *OCIImage) {
+	tb.Helper()
+	path := filepath.Join(d.Dir, "image.tar")
+	if err := os.WriteFile(path, image.Tar(tb), 0o600); err != nil {
+		tb.Fatalf("write image: %v", err)
+	}
+	d.Ctr(tb, "images", "import", path)
+	if err := os.Remove(path); err != nil {
+		tb.Errorf("remove archive: %v", err)
+	}
+}
+
+// Ctr runs ctr against the daemon, in its namespace, and returns its output.
+func (d *ContainerdDaemon) Ctr(tb testing.TB, args ...string) string {
+	tb.Helper()
+	out, err := d.ctrCommand(args...).CombinedOutput()
+	if err != nil {
+		tb.Fatalf("ctr %q: %v\n%s\n%s", args, err, out, d.Log())
+	}
+	return strings.TrimSpace(string(out))
+}
+
+func (d *ContainerdDaemon) ctrCommand(args ...string) *exec.Cmd {
+	ctr := "ctr"
+	if filepath.IsAbs(d.binary) {
+		ctr = filepath.Join(filepath.Dir(d.binary), "ctr")
+	}
+	return exec.Command(ctr, append([]string{"--address", d.Address, "--namespace", d.Namespace}, args...)...) //nolint:forbidigo // as Start
+}
+
+// Log is the end of what the daemon has logged.
+func (d *ContainerdDaemon) Log() string {
+	data, _ := os.ReadFile(filepath.Join(d.Dir, "log"))
+	return string(data[max(0, len(data)-8192):])
+}
+
+// Leftovers names every container, snapshot above the images', shim, mount
+// and cgroup there is.
+func (d *ContainerdDaemon) Leftovers(tb testing.TB) []string {
+	tb.Helper()
+	var left []string
+	for _, kind := range []string{"containers", "tasks"} {
+		for name := range strings.FieldsSeq(d.Ctr(tb, kind, "ls", "-q")) {
+			left = append(left, kind+" "+name)
+		}
+	}
+	for line := range strings.Lines(d.Ctr(tb, "snapshots", "ls")) {
+		if fields := strings.Fields(line); len(fields) > 1 && fields[len(fields)-1] != "Committed" && fields[0] != "KEY" {
+			left = append(left, "snapshot "+fields[0])
+		}
+	}
+	if out := d.Ctr(tb, "leases", "ls", "-q"); out != "" {
+		left = append(left, "lease "+out)
+	}
+	for _, pid := range d.shims() {
+		left = append(left, fmt.Sprintf("shim %d", pid))
+	}
+	for _, mount := range d.mounts() {
+		if mount != d.Dir {
+			left = append(left, "mount "+mount)
+		}
+	}
+	for _, dir := range d.cgroups() {
+		if filepath.Base(dir) != filepath.Base(d.Cgroup) {
+			left = append(left, "cgroup "+dir)
+		}
+	}
+	return left
+}
+
+// shims are the processes that were started to serve this daemon.
+func (d *ContainerdDaemon) shims() []int {
+	var pids []int
+	entries, _ := os.ReadDir("/proc")
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		line, _ := os.ReadFile(filepath.Join("/proc", entry.Name(), "cmdline"))
+		args := bytes.Split(line, []byte{0})
+		if strings.Contains(string(args[0]), "containerd-shim") &&
+			slices.ContainsFunc(args, func(a []byte) bool { return string(a) == d.Address }) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// mounts are those below the daemon's directory, deepest first.
+func (d *ContainerdDaemon) mounts() []string {
+	var mounts []string
+	table, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line)
+		if len(fields) > 4 && (fields[4] == d.Dir || strings.HasPrefix(fields[4], d.Dir+"/")) {
+			mounts = append(mounts, fields[4])
+		}
+	}
+	slices.Reverse(mounts)
+	return mounts
+}
+
+// cgroups are the directories of the daemon's cgroup in all hierarchies,
+// deepest first.
+func (d *ContainerdDaemon) cgroups() []string {
+	var all []string
+	roots, _ := filepath.Glob("/sys/fs/cgroup/*" + d.Cgroup)
+	for _, root := range append(roots, "/sys/fs/cgroup"+d.Cgroup) {
+		_ = filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
+			if err == nil && entry.IsDir() {
+				all = append(all, path)
+			}
+			return nil
+		})
+	}
+	slices.Reverse(all)
+	return all
+}
+
+// remove stops the daemon and everything it started, by pid, and fails the
+// test when something is left all the same.
+func (d *ContainerdDaemon) remove(tb testing.TB) {
+	tb.Helper()
+	if tb.Failed() {
+		tb.Logf("containerd's log:\n%s", d.Log())
+	}
+	d.end(tb, syscall.SIGTERM)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		for _, dir := range d.cgroups() {
+			procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+			for pid := range strings.FieldsSeq(string(procs)) {
+				if n, err := strconv.Atoi(pid); err == nil && n > 1 {
+					_ = syscall.Kill(n, syscall.SIGKILL)
+				}
+			}
+			_ = os.Remove(dir)
+		}
+		for _, pid := range d.shims() {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		for _, mount := range d.mounts() {
+			_ = unix.Unmount(mount, unix.MNT_DETACH)
+		}
+		left := fmt.Sprint(d.cgroups(), d.shims(), d.mounts())
+		if left == "[] [] []" {
+			break
+		}
+		if time.Now().After(deadline) {
+			tb.Errorf("left of containerd: %s", left)
+			break
+		}
+	}
+	if d.log != nil {
+		_ = d.log.Close()
+	}
+	if err := os.RemoveAll(d.Dir); err != nil {
+		tb.Errorf("remove %s: %v", d.Dir, err)
+	}
+}

@@ -1,0 +1,61 @@
+package runtimetest_test
+
+import (
+	"errors"
+	"slices"
+	"testing"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/runtimetest"
+)
+
+func TestFakeEngine(t *testing.T) {
+	t.Parallel()
+	runtimetest.Engine(t, func(*testing.T) runtimetest.EngineSetup {
+		engine := runtimetest.NewFakeEngine(nil)
+		return runtimetest.EngineSetup{
+			Engine: engine, Reopen: func() runtime.Engine { return engine },
+			Image: "docker.io/remotegpu/test:latest", NetNS: func() string { return "" }, Leftovers: engine.Leftovers,
+		}
+	})
+}
+
+func TestFaults(t *testing.T) {
+	t.Parallel()
+	faults := &runtimetest.Faults{}
+	engine := runtimetest.NewFakeEngine(faults)
+	broken := errors.New("broken")
+	c := runtime.Container{ID: "a", Image: "docker.io/remotegpu/test:latest"}
+
+	faults.FailCall("Engine.Create", 1, broken)
+	if err := engine.Create(t.Context(), c); !errors.Is(err, broken) || len(engine.Leftovers()) != 0 {
+		t.Errorf("create: %v, left %q", err, engine.Leftovers())
+	}
+	faults.Fail("Engine.Create", 1, runtimetest.After, broken)
+	if err := engine.Create(t.Context(), c); !errors.Is(err, broken) || len(engine.Leftovers()) != 1 {
+		t.Errorf("create: %v, left %q", err, engine.Leftovers())
+	}
+	if err := engine.Create(t.Context(), c); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("create: %v, want AlreadyExists", err)
+	}
+	faults.FailCall("Engine.Delete", 0, broken)
+	for range 2 {
+		if err := engine.Delete(t.Context(), "a"); !errors.Is(err, broken) {
+			t.Errorf("delete: %v", err)
+		}
+	}
+	want := []string{"Engine.Create", "Engine.Create", "Engine.Create", "Engine.Delete", "Engine.Delete"}
+	if got := faults.Calls(); !slices.Equal(got, want) || faults.Count("Engine.Delete") != 2 {
+		t.Errorf("calls %q, want %q", got, want)
+	}
+	faults.Reset()
+	if err := engine.Delete(t.Context(), "a"); err != nil || len(engine.Leftovers()) != 0 {
+		t.Errorf("delete: %v, left %q", err, engine.Leftovers())
+	}
+	engine.SetDown(true)
+	if _, err := engine.List(t.Context()); !errdefs.IsUnavailable(err) {
+		t.Errorf("list: %v, want Unavailable", err)
+	}
+}
