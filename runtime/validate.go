@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -55,15 +57,7 @@ func checkName(name, field string) error {
 // complete fills in defaults and checks everything that can be checked without
 // touching anything. It reports all faults at once, each with its field.
 func (m *Manager) complete(name string, spec *Spec) error {
-	var errs []error
-	fault := func(field, format string, args ...any) *problem.Problem {
-		p := problem.New(problem.FieldInvalid, format, args...).WithField(field)
-		errs = append(errs, p)
-		return p
-	}
-	if err := checkName(name, "name"); err != nil {
-		errs = append(errs, err)
-	}
+	errs := []error{checkName(name, "name")}
 	if ref, err := imageref.Normalize(spec.Image); err != nil {
 		errs = append(errs, err)
 	} else {
@@ -72,44 +66,48 @@ func (m *Manager) complete(name string, spec *Spec) error {
 	spec.PullPolicy = cmp.Or(spec.PullPolicy, PullIfNotPresent)
 	spec.Hostname = cmp.Or(spec.Hostname, name)
 	if !hostname.MatchString(spec.Hostname) {
-		fault("spec.hostname", "%q is not a host name", spec.Hostname).
-			WithHint("use letters, digits, - and ., at most 63 (RFC 1123)")
+		errs = append(errs, invalid("spec.hostname", "use letters, digits, - and ., at most 63 (RFC 1123)",
+			"%q is not a host name", spec.Hostname))
 	}
 	if spec.Workdir != "" && (!path.IsAbs(spec.Workdir) || strings.ContainsRune(spec.Workdir, 0)) {
-		fault("spec.workdir", "working directory %q is not absolute", spec.Workdir).WithHint("begin it with /")
-	}
-	for key := range spec.Env {
-		switch {
-		case !variableName.MatchString(key):
-			fault("spec.env["+strconv.Quote(key)+"]", "%q is not a variable name", key).
-				WithHint("use letters, digits and _, not beginning with a digit")
-		case strings.HasPrefix(key, "REMOTEGPU_"):
-			errs = append(errs, problem.New(problem.EnvVariableReserved, "variable %s is reserved", key).
-				WithField("spec.env["+strconv.Quote(key)+"]").WithHint("variables that begin with REMOTEGPU_ are set by the node"))
-		case strings.ContainsRune(spec.Env[key], 0):
-			fault("spec.env["+strconv.Quote(key)+"]", "the value of %s contains a NUL byte", key).
-				WithHint("variables cannot carry binary data; use a mount")
-		}
+		errs = append(errs, invalid("spec.workdir", "begin it with /", "working directory %q is not absolute", spec.Workdir))
 	}
 	if d := spec.Desktop; d != nil {
 		d.Width, d.Height = cmp.Or(d.Width, DefaultWidth), cmp.Or(d.Height, DefaultHeight)
 		d.Depth = cmp.Or(d.Depth, DefaultDepth)
 		if d.Width < 320 || d.Height < 200 {
-			fault("spec.desktop", "a desktop of %dx%d pixels is too small", d.Width, d.Height).WithHint("use at least 320x200")
+			errs = append(errs, invalid("spec.desktop", "use at least 320x200", "a desktop of %dx%d pixels is too small", d.Width, d.Height))
 		}
 	}
-	errs = append(errs, checkResources(spec)...)
-	errs = append(errs, m.cfg.Ports.Check(spec.Ports, "spec.ports"), m.cfg.Volumes.Check(spec.Mounts, "spec.mounts"))
+	errs = append(errs, checkVariables(spec.Env), checkResources(spec),
+		m.cfg.Ports.Check(spec.Ports, "spec.ports"), m.cfg.Volumes.Check(spec.Mounts, "spec.mounts"))
 	return errors.Join(errs...)
 }
 
-func checkResources(spec *Spec) []error {
+// invalid is a fault of one field.
+func invalid(field, hint, format string, args ...any) error {
+	return problem.New(problem.FieldInvalid, format, args...).WithField(field).WithHint("%s", hint)
+}
+
+func checkVariables(env map[string]string) error {
 	var errs []error
-	fault := func(field, format string, args ...any) *problem.Problem {
-		p := problem.New(problem.FieldInvalid, format, args...).WithField(field)
-		errs = append(errs, p)
-		return p
+	for _, key := range slices.Sorted(maps.Keys(env)) {
+		field := "spec.env[" + strconv.Quote(key) + "]"
+		switch {
+		case !variableName.MatchString(key):
+			errs = append(errs, invalid(field, "use letters, digits and _, not beginning with a digit", "%q is not a variable name", key))
+		case strings.HasPrefix(key, "REMOTEGPU_"):
+			errs = append(errs, problem.New(problem.EnvVariableReserved, "variable %s is reserved", key).
+				WithField(field).WithHint("variables that begin with REMOTEGPU_ are set by the node"))
+		case strings.ContainsRune(env[key], 0):
+			errs = append(errs, invalid(field, "variables cannot carry binary data; use a mount", "the value of %s contains a NUL byte", key))
+		}
 	}
+	return errors.Join(errs...)
+}
+
+func checkResources(spec *Spec) error {
+	var errs []error
 	r := &spec.Resources
 	r.Pids = cmp.Or(r.Pids, DefaultPids)
 	if r.ShmBytes == 0 {
@@ -123,26 +121,26 @@ func checkResources(spec *Spec) []error {
 			WithField("spec.resources.memory_bytes").WithHint("give at least %d bytes (16 MiB)", MinMemory))
 	}
 	if r.SwapBytes != 0 && r.MemoryBytes == 0 {
-		fault("spec.resources.swap_bytes", "swap is limited but memory is not").
-			WithHint("set memory_bytes too; without it swap is not limited")
+		errs = append(errs, invalid("spec.resources.swap_bytes", "set memory_bytes too; without it swap is not limited",
+			"swap is limited but memory is not"))
 	}
 	if r.CPUMillis != 0 && r.CPUMillis < 10 {
-		fault("spec.resources.cpu_millis", "%d thousandths of a CPU are too few", r.CPUMillis).
-			WithHint("give at least 10; the kernel's smallest quota is 1 ms per period")
+		errs = append(errs, invalid("spec.resources.cpu_millis", "give at least 10; the kernel's smallest quota is 1 ms per period",
+			"%d thousandths of a CPU are too few", r.CPUMillis))
 	}
 	seen := map[string]bool{}
 	for i, limit := range r.Ulimits {
 		field := fmt.Sprintf("spec.resources.ulimits[%d]", i)
 		if seen[limit.Name] {
-			fault(field+".name", "limit %q is given twice", limit.Name).WithHint("give it once")
+			errs = append(errs, invalid(field+".name", "give it once", "limit %q is given twice", limit.Name))
 		}
 		seen[limit.Name] = true
 		if limit.Hard != -1 && (limit.Soft == -1 || limit.Soft > limit.Hard) {
-			fault(field+".soft", "the soft limit of %q is above its hard limit", limit.Name).
-				WithHint("raise the hard limit or lower the soft one (setrlimit(2))")
+			errs = append(errs, invalid(field+".soft", "raise the hard limit or lower the soft one (setrlimit(2))",
+				"the soft limit of %q is above its hard limit", limit.Name))
 		}
 	}
-	return errs
+	return errors.Join(errs...)
 }
 
 // checkImage finds the image or asks its registry, so that an unknown one is

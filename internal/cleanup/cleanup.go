@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -43,9 +44,9 @@ func (s *Stack) Unwind(ctx context.Context) error {
 	ctx, cancel := Context(ctx)
 	defer cancel()
 	var errs []error
-	for i := len(steps) - 1; i >= 0; i-- {
-		if err := steps[i].undo(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("undo %s: %w", steps[i].name, err))
+	for _, step := range slices.Backward(steps) {
+		if err := step.undo(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("undo %s: %w", step.name, err))
 		}
 	}
 	return errors.Join(errs...)

@@ -28,6 +28,7 @@ const (
 	RequestIDReused      Reason = "REQUEST_ID_REUSED"
 	PageTokenInvalid     Reason = "PAGE_TOKEN_INVALID"
 	RequestTooLarge      Reason = "REQUEST_TOO_LARGE"
+	RequestMalformed     Reason = "REQUEST_MALFORMED"
 	Unauthenticated      Reason = "UNAUTHENTICATED"
 	MemoryTooSmall       Reason = "MEMORY_TOO_SMALL"
 	UserNotFound         Reason = "USER_NOT_FOUND"
@@ -89,6 +90,7 @@ var kinds = map[Reason]error{
 	RequestIDReused:      errdefs.ErrAlreadyExists,
 	PageTokenInvalid:     errdefs.ErrInvalidArgument,
 	RequestTooLarge:      errdefs.ErrResourceExhausted,
+	RequestMalformed:     errdefs.ErrInvalidArgument,
 	Unauthenticated:      errdefs.ErrUnauthenticated,
 	MemoryTooSmall:       errdefs.ErrInvalidArgument,
 	UserNotFound:         errdefs.ErrInvalidArgument,

@@ -1,0 +1,226 @@
+// Package config is the node's configuration: one strict TOML file whose
+// defaults are complete. Flags of remotegpud override what the file says.
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+// Version is the version of the file format.
+const Version = 1
+
+// DefaultPath is where remotegpud looks for its file.
+const DefaultPath = "/etc/remotegpu/remotegpud.toml"
+
+// Config is the whole configuration.
+type Config struct {
+	Version    int        `toml:"version" comment:"Version of this file's format."`
+	Node       Node       `toml:"node"`
+	API        API        `toml:"api"`
+	Gateway    Gateway    `toml:"gateway"`
+	Containerd Containerd `toml:"containerd"`
+	BuildKit   BuildKit   `toml:"buildkit"`
+	Network    Network    `toml:"network"`
+	Mounts     Mounts     `toml:"mounts"`
+	Operations Operations `toml:"operations"`
+	Log        Log        `toml:"log"`
+}
+
+// Node is who the node is and where it keeps things.
+type Node struct {
+	Name     string            `toml:"name" comment:"Name of the node. Empty: the host name."`
+	Labels   map[string]string `toml:"labels" comment:"Labels of the node."`
+	StateDir string            `toml:"state_dir" comment:"What survives a reboot: database, volumes, logs, keys."`
+	RunDir   string            `toml:"run_dir" comment:"What does not: sockets, network namespaces, desktop passwords. On a tmpfs."`
+}
+
+// API is where the API listens.
+type API struct {
+	Socket  string `toml:"socket" comment:"Unix socket, for root only. Empty: <run_dir>/node.sock."`
+	Listen  string `toml:"listen" comment:"TCP address; callers need the token in <state_dir>/token. Beyond loopback it speaks TLS. Empty: off."`
+	TLSCert string `toml:"tls_cert" comment:"Certificate (PEM) for TCP beyond loopback. Empty: a self-signed one is made."`
+	TLSKey  string `toml:"tls_key" comment:"Key (PEM) of tls_cert."`
+}
+
+// Gateway is the web listener for people.
+type Gateway struct {
+	Listen         string   `toml:"listen" comment:"TCP address. Empty: off."`
+	PublicURL      string   `toml:"public_url" comment:"Base URL that people reach it by. Empty: https://<first address of the host>:<port>."`
+	TLSCert        string   `toml:"tls_cert" comment:"Certificate (PEM). Empty: a self-signed one is made."`
+	TLSKey         string   `toml:"tls_key" comment:"Key (PEM) of tls_cert."`
+	FrameAncestors []string `toml:"frame_ancestors" comment:"Origins that may embed desktops in an iframe."`
+}
+
+// Containerd is the containerd to use.
+type Containerd struct {
+	Address     string `toml:"address" comment:"Socket."`
+	Namespace   string `toml:"namespace" comment:"containerd namespace that holds our objects."`
+	Snapshotter string `toml:"snapshotter" comment:"Snapshotter."`
+}
+
+// BuildKit is the BuildKit to build images with.
+type BuildKit struct {
+	Address string `toml:"address" comment:"Socket of buildkitd, for example unix:///run/remotegpu/buildkitd.sock. Empty: nothing can be built."`
+}
+
+// Network is the network of environments.
+type Network struct {
+	Range      string   `toml:"range" comment:"IPv4 range to cut subnets from (CIDR). Empty: one that collides with no route, kept once chosen."`
+	Upstreams  []string `toml:"upstreams" comment:"Name servers for environments where the host has none but loopback ones."`
+	Search     []string `toml:"search" comment:"DNS search domains where upstreams are used."`
+	ResolvConf string   `toml:"resolv_conf" comment:"The host's resolv.conf."`
+	IPTables   string   `toml:"iptables" comment:"iptables program. Empty: the one on PATH."`
+}
+
+// Mounts is what environments may mount.
+type Mounts struct {
+	AllowedRoots []string `toml:"allowed_roots" comment:"Host directories beneath which bind mounts are allowed. Empty: none."`
+}
+
+// Operations is the queue of long work.
+type Operations struct {
+	Workers   int           `toml:"workers" comment:"Operations at work at the same time."`
+	Retention time.Duration `toml:"-"`
+	KeepDays  int           `toml:"keep_days" comment:"Days that operations are kept after they are done."`
+}
+
+// Log is how the daemon logs.
+type Log struct {
+	Format string `toml:"format" comment:"text or json."`
+	Level  string `toml:"level" comment:"debug, info, warn or error."`
+}
+
+// Default returns the configuration of a node without a file.
+func Default() Config {
+	return Config{
+		Version:    Version,
+		Node:       Node{StateDir: "/var/lib/remotegpu", RunDir: "/run/remotegpu"},
+		API:        API{Listen: "127.0.0.1:7480"},
+		Gateway:    Gateway{Listen: "0.0.0.0:7443"},
+		Containerd: Containerd{Address: "/run/containerd/containerd.sock", Namespace: "remotegpu", Snapshotter: "overlayfs"},
+		Network:    Network{ResolvConf: "/etc/resolv.conf"},
+		Operations: Operations{Workers: 16, KeepDays: 30},
+		Log:        Log{Format: "text", Level: "info"},
+	}
+}
+
+// Load reads a file over the defaults. A file that is not there is an error
+// unless optional. Unknown keys are errors: CONFIG_INVALID.
+func Load(path string, optional bool) (Config, error) {
+	cfg := Default()
+	text, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && optional:
+		return cfg, cfg.complete()
+	case err != nil:
+		return cfg, problem.New(problem.ConfigInvalid, "the configuration cannot be read").WithCause(err).
+			WithHint("write one with: remotegpud config default")
+	}
+	decoder := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
+	if err := decoder.Decode(&cfg); err != nil {
+		detail := err.Error()
+		if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
+			detail = strict.String()
+		} else if wrong, ok := errors.AsType[*toml.DecodeError](err); ok {
+			detail = wrong.String()
+		}
+		return cfg, problem.New(problem.ConfigInvalid, "%s: %s", path, detail).
+			WithHint("compare it with: remotegpud config default")
+	}
+	return cfg, cfg.complete()
+}
+
+// complete fills in what follows from other settings and checks the whole.
+func (c *Config) complete() error {
+	if c.Node.Name == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return fault("node.name", "set node.name", "the host has no name: %v", err)
+		}
+		c.Node.Name = name
+	}
+	if c.API.Socket == "" {
+		c.API.Socket = filepath.Join(c.Node.RunDir, "node.sock")
+	}
+	c.Operations.Retention = time.Duration(c.Operations.KeepDays) * 24 * time.Hour
+	return errors.Join(c.check(), c.Network.check())
+}
+
+func (c *Config) check() error {
+	var errs []error
+	if c.Version != Version {
+		errs = append(errs, fault("version", "compare it with: remotegpud config default",
+			"this program reads version %d, the file has %d", Version, c.Version))
+	}
+	paths := map[string]string{"node.state_dir": c.Node.StateDir, "node.run_dir": c.Node.RunDir}
+	for _, root := range c.Mounts.AllowedRoots {
+		paths["mounts.allowed_roots"] = root
+		if !filepath.IsAbs(root) {
+			break
+		}
+	}
+	for field, path := range paths {
+		if !filepath.IsAbs(path) {
+			errs = append(errs, fault(field, "begin it with /", "%q is not an absolute path", path))
+		}
+	}
+	for field, address := range map[string]string{"api.listen": c.API.Listen, "gateway.listen": c.Gateway.Listen} {
+		if _, _, err := net.SplitHostPort(address); address != "" && err != nil {
+			errs = append(errs, fault(field, "write it like 127.0.0.1:7480", "%q is not host:port", address))
+		}
+	}
+	for field, pair := range map[string][2]string{
+		"api.tls_cert": {c.API.TLSCert, c.API.TLSKey}, "gateway.tls_cert": {c.Gateway.TLSCert, c.Gateway.TLSKey},
+	} {
+		if (pair[0] == "") != (pair[1] == "") {
+			errs = append(errs, fault(field, "set both or neither", "a certificate needs its key and a key its certificate"))
+		}
+	}
+	if c.Operations.Workers < 1 || c.Operations.KeepDays < 1 {
+		errs = append(errs, fault("operations", "", "workers and keep_days are at least 1"))
+	}
+	if c.Log.Format != "text" && c.Log.Format != "json" {
+		errs = append(errs, fault("log.format", "", "%q is neither text nor json", c.Log.Format))
+	}
+	return errors.Join(errs...)
+}
+
+func (n *Network) check() error {
+	var errs []error
+	if n.Range != "" {
+		if prefix, err := netip.ParsePrefix(n.Range); err != nil || !prefix.Addr().Is4() || prefix.Bits() > 29 || prefix != prefix.Masked() {
+			errs = append(errs, fault("network.range", "write it like 10.88.0.0/16", "%q is not an IPv4 range of at least a /29", n.Range))
+		}
+	}
+	for _, server := range n.Upstreams {
+		if _, err := netip.ParseAddr(server); err != nil {
+			errs = append(errs, fault("network.upstreams", "write addresses, not names", "%q is not an address", server))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func fault(field, hint, format string, args ...any) error {
+	return problem.New(problem.ConfigInvalid, field+": "+format, args...).WithField(field).WithHint("%s", hint)
+}
+
+// Marshal renders the configuration as a commented file.
+func (c Config) Marshal() ([]byte, error) {
+	text, err := toml.Marshal(c)
+	if err != nil {
+		return nil, fmt.Errorf("render configuration: %w", err)
+	}
+	return text, nil
+}

@@ -1,0 +1,66 @@
+package config_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/remotegpu/remotegpu/internal/config"
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "remotegpud.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestDefaultFileLoadsBackUnchanged(t *testing.T) {
+	text, err := config.Default().Marshal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	loaded, err := config.Load(write(t, string(text)), false)
+	if err != nil {
+		t.Fatalf("the default file is refused: %v", err)
+	}
+	absent, err := config.Load(filepath.Join(t.TempDir(), "none.toml"), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, _ := loaded.Marshal()
+	want, _ := absent.Marshal()
+	if string(again) != string(want) {
+		t.Errorf("the default file changes the configuration:\n%s\nwant\n%s", again, want)
+	}
+}
+
+func TestLoadRefuses(t *testing.T) {
+	for _, test := range []struct{ name, text, says string }{
+		{"an unknown key", "version = 1\n[api]\nsocket_path = \"/x\"\n", "socket_path"},
+		{"another version", "version = 2\n", "version"},
+		{"a file that is no TOML", "version = \n", "toml"},
+		{"a relative state directory", "version = 1\n[node]\nstate_dir = \"x\"\n", "state_dir"},
+		{"a range that is none", "version = 1\n[network]\nrange = \"10.88.0.1/16\"\n", "network.range"},
+		{"an IPv6 range", "version = 1\n[network]\nrange = \"fd00::/64\"\n", "network.range"},
+		{"a key without its certificate", "version = 1\n[api]\ntls_key = \"/k\"\n", "tls_cert"},
+		{"an upstream that is a name", "version = 1\n[network]\nupstreams = [\"dns.example\"]\n", "upstreams"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			_, err := config.Load(write(t, test.text), false)
+			if err == nil || problem.Of(err).Reason != problem.ConfigInvalid || !strings.Contains(err.Error(), test.says) {
+				t.Errorf("got %v, want CONFIG_INVALID that mentions %q", err, test.says)
+			}
+		})
+	}
+}
+
+func TestLoadWithoutFile(t *testing.T) {
+	if _, err := config.Load(filepath.Join(t.TempDir(), "none.toml"), false); err == nil {
+		t.Error("a missing file that was named is accepted")
+	}
+}

@@ -1,0 +1,61 @@
+package rpc
+
+import (
+	"context"
+	"time"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+// NodeInfo tells about the node.
+type NodeInfo interface {
+	Info(ctx context.Context) Node
+}
+
+// Node is what a node is and what it runs on.
+type Node struct {
+	ID           string
+	Name         string
+	Labels       map[string]string
+	Version      string
+	StartedAt    time.Time
+	OS           string
+	Kernel       string
+	Architecture string
+	CPUs         int
+	MemoryBytes  int64
+	Engine       runtime.EngineInfo
+	Cgroup       string
+	IPTables     string
+	AddressRange string
+	GatewayURL   string
+	Conditions   []runtime.Condition
+}
+
+// GetNodeInfo implements the RPC.
+func (s *nodeService) GetNodeInfo(ctx context.Context, _ *remotegpuv1.GetNodeInfoRequest) (*remotegpuv1.GetNodeInfoResponse, error) {
+	node := s.cfg.Node.Info(ctx)
+	counts, err := s.cfg.Manager.Count(ctx)
+	if err != nil {
+		return nil, err
+	}
+	message := &remotegpuv1.Node{
+		Id: node.ID, Name: node.Name, Labels: node.Labels, Version: node.Version, StartedAt: timestamp(node.StartedAt), Etag: etag(node.StartedAt.UnixMilli()),
+		Os: node.OS, Kernel: node.Kernel, Architecture: node.Architecture, Cpus: int32(node.CPUs), MemoryBytes: node.MemoryBytes,
+		Containerd: &remotegpuv1.Containerd{
+			Address: node.Engine.Address, Version: node.Engine.Version, Namespace: node.Engine.Namespace, Snapshotter: node.Engine.Snapshotter,
+		},
+		Cgroup: node.Cgroup, Iptables: node.IPTables, AddressRange: node.AddressRange, GatewayUrl: node.GatewayURL,
+		Environments: make(map[string]int32, len(counts)),
+	}
+	for state, count := range counts {
+		message.Environments[string(state)] = int32(count)
+	}
+	for _, condition := range node.Conditions {
+		message.Conditions = append(message.Conditions, &remotegpuv1.NodeCondition{
+			Reason: string(condition.Reason), Message: condition.Message, Hint: condition.Hint,
+		})
+	}
+	return &remotegpuv1.GetNodeInfoResponse{Node: message}, nil
+}

@@ -1,0 +1,74 @@
+package rpc
+
+import (
+	"context"
+	"strconv"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/port"
+)
+
+// ListPortMappings implements the RPC.
+func (s *portService) ListPortMappings(ctx context.Context, req *remotegpuv1.ListPortMappingsRequest) (*remotegpuv1.ListPortMappingsResponse, error) {
+	filter := port.Filter{
+		Project: req.GetProject(), Service: serviceTypes.toDomain[req.GetServiceType()], IncludeReleased: req.GetIncludeReleased(),
+		Limit: pageSize(req.GetPageSize()), After: req.GetPageToken(),
+	}
+	if name := req.GetEnvironment(); name != "" {
+		filter.EnvID = name // an id may be of an environment that is gone: history stays
+		if env, err := s.cfg.Manager.Get(ctx, req.GetProject(), name); err == nil {
+			filter.EnvID = env.ID
+		} else if problem.Of(err).Reason != problem.EnvNotFound {
+			return nil, err
+		}
+	}
+	mappings, next, err := s.cfg.Ports.Mappings(ctx, filter)
+	if err != nil {
+		return nil, err
+	}
+	res := &remotegpuv1.ListPortMappingsResponse{NextPageToken: next}
+	for i := range mappings {
+		res.PortMappings = append(res.PortMappings, toMapping(&mappings[i]))
+	}
+	return res, nil
+}
+
+// ListPortPools implements the RPC.
+func (s *portService) ListPortPools(ctx context.Context, _ *remotegpuv1.ListPortPoolsRequest) (*remotegpuv1.ListPortPoolsResponse, error) {
+	usages, err := s.cfg.Ports.Usage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	res := &remotegpuv1.ListPortPoolsResponse{}
+	for _, usage := range usages {
+		res.Pools = append(res.Pools, s.toPool(usage))
+	}
+	return res, nil
+}
+
+// UpdatePortPool implements the RPC.
+func (s *portService) UpdatePortPool(ctx context.Context, req *remotegpuv1.UpdatePortPoolRequest) (*remotegpuv1.UpdatePortPoolResponse, error) {
+	revision := int64(-1)
+	if req.GetEtag() != "" {
+		parsed, err := strconv.ParseInt(req.GetEtag(), 10, 64)
+		if err != nil || parsed < 0 {
+			return nil, problem.New(problem.EtagMismatch, "etag %q is none of a port pool", req.GetEtag()).WithField("etag").
+				WithHint("read the pool again and use its etag")
+		}
+		revision = parsed
+	}
+	usage, err := s.cfg.Ports.SetRange(ctx, serviceTypes.toDomain[req.GetServiceType()], uint16(req.GetFirstPort()), uint16(req.GetLastPort()), revision)
+	if err != nil {
+		return nil, err
+	}
+	return &remotegpuv1.UpdatePortPoolResponse{Pool: s.toPool(usage)}, nil
+}
+
+func (s *portService) toPool(usage port.Usage) *remotegpuv1.PortPool {
+	return &remotegpuv1.PortPool{
+		ServiceType: serviceTypes.toProto[usage.Service], FirstPort: int32(usage.First), LastPort: int32(usage.Last),
+		DefaultInternalPort: int32(usage.Internal), InUse: int32(usage.InUse), Free: int32(usage.Free),
+		Etag: etag(usage.Revision), Node: s.cfg.HostID,
+	}
+}
