@@ -149,12 +149,16 @@ func (d *ContainerdDaemon) Import(tb testing.TB, image *OCIImage) {
 	}
 }
 
-// Ctr runs ctr against the daemon, in its namespace, and returns its output.
+// Ctr runs ctr against the daemon, in its namespace, and returns its
+// standard output.
 func (d *ContainerdDaemon) Ctr(tb testing.TB, args ...string) string {
 	tb.Helper()
-	out, err := d.ctrCommand(args...).CombinedOutput()
+	cmd := d.ctrCommand(args...)
+	var stderr bytes.Buffer // it warns there
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
 	if err != nil {
-		tb.Fatalf("ctr %q: %v\n%s\n%s", args, err, out, d.Log())
+		tb.Fatalf("ctr %q: %v\n%s\n%s", args, err, stderr.Bytes(), d.Log())
 	}
 	return strings.TrimSpace(string(out))
 }
