@@ -1,0 +1,156 @@
+// The page of one desktop. Its address is /desktop/<environment>#token=…; the
+// fragment never leaves the browser, the token goes to the gateway as a
+// WebSocket subprotocol. Further words of the fragment: view=1 (the token only
+// sees) and resize=scale|remote.
+import RFB from './novnc/core/rfb.js';
+
+// Close codes of the gateway (session.go). Those that name a state are final;
+// everything else is tried again.
+const FINAL = {
+  4401: ['This link has expired', 'Ask for a new link to your desktop and open it.'],
+  4403: ['This link is not valid', 'Ask for a new link to your desktop and open it.'],
+  4429: ['Too many viewers', 'This desktop is open in as many windows as it takes. Close one and connect again.'],
+  1008: ['Connection refused', 'This browser sent something that the gateway does not let through.'],
+};
+const AGAIN = {
+  4410: 'The desktop ended. It comes back when its environment runs again.',
+  4503: 'The desktop does not answer yet. It may still be starting.',
+  1001: 'The gateway restarts.',
+};
+const LONGEST_WAIT = 10000; // ms between attempts
+const STEADY = 5000; // ms after which a connection counts as good
+
+const $ = (id) => document.getElementById(id);
+const root = document.documentElement;
+const environment = location.pathname.split('/').filter(Boolean).pop();
+
+let rfb = null;
+let attempt = 0;
+let timer = 0;
+let options = new URLSearchParams();
+
+function notice(kind, title, detail, again) {
+  $('notice').hidden = false;
+  $('notice').className = kind;
+  root.dataset.state = kind;
+  $('title').textContent = title;
+  $('detail').textContent = detail;
+  $('again').hidden = !again;
+  $('spinner').hidden = kind !== 'busy';
+  document.title = `${title} · ${environment}`;
+}
+
+function socketURL() {
+  const url = new URL(location.href);
+  url.protocol = url.protocol === 'http:' ? 'ws:' : 'wss:';
+  url.pathname = url.pathname.replace(/\/+$/, '') + '/rfb';
+  url.search = '';
+  url.hash = '';
+  return url.href;
+}
+
+function connect() {
+  clearTimeout(timer);
+  options = new URLSearchParams(location.hash.slice(1));
+  const token = options.get('token');
+  if (!token) {
+    notice('stopped', 'No token in this link', 'Open the whole link that you were given: its end, after #, lets you in.', false);
+    return;
+  }
+  if (!/^[A-Za-z0-9_-]+$/.test(token)) {
+    notice('stopped', ...FINAL[4403], false);
+    return;
+  }
+  notice('busy', attempt ? 'Connecting again' : 'Connecting', 'Opening the desktop.', false);
+  const socket = new WebSocket(socketURL(), ['binary', `remotegpu.token.${token}`]);
+  let closed = { code: 1006 };
+  socket.addEventListener('close', (event) => { closed = event; });
+
+  const session = new RFB($('screen'), socket, { shared: true });
+  rfb = session;
+  let since = 0;
+  const viewOnly = options.get('view') === '1';
+  session.viewOnly = viewOnly;
+  session.background = 'var(--ground)';
+  session.focusOnClick = true;
+  setFit(options.get('resize') === 'remote' && !viewOnly ? 'remote' : 'scale');
+
+  session.addEventListener('connect', () => {
+    since = performance.now();
+    attempt = 0;
+    root.classList.add('noVNC_connected');
+    root.dataset.state = 'connected';
+    $('notice').hidden = true;
+    $('bar').hidden = false;
+    $('viewing').hidden = !viewOnly;
+    for (const id of ['fit', 'keys', 'paste']) { $(id).hidden = viewOnly; }
+    named(environment);
+    session.focus();
+  });
+  session.addEventListener('desktopname', (event) => named(event.detail.name));
+  session.addEventListener('clipboard', (event) => { $('text').value = event.detail.text; });
+  session.addEventListener('disconnect', () => {
+    if (rfb !== session) { return; }
+    rfb = null;
+    root.classList.remove('noVNC_connected');
+    showClipboard(false);
+    if (FINAL[closed.code]) {
+      notice('stopped', ...FINAL[closed.code], closed.code === 4429 || closed.code === 1008);
+      return;
+    }
+    if (since && performance.now() - since > STEADY) { attempt = 0; }
+    const wait = Math.min(1000 * 1.6 ** attempt++, LONGEST_WAIT);
+    const why = AGAIN[closed.code] || (since ? 'The connection was lost.' : 'The gateway cannot be reached.');
+    notice('busy', 'Disconnected', `${why} Trying again in ${Math.round(wait / 1000)} s.`, true);
+    timer = setTimeout(connect, wait);
+  });
+}
+
+function named(name) {
+  $('name').textContent = name;
+  document.title = name;
+}
+
+function setFit(fit) {
+  if (!rfb) { return; }
+  rfb.scaleViewport = true;
+  rfb.resizeSession = fit === 'remote';
+  $('fit').dataset.fit = fit;
+  $('fit').textContent = fit === 'remote' ? 'Follows window' : 'Scaled';
+}
+
+function showClipboard(shown) {
+  $('clipboard').hidden = !shown;
+  $('paste').setAttribute('aria-expanded', String(shown));
+  if (shown) { $('text').focus(); } else if (rfb) { rfb.focus(); }
+}
+
+$('again').addEventListener('click', () => { attempt = 0; connect(); });
+$('fit').addEventListener('click', () => { setFit($('fit').dataset.fit === 'remote' ? 'scale' : 'remote'); rfb?.focus(); });
+$('keys').addEventListener('click', () => { rfb?.sendCtrlAltDel(); rfb?.focus(); });
+$('paste').addEventListener('click', () => showClipboard($('clipboard').hidden));
+$('text').addEventListener('input', () => rfb?.clipboardPasteFrom($('text').value));
+$('clipboard').addEventListener('keydown', (event) => { if (event.key === 'Escape') { showClipboard(false); } });
+$('full').hidden = !document.fullscreenEnabled;
+$('full').addEventListener('click', async () => {
+  try {
+    await (document.fullscreenElement ? document.exitFullscreen() : root.requestFullscreen());
+  } catch {
+    $('full').hidden = true; // the frame that holds this page does not allow it
+  }
+  rfb?.focus();
+});
+document.addEventListener('fullscreenchange', () => {
+  $('full').textContent = document.fullscreenElement ? 'Leave fullscreen' : 'Fullscreen';
+});
+// A new link in the same tab, or a new token from the page that embeds this one.
+addEventListener('hashchange', () => {
+  const old = rfb;
+  rfb = null;
+  root.classList.remove('noVNC_connected');
+  old?.disconnect();
+  attempt = 0;
+  connect();
+});
+
+connect();
