@@ -1,0 +1,172 @@
+// Package columns holds what the benchmark compares: each column makes, enters
+// and removes containers in the way of one product.
+package columns
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/remotegpu/remotegpu/test/bench/sandbox"
+)
+
+// Column is one product under measurement. The time that Create, Exec and
+// Remove take is what is measured; they do nothing that is not the product's.
+type Column interface {
+	// Name is the column's name.
+	Name() string
+	// Missing says what the machine lacks for it; "" when nothing.
+	Missing() string
+	// Start brings up what the product needs, with the image loaded.
+	Start(ctx context.Context) error
+	// Stop ends what Start began.
+	Stop()
+	// Versions names the programs it runs on.
+	Versions(ctx context.Context) []string
+	// Create makes a container and returns once its process runs and its port
+	// is published.
+	Create(ctx context.Context, id string) (*Instance, error)
+	// Exec runs "true" in it and returns once it has succeeded.
+	Exec(ctx context.Context, instance *Instance) error
+	// Remove sends SIGTERM, waits for the end and removes all that Create made.
+	Remove(ctx context.Context, instance *Instance) error
+}
+
+// Instance is a container that a column made.
+type Instance struct {
+	ID      string
+	Host    *sandbox.Host            // the host that publishes its port; nil without a network
+	Port    int                      // on that host
+	Spans   map[string]time.Duration // what parts of Create took, where known
+	Removal map[string]time.Duration // what parts of Remove took, where known
+}
+
+// What all columns run.
+const (
+	ImageName     = "localhost/remotegpu-bench:latest"
+	Banner        = "remotegpu-bench\n"
+	ContainerPort = 8080
+	truePath      = "/bin/true"
+	stopSeconds   = 10
+)
+
+// Config is what columns need to know.
+type Config struct {
+	Dir              string // the run's directory
+	Name             string // the run's name: cgroup parent and containerd namespace
+	Archive          string // the image, as "docker save" writes it
+	Containerd       int    // major version: 1 is the distribution's, 2 that of Tools
+	Tools            string // directory of the tools that "make tools" built
+	Remotegpud       string // the daemon's program
+	RemotegpudConfig string // its configuration; "": NodeConfig's
+}
+
+// systemPath is where the distribution's programs are; a developer's PATH has
+// no say in what is measured.
+const systemPath = "/usr/sbin:/usr/bin:/sbin:/bin"
+
+// path is the PATH of the column's daemons.
+func (c *Config) path() string {
+	if c.Containerd == 2 {
+		return c.Tools + ":" + systemPath
+	}
+	return systemPath
+}
+
+// program finds a program on the daemons' PATH, "" when it is not there.
+func (c *Config) program(name string) string {
+	for _, dir := range filepath.SplitList(c.path()) {
+		if found, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return found
+		}
+	}
+	return ""
+}
+
+// environ is the environment of the column's daemons.
+func (c *Config) environ(extra ...string) []string {
+	return append([]string{"PATH=" + c.path(), "HOME=" + c.Dir, "LANG=C.UTF-8"}, extra...)
+}
+
+// missing names the programs that are not there, with the packages that bring
+// them.
+func (c *Config) missing(programs ...[2]string) string {
+	var lacks []string
+	for _, program := range programs {
+		if c.program(program[0]) == "" {
+			lacks = append(lacks, fmt.Sprintf("%s is not installed (%s)", program[0], program[1]))
+		}
+	}
+	return strings.Join(lacks, ", ")
+}
+
+// engine is what every column on containerd needs.
+func (c *Config) engine() [][2]string {
+	source := "Debian package containerd"
+	if c.Containerd == 2 {
+		source = "make tools"
+	}
+	return [][2]string{
+		{"containerd", source},
+		{"containerd-shim-runc-v2", source},
+		{"runc", "Debian package runc"},
+		{"iptables-restore", "Debian package iptables"},
+	}
+}
+
+// version is the first line that a program prints about its version.
+func (c *Config) version(ctx context.Context, name string) string {
+	cmd := exec.CommandContext(ctx, c.program(name), "--version")
+	cmd.Env = c.environ()
+	out, err := cmd.Output()
+	if err != nil {
+		return name + ": " + err.Error()
+	}
+	first, _, _ := strings.Cut(string(out), "\n")
+	return strings.TrimSpace(first)
+}
+
+// subdir makes a directory of a column.
+func (c *Config) subdir(parts ...string) (string, error) {
+	dir := filepath.Join(append([]string{c.Dir}, parts...)...)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("make directory: %w", err)
+	}
+	return dir, nil
+}
+
+// Names are the columns in the order of the table.
+func Names() []string {
+	return []string{RemoteGPU, GoClient, GoClientShared, Ctr, Podman, Docker}
+}
+
+// The columns' names.
+const (
+	RemoteGPU      = "remotegpu"
+	GoClient       = "go-client"
+	GoClientShared = "go-client-shared" // one bridge for all containers
+	Ctr            = "ctr"
+	Podman         = "podman"
+	Docker         = "docker"
+)
+
+// New makes the column of a name; it starts nothing.
+func New(name string, config *Config) (Column, error) {
+	switch name {
+	case RemoteGPU:
+		return &remoteGPU{config: config}, nil
+	case GoClient, GoClientShared:
+		return &goClient{config: config, name: name, shared: name == GoClientShared}, nil
+	case Ctr:
+		return &ctr{config: config}, nil
+	case Podman:
+		return newPodman(config), nil
+	case Docker:
+		return newDocker(config), nil
+	}
+	return nil, fmt.Errorf("no column %q, there are %s", name, strings.Join(Names(), ", "))
+}

@@ -1,0 +1,202 @@
+// Command bench compares what a create, an exec and a delete cost with
+// remotegpu, with a plain loop on containerd's Go client (the lower bound),
+// and with ctr, podman and docker. See README.md.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/remotegpu/remotegpu/test/bench/columns"
+	"github.com/remotegpu/remotegpu/test/bench/measure"
+	"github.com/remotegpu/remotegpu/test/bench/report"
+	"github.com/remotegpu/remotegpu/test/bench/sandbox"
+)
+
+func main() {
+	// The program calls itself as the first process and as the body of its
+	// sandbox.
+	if len(os.Args) == 3 {
+		switch os.Args[1] {
+		case sandbox.InitArg:
+			code, err := sandbox.Init(os.Args[2])
+			if err != nil {
+				fmt.Fprintln(os.Stderr, "bench:", err)
+				code = 1
+			}
+			os.Exit(code)
+		case sandbox.BodyArg:
+			exit(body(context.Background(), os.Stdin, os.Stdout, os.Stderr))
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	exit(err)
+}
+
+func exit(err error) {
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+		os.Exit(0)
+	default:
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// request is what the body of the sandbox is asked to do.
+type request struct {
+	Columns []string
+	Config  columns.Config
+	Options measure.Options
+}
+
+// settings are the flags.
+type settings struct {
+	request
+	jsonPath string
+	parent   string
+	require  bool
+}
+
+func parse(args []string, errs io.Writer) (*settings, error) {
+	s := &settings{}
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(errs)
+	flags.IntVar(&s.Options.Runs, "runs", 15, "runs of each column that count")
+	flags.IntVar(&s.Options.Warmup, "warmup", 2, "runs of each column before them")
+	flags.DurationVar(&s.Options.Pause, "pause", 200*time.Millisecond, "pause before each run")
+	names := flags.String("columns", strings.Join(columns.Names(), ","), "columns to measure")
+	flags.StringVar(&s.jsonPath, "json", "", "`file` for all samples and results")
+	flags.IntVar(&s.Config.Containerd, "containerd", 1, "containerd: 1 is the distribution's, 2 the one that make tools built")
+	flags.StringVar(&s.Config.Tools, "tools", ".tools/bin", "`directory` of the tools that make tools built")
+	flags.StringVar(&s.Config.Remotegpud, "remotegpud", "bin/remotegpud", "`program` of the node daemon")
+	flags.StringVar(&s.Config.RemotegpudConfig, "remotegpud-config", "", "template `file` of the node's configuration; empty: a built-in one")
+	flags.StringVar(&s.parent, "dir", "/var/tmp", "`directory` on a disk for the run's files")
+	flags.BoolVar(&s.require, "require", false, "fail when something that a column needs is not installed")
+	if err := flags.Parse(args); err != nil {
+		return nil, err
+	}
+	if flags.NArg() > 0 {
+		return nil, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if s.Options.Runs < 1 || s.Options.Warmup < 0 || s.Options.Pause < 0 {
+		return nil, errors.New("-runs must be at least 1, -warmup and -pause at least 0")
+	}
+	if s.Config.Containerd != 1 && s.Config.Containerd != 2 {
+		return nil, fmt.Errorf("-containerd is 1 or 2, not %d", s.Config.Containerd)
+	}
+	for name := range strings.SplitSeq(*names, ",") {
+		if !slices.Contains(s.Columns, name) {
+			s.Columns = append(s.Columns, name)
+		}
+	}
+	for _, path := range []*string{&s.jsonPath, &s.Config.Tools, &s.Config.Remotegpud, &s.Config.RemotegpudConfig, &s.parent} {
+		if *path == "" {
+			continue
+		}
+		absolute, err := filepath.Abs(*path)
+		if err != nil {
+			return nil, fmt.Errorf("resolve %s: %w", *path, err)
+		}
+		*path = absolute
+	}
+	return s, nil
+}
+
+// run checks the request, has it measured in a sandbox and reports.
+func run(ctx context.Context, args []string, out, errs io.Writer) (err error) {
+	s, err := parse(args, errs)
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("namespaces, mounts and containers need root: run it with sudo")
+	}
+	s.Config.Name = fmt.Sprintf("remotegpu-bench-%d", os.Getpid())
+	s.Config.Dir = filepath.Join(s.parent, s.Config.Name)
+	if err := missing(s, errs); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(s.Config.Dir, 0o700); err != nil {
+		return fmt.Errorf("make directory of the run: %w", err)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(s.Config.Dir)) }()
+	if err := buildImage(ctx, &s.Config); err != nil {
+		return err
+	}
+	var result report.Result
+	if err := sandbox.Run(ctx, s.Config.Dir, s.Config.Name, s.request, &result, errs); err != nil {
+		return err
+	}
+	result.Judge(columns.RemoteGPU, columns.GoClient, columns.Docker)
+	if err := result.Write(out, columns.GoClient, columns.Docker); err != nil {
+		return fmt.Errorf("print result: %w", err)
+	}
+	if s.jsonPath != "" {
+		encoded, err := json.MarshalIndent(&result, "", "  ")
+		if err != nil {
+			return fmt.Errorf("encode result: %w", err)
+		}
+		if err := os.WriteFile(s.jsonPath, append(encoded, '\n'), 0o644); err != nil {
+			return fmt.Errorf("write result: %w", err)
+		}
+	}
+	return failures(&result)
+}
+
+// missing tells what is not installed, and fails when all of it is required.
+func missing(s *settings, errs io.Writer) error {
+	var lacks []error
+	for _, name := range s.Columns {
+		column, err := columns.New(name, &s.Config)
+		if err != nil {
+			return err
+		}
+		if lack := column.Missing(); lack != "" {
+			fmt.Fprintf(errs, "bench: column %s cannot be measured: %s\n", name, lack)
+			lacks = append(lacks, fmt.Errorf("column %s: %s", name, lack))
+		}
+	}
+	if s.require {
+		return errors.Join(lacks...)
+	}
+	return nil
+}
+
+// buildImage compiles the image's program and writes the image.
+func buildImage(ctx context.Context, config *columns.Config) error {
+	program := filepath.Join(config.Dir, "workload")
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-ldflags=-s -w", "-o", program,
+		"github.com/remotegpu/remotegpu/test/bench/workload")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if said, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build program of the image: %w: %s", err, said)
+	}
+	config.Archive = filepath.Join(config.Dir, "image.tar")
+	return columns.WriteArchive(config.Archive, program)
+}
+
+// failures is an error when a column that was begun was not finished.
+func failures(result *report.Result) error {
+	var failed []error
+	for _, column := range result.Columns {
+		if column.Failure != "" {
+			failed = append(failed, fmt.Errorf("column %s: %s", column.Name, column.Failure))
+		}
+	}
+	return errors.Join(failed...)
+}

@@ -1,0 +1,54 @@
+// Command workload is the program of the benchmark's image: it answers every
+// TCP connection to its port with a banner until SIGTERM. Called as "true" it
+// does nothing and succeeds.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+)
+
+func main() {
+	if filepath.Base(os.Args[0]) == "true" {
+		return
+	}
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// run listens on the address args[0] and greets with args[1].
+func run(args []string) error {
+	if len(args) != 2 {
+		return fmt.Errorf("want an address and a banner, have %d arguments", len(args))
+	}
+	terminate := make(chan os.Signal, 1)
+	signal.Notify(terminate, syscall.SIGTERM)
+	listener, err := net.Listen("tcp", args[0])
+	if err != nil {
+		return err
+	}
+	go func() {
+		<-terminate
+		listener.Close()
+	}()
+	fmt.Println("listening on", args[0]) // something for the log
+	for {
+		conn, err := listener.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		io.WriteString(conn, args[1])
+		conn.Close()
+	}
+}
