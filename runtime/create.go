@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -12,7 +13,6 @@ import (
 	"github.com/remotegpu/remotegpu/internal/cleanup"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime/operation"
-	"github.com/remotegpu/remotegpu/runtime/volume"
 )
 
 // runCreate makes an environment that the store has as creating. It is started
@@ -42,14 +42,9 @@ func (m *Manager) runCreate(ctx context.Context, task *operation.Task) error {
 	return nil
 }
 
-// make takes every step of a create, undoing those it took when one fails.
-func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Task) (err error) {
-	var undo cleanup.Stack
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, undo.Unwind(ctx))
-		}
-	}()
+// make takes every step of a create. What it took before a step failed is
+// given back by teardown, which serves failures, crashes and deletes alike.
+func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Task) error {
 	spans := startSpans(task)
 	image, err := m.obtainImage(ctx, env, task)
 	if err != nil {
@@ -57,7 +52,7 @@ func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Ta
 	}
 	spans.end("image")
 	task.Progress(operation.Progress{Step: "preparing", Done: 1, Total: 4})
-	container, err := m.prepare(ctx, env, &undo, spans, m.cfg.Engine.Create)
+	container, err := m.prepare(ctx, env, spans, m.cfg.Engine.Create)
 	if err != nil {
 		return err
 	}
@@ -68,7 +63,7 @@ func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Ta
 	}
 	spans.end("start")
 	task.Progress(operation.Progress{Step: "publishing ports", Done: 3, Total: 4})
-	if err := m.publish(ctx, env, &undo); err != nil {
+	if err := m.publish(ctx, env); err != nil {
 		return err
 	}
 	spans.end("publish")
@@ -105,14 +100,13 @@ func (m *Manager) obtainImage(ctx context.Context, env *Environment, task *opera
 
 // prepare takes what a start needs: network, mounts, desktop and files, the
 // network beside the rest. create, when not nil, makes the container record.
-func (m *Manager) prepare(ctx context.Context, env *Environment, undo *cleanup.Stack, spans *spans,
+func (m *Manager) prepare(ctx context.Context, env *Environment, spans *spans,
 	create func(context.Context, Container) error,
 ) (Container, error) {
 	var container Container
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		defer spans.beside("network")()
-		undo.Add("network", func(ctx context.Context) error { return m.cfg.Networks.Detach(ctx, env.ID) })
 		if err := m.cfg.Networks.Attach(groupCtx, env.ID, env.Slot); err != nil {
 			return fmt.Errorf("attach network of environment %s: %w", env.ID, err)
 		}
@@ -120,11 +114,10 @@ func (m *Manager) prepare(ctx context.Context, env *Environment, undo *cleanup.S
 	})
 	group.Go(func() (err error) {
 		defer spans.beside("container")()
-		container, err = m.render(groupCtx, env, undo)
+		container, err = m.render(groupCtx, env)
 		if err != nil || create == nil {
 			return err
 		}
-		undo.Add("container", func(ctx context.Context) error { return m.cfg.Engine.Delete(ctx, env.ID) })
 		if err := create(groupCtx, container); err != nil {
 			return fmt.Errorf("create container of environment %s: %w", env.ID, err)
 		}
@@ -134,10 +127,7 @@ func (m *Manager) prepare(ctx context.Context, env *Environment, undo *cleanup.S
 }
 
 // publish makes the environment's ports reachable.
-func (m *Manager) publish(ctx context.Context, env *Environment, undo *cleanup.Stack) error {
-	undo.Add("published ports", func(ctx context.Context) error {
-		return m.cfg.Networks.Publish(ctx, env.ID, env.Address, nil)
-	})
+func (m *Manager) publish(ctx context.Context, env *Environment) error {
 	if err := m.cfg.Networks.Publish(ctx, env.ID, env.Address, env.Ports); err != nil {
 		return fmt.Errorf("publish ports of environment %s: %w", env.ID, err)
 	}
@@ -146,20 +136,18 @@ func (m *Manager) publish(ctx context.Context, env *Environment, undo *cleanup.S
 
 // render gathers everything the engine needs to know of an environment, and
 // stages the mounts it names.
-func (m *Manager) render(ctx context.Context, env *Environment, undo *cleanup.Stack) (Container, error) {
+func (m *Manager) render(ctx context.Context, env *Environment) (Container, error) {
 	spec := &env.Spec
 	servers, search, err := m.cfg.Networks.Resolvers()
 	if err != nil {
 		return Container{}, err
 	}
-	undo.Add("files", func(context.Context) error { return m.files.remove(env.ID) })
 	mounts, err := m.files.write(env.ID, spec.Hostname, env.Address, servers, search)
 	if err != nil {
 		return Container{}, err
 	}
 	variables := nodeVariables(env)
 	if spec.Desktop != nil {
-		undo.Add("desktop", func(ctx context.Context) error { return m.cfg.Desktops.Remove(ctx, env.ID) })
 		desktopMounts, desktopEnv, err := m.cfg.Desktops.Prepare(ctx, env.ID, *spec.Desktop)
 		if err != nil {
 			return Container{}, fmt.Errorf("prepare desktop of environment %s: %w", env.ID, err)
@@ -167,9 +155,8 @@ func (m *Manager) render(ctx context.Context, env *Environment, undo *cleanup.St
 		mounts, variables = append(mounts, desktopMounts...), append(variables, desktopEnv...)
 	}
 	if len(spec.Mounts) > 0 {
-		var staged []volume.Staged
-		undo.Add("mounts", func(ctx context.Context) error { return m.cfg.Volumes.Unstage(ctx, env.ID) })
-		if staged, err = m.cfg.Volumes.Stage(ctx, env.ID, spec.Mounts); err != nil {
+		staged, err := m.cfg.Volumes.Stage(ctx, env.ID, spec.Mounts)
+		if err != nil {
 			return Container{}, fmt.Errorf("stage mounts of environment %s: %w", env.ID, err)
 		}
 		mounts = append(mounts, staged...)
@@ -191,7 +178,7 @@ func (m *Manager) render(ctx context.Context, env *Environment, undo *cleanup.St
 func (m *Manager) failCreate(ctx context.Context, env *Environment, cause error) error {
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
-	reason := createProblem(ctx, cause)
+	reason := problemOf(cause)
 	if err := m.teardown(ctx, env); err != nil {
 		m.cfg.Log.ErrorContext(ctx, "a failed create could not be undone; the reconciler will try again", "environment", env.ID, "error", err)
 		if _, updateErr := m.update(ctx, env.ID, func(env *Environment) error {
@@ -210,29 +197,29 @@ func (m *Manager) failCreate(ctx context.Context, env *Environment, cause error)
 	return operation.Permanent(cause)
 }
 
-func createProblem(_ context.Context, cause error) *operation.Problem {
+func problemOf(cause error) *operation.Problem {
 	p := problem.Of(cause)
 	return &operation.Problem{Reason: string(p.Reason), Message: cause.Error(), Field: p.Field, Hint: p.Hint}
 }
 
 // teardown removes everything an environment has on the host. Each step is
-// idempotent and all are tried. The container goes first: what it uses must
-// not vanish under it.
+// idempotent, so it undoes a create that failed or was interrupted anywhere.
+// Its ports are withdrawn while the container goes; what the container uses
+// goes after it.
 func (m *Manager) teardown(ctx context.Context, env *Environment) error {
-	if err := m.cfg.Engine.Delete(ctx, env.ID); err != nil {
-		return fmt.Errorf("delete container of environment %s: %w", env.ID, err)
+	var withdraw error
+	var publishing sync.WaitGroup
+	publishing.Go(func() { withdraw = m.cfg.Networks.Publish(ctx, env.ID, env.Address, nil) })
+	err := m.cfg.Engine.Delete(ctx, env.ID)
+	publishing.Wait()
+	if err != nil {
+		return errors.Join(fmt.Errorf("delete container of environment %s: %w", env.ID, err), withdraw)
 	}
-	var withdraw, detach, unstage, desktop error
-	var group errgroup.Group
-	group.Go(func() error {
-		withdraw = m.cfg.Networks.Publish(ctx, env.ID, env.Address, nil)
-		detach = m.cfg.Networks.Detach(ctx, env.ID)
-		return nil
-	})
-	unstage = m.cfg.Volumes.Unstage(ctx, env.ID)
-	desktop = m.cfg.Desktops.Remove(ctx, env.ID)
-	_ = group.Wait() // its errors are in withdraw and detach
-	return errors.Join(withdraw, detach, unstage, desktop, m.files.remove(env.ID))
+	return errors.Join(withdraw,
+		m.cfg.Networks.Detach(ctx, env.ID),
+		m.cfg.Volumes.Unstage(ctx, env.ID),
+		m.cfg.Desktops.Remove(ctx, env.ID),
+		m.files.remove(env.ID))
 }
 
 // release gives back an environment's ports and slot in the store, tells the

@@ -187,7 +187,7 @@ func (m *Manager) stop(ctx context.Context, env *Environment, timeout time.Durat
 		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
 			return err
 		}
-		return errors.Join(fmt.Errorf("stop environment %s: %w", env.ID, err), m.unlock(ctx, env.ID))
+		return operation.Permanent(errors.Join(fmt.Errorf("stop environment %s: %w", env.ID, err), m.unlock(ctx, env.ID)))
 	}
 	m.drawing.stop(env.ID)
 	_, updateErr := m.update(ctx, env.ID, func(env *Environment) error {
@@ -220,8 +220,7 @@ func (m *Manager) runStart(ctx context.Context, task *operation.Task) error {
 // environment owns while stopped stays when it fails; it is in error then.
 func (m *Manager) start(ctx context.Context, env *Environment, task *operation.Task) error {
 	spans := startSpans(task)
-	var keep cleanup.Stack // what is taken here belongs to the environment: nothing to undo
-	container, err := m.prepare(ctx, env, &keep, spans, nil)
+	container, err := m.prepare(ctx, env, spans, nil)
 	if err == nil {
 		spans.end("prepare")
 		_, err = m.cfg.Engine.Start(ctx, container)
@@ -231,7 +230,7 @@ func (m *Manager) start(ctx context.Context, env *Environment, task *operation.T
 	}
 	if err == nil {
 		spans.end("start")
-		err = m.publish(ctx, env, &keep)
+		err = m.publish(ctx, env)
 	}
 	if err != nil {
 		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
@@ -258,7 +257,7 @@ func (m *Manager) failStart(ctx context.Context, env *Environment, cause error) 
 		cause = errors.Join(cause, err)
 	}
 	_, err := m.update(ctx, env.ID, func(env *Environment) error {
-		env.State, env.Problem, env.Ready, env.Operation = Failed, createProblem(ctx, cause), false, ""
+		env.State, env.Problem, env.Ready, env.Operation = Failed, problemOf(cause), false, ""
 		return nil
 	})
 	return operation.Permanent(errors.Join(fmt.Errorf("start environment %s: %w", env.ID, cause), err))
@@ -275,7 +274,7 @@ func (m *Manager) runRestart(ctx context.Context, task *operation.Task) error {
 		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
 			return err
 		}
-		return errors.Join(fmt.Errorf("stop environment %s: %w", env.ID, err), m.unlock(ctx, env.ID))
+		return operation.Permanent(errors.Join(fmt.Errorf("stop environment %s: %w", env.ID, err), m.unlock(ctx, env.ID)))
 	}
 	task.Progress(operation.Progress{Step: "starting", Done: 1, Total: 2})
 	return m.start(ctx, env, task)
@@ -311,7 +310,7 @@ func (m *Manager) failDelete(ctx context.Context, env *Environment, cause error)
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
 	_, err := m.update(ctx, env.ID, func(env *Environment) error {
-		env.State, env.Problem, env.Ready, env.Operation = Failed, createProblem(ctx, cause), false, ""
+		env.State, env.Problem, env.Ready, env.Operation = Failed, problemOf(cause), false, ""
 		return nil
 	})
 	return operation.Permanent(errors.Join(fmt.Errorf("delete environment %s: %w", env.ID, cause), err))
