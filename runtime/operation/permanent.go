@@ -3,7 +3,8 @@ package operation
 import "errors"
 
 // Permanent marks a failure that another attempt would not mend, whatever its
-// kind: the handler has unwound and recorded it. The queue does not retry it.
+// kind: the handler has unwound and recorded it. The queue does not retry it
+// and does not call Policy.Abandon. nil stays nil.
 func Permanent(err error) error {
 	if err == nil {
 		return nil

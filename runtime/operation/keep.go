@@ -1,0 +1,125 @@
+package operation
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// keepLeases renews the leases of running operations and writes their
+// progress, until ctx ends.
+func (q *Queue) keepLeases(ctx context.Context) {
+	ticker := time.NewTicker(min(q.cfg.ProgressInterval, q.cfg.LeaseTTL/3))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		for _, e := range q.due() {
+			q.renew(ctx, e)
+		}
+	}
+}
+
+// due returns the running entries whose row is to be written.
+func (q *Queue) due() []*entry {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	var found []*entry
+	for _, e := range q.entries {
+		if e.live == nil {
+			continue
+		}
+		age := time.Since(e.written)
+		if (e.dirty && age >= q.cfg.ProgressInterval) || age >= q.cfg.LeaseTTL/3 {
+			found = append(found, e)
+		}
+	}
+	return found
+}
+
+func (q *Queue) renew(ctx context.Context, e *entry) {
+	q.mu.Lock()
+	live := e.live
+	e.dirty, e.written = false, time.Now()
+	q.mu.Unlock()
+	if live == nil {
+		return
+	}
+	op, err := q.cfg.Store.UpdateOperation(ctx, e.id, func(op *Operation) error {
+		if op.State != Running || op.LeaseOwner != q.cfg.Owner {
+			return ErrLeaseLost
+		}
+		op.LeaseExpires = time.Now().Add(q.cfg.LeaseTTL)
+		op.Progress, op.Result = live.Progress, live.Result
+		return nil
+	})
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if e.live == nil || e.live.Attempts != live.Attempts {
+		return // it ended meanwhile
+	}
+	switch {
+	case errors.Is(err, ErrLeaseLost):
+		// The end of the operation may be written and not yet known here; then
+		// its handler has returned and nobody listens.
+		e.cancel(ErrLeaseLost)
+	case err != nil:
+		e.dirty = true
+		if ctx.Err() == nil {
+			q.cfg.Log.WarnContext(ctx, "a lease could not be renewed", "operation", e.id, "error", err)
+		}
+	case op.Revision > e.live.Revision:
+		next := *op
+		next.Progress, next.Result = e.live.Progress, e.live.Result
+		e.live = &next
+		q.publish(&next)
+	}
+}
+
+// keepStore looks for rows that nobody told of and forgets old ones, until ctx
+// ends.
+func (q *Queue) keepStore(ctx context.Context) {
+	scan, purge := time.NewTicker(scanInterval), time.NewTicker(purgeInterval)
+	defer scan.Stop()
+	defer purge.Stop()
+	q.purge(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-scan.C:
+			q.scan(ctx)
+		case <-purge.C:
+			q.purge(ctx)
+		}
+	}
+}
+
+func (q *Queue) scan(ctx context.Context) {
+	pending, err := q.cfg.Store.Pending(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			q.cfg.Log.WarnContext(ctx, "pending operations could not be listed", "error", err)
+		}
+		return
+	}
+	q.mu.Lock()
+	for _, op := range pending {
+		q.add(op)
+	}
+	q.mu.Unlock()
+	q.wakeUp()
+}
+
+func (q *Queue) purge(ctx context.Context) {
+	purged, err := q.cfg.Store.PurgeOperations(ctx, time.Now().Add(-q.cfg.Retention))
+	if err != nil && ctx.Err() == nil {
+		q.cfg.Log.WarnContext(ctx, "old operations could not be forgotten", "error", err)
+	}
+	if purged > 0 {
+		q.cfg.Log.InfoContext(ctx, "old operations were forgotten", "count", purged)
+	}
+}
