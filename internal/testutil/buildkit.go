@@ -12,10 +12,10 @@ import (
 	"time"
 )
 
-// BuildKit starts a private buildkitd whose worker is the containerd at
+// StartBuildKit starts a private buildkitd whose worker is the containerd at
 // address (a path), in that containerd namespace, and returns what a client
 // connects to. It is the daemon that "make up" starts. It ends with the test.
-func BuildKit(tb testing.TB, containerd, namespace string) string {
+func StartBuildKit(tb testing.TB, containerd, namespace string) string {
 	tb.Helper()
 	dir, err := os.MkdirTemp("", "rgbk") // short: the path of a socket has 107 bytes
 	if err != nil {
@@ -27,7 +27,7 @@ func BuildKit(tb testing.TB, containerd, namespace string) string {
 		}
 	})
 	socket := filepath.Join(dir, "buildkitd.sock")
-	Daemon(tb, socket, Tool("buildkitd"),
+	startDaemon(tb, socket, Tool("buildkitd"),
 		"--addr=unix://"+socket,
 		"--root="+filepath.Join(dir, "root"),
 		"--config="+filepath.Join(dir, "none.toml"), // not the host's
@@ -44,10 +44,10 @@ func BuildKit(tb testing.TB, containerd, namespace string) string {
 	return "unix://" + socket
 }
 
-// Daemon starts a program that listens on a unix socket and waits until it
+// startDaemon starts a program that listens on a unix socket and waits until it
 // does. It gets SIGTERM at the test's end, and SIGKILL when that does not end
 // it. What it said is logged when the test failed.
-func Daemon(tb testing.TB, socket, program string, args ...string) {
+func startDaemon(tb testing.TB, socket, program string, args ...string) {
 	tb.Helper()
 	var output bytes.Buffer
 	ctx, cancel := context.WithCancel(context.WithoutCancel(tb.Context())) // ends at Cleanup, in its turn
