@@ -84,7 +84,7 @@ func parse(args []string, errs io.Writer) (*settings, error) {
 	flags.IntVar(&s.Config.Containerd, "containerd", 1, "containerd: 1 is the distribution's, 2 the one that make tools built")
 	flags.StringVar(&s.Config.Tools, "tools", ".tools/bin", "`directory` of the tools that make tools built")
 	flags.StringVar(&s.Config.Remotegpud, "remotegpud", "bin/remotegpud", "`program` of the node daemon")
-	flags.StringVar(&s.Config.RemotegpudConfig, "remotegpud-config", "", "template `file` of the node's configuration; empty: a built-in one")
+	flags.StringVar(&s.Config.RemotegpudConfig, "remotegpud-config", "", "`file` with the node's configuration, of which paths, listeners and containerd are replaced; empty: the defaults")
 	flags.StringVar(&s.parent, "dir", "/var/tmp", "`directory` on a disk for the run's files")
 	flags.BoolVar(&s.require, "require", false, "fail when something that a column needs is not installed")
 	if err := flags.Parse(args); err != nil {
@@ -123,13 +123,13 @@ func run(ctx context.Context, args []string, out, errs io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	if os.Geteuid() != 0 {
-		return errors.New("namespaces, mounts and containers need root: run it with sudo")
-	}
 	s.Config.Name = fmt.Sprintf("remotegpu-bench-%d", os.Getpid())
 	s.Config.Dir = filepath.Join(s.parent, s.Config.Name)
 	if err := missing(s, errs); err != nil {
 		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("namespaces, mounts and containers need root: run it with sudo")
 	}
 	if err := os.MkdirAll(s.Config.Dir, 0o700); err != nil {
 		return fmt.Errorf("make directory of the run: %w", err)
@@ -142,8 +142,9 @@ func run(ctx context.Context, args []string, out, errs io.Writer) (err error) {
 	if err := sandbox.Run(ctx, s.Config.Dir, s.Config.Name, s.request, &result, errs); err != nil {
 		return err
 	}
-	result.Judge(columns.RemoteGPU, columns.GoClient, columns.Docker)
-	if err := result.Write(out, columns.GoClient, columns.Docker); err != nil {
+	references := []string{columns.GoClient, columns.GoClientShared, columns.Docker}
+	result.Judge(columns.RemoteGPU, columns.GoClient, columns.Docker, references...)
+	if err := result.Write(out, references...); err != nil {
 		return fmt.Errorf("print result: %w", err)
 	}
 	if s.jsonPath != "" {

@@ -62,7 +62,7 @@ type Config struct {
 	Containerd       int    // major version: 1 is the distribution's, 2 that of Tools
 	Tools            string // directory of the tools that "make tools" built
 	Remotegpud       string // the daemon's program
-	RemotegpudConfig string // its configuration; "": NodeConfig's
+	RemotegpudConfig string // its configuration; "": the defaults
 }
 
 // systemPath is where the distribution's programs are; a developer's PATH has
@@ -137,6 +137,16 @@ func (c *Config) subdir(parts ...string) (string, error) {
 		return "", fmt.Errorf("make directory: %w", err)
 	}
 	return dir, nil
+}
+
+// socket is the path of a column's socket: on the sandbox's own tmpfs, since
+// the path of a socket has to be short.
+func socket(name string) (string, error) {
+	const dir = "/run/remotegpu-bench"
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("make directory of sockets: %w", err)
+	}
+	return filepath.Join(dir, name+".sock"), nil
 }
 
 // Names are the columns in the order of the table.

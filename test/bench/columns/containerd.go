@@ -43,7 +43,10 @@ func startEngine(ctx context.Context, config *Config, column string) (*engine, e
 	if err != nil {
 		return nil, err
 	}
-	e := &engine{address: filepath.Join(dir, "containerd.sock")}
+	e := &engine{}
+	if e.address, err = socket(column + "-containerd"); err != nil {
+		return nil, err
+	}
 	file := filepath.Join(dir, "config.toml")
 	content := fmt.Sprintf(engineConfig, filepath.Join(dir, "root"), filepath.Join(dir, "state"), e.address)
 	if err := os.WriteFile(file, []byte(content), 0o600); err != nil {

@@ -42,11 +42,14 @@ func (d *docker) Start(ctx context.Context) error {
 	if err := os.WriteFile(settings, []byte("{}"), 0o600); err != nil {
 		return fmt.Errorf("write configuration of docker: %w", err)
 	}
-	socket := filepath.Join(dir, "docker.sock")
+	api, err := socket(Docker)
+	if err != nil {
+		return err
+	}
 	d.daemon, err = sandbox.StartDaemon(d.engine.host.NS, filepath.Join(dir, "log"), d.config.environ(),
 		d.config.program("dockerd"),
 		"--config-file", settings,
-		"--host", "unix://"+socket,
+		"--host", "unix://"+api,
 		"--containerd", d.engine.address,
 		"--data-root", filepath.Join(dir, "root"),
 		"--exec-root", filepath.Join(dir, "exec"),
@@ -59,7 +62,7 @@ func (d *docker) Start(ctx context.Context) error {
 		return err
 	}
 	d.host = d.engine.host
-	return d.serve(ctx, socket)
+	return d.serve(ctx, api)
 }
 
 func (d *docker) Stop() {

@@ -1,53 +1,41 @@
 package columns
 
 import (
-	"bytes"
 	"fmt"
 	"os"
-	"text/template"
+	"path/filepath"
+
+	"github.com/remotegpu/remotegpu/internal/config"
 )
 
-// nodeNamespace is the containerd namespace of the node.
-const nodeNamespace = "remotegpu"
-
-// NodeSettings is what the benchmark decides about the node it starts.
-type NodeSettings struct {
-	Dir        string // for everything that the node keeps
-	Socket     string // of its API
-	Containerd string // socket
-	Namespace  string // of containerd
-}
-
-// defaultNodeConfig is used unless a template is given on the command line.
-const defaultNodeConfig = `state_dir = "{{.Dir}}/state"
-run_dir = "{{.Dir}}/run"
-
-[api]
-socket = "{{.Socket}}"
-
-[containerd]
-address = "{{.Containerd}}"
-namespace = "{{.Namespace}}"
-`
-
-// nodeConfig fills in the node's configuration, which is a template of
-// NodeSettings.
-func (r *remoteGPU) nodeConfig(settings *NodeSettings) ([]byte, error) {
-	text := defaultNodeConfig
+// writeNodeConfig writes the configuration of the node: the file named on the
+// command line, or the defaults, with what has to be the benchmark's own. It
+// returns the path of the file and of the API's socket.
+func (r *remoteGPU) writeNodeConfig(dir string) (file, api string, err error) {
+	settings := config.Default()
 	if r.config.RemotegpudConfig != "" {
-		content, err := os.ReadFile(r.config.RemotegpudConfig)
-		if err != nil {
-			return nil, fmt.Errorf("read configuration of remotegpud: %w", err)
+		if settings, err = config.Load(r.config.RemotegpudConfig, false); err != nil {
+			return "", "", fmt.Errorf("load configuration of remotegpud: %w", err)
 		}
-		text = string(content)
 	}
-	parsed, err := template.New("remotegpud.toml").Option("missingkey=error").Parse(text)
+	if api, err = socket(RemoteGPU); err != nil {
+		return "", "", err
+	}
+	settings.Node.StateDir = filepath.Join(dir, "state")
+	settings.Node.RunDir = "/run/remotegpu" // the sandbox's own tmpfs
+	settings.API.Socket = api
+	settings.API.Listen = "" // nothing but the socket is measured
+	settings.Gateway.Listen = ""
+	settings.Containerd.Address = r.engine.address
+	settings.Containerd.Namespace = r.config.Name
+	settings.BuildKit.Address = ""
+	text, err := settings.Marshal()
 	if err != nil {
-		return nil, fmt.Errorf("parse configuration of remotegpud: %w", err)
+		return "", "", err
 	}
-	var out bytes.Buffer
-	if err := parsed.Execute(&out, settings); err != nil {
-		return nil, fmt.Errorf("fill in configuration of remotegpud: %w", err)
+	file = filepath.Join(dir, "remotegpud.toml")
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		return "", "", fmt.Errorf("write configuration of remotegpud: %w", err)
 	}
-	return out.Bytes(), nil
+	return file, api, nil
 }

@@ -192,22 +192,21 @@ func ruleFile(rules []string) string {
 	return lines("*nat", rules[0], "COMMIT", "*filter", rules[1], "COMMIT")
 }
 
-// detach undoes attach. The veth pair goes with the namespace.
+// detach undoes attach. The veth pair goes with the namespace, which is let go
+// of last: the kernel takes it apart in the background, under the lock that
+// the deletion of the bridge needs.
 func (n *plainNetwork) detach(e *plainEndpoint) error {
 	var failures []error
-	if err := sandbox.UnpinNetNS(e.netns); err != nil {
-		failures = append(failures, err)
+	if e.bridge != "" {
+		link, err := n.handle.LinkByName(e.bridge)
+		if err == nil {
+			err = n.handle.LinkDel(link)
+		}
+		if absent := (netlink.LinkNotFoundError{}); err != nil && !errors.As(err, &absent) {
+			failures = append(failures, fmt.Errorf("delete bridge: %w", err))
+		}
 	}
-	if e.bridge == "" {
-		return errors.Join(failures...)
-	}
-	link, err := n.handle.LinkByName(e.bridge)
-	if err == nil {
-		err = n.handle.LinkDel(link)
-	}
-	if absent := (netlink.LinkNotFoundError{}); err != nil && !errors.As(err, &absent) {
-		failures = append(failures, fmt.Errorf("delete bridge: %w", err))
-	}
+	failures = append(failures, sandbox.UnpinNetNS(e.netns))
 	return errors.Join(failures...)
 }
 

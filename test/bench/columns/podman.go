@@ -77,17 +77,20 @@ func (p *podman) Start(ctx context.Context) error {
 	if p.host, err = sandbox.NewHost(); err != nil {
 		return err
 	}
-	socket := filepath.Join(dir, "podman.sock")
+	api, err := socket(Podman)
+	if err != nil {
+		return err
+	}
 	p.daemon, err = sandbox.StartDaemon(p.host.NS, filepath.Join(dir, "log"),
 		p.config.environ("CONTAINERS_CONF="+settings, "CONTAINERS_STORAGE_CONF="+storage),
 		p.config.program("podman"),
 		"--tmpdir", filepath.Join(dir, "tmp"),
 		"--volumepath", filepath.Join(dir, "volumes"),
 		"--log-level", "warn",
-		"system", "service", "--time", "0", "unix://"+socket,
+		"system", "service", "--time", "0", "unix://"+api,
 	)
 	if err != nil {
 		return err
 	}
-	return p.serve(ctx, socket)
+	return p.serve(ctx, api)
 }

@@ -49,22 +49,12 @@ func (r *remoteGPU) Start(ctx context.Context) error {
 	if r.engine, err = startEngine(ctx, r.config, RemoteGPU); err != nil {
 		return err
 	}
-	if err := r.engine.load(ctx, r.config, nodeNamespace); err != nil {
+	if err := r.engine.load(ctx, r.config, r.config.Name); err != nil {
 		return err
 	}
-	settings := NodeSettings{
-		Dir:        dir,
-		Socket:     filepath.Join(dir, "node.sock"),
-		Containerd: r.engine.address,
-		Namespace:  nodeNamespace,
-	}
-	file := filepath.Join(dir, "remotegpud.toml")
-	content, err := r.nodeConfig(&settings)
+	file, api, err := r.writeNodeConfig(dir)
 	if err != nil {
 		return err
-	}
-	if err := os.WriteFile(file, content, 0o600); err != nil {
-		return fmt.Errorf("write configuration of remotegpud: %w", err)
 	}
 	r.daemon, err = sandbox.StartDaemon(r.engine.host.NS, filepath.Join(dir, "log"), r.config.environ(),
 		r.config.Remotegpud, "--config", file)
@@ -73,7 +63,7 @@ func (r *remoteGPU) Start(ctx context.Context) error {
 	}
 	r.http = &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", settings.Socket)
+			return new(net.Dialer).DialContext(ctx, "unix", api)
 		},
 	}}
 	r.environments = remotegpuv1connect.NewEnvironmentServiceClient(

@@ -35,8 +35,9 @@ func targets(of, bound, docker string) []Target {
 }
 
 // Judge fills in what follows from the samples: summaries, the ratio of every
-// column to the lower bound and to docker, and the verdicts on column of.
-func (r *Result) Judge(of, bound, docker string) {
+// column to each of the columns references, and the verdicts on column of
+// against bound and docker.
+func (r *Result) Judge(of, bound, docker string, references ...string) {
 	for _, column := range r.Columns {
 		column.Summary = map[Row]Summary{}
 		for row, samples := range column.Samples {
@@ -45,7 +46,7 @@ func (r *Result) Judge(of, bound, docker string) {
 	}
 	for _, column := range r.Columns {
 		column.Ratios = map[string]RowsRatios{}
-		for _, to := range []string{bound, docker} {
+		for _, to := range references {
 			ratios := RowsRatios{}
 			for _, row := range Rows() {
 				if ratio, ok := r.ratio(row, column.Name, to); ok {

@@ -12,13 +12,13 @@ import (
 )
 
 // Write prints a judged result: the table of medians with min and max, the
-// ratios to the lower bound and to docker, the targets and the spans.
-func (r *Result) Write(out io.Writer, bound, docker string) error {
+// ratios to the references, the targets and the spans.
+func (r *Result) Write(out io.Writer, references ...string) error {
 	var text strings.Builder
 	fmt.Fprintf(&text, "\n%d runs after %d for warming up, interleaved, in %.0f s; kernel %s, %d CPUs; medians in ms (min–max)\n\n",
 		r.Runs, r.Warmup, r.Seconds, r.Kernel, r.CPUs)
 	r.writeMedians(&text)
-	for _, to := range []string{bound, docker} {
+	for _, to := range references {
 		r.writeRatios(&text, to)
 	}
 	r.writeTargets(&text)

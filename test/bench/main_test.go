@@ -1,0 +1,174 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/remotegpu/remotegpu/internal/testutil"
+	"github.com/remotegpu/remotegpu/test/bench/columns"
+	"github.com/remotegpu/remotegpu/test/bench/report"
+)
+
+func TestRefusesBadFlags(t *testing.T) {
+	for _, args := range [][]string{
+		{"-runs", "0"}, {"-warmup", "-1"}, {"-containerd", "3"}, {"-columns", "lxc"}, {"surplus"},
+	} {
+		var out, errs bytes.Buffer
+		if err := run(t.Context(), args, &out, &errs); err == nil {
+			t.Errorf("%v is accepted", args)
+		}
+	}
+}
+
+func TestRequireFailsWhenSomethingIsMissing(t *testing.T) {
+	var out, errs bytes.Buffer
+	absent := filepath.Join(t.TempDir(), "remotegpud")
+	err := run(t.Context(), []string{"-require", "-columns", columns.RemoteGPU, "-remotegpud", absent}, &out, &errs)
+	if err == nil || !strings.Contains(err.Error(), absent+" is not built") {
+		t.Fatalf("error is %v, want one that names %s", err, absent)
+	}
+	if !strings.Contains(errs.String(), "column remotegpu cannot be measured") {
+		t.Errorf("nothing is said about the column:\n%s", errs.String())
+	}
+}
+
+// bench builds the program and returns a command that keeps the run's files
+// in a directory of the test's.
+func bench(t *testing.T, args ...string) (cmd *exec.Cmd, dir string, errs *bytes.Buffer) {
+	t.Helper()
+	dir = t.TempDir()
+	program := filepath.Join(dir, "bench")
+	if said, err := exec.CommandContext(t.Context(), "go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, said)
+	}
+	errs = &bytes.Buffer{}
+	cmd = exec.CommandContext(t.Context(), program, append([]string{"-dir", dir, "-warmup", "0"}, args...)...)
+	cmd.Stderr = errs
+	cmd.WaitDelay = 10 * time.Second
+	return cmd, dir, errs
+}
+
+// assertNothingLeft looks for what a run with that process id could have left.
+func assertNothingLeft(t *testing.T, pid int, dir string) {
+	t.Helper()
+	name := fmt.Sprintf("remotegpu-bench-%d", pid)
+	if _, err := os.Lstat(filepath.Join(dir, name)); !os.IsNotExist(err) {
+		t.Errorf("the run's directory is left: %v", err)
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/" + name, "/sys/fs/cgroup/*/" + name} {
+		if left, _ := filepath.Glob(pattern); len(left) > 0 {
+			t.Errorf("cgroups are left: %v", left)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(mounts), name) {
+		t.Errorf("mounts are left:\n%s", mounts)
+	}
+	if left := processes(t, name); len(left) > 0 {
+		t.Errorf("processes are left: %q", left)
+	}
+}
+
+// processes are the command lines that have a text in them.
+func processes(t *testing.T, text string) []string {
+	t.Helper()
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, file := range files {
+		if line, err := os.ReadFile(file); err == nil && strings.Contains(string(line), text) {
+			found = append(found, strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	return found
+}
+
+func TestMeasuresAndLeavesNothing(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables, testutil.Containerd)
+	file := filepath.Join(t.TempDir(), "result.json")
+	cmd, dir, errs := bench(t, "-runs", "2", "-columns", "go-client,go-client-shared,ctr", "-json", file)
+	table, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, errs, table)
+	}
+	assertNothingLeft(t, cmd.Process.Pid, dir)
+
+	encoded, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var result report.Result
+	if err := json.Unmarshal(encoded, &result); err != nil {
+		t.Fatal(err)
+	}
+	if len(result.Columns) != 3 {
+		t.Fatalf("%d columns were measured, want 3", len(result.Columns))
+	}
+	for _, column := range result.Columns {
+		for _, row := range report.Rows() {
+			want := 2
+			if column.Name == columns.Ctr && row == report.CreatePort {
+				want = 0 // it has no network
+			}
+			if got := column.Summary[row].N; got != want {
+				t.Errorf("%s has %d samples of %s, want %d", column.Name, got, row, want)
+			}
+		}
+		if !strings.Contains(string(table), column.Name) {
+			t.Errorf("the table has no %s:\n%s", column.Name, table)
+		}
+	}
+}
+
+func TestInterruptLeavesNothing(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables, testutil.Containerd)
+	cmd, dir, _ := bench(t, "-runs", "100000", "-columns", "go-client")
+	errs, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer errs.Close()
+	cmd.Stderr = errs
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said := func() string {
+		content, err := os.ReadFile(errs.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(content)
+	}
+	deadline := time.Now().Add(2 * time.Minute)
+	for !strings.Contains(said(), "round 1 of") {
+		if time.Now().After(deadline) {
+			cmd.Process.Kill()
+			cmd.Wait()
+			t.Fatalf("no round was done:\n%s", said())
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if len(processes(t, fmt.Sprintf("remotegpu-bench-%d", cmd.Process.Pid))) == 0 {
+		t.Error("no process of a running benchmark is found, so none left would be")
+	}
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("an interrupted benchmark ends as if it had succeeded")
+	}
+	assertNothingLeft(t, cmd.Process.Pid, dir)
+}
