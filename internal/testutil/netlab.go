@@ -203,13 +203,19 @@ func HoldLock(tb testing.TB, path string) (release func()) {
 }
 
 // onThread calls do on a thread that is thrown away afterwards, because do
-// changes what belongs to the thread.
+// changes what belongs to the thread. The main thread cannot be thrown away:
+// when the scheduler gives us that one, it is held while another is used.
 func onThread(do func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		goruntime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		do()
+		if unix.Gettid() != unix.Getpid() {
+			do()
+			return
+		}
+		onThread(do)
+		goruntime.UnlockOSThread()
 	}()
 	<-done
 }

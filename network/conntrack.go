@@ -1,0 +1,80 @@
+package network
+
+import (
+	"context"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/port"
+)
+
+// flows selects tracked connections.
+type flows func(*netlink.ConntrackFlow) bool
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (f flows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool { return f(flow) }
+
+// flowsOf selects all connections from or to an environment.
+func flowsOf(address netip.Addr) flows {
+	ip := net.IP(address.AsSlice())
+	return func(flow *netlink.ConntrackFlow) bool {
+		return ip.Equal(flow.Forward.SrcIP) || ip.Equal(flow.Reverse.SrcIP)
+	}
+}
+
+// staleUDP selects datagrams to host ports that were published just now and
+// are tracked as going elsewhere: without the mapping, or to whom it led
+// before. Each datagram would keep such an entry alive.
+func staleUDP(added []firewall.Mapping) flows {
+	to := make(map[uint16]net.IP)
+	for _, m := range added {
+		if m.Protocol == port.UDP {
+			to[m.HostPort] = m.To.Addr().AsSlice()
+		}
+	}
+	if len(to) == 0 {
+		return nil
+	}
+	return func(flow *netlink.ConntrackFlow) bool {
+		target, ok := to[flow.Forward.DstPort]
+		return ok && flow.Forward.Protocol == unix.IPPROTO_UDP && !target.Equal(flow.Reverse.SrcIP)
+	}
+}
+
+// withdrawn selects connections through mappings that are no more.
+func withdrawn(removed []firewall.Mapping) flows {
+	if len(removed) == 0 {
+		return nil
+	}
+	return func(flow *netlink.ConntrackFlow) bool {
+		for _, m := range removed {
+			protocol := uint8(unix.IPPROTO_TCP)
+			if m.Protocol == port.UDP {
+				protocol = unix.IPPROTO_UDP
+			}
+			if flow.Forward.Protocol == protocol && flow.Forward.DstPort == m.HostPort &&
+				net.IP(m.To.Addr().AsSlice()).Equal(flow.Reverse.SrcIP) {
+				return true
+			}
+		}
+		return false
+	}
+}
+
+// forget drops the tracked connections that which selects. It walks the whole
+// table, so it is kept off paths that need not wait for it. A failure is
+// logged: entries time out by themselves.
+func (n *Networks) forget(ctx context.Context, which flows) {
+	handle, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
+	if err == nil {
+		defer handle.Close()
+		_, err = handle.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, which)
+	}
+	if err != nil {
+		n.cfg.Log.WarnContext(ctx, "stale tracked connections are not dropped", "error", err)
+	}
+}

@@ -1,0 +1,243 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/internal/cleanup"
+)
+
+// Detach withdraws what the environment still publishes and removes what
+// Attach made; what is absent is removed. When it returns, the environment's
+// address is free and carries no traffic; to delete the interfaces takes the
+// kernel 20-60 ms (an RCU grace period), which passes in the background. A
+// following Attach waits for it, and so does Wait. What a crash leaves,
+// Attached names.
+func (n *Networks) Detach(ctx context.Context, envID string) error {
+	if err := check(envID); err != nil {
+		return err
+	}
+	if err := n.published.withdraw(ctx, envID); err != nil {
+		return fmt.Errorf("withdraw ports of environment %s: %w", envID, err)
+	}
+	unlock, err := n.locks.Lock(ctx, envID)
+	if err != nil {
+		return fmt.Errorf("detach network of environment %s: %w", envID, err)
+	}
+	address, err := n.silence(envID)
+	if err != nil {
+		unlock()
+		return failed("detach network of environment "+envID, err)
+	}
+	free := func() {}
+	if address.IsValid() {
+		if free, err = n.addresses.Lock(ctx, address); err != nil {
+			unlock()
+			return fmt.Errorf("detach network of environment %s: %w", envID, err)
+		}
+	}
+	n.mark(envID, true)
+	n.background.Go(func() {
+		defer unlock()
+		defer free()
+		defer n.mark(envID, false)
+		ctx, cancel := cleanup.Context(ctx)
+		defer cancel()
+		if err := n.remove(ctx, envID); err != nil {
+			// Attached names it again, so that someone comes back for it.
+			n.cfg.Log.ErrorContext(ctx, "network of environment is not removed", "environment", envID, "error", err)
+		}
+		if address.IsValid() {
+			n.forget(ctx, flowsOf(address))
+		}
+	})
+	return nil
+}
+
+// silence takes the address from the environment's bridge, and its route with
+// it, and returns the environment's own. It is invalid when there is none.
+func (n *Networks) silence(envID string) (netip.Addr, error) {
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("open netlink: %w", err)
+	}
+	defer host.Close()
+	bridge, err := find(host, n.names(envID).bridge)
+	if bridge == nil {
+		return netip.Addr{}, err
+	}
+	addresses, err := host.AddrList(bridge, netlink.FAMILY_V4)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("list addresses of bridge: %w", err)
+	}
+	var environment netip.Addr
+	for _, address := range addresses {
+		if gateway, ok := netip.AddrFromSlice(address.IP.To4()); ok && n.cfg.Range.Contains(gateway) {
+			environment = gateway.Next()
+		}
+		err := host.AddrDel(bridge, &address)
+		if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !gone(err) {
+			return netip.Addr{}, fmt.Errorf("take address from bridge: %w", err)
+		}
+	}
+	return environment, nil
+}
+
+func (n *Networks) mark(envID string, removing bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if removing {
+		n.removing[envID] = true
+	} else {
+		delete(n.removing, envID)
+	}
+}
+
+// remove deletes the environment's interfaces, then lets its namespace go.
+func (n *Networks) remove(_ context.Context, envID string) error {
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer host.Close()
+	names := n.names(envID)
+	var errs []error
+	for _, name := range []string{names.veth, names.bridge} {
+		link, err := find(host, name)
+		if err == nil && link != nil && (link.Attrs().Alias == "" || link.Attrs().Alias == names.alias) {
+			if err = host.LinkDel(link); gone(err) {
+				err = nil
+			}
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("remove interface %s: %w", name, err))
+		}
+	}
+	if len(errs) > 0 {
+		return errors.Join(errs...) // the file stays and names what is left
+	}
+	return unpin(names.netns)
+}
+
+// Attached lists the environments that have a network or a part of one, which
+// a crash may leave, sorted; not those that Detach is about to remove.
+func (n *Networks) Attached(_ context.Context) ([]string, error) {
+	found := make(map[string]bool)
+	entries, err := os.ReadDir(n.cfg.NetNSDir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, failed("list networks", err)
+	}
+	for _, entry := range entries {
+		found[entry.Name()] = true
+	}
+	links, err := ours()
+	if err != nil {
+		return nil, failed("list networks", err)
+	}
+	for _, link := range links {
+		if envID, ok := strings.CutPrefix(link.Attrs().Alias, aliasPrefix); ok {
+			found[envID] = true
+		}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	attached := make([]string, 0, len(found))
+	for envID := range found {
+		if !n.removing[envID] {
+			attached = append(attached, envID)
+		}
+	}
+	slices.Sort(attached)
+	return attached, nil
+}
+
+// ours returns the host's links that have our names.
+func ours() ([]netlink.Link, error) {
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	defer host.Close()
+	var links []netlink.Link
+	for _, i := range interfaces {
+		if !strings.HasPrefix(i.Name, bridgePrefix) && !strings.HasPrefix(i.Name, vethPrefix) {
+			continue
+		}
+		link, err := find(host, i.Name)
+		if err != nil {
+			return nil, err
+		}
+		if link != nil {
+			links = append(links, link)
+		}
+	}
+	return links, nil
+}
+
+// CleanUp removes every network, interface, chain and mount of ours, whoever
+// made it. It needs no state; environments must not run any more.
+func (n *Networks) CleanUp(ctx context.Context) error {
+	if err := n.Wait(ctx); err != nil {
+		return fmt.Errorf("clean up networks: %w", err)
+	}
+	n.published.forgetAll()
+	errs := []error{n.cfg.Firewall.CleanUp(ctx)}
+	attached, err := n.Attached(ctx)
+	errs = append(errs, err)
+	for _, envID := range attached {
+		errs = append(errs, n.remove(ctx, envID))
+	}
+	errs = append(errs, removeStrays(), n.unprepare())
+	if err := errors.Join(errs...); err != nil {
+		return failed("clean up networks", err)
+	}
+	return nil
+}
+
+// removeStrays removes interfaces with our names that belong to nobody.
+func removeStrays() error {
+	links, err := ours()
+	if err != nil {
+		return err
+	}
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer host.Close()
+	var errs []error
+	for _, link := range links {
+		if err := host.LinkDel(link); err != nil && !gone(err) {
+			errs = append(errs, fmt.Errorf("remove interface %s: %w", link.Attrs().Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// unprepare takes back what prepare did.
+func (n *Networks) unprepare() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.prepared = false
+	err := unix.Unmount(n.cfg.NetNSDir, unix.MNT_DETACH)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("unmount %s: %w", n.cfg.NetNSDir, err)
+	}
+	if err := os.Remove(n.cfg.NetNSDir); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove directory of network namespaces: %w", err)
+	}
+	return nil
+}

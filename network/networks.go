@@ -1,0 +1,206 @@
+// Package network gives each environment a network of its own: a network
+// namespace, a bridge of its own on the host (the only topology that behaves
+// the same with and without br_netfilter), an address, a way out and published
+// ports. What the kernel holds is found again by name, so nothing here has to
+// be persisted but the address range and each environment's slot.
+package network
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/base32"
+	"encoding/binary"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/internal/keylock"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/firewall"
+)
+
+const (
+	// DefaultNetNSDir is where namespaces are pinned.
+	DefaultNetNSDir = "/run/remotegpu/netns"
+	// DefaultMTU is used when the host has no default route to copy from.
+	DefaultMTU = 1500
+
+	// slotBits is the length of the network of one environment: a /29 has a
+	// gateway, the environment and four spare addresses.
+	slotBits = 29
+	slotSize = 1 << (32 - slotBits)
+
+	bridgePrefix = firewall.DefaultInterface
+	// vethPrefix must not begin with bridgePrefix: the rules of environments
+	// match bridges by prefix.
+	vethPrefix  = "rgpuv-"
+	inside      = "eth0"
+	aliasPrefix = "remotegpu:env="
+)
+
+// Firewall is what publishes ports; *firewall.Firewall implements it.
+type Firewall interface {
+	Set(ctx context.Context, desired firewall.Desired) error
+	Restore(ctx context.Context, desired firewall.Desired) (mended []string, err error)
+	CleanUp(ctx context.Context) error
+}
+
+// Config says how to make networks.
+type Config struct {
+	// Range holds the addresses of all environments, an IPv4 network from /8
+	// to /29. It must stay the same while environments exist: take it from
+	// PickRange once and persist it.
+	Range netip.Prefix
+	// NetNSDir is where namespaces are pinned; DefaultNetNSDir when empty.
+	NetNSDir string
+	// ResolvConf and ResolvedConf are the host's resolv.conf and the one that
+	// systemd-resolved keeps of its upstreams; the usual paths when empty.
+	ResolvConf, ResolvedConf string
+	// Upstreams are the name servers to use when the host's files name none
+	// that environments can reach.
+	Upstreams []netip.Addr
+	// Search replaces the host's search domains when not nil.
+	Search []string
+	// MTU of bridges and environments, bytes; 0 copies the MTU of the
+	// interface of the host's default route.
+	MTU int
+	// RestoreGrace is for how long a Publish outweighs a Restore, whose caller
+	// may have listed what is published before it; 1 minute when 0, none when
+	// negative.
+	RestoreGrace time.Duration
+	Firewall     Firewall
+	Log          *slog.Logger
+}
+
+// Networks makes and removes the networks of environments.
+type Networks struct {
+	cfg        Config
+	locks      keylock.Map[string]     // by environment
+	addresses  keylock.Map[netip.Addr] // by address, held until a former user is gone
+	published  publisher
+	background sync.WaitGroup
+
+	mu       sync.Mutex
+	removing map[string]bool // environments that Detach is removing
+	prepared bool            // NetNSDir is a shared mount
+}
+
+// New checks the configuration. It makes nothing.
+func New(cfg Config) (*Networks, error) {
+	if !cfg.Range.IsValid() || !cfg.Range.Addr().Is4() || cfg.Range != cfg.Range.Masked() ||
+		cfg.Range.Bits() < 8 || cfg.Range.Bits() > slotBits {
+		return nil, problem.New(problem.ConfigInvalid, "the address range %s is not an IPv4 network of /8 to /%d", cfg.Range, slotBits).
+			WithHint("Use a private network that nothing else on this host uses, such as 10.88.0.0/16.")
+	}
+	if cfg.MTU != 0 && (cfg.MTU < 576 || cfg.MTU > 65535) {
+		return nil, problem.New(problem.ConfigInvalid, "the MTU %d is not between 576 and 65535", cfg.MTU)
+	}
+	if cfg.Firewall == nil {
+		return nil, errors.New("make networks: no firewall")
+	}
+	if cfg.NetNSDir == "" {
+		cfg.NetNSDir = DefaultNetNSDir
+	}
+	if cfg.ResolvConf == "" {
+		cfg.ResolvConf = "/etc/resolv.conf"
+	}
+	if cfg.ResolvedConf == "" {
+		cfg.ResolvedConf = "/run/systemd/resolve/resolv.conf"
+	}
+	if cfg.RestoreGrace == 0 {
+		cfg.RestoreGrace = time.Minute
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	n := &Networks{cfg: cfg, removing: make(map[string]bool)}
+	n.published = publisher{
+		firewall: cfg.Firewall, grace: cfg.RestoreGrace, log: cfg.Log,
+		current: make(map[string]publication), background: &n.background,
+	}
+	return n, nil
+}
+
+// Wait blocks until what Detach and Publish left to the background is done,
+// or ctx ends.
+func (n *Networks) Wait(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() {
+		n.background.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// NetNS is the path the environment's network namespace has or will have.
+func (n *Networks) NetNS(envID string) string { return filepath.Join(n.cfg.NetNSDir, envID) }
+
+// Slots is how many environments the range holds.
+func (n *Networks) Slots() int { return 1 << (slotBits - n.cfg.Range.Bits()) }
+
+// Address is the address of the environment in a slot, the second of its
+// network; the first is the gateway.
+func (n *Networks) Address(slot int) netip.Addr { return n.nth(slot, 2) }
+
+func (n *Networks) gateway(slot int) netip.Addr { return n.nth(slot, 1) }
+
+func (n *Networks) nth(slot, offset int) netip.Addr {
+	base := n.cfg.Range.Addr().As4()
+	var address [4]byte
+	binary.BigEndian.PutUint32(address[:], binary.BigEndian.Uint32(base[:])+uint32(slot*slotSize+offset))
+	return netip.AddrFrom4(address)
+}
+
+// names are what an environment's network is called. They follow from the id.
+type names struct {
+	bridge, veth, alias, netns string
+	bridgeMAC, insideMAC       net.HardwareAddr
+}
+
+// names derives an interface name of 8 characters from the whole id: ids made
+// in the same millisecond differ only at their end.
+func (n *Networks) names(envID string) names {
+	sum := sha256.Sum256([]byte(envID))
+	short := strings.ToLower(base32.StdEncoding.EncodeToString(sum[:5]))
+	return names{
+		bridge: bridgePrefix + short, veth: vethPrefix + short, alias: aliasPrefix + envID, netns: n.NetNS(envID),
+		// Locally administered, and fixed: a bridge would otherwise change its
+		// address with its ports, and neighbours would lose it.
+		bridgeMAC: net.HardwareAddr{0x02, 0x42, sum[5], sum[6], sum[7], sum[8]},
+		insideMAC: net.HardwareAddr{0x02, 0x43, sum[5], sum[6], sum[7], sum[8]},
+	}
+}
+
+// check refuses ids that could not be a file name or an alias.
+func check(envID string) error {
+	if envID == "" || len(envID) > 200 || strings.ContainsAny(envID, "/\x00 \n") || envID[0] == '.' {
+		return problem.New(problem.FieldInvalid, "the environment id %q cannot name a network", envID)
+	}
+	return nil
+}
+
+// failed is a NETWORK_FAILED problem with the hint that fits.
+func failed(what string, err error) error {
+	p := problem.New(problem.NetworkFailed, "%s", what).WithCause(err)
+	switch {
+	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES):
+		return p.WithHint("remotegpud needs root (CAP_NET_ADMIN and CAP_SYS_ADMIN) to make networks.")
+	case errors.Is(err, unix.EOPNOTSUPP):
+		return p.WithHint("The kernel lacks bridges or veth: try modprobe -a bridge veth")
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
+		return p.WithHint("A limit of the host is reached: see user.max_net_namespaces and fs.file-max.")
+	}
+	return p
+}

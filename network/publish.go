@@ -1,0 +1,226 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/remotegpu/remotegpu/internal/cleanup"
+	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/port"
+)
+
+// Publish makes the mappings of one environment reachable, replacing those it
+// had; none withdraws them. Calls that arrive while rules are being applied
+// are applied together. An error is FIREWALL_FAILED, or ctx's; then new
+// mappings of the call are not published, and withdrawn ones not again.
+func (n *Networks) Publish(ctx context.Context, envID string, address netip.Addr, mappings []port.Mapping) error {
+	if err := check(envID); err != nil {
+		return err
+	}
+	before, after, err := n.published.publish(ctx, envID, toFirewall(envID, address, mappings))
+	if err != nil {
+		return fmt.Errorf("publish ports of environment %s: %w", envID, err)
+	}
+	if stale := staleUDP(without(after, before)); stale != nil {
+		n.forget(ctx, stale)
+	}
+	if removed := withdrawn(without(before, after)); removed != nil {
+		n.background.Go(func() {
+			ctx, cancel := cleanup.Context(ctx)
+			defer cancel()
+			n.forget(ctx, removed)
+		})
+	}
+	return nil
+}
+
+func toFirewall(envID string, address netip.Addr, mappings []port.Mapping) []firewall.Mapping {
+	rules := make([]firewall.Mapping, 0, len(mappings))
+	for _, m := range mappings {
+		rules = append(rules, firewall.Mapping{
+			EnvID: envID, Service: m.Service, Protocol: m.Protocol, HostPort: m.External,
+			To: netip.AddrPortFrom(address, m.Internal),
+		})
+	}
+	return rules
+}
+
+func without(from, others []firewall.Mapping) []firewall.Mapping {
+	return slices.DeleteFunc(slices.Clone(from), func(m firewall.Mapping) bool { return slices.Contains(others, m) })
+}
+
+// publisher keeps what all environments publish and applies it, one
+// application at a time.
+type publisher struct {
+	firewall   Firewall
+	grace      time.Duration
+	log        *slog.Logger
+	background *sync.WaitGroup
+
+	mu      sync.Mutex
+	current map[string]publication // by environment; empty ones are remembered for grace
+	next    *batch                 // what the next application will include, nil: nothing
+	running bool
+}
+
+// publication is what an environment publishes, and since when.
+type publication struct {
+	mappings []firewall.Mapping
+	at       time.Time
+}
+
+// batch is the changes that are applied together.
+type batch struct {
+	verify  bool // read the kernel's rules, trust nothing
+	before  map[string]publication
+	changed map[string]publication
+	done    chan struct{} // closed when applied
+	err     error
+}
+
+// publish changes one environment's mappings and waits until they are applied.
+func (p *publisher) publish(ctx context.Context, envID string, mappings []firewall.Mapping) (before, after []firewall.Mapping, err error) {
+	p.mu.Lock()
+	before = p.current[envID].mappings
+	if len(before) == 0 && len(mappings) == 0 && p.next == nil && !p.running {
+		// Nothing to withdraw. It is noted, so that an older list does not
+		// publish it again.
+		p.current[envID] = publication{at: time.Now()}
+		p.mu.Unlock()
+		return nil, nil, nil
+	}
+	b := p.join(ctx)
+	b.change(p, envID, publication{mappings: mappings, at: time.Now()})
+	p.mu.Unlock()
+	return before, mappings, b.wait(ctx)
+}
+
+// withdraw does as publish of nothing, without a mark when nothing was there.
+func (p *publisher) withdraw(ctx context.Context, envID string) error {
+	p.mu.Lock()
+	if len(p.current[envID].mappings) == 0 {
+		p.mu.Unlock()
+		return nil
+	}
+	b := p.join(ctx)
+	b.change(p, envID, publication{at: time.Now()})
+	p.mu.Unlock()
+	return b.wait(ctx)
+}
+
+// restore replaces all mappings, except those changed so recently that the
+// caller may not have known, and waits until the kernel has exactly that.
+func (p *publisher) restore(ctx context.Context, all map[string][]firewall.Mapping) error {
+	p.mu.Lock()
+	b := p.join(ctx)
+	b.verify = true
+	now := time.Now()
+	recent := func(envID string) bool {
+		at := p.current[envID].at
+		return !at.IsZero() && now.Sub(at) < p.grace
+	}
+	for envID := range p.current {
+		if _, ok := all[envID]; !ok && !recent(envID) {
+			delete(p.current, envID)
+		}
+	}
+	for envID, mappings := range all {
+		if !recent(envID) {
+			p.current[envID] = publication{mappings: mappings}
+		}
+	}
+	p.mu.Unlock()
+	return b.wait(ctx)
+}
+
+func (p *publisher) forgetAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.current)
+}
+
+// join returns the batch that will be applied next, and sees to it that it is.
+// The caller holds mu and makes its change before it lets go.
+func (p *publisher) join(ctx context.Context) *batch {
+	if p.next == nil {
+		p.next = &batch{before: make(map[string]publication), changed: make(map[string]publication), done: make(chan struct{})}
+	}
+	if !p.running {
+		p.running = true
+		// The application serves many callers: none of them cancels it.
+		p.background.Go(func() { p.run(context.WithoutCancel(ctx)) })
+	}
+	return p.next
+}
+
+func (b *batch) change(p *publisher, envID string, to publication) {
+	if _, ok := b.before[envID]; !ok {
+		b.before[envID] = p.current[envID]
+	}
+	b.changed[envID] = to
+	p.current[envID] = to
+}
+
+func (b *batch) wait(ctx context.Context) error {
+	select {
+	case <-b.done:
+		return b.err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// run applies batches until there is none.
+func (p *publisher) run(ctx context.Context) {
+	for {
+		p.mu.Lock()
+		b := p.next
+		p.next = nil
+		if b == nil {
+			p.running = false
+			p.mu.Unlock()
+			return
+		}
+		var desired firewall.Desired
+		for _, publication := range p.current {
+			desired.Mappings = append(desired.Mappings, publication.mappings...)
+		}
+		p.mu.Unlock()
+		b.err = p.apply(ctx, b.verify, desired)
+		if b.err != nil {
+			p.revert(b)
+		}
+		close(b.done)
+	}
+}
+
+func (p *publisher) apply(ctx context.Context, verify bool, desired firewall.Desired) error {
+	ctx, cancel := cleanup.Context(ctx)
+	defer cancel()
+	if !verify {
+		return p.firewall.Set(ctx, desired)
+	}
+	mended, err := p.firewall.Restore(ctx, desired)
+	if len(mended) > 0 {
+		p.log.InfoContext(ctx, "firewall brought in order", "what", mended)
+	}
+	return err
+}
+
+// revert takes back what a failed batch published, unless it was changed
+// since, so that one bad mapping does not fail everyone's next application.
+// What it withdrew stays withdrawn.
+func (p *publisher) revert(b *batch) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for envID, changed := range b.changed {
+		if len(changed.mappings) > 0 && p.current[envID].at.Equal(changed.at) {
+			p.current[envID] = b.before[envID]
+		}
+	}
+}

@@ -1,0 +1,78 @@
+package network
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// sysctl is a setting below /proc/sys/net of the calling thread's namespace.
+type sysctl struct {
+	path, value string
+	optional    bool // a kernel without IPv6 does not have it
+}
+
+// write sets all of them.
+func write(settings []sysctl) error {
+	for _, s := range settings {
+		err := os.WriteFile(filepath.Join("/proc/sys/net", s.path), []byte(s.value), 0)
+		if err != nil && !(s.optional && errors.Is(err, os.ErrNotExist)) {
+			return fmt.Errorf("set net/%s to %s: %w", s.path, s.value, err)
+		}
+	}
+	return nil
+}
+
+// ofBridge are the settings of an environment's bridge, and of no other
+// interface. route_localnet lets the host's loopback reach published ports;
+// the firewall keeps everyone else from using it. rp_filter is loose because
+// strict breaks answers on hosts with several uplinks.
+func ofBridge(bridge string) []sysctl {
+	return []sysctl{
+		{"ipv4/conf/" + bridge + "/route_localnet", "1", false},
+		{"ipv4/conf/" + bridge + "/rp_filter", "2", false},
+		{"ipv4/conf/" + bridge + "/accept_redirects", "0", false},
+		{"ipv4/conf/" + bridge + "/send_redirects", "0", false},
+		{"ipv6/conf/" + bridge + "/accept_ra", "0", true},
+		{"ipv6/conf/" + bridge + "/accept_dad", "0", true},
+		{"ipv6/conf/" + bridge + "/disable_ipv6", "1", true},
+	}
+}
+
+// ofPort are the settings of a bridge's port.
+func ofPort(veth string) []sysctl {
+	return []sysctl{{"ipv6/conf/" + veth + "/disable_ipv6", "1", true}}
+}
+
+// ofInside are the settings inside an environment: no IPv6 while it has no
+// address, and what needs no privilege because the namespace is its own: low
+// ports and ping.
+func ofInside() []sysctl {
+	return []sysctl{
+		{"ipv6/conf/all/disable_ipv6", "1", true},
+		{"ipv6/conf/default/disable_ipv6", "1", true},
+		{"ipv4/ip_unprivileged_port_start", "0", false},
+		{"ipv4/ping_group_range", "0 2147483647", false},
+	}
+}
+
+// forward makes the host forward packets. It stays on when we go: others may
+// have come to rely on it.
+func (n *Networks) forward(ctx context.Context) error {
+	const path = "/proc/sys/net/ipv4/ip_forward"
+	value, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("read ip_forward: %w", err)
+	}
+	if string(bytes.TrimSpace(value)) != "0" {
+		return nil
+	}
+	if err := os.WriteFile(path, []byte("1"), 0); err != nil {
+		return fmt.Errorf("set net.ipv4.ip_forward to 1: %w", err)
+	}
+	n.cfg.Log.InfoContext(ctx, "net.ipv4.ip_forward was 0 and is now 1: environments need it")
+	return nil
+}
