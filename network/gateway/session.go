@@ -144,7 +144,14 @@ func (g *Gateway) session(ctx context.Context, socket *websocket.Conn, envID str
 	if err := browser.SetDeadline(time.Now().Add(welcomeTimeout)); err != nil {
 		return ending{websocket.StatusInternalError, "internal error", err}
 	}
-	if err := rfb.Welcome(browser, init); err != nil {
+	stopWaiting := context.AfterFunc(ctx, func() {
+		_ = browser.SetDeadline(time.Unix(1, 0)) // only a closed connection refuses
+	})
+	err = rfb.Welcome(browser, init)
+	if !stopWaiting() {
+		return restarting()
+	}
+	if err != nil {
 		return fromBrowser(err)
 	}
 	if err := browser.SetDeadline(time.Time{}); err != nil {

@@ -66,6 +66,7 @@ function connect() {
   let closed = { code: 1006 };
   socket.addEventListener('close', (event) => { closed = event; });
 
+  named(environment);
   const session = new RFB($('screen'), socket, { shared: true });
   rfb = session;
   let since = 0;
@@ -80,14 +81,14 @@ function connect() {
     attempt = 0;
     root.classList.add('noVNC_connected');
     root.dataset.state = 'connected';
+    document.title = $('name').textContent;
     $('notice').hidden = true;
     $('bar').hidden = false;
     $('viewing').hidden = !viewOnly;
     for (const id of ['fit', 'keys', 'paste']) { $(id).hidden = viewOnly; }
-    named(environment);
     session.focus();
   });
-  session.addEventListener('desktopname', (event) => named(event.detail.name));
+  session.addEventListener('desktopname', (event) => named(event.detail.name || environment));
   session.addEventListener('clipboard', (event) => { $('text').value = event.detail.text; });
   session.addEventListener('disconnect', () => {
     if (rfb !== session) { return; }
@@ -101,14 +102,15 @@ function connect() {
     if (since && performance.now() - since > STEADY) { attempt = 0; }
     const wait = Math.min(1000 * 1.6 ** attempt++, LONGEST_WAIT);
     const why = AGAIN[closed.code] || (since ? 'The connection was lost.' : 'The gateway cannot be reached.');
-    notice('busy', 'Disconnected', `${why} Trying again in ${Math.round(wait / 1000)} s.`, true);
+    notice('busy', since ? 'Disconnected' : 'Waiting for the desktop', `${why} Trying again in ${Math.round(wait / 1000)} s.`, true);
     timer = setTimeout(connect, wait);
   });
 }
 
 function named(name) {
   $('name').textContent = name;
-  document.title = name;
+  $('name').title = environment;
+  if (root.dataset.state === 'connected') { document.title = name; }
 }
 
 function setFit(fit) {

@@ -1,0 +1,98 @@
+package gateway
+
+import (
+	"bytes"
+	"crypto/tls"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+func serial(t *testing.T, c *certificate) []byte {
+	t.Helper()
+	pair, err := c.config().GetCertificate(&tls.ClientHelloInfo{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pair.Leaf.SerialNumber.Bytes()
+}
+
+func TestSelfSignedCertificate(t *testing.T) {
+	c := Config{StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler)}
+	first, err := loadCertificate(c, []string{"gpu1", "10.0.0.1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(c.StateDir, selfSignedFile)
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("certificate file: %v, %v", info, err)
+	}
+	for _, host := range []string{"gpu1", "10.0.0.1", "localhost", "127.0.0.1", "::1"} {
+		if err := first.current.Leaf.VerifyHostname(host); err != nil {
+			t.Error(err)
+		}
+	}
+	same, err := loadCertificate(c, []string{"gpu1"})
+	if err != nil || !bytes.Equal(serial(t, same), serial(t, first)) {
+		t.Errorf("another certificate after a restart, %v", err)
+	}
+	other, err := loadCertificate(c, []string{"gpu2"})
+	if err != nil || bytes.Equal(serial(t, other), serial(t, first)) || other.current.Leaf.VerifyHostname("gpu2") != nil {
+		t.Errorf("the certificate does not follow the names, %v", err)
+	}
+	before := serial(t, other)
+	if err := other.look(time.Now().Add(selfSignedLife - renewBefore + time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Equal(serial(t, other), before) {
+		t.Error("it was not renewed before its end")
+	}
+	if err := os.WriteFile(path, []byte("broken"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := loadCertificate(c, nil); err == nil {
+		t.Error("a broken file was replaced without a word")
+	}
+}
+
+func TestOperatorsCertificateIsReadAgain(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name string, at time.Time) {
+		text, err := selfSigned([]string{name}, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "tls.pem"), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(filepath.Join(dir, "tls.pem"), at, at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start := time.Now().Add(-time.Hour)
+	write("one", start)
+	path := filepath.Join(dir, "tls.pem")
+	c, err := loadCertificate(Config{CertFile: path, KeyFile: path, StateDir: dir, Log: slog.New(slog.DiscardHandler)}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := serial(t, c)
+	write("two", start.Add(time.Minute))
+	c.looked = time.Time{}
+	second := serial(t, c)
+	if bytes.Equal(first, second) {
+		t.Error("the new certificate does not serve")
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	c.looked = time.Time{}
+	if !bytes.Equal(serial(t, c), second) {
+		t.Error("the old certificate does not serve while the new one is being written")
+	}
+	if _, err := loadCertificate(Config{CertFile: path, KeyFile: path, StateDir: dir}, nil); err == nil {
+		t.Error("a missing certificate was taken")
+	}
+}
