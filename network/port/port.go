@@ -90,11 +90,11 @@ func DefaultRanges() []Range {
 
 // Request asks for one mapping.
 type Request struct {
-	Service     Service
-	Internal    uint16 // 0: the service's own
-	External    uint16 // 0: the pool picks
-	Protocol    Protocol
-	Description string
+	Service     Service  `json:"service"`
+	Internal    uint16   `json:"internal,omitempty"` // 0: the service's own
+	External    uint16   `json:"external,omitempty"` // 0: the pool picks
+	Protocol    Protocol `json:"protocol,omitempty"` // "": TCP
+	Description string   `json:"description,omitempty"`
 }
 
 // Usage is a range and how full it is.

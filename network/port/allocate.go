@@ -1,0 +1,265 @@
+package port
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/oklog/ulid/v2"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+// requestField is where the requests of an allocation are in the API request.
+const requestField = "spec.ports"
+
+// conflictLimit bounds how often an allocation is tried again because the
+// store knew of a holder that the pool did not.
+const conflictLimit = 64
+
+func isAborted(err error) bool { return errdefs.IsAborted(err) }
+
+// normal is a request with its defaults filled in.
+func (p *Pool) normal(r Request) Request {
+	if r.Protocol == "" {
+		r.Protocol = TCP
+	}
+	if r.Internal == 0 {
+		p.mu.Lock()
+		r.Internal = p.ranges[r.Service].Internal
+		p.mu.Unlock()
+	}
+	return r
+}
+
+// Check refuses requests that could never be met, all of them at once:
+// FIELD_INVALID, PORT_OUTSIDE_POOL, PORT_DUPLICATE. field is where the
+// requests are in the API request.
+func (p *Pool) Check(requests []Request, field string) error {
+	var errs []error
+	type key struct {
+		protocol Protocol
+		port     uint16
+	}
+	seen := make(map[key]int)
+	for i, r := range requests {
+		at := fmt.Sprintf("%s[%d]", field, i)
+		r = p.normal(r)
+		if err := checkRequest(r, at); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if r.External == 0 {
+			continue
+		}
+		if err := p.checkExternal(r, at); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if earlier, twice := seen[key{r.Protocol, r.External}]; twice {
+			errs = append(errs, problem.New(problem.PortDuplicate, "host port %d/%s is asked for twice", r.External, r.Protocol).
+				WithField(at+".external_port").WithHint("%s[%d] asks for it too: leave one empty to have a port picked", field, earlier))
+			continue
+		}
+		seen[key{r.Protocol, r.External}] = i
+	}
+	return errors.Join(errs...)
+}
+
+func checkRequest(r Request, at string) error {
+	switch {
+	case !slices.Contains(Services(), r.Service):
+		return problem.New(problem.FieldInvalid, "service type %q is unknown", r.Service).WithField(at+".service_type").
+			WithHint("use one of %s", joinServices())
+	case r.Protocol != TCP && r.Protocol != UDP:
+		return problem.New(problem.FieldInvalid, "protocol %q is unknown", r.Protocol).WithField(at + ".protocol").
+			WithHint("use tcp or udp")
+	case r.Internal == 0:
+		return problem.New(problem.FieldInvalid, "service type %s has no port of its own inside", r.Service).
+			WithField(at + ".internal_port").WithHint("say which port inside the environment is meant")
+	}
+	return nil
+}
+
+func joinServices() string {
+	var names []string
+	for _, s := range Services() {
+		names = append(names, string(s))
+	}
+	return strings.Join(names, ", ")
+}
+
+func (p *Pool) checkExternal(r Request, at string) error {
+	p.mu.Lock()
+	pool := p.ranges[r.Service]
+	p.mu.Unlock()
+	if r.External >= pool.First && r.External <= pool.Last {
+		return nil
+	}
+	return problem.New(problem.PortOutsidePool, "host port %d is outside the pool of %s", r.External, r.Service).
+		WithField(at+".external_port").
+		WithHint("choose one of %d-%d, or leave it empty to have one picked", pool.First, pool.Last)
+}
+
+// Allocate picks host ports for all requests, or none, and persists them with
+// insert. When insert returns a *ConflictError it is called again with other
+// ports; when it returns another error, or wrote nothing for a reason of its
+// own, in which case it has to return an error too, nothing is held and that
+// error comes back. PORT_TAKEN, PORT_POOL_EXHAUSTED, and the errors of Check.
+func (p *Pool) Allocate(ctx context.Context, owner Owner, requests []Request,
+	insert func(context.Context, []Mapping) error,
+) ([]Mapping, error) {
+	if err := p.Check(requests, requestField); err != nil {
+		return nil, err // a range may have changed since they were checked
+	}
+	reread := false
+	for conflicts := 0; ; {
+		mappings, err := p.pick(owner, requests)
+		if errors.Is(err, errExhausted) && !reread {
+			// Ports that conflicted once may be free by now.
+			if reread = true; p.reread(ctx) == nil {
+				continue
+			}
+		}
+		if err != nil {
+			return nil, err
+		}
+		err = insert(ctx, mappings)
+		if err == nil {
+			return mappings, nil
+		}
+		p.Released(mappings)
+		conflict, ok := errors.AsType[*ConflictError](err)
+		if !ok {
+			return nil, err
+		}
+		p.conflicted(conflict)
+		if conflicts++; conflicts == conflictLimit {
+			return nil, fmt.Errorf("allocate ports of environment %s: %d conflicts in turn: %w", owner.EnvID, conflicts,
+				errors.Join(errdefs.ErrUnavailable, err))
+		}
+	}
+}
+
+// pick holds a port for each request, or none.
+func (p *Pool) pick(owner Owner, requests []Request) (picked []Mapping, err error) {
+	normal := make([]Request, len(requests))
+	for i, r := range requests {
+		normal[i] = p.normal(r)
+	}
+	picked = make([]Mapping, len(requests))
+	now := p.cfg.Now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	hold := func(i int, external uint16) {
+		r := normal[i]
+		picked[i] = Mapping{
+			ID: ulid.Make().String(), EnvID: owner.EnvID, Project: owner.Project, HostID: p.cfg.HostID,
+			Service: r.Service, Internal: r.Internal, External: external, Protocol: r.Protocol,
+			Description: r.Description, Status: Reserved, CreatedAt: now, UpdatedAt: now, Revision: 1,
+		}
+		p.ports[r.Protocol].hold(external, picked[i].ID)
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, m := range picked {
+			if m.ID != "" {
+				p.ports[m.Protocol].drop(m.External, m.ID)
+			}
+		}
+		picked = nil
+	}()
+	// Those that ask for a certain port come first, lest a picked one takes it.
+	for i, r := range normal {
+		if r.External == 0 {
+			continue
+		}
+		if p.ports[r.Protocol].taken.has(r.External) || !p.free(r.Protocol, r.External) {
+			return picked, problem.New(problem.PortTaken, "host port %d/%s is taken", r.External, r.Protocol).
+				WithField(fmt.Sprintf("%s[%d].external_port", requestField, i)).
+				WithHint("choose another, or leave it empty to have one picked")
+		}
+		hold(i, r.External)
+	}
+	for i, r := range normal {
+		if r.External != 0 {
+			continue
+		}
+		external, found := p.search(r.Service, r.Protocol)
+		if !found {
+			return picked, p.exhausted(r, i)
+		}
+		hold(i, external)
+	}
+	return picked, nil
+}
+
+// search finds the next free port of a service after the one it gave out last
+// (next fit), so that a released port rests as long as it can: connections in
+// TIME_WAIT and cached names still point to it. p.mu is held.
+func (p *Pool) search(service Service, protocol Protocol) (uint16, bool) {
+	pool, key := p.ranges[service], cursorKey{service, protocol}
+	start := p.next[key]
+	if start < pool.First || start > pool.Last {
+		start = pool.First
+	}
+	size := int(pool.Last) - int(pool.First) + 1
+	for i := range size {
+		candidate := pool.First + uint16((int(start-pool.First)+i)%size)
+		if p.available(service, protocol, candidate) {
+			p.next[key] = candidate + 1 // past the end, the next search begins anew
+			return candidate, true
+		}
+	}
+	return 0, false
+}
+
+// errExhausted marks a PORT_POOL_EXHAUSTED of pick.
+var errExhausted = errors.New("every port is held or used by another program")
+
+func (p *Pool) exhausted(r Request, i int) error {
+	pool := p.ranges[r.Service]
+	return problem.New(problem.PortPoolExhausted, "no host port of the pool of %s is free", r.Service).
+		WithField(fmt.Sprintf("%s[%d]", requestField, i)).WithCause(errExhausted).
+		WithHint("all %s ports of %d-%d are in use: delete environments, or widen the range (remotegpu port pool)",
+			r.Protocol, pool.First, pool.Last)
+}
+
+// conflicted keeps a port that the store says somebody else holds.
+func (p *Pool) conflicted(c *ConflictError) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ledger := p.ports[c.Protocol]
+	if _, held := ledger.holders[c.Port]; !held {
+		ledger.hold(c.Port, "")
+	}
+}
+
+// reread forgets conflicts and holds what the store has instead.
+func (p *Pool) reread(ctx context.Context) error {
+	held, err := p.held(ctx)
+	if err != nil {
+		p.cfg.Log.WarnContext(ctx, "held ports could not be read", "error", err)
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, ledger := range p.ports {
+		for port, holder := range ledger.holders {
+			if holder == "" {
+				ledger.drop(port, "")
+			}
+		}
+	}
+	for _, m := range held {
+		if _, known := p.ports[m.Protocol].holders[m.External]; !known {
+			p.ports[m.Protocol].hold(m.External, "")
+		}
+	}
+	return nil
+}

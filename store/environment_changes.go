@@ -1,0 +1,232 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/sqlite"
+	"github.com/remotegpu/remotegpu/network/port"
+	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+)
+
+// metaLastSlot is the slot that was given out last.
+const metaLastSlot = "slot.last"
+
+// CreateEnvironment implements runtime.Store.
+func (s *Store) CreateEnvironment(ctx context.Context, env *runtime.Environment, op *operation.Operation,
+	mappings []port.Mapping, slots int,
+) (existing *operation.Operation, err error) {
+	row := *env
+	row.Revision, row.Ports = 1, mappings
+	if row.CreatedAt.IsZero() {
+		row.CreatedAt = s.now()
+	}
+	if row.UpdatedAt.IsZero() {
+		row.UpdatedAt = row.CreatedAt
+	}
+	row.CreatedAt, row.UpdatedAt, row.StartedAt = stored(row.CreatedAt), stored(row.UpdatedAt), stored(row.StartedAt)
+	err = s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		if existing, err = knownRequest(ctx, tx, op); existing != nil || err != nil {
+			return err
+		}
+		if row.Slot, err = takeSlot(ctx, tx, slots); err != nil {
+			return err
+		}
+		if err := insertEnvironment(ctx, tx, &row); err != nil {
+			return err
+		}
+		if err := insertMappings(ctx, tx, mappings); err != nil {
+			return err
+		}
+		return s.insertOperation(ctx, tx, op)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("create environment %s: %w", env.Name, err)
+	}
+	if existing != nil {
+		return existing, nil
+	}
+	*env = row      // only now, that it is stored
+	return nil, nil //nolint:nilnil // no existing operation is the usual answer
+}
+
+func insertEnvironment(ctx context.Context, tx *sql.Tx, env *runtime.Environment) error {
+	values, err := environmentValues(env)
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, insertEnvironmentRow, values...)
+	if !sqlite.IsUnique(err) {
+		return err
+	}
+	// Which of the unique columns it was, the driver tells only in words.
+	var taken bool
+	query := tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM environments
+		WHERE project = ? AND name = ? AND state != 'deleted')`, env.Project, env.Name)
+	if query.Scan(&taken) == nil && taken {
+		return problem.New(problem.EnvNameExists, "an environment %q exists in project %q", env.Name, env.Project).
+			WithField("name").WithHint("choose another name, or delete that environment first")
+	}
+	return err
+}
+
+// takeSlot picks the free slot after the one given out last, so that an
+// address rests as long as it can before it is used again.
+func takeSlot(ctx context.Context, tx *sql.Tx, slots int) (int, error) {
+	text, err := meta(ctx, tx, metaLastSlot)
+	if err != nil {
+		return 0, err
+	}
+	last := -1
+	if text != "" {
+		if last, err = strconv.Atoi(text); err != nil {
+			return 0, problem.New(problem.DatabaseFailed, "the last slot cannot be read").WithCause(err)
+		}
+	}
+	slot, found, err := freeSlot(ctx, tx, last+1, slots)
+	if err == nil && !found {
+		slot, found, err = freeSlot(ctx, tx, 0, slots)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if !found {
+		return 0, problem.New(problem.AddressPoolExhausted, "all %d addresses for environments are in use", slots).
+			WithHint("delete an environment, or configure a larger address range")
+	}
+	return slot, setMeta(ctx, tx, metaLastSlot, strconv.Itoa(slot))
+}
+
+// freeSlot finds the first free slot in [from, slots): from itself, or the one
+// after the end of the run of taken slots that begins there.
+func freeSlot(ctx context.Context, tx *sql.Tx, from, slots int) (int, bool, error) {
+	if from >= slots {
+		return 0, false, nil
+	}
+	var slot int
+	err := tx.QueryRowContext(ctx, `SELECT CASE
+		WHEN NOT EXISTS (SELECT 1 FROM environments WHERE slot = ?1) THEN ?1
+		ELSE (SELECT e.slot + 1 FROM environments e WHERE e.slot >= ?1
+			AND NOT EXISTS (SELECT 1 FROM environments n WHERE n.slot = e.slot + 1)
+			ORDER BY e.slot LIMIT 1) END`, from).Scan(&slot)
+	return slot, err == nil && slot < slots, err
+}
+
+// UpdateEnvironment implements runtime.Store. With a known request id, env is
+// the environment as it is, nil when it is deleted by now.
+func (s *Store) UpdateEnvironment(ctx context.Context, id string, op *operation.Operation,
+	change func(*runtime.Environment) error,
+) (env *runtime.Environment, existing *operation.Operation, err error) {
+	before := func(ctx context.Context, tx *sql.Tx) (bool, error) {
+		existing, err = knownRequest(ctx, tx, op)
+		return existing == nil, err
+	}
+	after := func(ctx context.Context, tx *sql.Tx, _ *runtime.Environment, _ time.Time) error {
+		if op == nil {
+			return nil
+		}
+		return s.insertOperation(ctx, tx, op)
+	}
+	env, err = s.changeEnvironment(ctx, id, before, change, after)
+	if err != nil {
+		return nil, nil, err
+	}
+	return env, existing, nil
+}
+
+// ReleaseEnvironment implements runtime.Store.
+func (s *Store) ReleaseEnvironment(ctx context.Context, id string, change func(*runtime.Environment) error) (
+	*runtime.Environment, []port.Mapping, error,
+) {
+	var released []port.Mapping
+	after := func(ctx context.Context, tx *sql.Tx, env *runtime.Environment, at time.Time) (err error) {
+		released, err = releaseMappings(ctx, tx, id, at)
+		env.Ports = nil
+		return err
+	}
+	env, err := s.changeEnvironment(ctx, id, nil, func(env *runtime.Environment) error {
+		if err := change(env); err != nil {
+			return err
+		}
+		env.Slot, env.Address = -1, netip.Addr{}
+		return nil
+	}, after)
+	if err != nil {
+		return nil, nil, err
+	}
+	return env, released, nil
+}
+
+// ActivateEnvironment implements runtime.Store.
+func (s *Store) ActivateEnvironment(ctx context.Context, id string, change func(*runtime.Environment) error) (
+	*runtime.Environment, error,
+) {
+	after := func(ctx context.Context, tx *sql.Tx, env *runtime.Environment, at time.Time) (err error) {
+		if err := activateMappings(ctx, tx, id, at); err != nil {
+			return err
+		}
+		env.Ports, err = heldMappings(ctx, tx, id)
+		return err
+	}
+	return s.changeEnvironment(ctx, id, nil, change, after)
+}
+
+// changeEnvironment reads, changes and writes one environment in a single
+// transaction. before may say that there is nothing to do; after does what
+// else belongs to the transaction.
+func (s *Store) changeEnvironment(ctx context.Context, id string,
+	before func(context.Context, *sql.Tx) (goOn bool, err error),
+	change func(*runtime.Environment) error,
+	after func(context.Context, *sql.Tx, *runtime.Environment, time.Time) error,
+) (*runtime.Environment, error) {
+	var (
+		env       *runtime.Environment
+		changeErr error
+	)
+	err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		var (
+			seq int64
+			err error
+		)
+		goOn := true
+		if before != nil {
+			if goOn, err = before(ctx, tx); err != nil {
+				return err
+			}
+		}
+		env, seq, err = readEnvironment(ctx, tx, "id = ?", id)
+		if !goOn {
+			return ignoreNoRows(err)
+		}
+		if err != nil {
+			return environmentNotFound(err, id)
+		}
+		if changeErr = change(env); changeErr != nil {
+			return changeErr
+		}
+		now := stored(s.now())
+		env.Revision++
+		env.UpdatedAt, env.StartedAt = now, stored(env.StartedAt)
+		values, err := environmentValues(env)
+		if err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, updateEnvironmentRow, append(values, seq)...); err != nil {
+			return err
+		}
+		return after(ctx, tx, env, now)
+	})
+	if changeErr != nil {
+		return nil, changeErr
+	}
+	if err != nil {
+		return nil, fmt.Errorf("update environment %s: %w", id, err)
+	}
+	return env, nil
+}

@@ -1,0 +1,344 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/port"
+	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+)
+
+const environmentColumns = `id, project, name, node, labels, revision, spec, state, held, slot, address, ready,
+	operation, detail, created_at, updated_at, started_at`
+
+const (
+	environmentPlaceholders = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+	insertEnvironmentRow    = "INSERT INTO environments (" + environmentColumns + ") VALUES " + environmentPlaceholders
+	updateEnvironmentRow    = "UPDATE environments SET (" + environmentColumns + ") = " + environmentPlaceholders +
+		" WHERE seq = ?"
+)
+
+// environmentDetail is what nothing selects by.
+type environmentDetail struct {
+	Problem  *operation.Problem `json:"problem,omitempty"`
+	Exit     *runtime.Exit      `json:"exit,omitempty"`
+	Digest   string             `json:"digest,omitempty"`
+	Warnings []string           `json:"warnings,omitempty"`
+}
+
+// environmentRow is a row as it was read, decoded only as far as needed.
+type environmentRow struct {
+	env                       runtime.Environment
+	seq                       int64
+	labels, spec, detail      string
+	slot                      sql.Null[int]
+	address                   string
+	created, updated, started int64
+}
+
+func (r *environmentRow) scan(row scanner) error {
+	e := &r.env
+	return row.Scan(&e.ID, &e.Project, &e.Name, &e.Node, &r.labels, &e.Revision, &r.spec, &e.State, &e.Held, &r.slot,
+		&r.address, &e.Ready, &e.Operation, &r.detail, &r.created, &r.updated, &r.started, &r.seq)
+}
+
+// decodeLabels is a step of its own: a list filters by labels before it
+// decodes the rest.
+func (r *environmentRow) decodeLabels() error { return fromJSON(r.labels, &r.env.Labels) }
+
+func (r *environmentRow) decode() (*runtime.Environment, error) {
+	e := &r.env
+	if err := r.decodeLabels(); err != nil {
+		return nil, err
+	}
+	if err := fromJSON(r.spec, &e.Spec); err != nil {
+		return nil, err
+	}
+	var d environmentDetail
+	if err := fromJSON(r.detail, &d); err != nil {
+		return nil, err
+	}
+	e.Problem, e.Exit, e.Digest, e.Warnings = d.Problem, d.Exit, d.Digest, d.Warnings
+	e.Slot = -1
+	if r.slot.Valid {
+		e.Slot = r.slot.V
+	}
+	if r.address != "" {
+		address, err := netip.ParseAddr(r.address)
+		if err != nil {
+			return nil, problem.New(problem.DatabaseFailed, "the address of environment %s cannot be read", e.ID).WithCause(err)
+		}
+		e.Address = address
+	}
+	e.CreatedAt, e.UpdatedAt, e.StartedAt = fromMillis(r.created), fromMillis(r.updated), fromMillis(r.started)
+	return e, nil
+}
+
+// environmentValues are the columns of environmentColumns.
+func environmentValues(e *runtime.Environment) ([]any, error) {
+	labels, err := toJSON(e.Labels)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := toJSON(e.Spec)
+	if err != nil {
+		return nil, err
+	}
+	detail, err := toJSON(environmentDetail{e.Problem, e.Exit, e.Digest, e.Warnings})
+	if err != nil {
+		return nil, err
+	}
+	address := ""
+	if e.Address.IsValid() {
+		address = e.Address.String()
+	}
+	return []any{
+		e.ID, e.Project, e.Name, e.Node, labels, e.Revision, spec, e.State, e.Held,
+		sql.Null[int]{V: e.Slot, Valid: e.Slot >= 0},
+		address, e.Ready, e.Operation, detail,
+		millis(e.CreatedAt), millis(e.UpdatedAt), millis(e.StartedAt),
+	}, nil
+}
+
+func readEnvironment(ctx context.Context, tx *sql.Tx, where string, args ...any) (*runtime.Environment, int64, error) {
+	var row environmentRow
+	if err := row.scan(tx.QueryRowContext(ctx, "SELECT "+environmentColumns+
+		", seq FROM environments WHERE state != 'deleted' AND "+where, args...)); err != nil {
+		return nil, 0, err
+	}
+	env, err := row.decode()
+	if err != nil {
+		return nil, 0, err
+	}
+	env.Ports, err = heldMappings(ctx, tx, env.ID)
+	return env, row.seq, err
+}
+
+func heldMappings(ctx context.Context, tx *sql.Tx, envID string) ([]port.Mapping, error) {
+	return queryMappings(ctx, tx, "SELECT "+mappingColumns+` FROM port_mappings
+		WHERE env_id = ? AND status IN ('reserved', 'active') ORDER BY seq`, envID)
+}
+
+func environmentNotFound(err error, name string) error {
+	if errors.Is(err, sql.ErrNoRows) {
+		return problem.New(problem.EnvNotFound, "environment %q does not exist", name).
+			WithHint("list the environments there are")
+	}
+	return err
+}
+
+// Environment implements runtime.Store.
+func (s *Store) Environment(ctx context.Context, id string) (env *runtime.Environment, err error) {
+	err = s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		env, _, err = readEnvironment(ctx, tx, "id = ?", id)
+		return environmentNotFound(err, id)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read environment %s: %w", id, err)
+	}
+	return env, nil
+}
+
+// EnvironmentByName implements runtime.Store.
+func (s *Store) EnvironmentByName(ctx context.Context, project, name string) (env *runtime.Environment, err error) {
+	err = s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		env, _, err = readEnvironment(ctx, tx, "project = ? AND name = ?", project, name)
+		return environmentNotFound(err, name)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read environment %s of project %s: %w", name, project, err)
+	}
+	return env, nil
+}
+
+// Environments implements runtime.Store.
+func (s *Store) Environments(ctx context.Context, filter runtime.Filter) ([]*runtime.Environment, string, error) {
+	where := []string{"state != 'deleted'"}
+	var args []any
+	add := func(condition string, values ...any) {
+		where = append(where, condition)
+		args = append(args, values...)
+	}
+	if filter.Project != "" {
+		add("project = ?", filter.Project)
+	}
+	if len(filter.States) > 0 {
+		var states []any
+		for _, state := range filter.States {
+			states = append(states, state)
+		}
+		add("state IN ("+placeholders(len(states))+")", states...)
+	}
+	if filter.After != "" {
+		var seq int64
+		if err := parseCursor(filter.After, "e", &seq); err != nil {
+			return nil, "", err
+		}
+		add("seq > ?", seq)
+	}
+	query := "SELECT " + environmentColumns + ", seq FROM environments WHERE " + strings.Join(where, " AND ") +
+		" ORDER BY seq"
+	if filter.Limit > 0 && len(filter.Labels) == 0 {
+		query += " LIMIT ?"
+		args = append(args, filter.Limit+1) // one more tells whether there is another page
+	}
+	var (
+		found []*runtime.Environment
+		next  string
+	)
+	err := s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
+		if found, next, err = scanPage(ctx, tx, filter, query, args); err != nil {
+			return err
+		}
+		return addMappings(ctx, tx, found)
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("list environments: %w", err)
+	}
+	return found, next, nil
+}
+
+func scanPage(ctx context.Context, tx *sql.Tx, filter runtime.Filter, query string, args []any) (
+	found []*runtime.Environment, next string, err error,
+) {
+	rows, err := tx.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, "", err
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells what went wrong
+	var last int64
+	for rows.Next() {
+		row := new(environmentRow)
+		if err := row.scan(rows); err != nil {
+			return nil, "", err
+		}
+		if len(filter.Labels) > 0 {
+			if err := row.decodeLabels(); err != nil {
+				return nil, "", err
+			}
+			if !filter.Labels.Matches(row.env.Labels) {
+				continue
+			}
+		}
+		if filter.Limit > 0 && len(found) == filter.Limit {
+			return found, cursor("e", last), nil
+		}
+		env, err := row.decode()
+		if err != nil {
+			return nil, "", err
+		}
+		found, last = append(found, env), row.seq
+	}
+	return found, "", rows.Err()
+}
+
+// addMappings reads the mappings of a page of environments in one query.
+func addMappings(ctx context.Context, tx *sql.Tx, envs []*runtime.Environment) error {
+	if len(envs) == 0 {
+		return nil
+	}
+	ids := make([]string, len(envs))
+	byID := make(map[string]*runtime.Environment, len(envs))
+	for i, env := range envs {
+		ids[i], byID[env.ID] = env.ID, env
+	}
+	list, err := toJSON(ids)
+	if err != nil {
+		return err
+	}
+	mappings, err := queryMappings(ctx, tx, "SELECT "+mappingColumns+` FROM port_mappings
+		WHERE env_id IN (SELECT value FROM json_each(?)) AND status IN ('reserved', 'active') ORDER BY seq`, list)
+	if err != nil {
+		return err
+	}
+	for _, m := range mappings {
+		env := byID[m.EnvID]
+		env.Ports = append(env.Ports, m)
+	}
+	return nil
+}
+
+// CountEnvironments implements runtime.Store.
+func (s *Store) CountEnvironments(ctx context.Context) (map[runtime.State]int, error) {
+	counts := make(map[runtime.State]int)
+	err := s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		rows, err := tx.QueryContext(ctx,
+			"SELECT state, count(*) FROM environments WHERE state != 'deleted' GROUP BY state")
+		if err != nil {
+			return err
+		}
+		defer rows.Close() //nolint:errcheck // rows.Err tells what went wrong
+		for rows.Next() {
+			var (
+				state runtime.State
+				count int
+			)
+			if err := rows.Scan(&state, &count); err != nil {
+				return err
+			}
+			counts[state] = count
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count environments: %w", err)
+	}
+	return counts, nil
+}
+
+// Fate implements runtime.Store.
+func (s *Store) Fate(ctx context.Context, id string) (runtime.Fate, error) {
+	fate := runtime.FateUnknown
+	err := s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		var (
+			state runtime.State
+			held  bool
+		)
+		err := tx.QueryRowContext(ctx, "SELECT state, held FROM environments WHERE id = ?", id).Scan(&state, &held)
+		switch {
+		case err != nil:
+			return ignoreNoRows(err)
+		case held && state != runtime.Deleted:
+			fate = runtime.FateHeld
+		default:
+			fate = runtime.FateGone
+		}
+		return nil
+	})
+	if err != nil {
+		return fate, fmt.Errorf("read fate of environment %s: %w", id, err)
+	}
+	return fate, nil
+}
+
+// PurgeDeleted implements runtime.Store. The released mappings of what it
+// forgets go with it; an environment that still holds a mapping stays.
+func (s *Store) PurgeDeleted(ctx context.Context, before time.Time) (int, error) {
+	var purged int64
+	err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		const which = `SELECT id FROM environments WHERE state = 'deleted' AND updated_at < ?1
+			AND NOT EXISTS (SELECT 1 FROM port_mappings WHERE env_id = environments.id
+				AND status IN ('reserved', 'active'))`
+		if _, err := tx.ExecContext(ctx,
+			"DELETE FROM port_mappings WHERE status = 'released' AND env_id IN ("+which+")", millis(before)); err != nil {
+			return err
+		}
+		result, err := tx.ExecContext(ctx, "DELETE FROM environments WHERE id IN ("+which+")", millis(before))
+		if err != nil {
+			return err
+		}
+		purged, err = result.RowsAffected()
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("purge deleted environments: %w", err)
+	}
+	return int(purged), nil
+}

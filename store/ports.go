@@ -1,0 +1,228 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/sqlite"
+	"github.com/remotegpu/remotegpu/network/port"
+)
+
+const mappingColumns = `id, env_id, project, host_id, service, internal_port, external_port, protocol,
+	description, status, created_at, updated_at, released_at, revision`
+
+func scanMapping(row scanner, more ...any) (port.Mapping, error) {
+	var (
+		m                          port.Mapping
+		created, updated, released int64
+	)
+	err := row.Scan(append([]any{
+		&m.ID, &m.EnvID, &m.Project, &m.HostID, &m.Service, &m.Internal, &m.External, &m.Protocol,
+		&m.Description, &m.Status, &created, &updated, &released, &m.Revision,
+	}, more...)...)
+	m.CreatedAt, m.UpdatedAt, m.ReleasedAt = fromMillis(created), fromMillis(updated), fromMillis(released)
+	return m, err
+}
+
+// PortMappings implements port.Store.
+func (s *Store) PortMappings(ctx context.Context, hostID string, filter port.Filter) ([]port.Mapping, string, error) {
+	where := []string{"host_id = ?"}
+	args := []any{hostID}
+	add := func(condition string, values ...any) {
+		where = append(where, condition)
+		args = append(args, values...)
+	}
+	if filter.EnvID != "" {
+		add("env_id = ?", filter.EnvID)
+	}
+	if filter.Project != "" {
+		add("project = ?", filter.Project)
+	}
+	if filter.Service != "" {
+		add("service = ?", filter.Service)
+	}
+	if !filter.IncludeReleased {
+		add("status IN ('reserved', 'active')")
+	}
+	if filter.After != "" {
+		var external, seq int64
+		if err := parseCursor(filter.After, "p", &external, &seq); err != nil {
+			return nil, "", err
+		}
+		add("(external_port, seq) > (?, ?)", external, seq)
+	}
+	query := "SELECT " + mappingColumns + ", seq FROM port_mappings WHERE " + strings.Join(where, " AND ")
+	query += " ORDER BY external_port, seq"
+	if filter.Limit > 0 {
+		query += " LIMIT ?"
+		args = append(args, filter.Limit+1) // one more tells whether there is another page
+	}
+	var (
+		found []port.Mapping
+		next  string
+		seqs  []int64
+	)
+	err := s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		rows, err := tx.QueryContext(ctx, query, args...)
+		if err != nil {
+			return err
+		}
+		defer rows.Close() //nolint:errcheck // rows.Err tells what went wrong
+		for rows.Next() {
+			var seq int64
+			m, err := scanMapping(rows, &seq)
+			if err != nil {
+				return err
+			}
+			found, seqs = append(found, m), append(seqs, seq)
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("list port mappings: %w", err)
+	}
+	if filter.Limit > 0 && len(found) > filter.Limit {
+		found = found[:filter.Limit]
+		last := filter.Limit - 1
+		next = cursor("p", int64(found[last].External), seqs[last])
+	}
+	return found, next, nil
+}
+
+// InsertPortMappings implements port.Store.
+func (s *Store) InsertPortMappings(ctx context.Context, mappings []port.Mapping) error {
+	err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error { return insertMappings(ctx, tx, mappings) })
+	if err != nil {
+		return fmt.Errorf("insert port mappings: %w", err)
+	}
+	return nil
+}
+
+func insertMappings(ctx context.Context, tx *sql.Tx, mappings []port.Mapping) error {
+	for _, m := range mappings {
+		_, err := tx.ExecContext(ctx, "INSERT INTO port_mappings ("+mappingColumns+
+			") VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+			m.ID, m.EnvID, m.Project, m.HostID, m.Service, m.Internal, m.External, m.Protocol,
+			m.Description, m.Status, millis(m.CreatedAt), millis(m.UpdatedAt), millis(m.ReleasedAt), max(m.Revision, 1))
+		if err == nil {
+			continue
+		}
+		if sqlite.IsUnique(err) {
+			// Either the port is held or the id was used before.
+			var holder string
+			query := tx.QueryRowContext(ctx, `SELECT id FROM port_mappings
+				WHERE host_id = ? AND protocol = ? AND external_port = ? AND status IN ('reserved', 'active')`,
+				m.HostID, m.Protocol, m.External)
+			if query.Scan(&holder) == nil {
+				return &port.ConflictError{Protocol: m.Protocol, Port: m.External}
+			}
+		}
+		return err
+	}
+	return nil
+}
+
+// ReleasePortMappings implements port.Store.
+func (s *Store) ReleasePortMappings(ctx context.Context, hostID, envID string, at time.Time) ([]port.Mapping, error) {
+	var released []port.Mapping
+	err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		var err error
+		released, err = markMappings(ctx, tx, `status = 'released', released_at = max(?1, 1), updated_at = ?1
+			WHERE host_id = ?2 AND env_id = ?3 AND status IN ('reserved', 'active')`, millis(at), hostID, envID)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("release port mappings of %s: %w", envID, err)
+	}
+	return released, nil
+}
+
+// releaseMappings releases what an environment holds on any host: the store
+// of a node has mappings of its own host only.
+func releaseMappings(ctx context.Context, tx *sql.Tx, envID string, at time.Time) ([]port.Mapping, error) {
+	return markMappings(ctx, tx, `status = 'released', released_at = ?1, updated_at = ?1
+		WHERE env_id = ?2 AND status IN ('reserved', 'active')`, millis(at), envID)
+}
+
+func activateMappings(ctx context.Context, tx *sql.Tx, envID string, at time.Time) error {
+	_, err := markMappings(ctx, tx, "status = 'active', updated_at = ?1 WHERE env_id = ?2 AND status = 'reserved'",
+		millis(at), envID)
+	return err
+}
+
+func markMappings(ctx context.Context, tx *sql.Tx, change string, args ...any) ([]port.Mapping, error) {
+	return queryMappings(ctx, tx,
+		"UPDATE port_mappings SET revision = revision + 1, "+change+" RETURNING "+mappingColumns, args...)
+}
+
+func queryMappings(ctx context.Context, tx *sql.Tx, query string, args ...any) ([]port.Mapping, error) {
+	rows, err := tx.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells what went wrong
+	var found []port.Mapping
+	for rows.Next() {
+		m, err := scanMapping(rows)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, m)
+	}
+	return found, rows.Err()
+}
+
+// PortRanges implements port.Store.
+func (s *Store) PortRanges(ctx context.Context, hostID string) ([]port.Range, error) {
+	var found []port.Range
+	err := s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		rows, err := tx.QueryContext(ctx, `SELECT service, first_port, last_port, internal_port, revision
+			FROM port_ranges WHERE host_id = ? ORDER BY service`, hostID)
+		if err != nil {
+			return err
+		}
+		defer rows.Close() //nolint:errcheck // rows.Err tells what went wrong
+		for rows.Next() {
+			var r port.Range
+			if err := rows.Scan(&r.Service, &r.First, &r.Last, &r.Internal, &r.Revision); err != nil {
+				return err
+			}
+			found = append(found, r)
+		}
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list port ranges: %w", err)
+	}
+	return found, nil
+}
+
+// SetPortRange implements port.Store.
+func (s *Store) SetPortRange(ctx context.Context, hostID string, r port.Range) error {
+	err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		var revision int64
+		err := tx.QueryRowContext(ctx, "SELECT revision FROM port_ranges WHERE host_id = ? AND service = ?",
+			hostID, r.Service).Scan(&revision)
+		if err := ignoreNoRows(err); err != nil {
+			return err
+		}
+		if revision != r.Revision-1 {
+			return fmt.Errorf("revision is %d, not %d: %w", revision, r.Revision-1, errdefs.ErrAborted)
+		}
+		_, err = tx.ExecContext(ctx, `INSERT INTO port_ranges
+			(host_id, service, first_port, last_port, internal_port, revision) VALUES (?, ?, ?, ?, ?, ?)
+			ON CONFLICT (host_id, service) DO UPDATE SET first_port = excluded.first_port,
+			last_port = excluded.last_port, internal_port = excluded.internal_port, revision = excluded.revision`,
+			hostID, r.Service, r.First, r.Last, r.Internal, r.Revision)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("set port range %s: %w", r.Service, err)
+	}
+	return nil
+}
