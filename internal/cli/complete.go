@@ -1,0 +1,96 @@
+package cli
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+)
+
+// completeTime is how long a shell waits for an answer to the tab key.
+const completeTime = 2 * time.Second
+
+// complete offers fixed values for a flag.
+func (a *app) complete(cmd *cobra.Command, flag string, values ...string) {
+	a.completeWith(cmd, flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// completeWith offers values for a flag. The flag is there: the only error is
+// that it is not.
+func (a *app) completeWith(cmd *cobra.Command, flag string, values cobra.CompletionFunc) {
+	if err := cmd.RegisterFlagCompletionFunc(flag, values); err != nil {
+		panic(err)
+	}
+}
+
+// completeEnvs offers the names of environments, with their states.
+func (a *app) completeEnvs(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.offer(cmd, args, prefix, func(ctx context.Context, c *clients) ([]cobra.Completion, error) {
+		response, err := c.environments.ListEnvironments(ctx, &remotegpuv1.ListEnvironmentsRequest{Project: a.project, PageSize: 500})
+		var found []cobra.Completion
+		for _, e := range response.GetEnvironments() {
+			found = append(found, cobra.CompletionWithDesc(e.GetName(), envState(e)+" "+plain(e.GetSpec().GetImage())))
+		}
+		return found, err
+	})
+}
+
+// completeImages offers the images of the node.
+func (a *app) completeImages(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.offer(cmd, args, prefix, func(ctx context.Context, c *clients) ([]cobra.Completion, error) {
+		response, err := c.images.ListImages(ctx, &remotegpuv1.ListImagesRequest{PageSize: 500})
+		var found []cobra.Completion
+		for _, image := range response.GetImages() {
+			name := strings.TrimSuffix(strings.TrimPrefix(image.GetName(), "docker.io/"), ":latest")
+			found = append(found, name)
+		}
+		return found, err
+	})
+}
+
+// completeOps offers operations that are not done.
+func (a *app) completeOps(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.offer(cmd, args, prefix, func(ctx context.Context, c *clients) ([]cobra.Completion, error) {
+		response, err := c.operations.ListOperations(ctx, &remotegpuv1.ListOperationsRequest{
+			Project: a.project, PageSize: 50,
+			States: []remotegpuv1.OperationState{
+				remotegpuv1.OperationState_OPERATION_STATE_QUEUED, remotegpuv1.OperationState_OPERATION_STATE_RUNNING,
+			},
+		})
+		var found []cobra.Completion
+		for _, op := range response.GetOperations() {
+			found = append(found, cobra.CompletionWithDesc(op.GetId(), op.GetKind()+" "+plain(op.GetTarget())))
+		}
+		return found, err
+	})
+}
+
+func (a *app) offer(cmd *cobra.Command, args []string, prefix string,
+	fetch func(context.Context, *clients) ([]cobra.Completion, error),
+) ([]cobra.Completion, cobra.ShellCompDirective) {
+	c, err := a.dial()
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), completeTime)
+	defer cancel()
+	all, err := fetch(ctx, c)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
+	}
+	var found []cobra.Completion
+	for _, completion := range all {
+		name, _, _ := strings.Cut(completion, "\t")
+		taken := false
+		for _, arg := range args {
+			taken = taken || arg == name
+		}
+		if !taken && strings.HasPrefix(name, prefix) {
+			found = append(found, completion)
+		}
+	}
+	return found, cobra.ShellCompDirectiveNoFileComp
+}

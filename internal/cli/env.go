@@ -1,0 +1,249 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+)
+
+func (a *app) envCommand() *cobra.Command {
+	return group("env", "Environments: create, use and delete them",
+		a.envCreate(), a.envList(), a.envGet(), a.envStart(), a.envStop(), a.envRestart(), a.envRemove(),
+		a.envWatch(), a.envExec())
+}
+
+func (a *app) envList() *cobra.Command {
+	request := &remotegpuv1.ListEnvironmentsRequest{}
+	var states []string
+	var page paging
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List environments, oldest first", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			request.Project = a.project
+			if request.States, err = parseEnums[remotegpuv1.EnvironmentState](states, "state",
+				"ENVIRONMENT_STATE_", remotegpuv1.EnvironmentState_value); err != nil {
+				return err
+			}
+			all, next, err := pages(&page, func(size int32, token string) ([]*remotegpuv1.Environment, string, error) {
+				request.PageSize, request.PageToken = size, token
+				response, err := c.environments.ListEnvironments(cmd.Context(), request)
+				return response.GetEnvironments(), response.GetNextPageToken(), err
+			})
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(&remotegpuv1.ListEnvironmentsResponse{Environments: all, NextPageToken: next})
+			}
+			return a.envTable(all)
+		},
+	}
+	cmd.Flags().StringVarP(&request.LabelSelector, "selector", "l", "", "only with these labels: key=value,key!=value,key,!key")
+	cmd.Flags().StringSliceVar(&states, "state", nil, "only in these states: creating, running, stopped, error")
+	page.register(cmd.Flags(), 0)
+	a.complete(cmd, "state", "creating", "running", "stopped", "error")
+	return cmd
+}
+
+func (a *app) envTable(all []*remotegpuv1.Environment) error {
+	// The project is said where it says something.
+	projects := slices.ContainsFunc(all, func(e *remotegpuv1.Environment) bool { return e.GetProject() != "default" })
+	header := []string{"NAME", "STATE", "IMAGE", "ADDRESS", "PORTS", "DESKTOP", "AGE"}
+	if projects {
+		header = slices.Insert(header, 1, "PROJECT")
+	}
+	rows := make([][]string, 0, len(all))
+	for _, e := range all {
+		row := []string{
+			e.GetName(), envState(e), e.GetSpec().GetImage(), dash(e.GetAddress()),
+			dash(portList(e.GetPortMappings())), envDesktop(e), age(e.GetCreatedAt()),
+		}
+		if projects {
+			row = slices.Insert(row, 1, dash(e.GetProject()))
+		}
+		rows = append(rows, row)
+	}
+	return a.table(header, rows)
+}
+
+func envState(e *remotegpuv1.Environment) string {
+	return state(e.GetState(), "ENVIRONMENT_STATE_")
+}
+
+func envDesktop(e *remotegpuv1.Environment) string {
+	switch {
+	case e.GetSpec().GetDesktop() == nil:
+		return "-"
+	case e.GetDesktopReady():
+		return "ready"
+	case e.GetState() == remotegpuv1.EnvironmentState_ENVIRONMENT_STATE_RUNNING:
+		return "starting"
+	default:
+		return "-"
+	}
+}
+
+func portList(mappings []*remotegpuv1.PortMapping) string {
+	texts := make([]string, len(mappings))
+	for i, m := range mappings {
+		texts[i] = fmt.Sprintf("%d->%d/%s", m.GetExternalPort(), m.GetInternalPort(), state(m.GetProtocol(), "PROTOCOL_"))
+	}
+	return strings.Join(texts, ",")
+}
+
+func (a *app) envGet() *cobra.Command {
+	return &cobra.Command{
+		Use: "get NAME", Short: "Show one environment", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeEnvs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			e, err := a.environment(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
+			return a.showEnvironment(e)
+		},
+	}
+}
+
+func (a *app) environment(ctx context.Context, c *clients, name string) (*remotegpuv1.Environment, error) {
+	response, err := c.environments.GetEnvironment(ctx, &remotegpuv1.GetEnvironmentRequest{Environment: name, Project: a.project})
+	if err != nil {
+		return nil, err
+	}
+	return response.GetEnvironment(), nil
+}
+
+func (a *app) showEnvironment(e *remotegpuv1.Environment) error {
+	for _, warning := range e.GetWarnings() {
+		a.say("Warning: %s", plain(warning))
+	}
+	if a.output == "json" {
+		return a.json(e)
+	}
+	spec := e.GetSpec()
+	rows := [][]string{
+		{"Name", e.GetName()},
+		{"Id", e.GetId()},
+		{"Project", e.GetProject()},
+		{"Node", e.GetNode()},
+		{"State", envState(e)},
+		{"Problem", problemText(e.GetProblem())},
+		{"Try", e.GetProblem().GetHint()},
+		{"Last exit", exitText(e.GetExit())},
+		{"Operation", e.GetOperation()},
+		{"Image", spec.GetImage()},
+		{"Digest", e.GetImageDigest()},
+		{"Command", strings.Join(slices.Concat(spec.GetEntrypoint(), spec.GetCommand()), " ")},
+		{"User", spec.GetUser()},
+		{"Address", e.GetAddress()},
+		{"Limits", limitsText(spec.GetResources())},
+		{"Labels", pairs(e.GetLabels())},
+	}
+	for _, m := range e.GetPortMappings() {
+		rows = append(rows, []string{"Port", strings.TrimSpace(fmt.Sprintf("%s %d->%d/%s %s", state(m.GetServiceType(), "SERVICE_TYPE_"),
+			m.GetExternalPort(), m.GetInternalPort(), state(m.GetProtocol(), "PROTOCOL_"), m.GetDescription()))})
+	}
+	for _, m := range spec.GetMounts() {
+		rows = append(rows, []string{"Mount", mountText(m)})
+	}
+	if d := spec.GetDesktop(); d != nil {
+		rows = append(rows, []string{"Desktop", fmt.Sprintf("%dx%dx%d %s; remotegpu desktop url %s",
+			d.GetWidth(), d.GetHeight(), d.GetDepth(), envDesktop(e), e.GetName())})
+	}
+	rows = append(rows, []string{"Created", moment(e.GetCreatedAt())}, []string{"Started", moment(e.GetStartedAt())})
+	return a.facts(rows)
+}
+
+func problemText(p *remotegpuv1.Problem) string {
+	if p == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s (%s)", p.GetMessage(), p.GetReason())
+}
+
+func exitText(e *remotegpuv1.ExitStatus) string {
+	if e == nil {
+		return ""
+	}
+	text := fmt.Sprintf("code %d", e.GetCode())
+	if e.GetSignal() != 0 {
+		text += fmt.Sprintf(", signal %d", e.GetSignal())
+	}
+	if e.GetOomKilled() {
+		text += ", out of memory"
+	}
+	return strings.TrimSpace(text + " " + moment(e.GetAt()))
+}
+
+func limitsText(r *remotegpuv1.Resources) string {
+	var limits []string
+	if r.GetCpuMillis() > 0 {
+		limits = append(limits, fmt.Sprintf("%g CPUs", float64(r.GetCpuMillis())/1000))
+	}
+	if r.GetMemoryBytes() > 0 {
+		limits = append(limits, size(r.GetMemoryBytes())+" memory")
+	}
+	if r.GetPids() > 0 {
+		limits = append(limits, fmt.Sprintf("%d processes", r.GetPids()))
+	}
+	if r.GetShmBytes() > 0 {
+		limits = append(limits, size(r.GetShmBytes())+" /dev/shm")
+	}
+	return strings.Join(limits, ", ")
+}
+
+func mountText(m *remotegpuv1.Mount) string {
+	text := state(m.GetType(), "MOUNT_TYPE_") + " "
+	if m.GetSource() != "" {
+		text += m.GetSource() + " -> "
+	}
+	text += m.GetTarget()
+	if m.GetSizeBytes() > 0 {
+		text += ", " + size(m.GetSizeBytes())
+	}
+	if m.GetReadOnly() {
+		text += ", read-only"
+	}
+	return text
+}
+
+func pairs(labels map[string]string) string {
+	texts := make([]string, 0, len(labels))
+	for key, value := range labels {
+		texts = append(texts, key+"="+value)
+	}
+	slices.Sort(texts)
+	return strings.Join(texts, ",")
+}
+
+// parseEnums reads the short names of an enum's values.
+func parseEnums[E ~int32](words []string, what, prefix string, values map[string]int32) ([]E, error) {
+	found := make([]E, 0, len(words))
+	for _, word := range words {
+		value := values[prefix+strings.ToUpper(word)]
+		if value == 0 {
+			var names []string
+			for name, number := range values {
+				if number != 0 {
+					names = append(names, strings.ToLower(strings.TrimPrefix(name, prefix)))
+				}
+			}
+			slices.Sort(names)
+			return nil, usagef("use one of "+strings.Join(names, ", "), "%s %q is not one", what, word)
+		}
+		found = append(found, E(value))
+	}
+	return found, nil
+}

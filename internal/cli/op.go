@@ -1,0 +1,187 @@
+package cli
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+)
+
+func (a *app) opCommand() *cobra.Command {
+	return group("op", "Operations: the long work of a node", a.opList(), a.opGet(), a.opWatch(), a.opCancel())
+}
+
+func (a *app) opList() *cobra.Command {
+	request := &remotegpuv1.ListOperationsRequest{}
+	var states []string
+	var page paging
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List operations, newest first", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			request.Project = a.project
+			if request.States, err = parseEnums[remotegpuv1.OperationState](states, "state",
+				"OPERATION_STATE_", remotegpuv1.OperationState_value); err != nil {
+				return err
+			}
+			all, next, err := pages(&page, func(size int32, token string) ([]*remotegpuv1.Operation, string, error) {
+				request.PageSize, request.PageToken = size, token
+				response, err := c.operations.ListOperations(cmd.Context(), request)
+				return response.GetOperations(), response.GetNextPageToken(), err
+			})
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(&remotegpuv1.ListOperationsResponse{Operations: all, NextPageToken: next})
+			}
+			rows := make([][]string, 0, len(all))
+			for _, op := range all {
+				rows = append(rows, []string{
+					op.GetId(), op.GetKind(), op.GetTarget(), opState(op), age(op.GetCreatedAt()), dash(opNote(op)),
+				})
+			}
+			return a.table([]string{"ID", "KIND", "TARGET", "STATE", "AGE", "NOTE"}, rows)
+		},
+	}
+	cmd.Flags().StringVar(&request.Target, "target", "", "only those that work on this environment id or image reference")
+	cmd.Flags().StringSliceVar(&states, "state", nil, "only in these states: queued, running, succeeded, failed, cancelled")
+	page.register(cmd.Flags(), 50)
+	a.complete(cmd, "state", "queued", "running", "succeeded", "failed", "cancelled")
+	return cmd
+}
+
+func opState(op *remotegpuv1.Operation) string { return state(op.GetState(), "OPERATION_STATE_") }
+
+func opNote(op *remotegpuv1.Operation) string {
+	switch {
+	case op.GetProblem() != nil:
+		return problemText(op.GetProblem())
+	case done(op):
+		return ""
+	case op.GetCancelRequested():
+		return "being cancelled"
+	default:
+		return op.GetProgress().GetStep()
+	}
+}
+
+func (a *app) showOperation(op *remotegpuv1.Operation) error {
+	if a.output == "json" {
+		return a.json(op)
+	}
+	rows := [][]string{
+		{"Id", op.GetId()},
+		{"Kind", op.GetKind()},
+		{"Target", op.GetTarget()},
+		{"Project", op.GetProject()},
+		{"Node", op.GetNode()},
+		{"State", opState(op)},
+		{"Problem", problemText(op.GetProblem())},
+		{"Try", op.GetProblem().GetHint()},
+		{"Labels", pairs(op.GetLabels())},
+		{"Result", pairs(op.GetResult())},
+		{"Created", moment(op.GetCreatedAt())},
+		{"Started", moment(op.GetStartedAt())},
+		{"Finished", moment(op.GetFinishedAt())},
+	}
+	if at := op.GetProgress(); !done(op) && at.GetStep() != "" {
+		step := at.GetStep()
+		if at.GetTotal() > 0 {
+			step += " " + amount(at.GetDone(), at.GetTotal())
+		}
+		rows = append(rows, []string{"Step", step})
+	}
+	if op.GetAttempts() > 1 {
+		rows = append(rows, []string{"Attempts", fmt.Sprint(op.GetAttempts())})
+	}
+	return a.facts(rows)
+}
+
+func (a *app) opGet() *cobra.Command {
+	return &cobra.Command{
+		Use: "get ID", Short: "Show one operation", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeOps,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			response, err := c.operations.GetOperation(cmd.Context(), &remotegpuv1.GetOperationRequest{Id: args[0]})
+			if err != nil {
+				return err
+			}
+			return a.showOperation(response.GetOperation())
+		},
+	}
+}
+
+func (a *app) opWatch() *cobra.Command {
+	var timeout time.Duration
+	cmd := &cobra.Command{
+		Use: "watch ID", Short: "Follow an operation until it is done",
+		Long: `watch follows an operation and exits as the command that started it would have:
+0 when it did what was asked. With -o json each line is its state at that time.`,
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeOps,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			ctx := cmd.Context()
+			if a.output == "json" {
+				var last *remotegpuv1.Operation
+				err := watch(ctx, c, args[0], func(op *remotegpuv1.Operation) error {
+					last = op
+					return a.jsonLine(op)
+				})
+				if err != nil {
+					return err
+				}
+				return outcome(last)
+			}
+			response, err := c.operations.GetOperation(ctx, &remotegpuv1.GetOperationRequest{Id: args[0]})
+			if err != nil {
+				return err
+			}
+			op, err := a.follow(ctx, c, response.GetOperation(), timeout)
+			if err != nil {
+				return err
+			}
+			if err := outcome(op); err != nil {
+				return err
+			}
+			return a.showOperation(op)
+		},
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 0, "wait at most this long (exit code 8); 0 waits until it is done")
+	return cmd
+}
+
+func (a *app) opCancel() *cobra.Command {
+	var wait time.Duration
+	cmd := &cobra.Command{
+		Use: "cancel ID", Short: "Ask an operation to stop; what it took is given back",
+		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeOps,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			response, err := c.operations.CancelOperation(cmd.Context(), &remotegpuv1.CancelOperationRequest{
+				Id: args[0], Wait: durationpb.New(wait),
+			})
+			if err != nil {
+				return err
+			}
+			return a.showOperation(response.GetOperation())
+		},
+	}
+	cmd.Flags().DurationVar(&wait, "wait", 10*time.Second, "wait at most this long until it has stopped; 0 returns at once")
+	return cmd
+}

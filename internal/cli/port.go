@@ -1,0 +1,152 @@
+package cli
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+)
+
+func (a *app) portCommand() *cobra.Command {
+	return group("port", "Published ports and their pools", a.portList(), a.portPool())
+}
+
+func (a *app) portList() *cobra.Command {
+	request := &remotegpuv1.ListPortMappingsRequest{}
+	var service string
+	var page paging
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List port mappings by host port", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			request.Project = a.project
+			if service != "" {
+				if request.ServiceType, err = parseService(service); err != nil {
+					return err
+				}
+			}
+			all, next, err := pages(&page, func(size int32, token string) ([]*remotegpuv1.PortMapping, string, error) {
+				request.PageSize, request.PageToken = size, token
+				response, err := c.ports.ListPortMappings(cmd.Context(), request)
+				return response.GetPortMappings(), response.GetNextPageToken(), err
+			})
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(&remotegpuv1.ListPortMappingsResponse{PortMappings: all, NextPageToken: next})
+			}
+			rows := make([][]string, 0, len(all))
+			for _, m := range all {
+				rows = append(rows, []string{
+					fmt.Sprint(m.GetExternalPort()), fmt.Sprint(m.GetInternalPort()), state(m.GetProtocol(), "PROTOCOL_"),
+					state(m.GetServiceType(), "SERVICE_TYPE_"), state(m.GetStatus(), "PORT_MAPPING_STATUS_"),
+					m.GetEnvironment(), age(m.GetCreatedAt()), m.GetDescription(),
+				})
+			}
+			return a.table([]string{"HOST", "INSIDE", "PROTOCOL", "SERVICE", "STATUS", "ENVIRONMENT", "AGE", "DESCRIPTION"}, rows)
+		},
+	}
+	cmd.Flags().StringVar(&request.Environment, "env", "", "only those of this environment")
+	cmd.Flags().StringVar(&service, "service", "", "only those of this service: ssh, rdp, jupyter, vnc, novnc, custom")
+	cmd.Flags().BoolVarP(&request.IncludeReleased, "all", "a", false, "released ones too")
+	page.register(cmd.Flags(), 0)
+	a.complete(cmd, "service", services()...)
+	a.completeWith(cmd, "env", a.completeEnvs)
+	return cmd
+}
+
+func services() []string { return []string{"ssh", "rdp", "jupyter", "vnc", "novnc", "custom"} }
+
+func parseService(word string) (remotegpuv1.ServiceType, error) {
+	found, err := parseEnums[remotegpuv1.ServiceType]([]string{word}, "service", "SERVICE_TYPE_", remotegpuv1.ServiceType_value)
+	if err != nil {
+		return 0, err
+	}
+	return found[0], nil
+}
+
+func (a *app) portPool() *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "pool", Aliases: []string{"pools"}, Short: "Show the pool of each service", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			response, err := c.ports.ListPortPools(cmd.Context(), &remotegpuv1.ListPortPoolsRequest{})
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(response)
+			}
+			return a.poolTable(response.GetPools())
+		},
+	}
+	cmd.AddCommand(a.portPoolSet())
+	return cmd
+}
+
+func (a *app) poolTable(pools []*remotegpuv1.PortPool) error {
+	rows := make([][]string, 0, len(pools))
+	for _, pool := range pools {
+		inside := "-"
+		if port := pool.GetDefaultInternalPort(); port != 0 {
+			inside = fmt.Sprint(port)
+		}
+		rows = append(rows, []string{
+			state(pool.GetServiceType(), "SERVICE_TYPE_"), fmt.Sprintf("%d-%d", pool.GetFirstPort(), pool.GetLastPort()),
+			inside, fmt.Sprint(pool.GetInUse()), fmt.Sprint(pool.GetFree()),
+		})
+	}
+	return a.table([]string{"SERVICE", "RANGE", "INSIDE", "IN USE", "FREE"}, rows)
+}
+
+func (a *app) portPoolSet() *cobra.Command {
+	request := &remotegpuv1.UpdatePortPoolRequest{}
+	cmd := &cobra.Command{
+		Use: "set SERVICE FIRST-LAST", Short: "Change the range of a pool",
+		Long: "set changes the host ports that a service's mappings are taken from. Mappings\noutside the new range stay until they are released.",
+		Args: cobra.ExactArgs(2), ValidArgs: services(),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var err error
+			if request.ServiceType, err = parseService(args[0]); err != nil {
+				return err
+			}
+			if request.FirstPort, request.LastPort, err = parseRange(args[1]); err != nil {
+				return err
+			}
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			response, err := c.ports.UpdatePortPool(cmd.Context(), request)
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(response.GetPool())
+			}
+			return a.poolTable([]*remotegpuv1.PortPool{response.GetPool()})
+		},
+	}
+	etagFlag(cmd.Flags(), &request.Etag)
+	return cmd
+}
+
+func parseRange(text string) (first, last int32, err error) {
+	from, to, ok := strings.Cut(text, "-")
+	low, errLow := strconv.ParseUint(from, 10, 16)
+	high, errHigh := strconv.ParseUint(to, 10, 16)
+	if !ok || errLow != nil || errHigh != nil {
+		return 0, 0, usagef("write FIRST-LAST, for example 23000-23999", "range %q is not one", text)
+	}
+	return int32(low), int32(high), nil
+}

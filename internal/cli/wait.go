@@ -1,0 +1,157 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/spf13/pflag"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+)
+
+// lostFor is how long a broken connection is tried again before giving up: a
+// daemon that is upgraded is back long before.
+const lostFor = 30 * time.Second
+
+var errTimeout = errors.New("timeout")
+
+// waiting are the flags of a command that starts an operation.
+type waiting struct {
+	noWait    bool
+	timeout   time.Duration
+	requestID string
+}
+
+func (w *waiting) register(flags *pflag.FlagSet) {
+	flags.BoolVar(&w.noWait, "no-wait", false, "start it and return; follow it with remotegpu op watch")
+	flags.DurationVar(&w.timeout, "timeout", 0, "wait at most this long (exit code 8); the operation goes on; 0 waits until it is done")
+	flags.StringVar(&w.requestID, "request-id", "", "makes repeating the command safe: the same id answers with the first one's operation")
+}
+
+// id is the request id: the caller's, or a random one.
+func (w *waiting) id() string { return orElse(w.requestID, rand.Text()) }
+
+// finish waits for an operation unless the caller does not want to, and turns
+// its failure into an error. op may be nil: nothing was to be done.
+func (a *app) await(ctx context.Context, c *clients, w *waiting, op *remotegpuv1.Operation) (*remotegpuv1.Operation, error) {
+	if op == nil {
+		return nil, nil //nolint:nilnil // nothing was to be done
+	}
+	if w.noWait {
+		a.say("operation %s goes on; follow it with: remotegpu op watch %s", op.GetId(), op.GetId())
+		return op, nil
+	}
+	op, err := a.follow(ctx, c, op, w.timeout)
+	if err != nil {
+		return op, err
+	}
+	return op, outcome(op)
+}
+
+// follow shows the progress of an operation until it is done. It survives a
+// restart of the daemon, as operations do.
+func (a *app) follow(ctx context.Context, c *clients, op *remotegpuv1.Operation, timeout time.Duration) (*remotegpuv1.Operation, error) {
+	watchCtx, cancel := context.WithCancel(ctx)
+	if timeout > 0 {
+		watchCtx, cancel = context.WithTimeoutCause(ctx, timeout, errTimeout)
+	}
+	defer cancel()
+	bar := newProgress(a.stderr)
+	defer bar.close()
+	lastContact := time.Now()
+	for attempt := 1; !done(op); attempt++ {
+		err := watch(watchCtx, c, op.GetId(), func(now *remotegpuv1.Operation) error {
+			op, lastContact, attempt = now, time.Now(), 1
+			bar.show(now)
+			return nil
+		})
+		if watchCtx.Err() != nil && !done(op) {
+			bar.close()
+			return op, left(op, context.Cause(watchCtx))
+		}
+		if err == nil {
+			continue
+		}
+		if !broken(err) || time.Since(lastContact) > lostFor {
+			return op, err
+		}
+		if attempt == 1 {
+			bar.note("connection lost, trying again")
+		}
+		if sleep(watchCtx, min(time.Duration(attempt)*250*time.Millisecond, 2*time.Second)) != nil {
+			bar.close()
+			return op, left(op, context.Cause(watchCtx))
+		}
+	}
+	bar.show(op)
+	return op, nil
+}
+
+// watch sends each state of an operation to each until the stream ends.
+func watch(ctx context.Context, c *clients, id string, each func(*remotegpuv1.Operation) error) error {
+	stream, err := c.operations.WatchOperation(ctx, &remotegpuv1.WatchOperationRequest{Id: id})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Close() }() // read to its end, or abandoned
+	for {
+		message, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := each(message.GetOperation()); err != nil || done(message.GetOperation()) {
+			return err
+		}
+	}
+}
+
+// broken says whether the connection is at fault rather than the request.
+func broken(err error) bool {
+	remote, ok := errors.AsType[*connect.Error](err)
+	return ok && (!remote.IsRemote() || remote.Code() == connect.CodeUnavailable)
+}
+
+// left says that the operation goes on without us.
+func left(op *remotegpuv1.Operation, cause error) error {
+	f := &failure{
+		Code: "canceled", Message: "interrupted; operation " + op.GetId() + " goes on",
+		Hints: []string{"remotegpu op watch " + op.GetId() + " follows it, remotegpu op cancel " + op.GetId() + " stops it"},
+		exit:  exitInterrupted,
+	}
+	if errors.Is(cause, errTimeout) {
+		f.Code, f.Message, f.exit = "deadline_exceeded", "still not done; operation "+op.GetId()+" goes on", exitFailed
+	}
+	return f
+}
+
+func done(op *remotegpuv1.Operation) bool {
+	switch op.GetState() {
+	case remotegpuv1.OperationState_OPERATION_STATE_SUCCEEDED,
+		remotegpuv1.OperationState_OPERATION_STATE_FAILED,
+		remotegpuv1.OperationState_OPERATION_STATE_CANCELLED:
+		return true
+	default:
+		return false
+	}
+}
+
+// outcome is the error of an operation that is done.
+func outcome(op *remotegpuv1.Operation) error {
+	switch op.GetState() {
+	case remotegpuv1.OperationState_OPERATION_STATE_FAILED:
+		return problemFailure(op.GetKind()+" failed", op.GetProblem())
+	case remotegpuv1.OperationState_OPERATION_STATE_CANCELLED:
+		f := problemFailure(op.GetKind()+" was cancelled", op.GetProblem())
+		f.exit = exitFailed
+		return f
+	default:
+		return nil
+	}
+}
