@@ -73,6 +73,7 @@ type Containerd struct {
 // BuildKit is the BuildKit to build images with.
 type BuildKit struct {
 	Address string `toml:"address" comment:"Socket of buildkitd, for example unix:///run/remotegpu/buildkitd.sock. Empty: nothing can be built."`
+	NetNS   string `toml:"netns" comment:"Network namespace (path) in which bases are bootstrapped from the package mirror. Empty: the daemon's own."`
 }
 
 // Network is the network of environments.

@@ -176,3 +176,9 @@ func fieldProblems(broken *protovalidate.ValidationError) error {
 	}
 	return errors.Join(errs...)
 }
+
+// Unauthenticated is the refusal of a call without the node's token.
+func Unauthenticated() *connect.Error {
+	return toConnect(problem.New(problem.Unauthenticated, "the call carries no valid token").
+		WithHint("set REMOTEGPU_TOKEN to the content of the node's token file (/var/lib/remotegpu/token), or use the unix socket as root"))
+}

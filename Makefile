@@ -1,0 +1,102 @@
+# remotegpu. "make help" lists the targets.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+export GOFLAGS := -buildvcs=false
+export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
+
+NETNS ?=
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X github.com/remotegpu/remotegpu/internal/version.Version=$(VERSION)
+# What the tests of the CI tier need; see internal/testutil/require.go.
+NEEDS := root,iptables,containerd,containerd2,buildkit,browser,programs
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-12s %s\n", $$1, $$2}'
+
+.PHONY: check-go
+check-go:
+	@command -v go >/dev/null || { echo "Go is not installed. Install Go 1.26 or newer (https://go.dev/dl/) and put it on PATH." >&2; exit 1; }
+	version=$$(go env GOVERSION); minor=$${version#go1.}; minor=$${minor%%.*}
+	if [ "$${minor//[!0-9]/}" -lt 26 ]; then
+		echo "$$version is too old. Install Go 1.26 or newer (https://go.dev/dl/)." >&2; exit 1
+	fi
+
+.PHONY: up
+up: check-go ## Start a node with a desktop environment "demo" (NETNS=name: inside that network namespace)
+	@deploy/dev/up.sh "$(NETNS)"
+
+.PHONY: down
+down: ## Undo what "up" started; images and volumes stay (PURGE=1: they go too; FORCE=1: other environments as well)
+	@FORCE="$(FORCE)" deploy/dev/down.sh "$(PURGE)"
+
+.PHONY: build
+build: check-go novnc ## Build the programs into bin/
+	@deploy/dev/packages.sh build
+	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/remotegpud
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/remotegpu
+
+.PHONY: novnc
+novnc:
+	@[ -e network/gateway/web/novnc/core/rfb.js ] || { deploy/dev/packages.sh build; network/gateway/web/fetch.sh; }
+
+.PHONY: tools
+tools: check-go ## Build the pinned tools into .tools/
+	@tools/install.sh proto lint containerd buildkit
+
+.PHONY: generate
+generate: check-go ## Generate gen/ from api/
+	@tools/install.sh proto
+	PATH=$$PWD/.tools/bin:$$PATH buf generate
+
+.PHONY: check
+check: check-go ## Lint, and prove that generated code is current
+	@deploy/dev/packages.sh build test
+	tools/install.sh proto lint
+	PATH=$$PWD/.tools/bin:$$PATH
+	buf lint
+	buf generate
+	if [ -n "$$(git status --porcelain gen)" ]; then
+		git --no-pager diff --stat gen; echo "gen/ is not current: run make generate and commit it" >&2; exit 1
+	fi
+	golangci-lint run ./...
+	git ls-files -z '*.sh' '.ci/run' | xargs -0 shellcheck -x
+
+.PHONY: fmt
+fmt: check-go ## Format the code
+	@tools/install.sh lint
+	.tools/bin/golangci-lint fmt ./...
+
+.PHONY: test
+test: build ## Run the CI tier: unit, root and end-to-end tests
+	@deploy/dev/packages.sh node build test
+	tools/install.sh containerd buildkit
+	test/browser/fetch.sh
+	go test -race -run '^$$' ./... >/dev/null
+	REMOTEGPU_TEST=$(NEEDS) go test -race -shuffle=on -p 1 -timeout 20m ./...
+
+.PHONY: test-unit
+test-unit: check-go ## Run the tests that need nothing
+	@deploy/dev/packages.sh build
+	go test -race -shuffle=on ./...
+
+.PHONY: test-all
+test-all: build ## The CI tier, three times over, and what is compared with peers
+	@deploy/dev/packages.sh node build test bench
+	tools/install.sh containerd buildkit
+	test/browser/fetch.sh
+	REMOTEGPU_TEST=all go test -race -shuffle=on -count=3 -p 1 -timeout 60m ./...
+
+.PHONY: bench
+bench: build ## Measure against a plain containerd client, ctr, podman and docker (RUNS=15)
+	@deploy/dev/packages.sh node build bench
+	tools/install.sh containerd
+	go build -o .tools/bin/bench ./test/bench
+	.tools/bin/bench -remotegpud "$$PWD/bin/remotegpud" -runs $(or $(RUNS),15)
+
+.PHONY: clean
+clean: ## Remove what was built (not .tools/)
+	@rm -rf bin network/gateway/web/novnc

@@ -1,0 +1,134 @@
+// Command remotegpud is the node daemon.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/remotegpu/remotegpu/internal/config"
+	"github.com/remotegpu/remotegpu/internal/node"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/version"
+)
+
+// exitConfig is EX_CONFIG of sysexits.h: starting again does not help.
+const exitConfig = 78
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second signal kills
+	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	command := root(stdout, stderr)
+	command.SetArgs(args)
+	err := command.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	for _, p := range problem.All(err) {
+		fmt.Fprintln(stderr, "remotegpud:", p)
+		if p.Hint != "" {
+			fmt.Fprintln(stderr, "Try:", p.Hint)
+		}
+		if p.Reason == problem.DatabaseNewer || p.Reason == problem.ConfigInvalid {
+			return exitConfig
+		}
+		return 1
+	}
+	fmt.Fprintln(stderr, "remotegpud:", err)
+	return 1
+}
+
+func root(stdout, stderr io.Writer) *cobra.Command {
+	var path string
+	load := func(command *cobra.Command) (config.Config, error) {
+		return config.Load(path, !command.Flags().Changed("config"))
+	}
+	command := &cobra.Command{
+		Use:   "remotegpud",
+		Short: "Runs environments with GPUs and desktops on this host",
+		Long: "remotegpud runs environments on this host and serves the API. It needs root.\n\n" +
+			"It exits with 78 when its configuration or its database cannot be used, 1 on any other failure.",
+		Args: cobra.NoArgs, SilenceErrors: true, SilenceUsage: true, Version: version.Version,
+		RunE: func(command *cobra.Command, _ []string) error {
+			cfg, err := load(command)
+			if err != nil {
+				return err
+			}
+			return serve(command.Context(), cfg, stderr)
+		},
+	}
+	command.SetOut(stdout)
+	command.SetErr(stderr)
+	command.PersistentFlags().StringVar(&path, "config", config.DefaultPath, "configuration file")
+	configCommand := &cobra.Command{Use: "config", Short: "Show or check the configuration"}
+	configCommand.AddCommand(
+		&cobra.Command{
+			Use: "default", Short: "Print the default configuration with its comments", Args: cobra.NoArgs,
+			RunE: func(*cobra.Command, []string) error {
+				text, err := config.Default().Marshal()
+				if err != nil {
+					return err
+				}
+				_, err = stdout.Write(text)
+				return err
+			},
+		},
+		&cobra.Command{
+			Use: "check", Short: "Check the configuration file", Args: cobra.NoArgs,
+			RunE: func(command *cobra.Command, _ []string) error { _, err := load(command); return err },
+		},
+	)
+	command.AddCommand(configCommand, &cobra.Command{
+		Use: "cleanup", Short: "Remove namespaces, links and rules of environments from the host",
+		Long: "Removes every network namespace, link and firewall rule of environments. The daemon must be stopped and its containers deleted.",
+		Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			cfg, err := load(command)
+			if err != nil {
+				return err
+			}
+			log, err := newLog(cfg, stderr)
+			if err != nil {
+				return err
+			}
+			return node.CleanUp(command.Context(), cfg, log)
+		},
+	})
+	return command
+}
+
+func serve(ctx context.Context, cfg config.Config, stderr io.Writer) (err error) {
+	log, err := newLog(cfg, stderr)
+	if err != nil {
+		return err
+	}
+	n, err := node.New(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.Close()) }()
+	return n.Run(ctx)
+}
+
+func newLog(cfg config.Config, stderr io.Writer) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
+		return nil, problem.New(problem.ConfigInvalid, "log.level: %q is no level", cfg.Log.Level).WithHint("debug, info, warn or error")
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if cfg.Log.Format == "json" {
+		return slog.New(slog.NewJSONHandler(stderr, options)), nil
+	}
+	return slog.New(slog.NewTextHandler(stderr, options)), nil
+}

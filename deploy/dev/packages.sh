@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Installs what is missing from the distribution's packages. It never removes a
+# package, and it leaves alone what is there already, whoever installed it: a
+# program that is found is not installed again (Docker's containerd.io, say).
+# Usage: deploy/dev/packages.sh SET…   sets: node build test bench
+set -euo pipefail
+
+declare -A programs=(
+	[node]="containerd:containerd containerd-shim-runc-v2:containerd runc:runc iptables:iptables iptables-restore:iptables ip:iproute2 nsenter:util-linux"
+	[build]="gcc:gcc curl:curl npm:npm node:nodejs mmdebstrap:mmdebstrap"
+	[test]="chromium:chromium conntrack:conntrack jq:jq shellcheck:shellcheck Xvnc:tigervnc-standalone-server xsetroot:x11-xserver-utils xterm:xterm setpriv:util-linux"
+	[bench]="dockerd:docker.io podman:podman conntrack:conntrack"
+)
+# Headers that no program stands for.
+declare -A files=([build]="/usr/include/stdio.h:libc6-dev")
+
+missing=()
+for set in "$@"; do
+	for entry in ${programs[$set]:?unknown set $set}; do
+		PATH=$PATH:/usr/sbin:/sbin command -v "${entry%%:*}" >/dev/null || missing+=("${entry#*:}")
+	done
+	for entry in ${files[$set]:-}; do
+		[ -e "${entry%%:*}" ] || missing+=("${entry#*:}")
+	done
+done
+[ ${#missing[@]} -gt 0 ] || exit 0
+mapfile -t missing < <(printf '%s\n' "${missing[@]}" | sort -u)
+
+if [ "$(id -u)" != 0 ]; then
+	echo "these packages are missing and only root can install them: ${missing[*]}" >&2
+	exit 1
+fi
+command -v apt-get >/dev/null || {
+	echo "these packages are missing, and this is not Debian or Ubuntu: ${missing[*]}" >&2
+	exit 1
+}
+echo "installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -q >/dev/null
+apt-get install -q -y --no-install-recommends --no-remove "${missing[@]}" >/dev/null

@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# "make up": a node with a desktop environment called demo, from nothing.
+# Everything it starts is in $run/*.pid and undone by down.sh.
+# Usage: up.sh [NETNS]
+. "$(dirname "$0")/lib.sh"
+netns=${1:-}
+[ "$(id -u)" = 0 ] || die "make up needs root" "sudo make up"
+
+say "installing what is missing"
+deploy/dev/packages.sh node build
+say "building the programs"
+make build
+tools/install.sh buildkit
+mkdir -p "$state" "$run"
+
+if [ -n "$netns" ] && [ ! -e "/run/netns/$netns" ]; then
+	say "making network namespace $netns"
+	ip netns add "$netns"
+	echo "$netns" >"$run/up.netns"
+fi
+[ -z "$netns" ] || ip -n "$netns" link set lo up
+
+start_containerd
+start_buildkit
+start_node "$netns"
+
+if ! remotegpu image ls -o json | grep -q "\"$image\"" || [ -n "${REBUILD:-}" ]; then
+	say "building $image"
+	remotegpu image build desktop-base
+fi
+
+if ! remotegpu env get demo >/dev/null 2>&1; then
+	say "creating the environment demo"
+	keys=$(cat ~/.ssh/*.pub 2>/dev/null || true)
+	remotegpu env create demo --image "$image" --desktop -p ssh -e "SSH_AUTHORIZED_KEYS=$keys"
+elif ! remotegpu env get demo -o json | grep -q ENVIRONMENT_STATE_RUNNING; then
+	say "starting the environment demo"
+	remotegpu env start demo
+fi
+say "waiting until the desktop has drawn"
+remotegpu desktop url demo --wait --ttl 12h >"$run/demo.url"
+
+ssh_port=$(remotegpu port ls --env demo --service ssh -o json | sed -n 's/.*"externalPort": *\([0-9]*\).*/\1/p' | head -n 1)
+host=$(sed -E 's#^https?://(\[[^]]*\]|[^/:]*).*#\1#' "$run/demo.url")
+enter=$(netns_command "$netns")
+cat <<TEXT
+
+The desktop of demo is ready${netns:+ (in network namespace $netns: enter it with $enter)}.
+
+  Browser  $(cat "$run/demo.url")
+           (the certificate is self-signed; the link opens connections for 12 hours)
+  SSH      ssh -p ${ssh_port:-?} gpu@$host
+  CLI      ${enter:+$enter }$PWD/bin/remotegpu --addr $REMOTEGPU_ADDR env ls
+
+Undo all of it with: make down${netns:+ }
+TEXT

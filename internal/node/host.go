@@ -1,0 +1,208 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	goruntime "runtime"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"github.com/oklog/ulid/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/internal/atomicfile"
+	"github.com/remotegpu/remotegpu/internal/cgroup"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/rpc"
+	"github.com/remotegpu/remotegpu/internal/version"
+	"github.com/remotegpu/remotegpu/network"
+	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/gateway"
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+// Keys of what the store keeps about the node itself.
+const (
+	metaNodeID = "node_id"
+	metaRange  = "address_range"
+)
+
+// lockDirectory makes sure that one daemon at a time works in a state
+// directory. The lock goes with the process.
+func lockDirectory(dir string) (*os.File, error) {
+	file, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open lock of state directory: %w", err)
+	}
+	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(problem.New(problem.ConfigInvalid, "another remotegpud works in %s", dir).WithCause(err).
+			WithHint("stop it first, or give this one a state_dir of its own"), file.Close())
+	}
+	return file, nil
+}
+
+// identity is the node's stable id, made at the first start.
+func (n *Node) identity(ctx context.Context) (string, error) {
+	id, err := n.store.Meta(ctx, metaNodeID)
+	if errdefs.IsNotFound(err) {
+		id = ulid.Make().String()
+		err = n.store.SetMeta(ctx, metaNodeID, id)
+	}
+	if err != nil {
+		return "", fmt.Errorf("read node id: %w", err)
+	}
+	return id, nil
+}
+
+// addressRange is the configured range, or the one chosen at the first start.
+// It must stay while environments exist: their slots are places in it.
+func (n *Node) addressRange(ctx context.Context) (netip.Prefix, error) {
+	kept, err := n.store.Meta(ctx, metaRange)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return netip.Prefix{}, fmt.Errorf("read address range: %w", err)
+	}
+	wanted := n.cfg.Network.Range
+	if wanted == "" && kept == "" {
+		picked, err := network.PickRange(ctx)
+		if err != nil {
+			return netip.Prefix{}, fmt.Errorf("pick address range: %w", err)
+		}
+		wanted = picked.String()
+	}
+	if wanted != "" && wanted != kept {
+		if kept != "" {
+			counts, err := n.store.CountEnvironments(ctx)
+			if err != nil {
+				return netip.Prefix{}, err
+			}
+			if len(counts) > 0 {
+				return netip.Prefix{}, problem.New(problem.ConfigInvalid, "network.range is %s but environments have addresses of %s", wanted, kept).
+					WithHint("delete the environments before the range is changed, or set network.range = %q", kept)
+			}
+		}
+		if err := n.store.SetMeta(ctx, metaRange, wanted); err != nil {
+			return netip.Prefix{}, fmt.Errorf("keep address range: %w", err)
+		}
+		kept = wanted
+	}
+	return netip.ParsePrefix(kept)
+}
+
+// defaultRange is a range for cleaning up, which names no address.
+func defaultRange() netip.Prefix { return netip.MustParsePrefix("10.88.0.0/16") }
+
+func parseAddresses(texts []string) []netip.Addr {
+	addresses := make([]netip.Addr, 0, len(texts))
+	for _, text := range texts {
+		if address, err := netip.ParseAddr(text); err == nil { // config has checked it
+			addresses = append(addresses, address)
+		}
+	}
+	return addresses
+}
+
+// readToken returns the API's bearer token, made at the first start.
+func readToken(path string) (string, error) {
+	text, err := os.ReadFile(path)
+	if err == nil && len(strings.TrimSpace(string(text))) >= 32 {
+		return strings.TrimSpace(string(text)), nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("read token: %w", err)
+	}
+	secret := make([]byte, 32)
+	if _, err := rand.Read(secret); err != nil {
+		return "", fmt.Errorf("make token: %w", err)
+	}
+	token := "rgpu_" + hex.EncodeToString(secret)
+	return token, atomicfile.Write(path, []byte(token+"\n"), 0o600)
+}
+
+// hostNames are the names and addresses that people may reach the node by, the
+// best first: the address it listens on, else its first global one.
+func hostNames(name, listen string) []string {
+	var names []string
+	host, _, _ := net.SplitHostPort(listen)
+	if address, err := netip.ParseAddr(host); host != "" && (err != nil || !address.IsUnspecified()) {
+		names = append(names, host)
+	}
+	interfaces, err := net.Interfaces()
+	if err != nil {
+		interfaces = nil // loopback and name still work
+	}
+	for _, link := range interfaces {
+		addresses, err := link.Addrs()
+		if err != nil || strings.HasPrefix(link.Name, firewall.DefaultInterface) {
+			continue
+		}
+		for _, address := range addresses {
+			if prefix, err := netip.ParsePrefix(address.String()); err == nil && prefix.Addr().IsGlobalUnicast() {
+				names = append(names, prefix.Addr().String())
+			}
+		}
+	}
+	slices.SortStableFunc(names, func(a, b string) int { return strings.Count(a, ":") - strings.Count(b, ":") }) // IPv4 first
+	names = append(names, "127.0.0.1", "localhost", name)
+	return slices.Compact(names)
+}
+
+// Info tells about the node.
+func (n *Node) Info(ctx context.Context) rpc.Node {
+	info := rpc.Node{
+		ID: n.id, Name: n.cfg.Node.Name, Labels: n.cfg.Node.Labels, Version: version.Version, StartedAt: n.started,
+		OS: osName(), Architecture: goruntime.GOARCH, CPUs: goruntime.NumCPU(), Cgroup: cgroup.Version(),
+		AddressRange: n.prefix, GatewayURL: n.gatewayURL(), Conditions: n.manager.Conditions(),
+	}
+	var uname unix.Utsname
+	if unix.Uname(&uname) == nil {
+		info.Kernel = unix.ByteSliceToString(uname.Release[:])
+	}
+	var system unix.Sysinfo_t
+	if unix.Sysinfo(&system) == nil {
+		info.MemoryBytes = int64(system.Totalram) * int64(system.Unit)
+	}
+	engine, err := n.engine.Info(ctx)
+	if err != nil {
+		engine = runtime.EngineInfo{Address: n.cfg.Containerd.Address, Namespace: n.cfg.Containerd.Namespace, Snapshotter: n.cfg.Containerd.Snapshotter}
+		info.Conditions = addCondition(info.Conditions, problem.Of(err))
+	}
+	info.Engine = engine
+	if info.IPTables, err = n.firewall.Backend(ctx); err != nil {
+		info.Conditions = addCondition(info.Conditions, problem.Of(err))
+	}
+	if n.gateway != nil && !gateway.HasNoVNC() {
+		info.Conditions = addCondition(info.Conditions, problem.New(problem.DesktopUnavailable, "this remotegpud was built without noVNC").
+			WithHint("build it with: make build"))
+	}
+	return info
+}
+
+func addCondition(conditions []runtime.Condition, p *problem.Problem) []runtime.Condition {
+	if slices.ContainsFunc(conditions, func(c runtime.Condition) bool { return c.Reason == p.Reason }) {
+		return conditions
+	}
+	return append(conditions, runtime.Condition{Reason: p.Reason, Message: p.Error(), Hint: p.Hint})
+}
+
+// osName is PRETTY_NAME of os-release(5).
+func osName() string {
+	text, err := os.ReadFile("/etc/os-release")
+	if err != nil {
+		return goruntime.GOOS
+	}
+	for line := range strings.Lines(string(text)) {
+		if value, found := strings.CutPrefix(line, "PRETTY_NAME="); found {
+			return strings.Trim(strings.TrimSpace(value), `"'`)
+		}
+	}
+	return goruntime.GOOS
+}

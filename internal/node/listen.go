@@ -1,0 +1,133 @@
+package node
+
+import (
+	"context"
+	"crypto/subtle"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connecthttp"
+
+	"github.com/remotegpu/remotegpu/internal/certificate"
+	"github.com/remotegpu/remotegpu/internal/rpc"
+)
+
+// drainTime is how long calls at work may take when the daemon stops.
+const drainTime = 10 * time.Second
+
+// apiListener is one place where the API is served.
+type apiListener struct {
+	net.Listener
+	token string // "": none is asked for
+	tls   *tls.Config
+}
+
+// listen opens the unix socket, for root, and the TCP address, for who has the
+// token. Beyond loopback TCP speaks TLS.
+func (n *Node) listen(ctx context.Context) ([]*apiListener, error) {
+	if err := os.Remove(n.cfg.API.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove old socket: %w", err) // ours: the lock is held
+	}
+	var config net.ListenConfig
+	socket, err := config.Listen(ctx, "unix", n.cfg.API.Socket)
+	if err != nil {
+		return nil, fmt.Errorf("listen on unix socket: %w", err)
+	}
+	if err := os.Chmod(n.cfg.API.Socket, 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("protect unix socket: %w", err), socket.Close())
+	}
+	listeners := []*apiListener{{Listener: socket}}
+	if n.cfg.API.Listen == "" {
+		return listeners, nil
+	}
+	listener, err := config.Listen(ctx, "tcp", n.cfg.API.Listen)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("listen for the API: %w", err), socket.Close())
+	}
+	api := &apiListener{Listener: listener, token: n.token}
+	if address, err := netip.ParseAddrPort(listener.Addr().String()); err != nil || !address.Addr().Unmap().IsLoopback() {
+		if api.tls, err = n.apiCertificate(); err != nil {
+			return nil, errors.Join(err, socket.Close(), listener.Close())
+		}
+	}
+	return append(listeners, api), nil
+}
+
+func (n *Node) apiCertificate() (*tls.Config, error) {
+	source, err := certificate.New(certificate.Config{
+		CertFile: n.cfg.API.TLSCert, KeyFile: n.cfg.API.TLSKey, Path: n.statePath("api-tls.pem"),
+		Hosts: hostNames(n.cfg.Node.Name, n.cfg.API.Listen), Name: "remotegpu " + n.cfg.Node.Name, Log: n.log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("certificate of the API: %w", err)
+	}
+	return source.TLS(), nil
+}
+
+// serve serves until ctx ends, then lets calls at work finish for a while.
+func (l *apiListener) serve(ctx context.Context, handler http.Handler, log *slog.Logger) error {
+	if l.token != "" {
+		handler = authenticate(l.token, handler)
+	}
+	requests, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	server := &http.Server{
+		Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, TLSConfig: l.tls,
+		BaseContext: func(net.Listener) context.Context { return requests },
+		ErrorLog:    slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		Protocols:   new(http.Protocols),
+	}
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetHTTP2(true)
+	server.Protocols.SetUnencryptedHTTP2(l.tls == nil)
+	drained := make(chan error, 1)
+	defer context.AfterFunc(ctx, func() {
+		limit, cancel := context.WithTimeout(requests, drainTime)
+		defer cancel()
+		// Streams never end by themselves: a moment for short calls, then they go.
+		timer := time.AfterFunc(time.Second, stop)
+		defer timer.Stop()
+		err := server.Shutdown(limit)
+		if err != nil {
+			err = server.Close()
+		}
+		drained <- err
+	})()
+	var err error
+	if l.tls != nil {
+		err = server.ServeTLS(l.Listener, "", "")
+	} else {
+		err = server.Serve(l.Listener)
+	}
+	if !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve the API on %s: %w", l.Addr(), err)
+	}
+	return <-drained
+}
+
+// authenticate lets only callers with the token through. Health needs none.
+func authenticate(token string, next http.Handler) http.Handler {
+	errorWriter := connecthttp.NewErrorWriter()
+	want := []byte("Bearer " + token)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), want) == 1 || r.URL.Path == "/grpc.health.v1.Health/Check" {
+			next.ServeHTTP(w, r)
+			return
+		}
+		var refusal error = rpc.Unauthenticated()
+		if errorWriter.IsSupported(r) {
+			if err := errorWriter.Write(w, r, refusal); err == nil {
+				return
+			}
+		}
+		http.Error(w, connect.CodeUnauthenticated.String(), http.StatusUnauthorized)
+	})
+}

@@ -1,0 +1,247 @@
+// Package node is remotegpud without its command line: it builds every part,
+// hands each what it needs, and runs them together. It decides nothing that
+// the parts could decide.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/remotegpu/remotegpu/build"
+	"github.com/remotegpu/remotegpu/build/buildkit"
+	"github.com/remotegpu/remotegpu/desktop"
+	"github.com/remotegpu/remotegpu/internal/cgroup"
+	"github.com/remotegpu/remotegpu/internal/config"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/rpc"
+	"github.com/remotegpu/remotegpu/network"
+	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/gateway"
+	"github.com/remotegpu/remotegpu/network/port"
+	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/containerd"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+	"github.com/remotegpu/remotegpu/runtime/volume"
+	"github.com/remotegpu/remotegpu/store"
+)
+
+// cgroupParent is the cgroup that holds one cgroup per environment.
+const cgroupParent = "/remotegpu"
+
+// Node is a node daemon.
+type Node struct {
+	cfg      config.Config
+	log      *slog.Logger
+	id       string
+	lock     *os.File
+	store    *store.Store
+	engine   *containerd.Engine
+	firewall *firewall.Firewall
+	networks *network.Networks
+	queue    *operation.Queue
+	manager  *runtime.Manager
+	gateway  *gateway.Gateway // nil: off
+	desktops *desktop.Desktops
+	pool     *port.Pool
+	prefix   string // address range
+	token    string
+	started  time.Time
+}
+
+// New builds the node: it takes the state directory's lock, opens the database
+// and finds out what the host offers. It serves nothing; Run does. Close gives
+// back what it took. DATABASE_NEWER when the database was written by a newer
+// release; CONFIG_INVALID.
+func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Node, err error) {
+	n := &Node{cfg: cfg, log: log, started: time.Now()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.Close())
+		}
+	}()
+	if err := n.makeDirectories(); err != nil {
+		return nil, err
+	}
+	if n.lock, err = lockDirectory(cfg.Node.StateDir); err != nil {
+		return nil, err
+	}
+	if n.store, err = store.Open(ctx, filepath.Join(cfg.Node.StateDir, "node.db"), log); err != nil {
+		return nil, err
+	}
+	if n.id, err = n.identity(ctx); err != nil {
+		return nil, err
+	}
+	if n.token, err = readToken(n.statePath("token")); err != nil {
+		return nil, err
+	}
+	if err := n.buildNetwork(ctx); err != nil {
+		return nil, err
+	}
+	if n.engine, err = containerd.New(containerd.Config{
+		Address: cfg.Containerd.Address, Namespace: cfg.Containerd.Namespace, Snapshotter: cfg.Containerd.Snapshotter,
+		CgroupParent: cgroupParent, LogDir: n.statePath("logs"), Log: log,
+	}); err != nil {
+		return nil, err
+	}
+	return n, n.buildManager(ctx)
+}
+
+func (n *Node) statePath(name string) string { return filepath.Join(n.cfg.Node.StateDir, name) }
+func (n *Node) runPath(name string) string   { return filepath.Join(n.cfg.Node.RunDir, name) }
+
+// buildNetwork makes firewall, networks and port pool.
+func (n *Node) buildNetwork(ctx context.Context) (err error) {
+	addresses, err := n.addressRange(ctx)
+	if err != nil {
+		return err
+	}
+	n.prefix = addresses.String()
+	if n.firewall, err = firewall.New(firewall.Config{Subnet: addresses, Path: n.cfg.Network.IPTables, Log: n.log}); err != nil {
+		return err
+	}
+	n.networks, err = network.New(network.Config{
+		Range: addresses, NetNSDir: n.runPath("netns"), ResolvConf: n.cfg.Network.ResolvConf,
+		Upstreams: parseAddresses(n.cfg.Network.Upstreams), Search: n.cfg.Network.Search, Firewall: n.firewall, Log: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.pool, err = port.New(ctx, port.Config{HostID: n.id, Store: n.store})
+	return err
+}
+
+// buildManager makes what leads environments through their life.
+func (n *Node) buildManager(ctx context.Context) error {
+	volumes, err := volume.New(volume.Config{
+		StateDir: n.cfg.Node.StateDir, StageDir: n.runPath("mounts"), AllowedRoots: n.cfg.Mounts.AllowedRoots,
+		Denied: []string{n.cfg.Node.StateDir, n.cfg.Node.RunDir, filepath.Dir(n.cfg.Containerd.Address)}, Log: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.desktops = desktop.New(desktop.Config{
+		Dir: n.runPath("desktop"), Log: n.log,
+		InEnvironment: func(pid int, envID string) (bool, error) { return cgroup.Contains(pid, cgroupParent+"/"+envID) },
+	})
+	if n.cfg.Gateway.Listen != "" {
+		if n.gateway, err = gateway.New(gateway.Config{
+			Listen: n.cfg.Gateway.Listen, PublicURL: n.cfg.Gateway.PublicURL, Hosts: hostNames(n.cfg.Node.Name, n.cfg.Gateway.Listen),
+			CertFile: n.cfg.Gateway.TLSCert, KeyFile: n.cfg.Gateway.TLSKey, StateDir: n.statePath("gateway"),
+			FrameAncestors: n.cfg.Gateway.FrameAncestors, Desktops: n.desktops, Log: n.log,
+		}); err != nil {
+			return err
+		}
+	}
+	var builder runtime.Builder
+	if address := n.cfg.BuildKit.Address; address != "" {
+		builder = build.New(build.Config{
+			Backend: buildkit.New(buildkit.Config{Address: address, Log: n.log}), Images: n.engine, CacheDir: n.statePath("cache"), Log: n.log,
+		})
+	}
+	n.queue = operation.New(operation.Config{
+		Store: n.store, Log: n.log, Workers: n.cfg.Operations.Workers, Retention: n.cfg.Operations.Retention,
+	})
+	n.manager = runtime.New(runtime.Config{
+		Node: n.cfg.Node.Name, StateDir: n.statePath("environments"), LogDir: n.statePath("logs"), Store: n.store, Queue: n.queue,
+		Engine: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.pool, Volumes: volumes, Desktops: n.desktops, Log: n.log,
+	})
+	return ctx.Err()
+}
+
+// Run adopts what survived the last daemon, serves, and returns when ctx ends
+// or a part fails. Order down: the API stops accepting, the gateway drains, the
+// operations at work are parked for the next start. Environments keep running.
+func (n *Node) Run(ctx context.Context) error {
+	listeners, err := n.listen(ctx)
+	if err != nil {
+		return err
+	}
+	n.manager.Adopt(ctx)
+	group, ctx := errgroup.WithContext(ctx)
+	handler := rpc.NewHandler(rpc.Config{
+		Manager: n.manager, Operations: operations{n.queue, n.store}, Ports: ports{n.pool, n.store, n.id}, Desktops: desktops{n.desktops},
+		Sessions: sessions{n.gateway, n.cfg.Node.Name}, Node: n, HostID: n.id, NodeName: n.cfg.Node.Name, Log: n.log,
+	})
+	for _, listener := range listeners {
+		group.Go(func() error { return listener.serve(ctx, handler, n.log) })
+	}
+	group.Go(func() error { return n.queue.Run(ctx) })
+	group.Go(func() error { return n.manager.Run(ctx) })
+	if n.gateway != nil {
+		group.Go(func() error { return n.gateway.Run(ctx) })
+	}
+	n.log.InfoContext(ctx, "the node serves", "node", n.cfg.Node.Name, "socket", n.cfg.API.Socket, "api", n.cfg.API.Listen,
+		"gateway", n.gatewayURL(), "range", n.prefix)
+	err = group.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// Close gives back what New took. Environments keep running.
+func (n *Node) Close() error {
+	var errs []error
+	if n.networks != nil {
+		waiting, cancel := context.WithTimeout(context.Background(), 10*time.Second) //nolint:forbidigo // nothing outlives this
+		errs = append(errs, n.networks.Wait(waiting))
+		cancel()
+	}
+	if n.engine != nil {
+		errs = append(errs, n.engine.Close())
+	}
+	if n.store != nil {
+		errs = append(errs, n.store.Close())
+	}
+	if n.lock != nil {
+		errs = append(errs, n.lock.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (n *Node) makeDirectories() error {
+	for dir, mode := range map[string]os.FileMode{
+		n.cfg.Node.StateDir: 0o711, n.cfg.Node.RunDir: 0o711, n.statePath("logs"): 0o700,
+		n.statePath("environments"): 0o711, n.statePath("gateway"): 0o700, n.statePath("cache"): 0o700,
+	} {
+		if err := os.MkdirAll(dir, mode); err != nil {
+			return problem.New(problem.ConfigInvalid, "directory %s cannot be made", dir).WithCause(err).
+				WithHint("run as root, or set node.state_dir and node.run_dir")
+		}
+	}
+	return nil
+}
+
+// gatewayURL is the gateway's base URL, "" when it is off.
+func (n *Node) gatewayURL() string {
+	if n.gateway == nil {
+		return ""
+	}
+	return strings.TrimSuffix(n.gateway.URL(""), "/desktop/")
+}
+
+// CleanUp removes everything of ours from the host's network: namespaces,
+// links and rules. It needs no database; containers must be gone.
+func CleanUp(ctx context.Context, cfg config.Config, log *slog.Logger) error {
+	prefix := defaultRange()
+	rules, err := firewall.New(firewall.Config{Subnet: prefix, Path: cfg.Network.IPTables, Log: log})
+	if err != nil {
+		return err
+	}
+	networks, err := network.New(network.Config{Range: prefix, NetNSDir: filepath.Join(cfg.Node.RunDir, "netns"), Firewall: rules, Log: log})
+	if err != nil {
+		return err
+	}
+	if err := networks.CleanUp(ctx); err != nil {
+		return fmt.Errorf("clean up network: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Builds pinned tools from the Go module proxy into .tools/bin. Every version
+# of a tool is here or in buildkit/go.mod and protodeps/go.mod beside it.
+# Usage: tools/install.sh SET…   sets: proto lint containerd buildkit
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+export GOBIN=$root/.tools/bin
+export GOFLAGS=-buildvcs=false
+mkdir -p "$GOBIN" .tools/stamp
+
+BUF=v1.75.0
+PROTOC_GEN_GO=v1.36.12
+PROTOC_GEN_CONNECT_GO=v2.0.2
+GOLANGCI_LINT=v2.15.0
+GOFUMPT=v0.12.0
+CONTAINERD_2=v2.4.2
+GRPCURL=v1.9.4
+
+# once NAME VERSION COMMAND…: runs the command unless that version is there.
+once() {
+	local stamp=.tools/stamp/$1-$2
+	shift 2
+	[ -e "$stamp" ] && return
+	echo "building ${stamp##*/}"
+	"$@"
+	touch "$stamp"
+}
+
+install() { CGO_ENABLED=${CGO:-0} go install -trimpath -ldflags='-s -w' "$@"; }
+
+build_buildkit() {
+	(cd tools/buildkit && CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$GOBIN/buildkitd" github.com/moby/buildkit/cmd/buildkitd)
+}
+
+write_protodeps() {
+	rm -rf .tools/proto
+	(cd tools/protodeps && go run . "$root/.tools/proto")
+}
+
+# checksum FILE…: a version for what is pinned in a go.sum.
+checksum() { cat "$@" | sha256sum | cut -c1-12; }
+
+for set in "$@"; do
+	case $set in
+	proto)
+		once buf $BUF install github.com/bufbuild/buf/cmd/buf@$BUF
+		once protoc-gen-go $PROTOC_GEN_GO install google.golang.org/protobuf/cmd/protoc-gen-go@$PROTOC_GEN_GO
+		once protoc-gen-connect-go $PROTOC_GEN_CONNECT_GO install connectrpc.com/connect/v2/cmd/protoc-gen-connect-go@$PROTOC_GEN_CONNECT_GO
+		once protodeps "$(checksum tools/protodeps/go.sum tools/protodeps/main.go)" write_protodeps
+		;;
+	lint)
+		once golangci-lint $GOLANGCI_LINT install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$GOLANGCI_LINT
+		once gofumpt $GOFUMPT install mvdan.cc/gofumpt@$GOFUMPT
+		;;
+	containerd)
+		once containerd $CONTAINERD_2 install github.com/containerd/containerd/v2/cmd/{containerd,containerd-shim-runc-v2,ctr}@$CONTAINERD_2
+		once grpcurl $GRPCURL install github.com/fullstorydev/grpcurl/cmd/grpcurl@$GRPCURL
+		;;
+	buildkit)
+		once buildkitd "$(checksum tools/buildkit/go.sum)" build_buildkit
+		;;
+	*)
+		echo "tools/install.sh: unknown set $set" >&2
+		exit 2
+		;;
+	esac
+done
