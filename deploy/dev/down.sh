@@ -2,6 +2,7 @@
 # "make down": undoes what up.sh started. Images, volumes and the database stay
 # unless PURGE is given.
 # Usage: down.sh [PURGE]
+# shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 purge=${1:-}
 [ "$(id -u)" = 0 ] || die "make down needs root" "sudo make down"

@@ -9,6 +9,7 @@ gateway=${REMOTEGPU_GATEWAY:-0.0.0.0:7443}
 api=${REMOTEGPU_API:-127.0.0.1:7480}
 export REMOTEGPU_ADDR=unix://$run/node.sock
 export PATH=$PATH:/usr/local/go/bin:/usr/sbin:/sbin
+# shellcheck disable=SC2034 # the scripts use it
 image=docker.io/remotegpu/desktop-base:latest
 
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }

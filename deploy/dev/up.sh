@@ -2,6 +2,7 @@
 # "make up": a node with a desktop environment called demo, from nothing.
 # Everything it starts is in $run/*.pid and undone by down.sh.
 # Usage: up.sh [NETNS]
+# shellcheck source=lib.sh
 . "$(dirname "$0")/lib.sh"
 netns=${1:-}
 [ "$(id -u)" = 0 ] || die "make up needs root" "sudo make up"
