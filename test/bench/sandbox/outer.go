@@ -32,7 +32,8 @@ const (
 // standard input, and decodes the JSON that it answers with into reply. dir is
 // a directory on a disk for what the run keeps in files; name is the cgroup
 // (in every hierarchy) under which it makes others. Both are gone when Run
-// returns. The end of ctx, or of this process, ends everything in the sandbox.
+// returns, and so is the node's cgroup unless it was there before. The end of
+// ctx, or of this process, ends everything in the sandbox.
 func Run(ctx context.Context, dir, name string, request, reply any, progress io.Writer) (err error) {
 	input, err := json.Marshal(request)
 	if err != nil {
@@ -41,7 +42,14 @@ func Run(ctx context.Context, dir, name string, request, reply any, progress io.
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make directory of the run: %w", err)
 	}
-	defer func() { err = errors.Join(err, removeAll(dir), removeCgroups(name)) }()
+	newNode := len(cgroups(nodeCgroup)) == 0
+	defer func() {
+		err = errors.Join(err, removeAll(dir), eventually(func() error { return removeCgroups(name) }))
+		if newNode {
+			// Once, and whatever comes of it: by now a node outside may use it.
+			_ = removeCgroups(nodeCgroup)
+		}
+	}()
 
 	// The child dies with the thread that started it, so this goroutine keeps
 	// its thread for as long as the child lives.
@@ -75,28 +83,29 @@ func removeAll(dir string) error {
 	})
 }
 
-// removeCgroups removes the cgroup of a run with all below it, in every
-// hierarchy.
+// nodeCgroup is the cgroup under which a node puts its environments.
+const nodeCgroup = "remotegpu"
+
+// removeCgroups removes the cgroup of a name with all below it, in every
+// hierarchy. The kernel refuses to remove one that has processes.
 func removeCgroups(name string) error {
-	return eventually(func() error {
-		var failures []error
-		for _, root := range cgroups(name) {
-			var dirs []string
-			filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
-				if err == nil && entry.IsDir() {
-					dirs = append(dirs, path)
-				}
-				return nil
-			})
-			sort.Sort(sort.Reverse(sort.StringSlice(dirs))) // children first
-			for _, dir := range dirs {
-				if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
-					failures = append(failures, fmt.Errorf("remove cgroup %s: %w", dir, err))
-				}
+	var failures []error
+	for _, root := range cgroups(name) {
+		var dirs []string
+		filepath.WalkDir(root, func(path string, entry os.DirEntry, err error) error {
+			if err == nil && entry.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil
+		})
+		sort.Sort(sort.Reverse(sort.StringSlice(dirs))) // children first
+		for _, dir := range dirs {
+			if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+				failures = append(failures, fmt.Errorf("remove cgroup %s: %w", dir, err))
 			}
 		}
-		return errors.Join(failures...)
-	})
+	}
+	return errors.Join(failures...)
 }
 
 // cgroups lists where the cgroup of that name is. A container runtime puts it
