@@ -1,0 +1,182 @@
+package desktop
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"image"
+	"image/png"
+	"net"
+	"time"
+
+	"github.com/remotegpu/remotegpu/desktop/rfb"
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+const (
+	loginTimeout   = 5 * time.Second
+	pictureTimeout = 10 * time.Second
+)
+
+// Connect connects to the desktop of an environment, with the password that
+// sees and acts or with the one that only sees, and returns the connection as
+// it is after ServerInit. ctx bounds the login only. Errors are DESKTOP_ABSENT,
+// DESKTOP_UNAVAILABLE and DESKTOP_SOCKET_REJECTED.
+func (d *Desktops) Connect(ctx context.Context, envID string, viewOnly bool) (net.Conn, rfb.ServerInit, error) {
+	if err := checkID(envID); err != nil {
+		return nil, rfb.ServerInit{}, err
+	}
+	passwords, err := d.passwords(envID)
+	if err != nil {
+		return nil, rfb.ServerInit{}, err
+	}
+	conn, err := d.dialer.Dial(ctx, envID)
+	if err != nil {
+		return nil, rfb.ServerInit{}, err
+	}
+	password := passwords.Full
+	if viewOnly {
+		password = passwords.ViewOnly
+	}
+	var init rfb.ServerInit
+	err = bounded(ctx, conn, loginTimeout, func() (err error) {
+		init, err = rfb.Login(conn, password)
+		return err
+	})
+	if err != nil {
+		return nil, rfb.ServerInit{}, errors.Join(unavailable(envID, err), conn.Close())
+	}
+	return conn, init, nil
+}
+
+// bounded runs do, which uses conn, for at most timeout and while ctx lasts.
+func bounded(ctx context.Context, conn net.Conn, timeout time.Duration, do func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		_ = conn.SetDeadline(time.Unix(1, 0)) // only a closed connection refuses, and that ends do as well
+	})
+	err := do()
+	if !stop() {
+		<-done
+		return errors.Join(context.Cause(ctx), err)
+	}
+	return err
+}
+
+// Screenshot takes a picture of the desktop. It does not disturb whoever uses
+// it. Errors as Connect.
+func (d *Desktops) Screenshot(ctx context.Context, envID string) (*image.RGBA, error) {
+	select {
+	case d.pictures <- struct{}{}:
+		defer func() { <-d.pictures }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	// The view-only password will do.
+	conn, init, err := d.Connect(ctx, envID, true)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close() //nolint:errcheck // it was only read from
+	var picture *image.RGBA
+	err = bounded(ctx, conn, pictureTimeout, func() (err error) {
+		picture, err = rfb.Picture(conn, init)
+		return err
+	})
+	if err != nil {
+		return nil, unavailable(envID, fmt.Errorf("take picture: %w", err))
+	}
+	return picture, nil
+}
+
+// ScreenshotPNG takes a picture of the desktop as a PNG, with its size in
+// pixels.
+func (d *Desktops) ScreenshotPNG(ctx context.Context, envID string) (data []byte, width, height int, err error) {
+	picture, err := d.Screenshot(ctx, envID)
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	var b bytes.Buffer
+	encoder := png.Encoder{CompressionLevel: png.BestSpeed}
+	if err := encoder.Encode(&b, picture); err != nil {
+		return nil, 0, 0, fmt.Errorf("encode screenshot of environment %s: %w", envID, err)
+	}
+	return b.Bytes(), picture.Rect.Dx(), picture.Rect.Dy(), nil
+}
+
+// Level is how far a desktop is; each includes those before.
+type Level int
+
+// The levels.
+const (
+	Starting    Level = iota // nothing answers yet
+	Connectable              // its server speaks and takes our password
+	Drawn                    // a frame with more than DrawnColours colours was seen
+)
+
+// A desktop that has drawn shows more than DrawnColours colours: black is one,
+// one that is starting shows a few dozen, one that is there a thousand. Colours
+// are counted up to MaxColours.
+const (
+	DrawnColours = 50
+	MaxColours   = 4096
+)
+
+// Readiness is how far a desktop is.
+type Readiness struct {
+	Level         Level
+	Width, Height int    // pixels; 0 while unknown
+	Colours       int    // of the last frame, at most MaxColours
+	Detail        string // why it has not drawn; "" when it has
+}
+
+// Readiness tells how far a desktop is. That it does not answer is a level,
+// not an error; DESKTOP_ABSENT is one, and so is the end of ctx.
+func (d *Desktops) Readiness(ctx context.Context, envID string) (Readiness, error) {
+	picture, err := d.Screenshot(ctx, envID)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return Readiness{}, err
+	case problem.Of(err).Reason == problem.DesktopUnavailable, problem.Of(err).Reason == problem.DesktopSocketBad:
+		return Readiness{Detail: err.Error()}, nil
+	default:
+		return Readiness{}, err
+	}
+	ready := Readiness{
+		Level: Drawn, Width: picture.Rect.Dx(), Height: picture.Rect.Dy(),
+		Colours: rfb.Colours(picture, MaxColours),
+	}
+	if ready.Colours <= DrawnColours {
+		ready.Level = Connectable
+		ready.Detail = fmt.Sprintf("its screen shows %d colours; more than %d mean that it has drawn", ready.Colours, DrawnColours)
+	}
+	return ready, nil
+}
+
+// AwaitDrawn blocks until the desktop has drawn or ctx ends; the error then
+// says how far it came.
+func (d *Desktops) AwaitDrawn(ctx context.Context, envID string) error {
+	const first, longest = 100 * time.Millisecond, time.Second
+	last := Readiness{Detail: "it was not looked at"}
+	for wait := first; ; wait = min(wait*3/2, longest) {
+		ready, err := d.Readiness(ctx, envID)
+		switch {
+		case err == nil && ready.Level == Drawn:
+			return nil
+		case err == nil:
+			last = ready
+		case ctx.Err() == nil:
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("await desktop of environment %s (%s): %w", envID, last.Detail, context.Cause(ctx))
+		case <-time.After(wait):
+		}
+	}
+}
