@@ -109,7 +109,11 @@ func (h *hostAPT) readSources(root string) error {
 // Names of files are useless in a build, so certificates are collected and
 // client keys dropped; so are programs that guess a proxy.
 func (h *hostAPT) readConfig(ctx context.Context, root string) error {
-	out, err := hostexec.Run(ctx, nil, "apt-config", "-o", "Dir::Etc="+filepath.Join(root, "etc/apt"), "dump")
+	command := []string{"apt-config", "dump"}
+	if root != "/" { // apt reads what APT_CONFIG names before anything else
+		command = append([]string{"env", "APT_CONFIG=" + filepath.Join(root, "etc/apt/apt.conf")}, command...)
+	}
+	out, err := hostexec.Run(ctx, nil, command[0], command[1:]...)
 	if err != nil {
 		if ctx.Err() != nil {
 			return fmt.Errorf("read apt configuration: %w", context.Cause(ctx))
