@@ -301,3 +301,15 @@ func (d *ContainerdDaemon) remove(tb testing.TB) {
 		tb.Errorf("remove %s: %v", d.Dir, err)
 	}
 }
+
+// Unmount unmounts path, lazily, and removes the file or directory it was
+// mounted on.
+func Unmount(tb testing.TB, path string) {
+	tb.Helper()
+	if err := unix.Unmount(path, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		tb.Errorf("unmount %s: %v", path, err)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		tb.Errorf("remove mount point: %v", err)
+	}
+}

@@ -100,7 +100,7 @@ func testArguments(t *testing.T, s *suite) {
 	}{
 		"command on the image's entrypoint":    {nil, []string{"exit", "7"}, 7},
 		"entrypoint drops the image's command": {[]string{"/bin/testprog", "exit", "8"}, nil, 8},
-		"both": {[]string{"testprog", "exit"}, []string{"9"}, 9},
+		"both":                                 {[]string{"testprog", "exit"}, []string{"9"}, 9},
 	} {
 		c := s.container()
 		c.Entrypoint, c.Command = test.entrypoint, test.command

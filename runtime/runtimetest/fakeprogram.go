@@ -249,7 +249,7 @@ func (e *FakeEngine) Run(ctx context.Context, id string, cmd runtime.Command) (r
 }
 
 func limit(data []byte, most int) ([]byte, bool) {
-	if most > 0 && len(data) > most {
+	if len(data) > most {
 		return data[:most], true
 	}
 	return data, false

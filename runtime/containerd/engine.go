@@ -1,0 +1,213 @@
+// Package containerd is the runtime's engine on containerd, 1.6 and later. It
+// is the sole importer of containerd's client. It keeps no state that matters:
+// what there is, containerd knows, under labels of ours, so an engine made
+// anew sees what the one before it has left running.
+//
+// A container record is written before its snapshot and removed before it, so
+// containerd's garbage collector keeps the snapshot exactly as long as the
+// record is there, with no lease to renew and nothing to find after a crash
+// between the two.
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/status"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+// Defaults of Config.
+const (
+	DefaultNamespace    = "remotegpu"
+	DefaultSnapshotter  = "overlayfs"
+	DefaultCgroupParent = "/remotegpu"
+	DefaultFIFODir      = "/run/remotegpu/fifo"
+)
+
+// Labels on container records.
+const (
+	LabelEnvironment = "remotegpu.dev/environment"
+	labelLog         = "remotegpu.dev/log"
+	labelMade        = "remotegpu.dev/made" // tells a record of this Create from another's
+)
+
+const (
+	runtimeName = "io.containerd.runc.v2"
+	callTimeout = 2 * time.Minute  // of a call whose caller sets no deadline
+	undoTimeout = 30 * time.Second // of taking back what a failed call made
+	killTimeout = 30 * time.Second // from SIGKILL to the end
+)
+
+// Config says which containerd and how. Zero fields mean the default.
+type Config struct {
+	// Address is the path of containerd's socket.
+	Address string
+	// Namespace is the containerd namespace that holds everything of ours,
+	// DefaultNamespace.
+	Namespace string
+	// Snapshotter is DefaultSnapshotter.
+	Snapshotter string
+	// CgroupParent is the cgroup above those of containers,
+	// DefaultCgroupParent.
+	CgroupParent string
+	// LogDir is where "<id>.log" is removed on Delete even when the record
+	// that names the file is gone.
+	LogDir string
+	// FIFODir holds the pipes of running commands, DefaultFIFODir.
+	FIFODir string
+	// RuntimeBinary is the OCI runtime, "runc" from the PATH of containerd.
+	RuntimeBinary string
+	// HostsDir configures registries the way containerd does
+	// (/etc/containerd/certs.d); "" means none.
+	HostsDir string
+	// Log gets what nobody else can be told.
+	Log *slog.Logger
+}
+
+// Engine is a runtime.Engine and a runtime.Images on containerd. It is safe for
+// concurrent use.
+type Engine struct {
+	cfg       Config
+	client    *client.Client
+	tasks     tasks.TasksClient
+	store     containers.Store
+	snapshots snapshots.Snapshotter
+	host      func() host
+	files     atomic.Uint64 // most open files of a process; 0: not known yet
+	tidy      func()        // removes FIFOs of daemons that died
+
+	mu     sync.Mutex
+	images map[string]*image        // by target digest
+	users  map[userKey]specs.User   // as images have them
+	fresh  map[string]freshSnapshot // of containers that were created and never started
+}
+
+type freshSnapshot struct {
+	container runtime.Container
+	mounts    []mount.Mount
+}
+
+var (
+	_ runtime.Engine = (*Engine)(nil)
+	_ runtime.Images = (*Engine)(nil)
+)
+
+// New returns an engine. It does not connect: each call does when it must, and
+// again when containerd comes back.
+func New(cfg Config) (*Engine, error) {
+	for field, value := range map[*string]string{
+		&cfg.Namespace: DefaultNamespace, &cfg.Snapshotter: DefaultSnapshotter,
+		&cfg.CgroupParent: DefaultCgroupParent, &cfg.FIFODir: DefaultFIFODir,
+	} {
+		if *field == "" {
+			*field = value
+		}
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Address == "" {
+		return nil, fmt.Errorf("make engine: no address: %w", errdefs.ErrInvalidArgument)
+	}
+	// A containerd that restarts is back within a second; the client's own
+	// ten seconds between two attempts would keep a healthy node waiting.
+	retry := backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}
+	c, err := client.New(cfg.Address, client.WithDefaultNamespace(cfg.Namespace), client.WithExtraDialOpts([]grpc.DialOption{
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: 5 * time.Second}),
+		grpc.WithChainUnaryInterceptor(bound),
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("make client of %s: %w", cfg.Address, err)
+	}
+	e := &Engine{
+		cfg: cfg, client: c, tasks: c.TaskService(), store: c.ContainerService(), snapshots: c.SnapshotService(cfg.Snapshotter),
+		images: make(map[string]*image), users: make(map[userKey]specs.User), fresh: make(map[string]freshSnapshot),
+	}
+	e.host = sync.OnceValue(e.inspectHost)
+	e.tidy = sync.OnceFunc(e.removeStaleFIFOs)
+	return e, nil
+}
+
+// Close closes the connection. Containers live on.
+func (e *Engine) Close() error { return e.client.Close() }
+
+// bound gives calls a deadline that have none, except those that wait for a
+// process to end.
+func bound(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if _, has := ctx.Deadline(); !has && method != "/containerd.services.tasks.v1.Tasks/Wait" {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+	}
+	return invoke(ctx, method, req, reply, conn, opts...)
+}
+
+// Info tells containerd's version.
+func (e *Engine) Info(ctx context.Context) (runtime.EngineInfo, error) {
+	version, err := e.client.Version(ctx)
+	if err != nil {
+		return runtime.EngineInfo{}, fmt.Errorf("ask containerd: %w", e.explain(ctx, err))
+	}
+	return runtime.EngineInfo{
+		Address: e.cfg.Address, Version: version.Version, Namespace: e.cfg.Namespace, Snapshotter: e.cfg.Snapshotter,
+	}, nil
+}
+
+// explain makes an error of containerd's API one of ours: gRPC codes become
+// errdefs kinds, a containerd that does not answer a problem with a hint, and
+// the caller's own end its context's error.
+func (e *Engine) explain(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	err = native(err)
+	if errdefs.IsUnavailable(err) {
+		return problem.New(problem.ContainerdDown, "containerd at %s does not answer", e.cfg.Address).WithCause(err).
+			WithHint("see whether it runs, for example with: systemctl status containerd")
+	}
+	return err
+}
+
+// native gives an error of a raw call the kind of its gRPC code. The client's
+// stores have done so to theirs already.
+func native(err error) error {
+	if _, ok := errors.AsType[interface {
+		error
+		GRPCStatus() *status.Status
+	}](err); ok {
+		return errgrpc.ToNative(err)
+	}
+	return err
+}
+
+// namespaced is ctx for helpers that ask it for the namespace.
+func (e *Engine) namespaced(ctx context.Context) context.Context {
+	return namespaces.WithNamespace(ctx, e.cfg.Namespace)
+}
+
+// afterwards is a context for taking things back, whatever happened to ctx.
+func afterwards(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+}

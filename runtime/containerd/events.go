@@ -1,0 +1,151 @@
+package containerd
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"time"
+
+	eventsapi "github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+const (
+	topicExit = "/tasks/exit"
+	topicOOM  = "/tasks/oom"
+	// topicHere is what a subscriber sends itself: containerd does not say
+	// when a subscription has begun, and a caller lists right after.
+	topicHere      = "/remotegpu/here"
+	subscribeLimit = 10 * time.Second
+)
+
+// Events sends exits of first processes, and processes killed for memory. When
+// it returns, nothing that happens from then on is missed.
+func (e *Engine) Events(ctx context.Context) (<-chan runtime.Event, <-chan error) {
+	out, errs := make(chan runtime.Event), make(chan error, 1)
+	streaming, cancel := context.WithCancel(ctx)
+	var filters []string
+	for _, topic := range []string{topicExit, topicOOM, topicHere} {
+		filters = append(filters, fmt.Sprintf("namespace==%q,topic==%q", e.cfg.Namespace, topic))
+	}
+	in, broken := e.client.EventService().Subscribe(streaming, filters...)
+	early, err := e.subscribed(ctx, in, broken)
+	if err != nil {
+		cancel()
+		close(out)
+		errs <- err
+		return out, errs
+	}
+	go func() {
+		defer cancel()
+		err := e.forward(ctx, early, in, broken, out)
+		close(out)
+		errs <- err
+	}()
+	return out, errs
+}
+
+// subscribed waits until an event of our own comes back, and returns what came
+// before it.
+func (e *Engine) subscribed(ctx context.Context, in <-chan *events.Envelope, broken <-chan error) ([]runtime.Event, error) {
+	var early []runtime.Event
+	token := rand.Text()
+	limit := time.NewTimer(subscribeLimit)
+	defer limit.Stop()
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	publish := func() error {
+		err := e.client.EventService().Publish(ctx, topicHere, &eventsapi.NamespaceCreate{Name: token})
+		if err != nil {
+			return fmt.Errorf("subscribe to events: %w", e.explain(ctx, err))
+		}
+		return nil
+	}
+	if err := publish(); err != nil {
+		return nil, err
+	}
+	for {
+		select {
+		case envelope := <-in:
+			if envelope.Topic != topicHere {
+				early = e.appendEvent(ctx, early, envelope)
+			} else if own, ok := decode[*eventsapi.NamespaceCreate](envelope); ok && own.Name == token {
+				return early, nil
+			}
+		case err := <-broken:
+			return nil, fmt.Errorf("subscribe to events: %w", e.ended(ctx, err))
+		case <-again.C:
+			if err := publish(); err != nil {
+				return nil, err
+			}
+		case <-limit.C:
+			return nil, fmt.Errorf("subscribe to events: nothing within %s: %w", subscribeLimit, errdefs.ErrUnavailable)
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (e *Engine) forward(ctx context.Context, pending []runtime.Event, in <-chan *events.Envelope, broken <-chan error,
+	out chan<- runtime.Event,
+) error {
+	for {
+		for _, event := range pending {
+			select {
+			case out <- event:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		pending = pending[:0]
+		select {
+		case envelope := <-in:
+			pending = e.appendEvent(ctx, pending, envelope)
+		case err := <-broken:
+			return fmt.Errorf("read events: %w", e.ended(ctx, err))
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// ended is why a stream ended, which is never nil.
+func (e *Engine) ended(ctx context.Context, err error) error {
+	if err == nil {
+		err = fmt.Errorf("the stream ended: %w", errdefs.ErrUnavailable)
+	}
+	return e.explain(ctx, err)
+}
+
+func (e *Engine) appendEvent(ctx context.Context, to []runtime.Event, envelope *events.Envelope) []runtime.Event {
+	switch envelope.Topic {
+	case topicExit:
+		exit, ok := decode[*eventsapi.TaskExit](envelope)
+		if !ok {
+			e.cfg.Log.WarnContext(ctx, "event cannot be read", "topic", envelope.Topic)
+		} else if exit.ID == exit.ContainerID { // else a command's
+			ended := exitOf(exit.ExitStatus, exit.ExitedAt)
+			ended.OOMKilled = ended.Signal == int(unix.SIGKILL) && e.oomKilled(exit.ContainerID)
+			to = append(to, runtime.Event{ID: exit.ContainerID, Kind: runtime.EventExit, Exit: ended})
+		}
+	case topicOOM:
+		if oom, ok := decode[*eventsapi.TaskOOM](envelope); ok {
+			to = append(to, runtime.Event{ID: oom.ContainerID, Kind: runtime.EventOOM})
+		}
+	}
+	return to
+}
+
+func decode[T any](envelope *events.Envelope) (event T, ok bool) {
+	decoded, err := typeurl.UnmarshalAny(envelope.Event)
+	if err != nil {
+		return event, false
+	}
+	event, ok = decoded.(T)
+	return event, ok
+}

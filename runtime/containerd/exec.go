@@ -1,0 +1,295 @@
+package containerd
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+// drainTime is how long output is awaited of a command that has ended: what it
+// has left running in the background may hold its pipes open forever.
+const drainTime = 2 * time.Second
+
+// Run runs a command in a running container.
+func (e *Engine) Run(ctx context.Context, id string, cmd runtime.Command) (runtime.CommandResult, error) {
+	result, err := e.exec(ctx, id, cmd)
+	if err != nil {
+		return runtime.CommandResult{}, fmt.Errorf("run command in container %s: %w", id, err)
+	}
+	return result, nil
+}
+
+func (e *Engine) exec(parent context.Context, id string, cmd runtime.Command) (result runtime.CommandResult, err error) {
+	if len(cmd.Argv) == 0 {
+		return result, problem.New(problem.FieldInvalid, "the command is empty").WithField("argv")
+	}
+	ctx := parent
+	if cmd.Timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(parent, cmd.Timeout)
+		defer cancel()
+	}
+	process, err := e.processSpec(ctx, id, &cmd)
+	if err != nil {
+		return result, commandEnd(parent, ctx, &cmd, err)
+	}
+	x := execution{engine: e, id: id, exec: "run-" + rand.Text(), stdin: newSource(cmd.Stdin)}
+	x.stdout.limit, x.stderr.limit = max(cmd.OutputLimit, 0), max(cmd.OutputLimit, 0)
+	if err := x.start(ctx, process, len(cmd.Stdin) > 0); err != nil {
+		return result, commandEnd(parent, ctx, &cmd, e.execProblem(parent, id, &cmd, err))
+	}
+	defer func() { err = errors.Join(err, x.remove(parent)) }()
+	last, err := x.end(ctx)
+	if err != nil {
+		return result, commandEnd(parent, ctx, &cmd, err)
+	}
+	x.drain()
+	result.ExitCode = int(last.status)
+	result.Stdout, result.StdoutTruncated = x.stdout.take()
+	result.Stderr, result.StderrTruncated = x.stderr.take()
+	return result, nil
+}
+
+// commandEnd tells a command that took too long from a caller that left.
+func commandEnd(parent, ctx context.Context, cmd *runtime.Command, err error) error {
+	if parent.Err() == nil && ctx.Err() != nil {
+		return problem.New(problem.CommandTimeout, "the command did not end within %s and was killed", cmd.Timeout).
+			WithField("timeout").WithHint("allow it more time, or start it in the background").WithCause(err)
+	}
+	return err
+}
+
+// processSpec is the container's own process with what the command changes:
+// same capabilities, seccomp profile and no-new-privileges.
+func (e *Engine) processSpec(ctx context.Context, id string, cmd *runtime.Command) (*specs.Process, error) {
+	record, err := e.store.Get(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("get record: %w", e.explain(ctx, err))
+	}
+	var spec specs.Spec
+	if err := json.Unmarshal(record.Spec.GetValue(), &spec); err != nil {
+		return nil, fmt.Errorf("read spec: %w", err)
+	}
+	if spec.Process == nil {
+		return nil, fmt.Errorf("read spec: no process: %w", errdefs.ErrInvalidArgument)
+	}
+	process := spec.Process
+	process.Terminal, process.Args = false, cmd.Argv
+	process.Env = environment(process.Env, cmd.Env)
+	if cmd.Workdir != "" {
+		process.Cwd = cmd.Workdir
+	}
+	if cmd.User != "" {
+		first, err := e.task(ctx, id)
+		if err != nil {
+			return nil, err
+		}
+		if !running(first) {
+			return nil, fmt.Errorf("it does not run: %w", errdefs.ErrNotFound)
+		}
+		if process.User, err = userOfProcess(ctx, int(first.Pid), cmd.User); err != nil {
+			return nil, err
+		}
+	}
+	return process, nil
+}
+
+// execProblem finds out why a command did not start.
+func (e *Engine) execProblem(ctx context.Context, id string, cmd *runtime.Command, err error) error {
+	text := err.Error()
+	if strings.Contains(text, "exec: ") || strings.Contains(text, "executable file not found") ||
+		strings.Contains(text, "exec "+cmd.Argv[0]+":") {
+		return problem.New(problem.CommandNotFound, "the command cannot be run: %s", said(err)).WithField("argv").
+			WithHint("name a program that the environment has, in its PATH or by its whole path").WithCause(err)
+	}
+	if first, gone := e.task(ctx, id); errdefs.IsNotFound(gone) || (gone == nil && !running(first)) {
+		return fmt.Errorf("it does not run: %w", errdefs.ErrNotFound)
+	}
+	if fromRuntime(err) {
+		return problem.New(problem.ProcessStartFailed, "the command could not be started: %s", said(err)).WithField("argv").
+			WithHint("check its working directory").WithCause(err)
+	}
+	return err
+}
+
+// execution is one command on its way.
+type execution struct {
+	engine         *Engine
+	id, exec       string
+	stdin          *source
+	stdout, stderr sink
+	io             cio.IO
+	over           chan struct{} // closed when the command is no more
+	closing        sync.WaitGroup
+}
+
+func (x *execution) start(ctx context.Context, process *specs.Process, withStdin bool) error {
+	e := x.engine
+	e.tidy()
+	encoded, err := typeurl.MarshalAnyToProto(process)
+	if err != nil {
+		return fmt.Errorf("encode process: %w", err)
+	}
+	if err := e.makeFIFODir(); err != nil {
+		return err
+	}
+	var stdin io.Reader
+	if withStdin {
+		stdin = x.stdin
+	}
+	x.io, err = cio.NewCreator(cio.WithStreams(stdin, &x.stdout, &x.stderr), cio.WithFIFODir(e.ownFIFODir()))(x.exec)
+	if err != nil {
+		return fmt.Errorf("make pipes: %w", err)
+	}
+	paths := x.io.Config()
+	_, err = e.tasks.Exec(ctx, &tasks.ExecProcessRequest{
+		ContainerID: x.id, ExecID: x.exec, Stdin: paths.Stdin, Stdout: paths.Stdout, Stderr: paths.Stderr, Spec: encoded,
+	})
+	if err != nil {
+		x.closeIO()
+		return e.explain(ctx, err)
+	}
+	if _, err = e.tasks.Start(ctx, &tasks.StartRequest{ContainerID: x.id, ExecID: x.exec}); err != nil {
+		return errors.Join(e.explain(ctx, err), x.remove(ctx))
+	}
+	if withStdin {
+		x.closeStdin(ctx)
+	}
+	return nil
+}
+
+// closeStdin has the shim close its own end once everything is written; it
+// must not be asked before the process is started.
+func (x *execution) closeStdin(ctx context.Context) {
+	x.over = make(chan struct{})
+	x.closing.Go(func() {
+		select {
+		case <-x.stdin.read:
+		case <-x.over:
+			return
+		}
+		_, err := x.engine.tasks.CloseIO(ctx, &tasks.CloseIORequest{ContainerID: x.id, ExecID: x.exec, Stdin: true})
+		if err = x.engine.explain(ctx, err); err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {
+			x.engine.cfg.Log.WarnContext(ctx, "standard input of a command stays open", "container", x.id, "error", err)
+		}
+	})
+}
+
+// end waits for the command, and kills it when ctx ends.
+func (x *execution) end(ctx context.Context) (waited, error) {
+	later, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	ended := x.engine.wait(later, x.id, x.exec)
+	select {
+	case last := <-ended:
+		return last, last.err
+	case <-ctx.Done():
+	}
+	undo, cancelUndo := afterwards(ctx)
+	defer cancelUndo()
+	err := x.engine.kill(undo, x.id, x.exec, syscall.SIGKILL, false)
+	if errdefs.IsNotFound(err) {
+		err = nil
+	}
+	if err == nil {
+		_, err = await(undo, ended)
+	}
+	return waited{}, errors.Join(context.Cause(ctx), err)
+}
+
+// drain waits for the rest of the output.
+func (x *execution) drain() {
+	done := make(chan struct{})
+	go func() { x.io.Wait(); close(done) }()
+	timer := time.NewTimer(drainTime)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	}
+}
+
+// remove forgets the process, whatever state it is in, and its pipes.
+func (x *execution) remove(ctx context.Context) error {
+	undo, cancel := afterwards(ctx)
+	defer cancel()
+	if x.over != nil {
+		close(x.over)
+	}
+	// Pipes first: the shim waits for its copies into them to end.
+	x.closeIO()
+	_, err := x.engine.tasks.DeleteProcess(undo, &tasks.DeleteProcessRequest{ContainerID: x.id, ExecID: x.exec})
+	x.closing.Wait()
+	if err = x.engine.explain(undo, err); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("delete process: %w", err)
+	}
+	return nil
+}
+
+func (x *execution) closeIO() {
+	x.io.Cancel()
+	if err := x.io.Close(); err != nil {
+		x.engine.cfg.Log.Debug("pipes of a command closed with an error", "container", x.id, "error", err) //nolint:sloglint // no context here
+	}
+}
+
+// source is standard input that tells when all of it was read.
+type source struct {
+	data *bytes.Reader
+	read chan struct{}
+	once sync.Once
+}
+
+func newSource(data []byte) *source {
+	return &source{data: bytes.NewReader(data), read: make(chan struct{})}
+}
+
+// Read implements io.Reader.
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.data.Read(p)
+	if errors.Is(err, io.EOF) {
+		s.once.Do(func() { close(s.read) })
+	}
+	return n, err
+}
+
+// sink keeps the first bytes of an output and drops the rest.
+type sink struct {
+	limit     int
+	mu        sync.Mutex
+	data      []byte
+	truncated bool
+}
+
+// Write implements io.Writer.
+func (s *sink) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	keep := p[:min(len(p), s.limit-len(s.data))]
+	s.data = append(s.data, keep...)
+	s.truncated = s.truncated || len(keep) < len(p)
+	return len(p), nil
+}
+
+func (s *sink) take() ([]byte, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return bytes.Clone(s.data), s.truncated
+}

@@ -1,0 +1,147 @@
+package containerd
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+)
+
+const cgroupRoot = "/sys/fs/cgroup"
+
+// host is what the host can do; it does not change while it runs.
+type host struct {
+	unified   bool // cgroup v2 alone
+	swapLimit bool // the kernel accounts swap
+}
+
+func (e *Engine) inspectHost() host {
+	var h host
+	var fs unix.Statfs_t
+	if err := unix.Statfs(cgroupRoot, &fs); err == nil {
+		h.unified = fs.Type == unix.CGROUP2_SUPER_MAGIC
+	}
+	if h.unified {
+		// The root cgroup has no such file; any other has.
+		found, err := filepath.Glob(filepath.Join(cgroupRoot, "*", "memory.swap.max"))
+		h.swapLimit = err == nil && len(found) > 0
+	} else {
+		_, err := os.Stat(filepath.Join(cgroupRoot, "memory", "memory.memsw.limit_in_bytes"))
+		h.swapLimit = err == nil
+	}
+	return h
+}
+
+// maxFiles is the largest RLIMIT_NOFILE that containerd's children can be
+// given: fs.nr_open, or containerd's own limit where it may not raise limits,
+// as inside a container.
+func (e *Engine) maxFiles(ctx context.Context) uint64 {
+	if n := e.files.Load(); n > 0 {
+		return n
+	}
+	most := uint64(defaultFiles)
+	if text, err := os.ReadFile("/proc/sys/fs/nr_open"); err == nil {
+		if n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64); err == nil {
+			most = n
+		}
+	}
+	pid, err := e.daemon(ctx)
+	if err != nil {
+		e.cfg.Log.DebugContext(ctx, "limits of containerd are not known", "error", err)
+		return most
+	}
+	if hard, bound := limitOf(pid); bound {
+		most = min(most, hard)
+	}
+	e.files.Store(most)
+	return most
+}
+
+// daemon is containerd's pid.
+func (e *Engine) daemon(ctx context.Context) (int, error) {
+	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", e.cfg.Address)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close() //nolint:errcheck // nothing was written
+	socket, ok := conn.(*net.UnixConn)
+	if !ok {
+		return 0, errdefs.ErrNotImplemented
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var peer *unix.Ucred
+	var failure error
+	if err := raw.Control(func(fd uintptr) { peer, failure = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return 0, err
+	}
+	if failure != nil {
+		return 0, failure
+	}
+	return int(peer.Pid), nil
+}
+
+// limitOf is a process's hard limit of open files, and whether it is bound by
+// it: CAP_SYS_RESOURCE lifts that.
+func limitOf(pid int) (hard uint64, bound bool) {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, false
+	}
+	for line := range strings.Lines(string(status)) {
+		if text, found := strings.CutPrefix(line, "CapEff:"); found {
+			set, err := strconv.ParseUint(strings.TrimSpace(text), 16, 64)
+			bound = err == nil && set&(1<<unix.CAP_SYS_RESOURCE) == 0
+		}
+	}
+	var limit unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
+		return 0, false
+	}
+	return limit.Max, bound
+}
+
+func (e *Engine) cgroup(id string) string { return filepath.Join(e.cfg.CgroupParent, id) }
+
+// oomKilled says whether the kernel has killed a process of the container for
+// memory since it was started. The counter lives in the container's cgroup,
+// which is there until its task is deleted, so it is known even when nobody
+// listened at that moment.
+func (e *Engine) oomKilled(id string) bool {
+	file := filepath.Join(cgroupRoot, "memory", e.cgroup(id), "memory.oom_control")
+	if e.host().unified {
+		file = filepath.Join(cgroupRoot, e.cgroup(id), "memory.events")
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return false
+	}
+	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
+		if count, found := strings.CutPrefix(lines.Text(), "oom_kill "); found {
+			return count != "0"
+		}
+	}
+	return false
+}
+
+// removeCgroup removes what a runtime that was killed itself has left.
+func (e *Engine) removeCgroup(id string) {
+	dirs := []string{filepath.Join(cgroupRoot, e.cgroup(id))}
+	if !e.host().unified {
+		dirs, _ = filepath.Glob(filepath.Join(cgroupRoot, "*", e.cgroup(id)))
+	}
+	for _, dir := range dirs {
+		_ = unix.Rmdir(dir) // absent, or processes in it: then it is not ours to end
+	}
+}

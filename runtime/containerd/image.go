@@ -1,0 +1,156 @@
+package containerd
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/remotegpu/remotegpu/internal/imageref"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+// image is what a digest stands for. Content is addressed by its hash, so this
+// never changes and is kept.
+type image struct {
+	config   ocispec.ImageConfig
+	platform ocispec.Platform
+	parent   string // chain id of its layers: the snapshot that containers are made on
+	size     int64  // of its layers as stored
+}
+
+// imageCache bounds the number of images that are kept in memory.
+const imageCache = 256
+
+// lookUp finds a local image by reference.
+func (e *Engine) lookUp(ctx context.Context, ref string) (images.Image, *image, error) {
+	name, err := imageref.Normalize(ref)
+	if err != nil {
+		return images.Image{}, nil, err
+	}
+	record, err := e.client.ImageService().Get(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return images.Image{}, nil, imageNotFound(name).WithCause(err)
+	} else if err != nil {
+		return images.Image{}, nil, fmt.Errorf("get image %s: %w", name, e.explain(ctx, err))
+	}
+	img, err := e.read(ctx, record)
+	return record, img, err
+}
+
+func imageNotFound(name string) *problem.Problem {
+	return problem.New(problem.ImageNotFound, "image %s is not on this node", name).WithField("spec.image").
+		WithHint("pull or build it, or see what is there with: remotegpu image ls")
+}
+
+func (e *Engine) read(ctx context.Context, record images.Image) (*image, error) {
+	key := record.Target.Digest.String()
+	e.mu.Lock()
+	img := e.images[key]
+	e.mu.Unlock()
+	if img != nil {
+		return img, nil
+	}
+	store := e.client.ContentStore()
+	manifest, err := images.Manifest(ctx, store, record.Target, platforms.Default())
+	if errdefs.IsNotFound(err) {
+		return nil, problem.New(problem.ImagePlatform, "image %s is not for %s", record.Name, platforms.DefaultString()).
+			WithField("spec.image").WithHint("pull or build it for this platform").WithCause(err)
+	} else if err != nil {
+		return nil, fmt.Errorf("read manifest of image %s: %w", record.Name, e.explain(ctx, err))
+	}
+	blob, err := content.ReadBlob(ctx, store, manifest.Config)
+	if err != nil {
+		return nil, fmt.Errorf("read configuration of image %s: %w", record.Name, e.explain(ctx, err))
+	}
+	var config ocispec.Image
+	if err := json.Unmarshal(blob, &config); err != nil {
+		return nil, fmt.Errorf("read configuration of image %s: %w", record.Name, err)
+	}
+	img = &image{config: config.Config, platform: config.Platform, parent: identity.ChainID(config.RootFS.DiffIDs).String()}
+	for _, layer := range manifest.Layers {
+		img.size += layer.Size
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.images) >= imageCache {
+		clear(e.images)
+	}
+	e.images[key] = img
+	return img, nil
+}
+
+// unpack makes the snapshots of an image's layers, where they are missing.
+func (e *Engine) unpack(ctx context.Context, record images.Image) error {
+	if err := client.NewImage(e.client, record).Unpack(e.namespaced(ctx), e.cfg.Snapshotter); err != nil {
+		return fmt.Errorf("unpack image %s: %w", record.Name, e.explain(ctx, err))
+	}
+	return nil
+}
+
+// Image tells about a local image.
+func (e *Engine) Image(ctx context.Context, ref string) (runtime.Image, error) {
+	record, img, err := e.lookUp(ctx, ref)
+	if err != nil {
+		return runtime.Image{}, err
+	}
+	return describe(record, img), nil
+}
+
+// Images tells about all local images, by name. Names that only say a digest,
+// as containerd's CRI keeps them, are left out; so is an image whose content
+// is not all here, as an interrupted import leaves it.
+func (e *Engine) Images(ctx context.Context) ([]runtime.Image, error) {
+	records, err := e.client.ImageService().List(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", e.explain(ctx, err))
+	}
+	var all []runtime.Image
+	for _, record := range records {
+		if _, err := digest.Parse(record.Name); err == nil {
+			continue
+		}
+		img, err := e.read(ctx, record)
+		if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
+			e.cfg.Log.DebugContext(ctx, "image left out of list", "image", record.Name, "error", err)
+			continue
+		} else if err != nil {
+			return nil, err
+		}
+		all = append(all, describe(record, img))
+	}
+	return all, nil
+}
+
+func describe(record images.Image, img *image) runtime.Image {
+	return runtime.Image{
+		Name: record.Name, Digest: record.Target.Digest.String(), Labels: img.config.Labels, Size: img.size,
+		Platform: platforms.Format(img.platform), UpdatedAt: record.UpdatedAt.UTC().Truncate(time.Millisecond),
+	}
+}
+
+// DeleteImage removes a reference and waits until layers that nothing else
+// needs are collected. NotFound (IMAGE_NOT_FOUND).
+func (e *Engine) DeleteImage(ctx context.Context, ref string) error {
+	name, err := imageref.Normalize(ref)
+	if err != nil {
+		return err
+	}
+	err = e.client.ImageService().Delete(ctx, name, images.SynchronousDelete())
+	if errdefs.IsNotFound(err) {
+		return imageNotFound(name).WithCause(err)
+	} else if err != nil {
+		return fmt.Errorf("delete image %s: %w", name, e.explain(ctx, err))
+	}
+	return nil
+}

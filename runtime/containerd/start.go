@@ -1,0 +1,195 @@
+package containerd
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"reflect"
+	"strings"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+// Start brings the spec up to c and starts the first process.
+func (e *Engine) Start(ctx context.Context, c runtime.Container) (int, error) {
+	e.mu.Lock()
+	fresh, found := e.fresh[c.ID]
+	delete(e.fresh, c.ID)
+	e.mu.Unlock()
+	mounts := fresh.mounts
+	if !found || !reflect.DeepEqual(fresh.container, c) {
+		var err error
+		if mounts, err = e.refresh(ctx, &c); err != nil {
+			return 0, fmt.Errorf("start container %s: %w", c.ID, err)
+		}
+	}
+	pid, err := e.run(ctx, &c, mounts)
+	if err != nil {
+		return 0, fmt.Errorf("start container %s: %w", c.ID, err)
+	}
+	return pid, nil
+}
+
+// refresh clears a dead task away, renders the spec again and returns the
+// mounts of the writable layer.
+func (e *Engine) refresh(ctx context.Context, c *runtime.Container) ([]mount.Mount, error) {
+	record, err := e.store.Get(ctx, c.ID)
+	if err != nil {
+		return nil, fmt.Errorf("get record: %w", e.explain(ctx, err))
+	}
+	if err := e.clearTask(ctx, c.ID); err != nil {
+		return nil, err
+	}
+	mounts, err := e.snapshots.Mounts(ctx, c.ID)
+	if err != nil {
+		return nil, fmt.Errorf("get snapshot: %w", e.explain(ctx, err))
+	}
+	ext, err := e.imageOf(ctx, &record)
+	if err != nil {
+		return nil, err
+	}
+	// The tenant may have changed its own accounts since.
+	user, err := userOfSnapshot(mounts, userName(c, &ext.Config))
+	if err != nil {
+		return nil, err
+	}
+	spec, err := e.render(ctx, c, &ext.Config, user)
+	if err != nil {
+		return nil, err
+	}
+	encoded, err := typeurl.MarshalAny(spec)
+	if err != nil {
+		return nil, fmt.Errorf("encode spec: %w", err)
+	}
+	wanted := labels(c)
+	wanted[labelMade] = record.Labels[labelMade]
+	if !bytes.Equal(encoded.GetValue(), record.Spec.GetValue()) || !maps.Equal(wanted, record.Labels) {
+		record.Spec, record.Labels = encoded, wanted
+		if _, err := e.store.Update(ctx, record, "spec", "labels"); err != nil {
+			return nil, fmt.Errorf("update record: %w", e.explain(ctx, err))
+		}
+	}
+	return mounts, makeLog(c.LogPath)
+}
+
+func (e *Engine) imageOf(ctx context.Context, record *containers.Container) (extension, error) {
+	var ext extension
+	if kept, found := record.Extensions[extensionImage]; found {
+		if err := json.Unmarshal(kept.GetValue(), &ext); err != nil {
+			return ext, fmt.Errorf("read image configuration: %w", err)
+		}
+		return ext, nil
+	}
+	_, img, err := e.lookUp(ctx, record.Image)
+	if err != nil {
+		return ext, err
+	}
+	return extension{Parent: img.parent, Config: img.config}, nil
+}
+
+// clearTask deletes a task that has ended or was never started. One that runs
+// is AlreadyExists.
+func (e *Engine) clearTask(ctx context.Context, id string) error {
+	process, err := e.task(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if running(process) {
+		return fmt.Errorf("it runs: %w", errdefs.ErrAlreadyExists)
+	}
+	return e.removeTask(ctx, id)
+}
+
+// task asks for the task of a container, NotFound.
+func (e *Engine) task(ctx context.Context, id string) (*task.Process, error) {
+	response, err := e.tasks.Get(ctx, &tasks.GetRequest{ContainerID: id})
+	if err != nil {
+		return nil, fmt.Errorf("get task: %w", e.explain(ctx, err))
+	}
+	return response.Process, nil
+}
+
+// running says whether a first process is alive, as far as one can tell.
+func running(process *task.Process) bool {
+	switch process.Status {
+	case task.Status_CREATED, task.Status_STOPPED:
+		return false
+	default: // what cannot be inspected is held, not freed
+		return true
+	}
+}
+
+// run makes the task and starts it, or leaves none.
+func (e *Engine) run(ctx context.Context, c *runtime.Container, mounts []mount.Mount) (int, error) {
+	request := &tasks.CreateTaskRequest{ContainerID: c.ID}
+	for _, m := range mounts {
+		request.Rootfs = append(request.Rootfs, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
+	}
+	if c.LogPath != "" {
+		// The shim writes the file, so output survives this process.
+		request.Stdout = (&url.URL{Scheme: "file", Path: c.LogPath}).String()
+		request.Stderr = request.Stdout
+	}
+	created, err := e.tasks.Create(ctx, request)
+	if err != nil && errdefs.IsAlreadyExists(native(err)) {
+		if err := e.clearTask(ctx, c.ID); err != nil {
+			return 0, err
+		}
+		created, err = e.tasks.Create(ctx, request)
+	}
+	if err == nil {
+		_, err = e.tasks.Start(ctx, &tasks.StartRequest{ContainerID: c.ID})
+	}
+	if err != nil {
+		undo, cancel := afterwards(ctx)
+		defer cancel()
+		return 0, errors.Join(e.startProblem(ctx, err), e.removeTask(undo, c.ID))
+	}
+	return int(created.Pid), nil
+}
+
+// startProblem tells what a runtime said of a process that did not start.
+func (e *Engine) startProblem(ctx context.Context, err error) error {
+	explained := e.explain(ctx, err)
+	if ctx.Err() != nil || errdefs.IsUnavailable(explained) || errdefs.IsNotFound(explained) && !fromRuntime(err) {
+		return explained
+	}
+	return problem.New(problem.ProcessStartFailed, "the first process could not be started: %s", said(err)).
+		WithHint("check entrypoint, command, working directory and mounts against the image").WithCause(err)
+}
+
+// The runtime's errors arrive as text alone, of an unknown kind, so text is
+// all there is to tell them by. These marks have been runc's since 1.0.
+func fromRuntime(err error) bool {
+	text := err.Error()
+	return strings.Contains(text, "OCI runtime") || strings.Contains(text, "runc ")
+}
+
+// said is the part of a runtime's error that people can use.
+func said(err error) string {
+	text := native(err).Error()
+	for _, mark := range []string{"unable to start container process: ", "OCI runtime exec failed: ", "OCI runtime create failed: "} {
+		if i := strings.LastIndex(text, mark); i >= 0 {
+			text = text[i+len(mark):]
+		}
+	}
+	for _, tail := range []string{": unknown", ": not found"} {
+		text = strings.TrimSuffix(text, tail)
+	}
+	return text
+}

@@ -1,0 +1,69 @@
+package containerd
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+// Status tells about one container.
+func (e *Engine) Status(ctx context.Context, id string) (runtime.ContainerStatus, error) {
+	record, err := e.store.Get(ctx, id)
+	if err == nil && record.Labels[LabelEnvironment] == "" {
+		err = fmt.Errorf("not ours: %w", errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return runtime.ContainerStatus{}, fmt.Errorf("inspect container %s: %w", id, e.explain(ctx, err))
+	}
+	process, err := e.task(ctx, id)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return runtime.ContainerStatus{}, fmt.Errorf("inspect container %s: %w", id, err)
+	}
+	return e.status(&record, process), nil
+}
+
+// List tells about all containers of ours, in two calls whatever their number.
+func (e *Engine) List(ctx context.Context) ([]runtime.ContainerStatus, error) {
+	// Tasks first: one that ends meanwhile has a record all the same, while a
+	// container made meanwhile shows up without its task, as it was.
+	response, err := e.tasks.List(ctx, &tasks.ListTasksRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("list tasks: %w", e.explain(ctx, err))
+	}
+	processes := make(map[string]*task.Process, len(response.Tasks))
+	for _, process := range response.Tasks {
+		// 1.6 names the container in ID alone.
+		processes[process.ID] = process
+	}
+	records, err := e.store.List(ctx, fmt.Sprintf("labels.%q", LabelEnvironment))
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", e.explain(ctx, err))
+	}
+	all := make([]runtime.ContainerStatus, 0, len(records))
+	for i := range records {
+		all = append(all, e.status(&records[i], processes[records[i].ID]))
+	}
+	return all, nil
+}
+
+// status puts record and task together; process is nil without a task.
+func (e *Engine) status(record *containers.Container, process *task.Process) runtime.ContainerStatus {
+	status := runtime.ContainerStatus{ID: record.ID, Image: record.Image, Labels: record.Labels}
+	switch {
+	case process == nil || process.Status == task.Status_CREATED:
+	case running(process):
+		status.Running, status.PID = true, int(process.Pid)
+	default:
+		exit := exitOf(process.ExitStatus, process.ExitedAt)
+		exit.OOMKilled = exit.Signal == int(unix.SIGKILL) && e.oomKilled(record.ID)
+		status.Exit = &exit
+	}
+	return status
+}

@@ -1,0 +1,232 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+// Stop ends the first process and removes the task.
+func (e *Engine) Stop(ctx context.Context, id string, timeout time.Duration) (runtime.Exit, error) {
+	exit, err := e.stop(ctx, id, timeout)
+	if err != nil {
+		return runtime.Exit{}, fmt.Errorf("stop container %s: %w", id, err)
+	}
+	return exit, nil
+}
+
+func (e *Engine) stop(ctx context.Context, id string, timeout time.Duration) (runtime.Exit, error) {
+	record, err := e.store.Get(ctx, id)
+	if err != nil {
+		return runtime.Exit{}, fmt.Errorf("get record: %w", e.explain(ctx, err))
+	}
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ended := e.wait(waiting, id, "")
+	if err := e.kill(ctx, id, "", e.stopSignal(ctx, &record), false); err != nil && !errdefs.IsNotFound(err) {
+		return runtime.Exit{}, err
+	}
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	var last waited
+	killed := false
+	select {
+	case last = <-ended:
+	case <-timer.C:
+		killed = true
+		if err := e.kill(ctx, id, "", syscall.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
+			return runtime.Exit{}, err
+		}
+		if last, err = await(ctx, ended); err != nil {
+			return runtime.Exit{}, err
+		}
+	case <-ctx.Done():
+		return runtime.Exit{}, context.Cause(ctx)
+	}
+	if last.err != nil {
+		return runtime.Exit{}, last.err
+	}
+	exit := exitOf(last.status, last.at)
+	exit.OOMKilled = exit.Signal == int(unix.SIGKILL) && !killed && e.oomKilled(id)
+	return exit, e.deleteTask(ctx, id)
+}
+
+type waited struct {
+	status uint32
+	at     *timestamppb.Timestamp
+	err    error
+}
+
+// wait sends once when a process has ended. It knows of an end before the call
+// as well, until the process is deleted.
+func (e *Engine) wait(ctx context.Context, id, exec string) <-chan waited {
+	ended := make(chan waited, 1)
+	go func() {
+		response, err := e.tasks.Wait(ctx, &tasks.WaitRequest{ContainerID: id, ExecID: exec})
+		if err != nil {
+			ended <- waited{err: fmt.Errorf("wait for the process: %w", e.explain(ctx, err))}
+			return
+		}
+		ended <- waited{status: response.ExitStatus, at: response.ExitedAt}
+	}()
+	return ended
+}
+
+// await waits for what SIGKILL must bring about.
+func await(ctx context.Context, ended <-chan waited) (waited, error) {
+	timer := time.NewTimer(killTimeout)
+	defer timer.Stop()
+	select {
+	case last := <-ended:
+		return last, nil
+	case <-timer.C:
+		return waited{}, fmt.Errorf("the process has not ended %s after SIGKILL: %w", killTimeout, context.DeadlineExceeded)
+	case <-ctx.Done():
+		return waited{}, context.Cause(ctx)
+	}
+}
+
+func (e *Engine) kill(ctx context.Context, id, exec string, signal syscall.Signal, all bool) error {
+	_, err := e.tasks.Kill(ctx, &tasks.KillRequest{ContainerID: id, ExecID: exec, Signal: uint32(signal), All: all})
+	if err != nil {
+		return fmt.Errorf("send %s: %w", signal, e.explain(ctx, err))
+	}
+	return nil
+}
+
+// stopSignal is what the image wants to be stopped by.
+func (e *Engine) stopSignal(ctx context.Context, record *containers.Container) syscall.Signal {
+	ext, err := e.imageOf(ctx, record)
+	if err != nil || ext.Config.StopSignal == "" {
+		return syscall.SIGTERM
+	}
+	signal, err := parseSignal(ext.Config.StopSignal)
+	if err != nil {
+		e.cfg.Log.WarnContext(ctx, "image has an unknown stop signal, sending SIGTERM", "container", record.ID, "error", err)
+		return syscall.SIGTERM
+	}
+	return signal
+}
+
+// exitOf reads a shim's exit status: 128 + n for signal n.
+func exitOf(status uint32, at *timestamppb.Timestamp) runtime.Exit {
+	exit := runtime.Exit{Code: int(status)}
+	if status > 128 && status <= 128+64 {
+		exit.Signal = int(status) - 128
+	}
+	if at.IsValid() && at.AsTime().Unix() > 0 {
+		exit.At = at.AsTime()
+	}
+	return exit
+}
+
+// deleteTask removes an ended task; none is fine.
+func (e *Engine) deleteTask(ctx context.Context, id string) error {
+	_, err := e.tasks.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id})
+	if err = e.explain(ctx, err); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("delete task: %w", err)
+	}
+	return nil
+}
+
+// removeTask kills and removes whatever task a container has. A shim that died
+// makes calls fail in several ways until containerd has cleaned up after it,
+// so it is asked again for a while.
+func (e *Engine) removeTask(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*killTimeout)
+	defer cancel()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	var err error
+	for range 100 { // ten seconds beside the waiting itself
+		if err = e.tryRemoveTask(ctx, id); err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return errors.Join(context.Cause(ctx), err)
+		}
+	}
+	return err
+}
+
+func (e *Engine) tryRemoveTask(ctx context.Context, id string) error {
+	process, err := e.task(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	} else if err == nil && process.Status == 0 {
+		return e.deleteTask(ctx, id) // its shim does not answer
+	} else if err != nil {
+		return err
+	}
+	if running(process) || process.Status == statusCreated {
+		waiting, cancel := context.WithCancel(ctx)
+		defer cancel()
+		ended := e.wait(waiting, id, "")
+		if err := e.kill(ctx, id, "", syscall.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		if last, err := await(ctx, ended); err != nil {
+			return err
+		} else if last.err != nil && !errdefs.IsNotFound(last.err) {
+			return last.err
+		}
+	}
+	return e.deleteTask(ctx, id)
+}
+
+// Delete kills and removes task, container, writable layer and log. The record
+// goes before its snapshot, which containerd collects by itself should this
+// process die in between.
+func (e *Engine) Delete(ctx context.Context, id string) error {
+	e.mu.Lock()
+	delete(e.fresh, id)
+	e.mu.Unlock()
+	if err := e.remove(ctx, id); err != nil {
+		return fmt.Errorf("delete container %s: %w", id, err)
+	}
+	return nil
+}
+
+func (e *Engine) remove(ctx context.Context, id string) error {
+	logs := make([]string, 0, 2)
+	if e.cfg.LogDir != "" {
+		logs = append(logs, filepath.Join(e.cfg.LogDir, id+".log"))
+	}
+	record, err := e.store.Get(ctx, id)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("get record: %w", e.explain(ctx, err))
+	}
+	if name := record.Labels[labelLog]; name != "" {
+		logs = append(logs, name)
+	}
+	if err := e.removeTask(ctx, id); err != nil {
+		return err
+	}
+	if err := e.store.Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("delete record: %w", e.explain(ctx, err))
+	}
+	if err := e.snapshots.Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("remove snapshot: %w", e.explain(ctx, err))
+	}
+	e.removeCgroup(id)
+	for _, name := range logs {
+		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("remove log: %w", err)
+		}
+	}
+	return nil
+}
