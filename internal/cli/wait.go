@@ -35,7 +35,7 @@ func (w *waiting) register(flags *pflag.FlagSet) {
 // id is the request id: the caller's, or a random one.
 func (w *waiting) id() string { return orElse(w.requestID, rand.Text()) }
 
-// finish waits for an operation unless the caller does not want to, and turns
+// await waits for an operation unless the caller does not want to, and turns
 // its failure into an error. op may be nil: nothing was to be done.
 func (a *app) await(ctx context.Context, c *clients, w *waiting, op *remotegpuv1.Operation) (*remotegpuv1.Operation, error) {
 	if op == nil {
@@ -55,11 +55,12 @@ func (a *app) await(ctx context.Context, c *clients, w *waiting, op *remotegpuv1
 // follow shows the progress of an operation until it is done. It survives a
 // restart of the daemon, as operations do.
 func (a *app) follow(ctx context.Context, c *clients, op *remotegpuv1.Operation, timeout time.Duration) (*remotegpuv1.Operation, error) {
-	watchCtx, cancel := context.WithCancel(ctx)
+	watchCtx := ctx
 	if timeout > 0 {
-		watchCtx, cancel = context.WithTimeoutCause(ctx, timeout, errTimeout)
+		limited, cancel := context.WithTimeoutCause(ctx, timeout, errTimeout)
+		defer cancel()
+		watchCtx = limited
 	}
-	defer cancel()
 	bar := newProgress(a.stderr)
 	defer bar.close()
 	lastContact := time.Now()
@@ -73,8 +74,11 @@ func (a *app) follow(ctx context.Context, c *clients, op *remotegpuv1.Operation,
 			bar.close()
 			return op, left(op, context.Cause(watchCtx))
 		}
+		if done(op) {
+			break
+		}
 		if err == nil {
-			continue
+			err = connect.NewError(connect.CodeUnavailable, "the node ended the watch")
 		}
 		if !broken(err) || time.Since(lastContact) > lostFor {
 			return op, err

@@ -1,0 +1,22 @@
+package cli
+
+import (
+	"io"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+)
+
+// ParseSize is parseSize.
+func ParseSize(text string) (int64, error) { return parseSize(text) }
+
+// NewLines is newLines.
+func NewLines(before, now []string) []string { return newLines(before, now) }
+
+// ShowOnTerminal shows operations as on a terminal and takes the bar away.
+func ShowOnTerminal(out io.Writer, ops ...*remotegpuv1.Operation) {
+	p := &progress{out: out, terminal: true}
+	for _, op := range ops {
+		p.show(op)
+	}
+	p.close()
+}
