@@ -55,11 +55,13 @@ func (a *app) await(ctx context.Context, c *clients, w *waiting, op *remotegpuv1
 // follow shows the progress of an operation until it is done. It survives a
 // restart of the daemon, as operations do.
 func (a *app) follow(ctx context.Context, c *clients, op *remotegpuv1.Operation, timeout time.Duration) (*remotegpuv1.Operation, error) {
-	watchCtx := ctx
+	// Not a deadline: the transport would tell the server, whose answer that
+	// time is up can be here before we know ourselves.
+	watchCtx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	if timeout > 0 {
-		limited, cancel := context.WithTimeoutCause(ctx, timeout, errTimeout)
-		defer cancel()
-		watchCtx = limited
+		timer := time.AfterFunc(timeout, func() { cancel(errTimeout) })
+		defer timer.Stop()
 	}
 	bar := newProgress(a.stderr)
 	defer bar.close()
