@@ -13,12 +13,14 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/remotegpu/remotegpu/desktop/rfb"
+	"github.com/remotegpu/remotegpu/internal/certificate"
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
@@ -57,6 +59,7 @@ type Config struct {
 }
 
 const (
+	certificateFile    = "gateway-tls.pem"
 	defaultMaxSessions = 16
 	drainTimeout       = 7 * time.Second
 )
@@ -68,7 +71,7 @@ type Gateway struct {
 	desktops    Desktops
 	log         *slog.Logger
 	keys        keyring
-	certificate *certificate
+	certificate *certificate.Source
 	web         *web
 	now         func() time.Time
 	maxSessions int
@@ -97,10 +100,12 @@ func New(c Config) (*Gateway, error) {
 	if err != nil {
 		return nil, err
 	}
-	hosts := append([]string{publicURL.Hostname()}, c.Hosts...)
-	certificate, err := loadCertificate(c, hosts)
+	source, err := certificate.New(certificate.Config{
+		CertFile: c.CertFile, KeyFile: c.KeyFile, Path: filepath.Join(c.StateDir, certificateFile),
+		Hosts: append([]string{publicURL.Hostname()}, c.Hosts...), Name: "remotegpu gateway", Log: c.Log,
+	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("load gateway certificate: %w", err)
 	}
 	web, err := newWeb(c.FrameAncestors, c.CertFile != "")
 	if err != nil {
@@ -108,7 +113,7 @@ func New(c Config) (*Gateway, error) {
 	}
 	g := &Gateway{
 		listen: c.Listen, publicURL: publicURL, desktops: c.Desktops, log: c.Log, keys: keys,
-		certificate: certificate, web: web, now: time.Now, maxSessions: c.MaxSessions,
+		certificate: source, web: web, now: time.Now, maxSessions: c.MaxSessions,
 		sessions: make(map[string]int),
 	}
 	if g.maxSessions <= 0 {
@@ -156,7 +161,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 	server := &http.Server{
 		Handler:           g.Handler(),
-		TLSConfig:         g.certificate.config(),
+		TLSConfig:         g.certificate.TLS(),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second, // sessions leave the server: not bound by these
 		WriteTimeout:      60 * time.Second,
