@@ -49,6 +49,7 @@ const (
 type Firewall interface {
 	Set(ctx context.Context, desired firewall.Desired) error
 	Restore(ctx context.Context, desired firewall.Desired) (mended []string, err error)
+	Published(ctx context.Context) ([]firewall.Mapping, error)
 	CleanUp(ctx context.Context) error
 }
 

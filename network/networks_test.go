@@ -30,7 +30,7 @@ func TestAttach(t *testing.T) {
 	if !testutil.Isolated(t) {
 		return
 	}
-	l := newLab(t, "nft", nil)
+	l := newLab(t, "nft")
 	const envID = "01JD000000000000000000000A"
 	for range 2 { // the second brings in order what is in order
 		env := l.attach(t, envID, 3)
@@ -100,7 +100,7 @@ func TestPieces(t *testing.T) {
 	if !testutil.Isolated(t) {
 		return
 	}
-	l := newLab(t, "nft", nil)
+	l := newLab(t, "nft")
 	const envID = "01PIECES"
 	l.attach(t, envID, 0)
 	bridge := testutil.Sh(t, "ip -o link show type bridge | sed 's/^[0-9]*: //;s/:.*//'")
@@ -169,7 +169,7 @@ func TestAttachFails(t *testing.T) {
 	if !testutil.Isolated(t) {
 		return
 	}
-	l := newLab(t, "nft", nil)
+	l := newLab(t, "nft")
 	const envID = "01FAILS"
 	// Find the names, then occupy the bridge's with somebody else's link.
 	l.attach(t, envID, 0)
@@ -230,7 +230,7 @@ func TestRestore(t *testing.T) {
 	}
 	for _, backend := range []string{"nft", "legacy"} {
 		t.Run(backend, func(t *testing.T) {
-			l := newLab(t, backend, nil)
+			l := newLab(t, backend)
 			var all []runtime.Published
 			for i := range 3 {
 				envID := fmt.Sprint("01ENV", i)
@@ -260,6 +260,13 @@ func TestRestore(t *testing.T) {
 				t.Fatal(err)
 			}
 			answers(true, true, true)
+			// A process that changes one environment before it knows the others
+			// leaves those alone.
+			early := l.open(t, nil)
+			if err := early.Publish(t.Context(), "01ENV1", all[1].Address, nil); err != nil {
+				t.Fatal(err)
+			}
+			answers(true, false, true)
 			// Within the grace a Publish outweighs a list that may be older.
 			careful := l.open(t, func(cfg *network.Config) { cfg.RestoreGrace = time.Hour })
 			if err := careful.Restore(t.Context(), all[:1]); err != nil {
@@ -303,6 +310,15 @@ func (r *recorder) Set(_ context.Context, desired firewall.Desired) error {
 
 func (r *recorder) Restore(ctx context.Context, desired firewall.Desired) ([]string, error) {
 	return nil, r.Set(ctx, desired)
+}
+
+func (r *recorder) Published(context.Context) ([]firewall.Mapping, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.applied) == 0 {
+		return nil, nil
+	}
+	return r.applied[len(r.applied)-1].Mappings, nil
 }
 
 func (r *recorder) CleanUp(context.Context) error { return nil }
@@ -375,6 +391,10 @@ func TestPublishFails(t *testing.T) {
 		t.Fatal("a failure is not reported")
 	}
 	rules.fail = nil
+	before := len(rules.applied)
+	if err := publish("01B"); err != nil || len(rules.applied) == before {
+		t.Errorf("withdrawing again after a failure: %v, %d applications", err, len(rules.applied)-before)
+	}
 	if err := publish("01D", 4000); err != nil {
 		t.Fatal(err)
 	}

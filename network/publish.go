@@ -62,10 +62,14 @@ type publisher struct {
 	log        *slog.Logger
 	background *sync.WaitGroup
 
+	seeding sync.Mutex // held while the kernel is asked what is published; before mu
+	seeded  bool       // current includes what an earlier process published
+
 	mu      sync.Mutex
 	current map[string]publication // by environment; empty ones are remembered for grace
 	next    *batch                 // what the next application will include, nil: nothing
 	running bool
+	dirty   bool // the last application failed: rules may be as before it
 }
 
 // publication is what an environment publishes, and since when.
@@ -85,9 +89,12 @@ type batch struct {
 
 // publish changes one environment's mappings and waits until they are applied.
 func (p *publisher) publish(ctx context.Context, envID string, mappings []firewall.Mapping) (before, after []firewall.Mapping, err error) {
+	if err := p.seed(ctx); err != nil {
+		return nil, nil, err
+	}
 	p.mu.Lock()
 	before = p.current[envID].mappings
-	if len(before) == 0 && len(mappings) == 0 && p.next == nil && !p.running {
+	if len(before) == 0 && len(mappings) == 0 && !p.dirty && p.next == nil && !p.running {
 		// Nothing to withdraw. It is noted, so that an older list does not
 		// publish it again.
 		p.current[envID] = publication{at: time.Now()}
@@ -102,8 +109,11 @@ func (p *publisher) publish(ctx context.Context, envID string, mappings []firewa
 
 // withdraw does as publish of nothing, without a mark when nothing was there.
 func (p *publisher) withdraw(ctx context.Context, envID string) error {
+	if err := p.seed(ctx); err != nil {
+		return err
+	}
 	p.mu.Lock()
-	if len(p.current[envID].mappings) == 0 {
+	if len(p.current[envID].mappings) == 0 && !p.dirty {
 		p.mu.Unlock()
 		return nil
 	}
@@ -113,9 +123,35 @@ func (p *publisher) withdraw(ctx context.Context, envID string) error {
 	return b.wait(ctx)
 }
 
+// seed takes over what an earlier process published, once, so that the first
+// change before a restore does not withdraw everyone else's ports.
+func (p *publisher) seed(ctx context.Context) error {
+	p.seeding.Lock()
+	defer p.seeding.Unlock()
+	if p.seeded {
+		return nil
+	}
+	there, err := p.firewall.Published(ctx)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range there {
+		publication := p.current[m.EnvID]
+		publication.mappings = append(publication.mappings, m)
+		p.current[m.EnvID] = publication
+	}
+	p.seeded = true
+	return nil
+}
+
 // restore replaces all mappings, except those changed so recently that the
 // caller may not have known, and waits until the kernel has exactly that.
 func (p *publisher) restore(ctx context.Context, all map[string][]firewall.Mapping) error {
+	p.seeding.Lock()
+	p.seeded = true // all is more than the kernel knows
+	p.seeding.Unlock()
 	p.mu.Lock()
 	b := p.join(ctx)
 	b.verify = true
@@ -142,6 +178,7 @@ func (p *publisher) forgetAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	clear(p.current)
+	p.dirty = false
 }
 
 // join returns the batch that will be applied next, and sees to it that it is.
@@ -192,9 +229,7 @@ func (p *publisher) run(ctx context.Context) {
 		}
 		p.mu.Unlock()
 		b.err = p.apply(ctx, b.verify, desired)
-		if b.err != nil {
-			p.revert(b)
-		}
+		p.settle(b)
 		close(b.done)
 	}
 }
@@ -212,12 +247,16 @@ func (p *publisher) apply(ctx context.Context, verify bool, desired firewall.Des
 	return err
 }
 
-// revert takes back what a failed batch published, unless it was changed
-// since, so that one bad mapping does not fail everyone's next application.
-// What it withdrew stays withdrawn.
-func (p *publisher) revert(b *batch) {
+// settle notes how an application went. A failed one takes back what it
+// published, unless that was changed since, so that one bad mapping does not
+// fail everyone's next application. What it withdrew stays withdrawn.
+func (p *publisher) settle(b *batch) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.dirty = b.err != nil
+	if !p.dirty {
+		return
+	}
 	for envID, changed := range b.changed {
 		if len(changed.mappings) > 0 && p.current[envID].at.Equal(changed.at) {
 			p.current[envID] = b.before[envID]

@@ -41,7 +41,7 @@ type lab struct {
 	dir       string
 }
 
-func newLab(t *testing.T, backend string, change func(*network.Config)) *lab {
+func newLab(t *testing.T, backend string) *lab {
 	t.Helper()
 	dir := t.TempDir()
 	t.Setenv("XTABLES_LOCKFILE", filepath.Join(dir, "xtables.lock"))
@@ -60,7 +60,7 @@ func newLab(t *testing.T, backend string, change func(*network.Config)) *lab {
 			t.Errorf("remove uplink: %v: %s", err, out)
 		}
 	})
-	l.networks = l.open(t, change)
+	l.networks = l.open(t, nil)
 	return l
 }
 
@@ -127,7 +127,7 @@ func TestWhoReachesWhom(t *testing.T) {
 	}
 	for _, backend := range []string{"nft", "legacy"} {
 		t.Run(backend, func(t *testing.T) {
-			l := newLab(t, backend, nil)
+			l := newLab(t, backend)
 			matrix(t, l)
 			if _, err := os.Stat("/proc/sys/net/bridge/bridge-nf-call-iptables"); err == nil {
 				testutil.Sh(t, "echo 1 > /proc/sys/net/bridge/bridge-nf-call-iptables")

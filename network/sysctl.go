@@ -19,7 +19,10 @@ type sysctl struct {
 func write(settings []sysctl) error {
 	for _, s := range settings {
 		err := os.WriteFile(filepath.Join("/proc/sys/net", s.path), []byte(s.value), 0)
-		if err != nil && !(s.optional && errors.Is(err, os.ErrNotExist)) {
+		if s.optional && errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("set net/%s to %s: %w", s.path, s.value, err)
 		}
 	}

@@ -151,12 +151,29 @@ func TestStates(t *testing.T) {
 			if mended, err := f.Repair(t.Context()); err != nil || len(mended) > 0 {
 				t.Fatalf("%s: Repair after Set mended %v, %v", state.name, mended, err)
 			}
+			there, err := newFirewall(t, path).Published(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(named(state.mappings), named(there)); diff != "" {
+				t.Fatalf("%s: Published (-want +got):\n%s", state.name, diff)
+			}
 			// A process that starts now finds nothing to do.
 			if mended, err := newFirewall(t, path).Restore(t.Context(), firewall.Desired{Mappings: state.mappings}); err != nil || len(mended) > 0 {
 				t.Fatalf("%s: Restore by another process mended %v, %v", state.name, mended, err)
 			}
 		}
 	})
+}
+
+// named is the mappings as sorted text, services as comments hold them.
+func named(mappings []firewall.Mapping) (all []string) {
+	for _, m := range mappings {
+		service := strings.NewReplacer(" ", "_", `"`, "_").Replace(string(m.Service))
+		all = append(all, fmt.Sprint(m.EnvID, service, m.Protocol, m.HostPort, m.To))
+	}
+	slices.Sort(all)
+	return all
 }
 
 func golden(t *testing.T, name, got string) {

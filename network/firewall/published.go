@@ -1,0 +1,63 @@
+package firewall
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/remotegpu/remotegpu/network/port"
+)
+
+// Published returns the mappings that the kernel's rules hold, in no order:
+// what an earlier process published and nobody withdrew.
+func (f *Firewall) Published(ctx context.Context) ([]Mapping, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	there, err := f.v4.read(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list published ports: %w", err)
+	}
+	var found []Mapping
+	for _, rules := range there.owned(f.v4.ours)["nat"] {
+		for _, rule := range rules {
+			if m, ok := parseMapping(rule, strings.ToLower(f.cfg.Prefix)+":env="); ok {
+				found = append(found, m)
+			}
+		}
+	}
+	return found, nil
+}
+
+// parseMapping reads a rule as renderPublished writes it.
+func parseMapping(rule, mark string) (m Mapping, ok bool) {
+	fields := strings.Fields(rule)
+	for i := 0; i+1 < len(fields); i++ {
+		value := fields[i+1]
+		switch fields[i] {
+		case "-p":
+			m.Protocol = port.Protocol(value)
+		case "--dport":
+			number, err := strconv.ParseUint(value, 10, 16)
+			if err != nil {
+				return m, false
+			}
+			m.HostPort = uint16(number)
+		case "--comment":
+			comment, ours := strings.CutPrefix(strings.Trim(value, `"`), mark)
+			if !ours {
+				return m, false
+			}
+			env, service, _ := strings.Cut(comment, ":")
+			m.EnvID, m.Service = env, port.Service(service)
+		case "--to-destination":
+			to, err := netip.ParseAddrPort(value)
+			if err != nil {
+				return m, false
+			}
+			m.To = to
+		}
+	}
+	return m, m.EnvID != "" && m.To.IsValid() && m.HostPort != 0
+}
