@@ -119,7 +119,7 @@ func (p *Pool) Allocate(ctx context.Context, owner Owner, requests []Request,
 	for conflicts := 0; ; {
 		mappings, err := p.pick(owner, requests)
 		if errors.Is(err, errExhausted) && !reread {
-			// Ports that conflicted once may be free by now.
+			// Ports that others held may be free by now.
 			if reread = true; p.reread(ctx) == nil {
 				continue
 			}
@@ -128,6 +128,7 @@ func (p *Pool) Allocate(ctx context.Context, owner Owner, requests []Request,
 			return nil, err
 		}
 		err = insert(ctx, mappings)
+		p.settle(mappings)
 		if err == nil {
 			return mappings, nil
 		}
@@ -162,6 +163,7 @@ func (p *Pool) pick(owner Owner, requests []Request) (picked []Mapping, err erro
 			Description: r.Description, Status: Reserved, CreatedAt: now, UpdatedAt: now, Revision: 1,
 		}
 		p.ports[r.Protocol].hold(external, picked[i].ID)
+		p.unsettled[picked[i].ID] = true
 	}
 	defer func() {
 		if err == nil {
@@ -170,6 +172,7 @@ func (p *Pool) pick(owner Owner, requests []Request) (picked []Mapping, err erro
 		for _, m := range picked {
 			if m.ID != "" {
 				p.ports[m.Protocol].drop(m.External, m.ID)
+				delete(p.unsettled, m.ID)
 			}
 		}
 		picked = nil
@@ -240,8 +243,21 @@ func (p *Pool) conflicted(c *ConflictError) {
 	}
 }
 
-// reread forgets conflicts and holds what the store has instead.
+// reread holds what the store has, and what is on its way there. It frees what
+// another process released, or this one before it died.
 func (p *Pool) reread(ctx context.Context) error {
+	// Only what was settled before the store is read may be judged by it.
+	p.mu.Lock()
+	settled := make(map[Protocol]map[uint16]string)
+	for protocol, ledger := range p.ports {
+		settled[protocol] = make(map[uint16]string)
+		for port, holder := range ledger.holders {
+			if !p.unsettled[holder] {
+				settled[protocol][port] = holder
+			}
+		}
+	}
+	p.mu.Unlock()
 	held, err := p.held(ctx)
 	if err != nil {
 		p.cfg.Log.WarnContext(ctx, "held ports could not be read", "error", err)
@@ -249,17 +265,25 @@ func (p *Pool) reread(ctx context.Context) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, ledger := range p.ports {
-		for port, holder := range ledger.holders {
-			if holder == "" {
-				ledger.drop(port, "")
-			}
+	for _, m := range held {
+		delete(settled[m.Protocol], m.External)
+		if _, known := p.ports[m.Protocol].holders[m.External]; !known {
+			p.ports[m.Protocol].hold(m.External, m.ID)
 		}
 	}
-	for _, m := range held {
-		if _, known := p.ports[m.Protocol].holders[m.External]; !known {
-			p.ports[m.Protocol].hold(m.External, "")
+	for protocol, gone := range settled {
+		for port, holder := range gone {
+			p.ports[protocol].drop(port, holder)
 		}
 	}
 	return nil
+}
+
+// settle says that mappings are in the store now.
+func (p *Pool) settle(mappings []Mapping) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, m := range mappings {
+		delete(p.unsettled, m.ID)
+	}
 }

@@ -48,6 +48,8 @@ type Pool struct {
 	next   map[cursorKey]uint16 // where the next search begins
 	ports  map[Protocol]*ledger
 
+	unsettled map[string]bool // mapping ids that insert is writing
+
 	probeFailed bool // the last probe
 }
 
@@ -91,6 +93,8 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 		cfg:    cfg,
 		ranges: make(map[Service]Range),
 		next:   make(map[cursorKey]uint16),
+
+		unsettled: make(map[string]bool),
 		ports: map[Protocol]*ledger{
 			TCP: {holders: make(map[uint16]string)},
 			UDP: {holders: make(map[uint16]string)},

@@ -62,6 +62,7 @@ func list(t *testing.T, s port.Store, filter port.Filter) []port.Mapping {
 }
 
 func testRoundTrip(t *testing.T, s port.Store) {
+	t.Helper()
 	m := Mapping("env-1", port.UDP, 65535)
 	insert(t, s, m)
 	if diff := cmp.Diff([]port.Mapping{m}, list(t, s, port.Filter{})); diff != "" {
@@ -70,6 +71,7 @@ func testRoundTrip(t *testing.T, s port.Store) {
 }
 
 func testAllOrNothing(t *testing.T, s port.Store) {
+	t.Helper()
 	insert(t, s, Mapping("env-1", port.TCP, 10001))
 	err := s.InsertPortMappings(t.Context(), []port.Mapping{
 		Mapping("env-2", port.TCP, 10000), Mapping("env-2", port.TCP, 10001), Mapping("env-2", port.TCP, 10002),
@@ -84,6 +86,7 @@ func testAllOrNothing(t *testing.T, s port.Store) {
 }
 
 func testConflict(t *testing.T, s port.Store) {
+	t.Helper()
 	first := Mapping("env-1", port.TCP, 10000)
 	insert(t, s, first, Mapping("env-1", port.UDP, 10000)) // another protocol is another port
 	other := Mapping("env-2", port.TCP, 10000)
@@ -107,6 +110,7 @@ func testConflict(t *testing.T, s port.Store) {
 }
 
 func testRelease(t *testing.T, s port.Store) {
+	t.Helper()
 	reserved, active := Mapping("env-1", port.TCP, 10000), Mapping("env-1", port.TCP, 10001)
 	active.Status = port.Active
 	insert(t, s, reserved, active, Mapping("env-2", port.TCP, 10002))
@@ -137,6 +141,7 @@ func testRelease(t *testing.T, s port.Store) {
 }
 
 func testFilter(t *testing.T, s port.Store) {
+	t.Helper()
 	ssh := Mapping("env-1", port.TCP, 22000)
 	ssh.Service = port.SSH
 	other := Mapping("env-2", port.TCP, 10000)
@@ -166,6 +171,7 @@ func testFilter(t *testing.T, s port.Store) {
 }
 
 func testPages(t *testing.T, s port.Store) {
+	t.Helper()
 	var want []string
 	for i := range 7 {
 		m := Mapping("env-1", port.TCP, uint16(10000+i))
@@ -196,6 +202,7 @@ func testPages(t *testing.T, s port.Store) {
 }
 
 func testBadCursor(t *testing.T, s port.Store) {
+	t.Helper()
 	_, _, err := s.PortMappings(t.Context(), Host, port.Filter{After: "nonsense"})
 	if p := problem.Of(err); p == nil || p.Reason != problem.PageTokenInvalid {
 		t.Errorf("error %v, want PAGE_TOKEN_INVALID", err)
@@ -203,6 +210,7 @@ func testBadCursor(t *testing.T, s port.Store) {
 }
 
 func testRanges(t *testing.T, s port.Store) {
+	t.Helper()
 	ctx := t.Context()
 	if ranges, err := s.PortRanges(ctx, Host); err != nil || len(ranges) != 0 {
 		t.Errorf("ranges of a new store: %v, error %v", ranges, err)
@@ -228,6 +236,7 @@ func testRanges(t *testing.T, s port.Store) {
 }
 
 func testConcurrentInserts(t *testing.T, s port.Store) {
+	t.Helper()
 	var (
 		wg   sync.WaitGroup
 		mu   sync.Mutex

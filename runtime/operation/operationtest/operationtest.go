@@ -56,6 +56,7 @@ func finish(at time.Time) func(*operation.Operation) error {
 }
 
 func testRoundTrip(t *testing.T, s operation.Store) {
+	t.Helper()
 	op := Operation("image.pull", "x")
 	op.Labels, op.Args = map[string]string{"a": "b"}, json.RawMessage(`{"n":1}`)
 	op.RequestID, op.RequestHash = "r", "h"
@@ -94,6 +95,7 @@ func testRoundTrip(t *testing.T, s operation.Store) {
 }
 
 func testNotFound(t *testing.T, s operation.Store) {
+	t.Helper()
 	_, getErr := s.Operation(t.Context(), "absent")
 	_, requestErr := s.OperationByRequest(t.Context(), "default", "absent")
 	_, emptyErr := s.OperationByRequest(t.Context(), "default", "")
@@ -106,6 +108,7 @@ func testNotFound(t *testing.T, s operation.Store) {
 }
 
 func testRequest(t *testing.T, s operation.Store) {
+	t.Helper()
 	first := Operation("k", "t")
 	first.RequestID, first.RequestHash = "req", "hash"
 	insert(t, s, first)
@@ -138,6 +141,7 @@ func ids(ops []*operation.Operation) []string {
 }
 
 func testList(t *testing.T, s operation.Store) {
+	t.Helper()
 	a, b, c := insert(t, s, Operation("k", "x")), insert(t, s, Operation("k", "y")), Operation("k", "x")
 	c.Project = "other"
 	insert(t, s, c)
@@ -162,6 +166,7 @@ func testList(t *testing.T, s operation.Store) {
 }
 
 func testPages(t *testing.T, s operation.Store) {
+	t.Helper()
 	var want []string
 	for range 6 {
 		want = append(want, insert(t, s, Operation("k", "x")).ID)
@@ -194,6 +199,7 @@ func testPages(t *testing.T, s operation.Store) {
 }
 
 func testPending(t *testing.T, s operation.Store) {
+	t.Helper()
 	a, b, c := insert(t, s, Operation("k", "x")), insert(t, s, Operation("k", "x")), insert(t, s, Operation("k", "x"))
 	if _, err := s.UpdateOperation(t.Context(), b.ID, finish(time.Now())); err != nil {
 		t.Fatal(err)
@@ -211,6 +217,7 @@ func testPending(t *testing.T, s operation.Store) {
 }
 
 func testUpdate(t *testing.T, s operation.Store) {
+	t.Helper()
 	op := insert(t, s, Operation("k", "x"))
 	changed, err := s.UpdateOperation(t.Context(), op.ID, func(op *operation.Operation) error {
 		op.Attempts++
@@ -222,6 +229,7 @@ func testUpdate(t *testing.T, s operation.Store) {
 }
 
 func testUpdateRefused(t *testing.T, s operation.Store) {
+	t.Helper()
 	op := insert(t, s, Operation("k", "x"))
 	mine := errors.New("mine")
 	_, err := s.UpdateOperation(t.Context(), op.ID, func(op *operation.Operation) error {
@@ -237,6 +245,7 @@ func testUpdateRefused(t *testing.T, s operation.Store) {
 }
 
 func testConcurrentUpdates(t *testing.T, s operation.Store) {
+	t.Helper()
 	op := insert(t, s, Operation("k", "x"))
 	var wg sync.WaitGroup
 	for range 16 {
@@ -256,6 +265,7 @@ func testConcurrentUpdates(t *testing.T, s operation.Store) {
 }
 
 func testPurge(t *testing.T, s operation.Store) {
+	t.Helper()
 	now := time.Now()
 	for i, at := range []time.Time{now.Add(-2 * time.Hour), now} {
 		op := insert(t, s, Operation("k", fmt.Sprint(i)))
