@@ -1,5 +1,5 @@
 // Package browser drives a headless Chromium from tests: it runs drive.mjs
-// with node, whose only dependency is playwright-core ("npm ci" in this
+// with node, whose only dependency is playwright-core (fetch.sh in this
 // directory). A test that uses it requires testutil.Browser.
 package browser
 
@@ -127,7 +127,7 @@ func Drive(tb testing.TB, options Options, actions ...Action) Result {
 	tb.Helper()
 	here := filepath.Join(testutil.Repository(), "test", "browser")
 	if _, err := os.Stat(filepath.Join(here, "node_modules", "playwright-core")); err != nil {
-		tb.Fatalf("playwright-core is not installed: run npm ci in %s", here)
+		tb.Fatalf("playwright-core is not installed: run %s", filepath.Join(here, "fetch.sh"))
 	}
 	if options.Timeout == 0 {
 		options.Timeout = 3 * time.Minute
