@@ -16,6 +16,8 @@ import (
 const mappingColumns = `id, env_id, project, host_id, service, internal_port, external_port, protocol,
 	description, status, created_at, updated_at, released_at, revision`
 
+const selectMappings = "SELECT " + mappingColumns + ", seq FROM port_mappings WHERE "
+
 func scanMapping(row scanner, more ...any) (port.Mapping, error) {
 	var (
 		m                          port.Mapping
@@ -56,8 +58,7 @@ func (s *Store) PortMappings(ctx context.Context, hostID string, filter port.Fil
 		}
 		add("(external_port, seq) > (?, ?)", external, seq)
 	}
-	query := "SELECT " + mappingColumns + ", seq FROM port_mappings WHERE " + strings.Join(where, " AND ")
-	query += " ORDER BY external_port, seq"
+	query := selectMappings + strings.Join(where, " AND ") + " ORDER BY external_port, seq"
 	if filter.Limit > 0 {
 		query += " LIMIT ?"
 		args = append(args, filter.Limit+1) // one more tells whether there is another page

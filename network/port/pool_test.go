@@ -399,9 +399,10 @@ func FuzzPool(f *testing.F) {
 				}
 			case 4: // somebody else takes or frees a port
 				external := uint16(first + random.IntN(size))
-				if model.held[external] == "" {
+				switch model.held[external] {
+				case "":
 					model.held[external] = "foreign"
-				} else if model.held[external] == "foreign" {
+				case "foreign":
 					delete(model.held, external)
 				}
 			case 5:

@@ -77,18 +77,9 @@ func wantState(t *testing.T, op *operation.Operation, state operation.State, rea
 	}
 }
 
-// bubble runs test with a fake clock.
-func bubble(t *testing.T, test func(t *testing.T)) {
-	t.Helper()
-	t.Parallel()
-	synctest.Test(t, test)
-}
-
-// A shutdown would end what a bubble's operations still wait for; so each test
-// stops its queue before the bubble ends, which t.Cleanup of run does.
-
 func TestRunSucceeds(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		store := new(operationtest.Memory)
 		q := newQueue(store)
 		q.Handle("k", func(_ context.Context, task *operation.Task) error {
@@ -115,7 +106,8 @@ func TestRunSucceeds(t *testing.T) {
 }
 
 func TestKickStartsARowOfTheCaller(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		store := new(operationtest.Memory)
 		q := newQueue(store)
 		q.Handle("k", func(context.Context, *operation.Task) error { return nil }, operation.Policy{})
@@ -139,7 +131,8 @@ func TestKickStartsARowOfTheCaller(t *testing.T) {
 }
 
 func TestSubmitKnownRequest(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(new(operationtest.Memory))
 		first := operationtest.Operation("k", "x")
 		first.RequestID = "r"
@@ -154,7 +147,8 @@ func TestSubmitKnownRequest(t *testing.T) {
 }
 
 func TestOneAtATimePerTargetInOrder(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(new(operationtest.Memory), func(c *operation.Config) { c.Workers = 4 })
 		var (
 			mu      sync.Mutex
@@ -204,7 +198,8 @@ func TestOneAtATimePerTargetInOrder(t *testing.T) {
 }
 
 func TestPolicyLimitLeavesWorkers(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(new(operationtest.Memory), func(c *operation.Config) { c.Workers = 2 })
 		release := make(chan struct{})
 		q.Handle("slow", func(context.Context, *operation.Task) error { <-release; return nil }, operation.Policy{Limit: 1})
@@ -223,7 +218,8 @@ func TestPolicyLimitLeavesWorkers(t *testing.T) {
 }
 
 func TestTransientFailureIsRetriedWithBackoff(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(new(operationtest.Memory))
 		var starts []time.Time
 		q.Handle("k", func(_ context.Context, task *operation.Task) error {
@@ -267,7 +263,8 @@ func TestFailures(t *testing.T) {
 		{"panic", func() error { panic("boom") }, 1, 1, problem.Internal},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
 				q := newQueue(new(operationtest.Memory))
 				var abandoned atomic.Int32
 				q.Handle("k", func(context.Context, *operation.Task) error { return test.fail() }, operation.Policy{
@@ -294,7 +291,8 @@ func TestFailures(t *testing.T) {
 }
 
 func TestAbandonIsTriedAgain(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(new(operationtest.Memory))
 		calls := 0
 		q.Handle("k", func(context.Context, *operation.Task) error { return errors.New("no") }, operation.Policy{
@@ -314,7 +312,8 @@ func TestAbandonIsTriedAgain(t *testing.T) {
 }
 
 func TestCancelQueued(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(new(operationtest.Memory))
 		block := make(chan struct{})
 		var ran, abandoned []string
@@ -358,7 +357,8 @@ func TestCancelRunning(t *testing.T) {
 		"abandons": func() error { return context.Canceled },
 	} {
 		t.Run(name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
 				q := newQueue(new(operationtest.Memory))
 				var abandoned atomic.Int32
 				q.Handle("k", func(ctx context.Context, _ *operation.Task) error {
@@ -388,7 +388,8 @@ func TestCancelRunning(t *testing.T) {
 }
 
 func TestCancelBetweenAttempts(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(new(operationtest.Memory), func(c *operation.Config) { c.RetryBase, c.RetryMax = time.Hour, time.Hour })
 		q.Handle("k", func(context.Context, *operation.Task) error { return errdefs.ErrUnavailable }, operation.Policy{})
 		run(t, q)
@@ -407,7 +408,8 @@ func TestCancelBetweenAttempts(t *testing.T) {
 }
 
 func TestShutdownLeavesOperationsToTheNextStart(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		store := new(operationtest.Memory)
 		q := newQueue(store)
 		q.Handle("k", func(ctx context.Context, _ *operation.Task) error {
@@ -443,7 +445,8 @@ func TestShutdownLeavesOperationsToTheNextStart(t *testing.T) {
 // A crash leaves running rows with a lease; nothing else can be simulated of
 // it here. TestCrashedDaemon of package store does it with a real file.
 func TestStartTakesOverInterrupted(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		store := new(operationtest.Memory)
 		crashed := func(attempts int, cancel bool) string {
 			op := operationtest.Operation("k", "x")
@@ -479,7 +482,8 @@ func TestStartTakesOverInterrupted(t *testing.T) {
 }
 
 func TestWatch(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(new(operationtest.Memory))
 		steps := make(chan string)
 		q.Handle("k", func(_ context.Context, task *operation.Task) error {
@@ -537,7 +541,8 @@ func TestWatch(t *testing.T) {
 }
 
 func TestLeaseIsRenewedAndProgressWrittenNowAndThen(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		store := new(operationtest.Memory)
 		q := newQueue(store)
 		q.Handle("k", func(_ context.Context, task *operation.Task) error {
@@ -564,7 +569,8 @@ func TestLeaseIsRenewedAndProgressWrittenNowAndThen(t *testing.T) {
 }
 
 func TestLostLeaseStopsTheHandler(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		store := new(operationtest.Memory)
 		q := newQueue(store)
 		stopped := make(chan error, 1)
@@ -595,7 +601,8 @@ func TestLostLeaseStopsTheHandler(t *testing.T) {
 func TestStoreFailuresLoseNothing(t *testing.T) {
 	for _, call := range []string{"Operation", "UpdateOperation"} {
 		t.Run(call, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
 				store := new(operationtest.Memory)
 				q := newQueue(store)
 				runs := 0
@@ -638,7 +645,8 @@ func TestRunFailsWithoutStore(t *testing.T) {
 }
 
 func TestRetention(t *testing.T) {
-	bubble(t, func(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
 		store := new(operationtest.Memory)
 		q := newQueue(store, func(c *operation.Config) { c.Retention = 24 * time.Hour })
 		q.Handle("k", func(context.Context, *operation.Task) error { return nil }, operation.Policy{})
