@@ -58,7 +58,7 @@ func (s *Store) PortMappings(ctx context.Context, hostID string, filter port.Fil
 		}
 		add("(external_port, seq) > (?, ?)", external, seq)
 	}
-	query := selectMappings + strings.Join(where, " AND ") + " ORDER BY external_port, seq"
+	query := selectMappings + strings.Join(where, " AND ") + " ORDER BY external_port, seq" //nolint:gosec // conditions are constants of this function
 	if filter.Limit > 0 {
 		query += " LIMIT ?"
 		args = append(args, filter.Limit+1) // one more tells whether there is another page
