@@ -20,7 +20,6 @@ import (
 	"github.com/remotegpu/remotegpu/network"
 	"github.com/remotegpu/remotegpu/network/firewall"
 	"github.com/remotegpu/remotegpu/network/port"
-	"github.com/remotegpu/remotegpu/runtime"
 )
 
 // TestAttach: what an environment finds, that attaching again changes nothing,
@@ -231,7 +230,7 @@ func TestRestore(t *testing.T) {
 	for _, backend := range []string{"nft", "legacy"} {
 		t.Run(backend, func(t *testing.T) {
 			l := newLab(t, backend)
-			var all []runtime.Published
+			var all []port.Published
 			for i := range 3 {
 				envID := fmt.Sprint("01ENV", i)
 				l.attach(t, envID, i).Answer(t, "tcp", "0.0.0.0:80", envID)
@@ -239,7 +238,7 @@ func TestRestore(t *testing.T) {
 				if err := l.networks.Publish(t.Context(), envID, l.networks.Address(i), mappings); err != nil {
 					t.Fatal(err)
 				}
-				all = append(all, runtime.Published{EnvID: envID, Address: l.networks.Address(i), Mappings: mappings})
+				all = append(all, port.Published{EnvID: envID, Address: l.networks.Address(i), Mappings: mappings})
 			}
 			answers := func(want ...bool) {
 				t.Helper()

@@ -188,16 +188,9 @@ type Networks interface {
 	Publish(ctx context.Context, envID string, address netip.Addr, mappings []port.Mapping) error
 	// Restore declares all published mappings at once and repairs the host;
 	// called at boot and by the reconciler.
-	Restore(ctx context.Context, published []Published) error
+	Restore(ctx context.Context, published []port.Published) error
 	// Attached lists the environments that have a network, ours only.
 	Attached(ctx context.Context) ([]string, error)
-}
-
-// Published is an environment with its mappings.
-type Published struct {
-	EnvID    string
-	Address  netip.Addr
-	Mappings []port.Mapping
 }
 
 // Ports allocates host ports; *port.Pool implements it.

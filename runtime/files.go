@@ -35,7 +35,7 @@ func (e etcFiles) write(id, hostname string, address netip.Addr, servers []netip
 	}
 	contents := []struct{ name, target, text string }{
 		{"hostname", "/etc/hostname", hostname + "\n"},
-		{"hosts", "/etc/hosts", fmt.Sprintf("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n%s %s\n", address, hostname)},
+		{"hosts", "/etc/hosts", fmt.Sprintf("127.0.0.1 localhost\n%s %s\n", address, hostname)},
 		{"resolv.conf", "/etc/resolv.conf", resolv.String()},
 	}
 	mounts := make([]volume.Staged, 0, len(contents))

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/port"
 	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
@@ -194,14 +195,14 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 		return fmt.Errorf("list environments: %w", err)
 	}
 	var errs []error
-	published := make([]Published, 0, len(envs))
+	published := make([]port.Published, 0, len(envs))
 	known := make(map[string]*Environment, len(envs))
 	for _, env := range envs {
 		m.fill(env)
 		known[env.ID] = env
 		errs = append(errs, m.reconcileOne(ctx, env, containers[env.ID]))
-		if env.Held && env.State != Creating && len(env.Ports) > 0 {
-			published = append(published, Published{EnvID: env.ID, Address: env.Address, Mappings: env.Ports})
+		if env.Held && !env.StartedAt.IsZero() && len(env.Ports) > 0 {
+			published = append(published, port.Published{EnvID: env.ID, Address: env.Address, Mappings: env.Ports})
 		}
 	}
 	restoreErr := m.cfg.Networks.Restore(ctx, published)

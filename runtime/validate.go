@@ -64,15 +64,19 @@ func (m *Manager) complete(name string, spec *Spec) error {
 		spec.Image = ref
 	}
 	spec.PullPolicy = cmp.Or(spec.PullPolicy, PullIfNotPresent)
-	spec.Hostname = cmp.Or(spec.Hostname, name)
-	if !hostname.MatchString(spec.Hostname) {
+	if spec.Hostname == "" {
+		spec.Hostname = name
+	} else if !hostname.MatchString(spec.Hostname) {
 		errs = append(errs, invalid("spec.hostname", "use letters, digits, - and ., at most 63 (RFC 1123)",
 			"%q is not a host name", spec.Hostname))
 	}
 	if spec.Workdir != "" && (!path.IsAbs(spec.Workdir) || strings.ContainsRune(spec.Workdir, 0)) {
 		errs = append(errs, invalid("spec.workdir", "begin it with /", "working directory %q is not absolute", spec.Workdir))
 	}
-	if d := spec.Desktop; d != nil {
+	if spec.Desktop != nil {
+		copied := *spec.Desktop // the caller may use the request again
+		d := &copied
+		spec.Desktop = d
 		d.Width, d.Height = cmp.Or(d.Width, DefaultWidth), cmp.Or(d.Height, DefaultHeight)
 		d.Depth = cmp.Or(d.Depth, DefaultDepth)
 		if d.Width < 320 || d.Height < 200 {
@@ -161,7 +165,10 @@ func (m *Manager) checkImage(ctx context.Context, spec *Spec) (warnings []string
 	if err := m.cfg.Images.Resolve(resolving, spec.Image); err != nil {
 		p := *problem.Of(err)
 		p.Field = "spec.image"
-		if p.Reason == problem.RegistryUnavailable {
+		switch p.Reason { //nolint:exhaustive // the others say enough
+		case problem.ImageNotFound:
+			p.Hint = "check the reference; neither this node nor its registry has it"
+		case problem.RegistryUnavailable:
 			p.Hint = "the image is not on this node and its registry does not answer; check the reference, or build or import the image"
 		}
 		return nil, &p

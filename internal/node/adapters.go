@@ -52,7 +52,7 @@ func (p ports) Mappings(ctx context.Context, filter port.Filter) ([]port.Mapping
 
 // SetRange also answers how full the range is then.
 func (p ports) SetRange(ctx context.Context, service port.Service, first, last uint16, ifRevision int64) (port.Usage, error) {
-	if err := p.Pool.SetRange(ctx, service, first, last, ifRevision); err != nil {
+	if _, err := p.Pool.SetRange(ctx, service, first, last, ifRevision); err != nil {
 		return port.Usage{}, err
 	}
 	usages, err := p.Usage(ctx)

@@ -49,7 +49,7 @@ func (s *portService) ListPortPools(ctx context.Context, _ *remotegpuv1.ListPort
 
 // UpdatePortPool implements the RPC.
 func (s *portService) UpdatePortPool(ctx context.Context, req *remotegpuv1.UpdatePortPoolRequest) (*remotegpuv1.UpdatePortPoolResponse, error) {
-	revision := int64(-1)
+	revision := port.AnyRevision
 	if req.GetEtag() != "" {
 		parsed, err := strconv.ParseInt(req.GetEtag(), 10, 64)
 		if err != nil || parsed < 0 {

@@ -6,6 +6,7 @@ package port
 
 import (
 	"context"
+	"net/netip"
 	"time"
 )
 
@@ -143,4 +144,11 @@ type ConflictError struct {
 type Owner struct {
 	EnvID   string
 	Project string
+}
+
+// Published is an environment's address with the mappings that lead to it.
+type Published struct {
+	EnvID    string
+	Address  netip.Addr
+	Mappings []Mapping
 }

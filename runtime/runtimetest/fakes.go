@@ -27,7 +27,7 @@ type FakeNetworks struct {
 
 	mu        sync.Mutex
 	attached  map[string]int
-	published map[string]runtime.Published
+	published map[string]port.Published
 }
 
 var _ runtime.Networks = (*FakeNetworks)(nil)
@@ -111,19 +111,19 @@ func (n *FakeNetworks) Publish(_ context.Context, envID string, address netip.Ad
 			}
 		}
 		if n.published == nil {
-			n.published = make(map[string]runtime.Published)
+			n.published = make(map[string]port.Published)
 		}
-		n.published[envID] = runtime.Published{EnvID: envID, Address: address, Mappings: slices.Clone(mappings)}
+		n.published[envID] = port.Published{EnvID: envID, Address: address, Mappings: slices.Clone(mappings)}
 		return nil
 	})
 }
 
 // Restore replaces everything that is published.
-func (n *FakeNetworks) Restore(_ context.Context, published []runtime.Published) error {
+func (n *FakeNetworks) Restore(_ context.Context, published []port.Published) error {
 	return n.Faults.Do("Networks.Restore", func() error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		n.published = make(map[string]runtime.Published)
+		n.published = make(map[string]port.Published)
 		for _, p := range published {
 			if len(p.Mappings) > 0 {
 				n.published[p.EnvID] = p
