@@ -35,13 +35,13 @@ down: ## Undo what "up" started; images and volumes stay (PURGE=1: they go too; 
 
 .PHONY: build
 build: check-go novnc ## Build the programs into bin/
-	@deploy/dev/packages.sh build
-	go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/remotegpud
+	@go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/remotegpud
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/remotegpu
 
 .PHONY: novnc
 novnc:
-	@[ -e network/gateway/web/novnc/core/rfb.js ] || { deploy/dev/packages.sh build; network/gateway/web/fetch.sh; }
+	@deploy/dev/packages.sh build
+	network/gateway/web/fetch.sh
 
 .PHONY: tools
 tools: check-go ## Build the pinned tools into .tools/
