@@ -34,6 +34,8 @@ type Column interface {
 	Exec(ctx context.Context, instance *Instance) error
 	// Remove sends SIGTERM, waits for the end and removes all that Create made.
 	Remove(ctx context.Context, instance *Instance) error
+	// Tail is the end of what the product's daemon logged, for a failure.
+	Tail() string
 }
 
 // Instance is a container that a column made.

@@ -39,6 +39,8 @@ func (c *ctr) Start(ctx context.Context) error {
 
 func (c *ctr) Stop() { c.engine.stop() }
 
+func (c *ctr) Tail() string { return c.engine.daemon.Tail() }
+
 func (c *ctr) Create(ctx context.Context, id string) (*Instance, error) {
 	err := c.run(ctx, "run", "--detach", "--seccomp", "--log-uri", "file://"+c.log(id), ImageName, id)
 	if err != nil {

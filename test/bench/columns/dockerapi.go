@@ -68,6 +68,8 @@ func (d *dockerAPI) Stop() {
 	}
 }
 
+func (d *dockerAPI) Tail() string { return d.daemon.Tail() }
+
 func (d *dockerAPI) Create(ctx context.Context, id string) (*Instance, error) {
 	d.serial++
 	instance := &Instance{ID: id, Host: d.host, Port: 20000 + d.serial%10000}

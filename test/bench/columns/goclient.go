@@ -86,6 +86,8 @@ func (g *goClient) Stop() {
 	g.engine.stop()
 }
 
+func (g *goClient) Tail() string { return g.engine.daemon.Tail() }
+
 func (g *goClient) Create(ctx context.Context, id string) (*Instance, error) {
 	ctx = namespaces.WithNamespace(ctx, g.config.Name)
 	g.serial++

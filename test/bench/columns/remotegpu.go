@@ -87,6 +87,8 @@ func (r *remoteGPU) Stop() {
 // wait is how long a call may take to see its operation done.
 var wait = durationpb.New(time.Minute)
 
+func (r *remoteGPU) Tail() string { return r.daemon.Tail() }
+
 func (r *remoteGPU) Create(ctx context.Context, id string) (*Instance, error) {
 	answer, err := r.environments.CreateEnvironment(ctx, &remotegpuv1.CreateEnvironmentRequest{
 		Name: id,

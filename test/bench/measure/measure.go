@@ -38,7 +38,7 @@ func Run(ctx context.Context, options Options, cols []columns.Column, results ma
 			taken, err := live(ctx, column, fmt.Sprintf("bench-%d", round))
 			if err != nil {
 				result.Failure = err.Error()
-				say(fmt.Sprintf("%s failed in round %d: %v", column.Name(), round+1, err))
+				say(fmt.Sprintf("%s failed in round %d: %v\n%s", column.Name(), round+1, err, column.Tail()))
 				continue
 			}
 			if round >= options.Warmup {
