@@ -21,7 +21,8 @@ import (
 type ContainerdDaemon struct {
 	// Address is its socket.
 	Address string
-	// Namespace is the containerd namespace that tests use in it.
+	// Namespace is the containerd namespace that tests use in it, its own
+	// since runc keeps what all daemons of a host run under it.
 	Namespace string
 	// Cgroup is the cgroup under which tests make those of containers, of
 	// this daemon only.
@@ -45,12 +46,12 @@ func StartContainerd(tb testing.TB, need Need) *ContainerdDaemon {
 	tb.Helper()
 	Require(tb, Root, need)
 	// Not tb.TempDir(): the path of a unix socket ends at 107 bytes.
-	dir, err := os.MkdirTemp("", "rgc")
+	dir, err := os.MkdirTemp("", "rgc") //nolint:usetesting // see above
 	if err != nil {
 		tb.Fatalf("make directory: %v", err)
 	}
 	d := &ContainerdDaemon{
-		Address: filepath.Join(dir, "c.sock"), Namespace: "remotegpu-test", Cgroup: "/" + filepath.Base(dir), Dir: dir,
+		Address: filepath.Join(dir, "c.sock"), Namespace: filepath.Base(dir), Cgroup: "/" + filepath.Base(dir), Dir: dir,
 	}
 	tb.Cleanup(func() { d.remove(tb) })
 	var fs unix.Statfs_t

@@ -207,6 +207,12 @@ func (e *Engine) namespaced(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, e.cfg.Namespace)
 }
 
+// uninterrupted is a context for calls that containerd does not finish, nor
+// take back, when their caller leaves: shims are started and ended half then.
+func uninterrupted(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+}
+
 // afterwards is a context for taking things back, whatever happened to ctx.
 func afterwards(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)

@@ -29,12 +29,13 @@ const (
 func (e *Engine) Events(ctx context.Context) (<-chan runtime.Event, <-chan error) {
 	out, errs := make(chan runtime.Event), make(chan error, 1)
 	streaming, cancel := context.WithCancel(ctx)
+	oom := make(map[string]bool)
 	var filters []string
 	for _, topic := range []string{topicExit, topicOOM, topicHere} {
 		filters = append(filters, fmt.Sprintf("namespace==%q,topic==%q", e.cfg.Namespace, topic))
 	}
 	in, broken := e.client.EventService().Subscribe(streaming, filters...)
-	early, err := e.subscribed(ctx, in, broken)
+	early, err := e.subscribed(ctx, in, broken, oom)
 	if err != nil {
 		cancel()
 		close(out)
@@ -43,7 +44,7 @@ func (e *Engine) Events(ctx context.Context) (<-chan runtime.Event, <-chan error
 	}
 	go func() {
 		defer cancel()
-		err := e.forward(ctx, early, in, broken, out)
+		err := e.forward(ctx, early, in, broken, out, oom)
 		close(out)
 		errs <- err
 	}()
@@ -52,7 +53,9 @@ func (e *Engine) Events(ctx context.Context) (<-chan runtime.Event, <-chan error
 
 // subscribed waits until an event of our own comes back, and returns what came
 // before it.
-func (e *Engine) subscribed(ctx context.Context, in <-chan *events.Envelope, broken <-chan error) ([]runtime.Event, error) {
+func (e *Engine) subscribed(ctx context.Context, in <-chan *events.Envelope, broken <-chan error,
+	oom map[string]bool,
+) ([]runtime.Event, error) {
 	var early []runtime.Event
 	token := rand.Text()
 	limit := time.NewTimer(subscribeLimit)
@@ -73,7 +76,7 @@ func (e *Engine) subscribed(ctx context.Context, in <-chan *events.Envelope, bro
 		select {
 		case envelope := <-in:
 			if envelope.Topic != topicHere {
-				early = e.appendEvent(ctx, early, envelope)
+				early = e.appendEvent(ctx, early, envelope, oom)
 			} else if own, ok := decode[*eventsapi.NamespaceCreate](envelope); ok && own.Name == token {
 				return early, nil
 			}
@@ -92,7 +95,7 @@ func (e *Engine) subscribed(ctx context.Context, in <-chan *events.Envelope, bro
 }
 
 func (e *Engine) forward(ctx context.Context, pending []runtime.Event, in <-chan *events.Envelope, broken <-chan error,
-	out chan<- runtime.Event,
+	out chan<- runtime.Event, oom map[string]bool,
 ) error {
 	for {
 		for _, event := range pending {
@@ -105,7 +108,7 @@ func (e *Engine) forward(ctx context.Context, pending []runtime.Event, in <-chan
 		pending = pending[:0]
 		select {
 		case envelope := <-in:
-			pending = e.appendEvent(ctx, pending, envelope)
+			pending = e.appendEvent(ctx, pending, envelope, oom)
 		case err := <-broken:
 			return fmt.Errorf("read events: %w", e.ended(ctx, err))
 		case <-ctx.Done():
@@ -122,7 +125,10 @@ func (e *Engine) ended(ctx context.Context, err error) error {
 	return e.explain(ctx, err)
 }
 
-func (e *Engine) appendEvent(ctx context.Context, to []runtime.Event, envelope *events.Envelope) []runtime.Event {
+// appendEvent reads one event. A shim that starts to watch for memory too late
+// does not tell of a first process that was killed at once, so an exit for
+// that reason tells it where it has not been told; oom is who it was told of.
+func (e *Engine) appendEvent(ctx context.Context, to []runtime.Event, envelope *events.Envelope, oom map[string]bool) []runtime.Event {
 	switch envelope.Topic {
 	case topicExit:
 		exit, ok := decode[*eventsapi.TaskExit](envelope)
@@ -131,11 +137,16 @@ func (e *Engine) appendEvent(ctx context.Context, to []runtime.Event, envelope *
 		} else if exit.ID == exit.ContainerID { // else a command's
 			ended := exitOf(exit.ExitStatus, exit.ExitedAt)
 			ended.OOMKilled = ended.Signal == int(unix.SIGKILL) && e.oomKilled(exit.ContainerID)
+			if ended.OOMKilled && !oom[exit.ContainerID] {
+				to = append(to, runtime.Event{ID: exit.ContainerID, Kind: runtime.EventOOM})
+			}
+			delete(oom, exit.ContainerID)
 			to = append(to, runtime.Event{ID: exit.ContainerID, Kind: runtime.EventExit, Exit: ended})
 		}
 	case topicOOM:
-		if oom, ok := decode[*eventsapi.TaskOOM](envelope); ok {
-			to = append(to, runtime.Event{ID: oom.ContainerID, Kind: runtime.EventOOM})
+		if told, ok := decode[*eventsapi.TaskOOM](envelope); ok {
+			oom[told.ContainerID] = true
+			to = append(to, runtime.Event{ID: told.ContainerID, Kind: runtime.EventOOM})
 		}
 	}
 	return to

@@ -135,13 +135,43 @@ func (e *Engine) oomKilled(id string) bool {
 	return false
 }
 
-// removeCgroup removes what a runtime that was killed itself has left.
-func (e *Engine) removeCgroup(id string) {
-	dirs := []string{filepath.Join(cgroupRoot, e.cgroup(id))}
-	if !e.host().unified {
-		dirs, _ = filepath.Glob(filepath.Join(cgroupRoot, "*", e.cgroup(id)))
+// awaitCgroupGone waits until a container's cgroup is no more: containerd
+// clears up after a shim that died by itself, in its own time, and has no call
+// that tells when it is done. An empty cgroup that nobody removes is removed.
+func (e *Engine) awaitCgroupGone(ctx context.Context, id string) error {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.NewTimer(killTimeout)
+	defer limit.Stop()
+	for polls := 0; ; polls++ {
+		left := e.cgroupDirs(id)
+		if len(left) == 0 {
+			return nil
+		}
+		if polls > 50 { // a second: whoever would remove it is gone itself
+			for _, dir := range left {
+				_ = unix.Rmdir(dir) // busy while a process is in it
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			return fmt.Errorf("cgroup %s has processes: %w", left[0], errdefs.ErrFailedPrecondition)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
-	for _, dir := range dirs {
-		_ = unix.Rmdir(dir) // absent, or processes in it: then it is not ours to end
+}
+
+// cgroupDirs are the directories of a container's cgroup in all hierarchies.
+func (e *Engine) cgroupDirs(id string) []string {
+	pattern := filepath.Join(cgroupRoot, "*", e.cgroup(id))
+	if e.host().unified {
+		pattern = filepath.Join(cgroupRoot, e.cgroup(id))
 	}
+	dirs, err := filepath.Glob(pattern)
+	if err != nil {
+		return nil // an id that is no file name has no cgroup
+	}
+	return dirs
 }

@@ -145,15 +145,20 @@ func (e *Engine) run(ctx context.Context, c *runtime.Container, mounts []mount.M
 		request.Stdout = (&url.URL{Scheme: "file", Path: c.LogPath}).String()
 		request.Stderr = request.Stdout
 	}
-	created, err := e.tasks.Create(ctx, request)
+	whole, done := uninterrupted(ctx)
+	defer done()
+	created, err := e.tasks.Create(whole, request)
 	if err != nil && errdefs.IsAlreadyExists(native(err)) {
 		if err := e.clearTask(ctx, c.ID); err != nil {
 			return 0, err
 		}
-		created, err = e.tasks.Create(ctx, request)
+		created, err = e.tasks.Create(whole, request)
 	}
 	if err == nil {
-		_, err = e.tasks.Start(ctx, &tasks.StartRequest{ContainerID: c.ID})
+		err = ctx.Err()
+	}
+	if err == nil {
+		_, err = e.tasks.Start(whole, &tasks.StartRequest{ContainerID: c.ID})
 	}
 	if err != nil {
 		undo, cancel := afterwards(ctx)

@@ -134,8 +134,10 @@ func exitOf(status uint32, at *timestamppb.Timestamp) runtime.Exit {
 
 // deleteTask removes an ended task; none is fine.
 func (e *Engine) deleteTask(ctx context.Context, id string) error {
-	_, err := e.tasks.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id})
-	if err = e.explain(ctx, err); err != nil && !errdefs.IsNotFound(err) {
+	whole, done := uninterrupted(ctx)
+	defer done()
+	_, err := e.tasks.Delete(whole, &tasks.DeleteTaskRequest{ContainerID: id})
+	if err = e.explain(whole, err); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete task: %w", err)
 	}
 	return nil
@@ -216,13 +218,15 @@ func (e *Engine) remove(ctx context.Context, id string) error {
 	if err := e.removeTask(ctx, id); err != nil {
 		return err
 	}
+	if err := e.awaitCgroupGone(ctx, id); err != nil {
+		return err
+	}
 	if err := e.store.Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete record: %w", e.explain(ctx, err))
 	}
 	if err := e.snapshots.Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove snapshot: %w", e.explain(ctx, err))
 	}
-	e.removeCgroup(id)
 	for _, name := range logs {
 		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fmt.Errorf("remove log: %w", err)

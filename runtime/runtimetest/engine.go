@@ -1,3 +1,4 @@
+//nolint:thelper // these are tests, and a failure should name their lines
 package runtimetest
 
 import (

@@ -22,6 +22,17 @@ func TestFakeEngine(t *testing.T) {
 	})
 }
 
+func TestFakeImages(t *testing.T) {
+	t.Parallel()
+	images := &runtimetest.FakeImages{}
+	images.Add(runtime.Image{Name: "remotegpu/test", Size: 1, Labels: map[string]string{"label": "yes"}})
+	images.AddRemote(runtime.Image{Name: "remote.example/app:v1", Size: 2})
+	runtimetest.Images(t, runtimetest.ImagesSetup{
+		Images: images, Local: "docker.io/remotegpu/test:latest", Label: "label",
+		Remote: "remote.example/app:v1", Absent: "remote.example/app:v2",
+	})
+}
+
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	faults := &runtimetest.Faults{}

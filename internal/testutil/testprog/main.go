@@ -21,7 +21,7 @@ func main() {
 	if name := filepath.Base(args[0]); name == "true" || name == "cat" {
 		args = append([]string{"testprog", name}, args[1:]...)
 	}
-	code := 0
+	var code int
 	for rest := args[1:]; ; {
 		end := slices.Index(rest, ";")
 		command := rest

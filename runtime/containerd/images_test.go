@@ -1,0 +1,101 @@
+package containerd_test
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/testutil"
+	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/runtimetest"
+)
+
+func TestImages(t *testing.T) {
+	both(t, func(t *testing.T, d *testutil.ContainerdDaemon) {
+		engine, registry := open(t, d), testutil.Registry(t)
+		d.Import(t, testutil.TestImage(t, testutil.ImageOptions{Labels: map[string]string{"label": "yes"}}))
+		remote := registry.Push("team/app", "v1", testutil.TestImage(t, testutil.ImageOptions{Files: map[string]string{"/etc/other": "1"}}))
+		runtimetest.Images(t, runtimetest.ImagesSetup{
+			Images: engine, Local: testutil.ImageName, Label: "label", Remote: remote, Absent: registry.Host + "/team/app:v2",
+		})
+		if left := leftovers(t, d); len(left) > 0 {
+			t.Errorf("left behind: %q", left)
+		}
+		if blobs := strings.Count(d.Ctr(t, "content", "ls", "-q"), "sha256:"); blobs != 3 {
+			t.Errorf("%d blobs are kept, want the 3 of the local image", blobs)
+		}
+	})
+}
+
+func TestPullFails(t *testing.T) {
+	both(t, func(t *testing.T, d *testutil.ContainerdDaemon) {
+		engine, registry := open(t, d), testutil.Registry(t)
+		closed := testutil.Registry(t)
+		gone := closed.Push("team/app", "v1", testutil.TestImage(t, testutil.ImageOptions{}))
+		closed.Close()
+		secret := registry.Push("team/secret", "v1", testutil.TestImage(t, testutil.ImageOptions{}))
+		registry.Answer("team/secret", http.StatusForbidden)
+		private := registry.Push("team/private", "v1", testutil.TestImage(t, testutil.ImageOptions{}))
+		registry.Answer("team/private", http.StatusUnauthorized)
+		foreign := registry.Push("team/foreign", "v1", testutil.TestImage(t, testutil.ImageOptions{Architecture: "s390x"}))
+		for ref, reason := range map[string]problem.Reason{
+			gone: problem.RegistryUnavailable, secret: problem.RegistryDenied, private: problem.RegistryDenied,
+			foreign: problem.ImagePlatform, "x y": problem.ImageReferenceBad,
+		} {
+			_, err := engine.Pull(t.Context(), ref, nil)
+			p, ok := errors.AsType[*problem.Problem](err)
+			if !ok || p.Reason != reason || p.Field != "spec.image" || p.Hint == "" {
+				t.Errorf("pull %s: %v, want %s with field and hint", ref, err, reason)
+			}
+			if _, err := engine.Image(t.Context(), ref); err == nil {
+				t.Errorf("pull %s left an image", ref)
+			}
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if _, err := engine.Pull(ctx, secret, nil); !errors.Is(err, context.Canceled) {
+			t.Errorf("cancelled pull: %v", err)
+		}
+		if left := leftovers(t, d); len(left) > 0 {
+			t.Errorf("left behind: %q", left)
+		}
+	})
+}
+
+// A container is made of the image it names, pulled just before, and starts
+// again when its image is gone.
+func TestContainerOutlivesImage(t *testing.T) {
+	both(t, func(t *testing.T, d *testutil.ContainerdDaemon) {
+		engine, registry := open(t, d), testutil.Registry(t)
+		image := testutil.TestImage(t, testutil.ImageOptions{
+			User: "app", StopSignal: "SIGINT", Files: map[string]string{"/etc/mark": "marked"},
+		})
+		pulled, err := engine.Pull(t.Context(), registry.Push("team/app", "v1", image), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := runtime.Container{ID: "one", Image: pulled.Name, NetNS: netNS(t, d)()}
+		start(t, engine, c)
+		if err := engine.DeleteImage(t.Context(), pulled.Name); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if got := run(t, engine, "cat", "/etc/mark", ";", "echo", ";", "id"); got != "marked\nuid=1000 gid=1000 groups=[1000 2000]" {
+				t.Errorf("inside: %q", got)
+			}
+			stop(t, engine, "one")
+			if _, err := engine.Start(t.Context(), c); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := engine.Delete(t.Context(), "one"); err != nil {
+			t.Fatal(err)
+		}
+		if left := leftovers(t, d); len(left) > 0 {
+			t.Errorf("left behind: %q", left)
+		}
+	})
+}
