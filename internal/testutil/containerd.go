@@ -94,7 +94,7 @@ disabled_plugins = [
 func (d *ContainerdDaemon) Start(tb testing.TB) {
 	tb.Helper()
 	// Not tb.Context(): it ends before cleanups, and they need the daemon.
-	d.cmd = exec.Command(d.binary, "--config", filepath.Join(d.Dir, "config.toml")) //nolint:forbidigo // see above
+	d.cmd = exec.Command(d.binary, "--config", filepath.Join(d.Dir, "config.toml"))
 	d.cmd.Stdout, d.cmd.Stderr = d.log, d.log
 	if filepath.IsAbs(d.binary) { // finds the shim of its own version first
 		d.cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(d.binary)+":"+os.Getenv("PATH"))
@@ -169,7 +169,7 @@ func (d *ContainerdDaemon) ctrCommand(args ...string) *exec.Cmd {
 	if filepath.IsAbs(d.binary) {
 		ctr = filepath.Join(filepath.Dir(d.binary), "ctr")
 	}
-	return exec.Command(ctr, append([]string{"--address", d.Address, "--namespace", d.Namespace}, args...)...) //nolint:forbidigo // as Start
+	return exec.Command(ctr, append([]string{"--address", d.Address, "--namespace", d.Namespace}, args...)...)
 }
 
 // Log is the end of what the daemon has logged.

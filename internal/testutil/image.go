@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -146,9 +147,7 @@ func layer(tb testing.TB, files map[string]string) []byte {
 			"other:x:1001:1001::/:/bin/testprog\n",
 		"/etc/group": "root:x:0:\napp:x:1000:\nother:x:1001:\nextra:x:2000:app\n",
 	}
-	for path, text := range files {
-		all[path] = text
-	}
+	maps.Copy(all, files)
 	for path, text := range all {
 		writeTar(tb, writer, &tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(path, "/"), Mode: 0o644}, []byte(text))
 	}

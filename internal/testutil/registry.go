@@ -1,6 +1,7 @@
 package testutil
 
 import (
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"strconv"
@@ -41,9 +42,7 @@ func (r *ImageRegistry) Push(repository, tag string, image *OCIImage) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.images[repository+":"+tag] = image
-	for d, data := range image.Blobs {
-		r.blobs[d] = data
-	}
+	maps.Copy(r.blobs, image.Blobs)
 	return r.Host + "/" + repository + ":" + tag
 }
 

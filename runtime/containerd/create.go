@@ -167,7 +167,7 @@ func (e *Engine) forgetOwn(ctx context.Context, own *containers.Container) error
 	defer cancel()
 	found, err := e.store.Get(undo, own.ID)
 	if err != nil || found.Labels[labelMade] != own.Labels[labelMade] {
-		return nil //nolint:nilerr // absent, another's, or containerd is away: Delete is the caller's next step
+		return nil // absent, another's, or containerd is away: Delete is the caller's next step
 	}
 	return e.Delete(undo, own.ID)
 }

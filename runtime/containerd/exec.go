@@ -246,7 +246,7 @@ func (x *execution) remove(ctx context.Context) error {
 func (x *execution) closeIO() {
 	x.io.Cancel()
 	if err := x.io.Close(); err != nil {
-		x.engine.cfg.Log.Debug("pipes of a command closed with an error", "container", x.id, "error", err) //nolint:sloglint // no context here
+		x.engine.cfg.Log.Debug("pipes of a command closed with an error", "container", x.id, "error", err)
 	}
 }
 

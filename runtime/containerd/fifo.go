@@ -35,7 +35,7 @@ func (e *Engine) removeStaleFIFOs() {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(e.cfg.FIFODir, entry.Name())); err != nil {
-			e.cfg.Log.Warn("stale pipes stay", "dir", entry.Name(), "error", err) //nolint:sloglint // no context here
+			e.cfg.Log.Warn("stale pipes stay", "dir", entry.Name(), "error", err)
 		}
 	}
 }

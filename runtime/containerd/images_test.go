@@ -1,3 +1,4 @@
+//nolint:thelper // what both runs are tests, and a failure should name their lines
 package containerd_test
 
 import (

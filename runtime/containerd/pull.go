@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"sync"
@@ -101,7 +102,7 @@ func (e *Engine) resolver(ctx context.Context) remotes.Resolver {
 
 // registryProblem tells why a registry does not give an image.
 func registryProblem(ctx context.Context, name string, err error) error {
-	host, _ := imageref.Registry(name) //nolint:errcheck // name is normal
+	host, _ := imageref.Registry(name)
 	if ctx.Err() != nil {
 		return fmt.Errorf("ask registry for image %s: %w: %w", name, context.Cause(ctx), err)
 	}
@@ -199,10 +200,7 @@ func (p *pulling) now(ctx context.Context, progress func(operation.Progress)) {
 		active[status.Ref] = status
 	}
 	p.mu.Lock()
-	sizes := make(map[string]ocispec.Descriptor, len(p.sizes))
-	for key, desc := range p.sizes {
-		sizes[key] = desc
-	}
+	sizes := maps.Clone(p.sizes)
 	p.mu.Unlock()
 	at := operation.Progress{Step: "pull"}
 	for key, desc := range sizes {

@@ -1,3 +1,4 @@
+//nolint:thelper // what both runs are tests, and a failure should name their lines
 package containerd_test
 
 import (
@@ -34,7 +35,7 @@ func TestContainerdKilled(t *testing.T) {
 		events, errs := engine.Events(t.Context())
 
 		d.Kill(t)
-		for range events { //nolint:revive // drained until it is closed
+		for range events {
 		}
 		if err := <-errs; !errdefs.IsUnavailable(err) {
 			t.Errorf("events ended with %v, want Unavailable", err)

@@ -104,11 +104,11 @@ func userOfSnapshot(mounts []mount.Mount, name string) (specs.User, error) {
 		return specs.User{}, err
 	}
 	return findUser(name, func(file string) ([]byte, error) {
-		real, err := resolve(dirs, file)
+		found, err := resolve(dirs, file)
 		if err != nil {
 			return nil, err
 		}
-		f, err := os.OpenFile(real, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+		f, err := os.OpenFile(found, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
 		if err != nil {
 			return nil, err
 		}

@@ -244,7 +244,7 @@ func (s *suite) events(t *testing.T) <-chan runtime.Event {
 	events, errs := s.Engine.Events(ctx)
 	t.Cleanup(func() {
 		cancel()
-		for range events { //nolint:revive // drained until it is closed
+		for range events {
 		}
 		<-errs
 	})

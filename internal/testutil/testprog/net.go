@@ -26,12 +26,17 @@ func serve(args []string) (int, error) {
 			return
 		}
 		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(map[string]any{
+		answer, err := json.Marshal(map[string]any{
 			"hostname": name, "remote": r.RemoteAddr, "host": r.Host, "method": r.Method,
 			"path": r.URL.Path, "header": r.Header, "body": string(body), "env": os.Environ(),
 		})
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		_, _ = w.Write(answer)
 	}
-	return 1, http.ListenAndServe(args[0], http.HandlerFunc(handler)) //nolint:gosec // a test program
+	return 1, http.ListenAndServe(args[0], http.HandlerFunc(handler))
 }
 
 // banner sends TEXT and the caller's address to whoever connects to ADDR.
