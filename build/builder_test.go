@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -176,9 +177,7 @@ func TestBaseChoice(t *testing.T) {
 			record := debootstrap(t, test.script)
 			backend := &fakeBackend{}
 			store := &fakeImages{local: make(map[string]runtime.Image), registry: test.registry}
-			for name, image := range test.local {
-				store.local[name] = image
-			}
+			maps.Copy(store.local, test.local)
 			cache := t.TempDir()
 			b := build.New(build.Config{Backend: backend, Images: store, CacheDir: cache, Root: host(t, bookworm, mirror)})
 			result, err := b.Build(t.Context(), runtime.BuildRequest{Source: images.DesktopBase, Tag: "docker.io/x/y:z", Base: test.asked}, nil)
