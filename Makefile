@@ -93,9 +93,7 @@ test-all: build ## The CI tier, three times over, and what is compared with peer
 .PHONY: bench
 bench: build ## Measure against a plain containerd client, ctr, podman and docker (RUNS=15)
 	@deploy/dev/packages.sh node build bench
-	tools/install.sh containerd
-	go build -o .tools/bin/bench ./test/bench
-	.tools/bin/bench -remotegpud "$$PWD/bin/remotegpud" -runs $(or $(RUNS),15)
+	go run ./test/bench -require -runs $(or $(RUNS),15) -json bench.json
 
 .PHONY: clean
 clean: ## Remove what was built (not .tools/)

@@ -15,6 +15,10 @@ import (
 	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
+// specVersion says how a container was rendered, so that a later release can
+// tell containers of an earlier one.
+const specVersion = "1"
+
 // runCreate makes an environment that the store has as creating. It is started
 // again when the daemon died in the middle; then it first removes what the
 // earlier attempt left. On failure everything is given back and the
@@ -167,6 +171,7 @@ func (m *Manager) render(ctx context.Context, env *Environment) (Container, erro
 		Resources: spec.Resources, Mounts: mounts, NetNS: m.cfg.Networks.NetNS(env.ID), LogPath: m.logPath(env.ID),
 		Labels: map[string]string{
 			"remotegpu.dev/name": env.Name, "remotegpu.dev/project": env.Project, "remotegpu.dev/node": env.Node,
+			"remotegpu.dev/spec-version": specVersion,
 		},
 		AllowNewPrivileges: spec.AllowNewPrivileges,
 	}, nil

@@ -68,6 +68,7 @@ type Containerd struct {
 	Address     string `toml:"address" comment:"Socket."`
 	Namespace   string `toml:"namespace" comment:"containerd namespace that holds our objects."`
 	Snapshotter string `toml:"snapshotter" comment:"Snapshotter."`
+	Cgroup      string `toml:"cgroup" comment:"cgroup above those of environments."`
 }
 
 // BuildKit is the BuildKit to build images with.
@@ -110,7 +111,7 @@ func Default() Config {
 		Node:       Node{StateDir: "/var/lib/remotegpu", RunDir: "/run/remotegpu"},
 		API:        API{Listen: "127.0.0.1:7480"},
 		Gateway:    Gateway{Listen: "0.0.0.0:7443"},
-		Containerd: Containerd{Address: "/run/containerd/containerd.sock", Namespace: "remotegpu", Snapshotter: "overlayfs"},
+		Containerd: Containerd{Address: "/run/containerd/containerd.sock", Namespace: "remotegpu", Snapshotter: "overlayfs", Cgroup: "/remotegpu"},
 		Network:    Network{ResolvConf: "/etc/resolv.conf"},
 		Operations: Operations{Workers: 16, KeepDays: 30},
 		Log:        Log{Format: "text", Level: "info"},
@@ -165,7 +166,7 @@ func (c *Config) check() error {
 		errs = append(errs, fault("version", "compare it with: remotegpud config default",
 			"this program reads version %d, the file has %d", Version, c.Version))
 	}
-	paths := map[string]string{"node.state_dir": c.Node.StateDir, "node.run_dir": c.Node.RunDir}
+	paths := map[string]string{"node.state_dir": c.Node.StateDir, "node.run_dir": c.Node.RunDir, "containerd.cgroup": c.Containerd.Cgroup}
 	for _, root := range c.Mounts.AllowedRoots {
 		paths["mounts.allowed_roots"] = root
 		if !filepath.IsAbs(root) {

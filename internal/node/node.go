@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"time"
@@ -32,9 +33,6 @@ import (
 	"github.com/remotegpu/remotegpu/runtime/volume"
 	"github.com/remotegpu/remotegpu/store"
 )
-
-// cgroupParent is the cgroup that holds one cgroup per environment.
-const cgroupParent = "/remotegpu"
 
 // Node is a node daemon.
 type Node struct {
@@ -87,7 +85,7 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Node, err
 	}
 	if n.engine, err = containerd.New(containerd.Config{
 		Address: cfg.Containerd.Address, Namespace: cfg.Containerd.Namespace, Snapshotter: cfg.Containerd.Snapshotter,
-		CgroupParent: cgroupParent, LogDir: n.statePath("logs"), Log: log,
+		CgroupParent: cfg.Containerd.Cgroup, FIFODir: n.runPath("fifo"), LogDir: n.statePath("logs"), Log: log,
 	}); err != nil {
 		return nil, err
 	}
@@ -129,7 +127,7 @@ func (n *Node) buildManager(ctx context.Context) error {
 	}
 	n.desktops = desktop.New(desktop.Config{
 		Dir: n.runPath("desktop"), Log: n.log,
-		InEnvironment: func(pid int, envID string) (bool, error) { return cgroup.Contains(pid, cgroupParent+"/"+envID) },
+		InEnvironment: func(pid int, envID string) (bool, error) { return cgroup.Contains(pid, path.Join(n.cfg.Containerd.Cgroup, envID)) },
 	})
 	if n.cfg.Gateway.Listen != "" {
 		if n.gateway, err = gateway.New(gateway.Config{
@@ -225,7 +223,7 @@ func (n *Node) gatewayURL() string {
 	if n.gateway == nil {
 		return ""
 	}
-	return strings.TrimSuffix(n.gateway.URL(""), "/desktop/")
+	return strings.TrimSuffix(strings.TrimSuffix(n.gateway.URL(""), "/"), "/desktop")
 }
 
 // CleanUp removes everything of ours from the host's network: namespaces,
