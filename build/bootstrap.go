@@ -173,7 +173,11 @@ func (b *Builder) debootstrap(ctx context.Context, host *hostAPT, p plan, target
 	step := "bootstrapping " + p.codename + " from " + p.mirror
 	progress(operation.Progress{Step: step})
 	said := &lineWriter{observe: func(lines []string) { progress(operation.Progress{Step: step, Log: lines}) }}
-	cmd := exec.CommandContext(ctx, "mmdebstrap", args...)
+	program := append([]string{"mmdebstrap"}, args...)
+	if b.cfg.NetNS != "" {
+		program = append([]string{"nsenter", "--net=" + b.cfg.NetNS}, program...)
+	}
+	cmd := exec.CommandContext(ctx, program[0], program[1:]...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+work, "LC_ALL=C.UTF-8")
 	cmd.Stdout, cmd.Stderr = said, said
 	// mmdebstrap removes what it made when it is asked to end.

@@ -57,6 +57,9 @@ type Config struct {
 	// CacheDir is where a base is bootstrapped, as many bytes as its archive
 	// takes (about 150 MiB). It is made when absent.
 	CacheDir string
+	// NetNS is the path of the network namespace in which bases are
+	// bootstrapped, where the package mirror is reached; "" is the process's.
+	NetNS string
 	// Root is the directory that the host's /etc is read from; "" is "/".
 	Root string
 	Log  *slog.Logger

@@ -68,7 +68,8 @@ func New(c Config) *Desktops {
 
 // Prepare makes, below Dir/<envID>, the directory of the RFB socket and the
 // password file, and returns the mounts and variables that a container needs.
-// What is there already is kept. On error nothing new is left.
+// What is there already is kept, but for passwords when spec names another. On
+// error nothing new is left.
 //
 // The socket's directory is a tiny tmpfs of its own: the tenant writes there,
 // and must not be able to fill the host's /run.
@@ -86,7 +87,7 @@ func (d *Desktops) Prepare(ctx context.Context, envID string, spec runtime.Deskt
 	home := filepath.Join(d.dir, envID)
 	_, statErr := os.Lstat(home)
 	isNew := errors.Is(statErr, fs.ErrNotExist)
-	if err := d.prepare(home); err != nil {
+	if err := d.prepare(home, spec.Password); err != nil {
 		err = fmt.Errorf("prepare desktop of environment %s: %w", envID, err)
 		if isNew {
 			err = errors.Join(err, remove(home))
@@ -113,7 +114,7 @@ func (d *Desktops) Prepare(ctx context.Context, envID string, spec runtime.Deskt
 	return mounts, env, nil
 }
 
-func (d *Desktops) prepare(home string) error {
+func (d *Desktops) prepare(home, password string) error {
 	// Nobody but root may pass: inside, a directory is writable by all.
 	for _, dir := range []string{d.dir, home, filepath.Join(home, secretDir)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -127,15 +128,18 @@ func (d *Desktops) prepare(home string) error {
 		return err
 	}
 	path := filepath.Join(home, secretDir, passwordFile)
-	if _, err := readPasswords(path); err == nil {
+	passwords, err := readPasswords(path)
+	if err == nil && (password == "" || password == passwords.Full) {
 		return nil
 	}
-	var passwords rfb.Passwords
-	for _, password := range []*string{&passwords.Full, &passwords.ViewOnly} {
-		var err error
-		if *password, err = randomPassword(); err != nil {
+	if password == "" {
+		if password, err = randomPassword(); err != nil {
 			return err
 		}
+	}
+	passwords.Full = password
+	if passwords.ViewOnly, err = randomPassword(); err != nil {
+		return err
 	}
 	file, err := passwords.Encode()
 	if err != nil {

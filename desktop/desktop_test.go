@@ -262,3 +262,36 @@ func TestHostileServers(t *testing.T) {
 		})
 	}
 }
+
+func TestPasswordOfTheRequest(t *testing.T) {
+	d := newDesktops(t)
+	file := func(password string) rfb.Passwords {
+		t.Helper()
+		mounts, _, err := d.Prepare(t.Context(), env, runtime.Desktop{Width: 800, Height: 600, Depth: 24, Password: password})
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(filepath.Join(mounts[1].Source, "vncpasswd"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		passwords, err := rfb.DecodePasswords(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return passwords
+	}
+	first := file("secret12")
+	if first.Full != "secret12" || first.ViewOnly == "secret12" || first.ViewOnly == "" {
+		t.Errorf("got %+v", first)
+	}
+	if again := file("secret12"); again != first {
+		t.Errorf("the same password changed the file: %+v, was %+v", again, first)
+	}
+	if other := file("another1"); other.Full != "another1" {
+		t.Errorf("got %+v", other)
+	}
+	if kept := file(""); kept.Full != "another1" {
+		t.Errorf("without a password the old one is kept: %+v", kept)
+	}
+}

@@ -152,7 +152,9 @@ func (m *Manager) render(ctx context.Context, env *Environment) (Container, erro
 	}
 	variables := nodeVariables(env)
 	if spec.Desktop != nil {
-		desktopMounts, desktopEnv, err := m.cfg.Desktops.Prepare(ctx, env.ID, *spec.Desktop)
+		desktop := *spec.Desktop
+		desktop.Password = spec.Env[passwordVariable]
+		desktopMounts, desktopEnv, err := m.cfg.Desktops.Prepare(ctx, env.ID, desktop)
 		if err != nil {
 			return Container{}, fmt.Errorf("prepare desktop of environment %s: %w", env.ID, err)
 		}

@@ -226,7 +226,7 @@ type Volumes interface {
 type Desktops interface {
 	// Prepare makes the directory of the RFB socket and the password file and
 	// returns what the container needs: mounts and variables. It keeps a
-	// password file that is there.
+	// password file that is there, unless d.Password is another one.
 	Prepare(ctx context.Context, envID string, d Desktop) (mounts []volume.Staged, env []string, err error)
 	// Remove removes what Prepare made.
 	Remove(ctx context.Context, envID string) error

@@ -105,6 +105,9 @@ type Desktop struct {
 	Width  int `json:"width"`
 	Height int `json:"height"`
 	Depth  int `json:"depth"`
+	// Password is what VNC viewers log in with, 1 to 8 bytes; "": a random
+	// one. It follows from the variable VNC_PASSWORD and is never stored.
+	Password string `json:"-"`
 }
 
 // Exit is how a process ended. Code is 128 + Signal when a signal ended it.

@@ -35,6 +35,9 @@ const (
 	// LabelDesktop is the label of an image that brings a desktop: "vnc".
 	LabelDesktop = "io.remotegpu.desktop"
 
+	passwordVariable = "VNC_PASSWORD"
+	maxPassword      = 8 // bytes; VNC authentication is DES with the password as its key (RFC 6143 section 7.2.2)
+
 	resolveTimeout = 15 * time.Second
 )
 
@@ -82,6 +85,10 @@ func (m *Manager) complete(name string, spec *Spec) error {
 		if d.Width < 320 || d.Height < 200 {
 			errs = append(errs, invalid("spec.desktop", "use at least 320x200", "a desktop of %dx%d pixels is too small", d.Width, d.Height))
 		}
+	}
+	if password := spec.Env[passwordVariable]; spec.Desktop != nil && len(password) > maxPassword {
+		errs = append(errs, invalid("spec.env["+strconv.Quote(passwordVariable)+"]", "use 8 bytes, or leave it out: the browser needs none",
+			"VNC authentication looks at %d bytes of a password only", maxPassword))
 	}
 	errs = append(errs, checkVariables(spec.Env), checkResources(spec),
 		m.cfg.Ports.Check(spec.Ports, "spec.ports"), m.cfg.Volumes.Check(spec.Mounts, "spec.mounts"))

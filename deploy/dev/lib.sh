@@ -107,9 +107,10 @@ start_containerd() {
 start_buildkit() {
 	if ! alive buildkitd; then
 		say "starting BuildKit"
-		launch buildkitd .tools/bin/buildkitd --root "$state/buildkit" --addr "unix://$run/buildkitd.sock" --group 0 \
-			--oci-worker=false --containerd-worker=true --containerd-worker-addr "$containerd" --containerd-worker-namespace remotegpu \
-			--containerd-worker-snapshotter overlayfs --containerd-worker-net host --allow-insecure-entitlement network.host
+		launch buildkitd .tools/bin/buildkitd --addr="unix://$run/buildkitd.sock" --root="$state/buildkit" --config="$run/no-buildkitd.toml" \
+			--oci-worker=false --containerd-worker=true --containerd-worker-addr="$containerd" --containerd-worker-namespace=remotegpu \
+			--containerd-worker-snapshotter=overlayfs --containerd-worker-net=host --allow-insecure-entitlement=network.host \
+			--cdi-disabled --otel-socket-path="$run/buildkit-otel.sock"
 	fi
 	await 60 buildkitd test -S "$run/buildkitd.sock"
 }

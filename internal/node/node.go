@@ -127,7 +127,9 @@ func (n *Node) buildManager(ctx context.Context) error {
 	}
 	n.desktops = desktop.New(desktop.Config{
 		Dir: n.runPath("desktop"), Log: n.log,
-		InEnvironment: func(pid int, envID string) (bool, error) { return cgroup.Contains(pid, path.Join(n.cfg.Containerd.Cgroup, envID)) },
+		InEnvironment: func(pid int, envID string) (bool, error) {
+			return cgroup.Contains(pid, path.Join(n.cfg.Containerd.Cgroup, envID))
+		},
 	})
 	if n.cfg.Gateway.Listen != "" {
 		if n.gateway, err = gateway.New(gateway.Config{
@@ -141,7 +143,8 @@ func (n *Node) buildManager(ctx context.Context) error {
 	var builder runtime.Builder
 	if address := n.cfg.BuildKit.Address; address != "" {
 		builder = build.New(build.Config{
-			Backend: buildkit.New(buildkit.Config{Address: address, Log: n.log}), Images: n.engine, CacheDir: n.statePath("cache"), Log: n.log,
+			Backend: buildkit.New(buildkit.Config{Address: address, Log: n.log}), Images: n.engine, CacheDir: n.statePath("cache"),
+			NetNS: n.cfg.BuildKit.NetNS, Log: n.log,
 		})
 	}
 	n.queue = operation.New(operation.Config{
