@@ -264,7 +264,7 @@ func TestHostileServers(t *testing.T) {
 }
 
 func TestPasswordOfTheRequest(t *testing.T) {
-	d := newDesktops(t)
+	d, _ := newDesktops(t)
 	file := func(password string) rfb.Passwords {
 		t.Helper()
 		mounts, _, err := d.Prepare(t.Context(), env, runtime.Desktop{Width: 800, Height: 600, Depth: 24, Password: password})
