@@ -53,5 +53,5 @@ The desktop of demo is ready${netns:+ (in network namespace $netns: enter it wit
   SSH      ssh -p ${ssh_port:-?} gpu@$host
   CLI      ${enter:+$enter }$PWD/bin/remotegpu --addr $REMOTEGPU_ADDR env ls
 
-Undo all of it with: make down${netns:+ }
+Undo all of it with: make down
 TEXT

@@ -1,0 +1,148 @@
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/remotegpu/remotegpu/internal/testutil"
+	"github.com/remotegpu/remotegpu/test/browser"
+)
+
+// shellBlocks are the commands of the README, block by block.
+func shellBlocks(t *testing.T) []string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(testutil.Repository(), "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var blocks []string
+	for _, match := range regexp.MustCompile("(?ms)^```sh\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
+		blocks = append(blocks, match[1])
+	}
+	return blocks
+}
+
+// The README is run, command by command, from "make up" to "make down", and in
+// between somebody works on the desktop that it promises (proof 1). The node
+// runs in a network namespace and in directories of its own.
+func TestReadme(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables, testutil.Containerd, testutil.BuildKit, testutil.Browser, testutil.Programs)
+	blocks := shellBlocks(t)
+	if len(blocks) < 5 || strings.TrimSpace(blocks[0]) != "make up" || strings.TrimSpace(blocks[len(blocks)-1]) != "make down" {
+		t.Fatalf("the README's commands do not begin with make up and end with make down: %q", blocks)
+	}
+	dir, err := os.MkdirTemp("", "rgup") // short: sockets lie below
+	if err != nil {
+		t.Fatal(err)
+	}
+	const namespace = "rg-readme"
+	run := func(script string, limit time.Duration) string {
+		t.Helper()
+		// The commands name the usual places; this node has its own.
+		script = strings.ReplaceAll(script, "/run/remotegpu/", dir+"/run/")
+		var out bytes.Buffer
+		cmd := exec.Command("bash", "-euo", "pipefail", "-c", script)
+		cmd.Dir = testutil.Repository()
+		cmd.Env = append(os.Environ(), "NETNS="+namespace, "REMOTEGPU_STATE_DIR="+dir+"/state", "REMOTEGPU_RUN_DIR="+dir+"/run",
+			"REMOTEGPU_ADDR=unix://"+dir+"/run/node.sock", "REMOTEGPU_PRIVATE_CONTAINERD=1", "MAKEFLAGS=", "MAKELEVEL=")
+		cmd.Stdout, cmd.Stderr = &out, &out
+		timer := time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
+		defer timer.Stop()
+		if err := cmd.Run(); err != nil {
+			t.Fatalf("%s\n%v\n%s", script, err, tailOf(out.String(), 6000))
+		}
+		return out.String()
+	}
+	down := false
+	t.Cleanup(func() {
+		if !down {
+			logs, _ := filepath.Glob(dir + "/state/logs/*.log")
+			for _, log := range logs {
+				text, _ := os.ReadFile(log)
+				t.Logf("%s:\n%s", filepath.Base(log), tailOf(string(text), 3000))
+			}
+			run("make down FORCE=1 PURGE=1", 2*time.Minute)
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+
+	out := run(blocks[0], 15*time.Minute)
+	url := regexp.MustCompile(`https://\S+#token=\S+`).FindString(out)
+	if url == "" || !strings.Contains(out, "ssh -p 22000 gpu@") {
+		t.Fatalf("make up prints no address:\n%s", tailOf(out, 3000))
+	}
+	t.Log("make up:", strings.Join(steps(out), " | "))
+	useDesktop(t, namespace, url)
+	if proof := run("bin/remotegpu env exec --stdin=false demo -- cat /home/gpu/proof", time.Minute); strings.TrimSpace(proof) != "typed in demo by gpu" {
+		t.Errorf("the command that was typed in the browser wrote %q", proof)
+	}
+	before := time.Now()
+	if again := run(blocks[0], 5*time.Minute); strings.Contains(again, "starting remotegpud") || strings.Contains(again, "building docker.io") {
+		t.Errorf("a second make up starts over:\n%s", again)
+	}
+	t.Logf("a second make up takes %v", time.Since(before).Round(time.Millisecond))
+	for _, block := range blocks[1 : len(blocks)-1] {
+		t.Logf("%s%s", block, tailOf(run(block, 5*time.Minute), 400))
+	}
+	if err := os.Remove(filepath.Join(testutil.Repository(), "demo.png")); err != nil {
+		t.Errorf("the screenshot: %v", err)
+	}
+	run(blocks[len(blocks)-1]+"\nmake down PURGE=1", 5*time.Minute)
+	down = true
+	if left, _ := filepath.Glob(dir + "/*"); len(left) > 0 {
+		t.Errorf("make down leaves %v", left)
+	}
+	if _, err := os.Stat("/run/netns/" + namespace); err == nil {
+		t.Error("make down leaves the network namespace")
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || strings.Contains(string(mounts), dir) {
+		t.Errorf("make down leaves mounts: %v\n%s", err, mounts)
+	}
+	if out, err := exec.Command("pgrep", "-af", dir).CombinedOutput(); err == nil && len(out) > 0 {
+		t.Errorf("make down leaves processes:\n%s", out)
+	}
+}
+
+// useDesktop opens the address in Chromium, looks at the desktop, opens a
+// terminal and types a command there.
+func useDesktop(t *testing.T, namespace, url string) {
+	t.Helper()
+	picture := filepath.Join(t.TempDir(), "desktop.png")
+	if dir := os.Getenv("TEST_ARTIFACTS"); dir != "" {
+		picture = filepath.Join(dir, "desktop.png")
+	}
+	result := browser.Drive(t, browser.Options{Prefix: []string{"nsenter", "--net=/run/netns/" + namespace}, Timeout: 5 * time.Minute},
+		browser.Open(url), browser.Connected(), browser.Colours(50),
+		browser.Press("Alt+F2"), browser.Wait(3*time.Second), browser.Type("xfce4-terminal"), browser.Wait(time.Second), browser.Press("Enter"),
+		browser.Wait(5*time.Second),
+		browser.Type("echo typed in $(hostname) by $(id -un) > proof.new && mv proof.new proof"), browser.Press("Enter"), browser.Wait(2*time.Second),
+		browser.Screenshot(picture))
+	colours := result.Steps[2].Canvas.Colours
+	t.Logf("the desktop shows %d colours", colours)
+	if colours <= 50 {
+		t.Errorf("the desktop has not drawn: %d colours", colours)
+	}
+}
+
+// steps are the headings that make up prints.
+func steps(out string) []string {
+	var found []string
+	for scanner := bufio.NewScanner(strings.NewReader(out)); scanner.Scan(); {
+		if _, step, ok := strings.Cut(scanner.Text(), "==>\x1b[0m "); ok {
+			found = append(found, step)
+		}
+	}
+	return found
+}
+
+func tailOf(text string, n int) string { return text[max(0, len(text)-n):] }
