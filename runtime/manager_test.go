@@ -810,7 +810,7 @@ func TestListSelectsByLabel(t *testing.T) {
 	}
 	var names []string
 	filter := runtime.Filter{Labels: selector, Limit: 1}
-	for pages := 0; pages < 10; pages++ {
+	for range 10 {
 		envs, next, err := d.List(t.Context(), filter)
 		if err != nil {
 			t.Fatal(err)

@@ -4,7 +4,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -35,18 +34,19 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
+	text, code := "remotegpud: "+err.Error()+"\n", 1
 	for _, p := range problem.All(err) {
-		fmt.Fprintln(stderr, "remotegpud:", p)
 		if p.Hint != "" {
-			fmt.Fprintln(stderr, "Try:", p.Hint)
+			text += "Try: " + p.Hint + "\n"
 		}
 		if p.Reason == problem.DatabaseNewer || p.Reason == problem.ConfigInvalid {
-			return exitConfig
+			code = exitConfig
 		}
+	}
+	if _, err := io.WriteString(stderr, text); err != nil {
 		return 1
 	}
-	fmt.Fprintln(stderr, "remotegpud:", err)
-	return 1
+	return code
 }
 
 func root(stdout, stderr io.Writer) *cobra.Command {

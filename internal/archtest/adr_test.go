@@ -61,7 +61,7 @@ func TestDependenciesAreDecided(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, dependency := range strings.Fields(string(out)) {
+	for dependency := range strings.FieldsSeq(string(out)) {
 		if !strings.Contains(decisions.String(), "`"+dependency+"`") {
 			t.Errorf("no decision names the direct dependency `%s`", dependency)
 		}

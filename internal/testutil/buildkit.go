@@ -17,7 +17,7 @@ import (
 // connects to. It is the daemon that "make up" starts. It ends with the test.
 func StartBuildKit(tb testing.TB, containerd, namespace string) string {
 	tb.Helper()
-	dir, err := os.MkdirTemp("", "rgbk") // short: the path of a socket has 107 bytes
+	dir, err := os.MkdirTemp("", "rgbk") //nolint:usetesting // short: the path of a socket has 107 bytes
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -12,141 +12,140 @@ import (
 	"github.com/remotegpu/remotegpu/internal/testutil"
 )
 
-// both runs a test on the distribution's containerd and on containerd 2.
-func both(t *testing.T, test func(t *testing.T, kind testutil.Need)) {
-	t.Helper()
-	for _, kind := range []testutil.Need{testutil.Containerd, testutil.Containerd2} {
-		t.Run(string(kind), func(t *testing.T) { test(t, kind) })
-	}
-}
+// both are the distribution's containerd and containerd 2.
+var both = []testutil.Need{testutil.Containerd, testutil.Containerd2}
 
 func TestLifeOfAnEnvironment(t *testing.T) {
-	both(t, func(t *testing.T, kind testutil.Need) {
-		n := Start(t, kind, "")
-		if err := os.WriteFile(filepath.Join(n.Shared, "hello"), []byte("from the host"), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		n.Must(t, "env", "create", "web", "--image", n.Image, "-p", "custom:8080", "-p", "ssh", "-e", "COLOUR=blue", "--memory", "128MiB",
-			"--cpus", "1.5", "--pids", "100", "-v", n.Shared+":/shared:ro", "-v", "data:/data", "--tmpfs", "/scratch", "--hostname", "host1",
-			"-l", "team=vision", "--", "banner", ":8080", "hello from web")
-		env := n.Get(t, "web")
-		if env.State != "ENVIRONMENT_STATE_RUNNING" || len(env.Ports) != 2 {
-			t.Fatalf("created: %+v", env)
-		}
-		port := 0
-		for _, mapping := range env.Ports {
-			if mapping.Service == "SERVICE_TYPE_CUSTOM" {
-				port = mapping.External
+	for _, kind := range both {
+		t.Run(string(kind), func(t *testing.T) {
+			n := Start(t, kind, "")
+			if err := os.WriteFile(filepath.Join(n.Shared, "hello"), []byte("from the host"), 0o644); err != nil {
+				t.Fatal(err)
 			}
-		}
-		if answer, err := n.Ask(t, port); err != nil || !strings.HasPrefix(answer, "hello from web") {
-			t.Errorf("the published port answers %q %v", answer, err)
-		}
-		for _, test := range []struct {
-			name string
-			argv []string
-			want string
-		}{
-			{"variables", []string{"testprog", "env"}, "COLOUR=blue"},
-			{"the image's variables", []string{"testprog", "env"}, "IMAGE_VARIABLE=from image"},
-			{"its host name", []string{"testprog", "hostname"}, "host1"},
-			{"the name in hosts", []string{"cat", "/etc/hosts"}, env.Address + " host1"},
-			{"its name servers", []string{"cat", "/etc/resolv.conf"}, "nameserver 192.0.2.53"},
-			{"the bound directory", []string{"cat", "/shared/hello"}, "from the host"},
-		} {
-			if out := n.Must(t, append([]string{"env", "exec", "--stdin=false", "web", "--"}, test.argv...)...); !strings.Contains(out, test.want) {
-				t.Errorf("%s: got %q, want %q", test.name, out, test.want)
+			n.Must(t, "env", "create", "web", "--image", n.Image, "-p", "custom:8080", "-p", "ssh", "-e", "COLOUR=blue", "--memory", "128MiB",
+				"--cpus", "1.5", "--pids", "100", "-v", n.Shared+":/shared:ro", "-v", "data:/data", "--tmpfs", "/scratch", "--hostname", "host1",
+				"-l", "team=vision", "--", "banner", ":8080", "hello from web")
+			env := n.Get(t, "web")
+			if env.State != "ENVIRONMENT_STATE_RUNNING" || len(env.Ports) != 2 {
+				t.Fatalf("created: %+v", env)
 			}
-		}
-		if _, errs, code := n.CLI(t, "env", "exec", "--stdin=false", "web", "--", "testprog", "write", "/shared/new", "x"); code == 0 {
-			t.Error("a read-only mount was written to")
-		} else if !strings.Contains(errs, "read-only") {
-			t.Errorf("writing to a read-only mount: %s", errs)
-		}
-		n.Must(t, "env", "exec", "--stdin=false", "web", "--", "testprog", "write", "/kept", "in the writable layer")
-		n.Must(t, "env", "exec", "--stdin=false", "web", "--", "testprog", "write", "/data/kept", "in the volume")
+			port := 0
+			for _, mapping := range env.Ports {
+				if mapping.Service == "SERVICE_TYPE_CUSTOM" {
+					port = mapping.External
+				}
+			}
+			if answer, err := n.Ask(t, port); err != nil || !strings.HasPrefix(answer, "hello from web") {
+				t.Errorf("the published port answers %q %v", answer, err)
+			}
+			for _, test := range []struct {
+				name string
+				argv []string
+				want string
+			}{
+				{"variables", []string{"testprog", "env"}, "COLOUR=blue"},
+				{"the image's variables", []string{"testprog", "env"}, "IMAGE_VARIABLE=from image"},
+				{"its host name", []string{"testprog", "hostname"}, "host1"},
+				{"the name in hosts", []string{"cat", "/etc/hosts"}, env.Address + " host1"},
+				{"its name servers", []string{"cat", "/etc/resolv.conf"}, "nameserver 192.0.2.53"},
+				{"the bound directory", []string{"cat", "/shared/hello"}, "from the host"},
+			} {
+				if out := n.Must(t, append([]string{"env", "exec", "--stdin=false", "web", "--"}, test.argv...)...); !strings.Contains(out, test.want) {
+					t.Errorf("%s: got %q, want %q", test.name, out, test.want)
+				}
+			}
+			if _, errs, code := n.CLI(t, "env", "exec", "--stdin=false", "web", "--", "testprog", "write", "/shared/new", "x"); code == 0 {
+				t.Error("a read-only mount was written to")
+			} else if !strings.Contains(errs, "read-only") {
+				t.Errorf("writing to a read-only mount: %s", errs)
+			}
+			n.Must(t, "env", "exec", "--stdin=false", "web", "--", "testprog", "write", "/kept", "in the writable layer")
+			n.Must(t, "env", "exec", "--stdin=false", "web", "--", "testprog", "write", "/data/kept", "in the volume")
 
-		n.Must(t, "env", "stop", "web")
-		if stopped := n.Get(t, "web"); stopped.State != "ENVIRONMENT_STATE_STOPPED" || len(stopped.Ports) != 2 || stopped.Address != env.Address {
-			t.Errorf("stopped: %+v", stopped)
-		}
-		if _, err := n.Ask(t, port); err == nil {
-			t.Error("the port of a stopped environment answers")
-		}
-		n.Must(t, "env", "start", "web")
-		n.Must(t, "env", "restart", "web")
-		if out := n.Must(t, "env", "exec", "--stdin=false", "web", "--", "cat", "/kept", "/data/kept"); out != "in the writable layerin the volume" {
-			t.Errorf("after a restart: %q", out)
-		}
-		Eventually(t, "the port to answer again", func() bool { answer, err := n.Ask(t, port); return err == nil && strings.HasPrefix(answer, "hello") })
-		if out := n.Must(t, "env", "ls", "-l", "team=vision"); !strings.Contains(out, "web") {
-			t.Errorf("ls: %s", out)
-		}
-		n.Must(t, "env", "rm", "--force", "web")
-		if _, _, code := n.CLI(t, "env", "get", "web"); code != 3 {
-			t.Errorf("getting a deleted environment: exit %d, want 3", code)
-		}
-		n.NothingLeft(t)
-		// The volume keeps its content for the next environment.
-		n.Must(t, "env", "create", "next", "--image", n.Image, "-v", "data:/data")
-		if out := n.Must(t, "env", "exec", "--stdin=false", "next", "--", "cat", "/data/kept"); out != "in the volume" {
-			t.Errorf("the volume: %q", out)
-		}
-	})
+			n.Must(t, "env", "stop", "web")
+			if stopped := n.Get(t, "web"); stopped.State != "ENVIRONMENT_STATE_STOPPED" || len(stopped.Ports) != 2 || stopped.Address != env.Address {
+				t.Errorf("stopped: %+v", stopped)
+			}
+			if _, err := n.Ask(t, port); err == nil {
+				t.Error("the port of a stopped environment answers")
+			}
+			n.Must(t, "env", "start", "web")
+			n.Must(t, "env", "restart", "web")
+			if out := n.Must(t, "env", "exec", "--stdin=false", "web", "--", "cat", "/kept", "/data/kept"); out != "in the writable layerin the volume" {
+				t.Errorf("after a restart: %q", out)
+			}
+			Eventually(t, "the port to answer again", func() bool { answer, err := n.Ask(t, port); return err == nil && strings.HasPrefix(answer, "hello") })
+			if out := n.Must(t, "env", "ls", "-l", "team=vision"); !strings.Contains(out, "web") {
+				t.Errorf("ls: %s", out)
+			}
+			n.Must(t, "env", "rm", "--force", "web")
+			if _, _, code := n.CLI(t, "env", "get", "web"); code != 3 {
+				t.Errorf("getting a deleted environment: exit %d, want 3", code)
+			}
+			n.NothingLeft(t)
+			// The volume keeps its content for the next environment.
+			n.Must(t, "env", "create", "next", "--image", n.Image, "-v", "data:/data")
+			if out := n.Must(t, "env", "exec", "--stdin=false", "next", "--", "cat", "/data/kept"); out != "in the volume" {
+				t.Errorf("the volume: %q", out)
+			}
+		})
+	}
 }
 
 // Environments outlive the daemon, whatever ends it (proof 3).
 func TestEnvironmentsSurviveTheDaemon(t *testing.T) {
-	both(t, func(t *testing.T, kind testutil.Need) {
-		n := Start(t, kind, "")
-		const count = 10
-		ports := make([]int, count)
-		for i := range count {
-			name := fmt.Sprintf("env-%d", i)
-			n.Must(t, "env", "create", name, "--image", n.Image, "-p", "custom:8080", "--", "banner", ":8080", name)
-			ports[i] = n.Get(t, name).Ports[0].External
-		}
-		answers := func(when string) {
-			t.Helper()
-			for i, port := range ports {
-				if answer, err := n.Ask(t, port); err != nil || !strings.HasPrefix(answer, fmt.Sprintf("env-%d ", i)) {
-					t.Errorf("%s, port %d of env-%d answers %q %v", when, port, i, answer, err)
+	for _, kind := range both {
+		t.Run(string(kind), func(t *testing.T) {
+			n := Start(t, kind, "")
+			const count = 10
+			ports := make([]int, count)
+			for i := range count {
+				name := fmt.Sprintf("env-%d", i)
+				n.Must(t, "env", "create", name, "--image", n.Image, "-p", "custom:8080", "--", "banner", ":8080", name)
+				ports[i] = n.Get(t, name).Ports[0].External
+			}
+			answers := func(when string) {
+				t.Helper()
+				for i, port := range ports {
+					if answer, err := n.Ask(t, port); err != nil || !strings.HasPrefix(answer, fmt.Sprintf("env-%d ", i)) {
+						t.Errorf("%s, port %d of env-%d answers %q %v", when, port, i, answer, err)
+					}
 				}
 			}
-		}
-		answers("before")
-		n.Stop(t, syscall.SIGKILL)
-		answers("while the daemon is dead")
-		n.Run(t)
-		answers("after the daemon came back")
-		for _, env := range n.List(t) {
-			if env.State != "ENVIRONMENT_STATE_RUNNING" {
-				t.Errorf("%s is %s", env.Name, env.State)
-			}
-		}
-		// It notices when one ends, of itself or by the hands of others.
-		n.Containerd.Ctr(t, "task", "kill", "--signal", "SIGKILL", n.Get(t, "env-3").ID)
-		Eventually(t, "the exit to be noticed", func() bool { return n.Get(t, "env-3").State == "ENVIRONMENT_STATE_ERROR" })
-		if env := n.Get(t, "env-3"); env.Exit == nil || env.Exit.Signal != 9 || env.Problem == nil || env.Problem.Reason != "PROCESS_EXITED" {
-			t.Errorf("env-3: %+v", env)
-		}
-		// One that ends while the daemon is away is found at its return.
-		fourth := n.Get(t, "env-4").ID
-		n.Stop(t, syscall.SIGTERM)
-		n.Containerd.Ctr(t, "task", "kill", "--signal", "SIGKILL", fourth)
-		n.Run(t)
-		Eventually(t, "the exit to be found", func() bool { return n.Get(t, "env-4").State == "ENVIRONMENT_STATE_ERROR" })
-		n.Must(t, "env", "start", "env-3")
-		n.Must(t, "env", "start", "env-4")
-		Eventually(t, "all ports to answer", func() bool {
-			for i, port := range ports {
-				if answer, err := n.Ask(t, port); err != nil || !strings.HasPrefix(answer, fmt.Sprintf("env-%d ", i)) {
-					return false
+			answers("before")
+			n.Stop(t, syscall.SIGKILL)
+			answers("while the daemon is dead")
+			n.Run(t)
+			answers("after the daemon came back")
+			for _, env := range n.List(t) {
+				if env.State != "ENVIRONMENT_STATE_RUNNING" {
+					t.Errorf("%s is %s", env.Name, env.State)
 				}
 			}
-			return true
+			// It notices when one ends, of itself or by the hands of others.
+			n.Containerd.Ctr(t, "task", "kill", "--signal", "SIGKILL", n.Get(t, "env-3").ID)
+			Eventually(t, "the exit to be noticed", func() bool { return n.Get(t, "env-3").State == "ENVIRONMENT_STATE_ERROR" })
+			if env := n.Get(t, "env-3"); env.Exit == nil || env.Exit.Signal != 9 || env.Problem == nil || env.Problem.Reason != "PROCESS_EXITED" {
+				t.Errorf("env-3: %+v", env)
+			}
+			// One that ends while the daemon is away is found at its return.
+			fourth := n.Get(t, "env-4").ID
+			n.Stop(t, syscall.SIGTERM)
+			n.Containerd.Ctr(t, "task", "kill", "--signal", "SIGKILL", fourth)
+			n.Run(t)
+			Eventually(t, "the exit to be found", func() bool { return n.Get(t, "env-4").State == "ENVIRONMENT_STATE_ERROR" })
+			n.Must(t, "env", "start", "env-3")
+			n.Must(t, "env", "start", "env-4")
+			Eventually(t, "all ports to answer", func() bool {
+				for i, port := range ports {
+					if answer, err := n.Ask(t, port); err != nil || !strings.HasPrefix(answer, fmt.Sprintf("env-%d ", i)) {
+						return false
+					}
+				}
+				return true
+			})
 		})
-	})
+	}
 }
 
 // The daemon is killed while it creates: afterwards the create is finished or

@@ -172,6 +172,7 @@ func (n *Node) NothingLeft(tb testing.TB) {
 }
 
 func (n *Node) leftovers(tb testing.TB) []string {
+	tb.Helper()
 	// The directory of namespaces is a mount of its own until "cleanup".
 	left := slices.DeleteFunc(n.Containerd.Leftovers(tb), func(what string) bool { return what == "mount "+n.Dir+"/run/netns" })
 	for _, pattern := range []string{"run/netns/*", "run/mounts/*", "run/desktop/*", "state/environments/*", "state/logs/*.log"} {

@@ -38,7 +38,7 @@ func TestReadme(t *testing.T) {
 	if len(blocks) < 5 || strings.TrimSpace(blocks[0]) != "make up" || strings.TrimSpace(blocks[len(blocks)-1]) != "make down" {
 		t.Fatalf("the README's commands do not begin with make up and end with make down: %q", blocks)
 	}
-	dir, err := os.MkdirTemp("", "rgup") // short: sockets lie below
+	dir, err := os.MkdirTemp("", "rgup") //nolint:usetesting // short: sockets lie below
 	if err != nil {
 		t.Fatal(err)
 	}
