@@ -174,6 +174,8 @@ func (m *Manager) runStop(ctx context.Context, task *operation.Task) error {
 	if env == nil || err != nil {
 		return err
 	}
+	spans := startSpans(task)
+	defer spans.end("stop")
 	return m.stop(ctx, env, args.Timeout)
 }
 
@@ -286,16 +288,19 @@ func (m *Manager) runDelete(ctx context.Context, task *operation.Task) error {
 		return err
 	}
 	m.drawing.stop(env.ID)
+	spans := startSpans(task)
 	if env.State == Running {
 		task.Progress(operation.Progress{Step: "stopping", Total: 2})
 		if _, err := m.cfg.Engine.Stop(ctx, env.ID, args.Timeout); err != nil && !errdefs.IsNotFound(err) {
 			m.cfg.Log.WarnContext(ctx, "an environment that is deleted did not stop; it is killed", "environment", env.ID, "error", err)
 		}
+		spans.end("stop")
 	}
 	task.Progress(operation.Progress{Step: "removing", Done: 1, Total: 2})
 	if err := m.teardown(ctx, env); err != nil {
 		return m.failDelete(ctx, env, err)
 	}
+	spans.end("remove")
 	return m.release(ctx, env.ID, func(env *Environment) {
 		env.State, env.Operation, env.Problem = Deleted, "", nil
 	})
