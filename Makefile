@@ -58,12 +58,13 @@ check: check-go ## Lint, and prove that generated code is current
 	tools/install.sh proto lint
 	PATH=$$PWD/.tools/bin:$$PATH
 	buf lint
+	tools/breaking.sh
 	buf generate
 	if [ -n "$$(git status --porcelain gen)" ]; then
 		git --no-pager diff --stat gen; echo "gen/ is not current: run make generate and commit it" >&2; exit 1
 	fi
 	golangci-lint run ./...
-	git ls-files -z '*.sh' '.ci/run' | xargs -0 shellcheck
+	git ls-files -z '*.sh' .ci/run 'images/*/usr/local/lib/remotegpu/*' 'images/*/services/*/run' | xargs -0 shellcheck
 
 .PHONY: fmt
 fmt: check-go ## Format the code

@@ -37,6 +37,12 @@ type Node struct {
 // anything is left. extra is TOML appended to the node's configuration.
 func Start(tb testing.TB, kind testutil.Need, extra string) *Node {
 	tb.Helper()
+	return StartWith(tb, kind, func(config string) string { return config + extra })
+}
+
+// StartWith is Start with a function that changes the node's configuration.
+func StartWith(tb testing.TB, kind testutil.Need, change func(config string) string) *Node {
+	tb.Helper()
 	testutil.Require(tb, testutil.Root, testutil.IPTables, kind, testutil.Programs)
 	n := &Node{Containerd: testutil.StartContainerd(tb, kind), Network: testutil.NewNamespace(tb)}
 	n.Dir, n.Shared = n.Containerd.Dir, tb.TempDir()
@@ -64,9 +70,9 @@ upstreams = ["192.0.2.53"]
 resolv_conf = %q
 [mounts]
 allowed_roots = [%q]
-%s`, n.Dir+"/state", n.Dir+"/run", n.Containerd.Address, n.Containerd.Namespace, n.Containerd.Cgroup,
-		n.Dir+"/resolv.conf", n.Shared, extra)
-	if err := os.WriteFile(n.config, []byte(text), 0o600); err != nil {
+`, n.Dir+"/state", n.Dir+"/run", n.Containerd.Address, n.Containerd.Namespace, n.Containerd.Cgroup,
+		n.Dir+"/resolv.conf", n.Shared)
+	if err := os.WriteFile(n.config, []byte(change(text)), 0o600); err != nil {
 		tb.Fatal(err)
 	}
 	n.Run(tb)
