@@ -14,6 +14,8 @@ declare -A programs=(
 # Headers that no program stands for.
 declare -A files=([build]="/usr/include/stdio.h:libc6-dev")
 
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
 missing=()
 for set in "$@"; do
 	for entry in ${programs[$set]:?unknown set $set}; do
@@ -37,4 +39,12 @@ command -v apt-get >/dev/null || {
 echo "installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q >/dev/null
-apt-get install -q -y --no-install-recommends --no-remove "${missing[@]}" >/dev/null
+for i in "${!missing[@]}"; do
+	# Ubuntu calls it otherwise.
+	if [ "${missing[i]}" = chromium ] && ! apt-cache show chromium >/dev/null 2>&1; then missing[i]=chromium-browser; fi
+done
+if ! apt-get install -q -y --no-install-recommends --no-remove "${missing[@]}" >"$log" 2>&1; then
+	tail -n 20 "$log" >&2
+	echo "installing ${missing[*]} failed; nothing was removed" >&2
+	exit 1
+fi
