@@ -38,7 +38,7 @@ func (m *Manager) Start(ctx context.Context, req ActionRequest) (*Environment, *
 		switch {
 		case env.State == Running:
 			return false, nil
-		case !env.Held:
+		case !env.Held || env.StartedAt.IsZero():
 			return false, problem.New(problem.EnvNotStartable, "environment %q was never made: its create failed", env.Name).
 				WithField("environment").WithHint("delete it and create it anew")
 		}
@@ -63,7 +63,7 @@ func (m *Manager) Stop(ctx context.Context, req ActionRequest) (*Environment, *o
 // Restart stops and starts an environment.
 func (m *Manager) Restart(ctx context.Context, req ActionRequest) (*Environment, *operation.Operation, error) {
 	return m.act(ctx, KindRestart, req, func(env *Environment) (bool, error) {
-		if !env.Held {
+		if !env.Held || env.StartedAt.IsZero() {
 			return false, problem.New(problem.EnvNotStartable, "environment %q was never made: its create failed", env.Name).
 				WithField("environment").WithHint("delete it and create it anew")
 		}

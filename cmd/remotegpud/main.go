@@ -90,6 +90,19 @@ func root(stdout, stderr io.Writer) *cobra.Command {
 		},
 	)
 	command.AddCommand(configCommand, &cobra.Command{
+		Use: "backup FILE", Short: "Write a consistent copy of the database, also while the daemon runs", Args: cobra.ExactArgs(1),
+		RunE: func(command *cobra.Command, args []string) error {
+			cfg, err := load(command)
+			if err != nil {
+				return err
+			}
+			log, err := newLog(cfg, stderr)
+			if err != nil {
+				return err
+			}
+			return node.Backup(command.Context(), cfg, args[0], log)
+		},
+	}, &cobra.Command{
 		Use: "cleanup", Short: "Remove namespaces, links and rules of environments from the host",
 		Long: "Removes every network namespace, link and firewall rule of environments. The daemon must be stopped and its containers deleted.",
 		Args: cobra.NoArgs,

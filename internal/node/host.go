@@ -14,8 +14,8 @@ import (
 	goruntime "runtime"
 	"slices"
 	"strings"
+	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/oklog/ulid/v2"
 	"golang.org/x/sys/unix"
 
@@ -53,12 +53,14 @@ func lockDirectory(dir string) (*os.File, error) {
 // identity is the node's stable id, made at the first start.
 func (n *Node) identity(ctx context.Context) (string, error) {
 	id, err := n.store.Meta(ctx, metaNodeID)
-	if errdefs.IsNotFound(err) {
-		id = ulid.Make().String()
-		err = n.store.SetMeta(ctx, metaNodeID, id)
-	}
 	if err != nil {
 		return "", fmt.Errorf("read node id: %w", err)
+	}
+	if id == "" {
+		id = ulid.Make().String()
+		if err := n.store.SetMeta(ctx, metaNodeID, id); err != nil {
+			return "", fmt.Errorf("keep node id: %w", err)
+		}
 	}
 	return id, nil
 }
@@ -67,7 +69,7 @@ func (n *Node) identity(ctx context.Context) (string, error) {
 // It must stay while environments exist: their slots are places in it.
 func (n *Node) addressRange(ctx context.Context) (netip.Prefix, error) {
 	kept, err := n.store.Meta(ctx, metaRange)
-	if err != nil && !errdefs.IsNotFound(err) {
+	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("read address range: %w", err)
 	}
 	wanted := n.cfg.Network.Range
@@ -170,7 +172,9 @@ func (n *Node) Info(ctx context.Context) rpc.Node {
 	if unix.Sysinfo(&system) == nil {
 		info.MemoryBytes = int64(system.Totalram) * int64(system.Unit)
 	}
-	engine, err := n.engine.Info(ctx)
+	asking, cancel := context.WithTimeout(ctx, 2*time.Second) // a node without containerd still tells the rest
+	defer cancel()
+	engine, err := n.engine.Info(asking)
 	if err != nil {
 		engine = runtime.EngineInfo{Address: n.cfg.Containerd.Address, Namespace: n.cfg.Containerd.Namespace, Snapshotter: n.cfg.Containerd.Snapshotter}
 		info.Conditions = addCondition(info.Conditions, problem.Of(err))

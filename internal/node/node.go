@@ -169,7 +169,7 @@ func (n *Node) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	handler := rpc.NewHandler(rpc.Config{
 		Manager: n.manager, Operations: operations{n.queue, n.store}, Ports: ports{n.pool, n.store, n.id}, Desktops: desktops{n.desktops},
-		Sessions: sessions{n.gateway, n.cfg.Node.Name}, Node: n, HostID: n.id, NodeName: n.cfg.Node.Name, Log: n.log,
+		Sessions: sessions{n.gateway, n.cfg.Node.Name}, Node: n, NodeName: n.cfg.Node.Name, Log: n.log,
 	})
 	for _, listener := range listeners {
 		group.Go(func() error { return listener.serve(ctx, handler, n.log) })
@@ -245,4 +245,15 @@ func CleanUp(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		return fmt.Errorf("clean up network: %w", err)
 	}
 	return nil
+}
+
+// Backup writes a consistent copy of the node's database to a file that does
+// not exist. The daemon may run.
+func Backup(ctx context.Context, cfg config.Config, path string, log *slog.Logger) (err error) {
+	db, err := store.Open(ctx, filepath.Join(cfg.Node.StateDir, "node.db"), log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	return db.Backup(ctx, path)
 }

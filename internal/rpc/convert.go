@@ -41,7 +41,7 @@ func toEnvironment(env *runtime.Environment) *remotegpuv1.Environment {
 		}
 	}
 	for i := range env.Ports {
-		message.PortMappings = append(message.PortMappings, toMapping(&env.Ports[i]))
+		message.PortMappings = append(message.PortMappings, toMapping(&env.Ports[i], env.Node))
 	}
 	return message
 }
@@ -123,9 +123,9 @@ func fromSpec(message *remotegpuv1.EnvironmentSpec) runtime.Spec {
 	return spec
 }
 
-func toMapping(mapping *port.Mapping) *remotegpuv1.PortMapping {
+func toMapping(mapping *port.Mapping, node string) *remotegpuv1.PortMapping {
 	return &remotegpuv1.PortMapping{
-		Id: mapping.ID, Project: mapping.Project, Node: mapping.HostID, Etag: etag(mapping.Revision), Environment: mapping.EnvID,
+		Id: mapping.ID, Project: mapping.Project, Node: node, Etag: etag(mapping.Revision), Environment: mapping.EnvID,
 		ServiceType: serviceTypes.toProto[mapping.Service], InternalPort: int32(mapping.Internal), ExternalPort: int32(mapping.External),
 		Protocol: protocols.toProto[mapping.Protocol], Description: mapping.Description, Status: mappingStatuses.toProto[mapping.Status],
 		CreatedAt: timestamp(mapping.CreatedAt), UpdatedAt: timestamp(mapping.UpdatedAt), ReleasedAt: timestamp(mapping.ReleasedAt),

@@ -29,7 +29,7 @@ func (s *portService) ListPortMappings(ctx context.Context, req *remotegpuv1.Lis
 	}
 	res := &remotegpuv1.ListPortMappingsResponse{NextPageToken: next}
 	for i := range mappings {
-		res.PortMappings = append(res.PortMappings, toMapping(&mappings[i]))
+		res.PortMappings = append(res.PortMappings, toMapping(&mappings[i], s.cfg.NodeName))
 	}
 	return res, nil
 }
@@ -69,6 +69,6 @@ func (s *portService) toPool(usage port.Usage) *remotegpuv1.PortPool {
 	return &remotegpuv1.PortPool{
 		ServiceType: serviceTypes.toProto[usage.Service], FirstPort: int32(usage.First), LastPort: int32(usage.Last),
 		DefaultInternalPort: int32(usage.Internal), InUse: int32(usage.InUse), Free: int32(usage.Free),
-		Etag: etag(usage.Revision), Node: s.cfg.HostID,
+		Etag: etag(usage.Revision), Node: s.cfg.NodeName,
 	}
 }

@@ -28,7 +28,6 @@ type Config struct {
 	Desktops   Desktops
 	Sessions   Sessions
 	Node       NodeInfo
-	HostID     string
 	NodeName   string
 	Log        *slog.Logger
 }

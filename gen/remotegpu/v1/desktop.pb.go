@@ -210,6 +210,7 @@ type GetDesktopResponse struct {
 	// How far it is.
 	Readiness DesktopReadiness `protobuf:"varint,2,opt,name=readiness,proto3,enum=remotegpu.v1.DesktopReadiness" json:"readiness,omitempty"`
 	// Browser URL without a token; open it with one from CreateDesktopSession.
+	// Empty when the gateway is off.
 	Url string `protobuf:"bytes,3,opt,name=url,proto3" json:"url,omitempty"`
 	// In-image noVNC on a host port. Empty unless the environment publishes it.
 	NovncUrl string `protobuf:"bytes,4,opt,name=novnc_url,json=novncUrl,proto3" json:"novnc_url,omitempty"`

@@ -34,7 +34,8 @@ const (
 	EnvironmentState_ENVIRONMENT_STATE_CREATING EnvironmentState = 1
 	// Its process runs.
 	EnvironmentState_ENVIRONMENT_STATE_RUNNING EnvironmentState = 2
-	// Its process has ended as asked; everything it owns is kept.
+	// Its process has ended as asked, or by itself with exit code 0; everything
+	// it owns is kept.
 	EnvironmentState_ENVIRONMENT_STATE_STOPPED EnvironmentState = 3
 	// Creating failed (all was given back) or its process died (all is kept).
 	EnvironmentState_ENVIRONMENT_STATE_ERROR EnvironmentState = 4
@@ -225,7 +226,7 @@ type Environment struct {
 	State EnvironmentState `protobuf:"varint,8,opt,name=state,proto3,enum=remotegpu.v1.EnvironmentState" json:"state,omitempty"`
 	// Why it is in error. Absent otherwise.
 	Problem *Problem `protobuf:"bytes,9,opt,name=problem,proto3" json:"problem,omitempty"`
-	// How its last run ended. Absent before.
+	// How its last run ended. Absent before that, and while it runs.
 	Exit *ExitStatus `protobuf:"bytes,10,opt,name=exit,proto3" json:"exit,omitempty"`
 	// Digest of the image its root filesystem was made from.
 	ImageDigest string `protobuf:"bytes,11,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
@@ -1850,7 +1851,8 @@ type DeleteEnvironmentRequest struct {
 	Project string `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
 	// etag as last read; empty to act whatever it is.
 	Etag string `protobuf:"bytes,4,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Delete it though it runs: it is stopped first, with the timeout.
+	// Delete it though it runs, or an operation works on it: the operation is
+	// cancelled, the environment stopped with the timeout.
 	Force bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
 	// With force: time between SIGTERM and SIGKILL. Absent: 10 s.
 	Timeout *durationpb.Duration `protobuf:"bytes,6,opt,name=timeout,proto3" json:"timeout,omitempty"`

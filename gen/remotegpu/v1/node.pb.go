@@ -114,7 +114,7 @@ type Node struct {
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
 	// Labels from the configuration.
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Changes when the node's facts do.
+	// Changes when the daemon starts anew.
 	Etag string `protobuf:"bytes,4,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Version of remotegpud.
 	Version string `protobuf:"bytes,5,opt,name=version,proto3" json:"version,omitempty"`
@@ -134,7 +134,7 @@ type Node struct {
 	Containerd *Containerd `protobuf:"bytes,12,opt,name=containerd,proto3" json:"containerd,omitempty"`
 	// cgroup hierarchy in use: "v1" or "v2".
 	Cgroup string `protobuf:"bytes,13,opt,name=cgroup,proto3" json:"cgroup,omitempty"`
-	// iptables in use, for example "iptables v1.8.9 (nf_tables)".
+	// Backend of iptables in use: "nf_tables" or "legacy".
 	Iptables string `protobuf:"bytes,14,opt,name=iptables,proto3" json:"iptables,omitempty"`
 	// Address range of environments, CIDR.
 	AddressRange string `protobuf:"bytes,15,opt,name=address_range,json=addressRange,proto3" json:"address_range,omitempty"`

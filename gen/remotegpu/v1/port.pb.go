@@ -209,9 +209,9 @@ type PortMapping struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Project of the environment.
 	Project string `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
-	// Node whose port it is (the host_id of the pool).
+	// Name of the node whose port it is.
 	Node string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
-	// Labels of the mapping.
+	// Labels of the mapping. Reserved: none are set yet.
 	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Changes with every change of the mapping.
 	Etag string `protobuf:"bytes,5,opt,name=etag,proto3" json:"etag,omitempty"`
@@ -391,7 +391,7 @@ type PortPool struct {
 	Free int32 `protobuf:"varint,6,opt,name=free,proto3" json:"free,omitempty"`
 	// Changes with every change of the range.
 	Etag string `protobuf:"bytes,7,opt,name=etag,proto3" json:"etag,omitempty"`
-	// Node whose pool it is.
+	// Name of the node whose pool it is.
 	Node          string `protobuf:"bytes,8,opt,name=node,proto3" json:"node,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -717,7 +717,7 @@ type UpdatePortPoolRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Whose pool.
 	ServiceType ServiceType `protobuf:"varint,1,opt,name=service_type,json=serviceType,proto3,enum=remotegpu.v1.ServiceType" json:"service_type,omitempty"`
-	// First port of the range.
+	// First port of the range, 1024 or more.
 	FirstPort int32 `protobuf:"varint,2,opt,name=first_port,json=firstPort,proto3" json:"first_port,omitempty"`
 	// Last port of the range, included.
 	LastPort int32 `protobuf:"varint,3,opt,name=last_port,json=lastPort,proto3" json:"last_port,omitempty"`

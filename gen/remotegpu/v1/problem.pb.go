@@ -23,7 +23,7 @@ const (
 
 // Problem says what went wrong in a resource's past: the error an RPC would
 // have answered with, kept. An RPC that fails carries the same facts as
-// Connect error details (google.rpc.ErrorInfo, BadRequest and Help).
+// Connect error details (google.rpc.ErrorInfo, BadRequest, LocalizedMessage).
 type Problem struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Connect code in lower case, for example "not_found".

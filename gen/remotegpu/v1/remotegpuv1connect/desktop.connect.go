@@ -70,7 +70,7 @@ type DesktopServiceClient interface {
 	// carries it in its fragment. Nothing is stored: the token is signed.
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (DESKTOP_ABSENT,
-	// ENV_NOT_RUNNING).
+	// ENV_NOT_RUNNING), UNAVAILABLE (DESKTOP_UNAVAILABLE: the gateway is off).
 	CreateDesktopSession(context.Context, *v1.CreateDesktopSessionRequest) (*v1.CreateDesktopSessionResponse, error)
 	// GetScreenshot answers a picture of the desktop.
 	//
@@ -96,7 +96,7 @@ type DesktopServiceHandler interface {
 	// carries it in its fragment. Nothing is stored: the token is signed.
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (DESKTOP_ABSENT,
-	// ENV_NOT_RUNNING).
+	// ENV_NOT_RUNNING), UNAVAILABLE (DESKTOP_UNAVAILABLE: the gateway is off).
 	CreateDesktopSession(context.Context, *v1.CreateDesktopSessionRequest) (*v1.CreateDesktopSessionResponse, error)
 	// GetScreenshot answers a picture of the desktop.
 	//

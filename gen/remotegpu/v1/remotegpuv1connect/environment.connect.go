@@ -128,11 +128,14 @@ type EnvironmentServiceClient interface {
 	//
 	// Errors: INVALID_ARGUMENT (FIELD_INVALID, ENV_NAME_INVALID,
 	// IMAGE_REFERENCE_INVALID, MEMORY_TOO_SMALL, PORT_OUTSIDE_POOL,
-	// PORT_DUPLICATE, MOUNT_NOT_ALLOWED, ENV_VARIABLE_RESERVED, USER_NOT_FOUND),
-	// ALREADY_EXISTS (ENV_NAME_EXISTS, PORT_TAKEN, REQUEST_ID_REUSED), NOT_FOUND
+	// PORT_DUPLICATE, MOUNT_NOT_ALLOWED, MOUNT_SOURCE_NOT_FOUND,
+	// ENV_VARIABLE_RESERVED), ALREADY_EXISTS (ENV_NAME_EXISTS, PORT_TAKEN, REQUEST_ID_REUSED), NOT_FOUND
 	// (IMAGE_NOT_FOUND), RESOURCE_EXHAUSTED (PORT_POOL_EXHAUSTED,
 	// ADDRESS_POOL_EXHAUSTED), FAILED_PRECONDITION (NO_UPSTREAM_DNS),
-	// UNAVAILABLE (CONTAINERD_UNAVAILABLE, REGISTRY_UNAVAILABLE).
+	// UNAVAILABLE (CONTAINERD_UNAVAILABLE, REGISTRY_UNAVAILABLE),
+	// PERMISSION_DENIED (REGISTRY_DENIED). In the operation also INVALID_ARGUMENT
+	// (USER_NOT_FOUND), FAILED_PRECONDITION (PROCESS_START_FAILED,
+	// IMAGE_PLATFORM_MISMATCH), UNAVAILABLE (NETWORK_FAILED, FIREWALL_FAILED).
 	CreateEnvironment(context.Context, *v1.CreateEnvironmentRequest) (*v1.CreateEnvironmentResponse, error)
 	// GetEnvironment answers one environment.
 	//
@@ -148,30 +151,36 @@ type EnvironmentServiceClient interface {
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_BUSY,
 	// ENV_NOT_STARTABLE), ABORTED (ETAG_MISMATCH).
 	StartEnvironment(context.Context, *v1.StartEnvironmentRequest) (*v1.StartEnvironmentResponse, error)
-	// StopEnvironment sends SIGTERM, and SIGKILL when the timeout has passed.
+	// StopEnvironment sends SIGTERM, or the stop signal of its image, and SIGKILL
+	// when the timeout has passed.
 	// The writable layer, address and ports are kept. Stopping a stopped one
 	// changes nothing.
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_BUSY,
 	// ENV_NOT_RUNNING), ABORTED (ETAG_MISMATCH).
 	StopEnvironment(context.Context, *v1.StopEnvironmentRequest) (*v1.StopEnvironmentResponse, error)
-	// RestartEnvironment stops and starts.
+	// RestartEnvironment stops, if it runs, and starts.
 	//
-	// Errors: as Stop and Start.
+	// Errors: as Start.
 	RestartEnvironment(context.Context, *v1.RestartEnvironmentRequest) (*v1.RestartEnvironmentResponse, error)
 	// DeleteEnvironment removes an environment and gives back all it took.
 	//
-	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_RUNNING:
-	// running and not force), ABORTED (ETAG_MISMATCH).
+	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_RUNNING: it
+	// runs, ENV_BUSY: an operation works on it, both without force), ABORTED
+	// (ETAG_MISMATCH).
 	DeleteEnvironment(context.Context, *v1.DeleteEnvironmentRequest) (*v1.DeleteEnvironmentResponse, error)
 	// WatchEnvironments streams every selected environment as it is, then one
 	// message with synced set, then each change, deletions included.
+	//
+	// Errors: INVALID_ARGUMENT (FIELD_INVALID: label_selector), UNAVAILABLE (the
+	// watcher fell behind: watch again).
 	WatchEnvironments(context.Context, *v1.WatchEnvironmentsRequest) (EnvironmentServiceWatchEnvironmentsClientStream, error)
 	// RunCommand runs one command in a running environment and answers when it
 	// has ended. Output beyond 1 MiB per stream is dropped and said to be.
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_NOT_RUNNING),
-	// INVALID_ARGUMENT (COMMAND_NOT_FOUND, USER_NOT_FOUND), DEADLINE_EXCEEDED
+	// INVALID_ARGUMENT (COMMAND_NOT_FOUND, USER_NOT_FOUND, FIELD_INVALID),
+	// FAILED_PRECONDITION (PROCESS_START_FAILED), DEADLINE_EXCEEDED
 	// (COMMAND_TIMEOUT: it was killed).
 	RunCommand(context.Context, *v1.RunCommandRequest) (*v1.RunCommandResponse, error)
 }
@@ -210,11 +219,14 @@ type EnvironmentServiceHandler interface {
 	//
 	// Errors: INVALID_ARGUMENT (FIELD_INVALID, ENV_NAME_INVALID,
 	// IMAGE_REFERENCE_INVALID, MEMORY_TOO_SMALL, PORT_OUTSIDE_POOL,
-	// PORT_DUPLICATE, MOUNT_NOT_ALLOWED, ENV_VARIABLE_RESERVED, USER_NOT_FOUND),
-	// ALREADY_EXISTS (ENV_NAME_EXISTS, PORT_TAKEN, REQUEST_ID_REUSED), NOT_FOUND
+	// PORT_DUPLICATE, MOUNT_NOT_ALLOWED, MOUNT_SOURCE_NOT_FOUND,
+	// ENV_VARIABLE_RESERVED), ALREADY_EXISTS (ENV_NAME_EXISTS, PORT_TAKEN, REQUEST_ID_REUSED), NOT_FOUND
 	// (IMAGE_NOT_FOUND), RESOURCE_EXHAUSTED (PORT_POOL_EXHAUSTED,
 	// ADDRESS_POOL_EXHAUSTED), FAILED_PRECONDITION (NO_UPSTREAM_DNS),
-	// UNAVAILABLE (CONTAINERD_UNAVAILABLE, REGISTRY_UNAVAILABLE).
+	// UNAVAILABLE (CONTAINERD_UNAVAILABLE, REGISTRY_UNAVAILABLE),
+	// PERMISSION_DENIED (REGISTRY_DENIED). In the operation also INVALID_ARGUMENT
+	// (USER_NOT_FOUND), FAILED_PRECONDITION (PROCESS_START_FAILED,
+	// IMAGE_PLATFORM_MISMATCH), UNAVAILABLE (NETWORK_FAILED, FIREWALL_FAILED).
 	CreateEnvironment(context.Context, *v1.CreateEnvironmentRequest) (*v1.CreateEnvironmentResponse, error)
 	// GetEnvironment answers one environment.
 	//
@@ -230,30 +242,36 @@ type EnvironmentServiceHandler interface {
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_BUSY,
 	// ENV_NOT_STARTABLE), ABORTED (ETAG_MISMATCH).
 	StartEnvironment(context.Context, *v1.StartEnvironmentRequest) (*v1.StartEnvironmentResponse, error)
-	// StopEnvironment sends SIGTERM, and SIGKILL when the timeout has passed.
+	// StopEnvironment sends SIGTERM, or the stop signal of its image, and SIGKILL
+	// when the timeout has passed.
 	// The writable layer, address and ports are kept. Stopping a stopped one
 	// changes nothing.
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_BUSY,
 	// ENV_NOT_RUNNING), ABORTED (ETAG_MISMATCH).
 	StopEnvironment(context.Context, *v1.StopEnvironmentRequest) (*v1.StopEnvironmentResponse, error)
-	// RestartEnvironment stops and starts.
+	// RestartEnvironment stops, if it runs, and starts.
 	//
-	// Errors: as Stop and Start.
+	// Errors: as Start.
 	RestartEnvironment(context.Context, *v1.RestartEnvironmentRequest) (*v1.RestartEnvironmentResponse, error)
 	// DeleteEnvironment removes an environment and gives back all it took.
 	//
-	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_RUNNING:
-	// running and not force), ABORTED (ETAG_MISMATCH).
+	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_RUNNING: it
+	// runs, ENV_BUSY: an operation works on it, both without force), ABORTED
+	// (ETAG_MISMATCH).
 	DeleteEnvironment(context.Context, *v1.DeleteEnvironmentRequest) (*v1.DeleteEnvironmentResponse, error)
 	// WatchEnvironments streams every selected environment as it is, then one
 	// message with synced set, then each change, deletions included.
+	//
+	// Errors: INVALID_ARGUMENT (FIELD_INVALID: label_selector), UNAVAILABLE (the
+	// watcher fell behind: watch again).
 	WatchEnvironments(context.Context, *v1.WatchEnvironmentsRequest, EnvironmentServiceWatchEnvironmentsServerStream) error
 	// RunCommand runs one command in a running environment and answers when it
 	// has ended. Output beyond 1 MiB per stream is dropped and said to be.
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_NOT_RUNNING),
-	// INVALID_ARGUMENT (COMMAND_NOT_FOUND, USER_NOT_FOUND), DEADLINE_EXCEEDED
+	// INVALID_ARGUMENT (COMMAND_NOT_FOUND, USER_NOT_FOUND, FIELD_INVALID),
+	// FAILED_PRECONDITION (PROCESS_START_FAILED), DEADLINE_EXCEEDED
 	// (COMMAND_TIMEOUT: it was killed).
 	RunCommand(context.Context, *v1.RunCommandRequest) (*v1.RunCommandResponse, error)
 }

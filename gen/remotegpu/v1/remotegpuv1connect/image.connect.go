@@ -77,14 +77,16 @@ type ImageServiceClient interface {
 	//
 	// Errors: INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID), ALREADY_EXISTS
 	// (REQUEST_ID_REUSED); in the operation NOT_FOUND (IMAGE_NOT_FOUND),
-	// UNAVAILABLE (REGISTRY_UNAVAILABLE).
+	// UNAVAILABLE (REGISTRY_UNAVAILABLE), PERMISSION_DENIED (REGISTRY_DENIED),
+	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH).
 	PullImage(context.Context, *v1.PullImageRequest) (*v1.PullImageResponse, error)
 	// BuildImage builds one of the images the node carries the source of. Follow
 	// its progress and log with OperationService.WatchOperation.
 	//
 	// Errors: NOT_FOUND (IMAGE_SOURCE_NOT_FOUND), FAILED_PRECONDITION
-	// (BUILDKIT_NOT_CONFIGURED), ALREADY_EXISTS (REQUEST_ID_REUSED); in the
-	// operation UNAVAILABLE (BUILDKIT_UNAVAILABLE), UNKNOWN (BUILD_FAILED).
+	// (BUILDKIT_NOT_CONFIGURED), INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID),
+	// ALREADY_EXISTS (REQUEST_ID_REUSED); in the operation UNAVAILABLE
+	// (BUILDKIT_UNAVAILABLE, BASE_BOOTSTRAP_FAILED), UNKNOWN (BUILD_FAILED).
 	BuildImage(context.Context, *v1.BuildImageRequest) (*v1.BuildImageResponse, error)
 	// DeleteImage removes an image. Its layers go with the last image that has
 	// them.
@@ -110,14 +112,16 @@ type ImageServiceHandler interface {
 	//
 	// Errors: INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID), ALREADY_EXISTS
 	// (REQUEST_ID_REUSED); in the operation NOT_FOUND (IMAGE_NOT_FOUND),
-	// UNAVAILABLE (REGISTRY_UNAVAILABLE).
+	// UNAVAILABLE (REGISTRY_UNAVAILABLE), PERMISSION_DENIED (REGISTRY_DENIED),
+	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH).
 	PullImage(context.Context, *v1.PullImageRequest) (*v1.PullImageResponse, error)
 	// BuildImage builds one of the images the node carries the source of. Follow
 	// its progress and log with OperationService.WatchOperation.
 	//
 	// Errors: NOT_FOUND (IMAGE_SOURCE_NOT_FOUND), FAILED_PRECONDITION
-	// (BUILDKIT_NOT_CONFIGURED), ALREADY_EXISTS (REQUEST_ID_REUSED); in the
-	// operation UNAVAILABLE (BUILDKIT_UNAVAILABLE), UNKNOWN (BUILD_FAILED).
+	// (BUILDKIT_NOT_CONFIGURED), INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID),
+	// ALREADY_EXISTS (REQUEST_ID_REUSED); in the operation UNAVAILABLE
+	// (BUILDKIT_UNAVAILABLE, BASE_BOOTSTRAP_FAILED), UNKNOWN (BUILD_FAILED).
 	BuildImage(context.Context, *v1.BuildImageRequest) (*v1.BuildImageResponse, error)
 	// DeleteImage removes an image. Its layers go with the last image that has
 	// them.

@@ -1,0 +1,77 @@
+package node_test
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/remotegpu/remotegpu/internal/config"
+	"github.com/remotegpu/remotegpu/internal/node"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/testutil"
+)
+
+func testConfig(t *testing.T) config.Config {
+	t.Helper()
+	dir := t.TempDir()
+	path := filepath.Join(dir, "remotegpud.toml")
+	text := "version = 1\n[node]\nname = \"node1\"\nstate_dir = \"" + dir + "/state\"\nrun_dir = \"" + dir + "/run\"\n" +
+		"[containerd]\naddress = \"" + dir + "/none.sock\"\n[network]\nrange = \"10.99.0.0/16\"\n"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := config.Load(path, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
+}
+
+// The node keeps its id, its token and its range, and one daemon at a time
+// works in a state directory.
+func TestNodeKeepsItsIdentity(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables)
+	if !testutil.Isolated(t) {
+		return
+	}
+	cfg, log := testConfig(t), slog.New(slog.DiscardHandler)
+	first, err := node.New(t.Context(), cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	info := first.Info(t.Context())
+	if len(info.ID) != 26 || info.AddressRange != "10.99.0.0/16" {
+		t.Errorf("info: %+v", info)
+	}
+	if _, err := node.New(t.Context(), cfg, log); err == nil || problem.Of(err).Reason != problem.ConfigInvalid || !strings.Contains(err.Error(), "another remotegpud") {
+		t.Errorf("a second daemon in the same directory: %v", err)
+	}
+	token, err := os.ReadFile(filepath.Join(cfg.Node.StateDir, "token"))
+	if err != nil || len(token) < 32 {
+		t.Errorf("token: %q %v", token, err)
+	}
+	backup := filepath.Join(t.TempDir(), "backup.db")
+	if err := node.Backup(t.Context(), cfg, backup, log); err != nil {
+		t.Error(err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	second, err := node.New(t.Context(), cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := second.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if again := second.Info(t.Context()); again.ID != info.ID {
+		t.Errorf("the id was %s and is %s", info.ID, again.ID)
+	}
+	if after, err := os.ReadFile(filepath.Join(cfg.Node.StateDir, "token")); err != nil || string(after) != string(token) {
+		t.Errorf("the token changed: %v", err)
+	}
+}
