@@ -15,6 +15,7 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 
 	"github.com/remotegpu/remotegpu/gen/remotegpu/v1/remotegpuv1connect"
+	"github.com/remotegpu/remotegpu/internal/version"
 )
 
 // maxAnswer is the largest answer taken: a screenshot of an 8K desktop.
@@ -121,7 +122,7 @@ type authorized struct {
 // RoundTrip sends the request.
 func (t *authorized) RoundTrip(request *http.Request) (*http.Response, error) {
 	request = request.Clone(request.Context())
-	request.Header.Set("User-Agent", "remotegpu/"+clientVersion())
+	request.Header.Set("User-Agent", "remotegpu/"+version.Version)
 	if t.token != "" {
 		request.Header.Set("Authorization", "Bearer "+t.token)
 	}

@@ -4,22 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+	"github.com/remotegpu/remotegpu/internal/version"
 )
-
-// clientVersion is the version the program was built at, as Go stamps it.
-func clientVersion() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
-		return "devel"
-	}
-	return info.Main.Version
-}
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
@@ -39,7 +30,7 @@ func (a *app) versionCommand() *cobra.Command {
 				return err
 			}
 			if a.output == "json" {
-				text, err := json.Marshal(map[string]string{"client": clientVersion(), "node": node})
+				text, err := json.Marshal(map[string]string{"client": version.Version, "node": node})
 				if err != nil {
 					return fmt.Errorf("write output: %w", err)
 				}
@@ -49,7 +40,7 @@ func (a *app) versionCommand() *cobra.Command {
 				// A version is known without a node: no failure.
 				node = "unreachable at " + a.addr
 			}
-			return a.facts([][]string{{"Client", clientVersion()}, {"Node", node}})
+			return a.facts([][]string{{"Client", version.Version}, {"Node", node}})
 		},
 	}
 }
