@@ -131,7 +131,7 @@ start_node() {
 		address = "$containerd"
 		[buildkit]
 		address = "unix://$run/buildkitd.sock"
-		netns = "/proc/$(cat "$run/buildkitd.pid")/ns/net"
+		netns = "${1:+/proc/$(cat "$run/buildkitd.pid")/ns/net}"
 		[network]
 		upstreams = ["${REMOTEGPU_UPSTREAM:-9.9.9.9}"]
 	TOML
