@@ -58,6 +58,11 @@ func (m *Manager) RunCommand(ctx context.Context, req CommandRequest) (CommandRe
 	if errdefs.IsNotFound(err) {
 		return CommandResult{}, notRunning(env).WithCause(err)
 	}
+	if p := problem.Of(err); p != nil && p.Reason == problem.UserNotFound {
+		atFault := *p
+		atFault.Field = "user" // of this request, not of a spec
+		err = &atFault
+	}
 	if err != nil {
 		return CommandResult{}, fmt.Errorf("run command in environment %s: %w", env.ID, err)
 	}

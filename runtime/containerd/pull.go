@@ -33,7 +33,7 @@ const (
 )
 
 // Pull fetches an image and unpacks it.
-func (e *Engine) Pull(ctx context.Context, ref string, progress func(operation.Progress)) (runtime.Image, error) {
+func (e *Engine) Pull(ctx context.Context, ref string, progress func(operation.Progress)) (image runtime.Image, err error) {
 	name, err := imageref.Normalize(ref)
 	if err != nil {
 		return runtime.Image{}, err
@@ -43,7 +43,17 @@ func (e *Engine) Pull(ctx context.Context, ref string, progress func(operation.P
 		return runtime.Image{}, err
 	}
 	p := &pulling{engine: e, sizes: make(map[string]ocispec.Descriptor)}
-	ctx = e.namespaced(ctx)
+	// The client would delete its lease with ctx: a cancelled pull would keep
+	// what it fetched for a day.
+	ctx, release, err := e.client.WithLease(e.namespaced(ctx))
+	if err != nil {
+		return runtime.Image{}, fmt.Errorf("pull image %s: %w", name, e.explain(ctx, err))
+	}
+	defer func() {
+		undo, cancel := afterwards(ctx)
+		defer cancel()
+		err = errors.Join(err, release(undo))
+	}()
 	stop := p.report(ctx, progress)
 	pulled, err := e.client.Pull(ctx, name, client.WithResolver(resolver), client.WithPullUnpack,
 		client.WithPullSnapshotter(e.cfg.Snapshotter), client.WithPlatformMatcher(platforms.Default()),

@@ -1,0 +1,164 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/remotegpu/remotegpu/internal/testutil"
+)
+
+// gate is a registry in the node's network namespace. While it is shut, the
+// content of images below "slow/" does not come.
+type gate struct {
+	host string
+	mu   sync.Mutex
+	open chan struct{}
+}
+
+func startRegistry(t *testing.T, n *Node, registry *testutil.ImageRegistry) *gate {
+	t.Helper()
+	target, err := url.Parse("http://" + registry.Host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var listener net.Listener
+	n.Network.Do(t, func() { listener, err = net.Listen("tcp4", "127.0.0.1:0") })
+	if err != nil {
+		t.Fatal(err)
+	}
+	g := &gate{host: listener.Addr().String(), open: make(chan struct{})}
+	proxy := httputil.NewSingleHostReverseProxy(target)
+	server := &http.Server{ReadHeaderTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, "/slow/") && strings.Contains(r.URL.Path, "/blobs/") {
+			g.mu.Lock()
+			open := g.open
+			g.mu.Unlock()
+			select {
+			case <-open:
+			case <-r.Context().Done():
+				return
+			}
+		}
+		proxy.ServeHTTP(w, r)
+	})}
+	go func() { _ = server.Serve(listener) }()
+	t.Cleanup(func() { _ = server.Close() })
+	return g
+}
+
+// Images come from a registry with progress, are shown with who uses them, and
+// go when nobody does. Who waits may leave: the work goes on or is stopped.
+func TestImagesAndOperations(t *testing.T) {
+	n := Start(t, testutil.Containerd2, "")
+	registry := testutil.Registry(t)
+	gate := startRegistry(t, n, registry)
+	reference := gate.host + "/team/tool:1"
+	registry.Push("team/tool", "1", testutil.TestImage(t, testutil.ImageOptions{Name: reference}))
+	slow := gate.host + "/slow/tool:1"
+	registry.Push("slow/tool", "1", testutil.TestImage(t, testutil.ImageOptions{Name: slow, Files: map[string]string{"/etc/slow": "yes"}}))
+
+	out := n.Must(t, "image", "pull", reference, "--no-wait", "-o", "json")
+	var op listedOperation
+	if err := json.Unmarshal([]byte(out), &op); err != nil || op.ID == "" {
+		t.Fatalf("pull answers %v: %s", err, out)
+	}
+	watched := n.grpc(t, "grpcurl", "-plaintext", "-max-time", "60", "-H", "Authorization: Bearer "+n.token(t),
+		"-d", `{"id":"`+op.ID+`"}`, "127.0.0.1:7480", "remotegpu.v1.OperationService/WatchOperation")
+	for _, want := range []string{"OPERATION_STATE_SUCCEEDED", `"image.pull"`, "sha256:"} {
+		if !strings.Contains(watched, want) {
+			t.Errorf("the watched pull lacks %s:\n%s", want, watched)
+		}
+	}
+	n.Must(t, "env", "create", "user", "--image", reference)
+	usedBy := func() []string {
+		var list struct {
+			Images []struct {
+				Name   string
+				UsedBy []string
+			}
+		}
+		n.call(t, "ImageService/ListImages", "{}", &list)
+		for _, image := range list.Images {
+			if image.Name == reference {
+				return append([]string{}, image.UsedBy...)
+			}
+		}
+		return nil
+	}
+	if got := usedBy(); len(got) != 1 || got[0] != n.Get(t, "user").ID {
+		t.Errorf("used by %q", got)
+	}
+	if _, errs, code := n.CLI(t, "image", "rm", reference); code != 4 || !strings.Contains(errs, "is used by 1 environments") {
+		t.Errorf("removing a used image: exit %d\n%s", code, errs)
+	}
+	n.Must(t, "env", "rm", "--force", "--grace", "0s", "user")
+	if got := usedBy(); got == nil || len(got) != 0 {
+		t.Errorf("used by %q after the delete", got)
+	}
+	n.Must(t, "image", "rm", reference)
+	if usedBy() != nil {
+		t.Error("the removed image is listed")
+	}
+	if _, _, code := n.CLI(t, "image", "rm", reference); code != 3 {
+		t.Errorf("removing an absent image: exit %d", code)
+	}
+	if _, errs, code := n.CLI(t, "image", "pull", gate.host+"/team/absent:1"); code != 3 || !strings.Contains(errs, "Try: ") {
+		t.Errorf("pulling an absent image: exit %d\n%s", code, errs)
+	}
+	interrupted(t, n, gate, slow)
+}
+
+// interrupted pulls what does not come, is interrupted, finds the operation
+// at work and cancels it; then the same pull succeeds.
+func interrupted(t *testing.T, n *Node, gate *gate, reference string) {
+	t.Helper()
+	cmd := n.command(t, testutil.Program("remotegpu"), "image", "pull", reference)
+	var errs syncBuffer
+	cmd.Stderr = &errs
+	if err := cmd.Start(); err != nil { // nsenter becomes the program: the signal reaches it
+		t.Fatal(err)
+	}
+	var op listedOperation
+	Eventually(t, "the pull to be at work", func() bool {
+		for _, found := range n.operations(t) {
+			if found.Target == reference && found.State == "OPERATION_STATE_RUNNING" {
+				op = found
+			}
+		}
+		return op.ID != "" && errs.String() != "" // it shows progress: it waits
+	})
+	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 130 || !strings.Contains(errs.String(), "interrupted; operation "+op.ID+" goes on") {
+		t.Errorf("interrupted: exit %d\n%s", code, errs.String())
+	}
+	if out := n.Must(t, "op", "ls", "--state", "running"); !strings.Contains(out, op.ID) {
+		t.Errorf("op ls: %s", out)
+	}
+	if out := n.Must(t, "__complete", "op", "cancel", ""); !strings.Contains(out, op.ID) {
+		t.Errorf("completion of operations: %s", out)
+	}
+	if _, errs, code := n.CLI(t, "op", "watch", op.ID, "--timeout", "200ms"); code != 8 || !strings.Contains(errs, "still not done") {
+		t.Errorf("op watch with a timeout: exit %d\n%s", code, errs)
+	}
+	n.Must(t, "op", "cancel", op.ID, "--wait", "60s")
+	if out := n.Must(t, "op", "get", op.ID, "-o", "json"); !strings.Contains(out, "OPERATION_STATE_CANCELLED") {
+		t.Errorf("op get: %s", out)
+	}
+	if _, _, code := n.CLI(t, "op", "watch", op.ID); code != 8 {
+		t.Errorf("op watch of what was cancelled: exit %d, want 8", code)
+	}
+	close(gate.open)
+	n.Must(t, "image", "pull", reference)
+	n.Must(t, "image", "rm", reference)
+}
