@@ -8,6 +8,7 @@ import (
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
+	"connectrpc.com/connect/v2/connectproto"
 	"connectrpc.com/grpcreflect/v2"
 	"connectrpc.com/validate"
 
@@ -99,7 +100,12 @@ func NewHandler(cfg Config) http.Handler {
 	registerHealth(server)
 	grpcreflect.Register(server)
 	mux := http.NewServeMux()
-	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(MaxRequestBytes))
+	// A field that the contract does not have is a typo more often than a newer
+	// client's, and silence would hide it: JSON is read strictly.
+	strict := connectproto.NewJSONCodec()
+	strict.UnmarshalOptions.DiscardUnknown = false
+	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(MaxRequestBytes),
+		connecthttp.WithCodecs(connectproto.NewBinaryCodec(), strict))
 	return mux
 }
 

@@ -55,6 +55,7 @@ func TestBadInput(t *testing.T) {
 		},
 		{"5 MiB", create, spec("x", `,"env":{"X":"`+strings.Repeat("x", 5<<20)+`"}`), 429, "resource_exhausted", "REQUEST_TOO_LARGE", nil},
 		{"malformed JSON", create, `{"name":`, 400, "invalid_argument", "REQUEST_MALFORMED", nil},
+		{"unknown field", create, spec("x", `,"imgae":"y"`), 400, "invalid_argument", "REQUEST_MALFORMED", nil},
 		{"wrong type", create, `{"name":5}`, 400, "invalid_argument", "REQUEST_MALFORMED", nil},
 		{"reused request id", create, `{"name":"x","request_id":"used","spec":{"image":"` + n.Image + `"}}`, 409, "already_exists", "REQUEST_ID_REUSED", []string{"request_id"}},
 		{"delete of what is absent", "EnvironmentService/DeleteEnvironment", `{"environment":"absent"}`, 404, "not_found", "ENV_NOT_FOUND", []string{"environment"}},
