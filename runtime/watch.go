@@ -67,7 +67,7 @@ func (m *Manager) Watch(ctx context.Context, filter Filter, send func(Change) er
 	if err != nil {
 		return err
 	}
-	seen := make(map[string]int64, len(envs))
+	seen, gone := make(map[string]int64, len(envs)), make(map[string]struct{})
 	for _, env := range envs {
 		seen[env.ID] = env.Revision
 		if err := send(Change{Environment: env}); err != nil {
@@ -88,9 +88,16 @@ func (m *Manager) Watch(ctx context.Context, filter Filter, send func(Change) er
 			if (filter.Project != "" && env.Project != filter.Project) || !filter.Labels.Matches(env.Labels) || env.Revision <= seen[env.ID] {
 				continue
 			}
+			if _, ok := gone[env.ID]; ok {
+				continue // a change before the delete, told after it
+			}
 			seen[env.ID] = env.Revision
 			if env.State == Deleted {
 				delete(seen, env.ID)
+				if len(gone) >= watchBuffer { // what is told late is late by moments
+					clear(gone)
+				}
+				gone[env.ID] = struct{}{}
 			}
 			if err := send(Change{Environment: env}); err != nil {
 				return err
