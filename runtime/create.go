@@ -25,23 +25,38 @@ const specVersion = "1"
 // environment is in error.
 func (m *Manager) runCreate(ctx context.Context, task *operation.Task) error {
 	env, err := m.cfg.Store.Environment(ctx, task.Op.Target)
-	if errdefs.IsNotFound(err) || (err == nil && env.State != Creating) {
-		return nil // deleted, or done by an attempt that died before saying so
+	if errdefs.IsNotFound(err) {
+		return nil // deleted
 	}
 	if err != nil {
 		return err
 	}
+	if env.State != Creating { // done by an attempt that died before saying so
+		return createOutcome(env)
+	}
 	m.fill(env)
 	if task.Op.Attempts > 1 {
 		if err := m.teardown(ctx, env); err != nil {
-			return m.failCreate(ctx, env, fmt.Errorf("remove what an interrupted attempt left: %w", err))
+			if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
+				return err
+			}
+			return m.failCreate(ctx, env, task.Op.ID, fmt.Errorf("remove what an interrupted attempt left: %w", err))
 		}
 	}
 	if err := m.make(ctx, env, task); err != nil {
 		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
 			return err // the next start of the daemon begins anew
 		}
-		return m.failCreate(ctx, env, err)
+		return m.failCreate(ctx, env, task.Op.ID, err)
+	}
+	return nil
+}
+
+// createOutcome tells what became of a create that is not at work any more.
+func createOutcome(env *Environment) error {
+	if env.State == Failed && env.StartedAt.IsZero() && env.Problem != nil {
+		p := env.Problem
+		return operation.Permanent(&problem.Problem{Reason: problem.Reason(p.Reason), Message: p.Message, Field: p.Field, Hint: p.Hint})
 	}
 	return nil
 }
@@ -72,7 +87,8 @@ func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Ta
 	}
 	spans.end("publish")
 	running, err := m.cfg.Store.ActivateEnvironment(ctx, env.ID, func(env *Environment) error {
-		env.State, env.Digest, env.StartedAt, env.Operation = Running, image.Digest, time.Now(), ""
+		env.State, env.Digest, env.StartedAt = Running, image.Digest, time.Now()
+		leave(env, task.Op.ID)
 		env.Problem, env.Exit = nil, nil
 		return nil
 	})
@@ -182,14 +198,16 @@ func (m *Manager) render(ctx context.Context, env *Environment) (Container, erro
 // failCreate gives back what the store holds for an environment whose create
 // failed, and keeps why. While something could not be removed it stays held:
 // the reconciler tries again.
-func (m *Manager) failCreate(ctx context.Context, env *Environment, cause error) error {
+func (m *Manager) failCreate(ctx context.Context, env *Environment, opID string, cause error) error {
+	cause = asCancelled(ctx, cause)
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
 	reason := problemOf(cause)
 	if err := m.teardown(ctx, env); err != nil {
 		m.cfg.Log.ErrorContext(ctx, "a failed create could not be undone; the reconciler will try again", "environment", env.ID, "error", err)
 		if _, updateErr := m.update(ctx, env.ID, func(env *Environment) error {
-			env.State, env.Problem, env.Operation = Failed, reason, ""
+			env.State, env.Problem = Failed, reason
+			leave(env, opID)
 			return nil
 		}); updateErr != nil {
 			return errors.Join(cause, err, updateErr)
@@ -197,7 +215,8 @@ func (m *Manager) failCreate(ctx context.Context, env *Environment, cause error)
 		return operation.Permanent(cause)
 	}
 	if err := m.release(ctx, env.ID, func(env *Environment) {
-		env.State, env.Problem, env.Operation = Failed, reason, ""
+		env.State, env.Problem = Failed, reason
+		leave(env, opID)
 	}); err != nil {
 		return errors.Join(cause, err)
 	}

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -17,14 +18,14 @@ type drawWatch struct {
 	mu      sync.Mutex
 	ctx     context.Context //nolint:containedctx // the life of Run, which owns the goroutines
 	group   sync.WaitGroup
-	cancels map[string]context.CancelFunc
+	watches map[string]*context.CancelFunc // by environment; what ends it
 }
 
 // open lets watches begin; they end with ctx.
 func (d *drawWatch) open(ctx context.Context) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.ctx, d.cancels = ctx, make(map[string]context.CancelFunc)
+	d.ctx, d.watches = ctx, make(map[string]*context.CancelFunc)
 }
 
 // wait waits for the watches to end. Call it when their context has ended.
@@ -35,6 +36,27 @@ func (d *drawWatch) wait() {
 	d.group.Wait()
 }
 
+// ensure watches a desktop unless it is watched: one that did not draw in time
+// may do so later.
+func (d *drawWatch) ensure(id string) {
+	d.mu.Lock()
+	watched := d.watches[id] != nil
+	d.mu.Unlock()
+	if !watched {
+		d.start(id)
+	}
+}
+
+// ended forgets a watch, unless another one has taken its place.
+func (d *drawWatch) ended(id string, end *context.CancelFunc) {
+	(*end)()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.watches[id] == end {
+		delete(d.watches, id)
+	}
+}
+
 // start watches the desktop of a running environment.
 func (d *drawWatch) start(id string) {
 	d.mu.Lock()
@@ -42,20 +64,23 @@ func (d *drawWatch) start(id string) {
 	if d.ctx == nil {
 		return // not running: adopt starts the watch at the next boot
 	}
-	if cancel := d.cancels[id]; cancel != nil {
-		cancel()
+	if end := d.watches[id]; end != nil {
+		(*end)()
 	}
 	ctx, cancel := context.WithTimeout(d.ctx, drawTimeout)
-	d.cancels[id] = cancel
+	d.watches[id] = &cancel
 	d.group.Go(func() {
-		defer cancel()
+		defer d.ended(id, &cancel)
 		if err := d.manager.cfg.Desktops.AwaitDrawn(ctx, id); err != nil {
-			if ctx.Err() == nil {
+			if !errors.Is(ctx.Err(), context.Canceled) {
 				d.manager.cfg.Log.WarnContext(ctx, "a desktop has not drawn", "environment", id, "error", err)
 			}
 			return
 		}
 		if _, err := d.manager.update(ctx, id, func(env *Environment) error {
+			if ctx.Err() != nil { // the run that has drawn is over
+				return ctx.Err()
+			}
 			env.Ready = env.State == Running
 			return nil
 		}); err != nil && ctx.Err() == nil {
@@ -68,8 +93,8 @@ func (d *drawWatch) start(id string) {
 func (d *drawWatch) stop(id string) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if cancel := d.cancels[id]; cancel != nil {
-		cancel()
-		delete(d.cancels, id)
+	if end := d.watches[id]; end != nil {
+		(*end)()
+		delete(d.watches, id)
 	}
 }

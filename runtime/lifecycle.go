@@ -176,12 +176,12 @@ func (m *Manager) runStop(ctx context.Context, task *operation.Task) error {
 	}
 	spans := startSpans(task)
 	defer spans.end("stop")
-	return m.stop(ctx, env, args.Timeout)
+	return m.stop(ctx, env, task.Op.ID, args.Timeout)
 }
 
 // stop ends the environment's process. An error leaves the environment as it
 // was, but free for the next operation.
-func (m *Manager) stop(ctx context.Context, env *Environment, timeout time.Duration) error {
+func (m *Manager) stop(ctx context.Context, env *Environment, opID string, timeout time.Duration) error {
 	exit, err := m.cfg.Engine.Stop(ctx, env.ID, timeout)
 	switch {
 	case errdefs.IsNotFound(err): // it ended by itself; the event or the reconciler kept how
@@ -189,11 +189,15 @@ func (m *Manager) stop(ctx context.Context, env *Environment, timeout time.Durat
 		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
 			return err
 		}
-		return operation.Permanent(errors.Join(fmt.Errorf("stop environment %s: %w", env.ID, err), m.unlock(ctx, env.ID)))
+		return m.failStop(ctx, env, opID, err)
 	}
 	m.drawing.stop(env.ID)
-	_, updateErr := m.update(ctx, env.ID, func(env *Environment) error {
-		env.State, env.Problem, env.Ready, env.Operation = Stopped, nil, false, ""
+	// It has stopped: a cancellation that comes now must not hide that.
+	recording, cancel := cleanup.Context(ctx)
+	defer cancel()
+	_, updateErr := m.update(recording, env.ID, func(env *Environment) error {
+		env.State, env.Problem, env.Ready = Stopped, nil, false
+		leave(env, opID)
 		if err == nil {
 			env.Exit = &exit
 		}
@@ -202,11 +206,47 @@ func (m *Manager) stop(ctx context.Context, env *Environment, timeout time.Durat
 	return updateErr
 }
 
+// failStop frees an environment whose process could not be stopped. While that
+// cannot be recorded the failure is not final: the queue tries abandon.
+func (m *Manager) failStop(ctx context.Context, env *Environment, opID string, cause error) error {
+	cause = fmt.Errorf("stop environment %s: %w", env.ID, asCancelled(ctx, cause))
+	if err := m.unlock(ctx, env.ID, opID); err != nil {
+		return errors.Join(cause, err)
+	}
+	return operation.Permanent(cause)
+}
+
+// asCancelled says of the failure of a cancelled operation that it was
+// cancelled, whatever the call that was interrupted made of that.
+func asCancelled(ctx context.Context, cause error) error {
+	if errors.Is(context.Cause(ctx), operation.ErrCancelled) {
+		return operation.ErrCancelled
+	}
+	return cause
+}
+
+// leave ends an operation's hold of an environment, unless another one, a
+// forced delete, has taken it over.
+func leave(env *Environment, opID string) {
+	if env.Operation == opID {
+		env.Operation = ""
+	}
+}
+
 // unlock frees an environment from an operation that changed nothing.
-func (m *Manager) unlock(ctx context.Context, id string) error {
+func (m *Manager) unlock(ctx context.Context, id, opID string) error {
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
-	_, err := m.update(ctx, id, func(env *Environment) error { env.Operation = ""; return nil })
+	_, err := m.update(ctx, id, func(env *Environment) error {
+		if env.Operation != opID {
+			return errNotOurs
+		}
+		env.Operation = ""
+		return nil
+	})
+	if errors.Is(err, errNotOurs) || errdefs.IsNotFound(err) {
+		return nil
+	}
 	return err
 }
 
@@ -238,10 +278,14 @@ func (m *Manager) start(ctx context.Context, env *Environment, task *operation.T
 		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
 			return err
 		}
-		return m.failStart(ctx, env, err)
+		return m.failStart(ctx, env, task.Op.ID, err)
 	}
-	running, err := m.update(ctx, env.ID, func(env *Environment) error {
-		env.State, env.Problem, env.Exit, env.StartedAt, env.Operation = Running, nil, nil, time.Now(), ""
+	// It runs: a cancellation that comes now must not hide that.
+	recording, cancel := cleanup.Context(ctx)
+	defer cancel()
+	running, err := m.update(recording, env.ID, func(env *Environment) error {
+		env.State, env.Problem, env.Exit, env.StartedAt, env.Ready = Running, nil, nil, time.Now(), false
+		leave(env, task.Op.ID)
 		return nil
 	})
 	if err != nil {
@@ -252,17 +296,19 @@ func (m *Manager) start(ctx context.Context, env *Environment, task *operation.T
 }
 
 // failStart keeps why a start failed and makes sure that no process is left.
-func (m *Manager) failStart(ctx context.Context, env *Environment, cause error) error {
+func (m *Manager) failStart(ctx context.Context, env *Environment, opID string, cause error) error {
+	cause = asCancelled(ctx, cause)
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
 	if _, err := m.cfg.Engine.Stop(ctx, env.ID, 0); err != nil && !errdefs.IsNotFound(err) {
 		cause = errors.Join(cause, err)
 	}
 	_, err := m.update(ctx, env.ID, func(env *Environment) error {
-		env.State, env.Problem, env.Ready, env.Operation = Failed, problemOf(cause), false, ""
+		env.State, env.Problem, env.Ready = Failed, problemOf(cause), false
+		leave(env, opID)
 		return nil
 	})
-	return operation.Permanent(errors.Join(fmt.Errorf("start environment %s: %w", env.ID, cause), err))
+	return final(fmt.Errorf("start environment %s: %w", env.ID, cause), err)
 }
 
 func (m *Manager) runRestart(ctx context.Context, task *operation.Task) error {
@@ -276,7 +322,7 @@ func (m *Manager) runRestart(ctx context.Context, task *operation.Task) error {
 		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
 			return err
 		}
-		return operation.Permanent(errors.Join(fmt.Errorf("stop environment %s: %w", env.ID, err), m.unlock(ctx, env.ID)))
+		return m.failStop(ctx, env, task.Op.ID, err)
 	}
 	task.Progress(operation.Progress{Step: "starting", Done: 1, Total: 2})
 	return m.start(ctx, env, task)
@@ -298,25 +344,39 @@ func (m *Manager) runDelete(ctx context.Context, task *operation.Task) error {
 	}
 	task.Progress(operation.Progress{Step: "removing", Done: 1, Total: 2})
 	if err := m.teardown(ctx, env); err != nil {
-		return m.failDelete(ctx, env, err)
+		return m.failDelete(ctx, env, task.Op.ID, err)
 	}
 	spans.end("remove")
-	return m.release(ctx, env.ID, func(env *Environment) {
+	// It has gone: a cancellation that comes now must not hide that.
+	recording, cancel := cleanup.Context(ctx)
+	defer cancel()
+	return m.release(recording, env.ID, func(env *Environment) {
 		env.State, env.Operation, env.Problem = Deleted, "", nil
 	})
 }
 
 // failDelete leaves an environment in error, still holding what it holds, so
 // that it can be deleted again.
-func (m *Manager) failDelete(ctx context.Context, env *Environment, cause error) error {
+func (m *Manager) failDelete(ctx context.Context, env *Environment, opID string, cause error) error {
 	if cause := context.Cause(ctx); errors.Is(cause, operation.ErrShutdown) {
 		return cause
 	}
+	cause = asCancelled(ctx, cause)
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
 	_, err := m.update(ctx, env.ID, func(env *Environment) error {
-		env.State, env.Problem, env.Ready, env.Operation = Failed, problemOf(cause), false, ""
+		env.State, env.Problem, env.Ready = Failed, problemOf(cause), false
+		leave(env, opID)
 		return nil
 	})
-	return operation.Permanent(errors.Join(fmt.Errorf("delete environment %s: %w", env.ID, cause), err))
+	return final(fmt.Errorf("delete environment %s: %w", env.ID, cause), err)
+}
+
+// final marks a failure as ended and recorded, unless recording it failed: then
+// the queue has abandon free the environment.
+func final(cause, recording error) error {
+	if recording != nil {
+		return errors.Join(cause, recording)
+	}
+	return operation.Permanent(cause)
 }

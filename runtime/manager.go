@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/oklog/ulid/v2"
 
+	"github.com/remotegpu/remotegpu/internal/keylock"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/network/port"
 	"github.com/remotegpu/remotegpu/runtime/operation"
@@ -47,6 +48,9 @@ type Manager struct {
 	files   etcFiles
 	changes broadcaster
 	drawing drawWatch
+	locks   keylock.Map[string]   // by environment: who changes its container
+	passes  keylock.Map[struct{}] // one pass of the reconciler at a time
+	missed  missedExits
 
 	conditionsMu sync.Mutex
 	conditions   map[problem.Reason]Condition

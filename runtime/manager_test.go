@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -34,6 +35,10 @@ type host struct {
 	networks runtimetest.FakeNetworks
 	volumes  runtimetest.FakeVolumes
 	desktops runtimetest.FakeDesktops
+	// afterList, when set, is called once between a list of containers and its use.
+	afterList atomic.Pointer[func()]
+	// afterUpdate, when set, is called between a change in the store and what follows.
+	afterUpdate atomic.Pointer[func(*runtime.Environment)]
 }
 
 func newHost(t *testing.T) *host {
@@ -68,6 +73,17 @@ type daemon struct {
 type faultyStore struct {
 	runtime.Store
 	faults *runtimetest.Faults
+	host   *host
+}
+
+func (s faultyStore) UpdateEnvironment(ctx context.Context, id string, op *operation.Operation,
+	change func(*runtime.Environment) error,
+) (env *runtime.Environment, existing *operation.Operation, err error) {
+	env, existing, err = s.Store.UpdateEnvironment(ctx, id, op, change)
+	if after := s.host.afterUpdate.Load(); after != nil && err == nil {
+		(*after)(env)
+	}
+	return env, existing, err
 }
 
 func (s faultyStore) ActivateEnvironment(ctx context.Context, id string, change func(*runtime.Environment) error) (env *runtime.Environment, err error) {
@@ -90,9 +106,10 @@ func start(t *testing.T, h *host) *daemon {
 	d := &daemon{t: t, host: h, store: db, queue: queue}
 	d.Manager = runtime.New(runtime.Config{
 		Node: "node", StateDir: filepath.Join(h.dir, "environments"), LogDir: filepath.Join(h.dir, "logs"),
-		Store: faultyStore{db, &h.faults}, Queue: queue, Engine: h.engine, Images: h.images,
+		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Images: h.images,
 		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,
 	})
+	passes := h.faults.Count("Desktops.Prepared") + 2 // adopting, and after subscribing
 	d.Adopt(t.Context())
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var running sync.WaitGroup
@@ -106,6 +123,12 @@ func start(t *testing.T, h *host) *daemon {
 		}
 	})
 	t.Cleanup(d.stop)
+	for range 200 { // an engine that is down lets no pass end
+		if h.faults.Count("Desktops.Prepared") >= passes {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 	return d
 }
 

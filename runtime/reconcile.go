@@ -69,7 +69,7 @@ func (m *Manager) watchUndrawn(ctx context.Context) {
 	}
 	for _, env := range envs {
 		if env.Spec.Desktop != nil && !env.Ready {
-			m.drawing.start(env.ID)
+			m.drawing.ensure(env.ID)
 		}
 	}
 }
@@ -83,15 +83,13 @@ func (m *Manager) started(env *Environment) {
 	}
 }
 
-// followEvents turns the engine's events into state changes. After each break
-// it subscribes anew and reconciles, so that nothing is missed.
+// followEvents turns the engine's events into state changes. It subscribes first
+// and reconciles then, at boot and after each break, so that nothing is missed.
 func (m *Manager) followEvents(ctx context.Context) {
-	for first := true; ctx.Err() == nil; first = false {
+	for ctx.Err() == nil {
 		events, errs := m.cfg.Engine.Events(ctx)
-		if !first {
-			if err := m.Reconcile(ctx); err != nil && ctx.Err() == nil {
-				m.cfg.Log.WarnContext(ctx, "reconciling after a break failed", "error", err)
-			}
+		if err := m.Reconcile(ctx); err != nil && ctx.Err() == nil {
+			m.cfg.Log.WarnContext(ctx, "reconciling after subscribing to events failed", "error", err)
 		}
 		for event := range events {
 			if event.Kind != EventExit {
@@ -116,71 +114,19 @@ func (m *Manager) followEvents(ctx context.Context) {
 	}
 }
 
-// errNotOurs ends a transaction on an environment that another writer owns.
-var errNotOurs = errors.New("an operation owns the environment")
-
-// ended records that the process of a running environment has ended. While an
-// operation works on the environment, the operation records it. It asks the
-// engine again first: an event of an earlier run may come late.
-func (m *Manager) ended(ctx context.Context, id string, exit *Exit) error {
-	status, err := m.cfg.Engine.Status(ctx, id)
-	if err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("ask for container of environment %s: %w", id, err)
-	}
-	if status.Running {
-		return nil
-	}
-	if exit == nil {
-		exit = status.Exit
-	}
-	env, err := m.update(ctx, id, func(env *Environment) error {
-		if env.Operation != "" || env.State != Running {
-			return errNotOurs
-		}
-		env.Exit, env.Ready = exit, false
-		env.State, env.Problem = afterExit(exit)
-		return nil
-	})
-	if errors.Is(err, errNotOurs) || errdefs.IsNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	m.drawing.stop(id)
-	m.cfg.Log.InfoContext(ctx, "the process of an environment has ended", "environment", id, "state", env.State)
-	// The dead task goes, the container stays for the next start.
-	if _, err := m.cfg.Engine.Stop(ctx, id, 0); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("remove ended task of environment %s: %w", id, err)
-	}
-	return nil
-}
-
-// afterExit is the state of an environment whose process ended unasked: it
-// stopped by itself, or it is in error.
-func afterExit(exit *Exit) (State, *operation.Problem) {
-	if exit != nil && exit.Code == 0 && !exit.OOMKilled {
-		return Stopped, nil
-	}
-	p := &operation.Problem{Reason: string(problem.ProcessExited), Message: "the process ended while nobody watched", Hint: "start it again; its files are kept"}
-	switch {
-	case exit == nil:
-	case exit.OOMKilled:
-		p.Message, p.Hint = "the process was killed because memory ran out", "give it more memory, or find what uses it"
-	case exit.Signal != 0:
-		p.Message = fmt.Sprintf("signal %d ended the process", exit.Signal)
-	default:
-		p.Message = fmt.Sprintf("the process ended with exit code %d", exit.Code)
-	}
-	return Failed, p
-}
-
 // Reconcile compares what should be with what is, once: it records processes
 // that ended, finishes what could not be undone, removes what belongs to
 // environments that are gone, and declares all published ports.
 func (m *Manager) Reconcile(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, passTimeout)
 	defer cancel()
+	// The timer and the events both ask for passes; two at once would trip
+	// over each other.
+	done, err := m.passes.Lock(ctx, struct{}{})
+	if err != nil {
+		return fmt.Errorf("wait for the pass before: %w", err)
+	}
+	defer done()
 	statuses, err := m.cfg.Engine.List(ctx)
 	m.setCondition(problem.ContainerdDown, err)
 	if err != nil {
@@ -195,53 +141,117 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 		return fmt.Errorf("list environments: %w", err)
 	}
 	var errs []error
-	published := make([]port.Published, 0, len(envs))
 	known := make(map[string]*Environment, len(envs))
 	for _, env := range envs {
 		m.fill(env)
 		known[env.ID] = env
 		errs = append(errs, m.reconcileOne(ctx, env, containers[env.ID]))
+	}
+	errs = append(errs, m.restorePorts(ctx), m.removeLeftovers(ctx, known, containers), m.purge(ctx, keepDeleted))
+	return errors.Join(errs...)
+}
+
+// restorePorts declares all published ports. It reads them anew: the pass may
+// have taken minutes by now.
+func (m *Manager) restorePorts(ctx context.Context) error {
+	envs, _, err := m.cfg.Store.Environments(ctx, Filter{})
+	if err != nil {
+		return fmt.Errorf("list environments: %w", err)
+	}
+	published := make([]port.Published, 0, len(envs))
+	for _, env := range envs {
+		m.fill(env)
 		if env.Held && !env.StartedAt.IsZero() && len(env.Ports) > 0 {
 			published = append(published, port.Published{EnvID: env.ID, Address: env.Address, Mappings: env.Ports})
 		}
 	}
-	restoreErr := m.cfg.Networks.Restore(ctx, published)
-	m.setCondition(problem.FirewallFailed, restoreErr)
-	errs = append(errs, restoreErr, m.removeLeftovers(ctx, known, containers), m.purge(ctx, keepDeleted))
-	return errors.Join(errs...)
+	err = m.cfg.Networks.Restore(ctx, published)
+	m.setCondition(problem.FirewallFailed, err)
+	return err
 }
 
-// reconcileOne brings one environment and its container together.
+// reconcileOne brings one environment and its container together. Both were
+// read a while ago: what seems wrong is looked at again before it is changed.
 func (m *Manager) reconcileOne(ctx context.Context, env *Environment, status ContainerStatus) error {
 	switch {
-	case env.Operation != "" || !env.Held:
-		return nil // an operation owns it, or it owns nothing
+	case env.Operation != "":
+		return m.freeAbandoned(ctx, env)
+	case !env.Held:
+		return nil // it owns nothing
 	case env.State == Running && !status.Running:
 		return m.ended(ctx, env.ID, status.Exit)
+	case env.State == Running && env.Spec.Desktop != nil && !env.Ready:
+		m.drawing.ensure(env.ID)
+		return nil
 	case env.State == Failed && env.StartedAt.IsZero():
-		// A failed create that could not be undone.
-		if err := m.teardown(ctx, env); err != nil {
-			return fmt.Errorf("undo failed create of environment %s: %w", env.ID, err)
-		}
-		return m.release(ctx, env.ID, func(*Environment) {})
+		return m.finishUndo(ctx, env.ID)
 	case env.State != Running && env.State != Creating && status.Running:
-		// Started behind our back, or by an attempt that died: it runs, so it is running.
-		env, err := m.update(ctx, env.ID, func(env *Environment) error {
-			if env.Operation != "" {
-				return errNotOurs
-			}
-			env.State, env.Problem = Running, nil
-			return nil
-		})
-		if errors.Is(err, errNotOurs) {
-			return nil
-		}
-		if err == nil {
-			m.started(env)
-		}
-		return err
+		return m.adoptRunning(ctx, env.ID)
 	}
 	return nil
+}
+
+// freeAbandoned frees an environment from an operation that is done and could
+// not say so, as when the disk was full: nothing else ever would. An operation
+// lets go of its environment before it is done.
+func (m *Manager) freeAbandoned(ctx context.Context, env *Environment) error {
+	op, err := m.cfg.Store.Operation(ctx, env.Operation)
+	switch {
+	case errdefs.IsNotFound(err):
+		op = &operation.Operation{ID: env.Operation, Target: env.ID}
+	case err != nil:
+		return err
+	case !op.State.Done():
+		return nil
+	}
+	if err := m.abandon(ctx, op); err != nil {
+		return fmt.Errorf("free environment %s from operation %s: %w", env.ID, op.ID, err)
+	}
+	return nil
+}
+
+// finishUndo gives back what a failed create could not.
+func (m *Manager) finishUndo(ctx context.Context, id string) error {
+	unlock, env, err := m.lockIdle(ctx, id)
+	if env == nil {
+		return err
+	}
+	defer unlock()
+	if env.State != Failed || !env.StartedAt.IsZero() || !env.Held {
+		return nil
+	}
+	if err := m.teardown(ctx, env); err != nil {
+		return fmt.Errorf("undo failed create of environment %s: %w", env.ID, err)
+	}
+	return m.release(ctx, env.ID, func(*Environment) {})
+}
+
+// adoptRunning records that an environment runs that was started behind our
+// back, or by an attempt that died.
+func (m *Manager) adoptRunning(ctx context.Context, id string) error {
+	unlock, env, err := m.lockIdle(ctx, id)
+	if env == nil {
+		return err
+	}
+	defer unlock()
+	status, err := m.cfg.Engine.Status(ctx, id)
+	if err != nil || !status.Running {
+		return ignoreNotFound(err) // it has been stopped since the list was read
+	}
+	env, err = m.update(ctx, id, func(env *Environment) error {
+		if env.Operation != "" || env.State == Running {
+			return errNotOurs
+		}
+		env.State, env.Problem = Running, nil
+		return nil
+	})
+	if errors.Is(err, errNotOurs) {
+		return nil
+	}
+	if err == nil {
+		m.started(env)
+	}
+	return err
 }
 
 // removeLeftovers removes what environments left behind that are gone: those

@@ -1,0 +1,186 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/cleanup"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+)
+
+// idleWait is how long to wait for an environment that an operation works on
+// by all appearances. The operation, or the next pass, does what is to be done.
+const idleWait = time.Second
+
+// errNotOurs ends a transaction on an environment that another writer owns.
+var errNotOurs = errors.New("an operation owns the environment")
+
+func ignoreNotFound(err error) error {
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
+// missedExits are the exits that came while an operation worked on their
+// environment. Its end looks at them: a process may end before the operation
+// has recorded that it runs.
+type missedExits struct {
+	mu    sync.Mutex
+	exits map[string]*Exit
+}
+
+func (x *missedExits) put(id string, exit *Exit) {
+	if exit == nil { // the reconciler does not know more than the engine
+		return
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.exits == nil {
+		x.exits = make(map[string]*Exit)
+	}
+	x.exits[id] = exit
+}
+
+func (x *missedExits) take(id string) *Exit {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	exit := x.exits[id]
+	delete(x.exits, id)
+	return exit
+}
+
+// alone makes a handler the only one that changes its environment and the
+// container of it, and looks afterwards whether an exit came meanwhile.
+func (m *Manager) alone(handler operation.Handler) operation.Handler {
+	return func(ctx context.Context, task *operation.Task) error {
+		id := task.Op.Target
+		unlock, err := m.locks.Lock(ctx, id)
+		if err != nil {
+			return err
+		}
+		defer m.lookAtExit(ctx, id)
+		defer unlock()
+		return handler(ctx, task)
+	}
+}
+
+// lookAtExit records the exit that came while an operation was at work.
+func (m *Manager) lookAtExit(ctx context.Context, id string) {
+	exit := m.missed.take(id)
+	if exit == nil {
+		return
+	}
+	ctx, cancel := cleanup.Context(ctx)
+	defer cancel()
+	if err := m.ended(ctx, id, exit); err != nil {
+		m.cfg.Log.ErrorContext(ctx, "recording an exit failed; the reconciler will try again", "environment", id, "error", err)
+	}
+}
+
+// lockIdle returns an environment that no operation works on, and what lets
+// one begin again; nil when there is none.
+func (m *Manager) lockIdle(ctx context.Context, id string) (unlock func(), env *Environment, err error) {
+	waiting, cancel := context.WithTimeout(ctx, idleWait)
+	defer cancel()
+	unlock, err = m.locks.Lock(waiting, id)
+	if err != nil {
+		return nil, nil, ctx.Err() // an operation works on it
+	}
+	env, err = m.cfg.Store.Environment(ctx, id)
+	if err != nil || env.Operation != "" {
+		unlock()
+		return nil, nil, ignoreNotFound(err)
+	}
+	m.fill(env)
+	return unlock, env, nil
+}
+
+// ended records that the process of a running environment has ended. While an
+// operation works on the environment, the end of the operation does.
+func (m *Manager) ended(ctx context.Context, id string, exit *Exit) error {
+	// Kept first and looked at then: an operation that ends meanwhile finds it.
+	m.missed.put(id, exit)
+	env, err := m.cfg.Store.Environment(ctx, id)
+	if err == nil && env.Operation != "" {
+		return nil
+	}
+	m.missed.take(id)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	unlock, env, err := m.lockIdle(ctx, id)
+	if env == nil {
+		if err == nil {
+			m.missed.put(id, exit) // an operation has begun
+		}
+		return err
+	}
+	defer unlock()
+	if env.State != Running {
+		return nil
+	}
+	return m.recordEnd(ctx, id, exit)
+}
+
+// recordEnd does the work of ended under the environment's lock. It asks the
+// engine again first: an event of an earlier run may come late.
+func (m *Manager) recordEnd(ctx context.Context, id string, exit *Exit) error {
+	status, err := m.cfg.Engine.Status(ctx, id)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("ask for container of environment %s: %w", id, err)
+	}
+	if status.Running {
+		return nil
+	}
+	if last := status.Exit; last != nil && (exit == nil || !last.At.Equal(exit.At)) {
+		exit = last
+	}
+	env, err := m.update(ctx, id, func(env *Environment) error {
+		if env.State != Running {
+			return errNotOurs
+		}
+		env.Exit, env.Ready = exit, false
+		env.State, env.Problem = afterExit(exit)
+		return nil
+	})
+	if errors.Is(err, errNotOurs) || errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	m.drawing.stop(id)
+	m.cfg.Log.InfoContext(ctx, "the process of an environment has ended", "environment", id, "state", env.State)
+	// The dead task goes, the container stays for the next start, which waits
+	// for the lock: it is never the new run that is ended here.
+	if _, err := m.cfg.Engine.Stop(ctx, id, 0); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("remove ended task of environment %s: %w", id, err)
+	}
+	return nil
+}
+
+// afterExit is the state of an environment whose process ended unasked: it
+// stopped by itself, or it is in error.
+func afterExit(exit *Exit) (State, *operation.Problem) {
+	if exit != nil && exit.Code == 0 && !exit.OOMKilled {
+		return Stopped, nil
+	}
+	p := &operation.Problem{Reason: string(problem.ProcessExited), Message: "the process ended while nobody watched", Hint: "start it again; its files are kept"}
+	switch {
+	case exit == nil:
+	case exit.OOMKilled:
+		p.Message, p.Hint = "the process was killed because memory ran out", "give it more memory, or find what uses it"
+	case exit.Signal != 0:
+		p.Message = fmt.Sprintf("signal %d ended the process", exit.Signal)
+	default:
+		p.Message = fmt.Sprintf("the process ended with exit code %d", exit.Code)
+	}
+	return Failed, p
+}
