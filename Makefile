@@ -36,7 +36,7 @@ down: ## Undo what "up" started; images and volumes stay (PURGE=1: they go too; 
 .PHONY: build
 build: check-go novnc ## Build the programs into bin/
 	@go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/remotegpud
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/remotegpu
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/remotegpu ./cmd/remotegpu-logwriter
 
 .PHONY: novnc
 novnc:

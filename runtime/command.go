@@ -3,7 +3,6 @@ package runtime
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -39,15 +38,10 @@ func (m *Manager) RunCommand(ctx context.Context, req CommandRequest) (CommandRe
 	if env.State != Running {
 		return CommandResult{}, notRunning(env)
 	}
-	variables := make([]string, 0, len(req.Env))
-	for key, value := range req.Env {
-		if !variableName.MatchString(key) {
-			return CommandResult{}, problem.New(problem.FieldInvalid, "%q is not a variable name", key).
-				WithField("env").WithHint("use letters, digits and _, not beginning with a digit")
-		}
-		variables = append(variables, key+"="+value)
+	variables, err := commandVariables(req.Env)
+	if err != nil {
+		return CommandResult{}, err
 	}
-	slices.Sort(variables)
 	if req.Timeout == 0 {
 		req.Timeout = DefaultCommandTimeout
 	}

@@ -86,12 +86,12 @@ func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Ta
 		return err
 	}
 	spans.end("publish")
-	running, err := m.cfg.Store.ActivateEnvironment(ctx, env.ID, func(env *Environment) error {
+	running, err := m.cfg.Store.ActivateEnvironment(ctx, env.ID, recorded(func(env *Environment) error {
 		env.State, env.Digest, env.StartedAt = Running, image.Digest, time.Now()
 		leave(env, task.Op.ID)
-		env.Problem, env.Exit = nil, nil
+		env.Problem, env.Exit, env.Health = nil, nil, firstHealth(env)
 		return nil
-	})
+	}))
 	if err != nil {
 		return fmt.Errorf("record that environment %s runs: %w", env.ID, err)
 	}
@@ -251,15 +251,16 @@ func (m *Manager) teardown(ctx context.Context, env *Environment) error {
 // release gives back an environment's ports and slot in the store, tells the
 // pool and the watchers.
 func (m *Manager) release(ctx context.Context, id string, change func(*Environment)) error {
-	env, released, err := m.cfg.Store.ReleaseEnvironment(ctx, id, func(env *Environment) error {
-		env.Held, env.Ready = false, false
+	env, released, err := m.cfg.Store.ReleaseEnvironment(ctx, id, recorded(func(env *Environment) error {
+		env.Held, env.Ready, env.Health, env.RestartAt = false, false, HealthUnknown, time.Time{}
 		change(env)
 		return nil
-	})
+	}))
 	if err != nil {
 		return fmt.Errorf("release environment %s: %w", id, err)
 	}
 	m.cfg.Ports.Released(released)
+	m.follow(env)
 	m.changes.publish(env)
 	return nil
 }

@@ -241,6 +241,8 @@ type Desktops interface {
 // kinds or *problem.Problem.
 type Store interface {
 	operation.Store
+	HistoryStore
+	MetaStore
 
 	// CreateEnvironment writes, in one transaction, the environment, its
 	// operation, its port mappings and a free subnet slot below slots, which
@@ -257,8 +259,9 @@ type Store interface {
 	// the next page.
 	Environments(ctx context.Context, filter Filter) ([]*Environment, string, error)
 	// UpdateEnvironment reads, changes and writes one in a single transaction
-	// and counts its revision. An error from change is returned as it is and
-	// nothing is written. op, when not nil, is inserted in the same
+	// and counts its revision. What change puts into News goes into the
+	// history. An error from change is returned as it is and nothing is
+	// written. op, when not nil, is inserted in the same
 	// transaction; a known request id writes nothing and returns that
 	// operation.
 	UpdateEnvironment(ctx context.Context, id string, op *operation.Operation,

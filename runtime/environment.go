@@ -53,6 +53,13 @@ type Environment struct {
 	CreatedAt time.Time
 	UpdatedAt time.Time
 	StartedAt time.Time // of its present or last run
+
+	Health       Health // "" without a check
+	HealthDetail string // what the last check said, at most HealthDetailLimit bytes
+	RestartCount int    // starts by the restart policy since somebody last started it
+	RestartAt    time.Time
+	ByPolicy     bool      // the operation at work was begun by the restart policy
+	News         []History // what this change adds to its history; the store keeps it apart
 }
 
 // Spec is what an environment should be, defaults filled in.
@@ -70,6 +77,8 @@ type Spec struct {
 	Ports              []port.Request    `json:"ports,omitempty"`
 	Desktop            *Desktop          `json:"desktop,omitempty"`
 	AllowNewPrivileges bool              `json:"allow_new_privileges,omitempty"`
+	Restart            *RestartPolicy    `json:"restart,omitempty"`
+	HealthCheck        *HealthCheck      `json:"health_check,omitempty"`
 }
 
 // PullPolicy is when to pull an image.

@@ -146,8 +146,12 @@ func (m *Manager) recordEnd(ctx context.Context, id string, exit *Exit) error {
 		if env.State != Running {
 			return errNotOurs
 		}
-		env.Exit, env.Ready = exit, false
+		env.Exit, env.Ready, env.Health = exit, false, HealthUnknown
 		env.State, env.Problem = afterExit(exit)
+		if exit == nil && m.rebooted.Load() {
+			env.State, env.Problem = Failed, problemOf(hostRebooted())
+		}
+		planAfterExit(env, exit, time.Now())
 		return nil
 	})
 	if errors.Is(err, errNotOurs) || errdefs.IsNotFound(err) {

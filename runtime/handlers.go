@@ -45,6 +45,9 @@ func (m *Manager) abandon(ctx context.Context, op *operation.Operation) error {
 	}
 	m.fill(env)
 	if env.State != Creating {
+		if op.CancelRequested {
+			return m.unlockCancelled(ctx, env.ID, op.ID)
+		}
 		return m.unlock(ctx, env.ID, op.ID)
 	}
 	cause := &problem.Problem{Reason: problem.OperationInterrupted, Message: "the operation was given up", Hint: "delete the environment and create it anew"}

@@ -294,7 +294,7 @@ func TestDeleteKeepsWhatItTookOver(t *testing.T) {
 	synced := make(chan struct{})
 	var watch sync.WaitGroup
 	watch.Go(func() {
-		_ = d.Watch(watching, runtime.Filter{}, func(c runtime.Change) error {
+		_ = d.Watch(watching, runtime.Filter{}, "", func(c runtime.Change) error {
 			if c.Synced {
 				close(synced)
 			} else {
@@ -370,7 +370,7 @@ func TestWatchForgetsWhatIsGone(t *testing.T) {
 	var states []runtime.State
 	var watch sync.WaitGroup
 	watch.Go(func() {
-		_ = d.Watch(watching, runtime.Filter{}, func(c runtime.Change) error {
+		_ = d.Watch(watching, runtime.Filter{}, "", func(c runtime.Change) error {
 			if c.Synced {
 				close(synced)
 				return nil

@@ -51,6 +51,8 @@ func (m *Manager) Start(ctx context.Context, req ActionRequest) (*Environment, *
 func (m *Manager) Stop(ctx context.Context, req ActionRequest) (*Environment, *operation.Operation, error) {
 	return m.act(ctx, KindStop, req, func(env *Environment) (bool, error) {
 		switch {
+		case !env.RestartAt.IsZero():
+			return true, nil // it ended, and would be started again
 		case env.State == Stopped:
 			return false, nil
 		case env.State != Running:
@@ -110,7 +112,7 @@ func (m *Manager) act(ctx context.Context, kind string, req ActionRequest, check
 		timeout = *req.Timeout
 	}
 	op := m.newOperation(kind, env.Project, env.ID, req.RequestID, hash, actionArgs{Timeout: timeout})
-	updated, existing, err := m.cfg.Store.UpdateEnvironment(ctx, env.ID, op, func(env *Environment) error {
+	updated, existing, err := m.cfg.Store.UpdateEnvironment(ctx, env.ID, op, recorded(func(env *Environment) error {
 		if req.Etag != "" && req.Etag != Etag(env.Revision) {
 			return problem.New(problem.EtagMismatch, "environment %q has changed since it was read", env.Name).WithField("etag").
 				WithHint("read it again and decide anew")
@@ -124,9 +126,10 @@ func (m *Manager) act(ctx context.Context, kind string, req ActionRequest, check
 		} else if !proceed {
 			return errNothingToDo
 		}
+		userActs(env, kind)
 		env.Operation = op.ID
 		return nil
-	})
+	}))
 	switch {
 	case errors.Is(err, errNothingToDo):
 		return env, nil, nil
@@ -136,6 +139,7 @@ func (m *Manager) act(ctx context.Context, kind string, req ActionRequest, check
 		return m.answer(ctx, existing, checkHash(existing, hash))
 	}
 	m.fill(updated)
+	m.follow(updated)
 	m.changes.publish(updated)
 	m.cfg.Queue.Kick(op.ID)
 	return updated, op, nil
@@ -197,6 +201,7 @@ func (m *Manager) stop(ctx context.Context, env *Environment, opID string, timeo
 	defer cancel()
 	_, updateErr := m.update(recording, env.ID, func(env *Environment) error {
 		env.State, env.Problem, env.Ready = Stopped, nil, false
+		env.Health, env.RestartAt = HealthUnknown, time.Time{}
 		leave(env, opID)
 		if err == nil {
 			env.Exit = &exit
@@ -235,6 +240,16 @@ func leave(env *Environment, opID string) {
 
 // unlock frees an environment from an operation that changed nothing.
 func (m *Manager) unlock(ctx context.Context, id, opID string) error {
+	return m.unlockAs(ctx, id, opID, cancelledByUser(ctx))
+}
+
+// unlockCancelled frees an environment from an operation that somebody
+// cancelled before it began; a restart ends with it.
+func (m *Manager) unlockCancelled(ctx context.Context, id, opID string) error {
+	return m.unlockAs(ctx, id, opID, true)
+}
+
+func (m *Manager) unlockAs(ctx context.Context, id, opID string, cancelled bool) error {
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
 	_, err := m.update(ctx, id, func(env *Environment) error {
@@ -242,6 +257,7 @@ func (m *Manager) unlock(ctx context.Context, id, opID string) error {
 			return errNotOurs
 		}
 		env.Operation = ""
+		planAgain(env, cancelled)
 		return nil
 	})
 	if errors.Is(err, errNotOurs) || errdefs.IsNotFound(err) {
@@ -285,6 +301,7 @@ func (m *Manager) start(ctx context.Context, env *Environment, task *operation.T
 	defer cancel()
 	running, err := m.update(recording, env.ID, func(env *Environment) error {
 		env.State, env.Problem, env.Exit, env.StartedAt, env.Ready = Running, nil, nil, time.Now(), false
+		env.Health, env.HealthDetail, env.ByPolicy, env.RestartAt = firstHealth(env), "", false, time.Time{}
 		leave(env, task.Op.ID)
 		return nil
 	})
@@ -297,6 +314,7 @@ func (m *Manager) start(ctx context.Context, env *Environment, task *operation.T
 
 // failStart keeps why a start failed and makes sure that no process is left.
 func (m *Manager) failStart(ctx context.Context, env *Environment, opID string, cause error) error {
+	cancelled := cancelledByUser(ctx)
 	cause = asCancelled(ctx, cause)
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
@@ -304,8 +322,9 @@ func (m *Manager) failStart(ctx context.Context, env *Environment, opID string, 
 		cause = errors.Join(cause, err)
 	}
 	_, err := m.update(ctx, env.ID, func(env *Environment) error {
-		env.State, env.Problem, env.Ready = Failed, problemOf(cause), false
+		env.State, env.Problem, env.Ready, env.Health = Failed, problemOf(cause), false, HealthUnknown
 		leave(env, opID)
+		planAgain(env, cancelled)
 		return nil
 	})
 	return final(fmt.Errorf("start environment %s: %w", env.ID, cause), err)

@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -28,16 +30,24 @@ type Config struct {
 	Store    Store
 	Queue    *operation.Queue
 	Engine   Engine
+	Executor Executor
 	Images   Images
 	Builder  Builder // nil: nothing can be built
 	Networks Networks
 	Ports    Ports
 	Volumes  Volumes
 	Desktops Desktops
-	Log      *slog.Logger
+	Meters   Meters
+	// NamedVolumes are the volumes behind Volumes.
+	NamedVolumes NamedVolumes
+	Log          *slog.Logger
 	// Reconcile is the time between two full passes of the reconciler.
 	// 0 means a minute.
 	Reconcile time.Duration
+	// BootID names this boot of the host. "": reboots are not noticed.
+	BootID string
+	// Dial connects health checks to environments. nil: as the host does.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // Manager leads environments through their life. Its methods are safe for
@@ -48,9 +58,19 @@ type Manager struct {
 	files   etcFiles
 	changes broadcaster
 	drawing drawWatch
-	locks   keylock.Map[string]   // by environment: who changes its container
-	passes  keylock.Map[struct{}] // one pass of the reconciler at a time
-	missed  missedExits
+	restart *restarter
+	health  *healthChecks
+
+	followMu sync.Mutex
+	followed map[string]int64 // revisions
+
+	rebooted  atomic.Bool           // the host began anew, and what that ended is not all recorded
+	bootKept  atomic.Bool           // the store knows this boot
+	locks     keylock.Map[string]   // by environment: who changes its container
+	passes    keylock.Map[struct{}] // one pass of the reconciler at a time
+	measuring keylock.Map[string]   // "usage" and "disk": one pass at a time
+	missed    missedExits
+	execs     execCount
 
 	conditionsMu sync.Mutex
 	conditions   map[problem.Reason]Condition
@@ -87,9 +107,14 @@ func New(cfg Config) *Manager {
 	m := &Manager{
 		cfg:        cfg,
 		files:      etcFiles{cfg.StateDir},
-		conditions: make(map[problem.Reason]Condition),
+		conditions: make(map[problem.Reason]Condition), followed: make(map[string]int64),
+	}
+	if m.cfg.Dial == nil {
+		m.cfg.Dial = new(net.Dialer).DialContext
 	}
 	m.drawing.manager = m
+	m.restart, m.health = newRestarter(m), newHealthChecks(m)
+	m.changes.recent.life = ulid.Make().String()
 	m.registerHandlers()
 	return m
 }
@@ -134,6 +159,7 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, 
 		ID: ulid.Make().String(), Name: req.Name, Project: req.Project, Node: m.cfg.Node,
 		Labels: req.Labels, Spec: req.Spec, State: Creating, Held: true, Slot: -1,
 		Warnings: warnings, CreatedAt: now, UpdatedAt: now,
+		News: []History{{Time: now, Kind: HappenedCreated, Message: "it was asked for, from image " + req.Spec.Image}},
 	}
 	op := m.newOperation(KindCreate, env.Project, env.ID, req.RequestID, hash, nil)
 	env.Operation = op.ID
@@ -290,17 +316,38 @@ func (m *Manager) fill(env *Environment) {
 	if env.Slot >= 0 && env.Held {
 		env.Address = m.cfg.Networks.Address(env.Slot)
 	}
+	if detail, ok := m.health.detail(env); ok {
+		env.HealthDetail = detail
+	}
 }
 
 // update changes an environment in the store and tells the watchers.
 func (m *Manager) update(ctx context.Context, id string, change func(*Environment) error) (*Environment, error) {
-	env, _, err := m.cfg.Store.UpdateEnvironment(ctx, id, nil, change)
+	env, _, err := m.cfg.Store.UpdateEnvironment(ctx, id, nil, recorded(change))
 	if err != nil {
 		return nil, fmt.Errorf("update environment %s: %w", id, err)
 	}
 	m.fill(env)
+	m.follow(env)
 	m.changes.publish(env)
 	return env, nil
+}
+
+// follow tells those who look after running and ended environments what the
+// store now says of one. What is older than they know is left out: changes may
+// be told of in another order than they were made.
+func (m *Manager) follow(env *Environment) {
+	m.followMu.Lock()
+	defer m.followMu.Unlock()
+	if env.Revision < m.followed[env.ID] {
+		return
+	}
+	m.followed[env.ID] = env.Revision
+	if env.State == Deleted {
+		delete(m.followed, env.ID)
+	}
+	m.restart.follow(env)
+	m.health.follow(env)
 }
 
 // Conditions returns what is not as it should be.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -29,6 +30,8 @@ const image = "docker.io/test/app:latest"
 // host is what outlives a daemon: the fakes and the state directory.
 type host struct {
 	dir      string
+	boot     string // names the boot
+	dial     func(context.Context, string, string) (net.Conn, error)
 	faults   runtimetest.Faults
 	engine   *runtimetest.FakeEngine
 	images   *runtimetest.FakeImages
@@ -106,8 +109,9 @@ func start(t *testing.T, h *host) *daemon {
 	d := &daemon{t: t, host: h, store: db, queue: queue}
 	d.Manager = runtime.New(runtime.Config{
 		Node: "node", StateDir: filepath.Join(h.dir, "environments"), LogDir: filepath.Join(h.dir, "logs"),
-		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Images: h.images,
+		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Executor: h.engine, Images: h.images,
 		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,
+		BootID: h.boot, Dial: h.dial,
 	})
 	passes := h.faults.Count("Desktops.Prepared") + 2 // adopting, and after subscribing
 	d.Adopt(t.Context())
@@ -791,7 +795,7 @@ func TestWatchSeesEveryState(t *testing.T) {
 	changes := make(chan runtime.Change, 100)
 	var watching sync.WaitGroup
 	watching.Go(func() {
-		_ = d.Watch(ctx, runtime.Filter{}, func(c runtime.Change) error { changes <- c; return nil })
+		_ = d.Watch(ctx, runtime.Filter{}, "", func(c runtime.Change) error { changes <- c; return nil })
 	})
 	if c := <-changes; c.Environment == nil || c.Environment.Name != "old" {
 		t.Fatalf("first message: %+v", c)

@@ -30,10 +30,14 @@ const (
 // declared anew. Call it before serving. When the engine does not answer the
 // node serves what it knows, and Run tries again.
 func (m *Manager) Adopt(ctx context.Context) {
-	err := m.Reconcile(ctx)
+	err := m.noticeReboot(ctx)
+	if err == nil {
+		err = m.Reconcile(ctx)
+	}
 	if err != nil && ctx.Err() == nil {
 		m.cfg.Log.ErrorContext(ctx, "adopting environments failed; it is tried again", "error", err)
 	}
+	m.checkAnew(ctx)
 }
 
 // Run follows the engine's events and reconciles on a timer until ctx ends.
@@ -42,6 +46,8 @@ func (m *Manager) Run(ctx context.Context) error {
 	m.drawing.open(ctx)
 	defer m.drawing.wait()
 	group.Go(func() error { m.followEvents(ctx); return nil })
+	group.Go(func() error { m.restart.run(ctx); return nil })
+	group.Go(func() error { m.health.run(ctx); return nil })
 	group.Go(func() error {
 		m.watchUndrawn(ctx)
 		ticker := time.NewTicker(m.cfg.Reconcile)
@@ -77,6 +83,7 @@ func (m *Manager) watchUndrawn(ctx context.Context) {
 // started watches a desktop that begins to draw and tells the watchers.
 func (m *Manager) started(env *Environment) {
 	m.fill(env)
+	m.follow(env)
 	m.changes.publish(env)
 	if env.Spec.Desktop != nil {
 		m.drawing.start(env.ID)
@@ -92,6 +99,9 @@ func (m *Manager) followEvents(ctx context.Context) {
 			m.cfg.Log.WarnContext(ctx, "reconciling after subscribing to events failed", "error", err)
 		}
 		for event := range events {
+			if event.Kind == EventOOM {
+				m.outOfMemory(ctx, event.ID)
+			}
 			if event.Kind != EventExit {
 				continue
 			}
@@ -132,6 +142,7 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
 	}
+	m.removeStaleExecs(ctx)
 	containers := make(map[string]ContainerStatus, len(statuses))
 	for _, status := range statuses {
 		containers[status.ID] = status
@@ -144,11 +155,15 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 	known := make(map[string]*Environment, len(envs))
 	for _, env := range envs {
 		m.fill(env)
+		m.follow(env)
 		known[env.ID] = env
 		errs = append(errs, m.reconcileOne(ctx, env, containers[env.ID]))
 	}
 	errs = append(errs, m.restorePorts(ctx), m.removeLeftovers(ctx, known, containers), m.purge(ctx, keepDeleted))
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	return m.reconciled(ctx)
 }
 
 // restorePorts declares all published ports. It reads them anew: the pass may

@@ -23,7 +23,7 @@ func (s *Store) CreateEnvironment(ctx context.Context, env *runtime.Environment,
 	mappings []port.Mapping, slots int,
 ) (existing *operation.Operation, err error) {
 	row := *env
-	row.Revision, row.Ports = 1, mappings
+	row.Revision, row.Ports, row.News = 1, mappings, nil
 	if row.CreatedAt.IsZero() {
 		row.CreatedAt = s.now()
 	}
@@ -42,6 +42,9 @@ func (s *Store) CreateEnvironment(ctx context.Context, env *runtime.Environment,
 			return err
 		}
 		if err := insertMappings(ctx, tx, mappings); err != nil {
+			return err
+		}
+		if err := insertHistory(ctx, tx, env.ID, env.News); err != nil {
 			return err
 		}
 		return s.insertOperation(ctx, tx, op)
@@ -212,7 +215,7 @@ func (s *Store) changeEnvironment(ctx context.Context, id string,
 		}
 		now := stored(s.now())
 		env.Revision++
-		env.UpdatedAt, env.StartedAt = now, stored(env.StartedAt)
+		env.UpdatedAt, env.StartedAt, env.RestartAt = now, stored(env.StartedAt), stored(env.RestartAt)
 		values, err := environmentValues(env)
 		if err != nil {
 			return err
@@ -220,6 +223,10 @@ func (s *Store) changeEnvironment(ctx context.Context, id string,
 		if _, err := tx.ExecContext(ctx, updateEnvironmentRow, append(values, seq)...); err != nil {
 			return err
 		}
+		if err := insertHistory(ctx, tx, id, env.News); err != nil {
+			return err
+		}
+		env.News = nil
 		return after(ctx, tx, env, now)
 	})
 	if changeErr != nil {

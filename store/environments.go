@@ -31,6 +31,12 @@ type environmentDetail struct {
 	Exit     *runtime.Exit      `json:"exit,omitempty"`
 	Digest   string             `json:"digest,omitempty"`
 	Warnings []string           `json:"warnings,omitempty"`
+
+	Health       runtime.Health `json:"health,omitempty"`
+	HealthDetail string         `json:"health_detail,omitempty"`
+	RestartCount int            `json:"restart_count,omitempty"`
+	RestartAt    int64          `json:"restart_at,omitempty"` // milliseconds since 1970 UTC
+	ByPolicy     bool           `json:"by_policy,omitempty"`
 }
 
 // environmentRow is a row as it was read, decoded only as far as needed.
@@ -66,6 +72,8 @@ func (r *environmentRow) decode() (*runtime.Environment, error) {
 		return nil, err
 	}
 	e.Problem, e.Exit, e.Digest, e.Warnings = d.Problem, d.Exit, d.Digest, d.Warnings
+	e.Health, e.HealthDetail = d.Health, d.HealthDetail
+	e.RestartCount, e.RestartAt, e.ByPolicy = d.RestartCount, fromMillis(d.RestartAt), d.ByPolicy
 	e.Slot = -1
 	if r.slot.Valid {
 		e.Slot = r.slot.V
@@ -91,7 +99,10 @@ func environmentValues(e *runtime.Environment) ([]any, error) {
 	if err != nil {
 		return nil, err
 	}
-	detail, err := toJSON(environmentDetail{e.Problem, e.Exit, e.Digest, e.Warnings})
+	detail, err := toJSON(environmentDetail{
+		Problem: e.Problem, Exit: e.Exit, Digest: e.Digest, Warnings: e.Warnings, Health: e.Health, HealthDetail: e.HealthDetail,
+		RestartCount: e.RestartCount, RestartAt: millis(e.RestartAt), ByPolicy: e.ByPolicy,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -328,6 +339,9 @@ func (s *Store) PurgeDeleted(ctx context.Context, before time.Time) (int, error)
 				AND status IN ('reserved', 'active'))`
 		if _, err := tx.ExecContext(ctx,
 			"DELETE FROM port_mappings WHERE status = 'released' AND env_id IN ("+which+")", millis(before)); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "DELETE FROM environment_events WHERE env_id IN ("+which+")", millis(before)); err != nil {
 			return err
 		}
 		result, err := tx.ExecContext(ctx, "DELETE FROM environments WHERE id IN ("+which+")", millis(before))

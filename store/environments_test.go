@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -440,4 +441,41 @@ func BenchmarkListPageOf500(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+func TestHistoryKeepsTheLast(t *testing.T) {
+	s := open(t)
+	env := environment("desk")
+	create(t, s, env, 10000)
+	for i := range 130 {
+		if _, _, err := s.UpdateEnvironment(t.Context(), env.ID, nil, func(e *runtime.Environment) error {
+			e.News = []runtime.History{{Time: time.Now(), Kind: "n", Message: strconv.Itoa(i), Exit: &runtime.Exit{Code: i}}}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := errors.New("refused")
+	if _, _, err := s.UpdateEnvironment(t.Context(), env.ID, nil, func(e *runtime.Environment) error {
+		e.News = []runtime.History{{Kind: "never"}}
+		return refused
+	}); !errors.Is(err, refused) {
+		t.Fatal(err)
+	}
+	if err := s.AppendHistory(t.Context(), "nobody", runtime.History{Kind: "n"}); err != nil {
+		t.Errorf("history of nobody: %v", err)
+	}
+	all, next, err := s.History(t.Context(), env.ID, 0, "")
+	if err != nil || len(all) != 100 || next != "" || all[0].Message != "129" || all[99].Message != "30" || all[0].Exit.Code != 129 {
+		t.Fatalf("history: %d entries %q %v, newest %+v", len(all), next, err, all[0])
+	}
+	page, next, err := s.History(t.Context(), env.ID, 60, "")
+	if err != nil || len(page) != 60 || next == "" {
+		t.Fatalf("page: %d %q %v", len(page), next, err)
+	}
+	if page, next, err = s.History(t.Context(), env.ID, 60, next); err != nil || len(page) != 40 || next != "" || page[0].Message != "69" {
+		t.Errorf("next page: %d %q %v", len(page), next, err)
+	}
+	_, _, err = s.History(t.Context(), env.ID, 1, "e:1")
+	wantReason(t, err, problem.PageTokenInvalid)
 }

@@ -26,7 +26,7 @@ var layers = []struct {
 		"internal/atomicfile", "internal/certificate", "internal/cgroup", "internal/cleanup", "internal/config", "internal/hostexec",
 		"internal/imageref", "internal/keylock", "internal/problem", "internal/sqlite", "internal/version", "desktop/rfb", "images",
 	}},
-	{"mechanisms", []string{"network", "runtime/volume", "runtime/operation"}},
+	{"mechanisms", []string{"network", "runtime/volume", "runtime/operation", "runtime/logfile"}},
 	{"domain", []string{"desktop", "runtime"}},
 	{"adapters", []string{"store", "runtime/containerd", "build"}},
 	{"rpc", []string{"internal/rpc"}},
@@ -142,6 +142,18 @@ func TestHeavyModulesHaveOneImporter(t *testing.T) {
 					t.Errorf("%s imports %s; only %v may", path, imported, importers)
 				}
 			}
+		}
+	}
+}
+
+// There is a log writer for every container: what it links is memory times
+// their number.
+func TestLogWriterLinksNothing(t *testing.T) {
+	for _, p := range list(t, "-deps", "./cmd/remotegpu-logwriter") {
+		first, _, _ := strings.Cut(p.ImportPath, "/")
+		if strings.Contains(first, ".") && !strings.HasPrefix(p.ImportPath, "golang.org/x/sys/unix") &&
+			p.ImportPath != module+"runtime/logfile" && p.ImportPath != module+"cmd/remotegpu-logwriter" {
+			t.Errorf("remotegpu-logwriter links %s", p.ImportPath)
 		}
 	}
 }

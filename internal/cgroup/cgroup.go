@@ -1,5 +1,5 @@
-// Package cgroup answers two questions about control groups: which hierarchy
-// the host uses, and whether a process is in a given group.
+// Package cgroup answers questions about control groups: which hierarchy the
+// host uses, whether a process is in a given group, and what a group uses.
 package cgroup
 
 import (

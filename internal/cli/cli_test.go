@@ -310,7 +310,7 @@ func TestExec(t *testing.T) {
 	f := newFake(t)
 	f.result = &remotegpuv1.RunCommandResponse{ExitCode: 42, Stdout: []byte("out"), Stderr: []byte("err"), StdoutTruncated: true}
 	code, stdout, stderr := f.runWith(t.Context(), "input", map[string]string{},
-		"env", "exec", "demo", "-e", "A=1", "-u", "root", "--timeout", "5s", "--", "ls", "-o", "--json")
+		"env", "exec", "--unary", "demo", "-e", "A=1", "-u", "root", "--timeout", "5s", "--", "ls", "-o", "--json")
 	if code != 42 || stdout != "out" || stderr != "errWarning: the command's output beyond 1 MiB were dropped\n" {
 		t.Errorf("code %d, %q, %q", code, stdout, stderr)
 	}
@@ -321,19 +321,19 @@ func TestExec(t *testing.T) {
 	if diff := cmp.Diff(want, f.last, protocmp.Transform()); diff != "" {
 		t.Error(diff)
 	}
-	f.runWith(t.Context(), "input", map[string]string{}, "env", "exec", "--stdin=false", "demo", "--", "ls")
+	f.runWith(t.Context(), "input", map[string]string{}, "env", "exec", "--unary", "--stdin=false", "demo", "--", "ls")
 	if request, ok := f.last.(*remotegpuv1.RunCommandRequest); !ok || len(request.GetStdin()) != 0 {
 		t.Errorf("stdin was read though it was not to be: %v", f.last)
 	}
-	if code, _, _ := f.run(t, "env", "exec", "demo", "ls"); code != 125 {
+	if code, _, _ := f.run(t, "env", "exec", "--unary", "demo", "ls"); code != 125 {
 		t.Errorf("wrong usage: %d", code)
 	}
-	if code, _, _ := f.runWith(t.Context(), strings.Repeat("x", 1<<20+1), map[string]string{}, "env", "exec", "demo", "--", "cat"); code != 125 {
+	if code, _, _ := f.runWith(t.Context(), strings.Repeat("x", 1<<20+1), map[string]string{}, "env", "exec", "--unary", "demo", "--", "cat"); code != 125 {
 		t.Errorf("too much input: %d", code)
 	}
 	for reason, want := range map[string]int{"COMMAND_NOT_FOUND": 127, "COMMAND_TIMEOUT": 124, "ENV_NOT_RUNNING": 125} {
 		f.err = apiError(t, connect.CodeInvalidArgument, reason, "no", "", "")
-		if code, _, _ := f.run(t, "env", "exec", "demo", "--", "x"); code != want {
+		if code, _, _ := f.run(t, "env", "exec", "--unary", "demo", "--", "x"); code != want {
 			t.Errorf("%s: %d", reason, code)
 		}
 	}

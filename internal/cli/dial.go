@@ -29,6 +29,7 @@ type clients struct {
 	ports        remotegpuv1connect.PortServiceClient
 	desktops     remotegpuv1connect.DesktopServiceClient
 	node         remotegpuv1connect.NodeServiceClient
+	volumes      remotegpuv1connect.VolumeServiceClient
 }
 
 // dial makes the clients. Nothing is connected yet.
@@ -45,6 +46,7 @@ func (a *app) dial() (*clients, error) {
 		ports:        remotegpuv1connect.NewPortServiceClient(c),
 		desktops:     remotegpuv1connect.NewDesktopServiceClient(c),
 		node:         remotegpuv1connect.NewNodeServiceClient(c),
+		volumes:      remotegpuv1connect.NewVolumeServiceClient(c),
 	}, nil
 }
 

@@ -14,7 +14,8 @@ import (
 func (a *app) envCommand() *cobra.Command {
 	return group("env", "Environments: create, use and delete them",
 		a.envCreate(), a.envList(), a.envGet(), a.envStart(), a.envStop(), a.envRestart(), a.envRemove(),
-		a.envWatch(), a.envExec())
+		a.envStats(), a.envTop(),
+		a.envWatch(), a.envExec(), a.envShell(), a.envLogs(), a.envEvents())
 }
 
 func (a *app) envList() *cobra.Command {
@@ -64,7 +65,7 @@ func (a *app) envTable(all []*remotegpuv1.Environment) error {
 	rows := make([][]string, 0, len(all))
 	for _, e := range all {
 		row := []string{
-			e.GetName(), envState(e), e.GetSpec().GetImage(), dash(e.GetAddress()),
+			e.GetName(), envLife(e), e.GetSpec().GetImage(), dash(e.GetAddress()),
 			dash(portList(e.GetPortMappings())), envDesktop(e), age(e.GetCreatedAt()),
 		}
 		if projects {
@@ -138,10 +139,13 @@ func (a *app) showEnvironment(e *remotegpuv1.Environment) error {
 		{"Id", e.GetId()},
 		{"Project", e.GetProject()},
 		{"Node", e.GetNode()},
-		{"State", envState(e)},
+		{"State", envLife(e)},
 		{"Problem", problemText(e.GetProblem())},
 		{"Try", e.GetProblem().GetHint()},
 		{"Last exit", exitText(e.GetExit())},
+		{"Health check", healthCheckText(spec.GetHealthCheck())},
+		{"Health", e.GetHealthDetail()},
+		{"Restart", restartText(e)},
 		{"Operation", e.GetOperation()},
 		{"Image", spec.GetImage()},
 		{"Digest", e.GetImageDigest()},

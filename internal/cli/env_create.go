@@ -21,6 +21,7 @@ type createFlags struct {
 	volumes, mounts, tmpfs, ulimits          []string
 	desktop                                  string
 	newPrivileges                            bool
+	care                                     careFlags
 }
 
 const createHelp = `create makes an environment and waits until it runs.
@@ -40,6 +41,8 @@ Mounts: -v SOURCE:TARGET[:ro]. A source with a leading slash is a path of the
 node below one of its allowed roots; any other is a named volume, made when it
 does not exist. --tmpfs TARGET[:size=SIZE][,ro] is memory. --mount takes what
 has colons: --mount type=bind,source=/a:b,target=/data,readonly.
+
+` + careHelp + `
 
 Sizes are ` + sizeHelp + `.`
 
@@ -67,6 +70,7 @@ func (a *app) envCreate() *cobra.Command {
 	}
 	f.register(cmd)
 	a.complete(cmd, "pull", "missing", "always", "never")
+	a.complete(cmd, "restart", "no", "on-failure", "always", "unless-stopped")
 	a.complete(cmd, "publish", "ssh", "rdp", "jupyter", "vnc", "novnc", "custom:")
 	a.completeWith(cmd, "image", a.completeImages)
 	return cmd
@@ -75,6 +79,7 @@ func (a *app) envCreate() *cobra.Command {
 func (f *createFlags) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	f.waiting.register(flags)
+	f.care.register(flags)
 	flags.StringVar(&f.image, "image", "", "image reference (required)")
 	flags.StringVar(&f.pull, "pull", "missing", "when to pull the image: missing, always, never")
 	flags.StringVar(&f.cpus, "cpus", "", "CPU time, in CPUs: 1.5")
@@ -141,6 +146,12 @@ func (a *app) createRequest(f *createFlags, changed func(string) bool, args []st
 		if spec.Desktop, err = parseDesktop(f.desktop); err != nil {
 			return nil, err
 		}
+	}
+	if spec.Restart, err = f.care.restartPolicy(); err != nil {
+		return nil, err
+	}
+	if spec.HealthCheck, err = f.care.healthCheck(changed); err != nil {
+		return nil, err
 	}
 	return request, nil
 }

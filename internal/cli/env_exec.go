@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,20 +15,33 @@ import (
 
 const maxStdin = 1 << 20
 
+// execFlags are the flags of commands that run in an environment.
+type execFlags struct {
+	stdin, terminal, unary bool
+	env, envFiles          []string
+	workdir, user          string
+	timeout                time.Duration
+}
+
 func (a *app) envExec() *cobra.Command {
-	request := &remotegpuv1.RunCommandRequest{}
-	var interactive bool
-	var env, envFiles []string
-	var timeout time.Duration
+	var f execFlags
 	cmd := &cobra.Command{
-		Use: "exec NAME -- COMMAND [ARG...]", Short: "Run a command in a running environment",
-		Long: `exec runs one command and shows what it wrote when it has ended, at most 1 MiB
-of each stream. No shell is involved: for one, run sh -c '…'.
+		Use: "exec [-it] NAME -- COMMAND [ARG...]", Short: "Run a command in a running environment",
+		Long: `exec runs one command and shows what it writes. No shell is involved: for one,
+run sh -c '…', or remotegpu env shell.
 
-A file or pipe on standard input is passed on, at most 1 MiB of it; --stdin
-reads a terminal too, --stdin=false reads nothing.
+A file or pipe on standard input is passed on; -i passes a terminal on too,
+--stdin=false nothing. -t gives the command a terminal of its own: with -it it
+is as if it ran here, Ctrl-C and changes of the window's size included.
 
-Exit codes: the command's own, or
+When remotegpu is interrupted or ends, so does the command: it gets SIGHUP,
+and SIGKILL after 5 seconds, with all that it has started.
+
+--unary makes one plain call instead of a stream, for proxies that cannot do
+HTTP/2: at most 1 MiB of input and of each output, shown at the end. It is also
+what -o json does.
+
+Exit codes: the command's own, 128 + signal where one ended it, or
   124  it was killed at the timeout
   125  remotegpu itself failed (the message says how)
   127  there is no such command in the environment
@@ -41,36 +55,95 @@ Exit codes: the command's own, or
 		},
 		ValidArgsFunction: a.completeEnvs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			request.Environment, request.Project, request.Argv = args[0], a.project, args[1:]
-			var err error
-			if request.Env, err = a.variables(env, envFiles); err != nil {
+			env, err := a.variables(f.env, f.envFiles)
+			if err != nil {
 				return err
 			}
-			if request.Stdin, err = a.input(interactive, cmd.Flags().Changed("stdin")); err != nil {
-				return err
+			said := cmd.Flags().Changed("stdin")
+			if f.unary || a.output == "json" {
+				if f.terminal {
+					return usagef("leave -t out", "one plain call has no terminal")
+				}
+				return a.unaryExec(cmd, &f, said, &remotegpuv1.RunCommandRequest{
+					Environment: args[0], Project: a.project, Argv: args[1:], Env: env, Workdir: f.workdir, User: f.user,
+				})
 			}
+			s := &execStream{app: a, stdin: f.stdin || !said && piped(a.stdin), terminal: f.terminal}
 			if cmd.Flags().Changed("timeout") {
-				request.Timeout = durationpb.New(timeout)
+				s.timeout = f.timeout
 			}
-			c, err := a.dial()
-			if err != nil {
-				return err
-			}
-			response, err := c.environments.RunCommand(cmd.Context(), request)
-			if err != nil {
-				return err
-			}
-			return a.showResult(response)
+			return s.run(cmd.Context(), &remotegpuv1.ExecStart{
+				Environment: args[0], Project: a.project, Argv: args[1:], Env: env, Workdir: f.workdir, User: f.user,
+			})
 		},
 	}
+	f.register(cmd)
 	flags := cmd.Flags()
-	flags.BoolVarP(&interactive, "stdin", "i", false, "pass standard input on (default: when it is a file or a pipe)")
-	flags.StringArrayVarP(&env, "env", "e", nil, "variable NAME=VALUE; NAME alone takes it from here")
-	flags.StringArrayVar(&envFiles, "env-file", nil, "file with variables, one per line")
-	flags.StringVarP(&request.Workdir, "workdir", "w", "", "working directory")
-	flags.StringVarP(&request.User, "user", "u", "", "user, or user:group")
-	flags.DurationVar(&timeout, "timeout", time.Minute, "the command is killed after this time")
+	flags.BoolVarP(&f.stdin, "stdin", "i", false, "pass standard input on (default: when it is a file or a pipe)")
+	flags.BoolVarP(&f.terminal, "tty", "t", false, "give the command a terminal")
+	flags.BoolVar(&f.unary, "unary", false, "one plain call instead of a stream")
+	flags.DurationVar(&f.timeout, "timeout", time.Minute, "the command is killed after this time (default with a stream: never)")
 	return cmd
+}
+
+func (f *execFlags) register(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringArrayVarP(&f.env, "env", "e", nil, "variable NAME=VALUE; NAME alone takes it from here")
+	flags.StringArrayVar(&f.envFiles, "env-file", nil, "file with variables, one per line")
+	flags.StringVarP(&f.workdir, "workdir", "w", "", "working directory")
+	flags.StringVarP(&f.user, "user", "u", "", "user, or user:group")
+}
+
+func (a *app) envShell() *cobra.Command {
+	var f execFlags
+	cmd := &cobra.Command{
+		Use: "shell NAME", Short: "Open a shell in a running environment",
+		Long: `shell runs /bin/bash, or where there is none /bin/sh, as env exec -it does.
+Exit codes are those of env exec.`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			a.exec = true
+			return cobra.ExactArgs(1)(cmd, args)
+		},
+		ValidArgsFunction: a.completeEnvs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			env, err := a.variables(f.env, f.envFiles)
+			if err != nil {
+				return err
+			}
+			for _, shell := range []string{"/bin/bash", "/bin/sh"} {
+				s := &execStream{app: a, stdin: true, terminal: onTerminal(a.stdin)}
+				err = s.run(cmd.Context(), &remotegpuv1.ExecStart{
+					Environment: args[0], Project: a.project, Argv: []string{shell}, Env: env, Workdir: f.workdir, User: f.user,
+				})
+				if _, ended := errors.AsType[commandExit](err); err == nil || ended || a.explain(cmd.Context(), err).Reason != "COMMAND_NOT_FOUND" {
+					return err
+				}
+			}
+			return err
+		},
+	}
+	f.register(cmd)
+	return cmd
+}
+
+// unaryExec runs the command with one plain call.
+func (a *app) unaryExec(cmd *cobra.Command, f *execFlags, said bool, request *remotegpuv1.RunCommandRequest) error {
+	var err error
+	if request.Stdin, err = a.input(f.stdin, said); err != nil {
+		return err
+	}
+	if cmd.Flags().Changed("timeout") {
+		request.Timeout = durationpb.New(f.timeout)
+	}
+	c, err := a.dial()
+	if err != nil {
+		return err
+	}
+	response, err := c.environments.RunCommand(cmd.Context(), request)
+	if err != nil {
+		return err
+	}
+	return a.showResult(response)
 }
 
 // input reads what is passed on. Without a word from the caller only a file or
@@ -84,7 +157,7 @@ func (a *app) input(wanted, said bool) ([]byte, error) {
 		return nil, fmt.Errorf("read standard input: %w", err)
 	}
 	if len(data) > maxStdin {
-		return nil, usagef("mount a directory, or send it in parts", "standard input is larger than 1 MiB")
+		return nil, usagef("leave --unary out", "standard input is larger than 1 MiB")
 	}
 	return data, nil
 }

@@ -44,6 +44,7 @@ existed when the watch began.`,
 			}
 		},
 	}
+	cmd.Flags().StringVar(&request.ResumeAfter, "resume-after", "", "only what came after this resumeToken of an earlier watch's json")
 	cmd.Flags().StringVarP(&request.LabelSelector, "selector", "l", "", "only with these labels: key=value,key!=value,key,!key")
 	return cmd
 }
@@ -63,5 +64,5 @@ func (a *app) showChange(message *remotegpuv1.WatchEnvironmentsResponse) error {
 	if e.GetDesktopReady() {
 		note += " desktop ready"
 	}
-	return a.printf("%s  %-20s %-9s %s\n", moment(e.GetUpdatedAt()), plain(e.GetName()), envState(e), plain(note))
+	return a.printf("%s  %-20s %-9s %s\n", moment(e.GetUpdatedAt()), plain(e.GetName()), envLife(e), plain(note))
 }

@@ -35,6 +35,7 @@ type Config struct {
 	Network    Network    `toml:"network"`
 	Mounts     Mounts     `toml:"mounts"`
 	Operations Operations `toml:"operations"`
+	Logs       Logs       `toml:"logs"`
 	Log        Log        `toml:"log"`
 }
 
@@ -98,6 +99,12 @@ type Operations struct {
 	KeepDays  int           `toml:"keep_days" comment:"Days that operations are kept after they are done."`
 }
 
+// Logs is what is kept of what environments write.
+type Logs struct {
+	MaxSize  int64 `toml:"max_size" comment:"Bytes after which the log of an environment is rotated, at least 65536."`
+	MaxFiles int   `toml:"max_files" comment:"Files that are kept of each log, the one that is written included."`
+}
+
 // Log is how the daemon logs.
 type Log struct {
 	Format string `toml:"format" comment:"text or json."`
@@ -114,6 +121,7 @@ func Default() Config {
 		Containerd: Containerd{Address: "/run/containerd/containerd.sock", Namespace: "remotegpu", Snapshotter: "overlayfs", Cgroup: "/remotegpu"},
 		Network:    Network{ResolvConf: "/etc/resolv.conf"},
 		Operations: Operations{Workers: 16, KeepDays: 30},
+		Logs:       Logs{MaxSize: 16 << 20, MaxFiles: 4},
 		Log:        Log{Format: "text", Level: "info"},
 	}
 }
@@ -192,6 +200,9 @@ func (c *Config) check() error {
 	}
 	if c.Operations.Workers < 1 || c.Operations.KeepDays < 1 {
 		errs = append(errs, fault("operations", "", "workers and keep_days are at least 1"))
+	}
+	if c.Logs.MaxSize < 64<<10 || c.Logs.MaxFiles < 1 || c.Logs.MaxFiles > 1000 {
+		errs = append(errs, fault("logs", "", "max_size is at least 65536 bytes and max_files 1 to 1000"))
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		errs = append(errs, fault("log.format", "", "%q is neither text nor json", c.Log.Format))

@@ -183,6 +183,9 @@ func (n *Node) Info(ctx context.Context) rpc.Node {
 	if info.IPTables, err = n.firewall.Backend(ctx); err != nil {
 		info.Conditions = addCondition(info.Conditions, problem.Of(err))
 	}
+	if writer := n.logWriter(); !writer.There() {
+		info.Conditions = addCondition(info.Conditions, logWriterMissing(writer))
+	}
 	if n.gateway != nil && !gateway.HasNoVNC() {
 		info.Conditions = addCondition(info.Conditions, problem.New(problem.DesktopUnavailable, "this remotegpud was built without noVNC").
 			WithHint("build it with: make build"))

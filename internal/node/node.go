@@ -49,6 +49,7 @@ type Node struct {
 	gateway  *gateway.Gateway // nil: off
 	desktops *desktop.Desktops
 	pool     *port.Pool
+	volumes  *volume.Manager
 	prefix   string // address range
 	token    string
 	started  time.Time
@@ -85,7 +86,7 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Node, err
 	}
 	if n.engine, err = containerd.New(containerd.Config{
 		Address: cfg.Containerd.Address, Namespace: cfg.Containerd.Namespace, Snapshotter: cfg.Containerd.Snapshotter,
-		CgroupParent: cfg.Containerd.Cgroup, FIFODir: n.runPath("fifo"), LogDir: n.statePath("logs"), Log: log,
+		CgroupParent: cfg.Containerd.Cgroup, FIFODir: n.runPath("fifo"), LogDir: n.statePath("logs"), LogWriter: n.logWriter(), Log: log,
 	}); err != nil {
 		return nil, err
 	}
@@ -125,6 +126,7 @@ func (n *Node) buildManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.volumes = volumes
 	n.desktops = desktop.New(desktop.Config{
 		Dir: n.runPath("desktop"), Log: n.log,
 		InEnvironment: func(pid int, envID string) (bool, error) {
@@ -150,9 +152,15 @@ func (n *Node) buildManager(ctx context.Context) error {
 	n.queue = operation.New(operation.Config{
 		Store: n.store, Log: n.log, Workers: n.cfg.Operations.Workers, Retention: n.cfg.Operations.Retention,
 	})
+	groups, err := cgroup.NewReader()
+	if err != nil {
+		return err
+	}
 	n.manager = runtime.New(runtime.Config{
+		NamedVolumes: volumes, Meters: meters{n.engine, n.networks, groups, n.cfg.Containerd.Cgroup},
 		Node: n.cfg.Node.Name, StateDir: n.statePath("environments"), LogDir: n.statePath("logs"), Store: n.store, Queue: n.queue,
-		Engine: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.pool, Volumes: volumes, Desktops: n.desktops, Log: n.log,
+		Engine: n.engine, Executor: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.pool, Volumes: volumes, Desktops: n.desktops, Log: n.log,
+		BootID: bootID(),
 	})
 	return ctx.Err()
 }
@@ -176,6 +184,12 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	group.Go(func() error { return n.queue.Run(ctx) })
 	group.Go(func() error { return n.manager.Run(ctx) })
+	group.Go(func() error {
+		if err := n.volumes.RemoveDeleted(ctx); err != nil && ctx.Err() == nil {
+			n.log.WarnContext(ctx, "files of deleted volumes stay until the next start", "error", err)
+		}
+		return nil
+	})
 	if n.gateway != nil {
 		group.Go(func() error { return n.gateway.Run(ctx) })
 	}

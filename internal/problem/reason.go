@@ -25,6 +25,8 @@ const (
 	EnvRunning           Reason = "ENV_RUNNING"
 	EnvVariableReserved  Reason = "ENV_VARIABLE_RESERVED"
 	EtagMismatch         Reason = "ETAG_MISMATCH"
+	HostRebooted         Reason = "HOST_REBOOTED"
+	ResumeTokenTooOld    Reason = "RESUME_TOKEN_TOO_OLD"
 	RequestIDReused      Reason = "REQUEST_ID_REUSED"
 	PageTokenInvalid     Reason = "PAGE_TOKEN_INVALID"
 	RequestTooLarge      Reason = "REQUEST_TOO_LARGE"
@@ -34,6 +36,8 @@ const (
 	UserNotFound         Reason = "USER_NOT_FOUND"
 	CommandNotFound      Reason = "COMMAND_NOT_FOUND"
 	CommandTimeout       Reason = "COMMAND_TIMEOUT"
+	ExecNotStarted       Reason = "EXEC_NOT_STARTED"
+	ExecLimit            Reason = "EXEC_LIMIT_REACHED"
 	ProcessStartFailed   Reason = "PROCESS_START_FAILED"
 	ProcessExited        Reason = "PROCESS_EXITED"
 	ImageReferenceBad    Reason = "IMAGE_REFERENCE_INVALID"
@@ -58,6 +62,10 @@ const (
 	NoUpstreamDNS        Reason = "NO_UPSTREAM_DNS"
 	MountNotAllowed      Reason = "MOUNT_NOT_ALLOWED"
 	MountSourceNotFound  Reason = "MOUNT_SOURCE_NOT_FOUND"
+	VolumeNameInvalid    Reason = "VOLUME_NAME_INVALID"
+	VolumeExists         Reason = "VOLUME_EXISTS"
+	VolumeNotFound       Reason = "VOLUME_NOT_FOUND"
+	VolumeInUse          Reason = "VOLUME_IN_USE"
 	DesktopAbsent        Reason = "DESKTOP_ABSENT"
 	DesktopUnavailable   Reason = "DESKTOP_UNAVAILABLE"
 	DesktopSocketBad     Reason = "DESKTOP_SOCKET_REJECTED"
@@ -66,6 +74,7 @@ const (
 	OperationInterrupted Reason = "OPERATION_INTERRUPTED"
 	ContainerdDown       Reason = "CONTAINERD_UNAVAILABLE"
 	ContainerUnknown     Reason = "CONTAINER_UNKNOWN"
+	LogWriterMissing     Reason = "LOG_WRITER_MISSING"
 	DatabaseNewer        Reason = "DATABASE_NEWER"
 	DatabaseFailed       Reason = "DATABASE_FAILED"
 	ConfigInvalid        Reason = "CONFIG_INVALID"
@@ -87,6 +96,8 @@ var kinds = map[Reason]error{
 	EnvRunning:           errdefs.ErrFailedPrecondition,
 	EnvVariableReserved:  errdefs.ErrInvalidArgument,
 	EtagMismatch:         errdefs.ErrAborted,
+	HostRebooted:         errdefs.ErrFailedPrecondition,
+	ResumeTokenTooOld:    errdefs.ErrOutOfRange,
 	RequestIDReused:      errdefs.ErrAlreadyExists,
 	PageTokenInvalid:     errdefs.ErrInvalidArgument,
 	RequestTooLarge:      errdefs.ErrResourceExhausted,
@@ -96,6 +107,8 @@ var kinds = map[Reason]error{
 	UserNotFound:         errdefs.ErrInvalidArgument,
 	CommandNotFound:      errdefs.ErrInvalidArgument,
 	CommandTimeout:       context.DeadlineExceeded,
+	ExecNotStarted:       errdefs.ErrInvalidArgument,
+	ExecLimit:            errdefs.ErrResourceExhausted,
 	ProcessStartFailed:   errdefs.ErrFailedPrecondition,
 	ProcessExited:        errdefs.ErrFailedPrecondition,
 	ImageReferenceBad:    errdefs.ErrInvalidArgument,
@@ -120,6 +133,10 @@ var kinds = map[Reason]error{
 	NoUpstreamDNS:        errdefs.ErrFailedPrecondition,
 	MountNotAllowed:      errdefs.ErrInvalidArgument,
 	MountSourceNotFound:  errdefs.ErrInvalidArgument,
+	VolumeNameInvalid:    errdefs.ErrInvalidArgument,
+	VolumeExists:         errdefs.ErrAlreadyExists,
+	VolumeNotFound:       errdefs.ErrNotFound,
+	VolumeInUse:          errdefs.ErrFailedPrecondition,
 	DesktopAbsent:        errdefs.ErrFailedPrecondition,
 	DesktopUnavailable:   errdefs.ErrUnavailable,
 	DesktopSocketBad:     errdefs.ErrPermissionDenied,
@@ -128,6 +145,7 @@ var kinds = map[Reason]error{
 	OperationInterrupted: errdefs.ErrAborted,
 	ContainerdDown:       errdefs.ErrUnavailable,
 	ContainerUnknown:     errdefs.ErrFailedPrecondition,
+	LogWriterMissing:     errdefs.ErrFailedPrecondition,
 	DatabaseNewer:        errdefs.ErrFailedPrecondition,
 	DatabaseFailed:       errdefs.ErrInternal,
 	ConfigInvalid:        errdefs.ErrInvalidArgument,

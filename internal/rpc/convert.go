@@ -31,14 +31,11 @@ func toEnvironment(env *runtime.Environment) *remotegpuv1.Environment {
 		Spec: toSpec(&env.Spec), State: environmentStates.toProto[env.State], Problem: toProblem(env.Problem),
 		ImageDigest: env.Digest, DesktopReady: env.Ready, Warnings: env.Warnings, Operation: env.Operation,
 		CreatedAt: timestamp(env.CreatedAt), UpdatedAt: timestamp(env.UpdatedAt), StartedAt: timestamp(env.StartedAt),
+		Health: healths.toProto[env.Health], HealthDetail: env.HealthDetail,
+		RestartCount: int32(env.RestartCount), RestartAt: timestamp(env.RestartAt), Exit: toExit(env.Exit),
 	}
 	if env.Address.IsValid() {
 		message.Address = env.Address.String()
-	}
-	if env.Exit != nil {
-		message.Exit = &remotegpuv1.ExitStatus{
-			Code: int32(env.Exit.Code), Signal: int32(env.Exit.Signal), OomKilled: env.Exit.OOMKilled, At: timestamp(env.Exit.At),
-		}
 	}
 	for i := range env.Ports {
 		message.PortMappings = append(message.PortMappings, toMapping(&env.Ports[i], env.Node))
@@ -86,6 +83,7 @@ func toSpec(spec *runtime.Spec) *remotegpuv1.EnvironmentSpec {
 	if d := spec.Desktop; d != nil {
 		message.Desktop = &remotegpuv1.Desktop{Width: int32(d.Width), Height: int32(d.Height), Depth: int32(d.Depth)}
 	}
+	message.Restart, message.HealthCheck = toRestart(spec.Restart), toHealthCheck(spec.HealthCheck)
 	return message
 }
 
@@ -120,6 +118,7 @@ func fromSpec(message *remotegpuv1.EnvironmentSpec) runtime.Spec {
 	if d := message.GetDesktop(); d != nil {
 		spec.Desktop = &runtime.Desktop{Width: int(d.GetWidth()), Height: int(d.GetHeight()), Depth: int(d.GetDepth())}
 	}
+	spec.Restart, spec.HealthCheck = fromRestart(message.GetRestart()), fromHealthCheck(message.GetHealthCheck())
 	return spec
 }
 

@@ -97,6 +97,7 @@ func NewHandler(cfg Config) http.Handler {
 	remotegpuv1connect.RegisterPortServiceHandler(server, (*portService)(services))
 	remotegpuv1connect.RegisterDesktopServiceHandler(server, (*desktopService)(services))
 	remotegpuv1connect.RegisterNodeServiceHandler(server, (*nodeService)(services))
+	remotegpuv1connect.RegisterVolumeServiceHandler(server, (*volumeService)(services))
 	registerHealth(server)
 	grpcreflect.Register(server)
 	mux := http.NewServeMux()

@@ -7,8 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/core/containers"
@@ -18,7 +16,6 @@ import (
 	"github.com/containerd/typeurl/v2"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/remotegpu/remotegpu/runtime"
@@ -170,20 +167,4 @@ func (e *Engine) forgetOwn(ctx context.Context, own *containers.Container) error
 		return nil // absent, another's, or containerd is away: Delete is the caller's next step
 	}
 	return e.Delete(undo, own.ID)
-}
-
-// makeLog makes the log file before the shim does, which would let everybody
-// read it.
-func makeLog(name string) error {
-	if name == "" {
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
-		return fmt.Errorf("make log directory: %w", err)
-	}
-	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
-	if err != nil {
-		return fmt.Errorf("make log: %w", err)
-	}
-	return errors.Join(file.Chmod(0o600), file.Close())
 }

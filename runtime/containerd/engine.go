@@ -11,6 +11,7 @@ package containerd
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -72,6 +73,8 @@ type Config struct {
 	// LogDir is where "<id>.log" is removed on Delete even when the record
 	// that names the file is gone.
 	LogDir string
+	// LogWriter writes the logs. Zero: the shim does, as the output comes.
+	LogWriter LogWriter
 	// FIFODir holds the pipes of running commands, DefaultFIFODir.
 	FIFODir string
 	// RuntimeBinary is the OCI runtime, "runc" from the PATH of containerd.
@@ -95,7 +98,11 @@ type Engine struct {
 	files     atomic.Uint64 // most open files of a process; 0: not known yet
 	tidy      func()        // removes FIFOs of daemons that died
 
+	token string // tells this engine's processes from another's
+
 	mu     sync.Mutex
+	lost   map[string]int           // processes that could not be removed: first pid by exec id
+	swept  bool                     // those of other engines are gone
 	images map[string]*image        // by target digest
 	users  map[userKey]specs.User   // as images have them
 	fresh  map[string]freshSnapshot // of containers that were created and never started
@@ -140,6 +147,7 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e := &Engine{
 		cfg: cfg, client: c, tasks: c.TaskService(), store: c.ContainerService(), snapshots: c.SnapshotService(cfg.Snapshotter),
+		token: rand.Text()[:8], lost: make(map[string]int),
 		images: make(map[string]*image), users: make(map[userKey]specs.User), fresh: make(map[string]freshSnapshot),
 	}
 	e.host = sync.OnceValue(e.inspectHost)

@@ -3,7 +3,6 @@ package containerd
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -50,7 +49,7 @@ func (e *Engine) exec(parent context.Context, id string, cmd runtime.Command) (r
 	if err != nil {
 		return result, commandEnd(parent, ctx, &cmd, err)
 	}
-	x := execution{engine: e, id: id, exec: "run-" + rand.Text(), stdin: newSource(cmd.Stdin)}
+	x := execution{engine: e, id: id, exec: e.execID("run", id), stdin: newSource(cmd.Stdin)}
 	x.stdout.limit, x.stderr.limit = max(cmd.OutputLimit, 0), max(cmd.OutputLimit, 0)
 	if err := x.start(ctx, process, len(cmd.Stdin) > 0); err != nil {
 		return result, commandEnd(parent, ctx, &cmd, e.execProblem(parent, id, &cmd, err))
@@ -133,6 +132,7 @@ func (e *Engine) execProblem(ctx context.Context, id string, cmd *runtime.Comman
 type execution struct {
 	engine         *Engine
 	id, exec       string
+	pid            int
 	stdin          *source
 	stdout, stderr sink
 	io             cio.IO
@@ -166,9 +166,11 @@ func (x *execution) start(ctx context.Context, process *specs.Process, withStdin
 		x.closeIO()
 		return e.explain(ctx, err)
 	}
-	if _, err = e.tasks.Start(ctx, &tasks.StartRequest{ContainerID: x.id, ExecID: x.exec}); err != nil {
+	started, err := e.tasks.Start(ctx, &tasks.StartRequest{ContainerID: x.id, ExecID: x.exec})
+	if err != nil {
 		return errors.Join(e.explain(ctx, err), x.remove(ctx))
 	}
+	x.pid = int(started.Pid)
 	if withStdin {
 		x.closeStdin(ctx)
 	}
@@ -204,6 +206,7 @@ func (x *execution) end(ctx context.Context) (waited, error) {
 	}
 	undo, cancelUndo := afterwards(ctx)
 	defer cancelUndo()
+	group := x.engine.group(x.id, x.pid, nil)
 	err := x.engine.kill(undo, x.id, x.exec, syscall.SIGKILL, false)
 	if errdefs.IsNotFound(err) {
 		err = nil
@@ -211,7 +214,7 @@ func (x *execution) end(ctx context.Context) (waited, error) {
 	if err == nil {
 		_, err = await(undo, ended)
 	}
-	return waited{}, errors.Join(context.Cause(ctx), err)
+	return waited{}, errors.Join(context.Cause(ctx), err, x.engine.killGroup(undo, x.id, x.pid, group))
 }
 
 // drain waits for the rest of the output.
@@ -235,12 +238,9 @@ func (x *execution) remove(ctx context.Context) error {
 	}
 	// Pipes first: the shim waits for its copies into them to end.
 	x.closeIO()
-	_, err := x.engine.tasks.DeleteProcess(undo, &tasks.DeleteProcessRequest{ContainerID: x.id, ExecID: x.exec})
+	err := x.engine.removeExec(undo, x.id, x.exec, x.pid)
 	x.closing.Wait()
-	if err = x.engine.explain(undo, err); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("delete process: %w", err)
-	}
-	return nil
+	return err
 }
 
 func (x *execution) closeIO() {

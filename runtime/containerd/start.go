@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/url"
 	"reflect"
 	"strings"
 
@@ -141,8 +140,7 @@ func (e *Engine) run(ctx context.Context, c *runtime.Container, mounts []mount.M
 		request.Rootfs = append(request.Rootfs, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
 	}
 	if c.LogPath != "" {
-		// The shim writes the file, so output survives this process.
-		request.Stdout = (&url.URL{Scheme: "file", Path: c.LogPath}).String()
+		request.Stdout = e.logAddress(c.LogPath)
 		request.Stderr = request.Stdout
 	}
 	whole, done := uninterrupted(ctx)

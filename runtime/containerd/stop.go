@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"syscall"
 	"time"
@@ -227,10 +226,5 @@ func (e *Engine) remove(ctx context.Context, id string) error {
 	if err := e.snapshots.Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove snapshot: %w", e.explain(ctx, err))
 	}
-	for _, name := range logs {
-		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return fmt.Errorf("remove log: %w", err)
-		}
-	}
-	return nil
+	return removeLogs(logs)
 }

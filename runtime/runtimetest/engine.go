@@ -66,12 +66,20 @@ func Engine(t *testing.T, open func(t *testing.T) EngineSetup) {
 		{"Reopen", testReopen},
 		{"List", testList},
 	} {
-		t.Run(test.name, func(t *testing.T) {
-			s := &suite{EngineSetup: setup, id: strings.ToLower(test.name)}
-			test.run(t, s)
-			s.cleanUp(t)
-		})
+		setup.run(t, test.name, test.run)
 	}
+	for _, test := range execTests() {
+		setup.run(t, test.name, test.run)
+	}
+}
+
+func (setup EngineSetup) run(t *testing.T, name string, test func(t *testing.T, s *suite)) {
+	t.Helper()
+	t.Run(name, func(t *testing.T) {
+		s := &suite{EngineSetup: setup, id: strings.ToLower(name)}
+		test(t, s)
+		s.cleanUp(t)
+	})
 }
 
 type suite struct {

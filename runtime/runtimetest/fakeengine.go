@@ -28,6 +28,7 @@ type FakeEngine struct {
 	subscribers map[*subscriber]struct{}
 	lastPID     int
 	down        bool
+	execs       map[*execution]fakeExec
 }
 
 var _ runtime.Engine = (*FakeEngine)(nil)

@@ -24,6 +24,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Health is how a health check goes.
+type Health int32
+
+const (
+	// No health check.
+	Health_HEALTH_UNSPECIFIED Health = 0
+	// Within its start period, and not healthy yet.
+	Health_HEALTH_STARTING Health = 1
+	// The last check succeeded.
+	Health_HEALTH_HEALTHY Health = 2
+	// As many checks as retries allows failed one after another.
+	Health_HEALTH_UNHEALTHY Health = 3
+)
+
+// Enum value maps for Health.
+var (
+	Health_name = map[int32]string{
+		0: "HEALTH_UNSPECIFIED",
+		1: "HEALTH_STARTING",
+		2: "HEALTH_HEALTHY",
+		3: "HEALTH_UNHEALTHY",
+	}
+	Health_value = map[string]int32{
+		"HEALTH_UNSPECIFIED": 0,
+		"HEALTH_STARTING":    1,
+		"HEALTH_HEALTHY":     2,
+		"HEALTH_UNHEALTHY":   3,
+	}
+)
+
+func (x Health) Enum() *Health {
+	p := new(Health)
+	*p = x
+	return p
+}
+
+func (x Health) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Health) Descriptor() protoreflect.EnumDescriptor {
+	return file_remotegpu_v1_environment_proto_enumTypes[0].Descriptor()
+}
+
+func (Health) Type() protoreflect.EnumType {
+	return &file_remotegpu_v1_environment_proto_enumTypes[0]
+}
+
+func (x Health) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Health.Descriptor instead.
+func (Health) EnumDescriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{0}
+}
+
 // EnvironmentState is the life of an environment; these are the only states.
 type EnvironmentState int32
 
@@ -74,11 +131,11 @@ func (x EnvironmentState) String() string {
 }
 
 func (EnvironmentState) Descriptor() protoreflect.EnumDescriptor {
-	return file_remotegpu_v1_environment_proto_enumTypes[0].Descriptor()
+	return file_remotegpu_v1_environment_proto_enumTypes[1].Descriptor()
 }
 
 func (EnvironmentState) Type() protoreflect.EnumType {
-	return &file_remotegpu_v1_environment_proto_enumTypes[0]
+	return &file_remotegpu_v1_environment_proto_enumTypes[1]
 }
 
 func (x EnvironmentState) Number() protoreflect.EnumNumber {
@@ -87,7 +144,70 @@ func (x EnvironmentState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EnvironmentState.Descriptor instead.
 func (EnvironmentState) EnumDescriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{0}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{1}
+}
+
+// RestartMode is when the node starts an environment again by itself.
+type RestartMode int32
+
+const (
+	// NO.
+	RestartMode_RESTART_MODE_UNSPECIFIED RestartMode = 0
+	// Never.
+	RestartMode_RESTART_MODE_NO RestartMode = 1
+	// When its process failed: an exit code other than 0, a signal, the OOM
+	// killer, or a host that was rebooted under it.
+	RestartMode_RESTART_MODE_ON_FAILURE RestartMode = 2
+	// Whenever its process ended unasked.
+	RestartMode_RESTART_MODE_ALWAYS RestartMode = 3
+	// As ALWAYS, under the name others give it: what somebody stopped stays
+	// stopped with either.
+	RestartMode_RESTART_MODE_UNLESS_STOPPED RestartMode = 4
+)
+
+// Enum value maps for RestartMode.
+var (
+	RestartMode_name = map[int32]string{
+		0: "RESTART_MODE_UNSPECIFIED",
+		1: "RESTART_MODE_NO",
+		2: "RESTART_MODE_ON_FAILURE",
+		3: "RESTART_MODE_ALWAYS",
+		4: "RESTART_MODE_UNLESS_STOPPED",
+	}
+	RestartMode_value = map[string]int32{
+		"RESTART_MODE_UNSPECIFIED":    0,
+		"RESTART_MODE_NO":             1,
+		"RESTART_MODE_ON_FAILURE":     2,
+		"RESTART_MODE_ALWAYS":         3,
+		"RESTART_MODE_UNLESS_STOPPED": 4,
+	}
+)
+
+func (x RestartMode) Enum() *RestartMode {
+	p := new(RestartMode)
+	*p = x
+	return p
+}
+
+func (x RestartMode) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RestartMode) Descriptor() protoreflect.EnumDescriptor {
+	return file_remotegpu_v1_environment_proto_enumTypes[2].Descriptor()
+}
+
+func (RestartMode) Type() protoreflect.EnumType {
+	return &file_remotegpu_v1_environment_proto_enumTypes[2]
+}
+
+func (x RestartMode) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RestartMode.Descriptor instead.
+func (RestartMode) EnumDescriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{2}
 }
 
 // PullPolicy is when to pull an image.
@@ -131,11 +251,11 @@ func (x PullPolicy) String() string {
 }
 
 func (PullPolicy) Descriptor() protoreflect.EnumDescriptor {
-	return file_remotegpu_v1_environment_proto_enumTypes[1].Descriptor()
+	return file_remotegpu_v1_environment_proto_enumTypes[3].Descriptor()
 }
 
 func (PullPolicy) Type() protoreflect.EnumType {
-	return &file_remotegpu_v1_environment_proto_enumTypes[1]
+	return &file_remotegpu_v1_environment_proto_enumTypes[3]
 }
 
 func (x PullPolicy) Number() protoreflect.EnumNumber {
@@ -144,7 +264,7 @@ func (x PullPolicy) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PullPolicy.Descriptor instead.
 func (PullPolicy) EnumDescriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{1}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{3}
 }
 
 // MountType is where a mount's content comes from.
@@ -188,11 +308,11 @@ func (x MountType) String() string {
 }
 
 func (MountType) Descriptor() protoreflect.EnumDescriptor {
-	return file_remotegpu_v1_environment_proto_enumTypes[2].Descriptor()
+	return file_remotegpu_v1_environment_proto_enumTypes[4].Descriptor()
 }
 
 func (MountType) Type() protoreflect.EnumType {
-	return &file_remotegpu_v1_environment_proto_enumTypes[2]
+	return &file_remotegpu_v1_environment_proto_enumTypes[4]
 }
 
 func (x MountType) Number() protoreflect.EnumNumber {
@@ -201,7 +321,60 @@ func (x MountType) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use MountType.Descriptor instead.
 func (MountType) EnumDescriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{2}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{4}
+}
+
+// LogStream is where a line was written to.
+type LogStream int32
+
+const (
+	// Both, in a request; never sent.
+	LogStream_LOG_STREAM_UNSPECIFIED LogStream = 0
+	// Standard output.
+	LogStream_LOG_STREAM_STDOUT LogStream = 1
+	// Standard error.
+	LogStream_LOG_STREAM_STDERR LogStream = 2
+)
+
+// Enum value maps for LogStream.
+var (
+	LogStream_name = map[int32]string{
+		0: "LOG_STREAM_UNSPECIFIED",
+		1: "LOG_STREAM_STDOUT",
+		2: "LOG_STREAM_STDERR",
+	}
+	LogStream_value = map[string]int32{
+		"LOG_STREAM_UNSPECIFIED": 0,
+		"LOG_STREAM_STDOUT":      1,
+		"LOG_STREAM_STDERR":      2,
+	}
+)
+
+func (x LogStream) Enum() *LogStream {
+	p := new(LogStream)
+	*p = x
+	return p
+}
+
+func (x LogStream) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LogStream) Descriptor() protoreflect.EnumDescriptor {
+	return file_remotegpu_v1_environment_proto_enumTypes[5].Descriptor()
+}
+
+func (LogStream) Type() protoreflect.EnumType {
+	return &file_remotegpu_v1_environment_proto_enumTypes[5]
+}
+
+func (x LogStream) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LogStream.Descriptor instead.
+func (LogStream) EnumDescriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{5}
 }
 
 // Environment is a container with its writable layer, address, port mappings,
@@ -245,7 +418,15 @@ type Environment struct {
 	// When it last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,18,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// When its present or last run started.
-	StartedAt     *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	StartedAt *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=started_at,json=startedAt,proto3" json:"started_at,omitempty"`
+	// How its health check goes. UNSPECIFIED where it has none.
+	Health Health `protobuf:"varint,20,opt,name=health,proto3,enum=remotegpu.v1.Health" json:"health,omitempty"`
+	// What the last health check said, at most 4 KiB.
+	HealthDetail string `protobuf:"bytes,21,opt,name=health_detail,json=healthDetail,proto3" json:"health_detail,omitempty"`
+	// Restarts by the restart policy since somebody last started it.
+	RestartCount int32 `protobuf:"varint,22,opt,name=restart_count,json=restartCount,proto3" json:"restart_count,omitempty"`
+	// When the restart policy starts it again. Absent when it does not.
+	RestartAt     *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=restart_at,json=restartAt,proto3" json:"restart_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -413,6 +594,34 @@ func (x *Environment) GetStartedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Environment) GetHealth() Health {
+	if x != nil {
+		return x.Health
+	}
+	return Health_HEALTH_UNSPECIFIED
+}
+
+func (x *Environment) GetHealthDetail() string {
+	if x != nil {
+		return x.HealthDetail
+	}
+	return ""
+}
+
+func (x *Environment) GetRestartCount() int32 {
+	if x != nil {
+		return x.RestartCount
+	}
+	return 0
+}
+
+func (x *Environment) GetRestartAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RestartAt
+	}
+	return nil
+}
+
 // ExitStatus is how a process ended.
 type ExitStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -518,8 +727,12 @@ type EnvironmentSpec struct {
 	Desktop *Desktop `protobuf:"bytes,12,opt,name=desktop,proto3" json:"desktop,omitempty"`
 	// Lets setuid programs such as sudo gain privileges inside. Off by default.
 	AllowNewPrivileges bool `protobuf:"varint,13,opt,name=allow_new_privileges,json=allowNewPrivileges,proto3" json:"allow_new_privileges,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// What happens when its process ends unasked. Absent: nothing.
+	Restart *RestartPolicy `protobuf:"bytes,14,opt,name=restart,proto3" json:"restart,omitempty"`
+	// How to tell that it works. Absent: not checked.
+	HealthCheck   *HealthCheck `protobuf:"bytes,15,opt,name=health_check,json=healthCheck,proto3" json:"health_check,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EnvironmentSpec) Reset() {
@@ -643,6 +856,433 @@ func (x *EnvironmentSpec) GetAllowNewPrivileges() bool {
 	return false
 }
 
+func (x *EnvironmentSpec) GetRestart() *RestartPolicy {
+	if x != nil {
+		return x.Restart
+	}
+	return nil
+}
+
+func (x *EnvironmentSpec) GetHealthCheck() *HealthCheck {
+	if x != nil {
+		return x.HealthCheck
+	}
+	return nil
+}
+
+// RestartPolicy is what happens when a process ends unasked. Between restarts
+// the node waits 100 ms, doubled each time up to a minute; ten minutes of
+// running forget the count. While it waits the environment is in ERROR, or
+// STOPPED when its process ended with 0, and restart_at says until when; a stop
+// or delete ends the wait. A start by the policy that fails counts as a
+// restart and is tried again the same way.
+type RestartPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When to start again.
+	Mode RestartMode `protobuf:"varint,1,opt,name=mode,proto3,enum=remotegpu.v1.RestartMode" json:"mode,omitempty"`
+	// ON_FAILURE: give up after this many restarts. 0: never.
+	MaxRetries int32 `protobuf:"varint,2,opt,name=max_retries,json=maxRetries,proto3" json:"max_retries,omitempty"`
+	// Restart it also when its health check finds it UNHEALTHY. Needs a mode
+	// other than NO and a health check.
+	OnUnhealthy   bool `protobuf:"varint,3,opt,name=on_unhealthy,json=onUnhealthy,proto3" json:"on_unhealthy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RestartPolicy) Reset() {
+	*x = RestartPolicy{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RestartPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RestartPolicy) ProtoMessage() {}
+
+func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RestartPolicy.ProtoReflect.Descriptor instead.
+func (*RestartPolicy) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RestartPolicy) GetMode() RestartMode {
+	if x != nil {
+		return x.Mode
+	}
+	return RestartMode_RESTART_MODE_UNSPECIFIED
+}
+
+func (x *RestartPolicy) GetMaxRetries() int32 {
+	if x != nil {
+		return x.MaxRetries
+	}
+	return 0
+}
+
+func (x *RestartPolicy) GetOnUnhealthy() bool {
+	if x != nil {
+		return x.OnUnhealthy
+	}
+	return false
+}
+
+// HealthCheck is how to tell that an environment works.
+type HealthCheck struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is checked.
+	//
+	// Types that are valid to be assigned to Check:
+	//
+	//	*HealthCheck_Command
+	//	*HealthCheck_Tcp
+	//	*HealthCheck_Http
+	//	*HealthCheck_Desktop
+	Check isHealthCheck_Check `protobuf_oneof:"check"`
+	// Time between checks. Absent: 30 s.
+	Interval *durationpb.Duration `protobuf:"bytes,5,opt,name=interval,proto3" json:"interval,omitempty"`
+	// Time that a check may take. Absent: 10 s.
+	Timeout *durationpb.Duration `protobuf:"bytes,6,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Failures one after another that make it unhealthy. 0: 3.
+	Retries int32 `protobuf:"varint,7,opt,name=retries,proto3" json:"retries,omitempty"`
+	// Time after a start in which failures do not count. Absent: none.
+	StartPeriod   *durationpb.Duration `protobuf:"bytes,8,opt,name=start_period,json=startPeriod,proto3" json:"start_period,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthCheck) Reset() {
+	*x = HealthCheck{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthCheck) ProtoMessage() {}
+
+func (x *HealthCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
+func (*HealthCheck) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *HealthCheck) GetCheck() isHealthCheck_Check {
+	if x != nil {
+		return x.Check
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetCommand() *HealthCommand {
+	if x != nil {
+		if x, ok := x.Check.(*HealthCheck_Command); ok {
+			return x.Command
+		}
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetTcp() *HealthTCP {
+	if x != nil {
+		if x, ok := x.Check.(*HealthCheck_Tcp); ok {
+			return x.Tcp
+		}
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetHttp() *HealthHTTP {
+	if x != nil {
+		if x, ok := x.Check.(*HealthCheck_Http); ok {
+			return x.Http
+		}
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetDesktop() *HealthDesktop {
+	if x != nil {
+		if x, ok := x.Check.(*HealthCheck_Desktop); ok {
+			return x.Desktop
+		}
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetRetries() int32 {
+	if x != nil {
+		return x.Retries
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetStartPeriod() *durationpb.Duration {
+	if x != nil {
+		return x.StartPeriod
+	}
+	return nil
+}
+
+type isHealthCheck_Check interface {
+	isHealthCheck_Check()
+}
+
+type HealthCheck_Command struct {
+	// A command in it that must end with 0.
+	Command *HealthCommand `protobuf:"bytes,1,opt,name=command,proto3,oneof"`
+}
+
+type HealthCheck_Tcp struct {
+	// A TCP port of it that must accept a connection at its address; what
+	// listens on its loopback only is not seen.
+	Tcp *HealthTCP `protobuf:"bytes,2,opt,name=tcp,proto3,oneof"`
+}
+
+type HealthCheck_Http struct {
+	// An HTTP port of it that must answer with a status below 400 at its
+	// address; redirects are not followed.
+	Http *HealthHTTP `protobuf:"bytes,3,opt,name=http,proto3,oneof"`
+}
+
+type HealthCheck_Desktop struct {
+	// Its desktop must have drawn.
+	Desktop *HealthDesktop `protobuf:"bytes,4,opt,name=desktop,proto3,oneof"`
+}
+
+func (*HealthCheck_Command) isHealthCheck_Check() {}
+
+func (*HealthCheck_Tcp) isHealthCheck_Check() {}
+
+func (*HealthCheck_Http) isHealthCheck_Check() {}
+
+func (*HealthCheck_Desktop) isHealthCheck_Check() {}
+
+// HealthCommand is a command that must end with 0.
+type HealthCommand struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Program and arguments. No shell is involved.
+	Argv          []string `protobuf:"bytes,1,rep,name=argv,proto3" json:"argv,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthCommand) Reset() {
+	*x = HealthCommand{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthCommand) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthCommand) ProtoMessage() {}
+
+func (x *HealthCommand) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthCommand.ProtoReflect.Descriptor instead.
+func (*HealthCommand) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *HealthCommand) GetArgv() []string {
+	if x != nil {
+		return x.Argv
+	}
+	return nil
+}
+
+// HealthTCP is a port that must accept a connection.
+type HealthTCP struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Port inside the environment.
+	Port          int32 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthTCP) Reset() {
+	*x = HealthTCP{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthTCP) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthTCP) ProtoMessage() {}
+
+func (x *HealthTCP) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthTCP.ProtoReflect.Descriptor instead.
+func (*HealthTCP) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *HealthTCP) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+// HealthHTTP is an address that must answer with a status below 400.
+type HealthHTTP struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Port inside the environment.
+	Port int32 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	// Path and query. Empty: "/".
+	Path          string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthHTTP) Reset() {
+	*x = HealthHTTP{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthHTTP) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthHTTP) ProtoMessage() {}
+
+func (x *HealthHTTP) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthHTTP.ProtoReflect.Descriptor instead.
+func (*HealthHTTP) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *HealthHTTP) GetPort() int32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *HealthHTTP) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+// HealthDesktop asks that the desktop has drawn.
+type HealthDesktop struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthDesktop) Reset() {
+	*x = HealthDesktop{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthDesktop) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthDesktop) ProtoMessage() {}
+
+func (x *HealthDesktop) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthDesktop.ProtoReflect.Descriptor instead.
+func (*HealthDesktop) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{8}
+}
+
 // Resources are limits. 0 and absent mean no limit unless said otherwise.
 type Resources struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -664,7 +1304,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[3]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -676,7 +1316,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[3]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -689,7 +1329,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{3}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Resources) GetCpuMillis() int64 {
@@ -749,7 +1389,7 @@ type Ulimit struct {
 
 func (x *Ulimit) Reset() {
 	*x = Ulimit{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -761,7 +1401,7 @@ func (x *Ulimit) String() string {
 func (*Ulimit) ProtoMessage() {}
 
 func (x *Ulimit) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -774,7 +1414,7 @@ func (x *Ulimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ulimit.ProtoReflect.Descriptor instead.
 func (*Ulimit) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{4}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Ulimit) GetName() string {
@@ -817,7 +1457,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +1469,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +1482,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{5}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Mount) GetType() MountType {
@@ -899,7 +1539,7 @@ type PortRequest struct {
 
 func (x *PortRequest) Reset() {
 	*x = PortRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -911,7 +1551,7 @@ func (x *PortRequest) String() string {
 func (*PortRequest) ProtoMessage() {}
 
 func (x *PortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -924,7 +1564,7 @@ func (x *PortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRequest.ProtoReflect.Descriptor instead.
 func (*PortRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{6}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PortRequest) GetServiceType() ServiceType {
@@ -977,7 +1617,7 @@ type Desktop struct {
 
 func (x *Desktop) Reset() {
 	*x = Desktop{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1629,7 @@ func (x *Desktop) String() string {
 func (*Desktop) ProtoMessage() {}
 
 func (x *Desktop) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1642,7 @@ func (x *Desktop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Desktop.ProtoReflect.Descriptor instead.
 func (*Desktop) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{7}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Desktop) GetWidth() int32 {
@@ -1047,7 +1687,7 @@ type CreateEnvironmentRequest struct {
 
 func (x *CreateEnvironmentRequest) Reset() {
 	*x = CreateEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1699,7 @@ func (x *CreateEnvironmentRequest) String() string {
 func (*CreateEnvironmentRequest) ProtoMessage() {}
 
 func (x *CreateEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1712,7 @@ func (x *CreateEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*CreateEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{8}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateEnvironmentRequest) GetRequestId() string {
@@ -1130,7 +1770,7 @@ type CreateEnvironmentResponse struct {
 
 func (x *CreateEnvironmentResponse) Reset() {
 	*x = CreateEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[9]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1142,7 +1782,7 @@ func (x *CreateEnvironmentResponse) String() string {
 func (*CreateEnvironmentResponse) ProtoMessage() {}
 
 func (x *CreateEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[9]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1155,7 +1795,7 @@ func (x *CreateEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*CreateEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{9}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateEnvironmentResponse) GetEnvironment() *Environment {
@@ -1185,7 +1825,7 @@ type GetEnvironmentRequest struct {
 
 func (x *GetEnvironmentRequest) Reset() {
 	*x = GetEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[10]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1197,7 +1837,7 @@ func (x *GetEnvironmentRequest) String() string {
 func (*GetEnvironmentRequest) ProtoMessage() {}
 
 func (x *GetEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[10]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1210,7 +1850,7 @@ func (x *GetEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*GetEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{10}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetEnvironmentRequest) GetEnvironment() string {
@@ -1238,7 +1878,7 @@ type GetEnvironmentResponse struct {
 
 func (x *GetEnvironmentResponse) Reset() {
 	*x = GetEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[11]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1250,7 +1890,7 @@ func (x *GetEnvironmentResponse) String() string {
 func (*GetEnvironmentResponse) ProtoMessage() {}
 
 func (x *GetEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[11]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1263,7 +1903,7 @@ func (x *GetEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*GetEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{11}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetEnvironmentResponse) GetEnvironment() *Environment {
@@ -1293,7 +1933,7 @@ type ListEnvironmentsRequest struct {
 
 func (x *ListEnvironmentsRequest) Reset() {
 	*x = ListEnvironmentsRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[12]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1945,7 @@ func (x *ListEnvironmentsRequest) String() string {
 func (*ListEnvironmentsRequest) ProtoMessage() {}
 
 func (x *ListEnvironmentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[12]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1958,7 @@ func (x *ListEnvironmentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEnvironmentsRequest.ProtoReflect.Descriptor instead.
 func (*ListEnvironmentsRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{12}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ListEnvironmentsRequest) GetProject() string {
@@ -1369,7 +2009,7 @@ type ListEnvironmentsResponse struct {
 
 func (x *ListEnvironmentsResponse) Reset() {
 	*x = ListEnvironmentsResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[13]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1381,7 +2021,7 @@ func (x *ListEnvironmentsResponse) String() string {
 func (*ListEnvironmentsResponse) ProtoMessage() {}
 
 func (x *ListEnvironmentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[13]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1394,7 +2034,7 @@ func (x *ListEnvironmentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEnvironmentsResponse.ProtoReflect.Descriptor instead.
 func (*ListEnvironmentsResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{13}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListEnvironmentsResponse) GetEnvironments() []*Environment {
@@ -1430,7 +2070,7 @@ type StartEnvironmentRequest struct {
 
 func (x *StartEnvironmentRequest) Reset() {
 	*x = StartEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[14]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1442,7 +2082,7 @@ func (x *StartEnvironmentRequest) String() string {
 func (*StartEnvironmentRequest) ProtoMessage() {}
 
 func (x *StartEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[14]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1455,7 +2095,7 @@ func (x *StartEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*StartEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{14}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StartEnvironmentRequest) GetRequestId() string {
@@ -1506,7 +2146,7 @@ type StartEnvironmentResponse struct {
 
 func (x *StartEnvironmentResponse) Reset() {
 	*x = StartEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[15]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +2158,7 @@ func (x *StartEnvironmentResponse) String() string {
 func (*StartEnvironmentResponse) ProtoMessage() {}
 
 func (x *StartEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[15]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +2171,7 @@ func (x *StartEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*StartEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{15}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StartEnvironmentResponse) GetEnvironment() *Environment {
@@ -1569,7 +2209,7 @@ type StopEnvironmentRequest struct {
 
 func (x *StopEnvironmentRequest) Reset() {
 	*x = StopEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[16]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1581,7 +2221,7 @@ func (x *StopEnvironmentRequest) String() string {
 func (*StopEnvironmentRequest) ProtoMessage() {}
 
 func (x *StopEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[16]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1594,7 +2234,7 @@ func (x *StopEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*StopEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{16}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StopEnvironmentRequest) GetRequestId() string {
@@ -1652,7 +2292,7 @@ type StopEnvironmentResponse struct {
 
 func (x *StopEnvironmentResponse) Reset() {
 	*x = StopEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[17]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +2304,7 @@ func (x *StopEnvironmentResponse) String() string {
 func (*StopEnvironmentResponse) ProtoMessage() {}
 
 func (x *StopEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[17]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +2317,7 @@ func (x *StopEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*StopEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{17}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StopEnvironmentResponse) GetEnvironment() *Environment {
@@ -1715,7 +2355,7 @@ type RestartEnvironmentRequest struct {
 
 func (x *RestartEnvironmentRequest) Reset() {
 	*x = RestartEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[18]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1727,7 +2367,7 @@ func (x *RestartEnvironmentRequest) String() string {
 func (*RestartEnvironmentRequest) ProtoMessage() {}
 
 func (x *RestartEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[18]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1740,7 +2380,7 @@ func (x *RestartEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*RestartEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{18}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RestartEnvironmentRequest) GetRequestId() string {
@@ -1798,7 +2438,7 @@ type RestartEnvironmentResponse struct {
 
 func (x *RestartEnvironmentResponse) Reset() {
 	*x = RestartEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[19]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1810,7 +2450,7 @@ func (x *RestartEnvironmentResponse) String() string {
 func (*RestartEnvironmentResponse) ProtoMessage() {}
 
 func (x *RestartEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[19]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1823,7 +2463,7 @@ func (x *RestartEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*RestartEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{19}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RestartEnvironmentResponse) GetEnvironment() *Environment {
@@ -1864,7 +2504,7 @@ type DeleteEnvironmentRequest struct {
 
 func (x *DeleteEnvironmentRequest) Reset() {
 	*x = DeleteEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[20]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1876,7 +2516,7 @@ func (x *DeleteEnvironmentRequest) String() string {
 func (*DeleteEnvironmentRequest) ProtoMessage() {}
 
 func (x *DeleteEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[20]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1889,7 +2529,7 @@ func (x *DeleteEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*DeleteEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{20}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteEnvironmentRequest) GetRequestId() string {
@@ -1952,7 +2592,7 @@ type DeleteEnvironmentResponse struct {
 
 func (x *DeleteEnvironmentResponse) Reset() {
 	*x = DeleteEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[21]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2604,7 @@ func (x *DeleteEnvironmentResponse) String() string {
 func (*DeleteEnvironmentResponse) ProtoMessage() {}
 
 func (x *DeleteEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[21]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2617,7 @@ func (x *DeleteEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*DeleteEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{21}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteEnvironmentResponse) GetOperation() *Operation {
@@ -1994,13 +2634,16 @@ type WatchEnvironmentsRequest struct {
 	Project string `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
 	// Label selector, as in ListEnvironments.
 	LabelSelector string `protobuf:"bytes,2,opt,name=label_selector,json=labelSelector,proto3" json:"label_selector,omitempty"`
+	// The last resume_token of an earlier watch with the same selection: go on
+	// after it. Empty: begin anew.
+	ResumeAfter   string `protobuf:"bytes,3,opt,name=resume_after,json=resumeAfter,proto3" json:"resume_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchEnvironmentsRequest) Reset() {
 	*x = WatchEnvironmentsRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[22]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2012,7 +2655,7 @@ func (x *WatchEnvironmentsRequest) String() string {
 func (*WatchEnvironmentsRequest) ProtoMessage() {}
 
 func (x *WatchEnvironmentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[22]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2025,7 +2668,7 @@ func (x *WatchEnvironmentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEnvironmentsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEnvironmentsRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{22}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WatchEnvironmentsRequest) GetProject() string {
@@ -2042,20 +2685,30 @@ func (x *WatchEnvironmentsRequest) GetLabelSelector() string {
 	return ""
 }
 
+func (x *WatchEnvironmentsRequest) GetResumeAfter() string {
+	if x != nil {
+		return x.ResumeAfter
+	}
+	return ""
+}
+
 // WatchEnvironmentsResponse is one environment as it now is.
 type WatchEnvironmentsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The environment; DELETED when it has gone. Absent when synced is set.
 	Environment *Environment `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
 	// All that existed when the watch began has been sent.
-	Synced        bool `protobuf:"varint,2,opt,name=synced,proto3" json:"synced,omitempty"`
+	Synced bool `protobuf:"varint,2,opt,name=synced,proto3" json:"synced,omitempty"`
+	// Where to go on after this message when the watch breaks. Empty before
+	// synced: begin anew.
+	ResumeToken   string `protobuf:"bytes,3,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchEnvironmentsResponse) Reset() {
 	*x = WatchEnvironmentsResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[23]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2720,7 @@ func (x *WatchEnvironmentsResponse) String() string {
 func (*WatchEnvironmentsResponse) ProtoMessage() {}
 
 func (x *WatchEnvironmentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[23]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2733,7 @@ func (x *WatchEnvironmentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEnvironmentsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEnvironmentsResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{23}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchEnvironmentsResponse) GetEnvironment() *Environment {
@@ -2095,6 +2748,13 @@ func (x *WatchEnvironmentsResponse) GetSynced() bool {
 		return x.Synced
 	}
 	return false
+}
+
+func (x *WatchEnvironmentsResponse) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
 }
 
 // RunCommandRequest is a command.
@@ -2122,7 +2782,7 @@ type RunCommandRequest struct {
 
 func (x *RunCommandRequest) Reset() {
 	*x = RunCommandRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[24]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2134,7 +2794,7 @@ func (x *RunCommandRequest) String() string {
 func (*RunCommandRequest) ProtoMessage() {}
 
 func (x *RunCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[24]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2147,7 +2807,7 @@ func (x *RunCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunCommandRequest.ProtoReflect.Descriptor instead.
 func (*RunCommandRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{24}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RunCommandRequest) GetEnvironment() string {
@@ -2225,7 +2885,7 @@ type RunCommandResponse struct {
 
 func (x *RunCommandResponse) Reset() {
 	*x = RunCommandResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[25]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2237,7 +2897,7 @@ func (x *RunCommandResponse) String() string {
 func (*RunCommandResponse) ProtoMessage() {}
 
 func (x *RunCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[25]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2250,7 +2910,7 @@ func (x *RunCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunCommandResponse.ProtoReflect.Descriptor instead.
 func (*RunCommandResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{25}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RunCommandResponse) GetExitCode() int32 {
@@ -2288,11 +2948,1361 @@ func (x *RunCommandResponse) GetStderrTruncated() bool {
 	return false
 }
 
+// ExecCommandRequest is one message of the caller.
+type ExecCommandRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it carries.
+	//
+	// Types that are valid to be assigned to Message:
+	//
+	//	*ExecCommandRequest_Start
+	//	*ExecCommandRequest_Stdin
+	//	*ExecCommandRequest_Eof
+	//	*ExecCommandRequest_Resize
+	//	*ExecCommandRequest_Signal
+	Message       isExecCommandRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecCommandRequest) Reset() {
+	*x = ExecCommandRequest{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecCommandRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecCommandRequest) ProtoMessage() {}
+
+func (x *ExecCommandRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecCommandRequest.ProtoReflect.Descriptor instead.
+func (*ExecCommandRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ExecCommandRequest) GetMessage() isExecCommandRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ExecCommandRequest) GetStart() *ExecStart {
+	if x != nil {
+		if x, ok := x.Message.(*ExecCommandRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *ExecCommandRequest) GetStdin() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*ExecCommandRequest_Stdin); ok {
+			return x.Stdin
+		}
+	}
+	return nil
+}
+
+func (x *ExecCommandRequest) GetEof() *ExecEOF {
+	if x != nil {
+		if x, ok := x.Message.(*ExecCommandRequest_Eof); ok {
+			return x.Eof
+		}
+	}
+	return nil
+}
+
+func (x *ExecCommandRequest) GetResize() *TerminalSize {
+	if x != nil {
+		if x, ok := x.Message.(*ExecCommandRequest_Resize); ok {
+			return x.Resize
+		}
+	}
+	return nil
+}
+
+func (x *ExecCommandRequest) GetSignal() string {
+	if x != nil {
+		if x, ok := x.Message.(*ExecCommandRequest_Signal); ok {
+			return x.Signal
+		}
+	}
+	return ""
+}
+
+type isExecCommandRequest_Message interface {
+	isExecCommandRequest_Message()
+}
+
+type ExecCommandRequest_Start struct {
+	// The command; the first message, once.
+	Start *ExecStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type ExecCommandRequest_Stdin struct {
+	// Standard input, at most 64 KiB at a time.
+	Stdin []byte `protobuf:"bytes,2,opt,name=stdin,proto3,oneof"`
+}
+
+type ExecCommandRequest_Eof struct {
+	// End of standard input.
+	Eof *ExecEOF `protobuf:"bytes,3,opt,name=eof,proto3,oneof"`
+}
+
+type ExecCommandRequest_Resize struct {
+	// New size of the terminal.
+	Resize *TerminalSize `protobuf:"bytes,4,opt,name=resize,proto3,oneof"`
+}
+
+type ExecCommandRequest_Signal struct {
+	// Signal to send to the command, as kill(1) names or numbers it.
+	Signal string `protobuf:"bytes,5,opt,name=signal,proto3,oneof"`
+}
+
+func (*ExecCommandRequest_Start) isExecCommandRequest_Message() {}
+
+func (*ExecCommandRequest_Stdin) isExecCommandRequest_Message() {}
+
+func (*ExecCommandRequest_Eof) isExecCommandRequest_Message() {}
+
+func (*ExecCommandRequest_Resize) isExecCommandRequest_Message() {}
+
+func (*ExecCommandRequest_Signal) isExecCommandRequest_Message() {}
+
+// ExecStart is a command to run with streams.
+type ExecStart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id or name.
+	Environment string `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Project to look a name up in; empty means "default".
+	Project string `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
+	// Program and arguments. No shell is involved.
+	Argv []string `protobuf:"bytes,3,rep,name=argv,proto3" json:"argv,omitempty"`
+	// Variables added to the environment's own.
+	Env map[string]string `protobuf:"bytes,4,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Working directory. Empty: the environment's.
+	Workdir string `protobuf:"bytes,5,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	// User, as in EnvironmentSpec. Empty: the environment's.
+	User string `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`
+	// A terminal: output and error come as one stream. Absent: none.
+	Terminal      *TerminalSize `protobuf:"bytes,7,opt,name=terminal,proto3" json:"terminal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecStart) Reset() {
+	*x = ExecStart{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecStart) ProtoMessage() {}
+
+func (x *ExecStart) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
+func (*ExecStart) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ExecStart) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *ExecStart) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *ExecStart) GetArgv() []string {
+	if x != nil {
+		return x.Argv
+	}
+	return nil
+}
+
+func (x *ExecStart) GetEnv() map[string]string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *ExecStart) GetWorkdir() string {
+	if x != nil {
+		return x.Workdir
+	}
+	return ""
+}
+
+func (x *ExecStart) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ExecStart) GetTerminal() *TerminalSize {
+	if x != nil {
+		return x.Terminal
+	}
+	return nil
+}
+
+// ExecEOF is the end of standard input.
+type ExecEOF struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecEOF) Reset() {
+	*x = ExecEOF{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecEOF) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecEOF) ProtoMessage() {}
+
+func (x *ExecEOF) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecEOF.ProtoReflect.Descriptor instead.
+func (*ExecEOF) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{34}
+}
+
+// TerminalSize is the size of a terminal in characters.
+type TerminalSize struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Columns.
+	Columns int32 `protobuf:"varint,1,opt,name=columns,proto3" json:"columns,omitempty"`
+	// Rows.
+	Rows          int32 `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TerminalSize) Reset() {
+	*x = TerminalSize{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TerminalSize) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TerminalSize) ProtoMessage() {}
+
+func (x *TerminalSize) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
+func (*TerminalSize) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *TerminalSize) GetColumns() int32 {
+	if x != nil {
+		return x.Columns
+	}
+	return 0
+}
+
+func (x *TerminalSize) GetRows() int32 {
+	if x != nil {
+		return x.Rows
+	}
+	return 0
+}
+
+// ExecCommandResponse is one message of the node.
+type ExecCommandResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it carries.
+	//
+	// Types that are valid to be assigned to Message:
+	//
+	//	*ExecCommandResponse_Started
+	//	*ExecCommandResponse_Stdout
+	//	*ExecCommandResponse_Stderr
+	//	*ExecCommandResponse_Exit
+	Message       isExecCommandResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecCommandResponse) Reset() {
+	*x = ExecCommandResponse{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecCommandResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecCommandResponse) ProtoMessage() {}
+
+func (x *ExecCommandResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecCommandResponse.ProtoReflect.Descriptor instead.
+func (*ExecCommandResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ExecCommandResponse) GetMessage() isExecCommandResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ExecCommandResponse) GetStarted() *ExecStarted {
+	if x != nil {
+		if x, ok := x.Message.(*ExecCommandResponse_Started); ok {
+			return x.Started
+		}
+	}
+	return nil
+}
+
+func (x *ExecCommandResponse) GetStdout() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*ExecCommandResponse_Stdout); ok {
+			return x.Stdout
+		}
+	}
+	return nil
+}
+
+func (x *ExecCommandResponse) GetStderr() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*ExecCommandResponse_Stderr); ok {
+			return x.Stderr
+		}
+	}
+	return nil
+}
+
+func (x *ExecCommandResponse) GetExit() *ExecExit {
+	if x != nil {
+		if x, ok := x.Message.(*ExecCommandResponse_Exit); ok {
+			return x.Exit
+		}
+	}
+	return nil
+}
+
+type isExecCommandResponse_Message interface {
+	isExecCommandResponse_Message()
+}
+
+type ExecCommandResponse_Started struct {
+	// The command has started.
+	Started *ExecStarted `protobuf:"bytes,1,opt,name=started,proto3,oneof"`
+}
+
+type ExecCommandResponse_Stdout struct {
+	// Standard output.
+	Stdout []byte `protobuf:"bytes,2,opt,name=stdout,proto3,oneof"`
+}
+
+type ExecCommandResponse_Stderr struct {
+	// Standard error.
+	Stderr []byte `protobuf:"bytes,3,opt,name=stderr,proto3,oneof"`
+}
+
+type ExecCommandResponse_Exit struct {
+	// The command has ended and all output was sent; the last message.
+	Exit *ExecExit `protobuf:"bytes,4,opt,name=exit,proto3,oneof"`
+}
+
+func (*ExecCommandResponse_Started) isExecCommandResponse_Message() {}
+
+func (*ExecCommandResponse_Stdout) isExecCommandResponse_Message() {}
+
+func (*ExecCommandResponse_Stderr) isExecCommandResponse_Message() {}
+
+func (*ExecCommandResponse_Exit) isExecCommandResponse_Message() {}
+
+// ExecStarted says that the command has started.
+type ExecStarted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecStarted) Reset() {
+	*x = ExecStarted{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecStarted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecStarted) ProtoMessage() {}
+
+func (x *ExecStarted) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
+func (*ExecStarted) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{37}
+}
+
+// ExecExit is how a command ended.
+type ExecExit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Exit code; 128 + signal when a signal ended it.
+	Code int32 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
+	// Signal number that ended it; 0 when none did.
+	Signal        int32 `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecExit) Reset() {
+	*x = ExecExit{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecExit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecExit) ProtoMessage() {}
+
+func (x *ExecExit) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
+func (*ExecExit) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *ExecExit) GetCode() int32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *ExecExit) GetSignal() int32 {
+	if x != nil {
+		return x.Signal
+	}
+	return 0
+}
+
+// GetLogsRequest selects lines.
+type GetLogsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id or name.
+	Environment string `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Project to look a name up in; empty means "default".
+	Project string `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
+	// Go on with what is written from now on.
+	Follow bool `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
+	// Only the last so many lines of what there is. Absent: all.
+	Tail *int64 `protobuf:"varint,4,opt,name=tail,proto3,oneof" json:"tail,omitempty"`
+	// Only lines written at this time or later.
+	Since *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
+	// Only lines written before this time.
+	Until *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=until,proto3" json:"until,omitempty"`
+	// Only lines of this stream.
+	Stream        LogStream `protobuf:"varint,7,opt,name=stream,proto3,enum=remotegpu.v1.LogStream" json:"stream,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetLogsRequest) Reset() {
+	*x = GetLogsRequest{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetLogsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetLogsRequest) ProtoMessage() {}
+
+func (x *GetLogsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetLogsRequest.ProtoReflect.Descriptor instead.
+func (*GetLogsRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *GetLogsRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *GetLogsRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *GetLogsRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *GetLogsRequest) GetTail() int64 {
+	if x != nil && x.Tail != nil {
+		return *x.Tail
+	}
+	return 0
+}
+
+func (x *GetLogsRequest) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *GetLogsRequest) GetUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Until
+	}
+	return nil
+}
+
+func (x *GetLogsRequest) GetStream() LogStream {
+	if x != nil {
+		return x.Stream
+	}
+	return LogStream_LOG_STREAM_UNSPECIFIED
+}
+
+// GetLogsResponse is some lines, in the order they were written.
+type GetLogsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The lines.
+	Lines         []*LogLine `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetLogsResponse) Reset() {
+	*x = GetLogsResponse{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetLogsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetLogsResponse) ProtoMessage() {}
+
+func (x *GetLogsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetLogsResponse.ProtoReflect.Descriptor instead.
+func (*GetLogsResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *GetLogsResponse) GetLines() []*LogLine {
+	if x != nil {
+		return x.Lines
+	}
+	return nil
+}
+
+// LogLine is one line, or a part of one that is longer than 16 KiB.
+type LogLine struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it was written.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// Where to.
+	Stream LogStream `protobuf:"varint,2,opt,name=stream,proto3,enum=remotegpu.v1.LogStream" json:"stream,omitempty"`
+	// What, without the newline.
+	Data []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	// The line goes on in the next message.
+	Partial       bool `protobuf:"varint,4,opt,name=partial,proto3" json:"partial,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LogLine) Reset() {
+	*x = LogLine{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LogLine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LogLine) ProtoMessage() {}
+
+func (x *LogLine) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
+func (*LogLine) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *LogLine) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *LogLine) GetStream() LogStream {
+	if x != nil {
+		return x.Stream
+	}
+	return LogStream_LOG_STREAM_UNSPECIFIED
+}
+
+func (x *LogLine) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *LogLine) GetPartial() bool {
+	if x != nil {
+		return x.Partial
+	}
+	return false
+}
+
+// GetStatsRequest names environments.
+type GetStatsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ids or names. Empty: all that run.
+	Environments []string `protobuf:"bytes,1,rep,name=environments,proto3" json:"environments,omitempty"`
+	// Project to look names up in, and to list; empty means "default".
+	Project string `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
+	// Measure disk use too, which walks files where the snapshotter does not
+	// know it.
+	Disk          bool `protobuf:"varint,3,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetStatsRequest) Reset() {
+	*x = GetStatsRequest{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetStatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetStatsRequest) ProtoMessage() {}
+
+func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetStatsRequest.ProtoReflect.Descriptor instead.
+func (*GetStatsRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *GetStatsRequest) GetEnvironments() []string {
+	if x != nil {
+		return x.Environments
+	}
+	return nil
+}
+
+func (x *GetStatsRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *GetStatsRequest) GetDisk() bool {
+	if x != nil {
+		return x.Disk
+	}
+	return false
+}
+
+// GetStatsResponse is what they use.
+type GetStatsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each environment, in the order asked for.
+	Stats         []*Stats `protobuf:"bytes,1,rep,name=stats,proto3" json:"stats,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetStatsResponse) Reset() {
+	*x = GetStatsResponse{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetStatsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetStatsResponse) ProtoMessage() {}
+
+func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetStatsResponse.ProtoReflect.Descriptor instead.
+func (*GetStatsResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *GetStatsResponse) GetStats() []*Stats {
+	if x != nil {
+		return x.Stats
+	}
+	return nil
+}
+
+// WatchStatsRequest names environments.
+type WatchStatsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ids or names. Empty: all that run, whichever they are at the time.
+	Environments []string `protobuf:"bytes,1,rep,name=environments,proto3" json:"environments,omitempty"`
+	// Project to look names up in, and to list; empty means "default".
+	Project string `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
+	// Time between messages. Absent: 1 s.
+	Interval      *durationpb.Duration `protobuf:"bytes,3,opt,name=interval,proto3" json:"interval,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchStatsRequest) Reset() {
+	*x = WatchStatsRequest{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchStatsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchStatsRequest) ProtoMessage() {}
+
+func (x *WatchStatsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchStatsRequest.ProtoReflect.Descriptor instead.
+func (*WatchStatsRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *WatchStatsRequest) GetEnvironments() []string {
+	if x != nil {
+		return x.Environments
+	}
+	return nil
+}
+
+func (x *WatchStatsRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *WatchStatsRequest) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+// WatchStatsResponse is what they use.
+type WatchStatsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One for each environment.
+	Stats         []*Stats `protobuf:"bytes,1,rep,name=stats,proto3" json:"stats,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchStatsResponse) Reset() {
+	*x = WatchStatsResponse{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchStatsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchStatsResponse) ProtoMessage() {}
+
+func (x *WatchStatsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchStatsResponse.ProtoReflect.Descriptor instead.
+func (*WatchStatsResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *WatchStatsResponse) GetStats() []*Stats {
+	if x != nil {
+		return x.Stats
+	}
+	return nil
+}
+
+// Stats is what an environment uses. Counters grow from its start.
+type Stats struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Environment id.
+	Environment string `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Its name.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// When it was measured.
+	Time *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	// CPU time used, in nanoseconds.
+	CpuNanos int64 `protobuf:"varint,4,opt,name=cpu_nanos,json=cpuNanos,proto3" json:"cpu_nanos,omitempty"`
+	// CPUs used since the message before, in thousandths; in GetStats over the
+	// last 100 ms.
+	CpuMillis int64 `protobuf:"varint,5,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
+	// Memory that cannot be reclaimed easily (usage less inactive file cache),
+	// in bytes.
+	MemoryWorkingSetBytes int64 `protobuf:"varint,6,opt,name=memory_working_set_bytes,json=memoryWorkingSetBytes,proto3" json:"memory_working_set_bytes,omitempty"`
+	// Memory of its cgroup in bytes, caches included.
+	MemoryUsageBytes int64 `protobuf:"varint,7,opt,name=memory_usage_bytes,json=memoryUsageBytes,proto3" json:"memory_usage_bytes,omitempty"`
+	// Its limit in bytes. 0: none.
+	MemoryLimitBytes int64 `protobuf:"varint,8,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
+	// Processes and threads.
+	Pids int64 `protobuf:"varint,9,opt,name=pids,proto3" json:"pids,omitempty"`
+	// Bytes received from outside it.
+	NetworkReceiveBytes int64 `protobuf:"varint,10,opt,name=network_receive_bytes,json=networkReceiveBytes,proto3" json:"network_receive_bytes,omitempty"`
+	// Bytes sent by it.
+	NetworkTransmitBytes int64 `protobuf:"varint,11,opt,name=network_transmit_bytes,json=networkTransmitBytes,proto3" json:"network_transmit_bytes,omitempty"`
+	// Bytes read from block devices.
+	BlockReadBytes int64 `protobuf:"varint,12,opt,name=block_read_bytes,json=blockReadBytes,proto3" json:"block_read_bytes,omitempty"`
+	// Bytes written to block devices.
+	BlockWriteBytes int64 `protobuf:"varint,13,opt,name=block_write_bytes,json=blockWriteBytes,proto3" json:"block_write_bytes,omitempty"`
+	// Size of its writable layer in bytes. Absent when it was not measured.
+	DiskBytes     *int64 `protobuf:"varint,14,opt,name=disk_bytes,json=diskBytes,proto3,oneof" json:"disk_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Stats) Reset() {
+	*x = Stats{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Stats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Stats) ProtoMessage() {}
+
+func (x *Stats) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Stats.ProtoReflect.Descriptor instead.
+func (*Stats) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *Stats) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *Stats) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Stats) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *Stats) GetCpuNanos() int64 {
+	if x != nil {
+		return x.CpuNanos
+	}
+	return 0
+}
+
+func (x *Stats) GetCpuMillis() int64 {
+	if x != nil {
+		return x.CpuMillis
+	}
+	return 0
+}
+
+func (x *Stats) GetMemoryWorkingSetBytes() int64 {
+	if x != nil {
+		return x.MemoryWorkingSetBytes
+	}
+	return 0
+}
+
+func (x *Stats) GetMemoryUsageBytes() int64 {
+	if x != nil {
+		return x.MemoryUsageBytes
+	}
+	return 0
+}
+
+func (x *Stats) GetMemoryLimitBytes() int64 {
+	if x != nil {
+		return x.MemoryLimitBytes
+	}
+	return 0
+}
+
+func (x *Stats) GetPids() int64 {
+	if x != nil {
+		return x.Pids
+	}
+	return 0
+}
+
+func (x *Stats) GetNetworkReceiveBytes() int64 {
+	if x != nil {
+		return x.NetworkReceiveBytes
+	}
+	return 0
+}
+
+func (x *Stats) GetNetworkTransmitBytes() int64 {
+	if x != nil {
+		return x.NetworkTransmitBytes
+	}
+	return 0
+}
+
+func (x *Stats) GetBlockReadBytes() int64 {
+	if x != nil {
+		return x.BlockReadBytes
+	}
+	return 0
+}
+
+func (x *Stats) GetBlockWriteBytes() int64 {
+	if x != nil {
+		return x.BlockWriteBytes
+	}
+	return 0
+}
+
+func (x *Stats) GetDiskBytes() int64 {
+	if x != nil && x.DiskBytes != nil {
+		return *x.DiskBytes
+	}
+	return 0
+}
+
+// ListEnvironmentEventsRequest names an environment.
+type ListEnvironmentEventsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id or name.
+	Environment string `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Project to look a name up in; empty means "default".
+	Project string `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
+	// At most this many; 0 means 50, and more than 500 means 500.
+	PageSize int32 `protobuf:"varint,3,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before. Empty for the first.
+	PageToken     string `protobuf:"bytes,4,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEnvironmentEventsRequest) Reset() {
+	*x = ListEnvironmentEventsRequest{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEnvironmentEventsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEnvironmentEventsRequest) ProtoMessage() {}
+
+func (x *ListEnvironmentEventsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEnvironmentEventsRequest.ProtoReflect.Descriptor instead.
+func (*ListEnvironmentEventsRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *ListEnvironmentEventsRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *ListEnvironmentEventsRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *ListEnvironmentEventsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListEnvironmentEventsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListEnvironmentEventsResponse is one page.
+type ListEnvironmentEventsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Newest first.
+	Events []*EnvironmentEvent `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
+	// Token of the next page. Empty on the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEnvironmentEventsResponse) Reset() {
+	*x = ListEnvironmentEventsResponse{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEnvironmentEventsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEnvironmentEventsResponse) ProtoMessage() {}
+
+func (x *ListEnvironmentEventsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEnvironmentEventsResponse.ProtoReflect.Descriptor instead.
+func (*ListEnvironmentEventsResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *ListEnvironmentEventsResponse) GetEvents() []*EnvironmentEvent {
+	if x != nil {
+		return x.Events
+	}
+	return nil
+}
+
+func (x *ListEnvironmentEventsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// EnvironmentEvent is something that happened to an environment.
+type EnvironmentEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When.
+	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
+	// What, for example "created", "started", "exited", "oom", "stopped",
+	// "restarting", "unhealthy", "healthy", "error", "deleted".
+	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	// For people.
+	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// How its process ended, for "exited" and "stopped".
+	Exit          *ExitStatus `protobuf:"bytes,4,opt,name=exit,proto3" json:"exit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnvironmentEvent) Reset() {
+	*x = EnvironmentEvent{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnvironmentEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnvironmentEvent) ProtoMessage() {}
+
+func (x *EnvironmentEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnvironmentEvent.ProtoReflect.Descriptor instead.
+func (*EnvironmentEvent) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *EnvironmentEvent) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *EnvironmentEvent) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *EnvironmentEvent) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *EnvironmentEvent) GetExit() *ExitStatus {
+	if x != nil {
+		return x.Exit
+	}
+	return nil
+}
+
 var File_remotegpu_v1_environment_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\n" +
-	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\xc2\x06\n" +
+	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\xf5\a\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -2316,7 +4326,12 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\n" +
 	"updated_at\x18\x12 \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x129\n" +
 	"\n" +
-	"started_at\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x1a9\n" +
+	"started_at\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\tstartedAt\x12,\n" +
+	"\x06health\x18\x14 \x01(\x0e2\x14.remotegpu.v1.HealthR\x06health\x12#\n" +
+	"\rhealth_detail\x18\x15 \x01(\tR\fhealthDetail\x12#\n" +
+	"\rrestart_count\x18\x16 \x01(\x05R\frestartCount\x129\n" +
+	"\n" +
+	"restart_at\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\trestartAt\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x01\n" +
@@ -2326,7 +4341,7 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x1d\n" +
 	"\n" +
 	"oom_killed\x18\x03 \x01(\bR\toomKilled\x12*\n" +
-	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xd9\x05\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xce\x06\n" +
 	"\x0fEnvironmentSpec\x12 \n" +
 	"\x05image\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x05image\x12C\n" +
@@ -2345,10 +4360,37 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	" \x03(\v2\x13.remotegpu.v1.MountB\b\xbaH\x05\x92\x01\x02\x10@R\x06mounts\x129\n" +
 	"\x05ports\x18\v \x03(\v2\x19.remotegpu.v1.PortRequestB\b\xbaH\x05\x92\x01\x02\x10@R\x05ports\x12/\n" +
 	"\adesktop\x18\f \x01(\v2\x15.remotegpu.v1.DesktopR\adesktop\x120\n" +
-	"\x14allow_new_privileges\x18\r \x01(\bR\x12allowNewPrivileges\x1a6\n" +
+	"\x14allow_new_privileges\x18\r \x01(\bR\x12allowNewPrivileges\x125\n" +
+	"\arestart\x18\x0e \x01(\v2\x1b.remotegpu.v1.RestartPolicyR\arestart\x12<\n" +
+	"\fhealth_check\x18\x0f \x01(\v2\x19.remotegpu.v1.HealthCheckR\vhealthCheck\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa2\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x01\n" +
+	"\rRestartPolicy\x127\n" +
+	"\x04mode\x18\x01 \x01(\x0e2\x19.remotegpu.v1.RestartModeB\b\xbaH\x05\x82\x01\x02\x10\x01R\x04mode\x12+\n" +
+	"\vmax_retries\x18\x02 \x01(\x05B\n" +
+	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\n" +
+	"maxRetries\x12!\n" +
+	"\fon_unhealthy\x18\x03 \x01(\bR\vonUnhealthy\"\xf3\x03\n" +
+	"\vHealthCheck\x127\n" +
+	"\acommand\x18\x01 \x01(\v2\x1b.remotegpu.v1.HealthCommandH\x00R\acommand\x12+\n" +
+	"\x03tcp\x18\x02 \x01(\v2\x17.remotegpu.v1.HealthTCPH\x00R\x03tcp\x12.\n" +
+	"\x04http\x18\x03 \x01(\v2\x18.remotegpu.v1.HealthHTTPH\x00R\x04http\x127\n" +
+	"\adesktop\x18\x04 \x01(\v2\x1b.remotegpu.v1.HealthDesktopH\x00R\adesktop\x12J\n" +
+	"\binterval\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x04\b\x80\xa3\x052\x05\x10\x80\xc2\xd7/R\binterval\x12F\n" +
+	"\atimeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x02\b<2\x05\x10\x80\xad\xe2\x04R\atimeout\x12#\n" +
+	"\aretries\x18\a \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\aretries\x12L\n" +
+	"\fstart_period\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\vstartPeriodB\x0e\n" +
+	"\x05check\x12\x05\xbaH\x02\b\x01\"0\n" +
+	"\rHealthCommand\x12\x1f\n" +
+	"\x04argv\x18\x01 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\x80\x02R\x04argv\",\n" +
+	"\tHealthTCP\x12\x1f\n" +
+	"\x04port\x18\x01 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xff\xff\x03(\x01R\x04port\"K\n" +
+	"\n" +
+	"HealthHTTP\x12\x1f\n" +
+	"\x04port\x18\x01 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xff\xff\x03(\x01R\x04port\x12\x1c\n" +
+	"\x04path\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\x04path\"\x0f\n" +
+	"\rHealthDesktop\"\xa2\x02\n" +
 	"\tResources\x12+\n" +
 	"\n" +
 	"cpu_millis\x18\x01 \x01(\x03B\f\xbaH\t\"\a\x18\x80\x80\xfa\x01(\x00R\tcpuMillis\x12*\n" +
@@ -2465,13 +4507,15 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x04wait\x18\a \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x04wait\"R\n" +
 	"\x19DeleteEnvironmentResponse\x125\n" +
-	"\toperation\x18\x01 \x01(\v2\x17.remotegpu.v1.OperationR\toperation\"n\n" +
+	"\toperation\x18\x01 \x01(\v2\x17.remotegpu.v1.OperationR\toperation\"\x9b\x01\n" +
 	"\x18WatchEnvironmentsRequest\x12!\n" +
 	"\aproject\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12/\n" +
-	"\x0elabel_selector\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\rlabelSelector\"p\n" +
+	"\x0elabel_selector\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\rlabelSelector\x12+\n" +
+	"\fresume_after\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\vresumeAfter\"\x93\x01\n" +
 	"\x19WatchEnvironmentsResponse\x12;\n" +
 	"\venvironment\x18\x01 \x01(\v2\x19.remotegpu.v1.EnvironmentR\venvironment\x12\x16\n" +
-	"\x06synced\x18\x02 \x01(\bR\x06synced\"\xb2\x03\n" +
+	"\x06synced\x18\x02 \x01(\bR\x06synced\x12!\n" +
+	"\fresume_token\x18\x03 \x01(\tR\vresumeToken\"\xb2\x03\n" +
 	"\x11RunCommandRequest\x12+\n" +
 	"\venvironment\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +
 	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12'\n" +
@@ -2490,14 +4534,118 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x06stdout\x18\x02 \x01(\fR\x06stdout\x12\x16\n" +
 	"\x06stderr\x18\x03 \x01(\fR\x06stderr\x12)\n" +
 	"\x10stdout_truncated\x18\x04 \x01(\bR\x0fstdoutTruncated\x12)\n" +
-	"\x10stderr_truncated\x18\x05 \x01(\bR\x0fstderrTruncated*\xcf\x01\n" +
+	"\x10stderr_truncated\x18\x05 \x01(\bR\x0fstderrTruncated\"\x80\x02\n" +
+	"\x12ExecCommandRequest\x12/\n" +
+	"\x05start\x18\x01 \x01(\v2\x17.remotegpu.v1.ExecStartH\x00R\x05start\x12!\n" +
+	"\x05stdin\x18\x02 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80\x04H\x00R\x05stdin\x12)\n" +
+	"\x03eof\x18\x03 \x01(\v2\x15.remotegpu.v1.ExecEOFH\x00R\x03eof\x124\n" +
+	"\x06resize\x18\x04 \x01(\v2\x1a.remotegpu.v1.TerminalSizeH\x00R\x06resize\x12#\n" +
+	"\x06signal\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18\x10H\x00R\x06signalB\x10\n" +
+	"\amessage\x12\x05\xbaH\x02\b\x01\"\xed\x02\n" +
+	"\tExecStart\x12+\n" +
+	"\venvironment\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +
+	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12\x1f\n" +
+	"\x04argv\x18\x03 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\x80\bR\x04argv\x12=\n" +
+	"\x03env\x18\x04 \x03(\v2 .remotegpu.v1.ExecStart.EnvEntryB\t\xbaH\x06\x9a\x01\x03\x10\x80\x04R\x03env\x12\"\n" +
+	"\aworkdir\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\aworkdir\x12\x1c\n" +
+	"\x04user\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x04user\x126\n" +
+	"\bterminal\x18\a \x01(\v2\x1a.remotegpu.v1.TerminalSizeR\bterminal\x1a6\n" +
+	"\bEnvEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\t\n" +
+	"\aExecEOF\"V\n" +
+	"\fTerminalSize\x12%\n" +
+	"\acolumns\x18\x01 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xff\xff\x03(\x01R\acolumns\x12\x1f\n" +
+	"\x04rows\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xff\xff\x03(\x01R\x04rows\"\xb9\x01\n" +
+	"\x13ExecCommandResponse\x125\n" +
+	"\astarted\x18\x01 \x01(\v2\x19.remotegpu.v1.ExecStartedH\x00R\astarted\x12\x18\n" +
+	"\x06stdout\x18\x02 \x01(\fH\x00R\x06stdout\x12\x18\n" +
+	"\x06stderr\x18\x03 \x01(\fH\x00R\x06stderr\x12,\n" +
+	"\x04exit\x18\x04 \x01(\v2\x16.remotegpu.v1.ExecExitH\x00R\x04exitB\t\n" +
+	"\amessage\"\r\n" +
+	"\vExecStarted\"6\n" +
+	"\bExecExit\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
+	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\xc2\x02\n" +
+	"\x0eGetLogsRequest\x12+\n" +
+	"\venvironment\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +
+	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12\x16\n" +
+	"\x06follow\x18\x03 \x01(\bR\x06follow\x12 \n" +
+	"\x04tail\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\x04tail\x88\x01\x01\x120\n" +
+	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
+	"\x05until\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x129\n" +
+	"\x06stream\x18\a \x01(\x0e2\x17.remotegpu.v1.LogStreamB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06streamB\a\n" +
+	"\x05_tail\">\n" +
+	"\x0fGetLogsResponse\x12+\n" +
+	"\x05lines\x18\x01 \x03(\v2\x15.remotegpu.v1.LogLineR\x05lines\"\x98\x01\n" +
+	"\aLogLine\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12/\n" +
+	"\x06stream\x18\x02 \x01(\x0e2\x17.remotegpu.v1.LogStreamR\x06stream\x12\x12\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12\x18\n" +
+	"\apartial\x18\x04 \x01(\bR\apartial\"w\n" +
+	"\x0fGetStatsRequest\x12-\n" +
+	"\fenvironments\x18\x01 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xf4\x03R\fenvironments\x12!\n" +
+	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12\x12\n" +
+	"\x04disk\x18\x03 \x01(\bR\x04disk\"=\n" +
+	"\x10GetStatsResponse\x12)\n" +
+	"\x05stats\x18\x01 \x03(\v2\x13.remotegpu.v1.StatsR\x05stats\"\xb0\x01\n" +
+	"\x11WatchStatsRequest\x12-\n" +
+	"\fenvironments\x18\x01 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xf4\x03R\fenvironments\x12!\n" +
+	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12I\n" +
+	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\binterval\"?\n" +
+	"\x12WatchStatsResponse\x12)\n" +
+	"\x05stats\x18\x01 \x03(\v2\x13.remotegpu.v1.StatsR\x05stats\"\xc5\x04\n" +
+	"\x05Stats\x12 \n" +
+	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x1b\n" +
+	"\tcpu_nanos\x18\x04 \x01(\x03R\bcpuNanos\x12\x1d\n" +
+	"\n" +
+	"cpu_millis\x18\x05 \x01(\x03R\tcpuMillis\x127\n" +
+	"\x18memory_working_set_bytes\x18\x06 \x01(\x03R\x15memoryWorkingSetBytes\x12,\n" +
+	"\x12memory_usage_bytes\x18\a \x01(\x03R\x10memoryUsageBytes\x12,\n" +
+	"\x12memory_limit_bytes\x18\b \x01(\x03R\x10memoryLimitBytes\x12\x12\n" +
+	"\x04pids\x18\t \x01(\x03R\x04pids\x122\n" +
+	"\x15network_receive_bytes\x18\n" +
+	" \x01(\x03R\x13networkReceiveBytes\x124\n" +
+	"\x16network_transmit_bytes\x18\v \x01(\x03R\x14networkTransmitBytes\x12(\n" +
+	"\x10block_read_bytes\x18\f \x01(\x03R\x0eblockReadBytes\x12*\n" +
+	"\x11block_write_bytes\x18\r \x01(\x03R\x0fblockWriteBytes\x12\"\n" +
+	"\n" +
+	"disk_bytes\x18\x0e \x01(\x03H\x00R\tdiskBytes\x88\x01\x01B\r\n" +
+	"\v_disk_bytes\"\xbd\x01\n" +
+	"\x1cListEnvironmentEventsRequest\x12+\n" +
+	"\venvironment\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +
+	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12$\n" +
+	"\tpage_size\x18\x03 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\tpageToken\"\x7f\n" +
+	"\x1dListEnvironmentEventsResponse\x126\n" +
+	"\x06events\x18\x01 \x03(\v2\x1e.remotegpu.v1.EnvironmentEventR\x06events\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x9e\x01\n" +
+	"\x10EnvironmentEvent\x12.\n" +
+	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12,\n" +
+	"\x04exit\x18\x04 \x01(\v2\x18.remotegpu.v1.ExitStatusR\x04exit*_\n" +
+	"\x06Health\x12\x16\n" +
+	"\x12HEALTH_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fHEALTH_STARTING\x10\x01\x12\x12\n" +
+	"\x0eHEALTH_HEALTHY\x10\x02\x12\x14\n" +
+	"\x10HEALTH_UNHEALTHY\x10\x03*\xcf\x01\n" +
 	"\x10EnvironmentState\x12!\n" +
 	"\x1dENVIRONMENT_STATE_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aENVIRONMENT_STATE_CREATING\x10\x01\x12\x1d\n" +
 	"\x19ENVIRONMENT_STATE_RUNNING\x10\x02\x12\x1d\n" +
 	"\x19ENVIRONMENT_STATE_STOPPED\x10\x03\x12\x1b\n" +
 	"\x17ENVIRONMENT_STATE_ERROR\x10\x04\x12\x1d\n" +
-	"\x19ENVIRONMENT_STATE_DELETED\x10\x05*x\n" +
+	"\x19ENVIRONMENT_STATE_DELETED\x10\x05*\x97\x01\n" +
+	"\vRestartMode\x12\x1c\n" +
+	"\x18RESTART_MODE_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fRESTART_MODE_NO\x10\x01\x12\x1b\n" +
+	"\x17RESTART_MODE_ON_FAILURE\x10\x02\x12\x17\n" +
+	"\x13RESTART_MODE_ALWAYS\x10\x03\x12\x1f\n" +
+	"\x1bRESTART_MODE_UNLESS_STOPPED\x10\x04*x\n" +
 	"\n" +
 	"PullPolicy\x12\x1b\n" +
 	"\x17PULL_POLICY_UNSPECIFIED\x10\x00\x12\x1e\n" +
@@ -2508,7 +4656,12 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x16MOUNT_TYPE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fMOUNT_TYPE_BIND\x10\x01\x12\x15\n" +
 	"\x11MOUNT_TYPE_VOLUME\x10\x02\x12\x14\n" +
-	"\x10MOUNT_TYPE_TMPFS\x10\x032\x8f\a\n" +
+	"\x10MOUNT_TYPE_TMPFS\x10\x03*U\n" +
+	"\tLogStream\x12\x1a\n" +
+	"\x16LOG_STREAM_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n" +
+	"\x11LOG_STREAM_STDERR\x10\x022\xcb\n" +
+	"\n" +
 	"\x12EnvironmentService\x12d\n" +
 	"\x11CreateEnvironment\x12&.remotegpu.v1.CreateEnvironmentRequest\x1a'.remotegpu.v1.CreateEnvironmentResponse\x12`\n" +
 	"\x0eGetEnvironment\x12#.remotegpu.v1.GetEnvironmentRequest\x1a$.remotegpu.v1.GetEnvironmentResponse\"\x03\x90\x02\x01\x12f\n" +
@@ -2519,7 +4672,13 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x11DeleteEnvironment\x12&.remotegpu.v1.DeleteEnvironmentRequest\x1a'.remotegpu.v1.DeleteEnvironmentResponse\x12f\n" +
 	"\x11WatchEnvironments\x12&.remotegpu.v1.WatchEnvironmentsRequest\x1a'.remotegpu.v1.WatchEnvironmentsResponse0\x01\x12O\n" +
 	"\n" +
-	"RunCommand\x12\x1f.remotegpu.v1.RunCommandRequest\x1a .remotegpu.v1.RunCommandResponseB\xb2\x01\n" +
+	"RunCommand\x12\x1f.remotegpu.v1.RunCommandRequest\x1a .remotegpu.v1.RunCommandResponse\x12V\n" +
+	"\vExecCommand\x12 .remotegpu.v1.ExecCommandRequest\x1a!.remotegpu.v1.ExecCommandResponse(\x010\x01\x12H\n" +
+	"\aGetLogs\x12\x1c.remotegpu.v1.GetLogsRequest\x1a\x1d.remotegpu.v1.GetLogsResponse0\x01\x12N\n" +
+	"\bGetStats\x12\x1d.remotegpu.v1.GetStatsRequest\x1a\x1e.remotegpu.v1.GetStatsResponse\"\x03\x90\x02\x01\x12Q\n" +
+	"\n" +
+	"WatchStats\x12\x1f.remotegpu.v1.WatchStatsRequest\x1a .remotegpu.v1.WatchStatsResponse0\x01\x12u\n" +
+	"\x15ListEnvironmentEvents\x12*.remotegpu.v1.ListEnvironmentEventsRequest\x1a+.remotegpu.v1.ListEnvironmentEventsResponse\"\x03\x90\x02\x01B\xb2\x01\n" +
 	"\x10com.remotegpu.v1B\x10EnvironmentProtoP\x01Z;github.com/remotegpu/remotegpu/gen/remotegpu/v1;remotegpuv1\xa2\x02\x03RXX\xaa\x02\fRemotegpu.V1\xca\x02\fRemotegpu\\V1\xe2\x02\x18Remotegpu\\V1\\GPBMetadata\xea\x02\rRemotegpu::V1b\x06proto3"
 
 var (
@@ -2534,119 +4693,189 @@ func file_remotegpu_v1_environment_proto_rawDescGZIP() []byte {
 	return file_remotegpu_v1_environment_proto_rawDescData
 }
 
-var file_remotegpu_v1_environment_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_remotegpu_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_remotegpu_v1_environment_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_remotegpu_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
 var file_remotegpu_v1_environment_proto_goTypes = []any{
-	(EnvironmentState)(0),              // 0: remotegpu.v1.EnvironmentState
-	(PullPolicy)(0),                    // 1: remotegpu.v1.PullPolicy
-	(MountType)(0),                     // 2: remotegpu.v1.MountType
-	(*Environment)(nil),                // 3: remotegpu.v1.Environment
-	(*ExitStatus)(nil),                 // 4: remotegpu.v1.ExitStatus
-	(*EnvironmentSpec)(nil),            // 5: remotegpu.v1.EnvironmentSpec
-	(*Resources)(nil),                  // 6: remotegpu.v1.Resources
-	(*Ulimit)(nil),                     // 7: remotegpu.v1.Ulimit
-	(*Mount)(nil),                      // 8: remotegpu.v1.Mount
-	(*PortRequest)(nil),                // 9: remotegpu.v1.PortRequest
-	(*Desktop)(nil),                    // 10: remotegpu.v1.Desktop
-	(*CreateEnvironmentRequest)(nil),   // 11: remotegpu.v1.CreateEnvironmentRequest
-	(*CreateEnvironmentResponse)(nil),  // 12: remotegpu.v1.CreateEnvironmentResponse
-	(*GetEnvironmentRequest)(nil),      // 13: remotegpu.v1.GetEnvironmentRequest
-	(*GetEnvironmentResponse)(nil),     // 14: remotegpu.v1.GetEnvironmentResponse
-	(*ListEnvironmentsRequest)(nil),    // 15: remotegpu.v1.ListEnvironmentsRequest
-	(*ListEnvironmentsResponse)(nil),   // 16: remotegpu.v1.ListEnvironmentsResponse
-	(*StartEnvironmentRequest)(nil),    // 17: remotegpu.v1.StartEnvironmentRequest
-	(*StartEnvironmentResponse)(nil),   // 18: remotegpu.v1.StartEnvironmentResponse
-	(*StopEnvironmentRequest)(nil),     // 19: remotegpu.v1.StopEnvironmentRequest
-	(*StopEnvironmentResponse)(nil),    // 20: remotegpu.v1.StopEnvironmentResponse
-	(*RestartEnvironmentRequest)(nil),  // 21: remotegpu.v1.RestartEnvironmentRequest
-	(*RestartEnvironmentResponse)(nil), // 22: remotegpu.v1.RestartEnvironmentResponse
-	(*DeleteEnvironmentRequest)(nil),   // 23: remotegpu.v1.DeleteEnvironmentRequest
-	(*DeleteEnvironmentResponse)(nil),  // 24: remotegpu.v1.DeleteEnvironmentResponse
-	(*WatchEnvironmentsRequest)(nil),   // 25: remotegpu.v1.WatchEnvironmentsRequest
-	(*WatchEnvironmentsResponse)(nil),  // 26: remotegpu.v1.WatchEnvironmentsResponse
-	(*RunCommandRequest)(nil),          // 27: remotegpu.v1.RunCommandRequest
-	(*RunCommandResponse)(nil),         // 28: remotegpu.v1.RunCommandResponse
-	nil,                                // 29: remotegpu.v1.Environment.LabelsEntry
-	nil,                                // 30: remotegpu.v1.EnvironmentSpec.EnvEntry
-	nil,                                // 31: remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
-	nil,                                // 32: remotegpu.v1.RunCommandRequest.EnvEntry
-	(*Problem)(nil),                    // 33: remotegpu.v1.Problem
-	(*PortMapping)(nil),                // 34: remotegpu.v1.PortMapping
-	(*timestamppb.Timestamp)(nil),      // 35: google.protobuf.Timestamp
-	(ServiceType)(0),                   // 36: remotegpu.v1.ServiceType
-	(Protocol)(0),                      // 37: remotegpu.v1.Protocol
-	(*durationpb.Duration)(nil),        // 38: google.protobuf.Duration
-	(*Operation)(nil),                  // 39: remotegpu.v1.Operation
+	(Health)(0),                           // 0: remotegpu.v1.Health
+	(EnvironmentState)(0),                 // 1: remotegpu.v1.EnvironmentState
+	(RestartMode)(0),                      // 2: remotegpu.v1.RestartMode
+	(PullPolicy)(0),                       // 3: remotegpu.v1.PullPolicy
+	(MountType)(0),                        // 4: remotegpu.v1.MountType
+	(LogStream)(0),                        // 5: remotegpu.v1.LogStream
+	(*Environment)(nil),                   // 6: remotegpu.v1.Environment
+	(*ExitStatus)(nil),                    // 7: remotegpu.v1.ExitStatus
+	(*EnvironmentSpec)(nil),               // 8: remotegpu.v1.EnvironmentSpec
+	(*RestartPolicy)(nil),                 // 9: remotegpu.v1.RestartPolicy
+	(*HealthCheck)(nil),                   // 10: remotegpu.v1.HealthCheck
+	(*HealthCommand)(nil),                 // 11: remotegpu.v1.HealthCommand
+	(*HealthTCP)(nil),                     // 12: remotegpu.v1.HealthTCP
+	(*HealthHTTP)(nil),                    // 13: remotegpu.v1.HealthHTTP
+	(*HealthDesktop)(nil),                 // 14: remotegpu.v1.HealthDesktop
+	(*Resources)(nil),                     // 15: remotegpu.v1.Resources
+	(*Ulimit)(nil),                        // 16: remotegpu.v1.Ulimit
+	(*Mount)(nil),                         // 17: remotegpu.v1.Mount
+	(*PortRequest)(nil),                   // 18: remotegpu.v1.PortRequest
+	(*Desktop)(nil),                       // 19: remotegpu.v1.Desktop
+	(*CreateEnvironmentRequest)(nil),      // 20: remotegpu.v1.CreateEnvironmentRequest
+	(*CreateEnvironmentResponse)(nil),     // 21: remotegpu.v1.CreateEnvironmentResponse
+	(*GetEnvironmentRequest)(nil),         // 22: remotegpu.v1.GetEnvironmentRequest
+	(*GetEnvironmentResponse)(nil),        // 23: remotegpu.v1.GetEnvironmentResponse
+	(*ListEnvironmentsRequest)(nil),       // 24: remotegpu.v1.ListEnvironmentsRequest
+	(*ListEnvironmentsResponse)(nil),      // 25: remotegpu.v1.ListEnvironmentsResponse
+	(*StartEnvironmentRequest)(nil),       // 26: remotegpu.v1.StartEnvironmentRequest
+	(*StartEnvironmentResponse)(nil),      // 27: remotegpu.v1.StartEnvironmentResponse
+	(*StopEnvironmentRequest)(nil),        // 28: remotegpu.v1.StopEnvironmentRequest
+	(*StopEnvironmentResponse)(nil),       // 29: remotegpu.v1.StopEnvironmentResponse
+	(*RestartEnvironmentRequest)(nil),     // 30: remotegpu.v1.RestartEnvironmentRequest
+	(*RestartEnvironmentResponse)(nil),    // 31: remotegpu.v1.RestartEnvironmentResponse
+	(*DeleteEnvironmentRequest)(nil),      // 32: remotegpu.v1.DeleteEnvironmentRequest
+	(*DeleteEnvironmentResponse)(nil),     // 33: remotegpu.v1.DeleteEnvironmentResponse
+	(*WatchEnvironmentsRequest)(nil),      // 34: remotegpu.v1.WatchEnvironmentsRequest
+	(*WatchEnvironmentsResponse)(nil),     // 35: remotegpu.v1.WatchEnvironmentsResponse
+	(*RunCommandRequest)(nil),             // 36: remotegpu.v1.RunCommandRequest
+	(*RunCommandResponse)(nil),            // 37: remotegpu.v1.RunCommandResponse
+	(*ExecCommandRequest)(nil),            // 38: remotegpu.v1.ExecCommandRequest
+	(*ExecStart)(nil),                     // 39: remotegpu.v1.ExecStart
+	(*ExecEOF)(nil),                       // 40: remotegpu.v1.ExecEOF
+	(*TerminalSize)(nil),                  // 41: remotegpu.v1.TerminalSize
+	(*ExecCommandResponse)(nil),           // 42: remotegpu.v1.ExecCommandResponse
+	(*ExecStarted)(nil),                   // 43: remotegpu.v1.ExecStarted
+	(*ExecExit)(nil),                      // 44: remotegpu.v1.ExecExit
+	(*GetLogsRequest)(nil),                // 45: remotegpu.v1.GetLogsRequest
+	(*GetLogsResponse)(nil),               // 46: remotegpu.v1.GetLogsResponse
+	(*LogLine)(nil),                       // 47: remotegpu.v1.LogLine
+	(*GetStatsRequest)(nil),               // 48: remotegpu.v1.GetStatsRequest
+	(*GetStatsResponse)(nil),              // 49: remotegpu.v1.GetStatsResponse
+	(*WatchStatsRequest)(nil),             // 50: remotegpu.v1.WatchStatsRequest
+	(*WatchStatsResponse)(nil),            // 51: remotegpu.v1.WatchStatsResponse
+	(*Stats)(nil),                         // 52: remotegpu.v1.Stats
+	(*ListEnvironmentEventsRequest)(nil),  // 53: remotegpu.v1.ListEnvironmentEventsRequest
+	(*ListEnvironmentEventsResponse)(nil), // 54: remotegpu.v1.ListEnvironmentEventsResponse
+	(*EnvironmentEvent)(nil),              // 55: remotegpu.v1.EnvironmentEvent
+	nil,                                   // 56: remotegpu.v1.Environment.LabelsEntry
+	nil,                                   // 57: remotegpu.v1.EnvironmentSpec.EnvEntry
+	nil,                                   // 58: remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	nil,                                   // 59: remotegpu.v1.RunCommandRequest.EnvEntry
+	nil,                                   // 60: remotegpu.v1.ExecStart.EnvEntry
+	(*Problem)(nil),                       // 61: remotegpu.v1.Problem
+	(*PortMapping)(nil),                   // 62: remotegpu.v1.PortMapping
+	(*timestamppb.Timestamp)(nil),         // 63: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),           // 64: google.protobuf.Duration
+	(ServiceType)(0),                      // 65: remotegpu.v1.ServiceType
+	(Protocol)(0),                         // 66: remotegpu.v1.Protocol
+	(*Operation)(nil),                     // 67: remotegpu.v1.Operation
 }
 var file_remotegpu_v1_environment_proto_depIdxs = []int32{
-	29, // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
-	5,  // 1: remotegpu.v1.Environment.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	0,  // 2: remotegpu.v1.Environment.state:type_name -> remotegpu.v1.EnvironmentState
-	33, // 3: remotegpu.v1.Environment.problem:type_name -> remotegpu.v1.Problem
-	4,  // 4: remotegpu.v1.Environment.exit:type_name -> remotegpu.v1.ExitStatus
-	34, // 5: remotegpu.v1.Environment.port_mappings:type_name -> remotegpu.v1.PortMapping
-	35, // 6: remotegpu.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
-	35, // 7: remotegpu.v1.Environment.updated_at:type_name -> google.protobuf.Timestamp
-	35, // 8: remotegpu.v1.Environment.started_at:type_name -> google.protobuf.Timestamp
-	35, // 9: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
-	1,  // 10: remotegpu.v1.EnvironmentSpec.pull_policy:type_name -> remotegpu.v1.PullPolicy
-	30, // 11: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
-	6,  // 12: remotegpu.v1.EnvironmentSpec.resources:type_name -> remotegpu.v1.Resources
-	8,  // 13: remotegpu.v1.EnvironmentSpec.mounts:type_name -> remotegpu.v1.Mount
-	9,  // 14: remotegpu.v1.EnvironmentSpec.ports:type_name -> remotegpu.v1.PortRequest
-	10, // 15: remotegpu.v1.EnvironmentSpec.desktop:type_name -> remotegpu.v1.Desktop
-	7,  // 16: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
-	2,  // 17: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
-	36, // 18: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
-	37, // 19: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
-	31, // 20: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
-	5,  // 21: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	38, // 22: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	3,  // 23: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	39, // 24: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	3,  // 25: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	0,  // 26: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
-	3,  // 27: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
-	38, // 28: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	3,  // 29: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	39, // 30: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	38, // 31: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	38, // 32: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	3,  // 33: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	39, // 34: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	38, // 35: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	38, // 36: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	3,  // 37: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	39, // 38: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	38, // 39: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	38, // 40: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	39, // 41: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	3,  // 42: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
-	32, // 43: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
-	38, // 44: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
-	11, // 45: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
-	13, // 46: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
-	15, // 47: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
-	17, // 48: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
-	19, // 49: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
-	21, // 50: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
-	23, // 51: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
-	25, // 52: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
-	27, // 53: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
-	12, // 54: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
-	14, // 55: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
-	16, // 56: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
-	18, // 57: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
-	20, // 58: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
-	22, // 59: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
-	24, // 60: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
-	26, // 61: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
-	28, // 62: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
-	54, // [54:63] is the sub-list for method output_type
-	45, // [45:54] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	56, // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
+	8,  // 1: remotegpu.v1.Environment.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	1,  // 2: remotegpu.v1.Environment.state:type_name -> remotegpu.v1.EnvironmentState
+	61, // 3: remotegpu.v1.Environment.problem:type_name -> remotegpu.v1.Problem
+	7,  // 4: remotegpu.v1.Environment.exit:type_name -> remotegpu.v1.ExitStatus
+	62, // 5: remotegpu.v1.Environment.port_mappings:type_name -> remotegpu.v1.PortMapping
+	63, // 6: remotegpu.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	63, // 7: remotegpu.v1.Environment.updated_at:type_name -> google.protobuf.Timestamp
+	63, // 8: remotegpu.v1.Environment.started_at:type_name -> google.protobuf.Timestamp
+	0,  // 9: remotegpu.v1.Environment.health:type_name -> remotegpu.v1.Health
+	63, // 10: remotegpu.v1.Environment.restart_at:type_name -> google.protobuf.Timestamp
+	63, // 11: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
+	3,  // 12: remotegpu.v1.EnvironmentSpec.pull_policy:type_name -> remotegpu.v1.PullPolicy
+	57, // 13: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
+	15, // 14: remotegpu.v1.EnvironmentSpec.resources:type_name -> remotegpu.v1.Resources
+	17, // 15: remotegpu.v1.EnvironmentSpec.mounts:type_name -> remotegpu.v1.Mount
+	18, // 16: remotegpu.v1.EnvironmentSpec.ports:type_name -> remotegpu.v1.PortRequest
+	19, // 17: remotegpu.v1.EnvironmentSpec.desktop:type_name -> remotegpu.v1.Desktop
+	9,  // 18: remotegpu.v1.EnvironmentSpec.restart:type_name -> remotegpu.v1.RestartPolicy
+	10, // 19: remotegpu.v1.EnvironmentSpec.health_check:type_name -> remotegpu.v1.HealthCheck
+	2,  // 20: remotegpu.v1.RestartPolicy.mode:type_name -> remotegpu.v1.RestartMode
+	11, // 21: remotegpu.v1.HealthCheck.command:type_name -> remotegpu.v1.HealthCommand
+	12, // 22: remotegpu.v1.HealthCheck.tcp:type_name -> remotegpu.v1.HealthTCP
+	13, // 23: remotegpu.v1.HealthCheck.http:type_name -> remotegpu.v1.HealthHTTP
+	14, // 24: remotegpu.v1.HealthCheck.desktop:type_name -> remotegpu.v1.HealthDesktop
+	64, // 25: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	64, // 26: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	64, // 27: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
+	16, // 28: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
+	4,  // 29: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
+	65, // 30: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	66, // 31: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
+	58, // 32: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	8,  // 33: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	64, // 34: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,  // 35: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	67, // 36: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,  // 37: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	1,  // 38: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
+	6,  // 39: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
+	64, // 40: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,  // 41: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	67, // 42: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	64, // 43: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	64, // 44: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,  // 45: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	67, // 46: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	64, // 47: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	64, // 48: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,  // 49: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	67, // 50: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	64, // 51: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	64, // 52: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	67, // 53: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,  // 54: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
+	59, // 55: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
+	64, // 56: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
+	39, // 57: remotegpu.v1.ExecCommandRequest.start:type_name -> remotegpu.v1.ExecStart
+	40, // 58: remotegpu.v1.ExecCommandRequest.eof:type_name -> remotegpu.v1.ExecEOF
+	41, // 59: remotegpu.v1.ExecCommandRequest.resize:type_name -> remotegpu.v1.TerminalSize
+	60, // 60: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
+	41, // 61: remotegpu.v1.ExecStart.terminal:type_name -> remotegpu.v1.TerminalSize
+	43, // 62: remotegpu.v1.ExecCommandResponse.started:type_name -> remotegpu.v1.ExecStarted
+	44, // 63: remotegpu.v1.ExecCommandResponse.exit:type_name -> remotegpu.v1.ExecExit
+	63, // 64: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
+	63, // 65: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
+	5,  // 66: remotegpu.v1.GetLogsRequest.stream:type_name -> remotegpu.v1.LogStream
+	47, // 67: remotegpu.v1.GetLogsResponse.lines:type_name -> remotegpu.v1.LogLine
+	63, // 68: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	5,  // 69: remotegpu.v1.LogLine.stream:type_name -> remotegpu.v1.LogStream
+	52, // 70: remotegpu.v1.GetStatsResponse.stats:type_name -> remotegpu.v1.Stats
+	64, // 71: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
+	52, // 72: remotegpu.v1.WatchStatsResponse.stats:type_name -> remotegpu.v1.Stats
+	63, // 73: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
+	55, // 74: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
+	63, // 75: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
+	7,  // 76: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
+	20, // 77: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
+	22, // 78: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
+	24, // 79: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
+	26, // 80: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
+	28, // 81: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
+	30, // 82: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
+	32, // 83: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
+	34, // 84: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
+	36, // 85: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
+	38, // 86: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
+	45, // 87: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
+	48, // 88: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
+	50, // 89: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
+	53, // 90: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
+	21, // 91: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
+	23, // 92: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
+	25, // 93: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
+	27, // 94: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
+	29, // 95: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
+	31, // 96: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
+	33, // 97: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
+	35, // 98: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
+	37, // 99: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
+	42, // 100: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
+	46, // 101: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
+	49, // 102: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
+	51, // 103: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
+	54, // 104: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
+	91, // [91:105] is the sub-list for method output_type
+	77, // [77:91] is the sub-list for method input_type
+	77, // [77:77] is the sub-list for extension type_name
+	77, // [77:77] is the sub-list for extension extendee
+	0,  // [0:77] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_environment_proto_init() }
@@ -2657,14 +4886,35 @@ func file_remotegpu_v1_environment_proto_init() {
 	file_remotegpu_v1_operation_proto_init()
 	file_remotegpu_v1_port_proto_init()
 	file_remotegpu_v1_problem_proto_init()
-	file_remotegpu_v1_environment_proto_msgTypes[3].OneofWrappers = []any{}
+	file_remotegpu_v1_environment_proto_msgTypes[4].OneofWrappers = []any{
+		(*HealthCheck_Command)(nil),
+		(*HealthCheck_Tcp)(nil),
+		(*HealthCheck_Http)(nil),
+		(*HealthCheck_Desktop)(nil),
+	}
+	file_remotegpu_v1_environment_proto_msgTypes[9].OneofWrappers = []any{}
+	file_remotegpu_v1_environment_proto_msgTypes[32].OneofWrappers = []any{
+		(*ExecCommandRequest_Start)(nil),
+		(*ExecCommandRequest_Stdin)(nil),
+		(*ExecCommandRequest_Eof)(nil),
+		(*ExecCommandRequest_Resize)(nil),
+		(*ExecCommandRequest_Signal)(nil),
+	}
+	file_remotegpu_v1_environment_proto_msgTypes[36].OneofWrappers = []any{
+		(*ExecCommandResponse_Started)(nil),
+		(*ExecCommandResponse_Stdout)(nil),
+		(*ExecCommandResponse_Stderr)(nil),
+		(*ExecCommandResponse_Exit)(nil),
+	}
+	file_remotegpu_v1_environment_proto_msgTypes[39].OneofWrappers = []any{}
+	file_remotegpu_v1_environment_proto_msgTypes[46].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_environment_proto_rawDesc), len(file_remotegpu_v1_environment_proto_rawDesc)),
-			NumEnums:      3,
-			NumMessages:   30,
+			NumEnums:      6,
+			NumMessages:   55,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

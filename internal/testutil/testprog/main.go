@@ -73,6 +73,10 @@ func commands() map[string]command {
 		"get":         {1, get},
 		"resolve":     {1, resolve},
 		"interfaces":  {0, interfaces},
+		"burn":        {0, burn},
+		"winsize":     {0, winsize},
+		"hold":        {0, hold},
+		"ps":          {0, ps},
 	}
 }
 

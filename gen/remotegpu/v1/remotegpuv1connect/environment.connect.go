@@ -51,6 +51,20 @@ const (
 	// EnvironmentServiceRunCommandProcedure is the procedure name of the EnvironmentService's
 	// RunCommand RPC.
 	EnvironmentServiceRunCommandProcedure = "/remotegpu.v1.EnvironmentService/RunCommand"
+	// EnvironmentServiceExecCommandProcedure is the procedure name of the EnvironmentService's
+	// ExecCommand RPC.
+	EnvironmentServiceExecCommandProcedure = "/remotegpu.v1.EnvironmentService/ExecCommand"
+	// EnvironmentServiceGetLogsProcedure is the procedure name of the EnvironmentService's GetLogs RPC.
+	EnvironmentServiceGetLogsProcedure = "/remotegpu.v1.EnvironmentService/GetLogs"
+	// EnvironmentServiceGetStatsProcedure is the procedure name of the EnvironmentService's GetStats
+	// RPC.
+	EnvironmentServiceGetStatsProcedure = "/remotegpu.v1.EnvironmentService/GetStats"
+	// EnvironmentServiceWatchStatsProcedure is the procedure name of the EnvironmentService's
+	// WatchStats RPC.
+	EnvironmentServiceWatchStatsProcedure = "/remotegpu.v1.EnvironmentService/WatchStats"
+	// EnvironmentServiceListEnvironmentEventsProcedure is the procedure name of the
+	// EnvironmentService's ListEnvironmentEvents RPC.
+	EnvironmentServiceListEnvironmentEventsProcedure = "/remotegpu.v1.EnvironmentService/ListEnvironmentEvents"
 )
 
 var (
@@ -119,6 +133,43 @@ var (
 			Procedure:  EnvironmentServiceRunCommandProcedure,
 		}
 	})
+	environmentServiceExecCommandSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeBidi,
+			Schema:     v1.File_remotegpu_v1_environment_proto.Services().ByName("EnvironmentService").Methods().ByName("ExecCommand"),
+			Procedure:  EnvironmentServiceExecCommandProcedure,
+		}
+	})
+	environmentServiceGetLogsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_remotegpu_v1_environment_proto.Services().ByName("EnvironmentService").Methods().ByName("GetLogs"),
+			Procedure:  EnvironmentServiceGetLogsProcedure,
+		}
+	})
+	environmentServiceGetStatsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_remotegpu_v1_environment_proto.Services().ByName("EnvironmentService").Methods().ByName("GetStats"),
+			Procedure:        EnvironmentServiceGetStatsProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	environmentServiceWatchStatsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_remotegpu_v1_environment_proto.Services().ByName("EnvironmentService").Methods().ByName("WatchStats"),
+			Procedure:  EnvironmentServiceWatchStatsProcedure,
+		}
+	})
+	environmentServiceListEnvironmentEventsSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_remotegpu_v1_environment_proto.Services().ByName("EnvironmentService").Methods().ByName("ListEnvironmentEvents"),
+			Procedure:        EnvironmentServiceListEnvironmentEventsProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
 )
 
 // EnvironmentServiceClient is a client for the remotegpu.v1.EnvironmentService service.
@@ -170,10 +221,13 @@ type EnvironmentServiceClient interface {
 	// (ETAG_MISMATCH).
 	DeleteEnvironment(context.Context, *v1.DeleteEnvironmentRequest) (*v1.DeleteEnvironmentResponse, error)
 	// WatchEnvironments streams every selected environment as it is, then one
-	// message with synced set, then each change, deletions included.
+	// message with synced set, then each change, deletions included. With
+	// resume_after only the changes since then; one may come twice, none is
+	// missed.
 	//
-	// Errors: INVALID_ARGUMENT (FIELD_INVALID: label_selector), UNAVAILABLE (the
-	// watcher fell behind: watch again).
+	// Errors: INVALID_ARGUMENT (FIELD_INVALID: label_selector), OUT_OF_RANGE
+	// (RESUME_TOKEN_TOO_OLD: watch anew without it), UNAVAILABLE (the watcher fell
+	// behind: watch again).
 	WatchEnvironments(context.Context, *v1.WatchEnvironmentsRequest) (EnvironmentServiceWatchEnvironmentsClientStream, error)
 	// RunCommand runs one command in a running environment and answers when it
 	// has ended. Output beyond 1 MiB per stream is dropped and said to be.
@@ -183,6 +237,35 @@ type EnvironmentServiceClient interface {
 	// FAILED_PRECONDITION (PROCESS_START_FAILED), DEADLINE_EXCEEDED
 	// (COMMAND_TIMEOUT: it was killed).
 	RunCommand(context.Context, *v1.RunCommandRequest) (*v1.RunCommandResponse, error)
+	// ExecCommand runs a command with streams: standard input, output and error,
+	// with or without a terminal, resizes and signals. The first message of the
+	// caller is start. A caller that vanishes ends the command: SIGHUP, then
+	// SIGKILL after 5 s.
+	//
+	// Errors: as RunCommand, and INVALID_ARGUMENT (EXEC_NOT_STARTED: the first
+	// message is not start).
+	ExecCommand(context.Context) (EnvironmentServiceExecCommandClientStream, error)
+	// GetLogs streams what the environment's process has written, oldest first,
+	// and with follow what it writes from then on, across restarts, until the
+	// environment is deleted or the caller leaves.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND).
+	GetLogs(context.Context, *v1.GetLogsRequest) (EnvironmentServiceGetLogsClientStream, error)
+	// GetStats answers what environments use right now. Environments that do
+	// not run have disk use only.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND).
+	GetStats(context.Context, *v1.GetStatsRequest) (*v1.GetStatsResponse, error)
+	// WatchStats streams GetStats' answer at an interval.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND).
+	WatchStats(context.Context, *v1.WatchStatsRequest) (EnvironmentServiceWatchStatsClientStream, error)
+	// ListEnvironmentEvents answers what happened to an environment, newest
+	// first. The last 100 events are kept; those of a deleted environment are
+	// found by its id for some days.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND), INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
+	ListEnvironmentEvents(context.Context, *v1.ListEnvironmentEventsRequest) (*v1.ListEnvironmentEventsResponse, error)
 }
 
 // NewEnvironmentServiceClient constructs a client for the remotegpu.v1.EnvironmentService service.
@@ -209,6 +292,85 @@ func (s EnvironmentServiceWatchEnvironmentsClientStream) Receive() (*v1.WatchEnv
 // Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
 // stream abandoned before io.EOF.
 func (s EnvironmentServiceWatchEnvironmentsClientStream) Close() error {
+	return s.stream.Close()
+}
+
+// EnvironmentServiceExecCommandClientStream is the client stream for the EnvironmentService's
+// ExecCommand RPC.
+type EnvironmentServiceExecCommandClientStream struct {
+	stream connect.ClientStream
+}
+
+// SendHeaders opens the stream and flushes the request headers without a message. The first Send or
+// Receive does this implicitly.
+func (s EnvironmentServiceExecCommandClientStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a request message to the server.
+func (s EnvironmentServiceExecCommandClientStream) Send(req *v1.ExecCommandRequest) error {
+	return s.stream.Send(req)
+}
+
+// CloseSend closes the request side of the stream.
+func (s EnvironmentServiceExecCommandClientStream) CloseSend() error {
+	return s.stream.CloseSend()
+}
+
+// Receive returns the next response message from the server.
+func (s EnvironmentServiceExecCommandClientStream) Receive() (*v1.ExecCommandResponse, error) {
+	var res v1.ExecCommandResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s EnvironmentServiceExecCommandClientStream) Close() error {
+	return s.stream.Close()
+}
+
+// EnvironmentServiceGetLogsClientStream is the client stream for the EnvironmentService's GetLogs
+// RPC.
+type EnvironmentServiceGetLogsClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s EnvironmentServiceGetLogsClientStream) Receive() (*v1.GetLogsResponse, error) {
+	var res v1.GetLogsResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s EnvironmentServiceGetLogsClientStream) Close() error {
+	return s.stream.Close()
+}
+
+// EnvironmentServiceWatchStatsClientStream is the client stream for the EnvironmentService's
+// WatchStats RPC.
+type EnvironmentServiceWatchStatsClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s EnvironmentServiceWatchStatsClientStream) Receive() (*v1.WatchStatsResponse, error) {
+	var res v1.WatchStatsResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s EnvironmentServiceWatchStatsClientStream) Close() error {
 	return s.stream.Close()
 }
 
@@ -261,10 +423,13 @@ type EnvironmentServiceHandler interface {
 	// (ETAG_MISMATCH).
 	DeleteEnvironment(context.Context, *v1.DeleteEnvironmentRequest) (*v1.DeleteEnvironmentResponse, error)
 	// WatchEnvironments streams every selected environment as it is, then one
-	// message with synced set, then each change, deletions included.
+	// message with synced set, then each change, deletions included. With
+	// resume_after only the changes since then; one may come twice, none is
+	// missed.
 	//
-	// Errors: INVALID_ARGUMENT (FIELD_INVALID: label_selector), UNAVAILABLE (the
-	// watcher fell behind: watch again).
+	// Errors: INVALID_ARGUMENT (FIELD_INVALID: label_selector), OUT_OF_RANGE
+	// (RESUME_TOKEN_TOO_OLD: watch anew without it), UNAVAILABLE (the watcher fell
+	// behind: watch again).
 	WatchEnvironments(context.Context, *v1.WatchEnvironmentsRequest, EnvironmentServiceWatchEnvironmentsServerStream) error
 	// RunCommand runs one command in a running environment and answers when it
 	// has ended. Output beyond 1 MiB per stream is dropped and said to be.
@@ -274,6 +439,35 @@ type EnvironmentServiceHandler interface {
 	// FAILED_PRECONDITION (PROCESS_START_FAILED), DEADLINE_EXCEEDED
 	// (COMMAND_TIMEOUT: it was killed).
 	RunCommand(context.Context, *v1.RunCommandRequest) (*v1.RunCommandResponse, error)
+	// ExecCommand runs a command with streams: standard input, output and error,
+	// with or without a terminal, resizes and signals. The first message of the
+	// caller is start. A caller that vanishes ends the command: SIGHUP, then
+	// SIGKILL after 5 s.
+	//
+	// Errors: as RunCommand, and INVALID_ARGUMENT (EXEC_NOT_STARTED: the first
+	// message is not start).
+	ExecCommand(context.Context, EnvironmentServiceExecCommandServerStream) error
+	// GetLogs streams what the environment's process has written, oldest first,
+	// and with follow what it writes from then on, across restarts, until the
+	// environment is deleted or the caller leaves.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND).
+	GetLogs(context.Context, *v1.GetLogsRequest, EnvironmentServiceGetLogsServerStream) error
+	// GetStats answers what environments use right now. Environments that do
+	// not run have disk use only.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND).
+	GetStats(context.Context, *v1.GetStatsRequest) (*v1.GetStatsResponse, error)
+	// WatchStats streams GetStats' answer at an interval.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND).
+	WatchStats(context.Context, *v1.WatchStatsRequest, EnvironmentServiceWatchStatsServerStream) error
+	// ListEnvironmentEvents answers what happened to an environment, newest
+	// first. The last 100 events are kept; those of a deleted environment are
+	// found by its id for some days.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND), INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
+	ListEnvironmentEvents(context.Context, *v1.ListEnvironmentEventsRequest) (*v1.ListEnvironmentEventsResponse, error)
 }
 
 // RegisterEnvironmentServiceHandler registers svc as the remotegpu.v1.EnvironmentService
@@ -290,6 +484,11 @@ func RegisterEnvironmentServiceHandler(server *connect.Server, svc EnvironmentSe
 		connect.Method{Spec: environmentServiceDeleteEnvironmentSpec(), Handler: adapter.deleteEnvironment},
 		connect.Method{Spec: environmentServiceWatchEnvironmentsSpec(), Handler: adapter.watchEnvironments},
 		connect.Method{Spec: environmentServiceRunCommandSpec(), Handler: adapter.runCommand},
+		connect.Method{Spec: environmentServiceExecCommandSpec(), Handler: adapter.execCommand},
+		connect.Method{Spec: environmentServiceGetLogsSpec(), Handler: adapter.getLogs},
+		connect.Method{Spec: environmentServiceGetStatsSpec(), Handler: adapter.getStats},
+		connect.Method{Spec: environmentServiceWatchStatsSpec(), Handler: adapter.watchStats},
+		connect.Method{Spec: environmentServiceListEnvironmentEventsSpec(), Handler: adapter.listEnvironmentEvents},
 	)
 }
 
@@ -306,6 +505,63 @@ func (s EnvironmentServiceWatchEnvironmentsServerStream) SendHeaders() error {
 
 // Send sends a response message to the client.
 func (s EnvironmentServiceWatchEnvironmentsServerStream) Send(res *v1.WatchEnvironmentsResponse) error {
+	return s.stream.Send(res)
+}
+
+// EnvironmentServiceExecCommandServerStream is the server stream for the EnvironmentService's
+// ExecCommand RPC.
+type EnvironmentServiceExecCommandServerStream struct {
+	stream connect.ServerStream
+}
+
+// Receive returns the next request message from the client.
+func (s EnvironmentServiceExecCommandServerStream) Receive() (*v1.ExecCommandRequest, error) {
+	var req v1.ExecCommandRequest
+	if err := s.stream.Receive(&req); err != nil {
+		return nil, err
+	}
+	return &req, nil
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s EnvironmentServiceExecCommandServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s EnvironmentServiceExecCommandServerStream) Send(res *v1.ExecCommandResponse) error {
+	return s.stream.Send(res)
+}
+
+// EnvironmentServiceGetLogsServerStream is the server stream for the EnvironmentService's GetLogs
+// RPC.
+type EnvironmentServiceGetLogsServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s EnvironmentServiceGetLogsServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s EnvironmentServiceGetLogsServerStream) Send(res *v1.GetLogsResponse) error {
+	return s.stream.Send(res)
+}
+
+// EnvironmentServiceWatchStatsServerStream is the server stream for the EnvironmentService's
+// WatchStats RPC.
+type EnvironmentServiceWatchStatsServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s EnvironmentServiceWatchStatsServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s EnvironmentServiceWatchStatsServerStream) Send(res *v1.WatchStatsResponse) error {
 	return s.stream.Send(res)
 }
 
@@ -346,6 +602,26 @@ func (UnimplementedEnvironmentServiceHandler) WatchEnvironments(context.Context,
 
 func (UnimplementedEnvironmentServiceHandler) RunCommand(context.Context, *v1.RunCommandRequest) (*v1.RunCommandResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.RunCommand is not implemented")
+}
+
+func (UnimplementedEnvironmentServiceHandler) ExecCommand(context.Context, EnvironmentServiceExecCommandServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.ExecCommand is not implemented")
+}
+
+func (UnimplementedEnvironmentServiceHandler) GetLogs(context.Context, *v1.GetLogsRequest, EnvironmentServiceGetLogsServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.GetLogs is not implemented")
+}
+
+func (UnimplementedEnvironmentServiceHandler) GetStats(context.Context, *v1.GetStatsRequest) (*v1.GetStatsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.GetStats is not implemented")
+}
+
+func (UnimplementedEnvironmentServiceHandler) WatchStats(context.Context, *v1.WatchStatsRequest, EnvironmentServiceWatchStatsServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.WatchStats is not implemented")
+}
+
+func (UnimplementedEnvironmentServiceHandler) ListEnvironmentEvents(context.Context, *v1.ListEnvironmentEventsRequest) (*v1.ListEnvironmentEventsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.ListEnvironmentEvents is not implemented")
 }
 
 type environmentServiceClient struct {
@@ -419,6 +695,46 @@ func (c *environmentServiceClient) WatchEnvironments(ctx context.Context, req *v
 func (c *environmentServiceClient) RunCommand(ctx context.Context, req *v1.RunCommandRequest) (*v1.RunCommandResponse, error) {
 	var res v1.RunCommandResponse
 	if err := c.client.CallUnary(ctx, environmentServiceRunCommandSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *environmentServiceClient) ExecCommand(ctx context.Context) (EnvironmentServiceExecCommandClientStream, error) {
+	stream, err := c.client.CallClientStream(ctx, environmentServiceExecCommandSpec())
+	if err != nil {
+		return EnvironmentServiceExecCommandClientStream{}, err
+	}
+	return EnvironmentServiceExecCommandClientStream{stream: stream}, nil
+}
+
+func (c *environmentServiceClient) GetLogs(ctx context.Context, req *v1.GetLogsRequest) (EnvironmentServiceGetLogsClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, environmentServiceGetLogsSpec(), req)
+	if err != nil {
+		return EnvironmentServiceGetLogsClientStream{}, err
+	}
+	return EnvironmentServiceGetLogsClientStream{stream: stream}, nil
+}
+
+func (c *environmentServiceClient) GetStats(ctx context.Context, req *v1.GetStatsRequest) (*v1.GetStatsResponse, error) {
+	var res v1.GetStatsResponse
+	if err := c.client.CallUnary(ctx, environmentServiceGetStatsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *environmentServiceClient) WatchStats(ctx context.Context, req *v1.WatchStatsRequest) (EnvironmentServiceWatchStatsClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, environmentServiceWatchStatsSpec(), req)
+	if err != nil {
+		return EnvironmentServiceWatchStatsClientStream{}, err
+	}
+	return EnvironmentServiceWatchStatsClientStream{stream: stream}, nil
+}
+
+func (c *environmentServiceClient) ListEnvironmentEvents(ctx context.Context, req *v1.ListEnvironmentEventsRequest) (*v1.ListEnvironmentEventsResponse, error) {
+	var res v1.ListEnvironmentEventsResponse
+	if err := c.client.CallUnary(ctx, environmentServiceListEnvironmentEventsSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -524,6 +840,50 @@ func (h environmentServiceHandler) runCommand(ctx context.Context, _ connect.Spe
 		return err
 	}
 	res, err := h.svc.RunCommand(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h environmentServiceHandler) execCommand(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	return h.svc.ExecCommand(ctx, EnvironmentServiceExecCommandServerStream{stream: stream})
+}
+
+func (h environmentServiceHandler) getLogs(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetLogsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.GetLogs(ctx, &req, EnvironmentServiceGetLogsServerStream{stream: stream})
+}
+
+func (h environmentServiceHandler) getStats(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetStatsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetStats(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h environmentServiceHandler) watchStats(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.WatchStatsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.WatchStats(ctx, &req, EnvironmentServiceWatchStatsServerStream{stream: stream})
+}
+
+func (h environmentServiceHandler) listEnvironmentEvents(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ListEnvironmentEventsRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListEnvironmentEvents(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,140 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+)
+
+func (a *app) envStats() *cobra.Command {
+	request := &remotegpuv1.GetStatsRequest{}
+	cmd := &cobra.Command{
+		Use: "stats [NAME...]", Short: "Show what environments use right now", ValidArgsFunction: a.completeEnvs,
+		Long: `stats shows CPU, memory, network, block device and process use of the named
+environments, or of all that run. CPU is in percent of one CPU. MEMORY is the
+working set: without file caches that can be given up.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			request.Environments, request.Project = args, a.project
+			return a.showStatsOnce(cmd, c, request)
+		},
+	}
+	cmd.Flags().BoolVar(&request.Disk, "disk", false, "measure the writable layers too, which may take a while")
+	return cmd
+}
+
+func (a *app) showStatsOnce(cmd *cobra.Command, c *clients, request *remotegpuv1.GetStatsRequest) error {
+	response, err := c.environments.GetStats(cmd.Context(), request)
+	if err != nil {
+		return err
+	}
+	if a.output == "json" {
+		return a.json(response)
+	}
+	return a.statsTable(response.GetStats(), request.GetDisk())
+}
+
+func (a *app) envTop() *cobra.Command {
+	var interval time.Duration
+	var once bool
+	cmd := &cobra.Command{
+		Use: "top [NAME...]", Short: "Show what environments use, again and again", ValidArgsFunction: a.completeEnvs,
+		Long: `top shows what the named environments use, or all that run, until it is
+interrupted: on a terminal in place, elsewhere one table after the other, with
+-o json one line for each.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			if once {
+				return a.showStatsOnce(cmd, c, &remotegpuv1.GetStatsRequest{Environments: args, Project: a.project})
+			}
+			return a.followStats(cmd, c, &remotegpuv1.WatchStatsRequest{
+				Environments: args, Project: a.project, Interval: durationpb.New(interval),
+			})
+		},
+	}
+	cmd.Flags().DurationVar(&interval, "interval", time.Second, "time between two tables, 100ms to 1h")
+	cmd.Flags().BoolVar(&once, "no-stream", false, "show it once")
+	return cmd
+}
+
+// clearScreen puts the cursor into the first column of the first line and
+// clears what is below (ECMA-48 CUP and ED).
+const clearScreen = "\x1b[H\x1b[J"
+
+func (a *app) followStats(cmd *cobra.Command, c *clients, request *remotegpuv1.WatchStatsRequest) error {
+	stream, err := c.environments.WatchStats(cmd.Context(), request)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Close() }() // read to its end, or abandoned
+	terminal := isTerminal(a.stdout)
+	for first := true; ; first = false {
+		message, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			return &failure{
+				Code: "unavailable", Message: "the node ended the stream",
+				Hints: []string{"start it again"}, exit: exitUnavailable,
+			}
+		}
+		if err != nil {
+			return err
+		}
+		switch {
+		case a.output == "json":
+			if err := a.jsonLine(message); err != nil {
+				return err
+			}
+			continue
+		case terminal:
+			err = a.printf(clearScreen)
+		case !first:
+			err = a.printf("\n")
+		}
+		if err != nil {
+			return err
+		}
+		if err := a.statsTable(message.GetStats(), false); err != nil {
+			return err
+		}
+	}
+}
+
+func (a *app) statsTable(all []*remotegpuv1.Stats, disk bool) error {
+	header := []string{"NAME", "CPU", "MEMORY", "LIMIT", "NET IN", "NET OUT", "BLOCK READ", "BLOCK WRITE", "PIDS"}
+	if disk {
+		header = append(header, "DISK")
+	}
+	rows := make([][]string, 0, len(all))
+	for _, s := range all {
+		limit := "-"
+		if s.GetMemoryLimitBytes() > 0 {
+			limit = size(s.GetMemoryLimitBytes())
+		}
+		row := []string{
+			s.GetName(), fmt.Sprintf("%.1f%%", float64(s.GetCpuMillis())/10), size(s.GetMemoryWorkingSetBytes()), limit,
+			size(s.GetNetworkReceiveBytes()), size(s.GetNetworkTransmitBytes()), size(s.GetBlockReadBytes()), size(s.GetBlockWriteBytes()),
+			fmt.Sprint(s.GetPids()),
+		}
+		if disk {
+			used := "-"
+			if s.DiskBytes != nil {
+				used = size(s.GetDiskBytes())
+			}
+			row = append(row, used)
+		}
+		rows = append(rows, row)
+	}
+	return a.table(header, rows)
+}

@@ -1,0 +1,104 @@
+package cli_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+	"github.com/remotegpu/remotegpu/gen/remotegpu/v1/remotegpuv1connect"
+)
+
+// ExecCommand takes standard input to its end and answers f.result; the
+// command "hang" never ends.
+func (f *fake) ExecCommand(ctx context.Context, stream remotegpuv1connect.EnvironmentServiceExecCommandServerStream) error {
+	first, err := stream.Receive()
+	if err != nil {
+		return err
+	}
+	start := first.GetStart()
+	if err := f.got(start); err != nil {
+		return err
+	}
+	if err := stream.Send(&remotegpuv1.ExecCommandResponse{Message: &remotegpuv1.ExecCommandResponse_Started{}}); err != nil {
+		return err
+	}
+	var input []byte
+	for {
+		message, err := stream.Receive()
+		if err != nil {
+			return err
+		}
+		if message.GetEof() != nil {
+			break
+		}
+		input = append(input, message.GetStdin()...)
+	}
+	if start.GetArgv()[0] == "hang" {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	for _, answer := range []*remotegpuv1.ExecCommandResponse{
+		{Message: &remotegpuv1.ExecCommandResponse_Stdout{Stdout: append([]byte("got "), input...)}},
+		{Message: &remotegpuv1.ExecCommandResponse_Stderr{Stderr: []byte("err")}},
+		{Message: &remotegpuv1.ExecCommandResponse_Exit{Exit: &remotegpuv1.ExecExit{Code: f.result.GetExitCode()}}},
+	} {
+		if err := stream.Send(answer); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func TestExecStream(t *testing.T) {
+	f := newFake(t)
+	f.result = &remotegpuv1.RunCommandResponse{ExitCode: 42}
+	code, stdout, stderr := f.runWith(t.Context(), "input", map[string]string{"TERM": "vt100"},
+		"env", "exec", "demo", "-e", "A=1", "-u", "root", "-w", "/tmp", "--", "ls", "-o", "--json")
+	if code != 42 || stdout != "got input" || stderr != "err" {
+		t.Errorf("code %d, %q, %q", code, stdout, stderr)
+	}
+	want := &remotegpuv1.ExecStart{
+		Environment: "demo", Argv: []string{"ls", "-o", "--json"}, Env: map[string]string{"A": "1"}, User: "root", Workdir: "/tmp",
+	}
+	if diff := cmp.Diff(want, f.last, protocmp.Transform()); diff != "" {
+		t.Error(diff)
+	}
+	_, stdout, _ = f.runWith(t.Context(), "input", map[string]string{"TERM": "vt100"}, "env", "exec", "--stdin=false", "demo", "--", "ls")
+	if stdout != "got " {
+		t.Errorf("input was read though it was not to be: %q", stdout)
+	}
+	_, stdout, _ = f.runWith(t.Context(), "typed", map[string]string{"TERM": "vt100"}, "env", "exec", "-it", "demo", "--", "ls")
+	want = &remotegpuv1.ExecStart{
+		Environment: "demo", Argv: []string{"ls"}, Env: map[string]string{"TERM": "vt100"},
+		Terminal: &remotegpuv1.TerminalSize{Columns: 80, Rows: 24},
+	}
+	if diff := cmp.Diff(want, f.last, protocmp.Transform()); diff != "" || stdout != "got typed" {
+		t.Errorf("%q, %s", stdout, diff)
+	}
+	big := strings.Repeat("x", 3<<20)
+	if _, stdout, _ := f.runWith(t.Context(), big, map[string]string{}, "env", "exec", "demo", "--", "cat"); stdout != "got "+big {
+		t.Errorf("%d bytes came back", len(stdout))
+	}
+	if code, _, stderr := f.run(t, "env", "exec", "--timeout", "300ms", "demo", "--", "hang"); code != 124 || !strings.Contains(stderr, "300ms") {
+		t.Errorf("over time: %d, %s", code, stderr)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if code, _, _ := f.runWith(ctx, "", map[string]string{}, "env", "exec", "demo", "--", "hang"); code != 130 {
+		t.Errorf("interrupted: %d", code)
+	}
+	for reason, want := range map[string]int{"COMMAND_NOT_FOUND": 127, "COMMAND_TIMEOUT": 124, "ENV_NOT_RUNNING": 125} {
+		f.err = apiError(t, connect.CodeInvalidArgument, reason, "no", "", "")
+		if code, _, _ := f.run(t, "env", "exec", "demo", "--", "x"); code != want {
+			t.Errorf("%s: %d, want %d", reason, code, want)
+		}
+	}
+	if code, _, _ := f.run(t, "env", "exec", "--unary", "-t", "demo", "--", "x"); code != 125 {
+		t.Errorf("--unary with a terminal: %d", code)
+	}
+}

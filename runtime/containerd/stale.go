@@ -1,0 +1,194 @@
+package containerd
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// staleWorkers is how many stale processes are removed at a time.
+const staleWorkers = 16
+
+// execID names a process so that whoever finds it, in containerd or as a file
+// name, knows whose it is: kind, engine, a number of its own, container.
+func (e *Engine) execID(kind, id string) string {
+	return strings.Join([]string{kind, e.token, rand.Text()[:16], id}, "-")
+}
+
+// parseExecID tells engine and container of a process; ok when it is ours.
+func parseExecID(exec string) (token, id string, ok bool) {
+	parts := strings.SplitN(exec, "-", 4)
+	if len(parts) != 4 || parts[0] != "exec" && parts[0] != "run" || len(parts[1]) != 8 || len(parts[2]) != 16 {
+		return "", "", false
+	}
+	return parts[1], parts[3], true
+}
+
+// RemoveStale removes what engines before this one have left.
+//
+// The pipes of a daemon that died do not end its processes: a shim keeps both
+// ends of each open, so they would wait forever.
+func (e *Engine) RemoveStale(ctx context.Context) error {
+	e.mu.Lock()
+	stale, swept := maps.Clone(e.lost), e.swept
+	e.mu.Unlock()
+	var errs []error
+	if !swept {
+		errs = append(errs, e.findStale(ctx, stale))
+		swept = errs[0] == nil
+	}
+	var mu sync.Mutex
+	var removing errgroup.Group
+	removing.SetLimit(staleWorkers)
+	for exec, pid := range stale {
+		removing.Go(func() error {
+			defer e.drainPipes(exec)()
+			_, id, _ := parseExecID(exec)
+			if err := e.removeExec(ctx, id, exec, pid); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				errs = append(errs, fmt.Errorf("remove stale command of container %s: %w", id, err))
+			}
+			return nil
+		})
+	}
+	_ = removing.Wait() // each has told errs
+	e.removeStaleFIFOs()
+	e.mu.Lock()
+	e.swept = e.swept || swept // what failed is among the lost ones
+	e.mu.Unlock()
+	return errors.Join(errs...)
+}
+
+// drainPipes reads what a process has written for a caller that is gone until
+// the function that it returns is called. A shim waits for a while for somebody
+// to do so.
+func (e *Engine) drainPipes(exec string) func() {
+	pipes, err := filepath.Glob(filepath.Join(e.cfg.FIFODir, "*", "*", exec+"-std[eo]*"))
+	if err != nil {
+		return func() {}
+	}
+	var files []*os.File
+	for _, pipe := range pipes {
+		file, err := os.OpenFile(pipe, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			continue // the shim's patience is all that it costs
+		}
+		files = append(files, file)
+		go func() { _, _ = io.Copy(io.Discard, file) }()
+	}
+	return func() {
+		for _, file := range files {
+			_ = file.Close()
+		}
+	}
+}
+
+// findStale looks for processes of other engines: those that run, among the
+// processes of each container; those that have ended and that only their shim
+// knows of, among the pipes that were left.
+func (e *Engine) findStale(ctx context.Context, stale map[string]int) error {
+	response, err := e.tasks.List(ctx, &tasks.ListTasksRequest{})
+	if err != nil {
+		return fmt.Errorf("list tasks: %w", e.explain(ctx, err))
+	}
+	var errs []error
+	for _, first := range response.Tasks {
+		pids, err := e.tasks.ListPids(ctx, &tasks.ListPidsRequest{ContainerID: first.ID})
+		if err != nil {
+			if now, gone := e.task(ctx, first.ID); gone == nil && running(now) {
+				errs = append(errs, fmt.Errorf("list processes of container %s: %w", first.ID, e.explain(ctx, err)))
+			}
+			continue // it ends, and all of its processes with it
+		}
+		for _, process := range pids.Processes {
+			if token, _, ours := parseExecID(execOf(process)); ours && token != e.token {
+				stale[execOf(process)] = int(process.Pid)
+			}
+		}
+	}
+	pipes, err := filepath.Glob(filepath.Join(e.cfg.FIFODir, "*", "*", "*-stdout"))
+	if err != nil {
+		return fmt.Errorf("list pipes: %w", err)
+	}
+	for _, pipe := range pipes {
+		exec := strings.TrimSuffix(filepath.Base(pipe), "-stdout")
+		if token, _, ours := parseExecID(exec); ours && token != e.token && stale[exec] == 0 {
+			stale[exec] = 0
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// execOf is the exec id of a process, "" when it was not started as one.
+func execOf(process *task.ProcessInfo) string {
+	if process.Info == nil {
+		return ""
+	}
+	decoded, err := typeurl.UnmarshalAny(process.Info)
+	if err != nil {
+		return ""
+	}
+	details, is := decoded.(*options.ProcessDetails)
+	if !is {
+		return ""
+	}
+	return details.ExecID
+}
+
+// removeExec kills a process and the group it leads, where pid is known, and
+// has the shim forget it. What fails is tried again by RemoveStale.
+func (e *Engine) removeExec(ctx context.Context, id, exec string, pid int) error {
+	err := e.tryRemoveExec(ctx, id, exec, pid)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err != nil {
+		e.lost[exec] = pid
+	} else {
+		delete(e.lost, exec)
+	}
+	return err
+}
+
+func (e *Engine) tryRemoveExec(ctx context.Context, id, exec string, pid int) error {
+	_, err := e.tasks.DeleteProcess(ctx, &tasks.DeleteProcessRequest{ContainerID: id, ExecID: exec})
+	if err = e.explain(ctx, err); err == nil || errdefs.IsNotFound(err) {
+		return nil
+	}
+	// It runs, or the shim cannot tell. Its group is looked up while it leads.
+	group := e.group(id, pid, nil)
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	over := e.wait(waiting, id, exec)
+	if err := e.kill(ctx, id, exec, unix.SIGKILL, false); err != nil && !errdefs.IsNotFound(err) && !ended(err) {
+		return err
+	}
+	if last, err := await(ctx, over); err != nil {
+		return err
+	} else if last.err != nil && !errdefs.IsNotFound(last.err) {
+		return last.err
+	}
+	if err := e.killGroup(ctx, id, pid, group); err != nil {
+		return err
+	}
+	_, err = e.tasks.DeleteProcess(ctx, &tasks.DeleteProcessRequest{ContainerID: id, ExecID: exec})
+	if err = e.explain(ctx, err); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("delete process: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,163 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+// ExecLimit is how many commands with streams may run in one environment at a
+// time: each holds buffers and goroutines of the node.
+const ExecLimit = 64
+
+// Executor runs commands with streams; runtime/containerd implements it.
+type Executor interface {
+	// Exec runs p until it has ended and all of its output was written. When
+	// ctx ends first it hangs up: SIGHUP to the process, its session and what
+	// they have started, SIGKILL to what is left after 5 s; then it returns
+	// ctx's cause. The same happens when an output cannot be written any more,
+	// or a control is not valid. No stream is used once it has returned, but
+	// for one Read of Stdin that may still wait.
+	//
+	// NotFound when the container does not run; *problem.Problem
+	// COMMAND_NOT_FOUND, USER_NOT_FOUND, FIELD_INVALID (signal). A container
+	// that ends takes the process with it: SIGKILL.
+	Exec(ctx context.Context, id string, p Process, streams Streams) (Exit, error)
+	// RemoveStale kills and removes the processes that engines before this one
+	// have left, as a daemon that was killed does, and those that this one
+	// could not remove when it should have. Call it when no other engine works
+	// on the same containers.
+	RemoveStale(ctx context.Context) error
+}
+
+// Process is a command to run with streams.
+type Process struct {
+	Argv     []string
+	Env      []string // on top of the container's
+	Workdir  string   // "": the container's
+	User     string   // "": the container's
+	Terminal *TerminalSize
+}
+
+// TerminalSize is the size of a terminal in characters.
+type TerminalSize struct{ Columns, Rows int }
+
+// Streams connects a process with its caller. The process is held up by a
+// caller that is slow to read: nothing but a pipe lies between.
+type Streams struct {
+	// Stdin is read until io.EOF, which is passed on: with a terminal as the
+	// key that ends input (^D), without one by closing the pipe. nil: none.
+	Stdin io.Reader
+	// Stdout gets standard output, with a terminal all output.
+	Stdout io.Writer
+	// Stderr gets standard error where there is no terminal.
+	Stderr io.Writer
+	// Control gets new sizes and signals. nil: none.
+	Control <-chan Control
+	// Started is called once, when the process runs and before the first
+	// output. nil: nobody wants to know.
+	Started func() error
+}
+
+// Control is one thing to do to a process that runs.
+type Control struct {
+	Resize *TerminalSize // of no effect without a terminal
+	Signal string        // name or number, as kill(1) takes it
+}
+
+// ExecRequest is a command to run in an environment with streams.
+type ExecRequest struct {
+	Project     string
+	Environment string // id or name
+	Argv        []string
+	Env         map[string]string
+	Workdir     string
+	User        string
+	Terminal    *TerminalSize
+}
+
+// Exec runs one command with streams in a running environment until it has
+// ended or ctx ends. ENV_NOT_FOUND, ENV_NOT_RUNNING, EXEC_LIMIT_REACHED, and
+// the errors of Executor.Exec.
+func (m *Manager) Exec(ctx context.Context, req ExecRequest, streams Streams) (Exit, error) {
+	env, err := m.Get(ctx, req.Project, req.Environment)
+	if err != nil {
+		return Exit{}, err
+	}
+	if env.State != Running {
+		return Exit{}, notRunning(env)
+	}
+	variables, err := commandVariables(req.Env)
+	if err != nil {
+		return Exit{}, err
+	}
+	if !m.execs.enter(env.ID) {
+		return Exit{}, problem.New(problem.ExecLimit, "%d commands run in environment %q already", ExecLimit, env.Name).
+			WithField("environment").WithHint("let one of them end first, or start several from one shell")
+	}
+	defer m.execs.leave(env.ID)
+	exit, err := m.cfg.Executor.Exec(ctx, env.ID, Process{
+		Argv: req.Argv, Env: variables, Workdir: req.Workdir, User: req.User, Terminal: req.Terminal,
+	}, streams)
+	if errdefs.IsNotFound(err) {
+		return Exit{}, notRunning(env).WithCause(err)
+	}
+	if err != nil {
+		return Exit{}, fmt.Errorf("run command in environment %s: %w", env.ID, err)
+	}
+	return exit, nil
+}
+
+// commandVariables are the variables of a command as "NAME=value".
+func commandVariables(env map[string]string) ([]string, error) {
+	variables := make([]string, 0, len(env))
+	for key, value := range env {
+		if !variableName.MatchString(key) {
+			return nil, problem.New(problem.FieldInvalid, "%q is not a variable name", key).
+				WithField("env").WithHint("use letters, digits and _, not beginning with a digit")
+		}
+		variables = append(variables, key+"="+value)
+	}
+	slices.Sort(variables)
+	return variables, nil
+}
+
+// removeStaleExecs ends what the daemon before this one ran for its callers.
+func (m *Manager) removeStaleExecs(ctx context.Context) {
+	if err := m.cfg.Executor.RemoveStale(ctx); err != nil && ctx.Err() == nil {
+		m.cfg.Log.WarnContext(ctx, "commands without a caller are left; removing them is tried again", "error", err)
+	}
+}
+
+// execCount counts the commands with streams of each environment.
+type execCount struct {
+	mu    sync.Mutex
+	count map[string]int
+}
+
+func (c *execCount) enter(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.count[id] >= ExecLimit {
+		return false
+	}
+	if c.count == nil {
+		c.count = make(map[string]int)
+	}
+	c.count[id]++
+	return true
+}
+
+func (c *execCount) leave(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.count[id]--; c.count[id] <= 0 {
+		delete(c.count, id)
+	}
+}

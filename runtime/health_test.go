@@ -1,0 +1,223 @@
+package runtime_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+// checked is a request with a quick health check.
+func checked(name string, check runtime.HealthCheck) runtime.CreateRequest {
+	req := full(name)
+	check.Interval, check.Timeout, check.Retries = 20*time.Millisecond, time.Second, 2
+	req.Spec.HealthCheck = &check
+	return req
+}
+
+func (d *daemon) awaitHealth(name string, want runtime.Health) *runtime.Environment {
+	d.t.Helper()
+	var env *runtime.Environment
+	waitFor(d.t, fmt.Sprintf("%s to be %s", name, want), func() bool { env = d.get(name); return env.Health == want })
+	return env
+}
+
+func TestHealthOfHTTP(t *testing.T) {
+	var status atomic.Int64
+	status.Store(http.StatusOK)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.RequestURI() != "/ready?deep=1" {
+			w.WriteHeader(http.StatusNotFound) // a redirect was followed, or the path was lost
+			return
+		}
+		w.Header().Set("Location", "/elsewhere")
+		w.WriteHeader(int(status.Load()))
+		_, _ = w.Write([]byte(strings.Repeat("x", 1<<20)))
+	}))
+	defer server.Close()
+	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
+	h := newHost(t)
+	var asked atomic.Value
+	h.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		asked.Store(address)
+		return new(net.Dialer).DialContext(ctx, network, server.Listener.Addr().String())
+	}
+	d := start(t, h)
+	env, _ := d.create(checked("desk", runtime.HealthCheck{HTTPPort: 8080, HTTPPath: "/ready?deep=1"}))
+	if env.Health == "" {
+		t.Errorf("no health at first: %+v", env)
+	}
+	d.awaitHealth("desk", runtime.Healthy)
+	if asked.Load() != env.Address.String()+":8080" {
+		t.Errorf("asked %v, want the environment's address", asked.Load())
+	}
+	status.Store(http.StatusInternalServerError)
+	bad := d.awaitHealth("desk", runtime.Unhealthy)
+	if !strings.Contains(bad.HealthDetail, "500") || len(bad.HealthDetail) > runtime.HealthDetailLimit || bad.State != runtime.Running {
+		t.Errorf("unhealthy: %.200q in %d bytes, %s", bad.HealthDetail, len(bad.HealthDetail), bad.State)
+	}
+	status.Store(http.StatusFound)
+	d.awaitHealth("desk", runtime.Healthy)
+	kinds, _ := d.history("desk")
+	if want := []string{"created", "started", "healthy", "unhealthy", "healthy"}; !slices.Equal(kinds, want) {
+		t.Errorf("history %v, want %v", kinds, want)
+	}
+	// The next daemon begins anew, and finds the same.
+	status.Store(http.StatusInternalServerError)
+	d.awaitHealth("desk", runtime.Unhealthy)
+	d.stop()
+	status.Store(http.StatusOK)
+	second := start(t, h)
+	second.awaitHealth("desk", runtime.Healthy)
+	second.act(second.Stop, "desk")
+	if env := second.get("desk"); env.Health != "" {
+		t.Errorf("health of a stopped environment: %+v", env)
+	}
+}
+
+func TestHealthOfCommandTCPAndDesktop(t *testing.T) {
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	h := newHost(t)
+	h.dial = func(ctx context.Context, network, address string) (net.Conn, error) {
+		if !strings.HasSuffix(address, ":80") {
+			return nil, errors.New("connection refused")
+		}
+		return new(net.Dialer).DialContext(ctx, network, listener.Addr().String())
+	}
+	d := start(t, h)
+	d.create(checked("works", runtime.HealthCheck{Command: []string{"testprog", "echo", "all is well"}}))
+	d.create(checked("fails", runtime.HealthCheck{Command: []string{"testprog", "exit", "7"}}))
+	d.create(checked("absent", runtime.HealthCheck{Command: []string{"/no/such/program"}}))
+	d.create(checked("open", runtime.HealthCheck{TCPPort: 80}))
+	d.create(checked("shut", runtime.HealthCheck{TCPPort: 81}))
+	d.create(checked("desktop", runtime.HealthCheck{Desktop: true}))
+	h.desktops.Draw()
+	for name, want := range map[string]runtime.Health{
+		"works": runtime.Healthy, "open": runtime.Healthy, "desktop": runtime.Healthy,
+		"fails": runtime.Unhealthy, "absent": runtime.Unhealthy, "shut": runtime.Unhealthy,
+	} {
+		env := d.awaitHealth(name, want)
+		t.Logf("%-8s %-10s %s", name, env.Health, env.HealthDetail)
+	}
+	if detail := d.get("works").HealthDetail; detail != "all is well" {
+		t.Errorf("what a command said: %q", detail)
+	}
+	if detail := d.get("fails").HealthDetail; !strings.Contains(detail, "exit code 7") {
+		t.Errorf("what a failing command said: %q", detail)
+	}
+}
+
+func TestStartPeriod(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	req := checked("desk", runtime.HealthCheck{Command: []string{"testprog", "exit", "1"}, StartPeriod: time.Hour})
+	d.create(req)
+	before := h.faults.Count("Engine.Run")
+	waitFor(t, "many checks", func() bool { return h.faults.Count("Engine.Run") > before+5 })
+	if env := d.get("desk"); env.Health != runtime.HealthStarting {
+		t.Errorf("within its start period it is %q", env.Health)
+	}
+}
+
+// What is found unhealthy is restarted, by the same policy and count.
+func TestUnhealthyIsRestarted(t *testing.T) {
+	var refuse atomic.Bool
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	h := newHost(t)
+	h.dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		if refuse.Load() {
+			return nil, errors.New("connection refused")
+		}
+		return new(net.Dialer).DialContext(ctx, network, listener.Addr().String())
+	}
+	d := start(t, h)
+	req := checked("desk", runtime.HealthCheck{TCPPort: 80})
+	req.Spec.Restart = &runtime.RestartPolicy{Mode: runtime.RestartOnFailure, MaxRetries: 2, OnUnhealthy: true}
+	env, _ := d.create(req)
+	d.awaitHealth("desk", runtime.Healthy)
+	h.faults.FailCall("Engine.Stop", 1, errors.New("broken on purpose")) // it is tried again
+	refuse.Store(true)
+	d.restarted("desk", 2)
+	refuse.Store(false)
+	well := d.awaitHealth("desk", runtime.Healthy)
+	if well.State != runtime.Running || !well.StartedAt.After(env.StartedAt) {
+		t.Errorf("after the restart: %+v", well)
+	}
+	// No retries are left.
+	refuse.Store(true)
+	d.awaitHealth("desk", runtime.Unhealthy)
+	if env := d.get("desk"); !env.RestartAt.IsZero() || env.State != runtime.Running || env.RestartCount != 2 {
+		t.Errorf("beyond its retries: %+v", env)
+	}
+}
+
+func TestBadCareIsRefused(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	for _, test := range []struct {
+		field  string
+		change func(*runtime.Spec)
+	}{
+		{"spec.restart.max_retries", func(s *runtime.Spec) {
+			s.Restart = &runtime.RestartPolicy{Mode: runtime.RestartAlways, MaxRetries: 3}
+		}},
+		{"spec.restart.on_unhealthy", func(s *runtime.Spec) {
+			s.Restart = &runtime.RestartPolicy{Mode: runtime.RestartAlways, OnUnhealthy: true}
+		}},
+		{"spec.restart.on_unhealthy", func(s *runtime.Spec) {
+			s.Restart = &runtime.RestartPolicy{OnUnhealthy: true}
+			s.HealthCheck = &runtime.HealthCheck{TCPPort: 1}
+		}},
+		{"spec.health_check", func(s *runtime.Spec) { s.HealthCheck = &runtime.HealthCheck{} }},
+		{"spec.health_check", func(s *runtime.Spec) { s.HealthCheck = &runtime.HealthCheck{TCPPort: 1, HTTPPort: 2} }},
+		{"spec.health_check.http.path", func(s *runtime.Spec) {
+			s.HealthCheck = &runtime.HealthCheck{HTTPPort: 2, HTTPPath: "http://192.0.2.1/"}
+		}},
+		{"spec.health_check.http.path", func(s *runtime.Spec) {
+			s.HealthCheck = &runtime.HealthCheck{HTTPPort: 2, HTTPPath: "@192.0.2.1/"}
+		}},
+		{"spec.health_check.command.argv", func(s *runtime.Spec) { s.HealthCheck = &runtime.HealthCheck{Command: []string{""}} }},
+		{"spec.health_check.timeout", func(s *runtime.Spec) {
+			s.HealthCheck = &runtime.HealthCheck{TCPPort: 1, Timeout: time.Hour}
+		}},
+		{"spec.health_check.desktop", func(s *runtime.Spec) {
+			s.Desktop = nil
+			s.HealthCheck = &runtime.HealthCheck{Desktop: true}
+		}},
+	} {
+		req := full("desk")
+		test.change(&req.Spec)
+		_, _, err := d.Create(t.Context(), req)
+		if fields := fieldsOf(err); !slices.Contains(fields, test.field) {
+			t.Errorf("want a fault of %s, got %v: %v", test.field, fields, err)
+		}
+	}
+	d.holdsNothing()
+}
+
+func fieldsOf(err error) (fields []string) {
+	for _, p := range problem.All(err) {
+		if p.Hint != "" {
+			fields = append(fields, p.Field)
+		}
+	}
+	return fields
+}

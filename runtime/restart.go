@@ -1,0 +1,298 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+)
+
+// RestartMode is when an environment is started again by itself.
+type RestartMode string
+
+// The modes. Always and unless-stopped are the same: what somebody stopped
+// stays stopped.
+const (
+	RestartNo            RestartMode = "no"
+	RestartOnFailure     RestartMode = "on-failure"
+	RestartAlways        RestartMode = "always"
+	RestartUnlessStopped RestartMode = "unless-stopped"
+)
+
+// RestartPolicy is what happens when a process ends unasked.
+type RestartPolicy struct {
+	Mode        RestartMode `json:"mode"`
+	MaxRetries  int         `json:"max_retries,omitempty"` // of on-failure; 0: no limit
+	OnUnhealthy bool        `json:"on_unhealthy,omitempty"`
+}
+
+// Between two restarts the node waits restartBase, doubled each time up to
+// restartMax; a run of restartReset forgets the count.
+const (
+	restartBase  = 100 * time.Millisecond
+	restartMax   = time.Minute
+	restartReset = 10 * time.Minute
+	// restartRetry is the pause after a restart that could not even be written
+	// down.
+	restartRetry = time.Second
+)
+
+func checkRestart(spec *Spec) error {
+	p := spec.Restart
+	if p == nil {
+		return nil
+	}
+	if p.Mode == "" {
+		p.Mode = RestartNo
+	}
+	var errs []error
+	if p.MaxRetries != 0 && p.Mode != RestartOnFailure {
+		errs = append(errs, invalid("spec.restart.max_retries", "leave it out, or use on-failure", "mode %s counts no retries", p.Mode))
+	}
+	if p.OnUnhealthy && p.Mode == RestartNo {
+		errs = append(errs, invalid("spec.restart.on_unhealthy", "set spec.restart.mode too, for example on-failure", "mode no never restarts"))
+	}
+	if p.OnUnhealthy && spec.HealthCheck == nil {
+		errs = append(errs, invalid("spec.restart.on_unhealthy", "set spec.health_check", "without a health check nothing is found unhealthy"))
+	}
+	return errors.Join(errs...)
+}
+
+// planRestart decides, within the change that ends a run, whether and when the
+// environment is started again. failed says that the run failed; ran is how
+// long it lasted.
+func planRestart(env *Environment, failed bool, ran time.Duration, now time.Time) {
+	env.RestartAt = time.Time{}
+	p := env.Spec.Restart
+	if p == nil || p.Mode == RestartNo || p.Mode == "" || p.Mode == RestartOnFailure && !failed {
+		return
+	}
+	if ran >= restartReset {
+		env.RestartCount = 0
+	}
+	if p.Mode == RestartOnFailure && p.MaxRetries > 0 && env.RestartCount >= p.MaxRetries {
+		if env.Problem != nil {
+			env.Problem.Hint = fmt.Sprintf("it was restarted %d times; find out why it ends, then start it again: its files are kept", env.RestartCount)
+		}
+		return
+	}
+	env.RestartAt = now.Add(restartWait(env.RestartCount))
+}
+
+// planAfterExit is planRestart for a process that has ended unasked.
+func planAfterExit(env *Environment, exit *Exit, now time.Time) {
+	end := now
+	if exit != nil && !exit.At.IsZero() {
+		end = exit.At
+	}
+	planRestart(env, env.State == Failed, end.Sub(env.StartedAt), now)
+}
+
+// planAgain keeps a restart alive whose operation ended without success. One
+// that somebody cancelled ends there.
+func planAgain(env *Environment, cancelled bool) {
+	if !env.ByPolicy {
+		return
+	}
+	env.ByPolicy = false
+	if !cancelled {
+		planRestart(env, true, 0, time.Now())
+	}
+}
+
+// restartWait is the pause before the next restart after so many.
+func restartWait(count int) time.Duration {
+	wait := restartBase
+	for range min(count, 16) {
+		wait = min(2*wait, restartMax)
+	}
+	return wait
+}
+
+// userActs is what an operation of somebody means for the restart policy.
+func userActs(env *Environment, kind string) {
+	switch kind {
+	case KindStart, KindRestart:
+		env.RestartCount = 0
+	case KindStop, KindDelete:
+	default:
+		return
+	}
+	env.RestartAt, env.ByPolicy = time.Time{}, false
+}
+
+// restarter starts environments again when their time has come, from one
+// goroutine. What is to be started is in the store; this is what is due next.
+type restarter struct {
+	manager *Manager
+	wake    chan struct{} // capacity 1
+
+	mu  sync.Mutex
+	due map[string]time.Time
+}
+
+func newRestarter(m *Manager) *restarter {
+	return &restarter{manager: m, wake: make(chan struct{}, 1), due: make(map[string]time.Time)}
+}
+
+// follow takes over what the store now says of an environment.
+func (r *restarter) follow(env *Environment) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if env.State == Deleted {
+		delete(r.due, env.ID)
+		return
+	}
+	if env.RestartAt.IsZero() {
+		delete(r.due, env.ID)
+		return
+	}
+	r.due[env.ID] = env.RestartAt
+	r.kick()
+}
+
+func (r *restarter) kick() {
+	select {
+	case r.wake <- struct{}{}:
+	default: // it is awake already
+	}
+}
+
+// take returns what is to be done now, and how long until more is.
+func (r *restarter) take(now time.Time) (due []string, wait time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	wait = time.Hour
+	for id, at := range r.due {
+		if left := at.Sub(now); left > 0 {
+			wait = min(wait, left)
+			continue
+		}
+		due = append(due, id)
+		delete(r.due, id)
+	}
+	return due, wait
+}
+
+// again tries a restart once more that could not be written down.
+func (r *restarter) again(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.due[id] = time.Now().Add(restartRetry)
+}
+
+// run starts what is due until ctx ends.
+func (r *restarter) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		due, wait := r.take(time.Now())
+		for _, id := range due {
+			if err := r.manager.restartDue(ctx, id); err != nil && ctx.Err() == nil {
+				r.manager.cfg.Log.ErrorContext(ctx, "a restart was not begun; it is tried again", "environment", id, "error", err)
+				r.again(id)
+			}
+		}
+		if len(due) > 0 {
+			continue
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		case <-r.wake:
+		}
+		timer.Stop()
+	}
+}
+
+// errNotDue ends a transaction on an environment that is not to be restarted.
+var errNotDue = errors.New("no restart is due")
+
+// restartDue writes down the operation that starts an environment again, with
+// what it means for the environment in the same transaction: from then on the
+// queue carries it across a death of the daemon.
+func (m *Manager) restartDue(ctx context.Context, id string) error {
+	env, err := m.cfg.Store.Environment(ctx, id)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	kind := KindStart
+	if env.State == Running { // found unhealthy
+		kind = KindRestart
+	}
+	op := m.newOperation(kind, env.Project, env.ID, "", "", actionArgs{Timeout: DefaultStopTimeout})
+	updated, _, err := m.cfg.Store.UpdateEnvironment(ctx, id, op, func(env *Environment) error {
+		switch {
+		case env.RestartAt.IsZero():
+			return errNotDue
+		case env.RestartAt.After(time.Now()) || (env.State == Running) != (kind == KindRestart):
+			return fmt.Errorf("environment %s has changed meanwhile: %w", id, errdefs.ErrUnavailable)
+		case env.Operation != "":
+			return problem.New(problem.EnvBusy, "operation %s works on environment %q", env.Operation, env.Name)
+		}
+		env.Operation, env.RestartAt, env.ByPolicy = op.ID, time.Time{}, true
+		env.RestartCount++
+		return nil
+	})
+	if errors.Is(err, errNotDue) || errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	m.fill(updated)
+	m.changes.publish(updated)
+	m.cfg.Queue.Kick(op.ID)
+	return nil
+}
+
+// cancelledByUser says that an operation ended because somebody cancelled it.
+func cancelledByUser(ctx context.Context) bool {
+	return errors.Is(context.Cause(ctx), operation.ErrCancelled)
+}
+
+// MetaStore keeps values about the node itself.
+type MetaStore interface {
+	// Meta returns a value, "" when it was never set.
+	Meta(ctx context.Context, key string) (string, error)
+	// SetMeta sets a value.
+	SetMeta(ctx context.Context, key, value string) error
+}
+
+// metaBoot is the boot of the host that this node last looked at.
+const metaBoot = "boot.id"
+
+// noticeReboot finds out whether the host began anew since the last complete
+// reconciliation.
+func (m *Manager) noticeReboot(ctx context.Context) error {
+	if m.cfg.BootID == "" {
+		return nil
+	}
+	last, err := m.cfg.Store.Meta(ctx, metaBoot)
+	if err != nil {
+		return err
+	}
+	m.rebooted.Store(last != "" && last != m.cfg.BootID)
+	return nil
+}
+
+// reconciled ends what a reboot means: all that it ended is recorded.
+func (m *Manager) reconciled(ctx context.Context) error {
+	if m.cfg.BootID == "" || m.bootKept.Load() {
+		return nil
+	}
+	if err := m.cfg.Store.SetMeta(ctx, metaBoot, m.cfg.BootID); err != nil {
+		return err
+	}
+	m.rebooted.Store(false)
+	m.bootKept.Store(true)
+	return nil
+}

@@ -1,0 +1,257 @@
+package volume
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+// trashPrefix begins the names of volumes that are being removed. Drafts of
+// new ones are "." and a volume's name, in which there is no second dot.
+const trashPrefix = "..deleted-"
+
+// maxSizeEntries bounds how many files Size looks at.
+const maxSizeEntries = 2_000_000
+
+// Info is a named volume.
+type Info struct {
+	Name      string
+	CreatedAt time.Time
+}
+
+// Create makes an empty volume. VOLUME_NAME_INVALID, VOLUME_EXISTS.
+func (m *Manager) Create(ctx context.Context, name string) (Info, error) {
+	if err := checkName(name); err != nil {
+		return Info{}, err
+	}
+	unlock, err := m.locks.Lock(ctx, "volume/"+name)
+	if err != nil {
+		return Info{}, fmt.Errorf("create volume %s: %w", name, err)
+	}
+	defer unlock()
+	created, err := m.makeVolume(name)
+	if err != nil {
+		return Info{}, fmt.Errorf("create volume %s: %w", name, err)
+	}
+	if !created {
+		return Info{}, problem.New(problem.VolumeExists, "a volume called %q exists", name).WithField("name").
+			WithHint("choose another name, or use that one")
+	}
+	return m.info(name)
+}
+
+// checkName is checkVolumeName for volumes that are asked for by themselves.
+func checkName(name string) error {
+	p := checkVolumeName(name)
+	if p == nil {
+		return nil
+	}
+	return problem.New(problem.VolumeNameInvalid, "%s", p.Message).WithField("name").
+		WithHint("use at most 63 of a-z, 0-9 and -, with a letter or digit at both ends")
+}
+
+// Get tells about a volume, VOLUME_NOT_FOUND.
+func (m *Manager) Get(_ context.Context, name string) (Info, error) {
+	if checkVolumeName(name) != nil { // there cannot be one
+		return Info{}, notFound(name)
+	}
+	return m.info(name)
+}
+
+func notFound(name string) error {
+	return problem.New(problem.VolumeNotFound, "there is no volume %q", name).WithField("name").
+		WithHint("list them with: remotegpu volume ls")
+}
+
+// info looks at a volume's directory, which gets its content once, with its
+// name: its time of change is that of its making.
+func (m *Manager) info(name string) (Info, error) {
+	dir := filepath.Join(m.volumesDir(), name)
+	stat, err := os.Lstat(dir)
+	if err == nil {
+		// Without it a crash interrupted the removal of an unused volume.
+		_, err = os.Lstat(filepath.Join(dir, "data"))
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return Info{}, notFound(name)
+	}
+	if err != nil {
+		return Info{}, fmt.Errorf("inspect volume %s: %w", name, err)
+	}
+	return Info{Name: name, CreatedAt: stat.ModTime()}, nil
+}
+
+// List tells about all volumes, by name.
+func (m *Manager) List(ctx context.Context) ([]Info, error) {
+	entries, err := os.ReadDir(m.volumesDir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list volumes: %w", err)
+	}
+	var all []Info
+	for _, entry := range entries {
+		if !entry.IsDir() || checkVolumeName(entry.Name()) != nil {
+			continue
+		}
+		info, err := m.Get(ctx, entry.Name())
+		switch {
+		case err == nil:
+			all = append(all, info)
+		case problem.Of(err).Reason != problem.VolumeNotFound:
+			return nil, err
+		}
+	}
+	return all, nil
+}
+
+// Delete removes a volume and its content. usedBy is asked for its users while
+// nobody can stage the volume; with any it stays. VOLUME_NOT_FOUND,
+// VOLUME_IN_USE.
+//
+// The volume is gone at once, by a rename; removing its files may take a
+// while. What a crash leaves of them RemoveDeleted removes.
+func (m *Manager) Delete(ctx context.Context, name string, usedBy func(context.Context) ([]string, error)) error {
+	trash, err := m.discard(ctx, name, usedBy)
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(trash); err != nil {
+		return fmt.Errorf("remove files of deleted volume %s: %w", name, err)
+	}
+	return nil
+}
+
+// discard renames a volume that nobody uses. Whoever stages it afterwards gets
+// a new one.
+func (m *Manager) discard(ctx context.Context, name string, usedBy func(context.Context) ([]string, error)) (trash string, err error) {
+	if checkVolumeName(name) != nil {
+		return "", notFound(name)
+	}
+	unlock, err := m.locks.Lock(ctx, "volume/"+name)
+	if err != nil {
+		return "", fmt.Errorf("delete volume %s: %w", name, err)
+	}
+	defer unlock()
+	if _, err := m.info(name); err != nil {
+		return "", err
+	}
+	users, err := usedBy(ctx)
+	if err != nil {
+		return "", fmt.Errorf("look for users of volume %s: %w", name, err)
+	}
+	if len(users) > 0 {
+		return "", problem.New(problem.VolumeInUse, "volume %q is mounted by %s", name, strings.Join(users, ", ")).WithField("name").
+			WithHint("delete those environments first")
+	}
+	trash = filepath.Join(m.volumesDir(), trashPrefix+rand.Text())
+	if err := os.Rename(filepath.Join(m.volumesDir(), name), trash); err != nil {
+		return "", fmt.Errorf("delete volume %s: %w", name, err)
+	}
+	return trash, nil
+}
+
+// RemoveDeleted removes the files of volumes whose deletion a crash or an
+// error interrupted. It may run beside Delete.
+func (m *Manager) RemoveDeleted(ctx context.Context) error {
+	entries, err := os.ReadDir(m.volumesDir())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("list deleted volumes: %w", err)
+	}
+	var errs []error
+	for _, entry := range entries {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if strings.HasPrefix(entry.Name(), trashPrefix) {
+			errs = append(errs, os.RemoveAll(filepath.Join(m.volumesDir(), entry.Name())))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove files of deleted volumes: %w", err)
+	}
+	return nil
+}
+
+// errTooMany ends a walk that has seen enough.
+var errTooMany = errors.New("too many files")
+
+// Size is how many bytes of disk a volume's files take, a file with several
+// names counted once. measured is false when there are too many files, or ctx
+// ends before all were seen. Files that come and go meanwhile are no error.
+// VOLUME_NOT_FOUND.
+func (m *Manager) Size(ctx context.Context, name string) (size int64, measured bool, err error) {
+	if _, err := m.Get(ctx, name); err != nil {
+		return 0, false, err
+	}
+	// Tenants change the volume while it is walked: nothing below an os.Root
+	// leads out of it.
+	root, err := os.OpenRoot(filepath.Join(m.volumesDir(), name, "data"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, false, notFound(name)
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("measure volume %s: %w", name, err)
+	}
+	defer root.Close() //nolint:errcheck // nothing was written
+	type file struct{ device, inode uint64 }
+	seen := make(map[file]struct{}) // those with several names
+	entries := 0
+	err = fs.WalkDir(root.FS(), ".", func(_ string, entry fs.DirEntry, err error) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if entries++; entries > maxSizeEntries {
+			return errTooMany
+		}
+		if err != nil || entry == nil {
+			return skipGone(err)
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return skipGone(err)
+		}
+		stat, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			return nil
+		}
+		if !info.IsDir() && stat.Nlink > 1 {
+			key := file{stat.Dev, stat.Ino}
+			if _, again := seen[key]; again {
+				return nil
+			}
+			seen[key] = struct{}{}
+		}
+		size += stat.Blocks * 512 // the unit of st_blocks, whatever the file system's (stat(2))
+		return nil
+	})
+	switch {
+	case err == nil:
+		return size, true, nil
+	case errors.Is(err, errTooMany), ctx.Err() != nil:
+		return 0, false, nil
+	default:
+		return 0, false, fmt.Errorf("measure volume %s: %w", name, err)
+	}
+}
+
+// skipGone goes on where something went, or became a link, meanwhile.
+func skipGone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
+		return nil
+	}
+	return err
+}
