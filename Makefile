@@ -77,7 +77,7 @@ test: build ## Run the CI tier: unit, root and end-to-end tests
 	tools/install.sh containerd buildkit
 	test/browser/fetch.sh
 	go test -race -run '^$$' ./... >/dev/null
-	REMOTEGPU_TEST=$(NEEDS) go test -race -shuffle=on -p 1 -timeout 20m ./...
+	REMOTEGPU_TEST=$(NEEDS) go test -race -shuffle=on -p 2 -timeout 20m ./...
 
 .PHONY: test-unit
 test-unit: check-go ## Run the tests that need nothing
