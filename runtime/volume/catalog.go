@@ -19,8 +19,13 @@ import (
 // new ones are "." and a volume's name, in which there is no second dot.
 const trashPrefix = "..deleted-"
 
-// maxSizeEntries bounds how many files Size looks at.
-const maxSizeEntries = 2_000_000
+// maxSizeEntries bounds how many files Size looks at, and maxSizePath how long
+// their paths get, in bytes: it keeps a path per level, which add up with the
+// square of the depth.
+const (
+	maxSizeEntries = 2_000_000
+	maxSizePath    = 4096
+)
 
 // Info is a named volume.
 type Info struct {
@@ -126,7 +131,7 @@ func (m *Manager) Delete(ctx context.Context, name string, usedBy func(context.C
 	if err != nil {
 		return err
 	}
-	if err := os.RemoveAll(trash); err != nil {
+	if err := removeTree(trash); err != nil {
 		return fmt.Errorf("remove files of deleted volume %s: %w", name, err)
 	}
 	return nil
@@ -177,7 +182,7 @@ func (m *Manager) RemoveDeleted(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		if strings.HasPrefix(entry.Name(), trashPrefix) {
-			errs = append(errs, os.RemoveAll(filepath.Join(m.volumesDir(), entry.Name())))
+			errs = append(errs, removeTree(filepath.Join(m.volumesDir(), entry.Name())))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -187,11 +192,11 @@ func (m *Manager) RemoveDeleted(ctx context.Context) error {
 }
 
 // errTooMany ends a walk that has seen enough.
-var errTooMany = errors.New("too many files")
+var errTooMany = errors.New("too many files, or too deep")
 
 // Size is how many bytes of disk a volume's files take, a file with several
-// names counted once. measured is false when there are too many files, or ctx
-// ends before all were seen. Files that come and go meanwhile are no error.
+// names counted once. measured is false when there are too many files, or
+// too deep, or ctx ends before all were seen. Files that come and go meanwhile are no error.
 // VOLUME_NOT_FOUND.
 func (m *Manager) Size(ctx context.Context, name string) (size int64, measured bool, err error) {
 	if _, err := m.Get(ctx, name); err != nil {
@@ -210,11 +215,11 @@ func (m *Manager) Size(ctx context.Context, name string) (size int64, measured b
 	type file struct{ device, inode uint64 }
 	seen := make(map[file]struct{}) // those with several names
 	entries := 0
-	err = fs.WalkDir(root.FS(), ".", func(_ string, entry fs.DirEntry, err error) error {
+	err = fs.WalkDir(root.FS(), ".", func(path string, entry fs.DirEntry, err error) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if entries++; entries > maxSizeEntries {
+		if entries++; entries > maxSizeEntries || len(path) > maxSizePath {
 			return errTooMany
 		}
 		if err != nil || entry == nil {
