@@ -206,7 +206,7 @@ func colours(ctx context.Context, socket, password string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	picture, err := rfb.Picture(conn, init)
+	picture, err := rfb.Picture(conn, init, rfb.MaxPixels)
 	if err != nil {
 		return 0, err
 	}

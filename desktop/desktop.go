@@ -27,13 +27,12 @@ import (
 
 // Where an environment finds what Prepare makes.
 const (
-	SocketTarget   = "/run/remotegpu/rfb"
-	SecretTarget   = "/run/remotegpu/secret" //nolint:gosec // G101: a path
-	SocketPath     = SocketTarget + "/" + socketName
-	PasswordPath   = SecretTarget + "/" + passwordFile
-	passwordFile   = "vncpasswd"
-	secretDir      = "secret"
-	pictureWorkers = 2 // pictures taken at a time; each may take 130 MB at 8K
+	SocketTarget = "/run/remotegpu/rfb"
+	SecretTarget = "/run/remotegpu/secret" //nolint:gosec // G101: a path
+	SocketPath   = SocketTarget + "/" + socketName
+	PasswordPath = SecretTarget + "/" + passwordFile
+	passwordFile = "vncpasswd"
+	secretDir    = "secret"
 )
 
 // Config is what a node says about its desktops.
@@ -49,20 +48,23 @@ type Config struct {
 // Desktops are the desktops of one node. It implements runtime.Desktops; its
 // methods are safe for concurrent use.
 type Desktops struct {
-	dir      string
-	dialer   Dialer
-	log      *slog.Logger
-	locks    keylock.Map[string]
-	pictures chan struct{} // one slot per picture being taken
+	dir    string
+	dialer Dialer
+	log    *slog.Logger
+	locks  keylock.Map[string]
+	turns  keylock.Map[string] // one picture of an environment at a time
+	small  chan struct{}       // one slot per picture in memory
+	large  chan struct{}
 }
 
 // New returns the desktops below a directory.
 func New(c Config) *Desktops {
 	return &Desktops{
-		dir:      c.Dir,
-		dialer:   Dialer{Dir: c.Dir, InEnvironment: c.InEnvironment},
-		log:      c.Log,
-		pictures: make(chan struct{}, pictureWorkers),
+		dir:    c.Dir,
+		dialer: Dialer{Dir: c.Dir, InEnvironment: c.InEnvironment},
+		log:    c.Log,
+		small:  make(chan struct{}, smallPictures),
+		large:  make(chan struct{}, largePictures),
 	}
 }
 

@@ -256,7 +256,7 @@ func TestHostileServers(t *testing.T) {
 			serve(t, dir, new(atomic.Int64), behave)
 			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 			defer cancel()
-			if _, err := d.Screenshot(ctx, env); err == nil || problem.Of(err).Reason != problem.DesktopUnavailable {
+			if _, _, _, err := d.ScreenshotPNG(ctx, env); err == nil || problem.Of(err).Reason != problem.DesktopUnavailable {
 				t.Errorf("screenshot: %v", err)
 			}
 		})

@@ -67,45 +67,68 @@ func bounded(ctx context.Context, conn net.Conn, timeout time.Duration, do func(
 	return err
 }
 
-// Screenshot takes a picture of the desktop. It does not disturb whoever uses
-// it. Errors as Connect.
-func (d *Desktops) Screenshot(ctx context.Context, envID string) (*image.RGBA, error) {
-	select {
-	case d.pictures <- struct{}{}:
-		defer func() { <-d.pictures }()
-	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+// How many pictures are in memory at a time: what is shown is a tenant's
+// choice, and so is how fast it comes. A small one takes up to 16 MB, a large
+// one 130 MB, as much again as a PNG of noise.
+const (
+	smallPixels   = 4 << 20
+	smallPictures = 8
+	largePictures = 2
+)
+
+// picture takes a picture of the desktop and calls use with it, which must not
+// keep it. A desktop that is slow holds up nobody but those who look at it,
+// until it has let us in: only then a slot is taken, which is held until use
+// is done.
+func (d *Desktops) picture(ctx context.Context, envID string, use func(*image.RGBA) error) error {
+	done, err := d.turns.Lock(ctx, envID)
+	if err != nil {
+		return err
 	}
+	defer done()
 	// The view-only password will do.
 	conn, init, err := d.Connect(ctx, envID, true)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer conn.Close() //nolint:errcheck // it was only read from
+	slots, limit := d.small, smallPixels
+	if init.Width*init.Height > smallPixels {
+		slots, limit = d.large, rfb.MaxPixels
+	}
+	select {
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	var picture *image.RGBA
 	err = bounded(ctx, conn, pictureTimeout, func() (err error) {
-		picture, err = rfb.Picture(conn, init)
+		picture, err = rfb.Picture(conn, init, limit)
 		return err
 	})
 	if err != nil {
-		return nil, unavailable(envID, fmt.Errorf("take picture: %w", err))
+		return unavailable(envID, fmt.Errorf("take picture: %w", err))
 	}
-	return picture, nil
+	return use(picture)
 }
 
 // ScreenshotPNG takes a picture of the desktop as a PNG, with its size in
-// pixels.
+// pixels. It does not disturb whoever uses it. Errors as Connect.
 func (d *Desktops) ScreenshotPNG(ctx context.Context, envID string) (data []byte, width, height int, err error) {
-	picture, err := d.Screenshot(ctx, envID)
+	var b bytes.Buffer
+	err = d.picture(ctx, envID, func(picture *image.RGBA) error {
+		width, height = picture.Rect.Dx(), picture.Rect.Dy()
+		encoder := png.Encoder{CompressionLevel: png.BestSpeed}
+		if err := encoder.Encode(&b, picture); err != nil {
+			return fmt.Errorf("encode screenshot of environment %s: %w", envID, err)
+		}
+		return nil
+	})
 	if err != nil {
 		return nil, 0, 0, err
 	}
-	var b bytes.Buffer
-	encoder := png.Encoder{CompressionLevel: png.BestSpeed}
-	if err := encoder.Encode(&b, picture); err != nil {
-		return nil, 0, 0, fmt.Errorf("encode screenshot of environment %s: %w", envID, err)
-	}
-	return b.Bytes(), picture.Rect.Dx(), picture.Rect.Dy(), nil
+	return b.Bytes(), width, height, nil
 }
 
 // Level is how far a desktop is; each includes those before.
@@ -137,7 +160,14 @@ type Readiness struct {
 // Readiness tells how far a desktop is. That it does not answer is a level,
 // not an error; DESKTOP_ABSENT is one, and so is the end of ctx.
 func (d *Desktops) Readiness(ctx context.Context, envID string) (Readiness, error) {
-	picture, err := d.Screenshot(ctx, envID)
+	var ready Readiness
+	err := d.picture(ctx, envID, func(picture *image.RGBA) error {
+		ready = Readiness{
+			Level: Drawn, Width: picture.Rect.Dx(), Height: picture.Rect.Dy(),
+			Colours: rfb.Colours(picture, MaxColours),
+		}
+		return nil
+	})
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
@@ -146,10 +176,6 @@ func (d *Desktops) Readiness(ctx context.Context, envID string) (Readiness, erro
 		return Readiness{Detail: err.Error()}, nil
 	default:
 		return Readiness{}, err
-	}
-	ready := Readiness{
-		Level: Drawn, Width: picture.Rect.Dx(), Height: picture.Rect.Dy(),
-		Colours: rfb.Colours(picture, MaxColours),
 	}
 	if ready.Colours <= DrawnColours {
 		ready.Level = Connectable

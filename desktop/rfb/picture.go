@@ -34,9 +34,10 @@ const (
 
 // Picture takes a whole picture of the framebuffer of a server that has
 // answered Login with init. It asks for raw pixels, so what it allocates is
-// decided by the checked size alone. The caller bounds it in time.
-func Picture(rw io.ReadWriter, init ServerInit) (*image.RGBA, error) {
-	p := &picture{r: bufio.NewReaderSize(rw, 1<<16), w: rw}
+// decided by the checked size alone; one of more than maxPixels, if it gets so
+// large meanwhile, is refused. The caller bounds it in time.
+func Picture(rw io.ReadWriter, init ServerInit, maxPixels int) (*image.RGBA, error) {
+	p := &picture{r: bufio.NewReaderSize(rw, 1<<16), w: rw, maxPixels: maxPixels}
 	if err := p.resize(init.Width, init.Height); err != nil {
 		return nil, err
 	}
@@ -71,11 +72,16 @@ type picture struct {
 	missing int         // pixels
 	resizes int
 	line    []byte // of the present rectangle, reused
+
+	maxPixels int
 }
 
 func (p *picture) resize(width, height int) error {
 	if err := checkSize(width, height); err != nil {
 		return err
+	}
+	if width*height > p.maxPixels {
+		return violation("framebuffer of %dx%d while a picture of %d pixels was taken", width, height, p.maxPixels)
 	}
 	if p.img != nil && p.img.Rect.Dx() == width && p.img.Rect.Dy() == height {
 		return nil

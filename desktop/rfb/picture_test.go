@@ -34,7 +34,7 @@ func TestPictureIsPutTogether(t *testing.T) {
 		update(rectangle(0, 0, 1, 1, 0, 10, 20, 30, 0), rectangle(0, 0, 0, 0, 0)),
 		update(rectangle(1, 0, 1, 1, 0, 40, 50, 60, 77)),
 	)
-	img, err := rfb.Picture(server, rfb.ServerInit{Width: 9, Height: 9})
+	img, err := rfb.Picture(server, rfb.ServerInit{Width: 9, Height: 9}, rfb.MaxPixels)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,11 +82,14 @@ func TestPictureBoundsWhatAServerSends(t *testing.T) {
 		"ends":             {nil, "EOF"},
 		"ends in a row":    {update(rectangle(0, 0, 10, 10, 0, 1, 2, 3)), "EOF"},
 	} {
-		if _, err := rfb.Picture(says(test.sent), rfb.ServerInit{Width: 10, Height: 10}); err == nil || !strings.Contains(err.Error(), test.want) {
+		if _, err := rfb.Picture(says(test.sent), rfb.ServerInit{Width: 10, Height: 10}, rfb.MaxPixels); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %q", name, err, test.want)
 		}
 	}
-	if _, err := rfb.Picture(says(), rfb.ServerInit{Width: 60000, Height: 60000}); err == nil {
+	if _, err := rfb.Picture(says(), rfb.ServerInit{Width: 10, Height: 11}, 109); err == nil {
+		t.Error("a picture beyond the caller's limit was taken")
+	}
+	if _, err := rfb.Picture(says(), rfb.ServerInit{Width: 60000, Height: 60000}, rfb.MaxPixels); err == nil {
 		t.Error("a framebuffer of 60000x60000 was begun")
 	}
 }
@@ -96,7 +99,7 @@ func FuzzPicture(f *testing.F) {
 	f.Add(update(rectangle(0, 0, 3, 2, -308, append([]byte{1, 0, 0, 0}, make([]byte, 16)...)...)))
 	f.Add([]byte{3, 0, 0, 0, 0, 0, 0, 2, 'h', 'i', 2, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {
-		img, err := rfb.Picture(says(data), rfb.ServerInit{Width: 2, Height: 2})
+		img, err := rfb.Picture(says(data), rfb.ServerInit{Width: 2, Height: 2}, rfb.MaxPixels)
 		if (img == nil) == (err == nil) {
 			t.Errorf("picture %v, error %v", img != nil, err)
 		}
