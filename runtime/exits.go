@@ -162,6 +162,9 @@ func (m *Manager) recordEnd(ctx context.Context, id string, exit *Exit) error {
 	}
 	m.drawing.stop(id)
 	m.cfg.Log.InfoContext(ctx, "the process of an environment has ended", "environment", id, "state", env.State)
+	if !env.RestartAt.IsZero() {
+		return nil // the restart removes the dead task
+	}
 	// The dead task goes, the container stays for the next start, which waits
 	// for the lock: it is never the new run that is ended here.
 	if _, err := m.cfg.Engine.Stop(ctx, id, 0); err != nil && !errdefs.IsNotFound(err) {

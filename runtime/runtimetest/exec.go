@@ -183,17 +183,19 @@ func testExecSignals(t *testing.T, s *suite) {
 
 func testExecRefuses(t *testing.T, s *suite) {
 	c := s.start(t, s.container())
-	streams := runtime.Streams{Stdin: strings.NewReader("input"), Stdout: io.Discard, Stderr: io.Discard}
+	streams := func() runtime.Streams { // a refused command may still be reading its input
+		return runtime.Streams{Stdin: strings.NewReader("input"), Stdout: io.Discard, Stderr: io.Discard}
+	}
 	for _, terminal := range []*runtime.TerminalSize{nil, {Columns: 80, Rows: 24}} {
-		_, err := s.executor(t).Exec(t.Context(), c.ID, runtime.Process{Argv: []string{"/bin/absent"}, Terminal: terminal}, streams)
+		_, err := s.executor(t).Exec(t.Context(), c.ID, runtime.Process{Argv: []string{"/bin/absent"}, Terminal: terminal}, streams())
 		wantReason(t, "absent program", err, problem.CommandNotFound)
 	}
-	_, err := s.executor(t).Exec(t.Context(), c.ID, runtime.Process{Argv: []string{"true"}, User: "nobody-here"}, streams)
+	_, err := s.executor(t).Exec(t.Context(), c.ID, runtime.Process{Argv: []string{"true"}, User: "nobody-here"}, streams())
 	wantReason(t, "unknown user", err, problem.UserNotFound)
 	if _, err := s.Engine.Stop(t.Context(), c.ID, 30*time.Second); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.executor(t).Exec(t.Context(), c.ID, runtime.Process{Argv: []string{"true"}}, streams); !errdefs.IsNotFound(err) {
+	if _, err := s.executor(t).Exec(t.Context(), c.ID, runtime.Process{Argv: []string{"true"}}, streams()); !errdefs.IsNotFound(err) {
 		t.Errorf("in a stopped container: %v, want NotFound", err)
 	}
 }
