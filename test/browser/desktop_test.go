@@ -168,8 +168,8 @@ func TestDesktopInTheBrowser(t *testing.T) {
 	if err := h.desktops.AwaitDrawn(drawing, env); err != nil {
 		t.Fatal(err)
 	}
-	picture, err := h.desktops.Screenshot(t.Context(), env)
-	if err != nil || picture.Rect.Dx() != 1000 || picture.Rect.Dy() != 700 {
+	_, width, height, err := h.desktops.ScreenshotPNG(t.Context(), env)
+	if err != nil || width != 1000 || height != 700 {
 		t.Fatalf("screenshot: %v", err)
 	}
 	typed := filepath.Join(t.TempDir(), "typed")
