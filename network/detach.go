@@ -160,7 +160,8 @@ func (n *Networks) Attached(_ context.Context) ([]string, error) {
 	return attached, nil
 }
 
-// ours returns the host's links that have our names.
+// ours returns the host's links that have our names and are of our kinds and
+// not somebody else's by their alias. It is empty where a crash left one.
 func ours() ([]netlink.Link, error) {
 	interfaces, err := net.Interfaces()
 	if err != nil {
@@ -180,11 +181,19 @@ func ours() ([]netlink.Link, error) {
 		if err != nil {
 			return nil, err
 		}
-		if link != nil {
-			links = append(links, link)
+		if link == nil || !isOurs(link) {
+			continue
 		}
+		links = append(links, link)
 	}
 	return links, nil
+}
+
+func isOurs(link netlink.Link) bool {
+	name, alias := link.Attrs().Name, link.Attrs().Alias
+	hash, ok := strings.CutPrefix(name, map[string]string{"bridge": bridgePrefix, "veth": vethPrefix}[link.Type()])
+	return ok && len(hash) == hashSize && strings.Trim(hash, "abcdefghijklmnopqrstuvwxyz234567") == "" &&
+		(alias == "" || strings.HasPrefix(alias, aliasPrefix))
 }
 
 // CleanUp removes every network, interface, chain and mount of ours, whoever

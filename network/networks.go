@@ -43,6 +43,7 @@ const (
 	vethPrefix  = "rgpuv-"
 	inside      = "eth0"
 	aliasPrefix = "remotegpu:env="
+	hashSize    = 8 // characters of an environment in names of interfaces: 40 bits in base32
 )
 
 // Firewall is what publishes ports; *firewall.Firewall implements it.

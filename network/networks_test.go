@@ -402,6 +402,68 @@ func TestPublishFails(t *testing.T) {
 	}
 }
 
+// TestDetachWaitsForWithdrawal: an address is free for others only when no
+// rule leads to it, also when the one who withdrew them did not wait.
+func TestDetachWaitsForWithdrawal(t *testing.T) {
+	rules := &recorder{}
+	networks, err := network.New(network.Config{Range: subnet, Firewall: rules, NetNSDir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const envID = "01WITHDRAWN"
+	if err := networks.Publish(t.Context(), envID, networks.Address(0), []port.Mapping{published(port.TCP, 1000, 80)}); err != nil {
+		t.Fatal(err)
+	}
+	rules.mu.Lock()
+	rules.block = make(chan struct{})
+	rules.mu.Unlock()
+	gone, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := networks.Publish(gone, envID, networks.Address(0), nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("Publish() = %v while the firewall hangs", err)
+	}
+	detached := make(chan error, 1)
+	go func() { detached <- networks.Detach(t.Context(), envID) }()
+	select {
+	case err := <-detached:
+		t.Errorf("Detach() = %v while the port is still published", err)
+		detached <- err
+	case <-time.After(300 * time.Millisecond):
+	}
+	close(rules.block)
+	if err := <-detached; err != nil {
+		t.Error(err)
+	}
+	if err := networks.Wait(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got := rules.last(); len(got) != 0 {
+		t.Errorf("published in the end: %v", got)
+	}
+}
+
+// TestCleanUpKeepsForeignInterfaces: an interface is ours by more than the
+// beginning of its name.
+func TestCleanUpKeepsForeignInterfaces(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables)
+	if !testutil.Isolated(t) {
+		return
+	}
+	l := newLab(t, "nft")
+	// The last two are what a crash leaves between making and naming.
+	testutil.Sh(t, `ip link add rgpu-lan0 type veth peer name rgpu-abcdefgh &&
+		ip link add rgpu-lan1 type bridge && ip link add rgpu-hgfedcba type bridge && ip link set rgpu-hgfedcba alias backbone &&
+		ip link add rgpu-aaaaaaaa type bridge && ip link add rgpuv-aaaaaaaa type veth peer name left`)
+	if err := l.open(t, nil).CleanUp(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got := testutil.Sh(t, "ip -o link | grep -o 'rgpu[a-z0-9-]*' | sort -u | xargs"); got != "rgpu-abcdefgh rgpu-hgfedcba rgpu-lan0 rgpu-lan1" {
+		t.Errorf("left are %q", got)
+	}
+	testutil.Sh(t, "for i in rgpu-lan0 rgpu-lan1 rgpu-hgfedcba; do ip link del $i; done")
+	l.clean(t)
+}
+
 func TestAddresses(t *testing.T) {
 	networks, err := network.New(network.Config{Range: subnet, Firewall: &recorder{}})
 	if err != nil {

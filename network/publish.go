@@ -16,8 +16,9 @@ import (
 
 // Publish makes the mappings of one environment reachable, replacing those it
 // had; none withdraws them. Calls that arrive while rules are being applied
-// are applied together. An error is FIREWALL_FAILED, or ctx's; then new
-// mappings of the call are not published, and withdrawn ones not again.
+// are applied together. After FIREWALL_FAILED new mappings of the call are not
+// published, and withdrawn ones not again. When ctx ends the change may still
+// be applied; a following call, or Detach, waits for that.
 func (n *Networks) Publish(ctx context.Context, envID string, address netip.Addr, mappings []port.Mapping) error {
 	if err := check(envID); err != nil {
 		return err
@@ -107,13 +108,16 @@ func (p *publisher) publish(ctx context.Context, envID string, mappings []firewa
 	return before, mappings, b.wait(ctx)
 }
 
-// withdraw does as publish of nothing, without a mark when nothing was there.
+// withdraw does as publish of nothing, mostly without a mark when nothing was
+// there.
 func (p *publisher) withdraw(ctx context.Context, envID string) error {
 	if err := p.seed(ctx); err != nil {
 		return err
 	}
 	p.mu.Lock()
-	if len(p.current[envID].mappings) == 0 && !p.dirty {
+	// What is being applied may withdraw its ports only now: whoever asked for
+	// that need not have waited.
+	if len(p.current[envID].mappings) == 0 && !p.dirty && p.next == nil && !p.running {
 		p.mu.Unlock()
 		return nil
 	}
