@@ -20,6 +20,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -57,7 +58,7 @@ type Source struct {
 
 	mu      sync.Mutex
 	current *tls.Certificate
-	stamp   time.Time // latest modification of the operator's files
+	stamp   [2]time.Time // modification of the operator's files
 	looked  time.Time
 }
 
@@ -66,6 +67,9 @@ type Source struct {
 func New(c Config) (*Source, error) {
 	cert := &Source{certFile: c.CertFile, keyFile: c.KeyFile, path: c.Path, name: c.Name, log: c.Log}
 	for _, host := range append(slices.Clone(c.Hosts), "localhost", "127.0.0.1", "::1") {
+		if inner, ok := strings.CutPrefix(host, "["); ok { // as in a URL
+			host = strings.TrimSuffix(inner, "]")
+		}
 		if host != "" && !slices.Contains(cert.hosts, host) {
 			cert.hosts = append(cert.hosts, host)
 		}
@@ -128,17 +132,15 @@ func (c *Source) look(now time.Time) error {
 }
 
 func (c *Source) lookOperator() error {
-	var stamp time.Time
-	for _, path := range []string{c.certFile, c.keyFile} {
+	var stamp [2]time.Time
+	for i, path := range []string{c.certFile, c.keyFile} {
 		info, err := os.Stat(path)
 		if err != nil {
 			return problem.New(problem.ConfigInvalid, "certificate %q cannot be read", path).WithCause(err)
 		}
-		if info.ModTime().After(stamp) {
-			stamp = info.ModTime()
-		}
+		stamp[i] = info.ModTime()
 	}
-	if c.current != nil && stamp.Equal(c.stamp) {
+	if c.current != nil && stamp == c.stamp {
 		return nil
 	}
 	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
@@ -157,7 +159,8 @@ func (c *Source) fits(now time.Time) bool {
 		return false
 	}
 	for _, host := range c.hosts {
-		if leaf.VerifyHostname(host) != nil {
+		ip := net.ParseIP(host)
+		if ip != nil && !slices.ContainsFunc(leaf.IPAddresses, ip.Equal) || ip == nil && !slices.Contains(leaf.DNSNames, host) {
 			return false
 		}
 	}

@@ -3,6 +3,7 @@ package certificate
 import (
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -56,6 +57,61 @@ func TestSelfSignedCertificate(t *testing.T) {
 	}
 	if _, err := load(); err == nil {
 		t.Error("a broken file was replaced without a word")
+	}
+}
+
+// A name that no browser would ask for by itself is kept as it is: a
+// certificate that is made anew every minute would have to be trusted anew.
+func TestSelfSignedCertificateOfOddNamesIsKept(t *testing.T) {
+	for _, host := range []string{"*.gpu.example.com", "gpu_1", "GPU1.example.com.", "[fd00::1]", "FD00::0:1", "fe80::1%eth0"} {
+		config := Config{Path: filepath.Join(t.TempDir(), "tls.pem"), Hosts: []string{host}, Log: slog.New(slog.DiscardHandler)}
+		first, err := New(config)
+		if err != nil {
+			t.Errorf("%s: %v", host, err)
+			continue
+		}
+		again, err := New(config)
+		if err != nil || !bytes.Equal(serial(t, again), serial(t, first)) {
+			t.Errorf("%s: another certificate after a restart, %v", host, err)
+		}
+		if host == "[fd00::1]" && first.current.Leaf.VerifyHostname("fd00::1") != nil {
+			t.Errorf("the certificate is not for %s", host)
+		}
+	}
+}
+
+// Whoever copies files with their times may put an older one in place.
+func TestOperatorsOlderCertificateIsReadToo(t *testing.T) {
+	dir := t.TempDir()
+	cert, key := filepath.Join(dir, "cert.pem"), filepath.Join(dir, "key.pem")
+	text, err := selfSigned("one", []string{"one"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	write := func(path string, text []byte, age time.Duration) {
+		t.Helper()
+		at := now.Add(-age)
+		if err := errors.Join(os.WriteFile(path, text, 0o600), os.Chtimes(path, at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(cert, text, 3*time.Hour)
+	write(key, text, time.Hour)
+	c, err := New(Config{CertFile: cert, KeyFile: key, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := serial(t, c)
+	renewed, err := selfSigned("one", []string{"one"}, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(key, renewed, time.Hour)
+	write(cert, renewed, 2*time.Hour)
+	c.looked = time.Time{}
+	if bytes.Equal(serial(t, c), first) {
+		t.Error("the renewed certificate does not serve")
 	}
 }
 
