@@ -54,14 +54,18 @@ type Config struct {
 	FrameAncestors []string
 	// MaxSessions is how many connections one desktop takes at a time. 0: 16.
 	MaxSessions int
-	Desktops    Desktops
-	Log         *slog.Logger
+	// MaxConnections is how many connections the gateway has at a time, those
+	// of people without a token included. 0: 4096.
+	MaxConnections int
+	Desktops       Desktops
+	Log            *slog.Logger
 }
 
 const (
-	certificateFile    = "gateway-tls.pem"
-	defaultMaxSessions = 16
-	drainTimeout       = 7 * time.Second
+	certificateFile       = "gateway-tls.pem"
+	defaultMaxSessions    = 16
+	defaultMaxConnections = 4096
+	drainTimeout          = 7 * time.Second
 )
 
 // Gateway is the web listener. Its methods are safe for concurrent use.
@@ -75,6 +79,7 @@ type Gateway struct {
 	web         *web
 	now         func() time.Time
 	maxSessions int
+	maxConns    int
 
 	running  sync.WaitGroup // sessions
 	mu       sync.Mutex
@@ -114,7 +119,10 @@ func New(c Config) (*Gateway, error) {
 	g := &Gateway{
 		listen: c.Listen, publicURL: publicURL, desktops: c.Desktops, log: c.Log, keys: keys,
 		certificate: source, web: web, now: time.Now, maxSessions: c.MaxSessions,
-		sessions: make(map[string]int),
+		maxConns: c.MaxConnections, sessions: make(map[string]int),
+	}
+	if g.maxConns <= 0 {
+		g.maxConns = defaultMaxConnections
 	}
 	if g.maxSessions <= 0 {
 		g.maxSessions = defaultMaxSessions
@@ -170,9 +178,13 @@ func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelDebug), // handshakes that strangers break off
 	}
+	address := listener.Addr()
+	listener = &limitedListener{Listener: listener, limit: int64(g.maxConns), beyond: func(remote net.Addr) {
+		g.log.DebugContext(ctx, "connection closed: there are too many", "remote", remote.String(), "limit", g.maxConns)
+	}}
 	served := make(chan error, 1)
 	go func() { served <- server.ServeTLS(listener, "", "") }()
-	g.log.InfoContext(ctx, "gateway serves", "address", listener.Addr().String(), "url", g.publicURL.String())
+	g.log.InfoContext(ctx, "gateway serves", "address", address.String(), "url", g.publicURL.String())
 	select {
 	case err := <-served:
 		return fmt.Errorf("serve the gateway: %w", err)
