@@ -3,6 +3,7 @@ package runtime
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -42,7 +43,7 @@ func (e etcFiles) write(id, hostname string, address netip.Addr, servers []netip
 	for _, file := range contents {
 		path := filepath.Join(dir, file.name)
 		// The inode is bound into the container: keep it when nothing changes.
-		if old, err := os.ReadFile(path); err != nil || string(old) != file.text {
+		if !holds(path, file.text) {
 			if err := atomicfile.Write(path, []byte(file.text), 0o644); err != nil {
 				return nil, err
 			}
@@ -53,6 +54,22 @@ func (e etcFiles) write(id, hostname string, address netip.Addr, servers []netip
 		})
 	}
 	return mounts, nil
+}
+
+// holds says whether a file holds just that text. The tenant can write the file
+// and make it any size, so no more is read than the text is long.
+func holds(path, text string) bool {
+	info, err := os.Lstat(path)
+	if err != nil || !info.Mode().IsRegular() || info.Size() != int64(len(text)) {
+		return false
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer file.Close() //nolint:errcheck // it is only read
+	old, err := io.ReadAll(io.LimitReader(file, int64(len(text))+1))
+	return err == nil && string(old) == text
 }
 
 // remove removes the files of one environment.

@@ -6,7 +6,7 @@
 . "$(dirname "$0")/lib.sh"
 purge=${1:-}
 [ "$(id -u)" = 0 ] || die "make down needs root" "sudo make down"
-netns=$(cat "$run/up.netns" 2>/dev/null || true)
+netns=$(cat "$run/netns.name" 2>/dev/null || true)
 
 if [ -e "$run/remotegpud.toml" ] && [ -x bin/remotegpud ]; then
 	containerd=$(sed -n '/\[containerd\]/,/\[/s/^address = "\(.*\)"/\1/p' "$run/remotegpud.toml")
@@ -42,7 +42,7 @@ if alive containerd; then
 	say "stopping the private containerd"
 	halt containerd 20
 fi
-if [ -n "$netns" ]; then
+if [ -n "$netns" ] && [ -e "$run/up.netns" ]; then
 	say "removing network namespace $netns"
 	ip netns del "$netns" 2>/dev/null || true
 fi
@@ -52,9 +52,10 @@ for dir in "$run" ${purge:+"$state"}; do
 		umount -l "$mount" || true
 	done
 done
-rm -rf "$run"
+# What is still mounted is somebody's data: it is never removed through.
+rm -rf --one-file-system "$run"
 if [ -n "$purge" ]; then
 	say "removing $state"
-	rm -rf "$state"
+	rm -rf --one-file-system "$state"
 fi
 say "done"

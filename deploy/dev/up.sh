@@ -19,7 +19,10 @@ if [ -n "$netns" ] && [ ! -e "/run/netns/$netns" ]; then
 	ip netns add "$netns"
 	echo "$netns" >"$run/up.netns"
 fi
-[ -z "$netns" ] || ip -n "$netns" link set lo up
+if [ -n "$netns" ]; then
+	echo "$netns" >"$run/netns.name"
+	ip -n "$netns" link set lo up
+fi
 
 start_containerd
 start_buildkit
@@ -39,7 +42,7 @@ elif ! remotegpu env get demo -o json | grep -q ENVIRONMENT_STATE_RUNNING; then
 	remotegpu env start demo
 fi
 say "waiting until the desktop has drawn"
-remotegpu desktop url demo --wait --ttl 12h >"$run/demo.url"
+(umask 077 && remotegpu desktop url demo --wait --ttl 12h >"$run/demo.url") # the link is a key
 
 ssh_port=$(remotegpu port ls --env demo --service ssh -o json | sed -n 's/.*"externalPort": *\([0-9]*\).*/\1/p' | head -n 1)
 host=$(sed -E 's#^https?://(\[[^]]*\]|[^/:]*).*#\1#' "$run/demo.url")
