@@ -48,7 +48,9 @@ func (e *Engine) Create(ctx context.Context, c runtime.Container) error {
 	if err != nil {
 		return fmt.Errorf("create container %s: %w", c.ID, err)
 	}
-	if _, err := e.store.Create(ctx, own); err != nil {
+	whole, done := uninterrupted(ctx)
+	defer done()
+	if _, err := e.store.Create(whole, own); err != nil {
 		err = e.explain(ctx, err)
 		if !errdefs.IsAlreadyExists(err) {
 			err = errors.Join(err, e.forgetOwn(ctx, &own)) // the answer was lost, perhaps not the record
@@ -56,6 +58,9 @@ func (e *Engine) Create(ctx context.Context, c runtime.Container) error {
 		return fmt.Errorf("create container %s: %w", c.ID, err)
 	}
 	mounts, err := e.fill(ctx, &c, &own, record, img, spec, known)
+	if err == nil {
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		undo, cancel := afterwards(ctx)
 		defer cancel()
@@ -86,7 +91,9 @@ func (e *Engine) fill(ctx context.Context, c *runtime.Container, own *containers
 		if own.Spec, err = typeurl.MarshalAny(spec); err != nil {
 			return nil, fmt.Errorf("encode spec: %w", err)
 		}
-		if _, err := e.store.Update(ctx, *own, "spec"); err != nil {
+		whole, done := uninterrupted(ctx)
+		defer done()
+		if _, err := e.store.Update(whole, *own, "spec"); err != nil {
 			return nil, fmt.Errorf("update record: %w", e.explain(ctx, err))
 		}
 	}
@@ -95,20 +102,25 @@ func (e *Engine) fill(ctx context.Context, c *runtime.Container, own *containers
 
 // prepare makes the writable layer on the image's.
 func (e *Engine) prepare(ctx context.Context, id string, record images.Image, img *image) ([]mount.Mount, error) {
-	mounts, err := e.snapshots.Prepare(ctx, id, img.parent)
+	if err := context.Cause(ctx); err != nil {
+		return nil, err
+	}
+	whole, done := uninterrupted(ctx)
+	defer done()
+	mounts, err := e.snapshots.Prepare(whole, id, img.parent)
 	if errdefs.IsAlreadyExists(err) {
 		// We have the record, so this is what a crash has left of a container
 		// whose record went first.
-		if err := e.snapshots.Remove(ctx, id); err != nil {
+		if err := e.snapshots.Remove(whole, id); err != nil {
 			return nil, fmt.Errorf("remove stale snapshot: %w", e.explain(ctx, err))
 		}
-		mounts, err = e.snapshots.Prepare(ctx, id, img.parent)
+		mounts, err = e.snapshots.Prepare(whole, id, img.parent)
 	}
 	if errdefs.IsNotFound(err) {
 		if err := e.unpack(ctx, record); err != nil {
 			return nil, err
 		}
-		mounts, err = e.snapshots.Prepare(ctx, id, img.parent)
+		mounts, err = e.snapshots.Prepare(whole, id, img.parent)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("prepare snapshot: %w", e.explain(ctx, err))

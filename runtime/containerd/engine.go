@@ -215,8 +215,10 @@ func (e *Engine) namespaced(ctx context.Context) context.Context {
 	return namespaces.WithNamespace(ctx, e.cfg.Namespace)
 }
 
-// uninterrupted is a context for calls that containerd does not finish, nor
-// take back, when their caller leaves: shims are started and ended half then.
+// uninterrupted is a context for calls whose end must be known before anything
+// is taken back. When their caller leaves, containerd does not stop them: a
+// record or snapshot may be written after all, behind the back of the undo that
+// did not find it, and shims are started and ended half.
 func uninterrupted(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
 }
