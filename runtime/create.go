@@ -37,15 +37,15 @@ func (m *Manager) runCreate(ctx context.Context, task *operation.Task) error {
 	m.fill(env)
 	if task.Op.Attempts > 1 {
 		if err := m.teardown(ctx, env); err != nil {
-			if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
+			if triedAgain(ctx, task, err) {
 				return err
 			}
 			return m.failCreate(ctx, env, task.Op.ID, fmt.Errorf("remove what an interrupted attempt left: %w", err))
 		}
 	}
 	if err := m.make(ctx, env, task); err != nil {
-		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
-			return err // the next start of the daemon begins anew
+		if triedAgain(ctx, task, err) {
+			return err // the next attempt begins anew
 		}
 		return m.failCreate(ctx, env, task.Op.ID, err)
 	}

@@ -2,6 +2,8 @@ package runtime
 
 import (
 	"context"
+	"errors"
+	"slices"
 
 	"github.com/containerd/errdefs"
 
@@ -10,12 +12,16 @@ import (
 )
 
 // registerHandlers tells the queue what the Manager can do. A create that
-// failed is not tried again by itself: the caller has its reason at once.
+// failed is not tried again by itself, unless for a containerd that is away:
+// the caller has its reason at once.
 // Interrupted work (the daemon died) is begun anew a few times. Pulls and
 // builds may hang on a registry for long: they leave workers to the others.
 func (m *Manager) registerHandlers() {
 	const interruptions = 4
-	environment := operation.Policy{MaxAttempts: interruptions, Abandon: m.abandon}
+	// patience is how often an operation asks again for a containerd that does
+	// not answer: for about seven minutes, with waits of up to one.
+	const patience = 12
+	environment := operation.Policy{MaxAttempts: interruptions, MaxRetries: patience, Abandon: m.abandon}
 	m.cfg.Queue.Handle(KindCreate, m.alone(m.runCreate), environment)
 	m.cfg.Queue.Handle(KindStart, m.alone(m.runStart), environment)
 	m.cfg.Queue.Handle(KindStop, m.alone(m.runStop), environment)
@@ -45,17 +51,42 @@ func (m *Manager) abandon(ctx context.Context, op *operation.Operation) error {
 	}
 	m.fill(env)
 	if env.State != Creating {
+		if op.Kind == KindDelete && op.Attempts > 0 {
+			err := m.failDelete(ctx, env, op.ID, asProblem(op.Problem))
+			if operation.IsPermanent(err) {
+				return nil
+			}
+			return err
+		}
 		if op.CancelRequested {
 			return m.unlockCancelled(ctx, env.ID, op.ID)
 		}
 		return m.unlock(ctx, env.ID, op.ID)
 	}
-	cause := &problem.Problem{Reason: problem.OperationInterrupted, Message: "the operation was given up", Hint: "delete the environment and create it anew"}
-	if p := op.Problem; p != nil {
-		cause = &problem.Problem{Reason: problem.Reason(p.Reason), Message: p.Message, Field: p.Field, Hint: p.Hint}
-	}
-	if err := m.failCreate(ctx, env, op.ID, cause); !operation.IsPermanent(err) {
+	if err := m.failCreate(ctx, env, op.ID, asProblem(op.Problem)); !operation.IsPermanent(err) {
 		return err
 	}
 	return nil
+}
+
+// asProblem is why an operation was given up.
+func asProblem(p *operation.Problem) *problem.Problem {
+	if p == nil {
+		return problem.New(problem.OperationInterrupted, "the operation was given up").
+			WithHint("delete the environment and create it anew")
+	}
+	return &problem.Problem{Reason: problem.Reason(p.Reason), Message: p.Message, Field: p.Field, Hint: p.Hint}
+}
+
+// triedAgain says that a handler returns err without undoing or recording
+// anything, because it is called again: the daemon stops, or containerd is
+// away and will be back. Other failures of making something do not mend by
+// themselves.
+func triedAgain(ctx context.Context, task *operation.Task, err error) bool {
+	if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
+		return true
+	}
+	return task.Retried(err) && slices.ContainsFunc(problem.All(err), func(p *problem.Problem) bool {
+		return p.Reason == problem.ContainerdDown
+	})
 }

@@ -180,20 +180,20 @@ func (m *Manager) runStop(ctx context.Context, task *operation.Task) error {
 	}
 	spans := startSpans(task)
 	defer spans.end("stop")
-	return m.stop(ctx, env, task.Op.ID, args.Timeout)
+	return m.stop(ctx, env, task, args.Timeout)
 }
 
 // stop ends the environment's process. An error leaves the environment as it
 // was, but free for the next operation.
-func (m *Manager) stop(ctx context.Context, env *Environment, opID string, timeout time.Duration) error {
+func (m *Manager) stop(ctx context.Context, env *Environment, task *operation.Task, timeout time.Duration) error {
 	exit, err := m.cfg.Engine.Stop(ctx, env.ID, timeout)
 	switch {
 	case errdefs.IsNotFound(err): // it ended by itself; the event or the reconciler kept how
 	case err != nil:
-		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
+		if triedAgain(ctx, task, err) {
 			return err
 		}
-		return m.failStop(ctx, env, opID, err)
+		return m.failStop(ctx, env, task.Op.ID, err)
 	}
 	m.drawing.stop(env.ID)
 	// It has stopped: a cancellation that comes now must not hide that.
@@ -202,7 +202,7 @@ func (m *Manager) stop(ctx context.Context, env *Environment, opID string, timeo
 	_, updateErr := m.update(recording, env.ID, func(env *Environment) error {
 		env.State, env.Problem, env.Ready = Stopped, nil, false
 		env.Health, env.RestartAt = HealthUnknown, time.Time{}
-		leave(env, opID)
+		leave(env, task.Op.ID)
 		if err == nil {
 			env.Exit = &exit
 		}
@@ -291,7 +291,7 @@ func (m *Manager) start(ctx context.Context, env *Environment, task *operation.T
 		err = m.publish(ctx, env)
 	}
 	if err != nil {
-		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
+		if triedAgain(ctx, task, err) {
 			return err
 		}
 		return m.failStart(ctx, env, task.Op.ID, err)
@@ -338,7 +338,7 @@ func (m *Manager) runRestart(ctx context.Context, task *operation.Task) error {
 	task.Progress(operation.Progress{Step: "stopping", Total: 2})
 	m.drawing.stop(env.ID)
 	if _, err := m.cfg.Engine.Stop(ctx, env.ID, args.Timeout); err != nil && !errdefs.IsNotFound(err) {
-		if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
+		if triedAgain(ctx, task, err) {
 			return err
 		}
 		return m.failStop(ctx, env, task.Op.ID, err)
@@ -363,6 +363,9 @@ func (m *Manager) runDelete(ctx context.Context, task *operation.Task) error {
 	}
 	task.Progress(operation.Progress{Step: "removing", Done: 1, Total: 2})
 	if err := m.teardown(ctx, env); err != nil {
+		if task.Retried(err) {
+			return err // what is to go goes in the end
+		}
 		return m.failDelete(ctx, env, task.Op.ID, err)
 	}
 	spans.end("remove")

@@ -29,6 +29,7 @@ type operationDetail struct {
 	Progress *operation.Progress `json:"progress,omitempty"`
 	Problem  *operation.Problem  `json:"problem,omitempty"`
 	Result   map[string]string   `json:"result,omitempty"`
+	Retries  int                 `json:"retries,omitempty"`
 }
 
 func scanOperation(row scanner, more ...any) (*operation.Operation, error) {
@@ -53,6 +54,7 @@ func scanOperation(row scanner, more ...any) (*operation.Operation, error) {
 		op.Args = json.RawMessage(args)
 	}
 	op.Labels, op.Progress, op.Problem, op.Result = d.Labels, d.Progress, d.Problem, d.Result
+	op.Retries = d.Retries
 	op.NotBefore, op.LeaseExpires = fromMillis(notBefore), fromMillis(expires)
 	op.CreatedAt, op.StartedAt, op.FinishedAt = fromMillis(created), fromMillis(started), fromMillis(finished)
 	return &op, nil
@@ -60,7 +62,7 @@ func scanOperation(row scanner, more ...any) (*operation.Operation, error) {
 
 // operationValues are the columns of operationColumns.
 func operationValues(op *operation.Operation) ([]any, error) {
-	detail, err := toJSON(operationDetail{op.Labels, op.Progress, op.Problem, op.Result})
+	detail, err := toJSON(operationDetail{op.Labels, op.Progress, op.Problem, op.Result, op.Retries})
 	if err != nil {
 		return nil, err
 	}

@@ -18,11 +18,12 @@ import (
 var (
 	errCancelRequested = errors.New("cancellation was requested")
 	errNotQueued       = errors.New("operation is not queued")
+	errWritten         = errors.New("it is written already")
 )
 
 // execute claims an operation, runs its handler and settles it.
 func (q *Queue) execute(work, ctx context.Context, e *entry) {
-	op, err := q.cfg.Store.UpdateOperation(context.WithoutCancel(ctx), e.id, q.claim)
+	op, err := q.cfg.Store.UpdateOperation(context.WithoutCancel(ctx), e.id, q.claim(e))
 	switch {
 	case errors.Is(err, errCancelRequested):
 		e.abandon = cancelledProblem()
@@ -42,24 +43,30 @@ func (q *Queue) execute(work, ctx context.Context, e *entry) {
 	q.mu.Unlock()
 	r := q.registered(e.kind)
 	given := *op
-	task := &Task{Op: &given, queue: q, entry: e, last: op.Attempts >= r.policy.MaxAttempts}
+	task := &Task{Op: &given, queue: q, entry: e, last: op.Retries >= r.policy.MaxRetries, done: ctx.Done()}
 	err = q.call(ctx, r.handler, task)
 	q.settle(work, ctx, e, r.policy, err)
 }
 
-func (q *Queue) claim(op *Operation) error {
-	if op.State != Queued {
-		return errNotQueued
+func (q *Queue) claim(e *entry) func(*Operation) error {
+	return func(op *Operation) error {
+		// The answer to a claim may be lost though it was written: then the row
+		// is ours, and nobody works on it but the caller.
+		if ours := op.State == Running && op.LeaseOwner == q.cfg.Owner; op.State != Queued && (!ours || !e.claiming) {
+			return errNotQueued
+		} else if !ours {
+			op.Attempts++
+		}
+		if op.CancelRequested {
+			return errCancelRequested
+		}
+		e.claiming = true
+		now := time.Now()
+		op.State, op.StartedAt = Running, now
+		op.LeaseOwner, op.LeaseExpires = q.cfg.Owner, now.Add(q.cfg.LeaseTTL)
+		op.NotBefore, op.Problem, op.Progress = time.Time{}, nil, nil
+		return nil
 	}
-	if op.CancelRequested {
-		return errCancelRequested
-	}
-	now := time.Now()
-	op.State, op.StartedAt = Running, now
-	op.Attempts++
-	op.LeaseOwner, op.LeaseExpires = q.cfg.Owner, now.Add(q.cfg.LeaseTTL)
-	op.NotBefore, op.Problem, op.Progress = time.Time{}, nil, nil
-	return nil
 }
 
 // errPanic is what a handler's panic becomes.
@@ -94,15 +101,18 @@ func (q *Queue) settle(work, ctx context.Context, e *entry, policy Policy, err e
 		q.finish(work, e, Succeeded, nil)
 	case shuttingDown(ctx) && !IsPermanent(err):
 		q.retry(work, e, time.Time{}, err)
-	case transient(err) && live.Attempts < policy.MaxAttempts && ctx.Err() == nil:
-		wait := q.backoff(live.Attempts)
+	case transient(err) && live.Retries < policy.MaxRetries && ctx.Err() == nil:
+		wait := q.backoff(live.Retries + 1)
 		q.cfg.Log.WarnContext(ctx, "an operation will be tried again", "operation", e.id, "kind", e.kind,
 			"attempts", live.Attempts, "wait", wait, "error", err)
+		e.retries = live.Retries + 1
 		q.retry(work, e, time.Now().Add(wait), err)
 	case IsPermanent(err):
 		q.finish(work, e, Failed, problemOf(err))
 	default:
-		e.abandon = problemOf(err)
+		if e.abandon = problemOf(err); errors.Is(context.Cause(ctx), ErrCancelled) {
+			e.abandon = cancelledProblem() // whatever the call that was interrupted made of it
+		}
 		q.giveUp(work, e)
 	}
 }
@@ -121,14 +131,25 @@ func (q *Queue) backoff(attempts int) time.Duration {
 
 // retry queues a running operation again.
 func (q *Queue) retry(work context.Context, e *entry, notBefore time.Time, cause error) {
+	e.claiming = false
+	written := 0 // tries; their answers may be lost
+	var present Operation
 	op, err := q.write(work, e, func(op *Operation) error {
-		if op.LeaseOwner != q.cfg.Owner {
+		if present = *op; op.State == Queued && written > 0 {
+			return errWritten
+		}
+		if op.State != Running || op.LeaseOwner != q.cfg.Owner {
 			return ErrLeaseLost
 		}
+		written++
 		op.Problem = problemOf(cause)
+		op.Retries = max(op.Retries, e.retries)
 		requeue(op, notBefore)
 		return nil
 	})
+	if errors.Is(err, errWritten) {
+		op, err = &present, nil
+	}
 	if err != nil { // it stays running; the next start takes it over
 		q.deactivate(e, false, time.Time{})
 		return
@@ -188,8 +209,14 @@ func (q *Queue) finish(work context.Context, e *entry, state State, why *Problem
 	q.mu.Lock()
 	live := e.live
 	q.mu.Unlock()
+	var present Operation
 	op, err := q.write(work, e, func(op *Operation) error {
-		if op.State.Done() || (op.State == Running && op.LeaseOwner != q.cfg.Owner) {
+		// Done is final, so whoever wrote it, this is what watchers are to
+		// learn: most likely this very call, whose answer was lost.
+		if present = *op; op.State.Done() {
+			return errWritten
+		}
+		if op.State == Running && op.LeaseOwner != q.cfg.Owner {
 			return ErrLeaseLost
 		}
 		op.State, op.Problem, op.FinishedAt = state, why, time.Now()
@@ -203,6 +230,9 @@ func (q *Queue) finish(work context.Context, e *entry, state State, why *Problem
 		}
 		return nil
 	})
+	if errors.Is(err, errWritten) {
+		op, err = &present, nil
+	}
 	if err == nil {
 		q.mu.Lock()
 		q.publish(op)
@@ -217,7 +247,7 @@ func (q *Queue) finish(work context.Context, e *entry, state State, why *Problem
 func (q *Queue) write(work context.Context, e *entry, change func(*Operation) error) (*Operation, error) {
 	for try := 1; ; try++ {
 		op, err := q.cfg.Store.UpdateOperation(context.WithoutCancel(work), e.id, change)
-		if err == nil || errors.Is(err, ErrLeaseLost) || errdefs.IsNotFound(err) {
+		if err == nil || errors.Is(err, errWritten) || errors.Is(err, ErrLeaseLost) || errdefs.IsNotFound(err) {
 			return op, err
 		}
 		q.cfg.Log.ErrorContext(work, "the outcome of an operation could not be written", "operation", e.id,

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/containerd/errdefs"
 )
 
 // keepLeases renews the leases of running operations and writes their
@@ -106,12 +108,39 @@ func (q *Queue) scan(ctx context.Context) {
 		}
 		return
 	}
-	q.mu.Lock()
 	for _, op := range pending {
+		if op = q.takeOverExpired(ctx, op); op == nil {
+			continue
+		}
+		q.mu.Lock()
 		q.add(op)
+		q.mu.Unlock()
 	}
-	q.mu.Unlock()
 	q.wakeUp()
+}
+
+// takeOverExpired queues an operation again that nobody renews the lease of,
+// and returns any operation as it is then; nil when that could not be read.
+func (q *Queue) takeOverExpired(ctx context.Context, op *Operation) *Operation {
+	q.mu.Lock()
+	_, known := q.entries[op.ID]
+	q.mu.Unlock()
+	expired := func(op *Operation) bool { return op.State == Running && op.LeaseExpires.Before(time.Now()) }
+	if known || !expired(op) {
+		return op
+	}
+	taken, err := q.takeOverOne(ctx, op, expired)
+	switch {
+	case errors.Is(err, errNotQueued), errdefs.IsNotFound(err):
+		return nil // somebody renewed or ended it
+	case err != nil:
+		q.cfg.Log.WarnContext(ctx, "an operation whose lease has expired could not be taken over", "operation", op.ID, "error", err)
+		return nil
+	}
+	q.mu.Lock()
+	q.addTakenOver(taken)
+	q.mu.Unlock()
+	return taken
 }
 
 func (q *Queue) purge(ctx context.Context) {

@@ -55,6 +55,7 @@ type Operation struct {
 	State           State
 	Progress        *Progress
 	Attempts        int
+	Retries         int // those attempts that ended in a failure that was retried
 	Problem         *Problem
 	Result          map[string]string
 	CancelRequested bool

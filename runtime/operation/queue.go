@@ -56,8 +56,12 @@ type Handler func(ctx context.Context, task *Task) error
 
 // Policy is how operations of one kind are treated.
 type Policy struct {
-	// MaxAttempts is how often the handler is started at most. 0: 5.
+	// MaxAttempts is how often the handler is started at most for an operation
+	// that ends without saying how: the daemon died. 0: 5.
 	MaxAttempts int
+	// MaxRetries is how often, beside those, the handler is started again
+	// after a transient failure, with growing waits. 0: MaxAttempts - 1.
+	MaxRetries int
 	// Limit is how many operations of the kind run at once, so that long ones
 	// leave workers to others. 0: no limit but the queue's.
 	Limit int
@@ -83,11 +87,13 @@ type entry struct {
 
 	notBefore time.Time
 	abandon   *Problem // why it shall be given up instead of run
+	claiming  bool     // a claim was written, though perhaps not answered
 
 	// Of an active one:
 	live      *Operation // its newest form; replaced, never changed
 	cancel    context.CancelCauseFunc
 	cancelled bool
+	retries   int  // transient failures, the present one included
 	dirty     bool // live has progress that is not written yet
 	written   time.Time
 }
@@ -124,6 +130,7 @@ func New(cfg Config) *Queue {
 // Handle registers the handler of a kind. Call it before Run.
 func (q *Queue) Handle(kind string, handler Handler, policy Policy) {
 	policy.MaxAttempts = cmp.Or(policy.MaxAttempts, 5)
+	policy.MaxRetries = cmp.Or(policy.MaxRetries, policy.MaxAttempts-1)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.handlers[kind] = registration{handler, policy}
@@ -139,7 +146,7 @@ func (q *Queue) registered(kind string) registration {
 		handler: func(context.Context, *Task) error {
 			return Permanent(fmt.Errorf("operations of kind %q are unknown to this release", kind))
 		},
-		policy: Policy{MaxAttempts: 1},
+		policy: Policy{MaxAttempts: 1, MaxRetries: 0},
 	}
 }
 

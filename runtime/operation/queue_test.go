@@ -224,8 +224,8 @@ func TestTransientFailureIsRetriedWithBackoff(t *testing.T) {
 		var starts []time.Time
 		q.Handle("k", func(_ context.Context, task *operation.Task) error {
 			starts = append(starts, time.Now())
-			if task.LastAttempt() != (task.Op.Attempts == 4) {
-				t.Errorf("attempt %d says last: %v", task.Op.Attempts, task.LastAttempt())
+			if task.Retried(errdefs.ErrUnavailable) != (task.Op.Attempts < 4) || task.Retried(errors.New("no")) {
+				t.Errorf("attempt %d says it is retried: %v", task.Op.Attempts, task.Retried(errdefs.ErrUnavailable))
 			}
 			if task.Op.Attempts < 4 {
 				return fmt.Errorf("not yet: %w", errdefs.ErrUnavailable)

@@ -68,28 +68,36 @@ func (q *Queue) takeOver(ctx context.Context) error {
 	}
 	for _, op := range pending {
 		if op.State == Running {
-			if op, err = q.takeOverOne(ctx, op); err != nil {
+			if op, err = q.takeOverOne(ctx, op, func(op *Operation) bool { return op.State == Running }); err != nil {
 				return err
 			}
 		}
 		q.mu.Lock()
-		q.add(op)
-		if op.State == Running { // interrupted too often
-			e := q.newEntry(op)
-			e.abandon = interruptedProblem(op.Attempts)
-		}
+		q.addTakenOver(op)
 		q.mu.Unlock()
 	}
 	return nil
 }
 
-// takeOverOne queues an interrupted operation again. One that was interrupted
+// addTakenOver is add for a row that was taken over. q.mu is held.
+func (q *Queue) addTakenOver(op *Operation) {
+	q.add(op)
+	if op.State == Running { // interrupted too often
+		e := q.newEntry(op)
+		e.abandon = interruptedProblem(op.Attempts - op.Retries)
+	}
+}
+
+// takeOverOne queues an interrupted operation again, if it still is. One that was interrupted
 // too often stays running, leased by this process, until it is given up: were
 // it queued, the next crash would make its count start over.
-func (q *Queue) takeOverOne(ctx context.Context, op *Operation) (*Operation, error) {
+func (q *Queue) takeOverOne(ctx context.Context, op *Operation, interrupted func(*Operation) bool) (*Operation, error) {
 	limit := q.registered(op.Kind).policy.MaxAttempts
 	taken, err := q.cfg.Store.UpdateOperation(ctx, op.ID, func(op *Operation) error {
-		if op.Attempts >= limit {
+		if !interrupted(op) {
+			return errNotQueued
+		}
+		if op.Attempts-op.Retries >= limit {
 			op.LeaseOwner, op.LeaseExpires = q.cfg.Owner, time.Now().Add(q.cfg.LeaseTTL)
 			return nil
 		}

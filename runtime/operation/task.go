@@ -13,11 +13,22 @@ type Task struct {
 
 	queue *Queue
 	entry *entry
-	last  bool
+	last  bool // no failure is tried again any more
+	done  <-chan struct{}
 }
 
-// LastAttempt says that the operation will not be tried again.
-func (t *Task) LastAttempt() bool { return t.last }
+// Retried says whether the queue will start the handler again when it returns
+// err now: err is transient, and neither are the retries used up nor has
+// somebody cancelled the operation. A handler that undoes and records its
+// failures leaves that to the last attempt.
+func (t *Task) Retried(err error) bool {
+	select {
+	case <-t.done:
+		return false
+	default:
+		return transient(err) && !t.last
+	}
+}
 
 // Progress says how far the work is. Watchers learn it at once; it is written
 // down now and then.

@@ -16,6 +16,7 @@ type Memory struct {
 	mu   sync.Mutex
 	ops  []*operation.Operation // oldest first; replaced, never changed
 	fail func(call string) error
+	lose func(call string) error
 }
 
 var _ operation.Store = (*Memory)(nil)
@@ -26,6 +27,14 @@ func (m *Memory) Fail(fail func(call string) error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.fail = fail
+}
+
+// Lose has updates that were written answer what lose returns, as when an
+// answer is lost; nil ends it.
+func (m *Memory) Lose(lose func(call string) error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lose = lose
 }
 
 func (m *Memory) begin(call string) (end func(), err error) {
@@ -159,6 +168,11 @@ func (m *Memory) UpdateOperation(_ context.Context, id string, change func(*oper
 	}
 	op.Revision++
 	m.ops[i] = op
+	if m.lose != nil {
+		if err := m.lose("UpdateOperation"); err != nil {
+			return nil, err
+		}
+	}
 	return copied(op), nil
 }
 
