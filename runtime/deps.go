@@ -27,6 +27,12 @@ type Engine interface {
 	// SIGKILL to all when timeout has passed, and removes the task. A
 	// container without a task is NotFound.
 	Stop(ctx context.Context, id string, timeout time.Duration) (Exit, error)
+	// Pause freezes all processes of a container, Resume lets them go on. A
+	// container that is so already is fine; one without a process is NotFound.
+	// A paused one is started, stopped and deleted as any other: Start is
+	// AlreadyExists, Stop and Delete let it go on to end it.
+	Pause(ctx context.Context, id string) error
+	Resume(ctx context.Context, id string) error
 	// Delete kills and removes task, container, writable layer and log.
 	Delete(ctx context.Context, id string) error
 	// Status tells about one container of ours, NotFound.
@@ -34,7 +40,7 @@ type Engine interface {
 	// List tells about all containers of ours.
 	List(ctx context.Context) ([]ContainerStatus, error)
 	// Run runs a command in a running container. NotFound when it does not
-	// run; *problem.Problem COMMAND_NOT_FOUND, USER_NOT_FOUND, COMMAND_TIMEOUT.
+	// run, or is paused; *problem.Problem COMMAND_NOT_FOUND, USER_NOT_FOUND, COMMAND_TIMEOUT.
 	// When ctx ends the command is killed.
 	Run(ctx context.Context, id string, cmd Command) (CommandResult, error)
 	// Events sends what happens to our containers until ctx ends or the
@@ -75,7 +81,8 @@ type ContainerStatus struct {
 	ID      string
 	Image   string
 	Labels  map[string]string
-	Running bool
+	Running bool  // its first process has not ended
+	Paused  bool  // and is paused
 	PID     int   // 0 unless running
 	Exit    *Exit // how its task ended, while the dead task is there
 }
@@ -103,8 +110,10 @@ type EventKind string
 
 // The kinds.
 const (
-	EventExit EventKind = "exit"
-	EventOOM  EventKind = "oom"
+	EventExit    EventKind = "exit"
+	EventOOM     EventKind = "oom"
+	EventPaused  EventKind = "paused"
+	EventResumed EventKind = "resumed"
 )
 
 // Event is something that happened to a container of ours.

@@ -14,6 +14,8 @@ import (
 //	creating → running ⇄ stopped → deleted
 //	creating → error   everything it took was given back
 //	running → error    its process died; everything is kept
+//
+// One that is paused is stopped: its process does nothing.
 type State string
 
 // The states; there are no others.
@@ -40,6 +42,7 @@ type Environment struct {
 	Revision  int64 // counts changes, from 1; the API's etag
 	Spec      Spec
 	State     State
+	Paused    bool               // it is Stopped with its process frozen, to go on from there
 	Problem   *operation.Problem // why it is in error
 	Exit      *Exit              // how its last run ended
 	Digest    string             // of the image its root filesystem was made from
@@ -61,6 +64,9 @@ type Environment struct {
 	ByPolicy     bool      // the operation at work was begun by the restart policy
 	News         []History // what this change adds to its history; the store keeps it apart
 }
+
+// Alive says that the environment has a process, be it paused.
+func (e *Environment) Alive() bool { return e.State == Running || e.Paused }
 
 // Spec is what an environment should be, defaults filled in.
 type Spec struct {

@@ -102,7 +102,7 @@ func (m *Manager) lockIdle(ctx context.Context, id string) (unlock func(), env *
 	return unlock, env, nil
 }
 
-// ended records that the process of a running environment has ended. While an
+// ended records that the process of a running or paused environment has ended. While an
 // operation works on the environment, the end of the operation does.
 func (m *Manager) ended(ctx context.Context, id string, exit *Exit) error {
 	// Kept first and looked at then: an operation that ends meanwhile finds it.
@@ -123,7 +123,7 @@ func (m *Manager) ended(ctx context.Context, id string, exit *Exit) error {
 		return err
 	}
 	defer unlock()
-	if env.State != Running {
+	if !env.Alive() {
 		return nil
 	}
 	return m.recordEnd(ctx, id, exit)
@@ -143,15 +143,18 @@ func (m *Manager) recordEnd(ctx context.Context, id string, exit *Exit) error {
 		exit = last
 	}
 	env, err := m.update(ctx, id, func(env *Environment) error {
-		if env.State != Running {
+		if !env.Alive() {
 			return errNotOurs
 		}
-		env.Exit, env.Ready, env.Health = exit, false, HealthUnknown
+		wasPaused := env.Paused
+		env.Exit, env.Ready, env.Health, env.Paused = exit, false, HealthUnknown, false
 		env.State, env.Problem = afterExit(exit)
 		if exit == nil && m.rebooted.Load() {
 			env.State, env.Problem = Failed, problemOf(hostRebooted())
 		}
-		planAfterExit(env, exit, time.Now())
+		if !wasPaused { // somebody wanted it to stand still
+			planAfterExit(env, exit, time.Now())
+		}
 		return nil
 	})
 	if errors.Is(err, errNotOurs) || errdefs.IsNotFound(err) {

@@ -27,6 +27,8 @@ func (m *Manager) registerHandlers() {
 	m.cfg.Queue.Handle(KindStop, m.alone(m.runStop), environment)
 	m.cfg.Queue.Handle(KindRestart, m.alone(m.runRestart), environment)
 	m.cfg.Queue.Handle(KindDelete, m.alone(m.runDelete), environment)
+	m.cfg.Queue.Handle(KindPause, m.alone(m.runPause), environment)
+	m.cfg.Queue.Handle(KindResume, m.alone(m.runResume), environment)
 	m.cfg.Queue.Handle(KindPull, m.runPull, operation.Policy{MaxAttempts: interruptions, Limit: 3})
 	m.cfg.Queue.Handle(KindBuild, m.runBuild, operation.Policy{MaxAttempts: interruptions, Limit: 2})
 }

@@ -36,6 +36,8 @@ const (
 	HappenedExited     = "exited"
 	HappenedOOM        = "oom"
 	HappenedStopped    = "stopped"
+	HappenedPaused     = "paused"
+	HappenedResumed    = "resumed"
 	HappenedRestarting = "restarting"
 	HappenedHealthy    = "healthy"
 	HappenedUnhealthy  = "unhealthy"
@@ -59,7 +61,9 @@ func recorded(change func(*Environment) error) func(*Environment) error {
 // news is what happened between two forms of one environment.
 func news(before, after *Environment, now time.Time) []History {
 	var found []History
-	if entry := newsOfLife(before, after); entry.Kind != "" {
+	if entry := newsOfPause(before, after); entry.Kind != "" {
+		found = append(found, entry)
+	} else if entry := newsOfLife(before, after); entry.Kind != "" {
 		found = append(found, entry)
 	}
 	if after.Health != before.Health {
@@ -92,14 +96,25 @@ func newsOfLife(before, after *Environment) History {
 		return History{Kind: HappenedDeleted, Message: "it was deleted"}
 	case after.State == Running && (before.State != Running || !after.StartedAt.Equal(before.StartedAt)):
 		return History{Kind: HappenedStarted, Message: "its process was started"}
-	case before.State == Running && after.State != Running && before.Operation == "":
+	case before.Alive() && !after.Alive() && before.Operation == "":
 		return History{Kind: HappenedExited, Exit: after.Exit, Message: why}
-	case after.State == Stopped && before.State != Stopped:
+	case after.State == Stopped && !after.Paused && (before.State != Stopped || before.Paused):
 		return History{Kind: HappenedStopped, Exit: after.Exit, Message: "it was stopped"}
 	case after.State == Failed && after.Problem != nil && after.Problem != before.Problem:
 		return History{Kind: HappenedError, Message: why}
 	}
 	return History{}
+}
+
+// newsOfPause is what a change means that leaves the process the same one.
+func newsOfPause(before, after *Environment) History {
+	switch {
+	case before.Paused == after.Paused || !before.Alive() || !after.Alive() || !after.StartedAt.Equal(before.StartedAt):
+		return History{}
+	case after.Paused:
+		return History{Kind: HappenedPaused, Message: "its process was paused"}
+	}
+	return History{Kind: HappenedResumed, Message: "its process goes on"}
 }
 
 // outOfMemory keeps that the kernel killed something in an environment. Its

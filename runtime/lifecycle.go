@@ -31,8 +31,8 @@ type actionArgs struct {
 	Timeout time.Duration `json:"timeout"` // nanoseconds
 }
 
-// Start starts a stopped or failed environment. The operation is nil when it
-// runs already.
+// Start starts a stopped or failed environment, or lets a paused one go on. The
+// operation is nil when it runs already.
 func (m *Manager) Start(ctx context.Context, req ActionRequest) (*Environment, *operation.Operation, error) {
 	return m.act(ctx, KindStart, req, func(env *Environment) (bool, error) {
 		switch {
@@ -46,13 +46,15 @@ func (m *Manager) Start(ctx context.Context, req ActionRequest) (*Environment, *
 	})
 }
 
-// Stop stops a running environment; its writable layer, address and ports are
+// Stop stops a running or paused environment; its writable layer, address and ports are
 // kept. The operation is nil when it is stopped already.
 func (m *Manager) Stop(ctx context.Context, req ActionRequest) (*Environment, *operation.Operation, error) {
 	return m.act(ctx, KindStop, req, func(env *Environment) (bool, error) {
 		switch {
 		case !env.RestartAt.IsZero():
 			return true, nil // it ended, and would be started again
+		case env.Paused:
+			return true, nil // its process is to end
 		case env.State == Stopped:
 			return false, nil
 		case env.State != Running:
@@ -74,12 +76,16 @@ func (m *Manager) Restart(ctx context.Context, req ActionRequest) (*Environment,
 }
 
 // Delete removes an environment and gives back all it took. A running one, or
-// one that an operation works on, needs Force.
+// one that an operation works on, needs Force. So does a paused one.
 func (m *Manager) Delete(ctx context.Context, req ActionRequest) (*Environment, *operation.Operation, error) {
 	var interrupted string
 	env, op, err := m.act(ctx, KindDelete, req, func(env *Environment) (bool, error) {
-		if env.State == Running && !req.Force {
-			return false, problem.New(problem.EnvRunning, "environment %q runs", env.Name).WithField("force").
+		if env.Alive() && !req.Force {
+			what := "runs"
+			if env.Paused {
+				what = "is paused: its process has not ended"
+			}
+			return false, problem.New(problem.EnvRunning, "environment %q %s", env.Name, what).WithField("force").
 				WithHint("stop it first, or delete it with force (remotegpu env rm --force %s)", env.Name)
 		}
 		interrupted = env.Operation
@@ -152,6 +158,10 @@ var errNothingToDo = errors.New("nothing to do")
 func Etag(revision int64) string { return strconv.FormatInt(revision, 10) }
 
 func notRunning(env *Environment) *problem.Problem {
+	if env.Paused {
+		return problem.New(problem.EnvNotRunning, "environment %q is paused", env.Name).WithField("environment").
+			WithHint("let it go on first: remotegpu env resume %s", env.Name)
+	}
 	return problem.New(problem.EnvNotRunning, "environment %q is %s", env.Name, env.State).WithField("environment").
 		WithHint("start it first: remotegpu env start %s", env.Name)
 }
@@ -200,7 +210,7 @@ func (m *Manager) stop(ctx context.Context, env *Environment, task *operation.Ta
 	recording, cancel := cleanup.Context(ctx)
 	defer cancel()
 	_, updateErr := m.update(recording, env.ID, func(env *Environment) error {
-		env.State, env.Problem, env.Ready = Stopped, nil, false
+		env.State, env.Problem, env.Ready, env.Paused = Stopped, nil, false, false
 		env.Health, env.RestartAt = HealthUnknown, time.Time{}
 		leave(env, task.Op.ID)
 		if err == nil {
@@ -271,6 +281,11 @@ func (m *Manager) runStart(ctx context.Context, task *operation.Task) error {
 	if env == nil || err != nil {
 		return err
 	}
+	if env.Paused {
+		if err := m.resume(ctx, env, task); !errdefs.IsNotFound(err) {
+			return err
+		} // else its process has ended: it gets another one
+	}
 	return m.start(ctx, env, task)
 }
 
@@ -302,6 +317,7 @@ func (m *Manager) start(ctx context.Context, env *Environment, task *operation.T
 	running, err := m.update(recording, env.ID, func(env *Environment) error {
 		env.State, env.Problem, env.Exit, env.StartedAt, env.Ready = Running, nil, nil, time.Now(), false
 		env.Health, env.HealthDetail, env.ByPolicy, env.RestartAt = firstHealth(env), "", false, time.Time{}
+		env.Paused = false
 		leave(env, task.Op.ID)
 		return nil
 	})
@@ -323,6 +339,7 @@ func (m *Manager) failStart(ctx context.Context, env *Environment, opID string, 
 	}
 	_, err := m.update(ctx, env.ID, func(env *Environment) error {
 		env.State, env.Problem, env.Ready, env.Health = Failed, problemOf(cause), false, HealthUnknown
+		env.Paused = false
 		leave(env, opID)
 		planAgain(env, cancelled)
 		return nil
@@ -354,7 +371,7 @@ func (m *Manager) runDelete(ctx context.Context, task *operation.Task) error {
 	}
 	m.drawing.stop(env.ID)
 	spans := startSpans(task)
-	if env.State == Running {
+	if env.Alive() {
 		task.Progress(operation.Progress{Step: "stopping", Total: 2})
 		if _, err := m.cfg.Engine.Stop(ctx, env.ID, args.Timeout); err != nil && !errdefs.IsNotFound(err) {
 			m.cfg.Log.WarnContext(ctx, "an environment that is deleted did not stop; it is killed", "environment", env.ID, "error", err)
@@ -373,7 +390,7 @@ func (m *Manager) runDelete(ctx context.Context, task *operation.Task) error {
 	recording, cancel := cleanup.Context(ctx)
 	defer cancel()
 	return m.release(recording, env.ID, func(env *Environment) {
-		env.State, env.Operation, env.Problem = Deleted, "", nil
+		env.State, env.Operation, env.Problem, env.Paused = Deleted, "", nil, false
 	})
 }
 
@@ -387,7 +404,7 @@ func (m *Manager) failDelete(ctx context.Context, env *Environment, opID string,
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
 	_, err := m.update(ctx, env.ID, func(env *Environment) error {
-		env.State, env.Problem, env.Ready = Failed, problemOf(cause), false
+		env.State, env.Problem, env.Ready, env.Paused = Failed, problemOf(cause), false, false
 		leave(env, opID)
 		return nil
 	})

@@ -90,6 +90,8 @@ const (
 	KindStop    = "environment.stop"
 	KindRestart = "environment.restart"
 	KindDelete  = "environment.delete"
+	KindPause   = "environment.pause"
+	KindResume  = "environment.resume"
 	KindPull    = "image.pull"
 	KindBuild   = "image.build"
 )

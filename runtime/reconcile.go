@@ -85,6 +85,12 @@ func (m *Manager) started(env *Environment) {
 	m.fill(env)
 	m.follow(env)
 	m.changes.publish(env)
+	m.watchDrawing(env)
+}
+
+// watchDrawing watches the desktop of an environment that begins or goes on to
+// run.
+func (m *Manager) watchDrawing(env *Environment) {
 	if env.Spec.Desktop != nil {
 		m.drawing.start(env.ID)
 	}
@@ -99,15 +105,7 @@ func (m *Manager) followEvents(ctx context.Context) {
 			m.cfg.Log.WarnContext(ctx, "reconciling after subscribing to events failed", "error", err)
 		}
 		for event := range events {
-			if event.Kind == EventOOM {
-				m.outOfMemory(ctx, event.ID)
-			}
-			if event.Kind != EventExit {
-				continue
-			}
-			if err := m.ended(ctx, event.ID, &event.Exit); err != nil && ctx.Err() == nil {
-				m.cfg.Log.ErrorContext(ctx, "recording an exit failed; the reconciler will try again", "environment", event.ID, "error", err)
-			}
+			m.happened(ctx, event)
 		}
 		err := <-errs
 		if ctx.Err() != nil {
@@ -121,6 +119,23 @@ func (m *Manager) followEvents(ctx context.Context) {
 		case <-timer.C:
 		}
 		timer.Stop()
+	}
+}
+
+// happened makes the store follow one event.
+func (m *Manager) happened(ctx context.Context, event Event) {
+	var err error
+	switch event.Kind {
+	case EventOOM:
+		m.outOfMemory(ctx, event.ID)
+	case EventExit:
+		err = m.ended(ctx, event.ID, &event.Exit)
+	case EventPaused, EventResumed:
+		err = m.frozen(ctx, event.ID)
+	}
+	if err != nil && ctx.Err() == nil {
+		m.cfg.Log.ErrorContext(ctx, "recording an event failed; the reconciler will try again",
+			"environment", event.ID, "event", event.Kind, "error", err)
 	}
 }
 
@@ -193,14 +208,16 @@ func (m *Manager) reconcileOne(ctx context.Context, env *Environment, status Con
 		return m.freeAbandoned(ctx, env)
 	case !env.Held:
 		return nil // it owns nothing
-	case env.State == Running && !status.Running:
+	case env.Alive() && !status.Running:
 		return m.ended(ctx, env.ID, status.Exit)
+	case env.Alive() && env.Paused != status.Paused:
+		return m.frozen(ctx, env.ID)
 	case env.State == Running && env.Spec.Desktop != nil && !env.Ready:
 		m.drawing.ensure(env.ID)
 		return nil
 	case env.State == Failed && env.StartedAt.IsZero():
 		return m.finishUndo(ctx, env.ID)
-	case env.State != Running && env.State != Creating && status.Running:
+	case !env.Alive() && env.State != Creating && status.Running:
 		return m.adoptRunning(ctx, env.ID)
 	}
 	return nil
@@ -254,16 +271,19 @@ func (m *Manager) adoptRunning(ctx context.Context, id string) error {
 		return ignoreNotFound(err) // it has been stopped since the list was read
 	}
 	env, err = m.update(ctx, id, func(env *Environment) error {
-		if env.Operation != "" || env.State == Running {
+		if env.Operation != "" || env.Alive() {
 			return errNotOurs
 		}
 		env.State, env.Problem = Running, nil
+		if status.Paused {
+			pauseNow(env)
+		}
 		return nil
 	})
 	if errors.Is(err, errNotOurs) {
 		return nil
 	}
-	if err == nil {
+	if err == nil && !env.Paused {
 		m.started(env)
 	}
 	return err

@@ -120,7 +120,7 @@ func userActs(env *Environment, kind string) {
 	switch kind {
 	case KindStart, KindRestart:
 		env.RestartCount = 0
-	case KindStop, KindDelete:
+	case KindStop, KindDelete, KindPause:
 	default:
 		return
 	}

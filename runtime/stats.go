@@ -204,7 +204,7 @@ func (m *Manager) sample(ctx context.Context, envs []*Environment, before []Stat
 	defer unlock()
 	ids := make([]string, 0, len(envs))
 	for _, env := range envs {
-		if env.State == Running {
+		if env.Alive() {
 			ids = append(ids, env.ID)
 		}
 	}

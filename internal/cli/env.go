@@ -13,7 +13,8 @@ import (
 
 func (a *app) envCommand() *cobra.Command {
 	return group("env", "Environments: create, use and delete them",
-		a.envCreate(), a.envList(), a.envGet(), a.envStart(), a.envStop(), a.envRestart(), a.envRemove(),
+		a.envCreate(), a.envList(), a.envGet(), a.envStart(), a.envStop(), a.envRestart(),
+		a.envPause(), a.envResume(), a.envRemove(),
 		a.envStats(), a.envTop(),
 		a.envWatch(), a.envExec(), a.envShell(), a.envLogs(), a.envEvents())
 }

@@ -124,6 +124,8 @@ func (f *careFlags) healthCheck(changed func(string) bool) (*remotegpuv1.HealthC
 func envLife(e *remotegpuv1.Environment) string {
 	text := envState(e)
 	switch {
+	case e.GetPaused():
+		return text + " (paused)"
 	case e.GetRestartAt() != nil:
 		return text + " (restarting)"
 	case e.GetHealth() != remotegpuv1.Health_HEALTH_UNSPECIFIED && e.GetState() == remotegpuv1.EnvironmentState_ENVIRONMENT_STATE_RUNNING:

@@ -21,6 +21,7 @@ const (
 	EnvNotFound          Reason = "ENV_NOT_FOUND"
 	EnvBusy              Reason = "ENV_BUSY"
 	EnvNotRunning        Reason = "ENV_NOT_RUNNING"
+	EnvNotPaused         Reason = "ENV_NOT_PAUSED"
 	EnvNotStartable      Reason = "ENV_NOT_STARTABLE"
 	EnvRunning           Reason = "ENV_RUNNING"
 	EnvVariableReserved  Reason = "ENV_VARIABLE_RESERVED"
@@ -92,6 +93,7 @@ var kinds = map[Reason]error{
 	EnvNotFound:          errdefs.ErrNotFound,
 	EnvBusy:              errdefs.ErrFailedPrecondition,
 	EnvNotRunning:        errdefs.ErrFailedPrecondition,
+	EnvNotPaused:         errdefs.ErrFailedPrecondition,
 	EnvNotStartable:      errdefs.ErrFailedPrecondition,
 	EnvRunning:           errdefs.ErrFailedPrecondition,
 	EnvVariableReserved:  errdefs.ErrInvalidArgument,

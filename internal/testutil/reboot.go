@@ -24,6 +24,10 @@ func (d *ContainerdDaemon) Reboot(tb testing.TB, between func()) {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 		for _, dir := range d.cgroups() {
+			// What is frozen in cgroup v1 does not die before it is thawed.
+			if file := filepath.Join(dir, "freezer.state"); exists(file) {
+				_ = os.WriteFile(file, []byte("THAWED"), 0o600)
+			}
 			procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 			for pid := range strings.FieldsSeq(string(procs)) {
 				if n, err := strconv.Atoi(pid); err == nil && n > 1 {
@@ -56,4 +60,9 @@ func (d *ContainerdDaemon) Reboot(tb testing.TB, between func()) {
 		between()
 	}
 	d.Start(tb)
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }

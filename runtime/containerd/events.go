@@ -16,22 +16,25 @@ import (
 )
 
 const (
-	topicExit = "/tasks/exit"
-	topicOOM  = "/tasks/oom"
+	topicExit    = "/tasks/exit"
+	topicOOM     = "/tasks/oom"
+	topicPaused  = "/tasks/paused"
+	topicResumed = "/tasks/resumed"
 	// topicHere is what a subscriber sends itself: containerd does not say
 	// when a subscription has begun, and a caller lists right after.
 	topicHere      = "/remotegpu/here"
 	subscribeLimit = 10 * time.Second
 )
 
-// Events sends exits of first processes, and processes killed for memory. When
+// Events sends exits of first processes, processes killed for memory, and
+// containers that were paused or resumed. When
 // it returns, nothing that happens from then on is missed.
 func (e *Engine) Events(ctx context.Context) (<-chan runtime.Event, <-chan error) {
 	out, errs := make(chan runtime.Event), make(chan error, 1)
 	streaming, cancel := context.WithCancel(ctx)
 	oom := make(map[string]bool)
 	var filters []string
-	for _, topic := range []string{topicExit, topicOOM, topicHere} {
+	for _, topic := range []string{topicExit, topicOOM, topicPaused, topicResumed, topicHere} {
 		filters = append(filters, fmt.Sprintf("namespace==%q,topic==%q", e.cfg.Namespace, topic))
 	}
 	in, broken := e.client.EventService().Subscribe(streaming, filters...)
@@ -147,6 +150,14 @@ func (e *Engine) appendEvent(ctx context.Context, to []runtime.Event, envelope *
 		if told, ok := decode[*eventsapi.TaskOOM](envelope); ok {
 			oom[told.ContainerID] = true
 			to = append(to, runtime.Event{ID: told.ContainerID, Kind: runtime.EventOOM})
+		}
+	case topicPaused:
+		if told, ok := decode[*eventsapi.TaskPaused](envelope); ok {
+			to = append(to, runtime.Event{ID: told.ContainerID, Kind: runtime.EventPaused})
+		}
+	case topicResumed:
+		if told, ok := decode[*eventsapi.TaskResumed](envelope); ok {
+			to = append(to, runtime.Event{ID: told.ContainerID, Kind: runtime.EventResumed})
 		}
 	}
 	return to

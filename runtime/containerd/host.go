@@ -149,6 +149,7 @@ func (e *Engine) awaitCgroupGone(ctx context.Context, id string) error {
 			return nil
 		}
 		if polls > 50 { // a second: whoever would remove it is gone itself
+			e.thawCgroup(id)
 			for _, dir := range left {
 				_ = unix.Rmdir(dir) // busy while a process is in it
 			}

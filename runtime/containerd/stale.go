@@ -52,6 +52,7 @@ func (e *Engine) RemoveStale(ctx context.Context) error {
 		errs = append(errs, e.findStale(ctx, stale))
 		swept = errs[0] == nil
 	}
+	errs = append(errs, e.setAsideFrozen(ctx, stale))
 	var mu sync.Mutex
 	var removing errgroup.Group
 	removing.SetLimit(staleWorkers)
@@ -73,6 +74,31 @@ func (e *Engine) RemoveStale(ctx context.Context) error {
 	e.swept = e.swept || swept // what failed is among the lost ones
 	e.mu.Unlock()
 	return errors.Join(errs...)
+}
+
+// setAsideFrozen keeps the processes of paused containers for later: with
+// cgroup v1 they do not even die before they go on.
+func (e *Engine) setAsideFrozen(ctx context.Context, stale map[string]int) error {
+	if len(stale) == 0 {
+		return nil
+	}
+	response, err := e.tasks.List(ctx, &tasks.ListTasksRequest{})
+	if err != nil {
+		return fmt.Errorf("list tasks: %w", e.explain(ctx, err))
+	}
+	frozen := make(map[string]bool)
+	for _, process := range response.Tasks {
+		frozen[process.ID] = isPaused(process)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for exec, pid := range stale {
+		if _, id, _ := parseExecID(exec); frozen[id] {
+			e.lost[exec] = pid
+			delete(stale, exec)
+		}
+	}
+	return nil
 }
 
 // drainPipes reads what a process has written for a caller that is gone until

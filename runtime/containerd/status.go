@@ -59,7 +59,7 @@ func (e *Engine) status(record *containers.Container, process *task.Process) run
 	switch {
 	case process == nil || process.Status == task.Status_CREATED:
 	case running(process):
-		status.Running, status.PID = true, int(process.Pid)
+		status.Running, status.PID, status.Paused = true, int(process.Pid), isPaused(process)
 	default:
 		exit := exitOf(process.ExitStatus, process.ExitedAt)
 		exit.OOMKilled = exit.Signal == int(unix.SIGKILL) && e.oomKilled(record.ID)

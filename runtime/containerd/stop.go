@@ -37,6 +37,9 @@ func (e *Engine) stop(ctx context.Context, id string, timeout time.Duration) (ru
 	if err := e.kill(ctx, id, "", e.stopSignal(ctx, &record), false); err != nil && !errdefs.IsNotFound(err) {
 		return runtime.Exit{}, err
 	}
+	if err := e.thaw(ctx, id); err != nil {
+		return runtime.Exit{}, err
+	}
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
 	var last waited
@@ -179,6 +182,11 @@ func (e *Engine) tryRemoveTask(ctx context.Context, id string) error {
 		ended := e.wait(waiting, id, "")
 		if err := e.kill(ctx, id, "", syscall.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
 			return err
+		}
+		if isPaused(process) {
+			if err := e.thaw(ctx, id); err != nil {
+				return err
+			}
 		}
 		if last, err := await(ctx, ended); err != nil {
 			return err

@@ -39,10 +39,7 @@ type EngineSetup struct {
 func Engine(t *testing.T, open func(t *testing.T) EngineSetup) {
 	t.Helper()
 	setup := open(t)
-	for _, test := range []struct {
-		name string
-		run  func(t *testing.T, s *suite)
-	}{
+	for _, test := range []engineTest{
 		{"Info", testInfo},
 		{"Life", testLife},
 		{"WritableLayerSurvivesRestart", testRestart},
@@ -68,9 +65,14 @@ func Engine(t *testing.T, open func(t *testing.T) EngineSetup) {
 	} {
 		setup.run(t, test.name, test.run)
 	}
-	for _, test := range execTests() {
+	for _, test := range slices.Concat(execTests(), pauseTests()) {
 		setup.run(t, test.name, test.run)
 	}
+}
+
+type engineTest struct {
+	name string
+	run  func(t *testing.T, s *suite)
 }
 
 func (setup EngineSetup) run(t *testing.T, name string, test func(t *testing.T, s *suite)) {

@@ -17,14 +17,8 @@ import (
 	"github.com/remotegpu/remotegpu/runtime"
 )
 
-func execTests() []struct {
-	name string
-	run  func(t *testing.T, s *suite)
-} {
-	return []struct {
-		name string
-		run  func(t *testing.T, s *suite)
-	}{
+func execTests() []engineTest {
+	return []engineTest{
 		{"ExecStreams", testExecStreams},
 		{"ExecTerminal", testExecTerminal},
 		{"ExecSignals", testExecSignals},

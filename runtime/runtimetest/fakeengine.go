@@ -44,6 +44,7 @@ type fakeContainer struct {
 type fakeProcess struct {
 	pid        int
 	ignoreTerm bool
+	paused     bool
 	exit       *runtime.Exit // nil while it runs
 	done       chan struct{} // closed when it has ended
 }
@@ -111,6 +112,49 @@ func (e *FakeEngine) OOM(id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.publish(runtime.Event{ID: id, Kind: runtime.EventOOM})
+}
+
+// Pause freezes the pretended program.
+func (e *FakeEngine) Pause(ctx context.Context, id string) error {
+	return e.freeze(ctx, "Pause", id, true)
+}
+
+// Resume lets it go on.
+func (e *FakeEngine) Resume(ctx context.Context, id string) error {
+	return e.freeze(ctx, "Resume", id, false)
+}
+
+func (e *FakeEngine) freeze(ctx context.Context, method, id string, paused bool) error {
+	return e.call(method, func() error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return e.setPaused(id, paused)
+	})
+}
+
+// SetPaused pauses or resumes a container as another program would.
+func (e *FakeEngine) SetPaused(id string, paused bool) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.setPaused(id, paused)
+}
+
+func (e *FakeEngine) setPaused(id string, paused bool) error {
+	c := e.containers[id]
+	if c == nil || !c.running() {
+		return fmt.Errorf("freeze or thaw %s: %w", id, errdefs.ErrNotFound)
+	}
+	if c.process.paused == paused {
+		return nil
+	}
+	c.process.paused = paused
+	kind := runtime.EventResumed
+	if paused {
+		kind = runtime.EventPaused
+	}
+	e.publish(runtime.Event{ID: id, Kind: kind})
+	return nil
 }
 
 // Forget drops all tasks, as a reboot of the host does, without an event.

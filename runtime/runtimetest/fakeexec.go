@@ -24,7 +24,7 @@ func (e *FakeEngine) Exec(ctx context.Context, id string, p runtime.Process, str
 	var first *fakeProcess
 	err := e.call("Exec", func() (err error) {
 		c = e.containers[id]
-		if c == nil || !c.running() {
+		if c == nil || !c.running() || c.process.paused {
 			return fmt.Errorf("run in container %s: it does not run: %w", id, errdefs.ErrNotFound)
 		}
 		user := c.user
@@ -150,10 +150,14 @@ func (e *FakeEngine) execLong(ctx context.Context, command []string, p *runtime.
 	}
 }
 
-// RemoveStale ends every command, as if another engine had started it.
+// RemoveStale ends every command, as if another engine had started it; those
+// of paused containers wait for the next call.
 func (e *FakeEngine) RemoveStale(context.Context) error {
 	return e.call("RemoveStale", func() error {
 		for x, exec := range e.execs {
+			if exec.first.paused {
+				continue
+			}
 			close(exec.stale)
 			delete(e.execs, x)
 		}

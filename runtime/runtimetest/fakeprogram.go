@@ -63,7 +63,7 @@ func (c *fakeContainer) running() bool { return c.process != nil && c.process.ex
 func (c *fakeContainer) status() runtime.ContainerStatus {
 	status := runtime.ContainerStatus{ID: c.ID, Image: c.Image, Labels: c.Labels, Running: c.running()}
 	if status.Running {
-		status.PID = c.process.pid
+		status.PID, status.Paused = c.process.pid, c.process.paused
 	} else if c.process != nil {
 		exit := *c.process.exit
 		status.Exit = &exit
@@ -188,7 +188,7 @@ func (e *FakeEngine) Run(ctx context.Context, id string, cmd runtime.Command) (r
 			return context.Cause(ctx)
 		}
 		c := e.containers[id]
-		if c == nil || !c.running() {
+		if c == nil || !c.running() || c.process.paused {
 			return fmt.Errorf("run in container %s: it does not run: %w", id, errdefs.ErrNotFound)
 		}
 		first = c.process

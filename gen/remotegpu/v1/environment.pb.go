@@ -91,8 +91,8 @@ const (
 	EnvironmentState_ENVIRONMENT_STATE_CREATING EnvironmentState = 1
 	// Its process runs.
 	EnvironmentState_ENVIRONMENT_STATE_RUNNING EnvironmentState = 2
-	// Its process has ended as asked, or by itself with exit code 0; everything
-	// it owns is kept.
+	// Its process has ended as asked, or by itself with exit code 0, or it is
+	// paused; everything it owns is kept.
 	EnvironmentState_ENVIRONMENT_STATE_STOPPED EnvironmentState = 3
 	// Creating failed (all was given back) or its process died (all is kept).
 	EnvironmentState_ENVIRONMENT_STATE_ERROR EnvironmentState = 4
@@ -426,7 +426,9 @@ type Environment struct {
 	// Restarts by the restart policy since somebody last started it.
 	RestartCount int32 `protobuf:"varint,22,opt,name=restart_count,json=restartCount,proto3" json:"restart_count,omitempty"`
 	// When the restart policy starts it again. Absent when it does not.
-	RestartAt     *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=restart_at,json=restartAt,proto3" json:"restart_at,omitempty"`
+	RestartAt *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=restart_at,json=restartAt,proto3" json:"restart_at,omitempty"`
+	// True when it is STOPPED with its process paused: it goes on from there.
+	Paused        bool `protobuf:"varint,24,opt,name=paused,proto3" json:"paused,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -620,6 +622,13 @@ func (x *Environment) GetRestartAt() *timestamppb.Timestamp {
 		return x.RestartAt
 	}
 	return nil
+}
+
+func (x *Environment) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
 }
 
 // ExitStatus is how a process ended.
@@ -4230,7 +4239,7 @@ type EnvironmentEvent struct {
 	// When.
 	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
 	// What, for example "created", "started", "exited", "oom", "stopped",
-	// "restarting", "unhealthy", "healthy", "error", "deleted".
+	// "paused", "resumed", "restarting", "unhealthy", "healthy", "error", "deleted".
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	// For people.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
@@ -4298,11 +4307,285 @@ func (x *EnvironmentEvent) GetExit() *ExitStatus {
 	return nil
 }
 
+// PauseEnvironmentRequest names an environment.
+type PauseEnvironmentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes a retry safe.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Id or name.
+	Environment string `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Project to look a name up in; empty means "default".
+	Project string `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
+	// etag as last read; empty to act whatever it is.
+	Etag string `protobuf:"bytes,4,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Wait this long at most. 0 answers at once.
+	Wait          *durationpb.Duration `protobuf:"bytes,5,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseEnvironmentRequest) Reset() {
+	*x = PauseEnvironmentRequest{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseEnvironmentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseEnvironmentRequest) ProtoMessage() {}
+
+func (x *PauseEnvironmentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseEnvironmentRequest.ProtoReflect.Descriptor instead.
+func (*PauseEnvironmentRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *PauseEnvironmentRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *PauseEnvironmentRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *PauseEnvironmentRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *PauseEnvironmentRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *PauseEnvironmentRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+// PauseEnvironmentResponse carries it.
+type PauseEnvironmentResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The environment.
+	Environment *Environment `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	// The operation. Absent when nothing was to be done.
+	Operation     *Operation `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseEnvironmentResponse) Reset() {
+	*x = PauseEnvironmentResponse{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseEnvironmentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseEnvironmentResponse) ProtoMessage() {}
+
+func (x *PauseEnvironmentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseEnvironmentResponse.ProtoReflect.Descriptor instead.
+func (*PauseEnvironmentResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *PauseEnvironmentResponse) GetEnvironment() *Environment {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+func (x *PauseEnvironmentResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+// ResumeEnvironmentRequest names an environment.
+type ResumeEnvironmentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes a retry safe.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Id or name.
+	Environment string `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Project to look a name up in; empty means "default".
+	Project string `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
+	// etag as last read; empty to act whatever it is.
+	Etag string `protobuf:"bytes,4,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Wait this long at most. 0 answers at once.
+	Wait          *durationpb.Duration `protobuf:"bytes,5,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeEnvironmentRequest) Reset() {
+	*x = ResumeEnvironmentRequest{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeEnvironmentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeEnvironmentRequest) ProtoMessage() {}
+
+func (x *ResumeEnvironmentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeEnvironmentRequest.ProtoReflect.Descriptor instead.
+func (*ResumeEnvironmentRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *ResumeEnvironmentRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *ResumeEnvironmentRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *ResumeEnvironmentRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *ResumeEnvironmentRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *ResumeEnvironmentRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+// ResumeEnvironmentResponse carries it.
+type ResumeEnvironmentResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The environment.
+	Environment *Environment `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	// The operation. Absent when nothing was to be done.
+	Operation     *Operation `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeEnvironmentResponse) Reset() {
+	*x = ResumeEnvironmentResponse{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeEnvironmentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeEnvironmentResponse) ProtoMessage() {}
+
+func (x *ResumeEnvironmentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeEnvironmentResponse.ProtoReflect.Descriptor instead.
+func (*ResumeEnvironmentResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *ResumeEnvironmentResponse) GetEnvironment() *Environment {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+func (x *ResumeEnvironmentResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
 var File_remotegpu_v1_environment_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\n" +
-	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\xf5\a\n" +
+	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\x8d\b\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -4331,7 +4614,8 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\rhealth_detail\x18\x15 \x01(\tR\fhealthDetail\x12#\n" +
 	"\rrestart_count\x18\x16 \x01(\x05R\frestartCount\x129\n" +
 	"\n" +
-	"restart_at\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\trestartAt\x1a9\n" +
+	"restart_at\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\trestartAt\x12\x16\n" +
+	"\x06paused\x18\x18 \x01(\bR\x06paused\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x01\n" +
@@ -4627,7 +4911,29 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x12,\n" +
-	"\x04exit\x18\x04 \x01(\v2\x18.remotegpu.v1.ExitStatusR\x04exit*_\n" +
+	"\x04exit\x18\x04 \x01(\v2\x18.remotegpu.v1.ExitStatusR\x04exit\"\xed\x01\n" +
+	"\x17PauseEnvironmentRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12+\n" +
+	"\venvironment\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +
+	"\aproject\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12\x1b\n" +
+	"\x04etag\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12<\n" +
+	"\x04wait\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\x04wait\"\x8e\x01\n" +
+	"\x18PauseEnvironmentResponse\x12;\n" +
+	"\venvironment\x18\x01 \x01(\v2\x19.remotegpu.v1.EnvironmentR\venvironment\x125\n" +
+	"\toperation\x18\x02 \x01(\v2\x17.remotegpu.v1.OperationR\toperation\"\xee\x01\n" +
+	"\x18ResumeEnvironmentRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12+\n" +
+	"\venvironment\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +
+	"\aproject\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12\x1b\n" +
+	"\x04etag\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12<\n" +
+	"\x04wait\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\x04wait\"\x8f\x01\n" +
+	"\x19ResumeEnvironmentResponse\x12;\n" +
+	"\venvironment\x18\x01 \x01(\v2\x19.remotegpu.v1.EnvironmentR\venvironment\x125\n" +
+	"\toperation\x18\x02 \x01(\v2\x17.remotegpu.v1.OperationR\toperation*_\n" +
 	"\x06Health\x12\x16\n" +
 	"\x12HEALTH_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fHEALTH_STARTING\x10\x01\x12\x12\n" +
@@ -4660,15 +4966,16 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\tLogStream\x12\x1a\n" +
 	"\x16LOG_STREAM_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n" +
-	"\x11LOG_STREAM_STDERR\x10\x022\xcb\n" +
-	"\n" +
+	"\x11LOG_STREAM_STDERR\x10\x022\x94\f\n" +
 	"\x12EnvironmentService\x12d\n" +
 	"\x11CreateEnvironment\x12&.remotegpu.v1.CreateEnvironmentRequest\x1a'.remotegpu.v1.CreateEnvironmentResponse\x12`\n" +
 	"\x0eGetEnvironment\x12#.remotegpu.v1.GetEnvironmentRequest\x1a$.remotegpu.v1.GetEnvironmentResponse\"\x03\x90\x02\x01\x12f\n" +
 	"\x10ListEnvironments\x12%.remotegpu.v1.ListEnvironmentsRequest\x1a&.remotegpu.v1.ListEnvironmentsResponse\"\x03\x90\x02\x01\x12a\n" +
 	"\x10StartEnvironment\x12%.remotegpu.v1.StartEnvironmentRequest\x1a&.remotegpu.v1.StartEnvironmentResponse\x12^\n" +
 	"\x0fStopEnvironment\x12$.remotegpu.v1.StopEnvironmentRequest\x1a%.remotegpu.v1.StopEnvironmentResponse\x12g\n" +
-	"\x12RestartEnvironment\x12'.remotegpu.v1.RestartEnvironmentRequest\x1a(.remotegpu.v1.RestartEnvironmentResponse\x12d\n" +
+	"\x12RestartEnvironment\x12'.remotegpu.v1.RestartEnvironmentRequest\x1a(.remotegpu.v1.RestartEnvironmentResponse\x12a\n" +
+	"\x10PauseEnvironment\x12%.remotegpu.v1.PauseEnvironmentRequest\x1a&.remotegpu.v1.PauseEnvironmentResponse\x12d\n" +
+	"\x11ResumeEnvironment\x12&.remotegpu.v1.ResumeEnvironmentRequest\x1a'.remotegpu.v1.ResumeEnvironmentResponse\x12d\n" +
 	"\x11DeleteEnvironment\x12&.remotegpu.v1.DeleteEnvironmentRequest\x1a'.remotegpu.v1.DeleteEnvironmentResponse\x12f\n" +
 	"\x11WatchEnvironments\x12&.remotegpu.v1.WatchEnvironmentsRequest\x1a'.remotegpu.v1.WatchEnvironmentsResponse0\x01\x12O\n" +
 	"\n" +
@@ -4694,7 +5001,7 @@ func file_remotegpu_v1_environment_proto_rawDescGZIP() []byte {
 }
 
 var file_remotegpu_v1_environment_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_remotegpu_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 55)
+var file_remotegpu_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
 var file_remotegpu_v1_environment_proto_goTypes = []any{
 	(Health)(0),                           // 0: remotegpu.v1.Health
 	(EnvironmentState)(0),                 // 1: remotegpu.v1.EnvironmentState
@@ -4752,34 +5059,38 @@ var file_remotegpu_v1_environment_proto_goTypes = []any{
 	(*ListEnvironmentEventsRequest)(nil),  // 53: remotegpu.v1.ListEnvironmentEventsRequest
 	(*ListEnvironmentEventsResponse)(nil), // 54: remotegpu.v1.ListEnvironmentEventsResponse
 	(*EnvironmentEvent)(nil),              // 55: remotegpu.v1.EnvironmentEvent
-	nil,                                   // 56: remotegpu.v1.Environment.LabelsEntry
-	nil,                                   // 57: remotegpu.v1.EnvironmentSpec.EnvEntry
-	nil,                                   // 58: remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
-	nil,                                   // 59: remotegpu.v1.RunCommandRequest.EnvEntry
-	nil,                                   // 60: remotegpu.v1.ExecStart.EnvEntry
-	(*Problem)(nil),                       // 61: remotegpu.v1.Problem
-	(*PortMapping)(nil),                   // 62: remotegpu.v1.PortMapping
-	(*timestamppb.Timestamp)(nil),         // 63: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),           // 64: google.protobuf.Duration
-	(ServiceType)(0),                      // 65: remotegpu.v1.ServiceType
-	(Protocol)(0),                         // 66: remotegpu.v1.Protocol
-	(*Operation)(nil),                     // 67: remotegpu.v1.Operation
+	(*PauseEnvironmentRequest)(nil),       // 56: remotegpu.v1.PauseEnvironmentRequest
+	(*PauseEnvironmentResponse)(nil),      // 57: remotegpu.v1.PauseEnvironmentResponse
+	(*ResumeEnvironmentRequest)(nil),      // 58: remotegpu.v1.ResumeEnvironmentRequest
+	(*ResumeEnvironmentResponse)(nil),     // 59: remotegpu.v1.ResumeEnvironmentResponse
+	nil,                                   // 60: remotegpu.v1.Environment.LabelsEntry
+	nil,                                   // 61: remotegpu.v1.EnvironmentSpec.EnvEntry
+	nil,                                   // 62: remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	nil,                                   // 63: remotegpu.v1.RunCommandRequest.EnvEntry
+	nil,                                   // 64: remotegpu.v1.ExecStart.EnvEntry
+	(*Problem)(nil),                       // 65: remotegpu.v1.Problem
+	(*PortMapping)(nil),                   // 66: remotegpu.v1.PortMapping
+	(*timestamppb.Timestamp)(nil),         // 67: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),           // 68: google.protobuf.Duration
+	(ServiceType)(0),                      // 69: remotegpu.v1.ServiceType
+	(Protocol)(0),                         // 70: remotegpu.v1.Protocol
+	(*Operation)(nil),                     // 71: remotegpu.v1.Operation
 }
 var file_remotegpu_v1_environment_proto_depIdxs = []int32{
-	56, // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
+	60, // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
 	8,  // 1: remotegpu.v1.Environment.spec:type_name -> remotegpu.v1.EnvironmentSpec
 	1,  // 2: remotegpu.v1.Environment.state:type_name -> remotegpu.v1.EnvironmentState
-	61, // 3: remotegpu.v1.Environment.problem:type_name -> remotegpu.v1.Problem
+	65, // 3: remotegpu.v1.Environment.problem:type_name -> remotegpu.v1.Problem
 	7,  // 4: remotegpu.v1.Environment.exit:type_name -> remotegpu.v1.ExitStatus
-	62, // 5: remotegpu.v1.Environment.port_mappings:type_name -> remotegpu.v1.PortMapping
-	63, // 6: remotegpu.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
-	63, // 7: remotegpu.v1.Environment.updated_at:type_name -> google.protobuf.Timestamp
-	63, // 8: remotegpu.v1.Environment.started_at:type_name -> google.protobuf.Timestamp
+	66, // 5: remotegpu.v1.Environment.port_mappings:type_name -> remotegpu.v1.PortMapping
+	67, // 6: remotegpu.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	67, // 7: remotegpu.v1.Environment.updated_at:type_name -> google.protobuf.Timestamp
+	67, // 8: remotegpu.v1.Environment.started_at:type_name -> google.protobuf.Timestamp
 	0,  // 9: remotegpu.v1.Environment.health:type_name -> remotegpu.v1.Health
-	63, // 10: remotegpu.v1.Environment.restart_at:type_name -> google.protobuf.Timestamp
-	63, // 11: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
+	67, // 10: remotegpu.v1.Environment.restart_at:type_name -> google.protobuf.Timestamp
+	67, // 11: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
 	3,  // 12: remotegpu.v1.EnvironmentSpec.pull_policy:type_name -> remotegpu.v1.PullPolicy
-	57, // 13: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
+	61, // 13: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
 	15, // 14: remotegpu.v1.EnvironmentSpec.resources:type_name -> remotegpu.v1.Resources
 	17, // 15: remotegpu.v1.EnvironmentSpec.mounts:type_name -> remotegpu.v1.Mount
 	18, // 16: remotegpu.v1.EnvironmentSpec.ports:type_name -> remotegpu.v1.PortRequest
@@ -4791,91 +5102,101 @@ var file_remotegpu_v1_environment_proto_depIdxs = []int32{
 	12, // 22: remotegpu.v1.HealthCheck.tcp:type_name -> remotegpu.v1.HealthTCP
 	13, // 23: remotegpu.v1.HealthCheck.http:type_name -> remotegpu.v1.HealthHTTP
 	14, // 24: remotegpu.v1.HealthCheck.desktop:type_name -> remotegpu.v1.HealthDesktop
-	64, // 25: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	64, // 26: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	64, // 27: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
+	68, // 25: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	68, // 26: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	68, // 27: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
 	16, // 28: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
 	4,  // 29: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
-	65, // 30: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
-	66, // 31: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
-	58, // 32: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	69, // 30: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	70, // 31: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
+	62, // 32: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
 	8,  // 33: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	64, // 34: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	68, // 34: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
 	6,  // 35: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	67, // 36: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	71, // 36: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
 	6,  // 37: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
 	1,  // 38: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
 	6,  // 39: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
-	64, // 40: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	68, // 40: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
 	6,  // 41: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	67, // 42: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	64, // 43: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	64, // 44: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	71, // 42: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	68, // 43: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	68, // 44: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
 	6,  // 45: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	67, // 46: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	64, // 47: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	64, // 48: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	71, // 46: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	68, // 47: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	68, // 48: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
 	6,  // 49: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	67, // 50: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	64, // 51: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	64, // 52: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	67, // 53: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	71, // 50: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	68, // 51: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	68, // 52: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	71, // 53: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
 	6,  // 54: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
-	59, // 55: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
-	64, // 56: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
+	63, // 55: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
+	68, // 56: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
 	39, // 57: remotegpu.v1.ExecCommandRequest.start:type_name -> remotegpu.v1.ExecStart
 	40, // 58: remotegpu.v1.ExecCommandRequest.eof:type_name -> remotegpu.v1.ExecEOF
 	41, // 59: remotegpu.v1.ExecCommandRequest.resize:type_name -> remotegpu.v1.TerminalSize
-	60, // 60: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
+	64, // 60: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
 	41, // 61: remotegpu.v1.ExecStart.terminal:type_name -> remotegpu.v1.TerminalSize
 	43, // 62: remotegpu.v1.ExecCommandResponse.started:type_name -> remotegpu.v1.ExecStarted
 	44, // 63: remotegpu.v1.ExecCommandResponse.exit:type_name -> remotegpu.v1.ExecExit
-	63, // 64: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
-	63, // 65: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
+	67, // 64: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
+	67, // 65: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
 	5,  // 66: remotegpu.v1.GetLogsRequest.stream:type_name -> remotegpu.v1.LogStream
 	47, // 67: remotegpu.v1.GetLogsResponse.lines:type_name -> remotegpu.v1.LogLine
-	63, // 68: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	67, // 68: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
 	5,  // 69: remotegpu.v1.LogLine.stream:type_name -> remotegpu.v1.LogStream
 	52, // 70: remotegpu.v1.GetStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	64, // 71: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
+	68, // 71: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
 	52, // 72: remotegpu.v1.WatchStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	63, // 73: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
+	67, // 73: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
 	55, // 74: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
-	63, // 75: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
+	67, // 75: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
 	7,  // 76: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
-	20, // 77: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
-	22, // 78: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
-	24, // 79: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
-	26, // 80: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
-	28, // 81: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
-	30, // 82: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
-	32, // 83: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
-	34, // 84: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
-	36, // 85: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
-	38, // 86: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
-	45, // 87: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
-	48, // 88: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
-	50, // 89: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
-	53, // 90: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
-	21, // 91: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
-	23, // 92: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
-	25, // 93: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
-	27, // 94: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
-	29, // 95: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
-	31, // 96: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
-	33, // 97: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
-	35, // 98: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
-	37, // 99: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
-	42, // 100: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
-	46, // 101: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
-	49, // 102: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
-	51, // 103: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
-	54, // 104: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
-	91, // [91:105] is the sub-list for method output_type
-	77, // [77:91] is the sub-list for method input_type
-	77, // [77:77] is the sub-list for extension type_name
-	77, // [77:77] is the sub-list for extension extendee
-	0,  // [0:77] is the sub-list for field type_name
+	68, // 77: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,  // 78: remotegpu.v1.PauseEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	71, // 79: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	68, // 80: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,  // 81: remotegpu.v1.ResumeEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	71, // 82: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	20, // 83: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
+	22, // 84: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
+	24, // 85: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
+	26, // 86: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
+	28, // 87: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
+	30, // 88: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
+	56, // 89: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
+	58, // 90: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
+	32, // 91: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
+	34, // 92: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
+	36, // 93: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
+	38, // 94: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
+	45, // 95: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
+	48, // 96: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
+	50, // 97: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
+	53, // 98: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
+	21, // 99: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
+	23, // 100: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
+	25, // 101: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
+	27, // 102: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
+	29, // 103: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
+	31, // 104: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
+	57, // 105: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
+	59, // 106: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
+	33, // 107: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
+	35, // 108: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
+	37, // 109: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
+	42, // 110: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
+	46, // 111: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
+	49, // 112: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
+	51, // 113: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
+	54, // 114: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
+	99, // [99:115] is the sub-list for method output_type
+	83, // [83:99] is the sub-list for method input_type
+	83, // [83:83] is the sub-list for extension type_name
+	83, // [83:83] is the sub-list for extension extendee
+	0,  // [0:83] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_environment_proto_init() }
@@ -4914,7 +5235,7 @@ func file_remotegpu_v1_environment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_environment_proto_rawDesc), len(file_remotegpu_v1_environment_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   55,
+			NumMessages:   59,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -42,6 +42,12 @@ const (
 	// EnvironmentServiceRestartEnvironmentProcedure is the procedure name of the EnvironmentService's
 	// RestartEnvironment RPC.
 	EnvironmentServiceRestartEnvironmentProcedure = "/remotegpu.v1.EnvironmentService/RestartEnvironment"
+	// EnvironmentServicePauseEnvironmentProcedure is the procedure name of the EnvironmentService's
+	// PauseEnvironment RPC.
+	EnvironmentServicePauseEnvironmentProcedure = "/remotegpu.v1.EnvironmentService/PauseEnvironment"
+	// EnvironmentServiceResumeEnvironmentProcedure is the procedure name of the EnvironmentService's
+	// ResumeEnvironment RPC.
+	EnvironmentServiceResumeEnvironmentProcedure = "/remotegpu.v1.EnvironmentService/ResumeEnvironment"
 	// EnvironmentServiceDeleteEnvironmentProcedure is the procedure name of the EnvironmentService's
 	// DeleteEnvironment RPC.
 	EnvironmentServiceDeleteEnvironmentProcedure = "/remotegpu.v1.EnvironmentService/DeleteEnvironment"
@@ -110,6 +116,20 @@ var (
 			StreamType: connect.StreamTypeUnary,
 			Schema:     v1.File_remotegpu_v1_environment_proto.Services().ByName("EnvironmentService").Methods().ByName("RestartEnvironment"),
 			Procedure:  EnvironmentServiceRestartEnvironmentProcedure,
+		}
+	})
+	environmentServicePauseEnvironmentSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_remotegpu_v1_environment_proto.Services().ByName("EnvironmentService").Methods().ByName("PauseEnvironment"),
+			Procedure:  EnvironmentServicePauseEnvironmentProcedure,
+		}
+	})
+	environmentServiceResumeEnvironmentSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_remotegpu_v1_environment_proto.Services().ByName("EnvironmentService").Methods().ByName("ResumeEnvironment"),
+			Procedure:  EnvironmentServiceResumeEnvironmentProcedure,
 		}
 	})
 	environmentServiceDeleteEnvironmentSpec = sync.OnceValue(func() connect.Spec {
@@ -196,16 +216,16 @@ type EnvironmentServiceClient interface {
 	//
 	// Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID, FIELD_INVALID).
 	ListEnvironments(context.Context, *v1.ListEnvironmentsRequest) (*v1.ListEnvironmentsResponse, error)
-	// StartEnvironment starts a stopped or failed environment. Starting a
-	// running one changes nothing.
+	// StartEnvironment starts a stopped or failed environment, and lets a paused
+	// one go on. Starting a running one changes nothing.
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_BUSY,
 	// ENV_NOT_STARTABLE), ABORTED (ETAG_MISMATCH).
 	StartEnvironment(context.Context, *v1.StartEnvironmentRequest) (*v1.StartEnvironmentResponse, error)
 	// StopEnvironment sends SIGTERM, or the stop signal of its image, and SIGKILL
 	// when the timeout has passed.
-	// The writable layer, address and ports are kept. Stopping a stopped one
-	// changes nothing.
+	// The writable layer, address and ports are kept. A paused one goes on to
+	// end. Stopping a stopped one changes nothing.
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_BUSY,
 	// ENV_NOT_RUNNING), ABORTED (ETAG_MISMATCH).
@@ -214,10 +234,26 @@ type EnvironmentServiceClient interface {
 	//
 	// Errors: as Start.
 	RestartEnvironment(context.Context, *v1.RestartEnvironmentRequest) (*v1.RestartEnvironmentResponse, error)
+	// PauseEnvironment freezes all processes of a running environment. It is
+	// STOPPED then, with paused set: nothing of it runs, it keeps its memory,
+	// health checks and restart policy stand still. Resume or start it to go on
+	// from there, stop it to end its process. Pausing a paused one changes
+	// nothing.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_BUSY,
+	// ENV_NOT_RUNNING), ABORTED (ETAG_MISMATCH).
+	PauseEnvironment(context.Context, *v1.PauseEnvironmentRequest) (*v1.PauseEnvironmentResponse, error)
+	// ResumeEnvironment lets a paused environment go on. Resuming a running one
+	// changes nothing.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_BUSY,
+	// ENV_NOT_PAUSED; in the operation PROCESS_EXITED: its process ended while
+	// it was paused), ABORTED (ETAG_MISMATCH).
+	ResumeEnvironment(context.Context, *v1.ResumeEnvironmentRequest) (*v1.ResumeEnvironmentResponse, error)
 	// DeleteEnvironment removes an environment and gives back all it took.
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_RUNNING: it
-	// runs, ENV_BUSY: an operation works on it, both without force), ABORTED
+	// runs or is paused, ENV_BUSY: an operation works on it, both without force), ABORTED
 	// (ETAG_MISMATCH).
 	DeleteEnvironment(context.Context, *v1.DeleteEnvironmentRequest) (*v1.DeleteEnvironmentResponse, error)
 	// WatchEnvironments streams every selected environment as it is, then one
@@ -398,16 +434,16 @@ type EnvironmentServiceHandler interface {
 	//
 	// Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID, FIELD_INVALID).
 	ListEnvironments(context.Context, *v1.ListEnvironmentsRequest) (*v1.ListEnvironmentsResponse, error)
-	// StartEnvironment starts a stopped or failed environment. Starting a
-	// running one changes nothing.
+	// StartEnvironment starts a stopped or failed environment, and lets a paused
+	// one go on. Starting a running one changes nothing.
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_BUSY,
 	// ENV_NOT_STARTABLE), ABORTED (ETAG_MISMATCH).
 	StartEnvironment(context.Context, *v1.StartEnvironmentRequest) (*v1.StartEnvironmentResponse, error)
 	// StopEnvironment sends SIGTERM, or the stop signal of its image, and SIGKILL
 	// when the timeout has passed.
-	// The writable layer, address and ports are kept. Stopping a stopped one
-	// changes nothing.
+	// The writable layer, address and ports are kept. A paused one goes on to
+	// end. Stopping a stopped one changes nothing.
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_BUSY,
 	// ENV_NOT_RUNNING), ABORTED (ETAG_MISMATCH).
@@ -416,10 +452,26 @@ type EnvironmentServiceHandler interface {
 	//
 	// Errors: as Start.
 	RestartEnvironment(context.Context, *v1.RestartEnvironmentRequest) (*v1.RestartEnvironmentResponse, error)
+	// PauseEnvironment freezes all processes of a running environment. It is
+	// STOPPED then, with paused set: nothing of it runs, it keeps its memory,
+	// health checks and restart policy stand still. Resume or start it to go on
+	// from there, stop it to end its process. Pausing a paused one changes
+	// nothing.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_BUSY,
+	// ENV_NOT_RUNNING), ABORTED (ETAG_MISMATCH).
+	PauseEnvironment(context.Context, *v1.PauseEnvironmentRequest) (*v1.PauseEnvironmentResponse, error)
+	// ResumeEnvironment lets a paused environment go on. Resuming a running one
+	// changes nothing.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_BUSY,
+	// ENV_NOT_PAUSED; in the operation PROCESS_EXITED: its process ended while
+	// it was paused), ABORTED (ETAG_MISMATCH).
+	ResumeEnvironment(context.Context, *v1.ResumeEnvironmentRequest) (*v1.ResumeEnvironmentResponse, error)
 	// DeleteEnvironment removes an environment and gives back all it took.
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_RUNNING: it
-	// runs, ENV_BUSY: an operation works on it, both without force), ABORTED
+	// runs or is paused, ENV_BUSY: an operation works on it, both without force), ABORTED
 	// (ETAG_MISMATCH).
 	DeleteEnvironment(context.Context, *v1.DeleteEnvironmentRequest) (*v1.DeleteEnvironmentResponse, error)
 	// WatchEnvironments streams every selected environment as it is, then one
@@ -481,6 +533,8 @@ func RegisterEnvironmentServiceHandler(server *connect.Server, svc EnvironmentSe
 		connect.Method{Spec: environmentServiceStartEnvironmentSpec(), Handler: adapter.startEnvironment},
 		connect.Method{Spec: environmentServiceStopEnvironmentSpec(), Handler: adapter.stopEnvironment},
 		connect.Method{Spec: environmentServiceRestartEnvironmentSpec(), Handler: adapter.restartEnvironment},
+		connect.Method{Spec: environmentServicePauseEnvironmentSpec(), Handler: adapter.pauseEnvironment},
+		connect.Method{Spec: environmentServiceResumeEnvironmentSpec(), Handler: adapter.resumeEnvironment},
 		connect.Method{Spec: environmentServiceDeleteEnvironmentSpec(), Handler: adapter.deleteEnvironment},
 		connect.Method{Spec: environmentServiceWatchEnvironmentsSpec(), Handler: adapter.watchEnvironments},
 		connect.Method{Spec: environmentServiceRunCommandSpec(), Handler: adapter.runCommand},
@@ -592,6 +646,14 @@ func (UnimplementedEnvironmentServiceHandler) RestartEnvironment(context.Context
 	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.RestartEnvironment is not implemented")
 }
 
+func (UnimplementedEnvironmentServiceHandler) PauseEnvironment(context.Context, *v1.PauseEnvironmentRequest) (*v1.PauseEnvironmentResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.PauseEnvironment is not implemented")
+}
+
+func (UnimplementedEnvironmentServiceHandler) ResumeEnvironment(context.Context, *v1.ResumeEnvironmentRequest) (*v1.ResumeEnvironmentResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.ResumeEnvironment is not implemented")
+}
+
 func (UnimplementedEnvironmentServiceHandler) DeleteEnvironment(context.Context, *v1.DeleteEnvironmentRequest) (*v1.DeleteEnvironmentResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.DeleteEnvironment is not implemented")
 }
@@ -671,6 +733,22 @@ func (c *environmentServiceClient) StopEnvironment(ctx context.Context, req *v1.
 func (c *environmentServiceClient) RestartEnvironment(ctx context.Context, req *v1.RestartEnvironmentRequest) (*v1.RestartEnvironmentResponse, error) {
 	var res v1.RestartEnvironmentResponse
 	if err := c.client.CallUnary(ctx, environmentServiceRestartEnvironmentSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *environmentServiceClient) PauseEnvironment(ctx context.Context, req *v1.PauseEnvironmentRequest) (*v1.PauseEnvironmentResponse, error) {
+	var res v1.PauseEnvironmentResponse
+	if err := c.client.CallUnary(ctx, environmentServicePauseEnvironmentSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *environmentServiceClient) ResumeEnvironment(ctx context.Context, req *v1.ResumeEnvironmentRequest) (*v1.ResumeEnvironmentResponse, error) {
+	var res v1.ResumeEnvironmentResponse
+	if err := c.client.CallUnary(ctx, environmentServiceResumeEnvironmentSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -808,6 +886,30 @@ func (h environmentServiceHandler) restartEnvironment(ctx context.Context, _ con
 		return err
 	}
 	res, err := h.svc.RestartEnvironment(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h environmentServiceHandler) pauseEnvironment(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.PauseEnvironmentRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.PauseEnvironment(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h environmentServiceHandler) resumeEnvironment(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ResumeEnvironmentRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ResumeEnvironment(ctx, &req)
 	if err != nil {
 		return err
 	}
