@@ -51,6 +51,7 @@ type Firewall interface {
 	Set(ctx context.Context, desired firewall.Desired) error
 	Restore(ctx context.Context, desired firewall.Desired) (mended []string, err error)
 	Published(ctx context.Context) ([]firewall.Mapping, error)
+	Check(ctx context.Context, desired firewall.Desired) (published []firewall.Mapping, differs []string, err error)
 	CleanUp(ctx context.Context) error
 }
 

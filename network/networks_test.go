@@ -159,6 +159,21 @@ func TestPieces(t *testing.T) {
 	if attached, err := l.open(t, nil).Attached(t.Context()); err != nil || !slices.Equal(attached, []string{envID}) {
 		t.Errorf("Attached by another process: %v, %v", attached, err)
 	}
+	if slots, err := l.open(t, nil).Occupied(t.Context()); err != nil || len(slots) != 1 || slots[envID] != 0 {
+		t.Errorf("Occupied: %v, %v", slots, err)
+	}
+	l.attach(t, "01OTHER", 9)
+	if slots, err := l.networks.Occupied(t.Context()); err != nil || len(slots) != 2 || slots["01OTHER"] != 9 {
+		t.Errorf("Occupied: %v, %v", slots, err)
+	}
+	if strays, err := l.networks.Strays(t.Context()); err != nil || len(strays) > 0 {
+		t.Errorf("Strays: %v, %v", strays, err)
+	}
+	// What has lost its name and still has its namespace is no stray.
+	testutil.Sh(t, "ip link set "+bridge+" alias ''")
+	if strays, err := l.networks.Strays(t.Context()); err != nil || len(strays) > 0 {
+		t.Errorf("Strays: %v, %v", strays, err)
+	}
 	cleanUp(t, l)
 }
 
@@ -259,6 +274,32 @@ func TestRestore(t *testing.T) {
 				t.Fatal(err)
 			}
 			answers(true, true, true)
+			// Drift names what a Restore would change, and changes nothing.
+			drift := func(n *network.Networks, want ...string) {
+				t.Helper()
+				found, err := n.Drift(t.Context(), all[:2])
+				var got []string
+				for _, d := range found {
+					if d.EnvID != "" {
+						got = append(got, d.EnvID+" "+d.Name+" "+d.Message)
+					}
+				}
+				if err != nil || !slices.Equal(got, want) || len(want) > 0 && len(found) == len(got) {
+					t.Errorf("drift %v, %v, want %q and the chains that differ", found, err, want)
+				}
+			}
+			drift(l.open(t, nil), "01ENV2 tcp 10002 to 10.88.0.18:80 the port is published and should not be")
+			answers(true, true, true)
+			if err := fresh.Restore(t.Context(), all[:2]); err != nil {
+				t.Fatal(err)
+			}
+			drift(fresh)
+			testutil.Sh(t, l.iptables+" -t nat -F")
+			drift(fresh, "01ENV0 tcp 10000 to 10.88.0.2:80 the port should be published and is not",
+				"01ENV1 tcp 10001 to 10.88.0.10:80 the port should be published and is not")
+			if err := fresh.Restore(t.Context(), all); err != nil {
+				t.Fatal(err)
+			}
 			// A process that changes one environment before it knows the others
 			// leaves those alone.
 			early := l.open(t, nil)
@@ -281,6 +322,9 @@ func TestRestore(t *testing.T) {
 				t.Fatal(err)
 			}
 			answers(false, true, false)
+			if drift, err := careful.Drift(t.Context(), all[:1]); err != nil || len(drift) > 0 {
+				t.Errorf("drift within the grace: %v, %v", drift, err)
+			}
 			cleanUp(t, l)
 		})
 	}
@@ -318,6 +362,11 @@ func (r *recorder) Published(context.Context) ([]firewall.Mapping, error) {
 		return nil, nil
 	}
 	return r.applied[len(r.applied)-1].Mappings, nil
+}
+
+func (r *recorder) Check(ctx context.Context, _ firewall.Desired) ([]firewall.Mapping, []string, error) {
+	there, err := r.Published(ctx)
+	return there, nil, err
 }
 
 func (r *recorder) CleanUp(context.Context) error { return nil }
@@ -454,6 +503,18 @@ func TestCleanUpKeepsForeignInterfaces(t *testing.T) {
 	testutil.Sh(t, `ip link add rgpu-lan0 type veth peer name rgpu-abcdefgh &&
 		ip link add rgpu-lan1 type bridge && ip link add rgpu-hgfedcba type bridge && ip link set rgpu-hgfedcba alias backbone &&
 		ip link add rgpu-aaaaaaaa type bridge && ip link add rgpuv-aaaaaaaa type veth peer name left`)
+	strays, err := l.networks.Strays(t.Context())
+	if err != nil || !slices.Equal(strays, []string{"rgpu-aaaaaaaa", "rgpuv-aaaaaaaa"}) {
+		t.Errorf("strays: %v, %v", strays, err)
+	}
+	for _, name := range []string{"rgpu-aaaaaaaa", "rgpu-hgfedcba", "rgpu-lan1", "lo"} { // only the first is one
+		if err := l.networks.RemoveStray(t.Context(), name); err != nil {
+			t.Error(err)
+		}
+	}
+	if links := testutil.Sh(t, "ip -o link"); strings.Contains(links, "rgpu-aaaaaaaa") || !strings.Contains(links, "rgpu-hgfedcba") || !strings.Contains(links, "rgpu-lan1") {
+		t.Errorf("removed the wrong ones:\n%s", links)
+	}
 	if err := l.open(t, nil).CleanUp(t.Context()); err != nil {
 		t.Error(err)
 	}

@@ -159,23 +159,25 @@ func (p *publisher) restore(ctx context.Context, all map[string][]firewall.Mappi
 	p.mu.Lock()
 	b := p.join(ctx)
 	b.verify = true
-	now := time.Now()
-	recent := func(envID string) bool {
-		at := p.current[envID].at
-		return !at.IsZero() && now.Sub(at) < p.grace
-	}
 	for envID := range p.current {
-		if _, ok := all[envID]; !ok && !recent(envID) {
+		if _, ok := all[envID]; !ok && !p.recent(envID) {
 			delete(p.current, envID)
 		}
 	}
 	for envID, mappings := range all {
-		if !recent(envID) {
+		if !p.recent(envID) {
 			p.current[envID] = publication{mappings: mappings}
 		}
 	}
 	p.mu.Unlock()
 	return b.wait(ctx)
+}
+
+// recent says whether an environment's mappings were changed so lately that a
+// list may be older. The caller holds mu.
+func (p *publisher) recent(envID string) bool {
+	at := p.current[envID].at
+	return !at.IsZero() && time.Since(at) < p.grace
 }
 
 func (p *publisher) forgetAll() {

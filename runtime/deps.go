@@ -39,6 +39,13 @@ type Engine interface {
 	Status(ctx context.Context, id string) (ContainerStatus, error)
 	// List tells about all containers of ours.
 	List(ctx context.Context) ([]ContainerStatus, error)
+	// Parts lists what is in the engine's places and belongs to no container of
+	// ours: containers of others in its namespace, tasks, processes, cgroups,
+	// snapshots and logs without a container, which Delete of their EnvID
+	// removes, and what crashed engines left, which RemovePart does.
+	Parts(ctx context.Context) ([]Part, error)
+	// RemovePart removes a part that has no EnvID, if nobody uses it still.
+	RemovePart(ctx context.Context, part Part) error
 	// Run runs a command in a running container. NotFound when it does not
 	// run, or is paused; *problem.Problem COMMAND_NOT_FOUND, USER_NOT_FOUND, COMMAND_TIMEOUT.
 	// When ctx ends the command is killed.
@@ -200,6 +207,16 @@ type Networks interface {
 	Restore(ctx context.Context, published []port.Published) error
 	// Attached lists the environments that have a network, ours only.
 	Attached(ctx context.Context) ([]string, error)
+	// Occupied tells the slots of the networks that there are, by environment.
+	// A network that has no address of the range is left out.
+	Occupied(ctx context.Context) (map[string]int, error)
+	// Drift tells what Restore of the same list would change on the host.
+	Drift(ctx context.Context, published []port.Published) ([]port.Drift, error)
+	// Strays lists interfaces that are ours by name and kind and belong to no
+	// environment.
+	Strays(ctx context.Context) ([]string, error)
+	// RemoveStray removes one, if it still is a stray.
+	RemoveStray(ctx context.Context, name string) error
 }
 
 // Ports allocates host ports; *port.Pool implements it.
@@ -254,12 +271,12 @@ type Store interface {
 	MetaStore
 
 	// CreateEnvironment writes, in one transaction, the environment, its
-	// operation, its port mappings and a free subnet slot below slots, which
-	// it sets in env.Slot. ENV_NAME_EXISTS, ADDRESS_POOL_EXHAUSTED,
+	// operation, its port mappings and a free subnet slot of slots, which it
+	// sets in env.Slot. ENV_NAME_EXISTS, ADDRESS_POOL_EXHAUSTED,
 	// *port.ConflictError. When the operation's request id is known it writes
 	// nothing and returns that operation.
 	CreateEnvironment(ctx context.Context, env *Environment, op *operation.Operation,
-		mappings []port.Mapping, slots int) (existing *operation.Operation, err error)
+		mappings []port.Mapping, slots Slots) (existing *operation.Operation, err error)
 	// Environment returns one that is not deleted, NotFound (ENV_NOT_FOUND).
 	Environment(ctx context.Context, id string) (*Environment, error)
 	// EnvironmentByName returns one that is not deleted, NotFound.
@@ -290,6 +307,12 @@ type Store interface {
 	Fate(ctx context.Context, id string) (Fate, error)
 	// PurgeDeleted forgets environments deleted before the time.
 	PurgeDeleted(ctx context.Context, before time.Time) (int, error)
+}
+
+// Slots are the subnet slots that environments can be given.
+type Slots struct {
+	Count    int   // they are numbered from 0
+	Occupied []int // those that are in use though no environment has them, ascending
 }
 
 // Filter selects environments. Zero fields select all.

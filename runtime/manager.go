@@ -70,7 +70,10 @@ type Manager struct {
 	passes    keylock.Map[struct{}] // one pass of the reconciler at a time
 	measuring keylock.Map[string]   // "usage" and "disk": one pass at a time
 	missed    missedExits
-	execs     execCount
+	// occupiedSlots are the address slots of networks that no environment
+	// holds, by id. nil: no pass has looked yet.
+	occupiedSlots atomic.Pointer[map[string]int]
+	execs         execCount
 
 	conditionsMu sync.Mutex
 	conditions   map[problem.Reason]Condition
@@ -195,8 +198,12 @@ func checkProject(project string) error {
 // reserve takes host ports and writes the environment, its operation, ports
 // and slot in one transaction.
 func (m *Manager) reserve(ctx context.Context, env *Environment, op *operation.Operation) (existing *operation.Operation, err error) {
+	slots, err := m.slots(ctx)
+	if err != nil {
+		return nil, err
+	}
 	insert := func(ctx context.Context, mappings []port.Mapping) error {
-		existing, err = m.cfg.Store.CreateEnvironment(ctx, env, op, mappings, m.cfg.Networks.Slots())
+		existing, err = m.cfg.Store.CreateEnvironment(ctx, env, op, mappings, slots)
 		if existing != nil {
 			return errKnownRequest
 		}

@@ -552,7 +552,7 @@ func TestReconcileRemovesLeftoversAndSparesStrangers(t *testing.T) {
 	env, _ := d.create(full("gone"))
 	d.act(d.Delete, "gone")
 	// Pieces of a deleted environment, and pieces of nobody.
-	const nobody, stranger = "01ARZ3NDEKTSV4RRFFQ69G5FAV", "01ARZ3NDEKTSV4RRFFQ69G5FAW"
+
 	for slot, id := range []string{env.ID, nobody, stranger} {
 		if err := h.networks.Attach(t.Context(), id, slot+10); err != nil {
 			t.Fatal(err)

@@ -4,15 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
-	"github.com/remotegpu/remotegpu/network/port"
-	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
 const (
@@ -139,201 +135,48 @@ func (m *Manager) happened(ctx context.Context, event Event) {
 	}
 }
 
-// Reconcile compares what should be with what is, once: it records processes
-// that ended, finishes what could not be undone, removes what belongs to
-// environments that are gone, and declares all published ports.
+// Reconcile compares what should be with what is, once, and brings it in order:
+// it records processes that ended, finishes what could not be undone, removes
+// what belongs to environments that are gone, and declares all published ports.
 func (m *Manager) Reconcile(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, passTimeout)
-	defer cancel()
-	// The timer and the events both ask for passes; two at once would trip
-	// over each other.
-	done, err := m.passes.Lock(ctx, struct{}{})
-	if err != nil {
-		return fmt.Errorf("wait for the pass before: %w", err)
+	findings, err := m.pass(ctx, false)
+	errs := []error{err}
+	for i := range findings {
+		errs = append(errs, findings[i].err)
 	}
-	defer done()
-	statuses, err := m.cfg.Engine.List(ctx)
-	m.setCondition(problem.ContainerdDown, err)
-	if err != nil {
-		return fmt.Errorf("list containers: %w", err)
-	}
-	m.removeStaleExecs(ctx)
-	containers := make(map[string]ContainerStatus, len(statuses))
-	for _, status := range statuses {
-		containers[status.ID] = status
-	}
-	envs, _, err := m.cfg.Store.Environments(ctx, Filter{})
-	if err != nil {
-		return fmt.Errorf("list environments: %w", err)
-	}
-	var errs []error
-	known := make(map[string]*Environment, len(envs))
-	for _, env := range envs {
-		m.fill(env)
-		m.follow(env)
-		known[env.ID] = env
-		errs = append(errs, m.reconcileOne(ctx, env, containers[env.ID]))
-	}
-	errs = append(errs, m.restorePorts(ctx), m.removeLeftovers(ctx, known, containers), m.purge(ctx, keepDeleted))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
 	return m.reconciled(ctx)
 }
 
-// restorePorts declares all published ports. It reads them anew: the pass may
-// have taken minutes by now.
-func (m *Manager) restorePorts(ctx context.Context) error {
-	envs, _, err := m.cfg.Store.Environments(ctx, Filter{})
+// ReconcileNow tells how what is differs from what should be and brings it in
+// order, or, when dryRun, changes nothing. A finding says whether that was
+// done; an action that failed does not fail the call and is tried again by the
+// next pass. CONTAINERD_UNAVAILABLE; with part of the host unread an error
+// too, though what was found is brought in order.
+func (m *Manager) ReconcileNow(ctx context.Context, dryRun bool) ([]Finding, error) {
+	return m.pass(ctx, dryRun)
+}
+
+// pass is one pass of the reconciler.
+func (m *Manager) pass(ctx context.Context, dryRun bool) ([]Finding, error) {
+	ctx, cancel := context.WithTimeout(ctx, passTimeout)
+	defer cancel()
+	// The timer, the events and people all ask for passes; two at once would
+	// trip over each other.
+	done, err := m.passes.Lock(ctx, struct{}{})
 	if err != nil {
-		return fmt.Errorf("list environments: %w", err)
+		return nil, fmt.Errorf("wait for the pass before: %w", err)
 	}
-	published := make([]port.Published, 0, len(envs))
-	for _, env := range envs {
-		m.fill(env)
-		if env.Held && !env.StartedAt.IsZero() && len(env.Ports) > 0 {
-			published = append(published, port.Published{EnvID: env.ID, Address: env.Address, Mappings: env.Ports})
-		}
+	defer done()
+	o, err := m.observe(ctx)
+	if o == nil {
+		return nil, err
 	}
-	err = m.cfg.Networks.Restore(ctx, published)
-	m.setCondition(problem.FirewallFailed, err)
-	return err
-}
-
-// reconcileOne brings one environment and its container together. Both were
-// read a while ago: what seems wrong is looked at again before it is changed.
-func (m *Manager) reconcileOne(ctx context.Context, env *Environment, status ContainerStatus) error {
-	switch {
-	case env.Operation != "":
-		return m.freeAbandoned(ctx, env)
-	case !env.Held:
-		return nil // it owns nothing
-	case env.Alive() && !status.Running:
-		return m.ended(ctx, env.ID, status.Exit)
-	case env.Alive() && env.Paused != status.Paused:
-		return m.frozen(ctx, env.ID)
-	case env.State == Running && env.Spec.Desktop != nil && !env.Ready:
-		m.drawing.ensure(env.ID)
-		return nil
-	case env.State == Failed && env.StartedAt.IsZero():
-		return m.finishUndo(ctx, env.ID)
-	case !env.Alive() && env.State != Creating && status.Running:
-		return m.adoptRunning(ctx, env.ID)
+	findings := plan(o)
+	if dryRun {
+		return findings, err
 	}
-	return nil
-}
-
-// freeAbandoned frees an environment from an operation that is done and could
-// not say so, as when the disk was full: nothing else ever would. An operation
-// lets go of its environment before it is done.
-func (m *Manager) freeAbandoned(ctx context.Context, env *Environment) error {
-	op, err := m.cfg.Store.Operation(ctx, env.Operation)
-	switch {
-	case errdefs.IsNotFound(err):
-		op = &operation.Operation{ID: env.Operation, Target: env.ID}
-	case err != nil:
-		return err
-	case !op.State.Done():
-		return nil
-	}
-	if err := m.abandon(ctx, op); err != nil {
-		return fmt.Errorf("free environment %s from operation %s: %w", env.ID, op.ID, err)
-	}
-	return nil
-}
-
-// finishUndo gives back what a failed create could not.
-func (m *Manager) finishUndo(ctx context.Context, id string) error {
-	unlock, env, err := m.lockIdle(ctx, id)
-	if env == nil {
-		return err
-	}
-	defer unlock()
-	if env.State != Failed || !env.StartedAt.IsZero() || !env.Held {
-		return nil
-	}
-	if err := m.teardown(ctx, env); err != nil {
-		return fmt.Errorf("undo failed create of environment %s: %w", env.ID, err)
-	}
-	return m.release(ctx, env.ID, func(*Environment) {})
-}
-
-// adoptRunning records that an environment runs that was started behind our
-// back, or by an attempt that died.
-func (m *Manager) adoptRunning(ctx context.Context, id string) error {
-	unlock, env, err := m.lockIdle(ctx, id)
-	if env == nil {
-		return err
-	}
-	defer unlock()
-	status, err := m.cfg.Engine.Status(ctx, id)
-	if err != nil || !status.Running {
-		return ignoreNotFound(err) // it has been stopped since the list was read
-	}
-	env, err = m.update(ctx, id, func(env *Environment) error {
-		if env.Operation != "" || env.Alive() {
-			return errNotOurs
-		}
-		env.State, env.Problem = Running, nil
-		if status.Paused {
-			pauseNow(env)
-		}
-		return nil
-	})
-	if errors.Is(err, errNotOurs) {
-		return nil
-	}
-	if err == nil && !env.Paused {
-		m.started(env)
-	}
-	return err
-}
-
-// removeLeftovers removes what environments left behind that are gone: those
-// the store knows as deleted or holding nothing, and pieces without a
-// container whose environment nobody knows. A container that nobody knows is
-// reported and never touched: the database may have been lost.
-func (m *Manager) removeLeftovers(ctx context.Context, known map[string]*Environment, containers map[string]ContainerStatus) error {
-	ids, err := m.pieces(ctx)
-	for id := range containers {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	errs := []error{err}
-	var strangers int
-	for _, id := range slices.Compact(ids) {
-		if env := known[id]; env != nil && env.Held {
-			continue
-		}
-		fate, err := m.cfg.Store.Fate(ctx, id)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if _, exists := containers[id]; fate == FateUnknown && exists {
-			strangers++
-			continue
-		}
-		if fate == FateHeld {
-			continue // made since the list was read
-		}
-		m.cfg.Log.InfoContext(ctx, "removing what an environment left behind", "environment", id)
-		errs = append(errs, m.teardown(ctx, &Environment{ID: id}))
-	}
-	var stranger error
-	if strangers > 0 {
-		stranger = problem.New(problem.ContainerUnknown, "%d containers in our namespace belong to no environment of this node's database", strangers).
-			WithHint("if the database was lost restore it; otherwise remove them with ctr")
-	}
-	m.setCondition(problem.ContainerUnknown, stranger)
-	return errors.Join(errs...)
-}
-
-// pieces lists the ids that own anything on the host besides a container.
-func (m *Manager) pieces(ctx context.Context) ([]string, error) {
-	attached, err1 := m.cfg.Networks.Attached(ctx)
-	staged, err2 := m.cfg.Volumes.Staged(ctx)
-	prepared, err3 := m.cfg.Desktops.Prepared(ctx)
-	files, err4 := m.files.list()
-	return slices.Concat(attached, staged, prepared, files), errors.Join(err1, err2, err3, err4)
+	return findings, errors.Join(err, m.carryOut(ctx, o, findings))
 }

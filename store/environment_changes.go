@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -20,7 +21,7 @@ const metaLastSlot = "slot.last"
 
 // CreateEnvironment implements runtime.Store.
 func (s *Store) CreateEnvironment(ctx context.Context, env *runtime.Environment, op *operation.Operation,
-	mappings []port.Mapping, slots int,
+	mappings []port.Mapping, slots runtime.Slots,
 ) (existing *operation.Operation, err error) {
 	row := *env
 	row.Revision, row.Ports, row.News = 1, mappings, nil
@@ -81,7 +82,7 @@ func insertEnvironment(ctx context.Context, tx *sql.Tx, env *runtime.Environment
 
 // takeSlot picks the free slot after the one given out last, so that an
 // address rests as long as it can before it is used again.
-func takeSlot(ctx context.Context, tx *sql.Tx, slots int) (int, error) {
+func takeSlot(ctx context.Context, tx *sql.Tx, slots runtime.Slots) (int, error) {
 	text, err := meta(ctx, tx, metaLastSlot)
 	if err != nil {
 		return 0, err
@@ -92,18 +93,32 @@ func takeSlot(ctx context.Context, tx *sql.Tx, slots int) (int, error) {
 			return 0, problem.New(problem.DatabaseFailed, "the last slot cannot be read").WithCause(err)
 		}
 	}
-	slot, found, err := freeSlot(ctx, tx, last+1, slots)
+	slot, found, err := unoccupied(ctx, tx, last+1, slots)
 	if err == nil && !found {
-		slot, found, err = freeSlot(ctx, tx, 0, slots)
+		slot, found, err = unoccupied(ctx, tx, 0, slots)
 	}
 	if err != nil {
 		return 0, err
 	}
 	if !found {
-		return 0, problem.New(problem.AddressPoolExhausted, "all %d addresses for environments are in use", slots).
+		return 0, problem.New(problem.AddressPoolExhausted, "all %d addresses for environments are in use", slots.Count).
 			WithHint("delete an environment, or configure a larger address range")
 	}
 	return slot, setMeta(ctx, tx, metaLastSlot, strconv.Itoa(slot))
+}
+
+// unoccupied finds the first free slot from from on that nothing else occupies.
+func unoccupied(ctx context.Context, tx *sql.Tx, from int, slots runtime.Slots) (slot int, found bool, err error) {
+	for {
+		slot, found, err = freeSlot(ctx, tx, from, slots.Count)
+		if err != nil || !found {
+			return slot, found, err
+		}
+		if _, occupied := slices.BinarySearch(slots.Occupied, slot); !occupied {
+			return slot, true, nil
+		}
+		from = slot + 1
+	}
 }
 
 // freeSlot finds the first free slot in [from, slots): from itself, or the one

@@ -11,7 +11,7 @@ import (
 )
 
 func (a *app) nodeCommand() *cobra.Command {
-	return group("node", "The node itself", a.nodeInfo())
+	return group("node", "The node itself", a.nodeInfo(), a.nodeReconcile())
 }
 
 func (a *app) nodeInfo() *cobra.Command {

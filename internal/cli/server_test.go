@@ -45,6 +45,7 @@ type fake struct {
 	pending  chan struct{}            // closed when a watch has sent all and blocks
 	result   *remotegpuv1.RunCommandResponse
 	desktops []*remotegpuv1.GetDesktopResponse
+	findings []*remotegpuv1.Finding
 	drop     int // this many watches break after their first message
 }
 
@@ -294,6 +295,10 @@ func (f *fake) CreateDesktopSession(_ context.Context, r *remotegpuv1.CreateDesk
 
 func (f *fake) GetScreenshot(_ context.Context, r *remotegpuv1.GetScreenshotRequest) (*remotegpuv1.GetScreenshotResponse, error) {
 	return &remotegpuv1.GetScreenshotResponse{Png: bytes.Repeat([]byte("png"), 2<<20), Width: 1920, Height: 1080}, f.got(r)
+}
+
+func (f *fake) Reconcile(_ context.Context, r *remotegpuv1.ReconcileRequest) (*remotegpuv1.ReconcileResponse, error) {
+	return &remotegpuv1.ReconcileResponse{Findings: f.findings}, f.got(r)
 }
 
 func (f *fake) GetNodeInfo(_ context.Context, r *remotegpuv1.GetNodeInfoRequest) (*remotegpuv1.GetNodeInfoResponse, error) {

@@ -168,6 +168,24 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 	return mended, nil
 }
 
+// differs names what repair would mend.
+func (f *family) differs(there, wanted ruleset) []string {
+	var names []string
+	if _, ok := there["filter"][f.admin()]; !ok {
+		names = append(names, f.admin())
+	}
+	names = append(names, changed(there.owned(f.ours), wanted)...)
+	if f.strayHooks(there) != "" {
+		names = append(names, "stray hooks")
+	}
+	for _, h := range f.hooks {
+		if !f.inPlace(there, h) {
+			names = append(names, h.name())
+		}
+	}
+	return names
+}
+
 // inPlace tells whether the hook is there.
 func (f *family) inPlace(there ruleset, h hook) bool {
 	return slices.Contains(there[h.table][h.chain], h.line(f.prefix))

@@ -275,6 +275,13 @@ func TestRepair(t *testing.T) {
 		intact := hooks()
 		for name, damage := range damages {
 			testutil.Sh(t, fmt.Sprintf(damage, path))
+			damaged := testutil.Sh(t, path+"-save")
+			if _, differs, err := f.Check(t.Context(), desired); err != nil || len(differs) == 0 {
+				t.Errorf("%s: Check found %v, %v", name, differs, err)
+			}
+			if now := testutil.Sh(t, path+"-save"); uncounted(now) != uncounted(damaged) {
+				t.Errorf("%s: Check changed rules", name)
+			}
 			mended, err := f.Repair(t.Context())
 			if err != nil {
 				t.Fatalf("%s: %v", name, err)
@@ -289,11 +296,25 @@ func TestRepair(t *testing.T) {
 			if mended, err := f.Repair(t.Context()); err != nil || len(mended) > 0 {
 				t.Errorf("%s: the second Repair mended %v, %v", name, mended, err)
 			}
+			if there, differs, err := f.Check(t.Context(), desired); err != nil || len(differs) > 0 || len(there) != len(desired.Mappings) {
+				t.Errorf("%s: after the repair Check found %v, published %v, %v", name, differs, there, err)
+			}
 		}
 		if first := testutil.Sh(t, path+" -S FORWARD | sed -n 2p"); !strings.Contains(first, "RGPU-FWD") {
 			t.Errorf("the hook is not in front of the barrier: %s", first)
 		}
 	})
+}
+
+// uncounted is a saved ruleset without its comments, which have the time.
+func uncounted(saved string) string {
+	var kept []string
+	for line := range strings.Lines(saved) {
+		if !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, ":") { // built-in chains have counters
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept, "")
 }
 
 // TestSetAfterForeignFlush: the fast path meets chains that are gone and

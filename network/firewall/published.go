@@ -19,6 +19,10 @@ func (f *Firewall) Published(ctx context.Context) ([]Mapping, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list published ports: %w", err)
 	}
+	return f.published(there), nil
+}
+
+func (f *Firewall) published(there ruleset) []Mapping {
 	var found []Mapping
 	for _, rules := range there.owned(f.v4.ours)["nat"] {
 		for _, rule := range rules {
@@ -27,7 +31,23 @@ func (f *Firewall) Published(ctx context.Context) ([]Mapping, error) {
 			}
 		}
 	}
-	return found, nil
+	return found
+}
+
+// Check tells what the kernel's rules publish and the names of the chains and
+// hooks that Restore of the same would mend. It changes nothing.
+func (f *Firewall) Check(ctx context.Context, desired Desired) (published []Mapping, differs []string, err error) {
+	wanted, err := f.v4.render(desired)
+	if err != nil {
+		return nil, nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	there, err := f.v4.read(ctx)
+	if err != nil {
+		return nil, nil, fmt.Errorf("check rules: %w", err)
+	}
+	return f.published(there), f.v4.differs(there, wanted), nil
 }
 
 // parseMapping reads a rule as renderPublished writes it.

@@ -146,6 +146,13 @@ type Owner struct {
 	Project string
 }
 
+// Drift is one thing on the host that is not as the published ports want it.
+type Drift struct {
+	EnvID   string // "" when it is nobody's alone
+	Name    string // the mapping, chain or hook
+	Message string // what is wrong
+}
+
 // Published is an environment's address with the mappings that lead to it.
 type Published struct {
 	EnvID    string

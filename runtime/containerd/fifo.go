@@ -1,13 +1,10 @@
 package containerd
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
-
-	"golang.org/x/sys/unix"
 )
 
 // ownFIFODir holds this process's pipes, under its pid, so that the next one
@@ -31,7 +28,7 @@ func (e *Engine) removeStaleFIFOs() {
 	}
 	for _, entry := range entries {
 		pid, err := strconv.Atoi(entry.Name())
-		if err != nil || pid == os.Getpid() || !errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
+		if err != nil || !died(pid) {
 			continue
 		}
 		if err := os.RemoveAll(filepath.Join(e.cfg.FIFODir, entry.Name())); err != nil {

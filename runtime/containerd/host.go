@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -137,7 +138,8 @@ func (e *Engine) oomKilled(id string) bool {
 
 // awaitCgroupGone waits until a container's cgroup is no more: containerd
 // clears up after a shim that died by itself, in its own time, and has no call
-// that tells when it is done. An empty cgroup that nobody removes is removed.
+// that tells when it is done. A cgroup that nobody removes is removed, and the
+// processes that are left in it are killed: its container has no task.
 func (e *Engine) awaitCgroupGone(ctx context.Context, id string) error {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -151,7 +153,7 @@ func (e *Engine) awaitCgroupGone(ctx context.Context, id string) error {
 		if polls > 50 { // a second: whoever would remove it is gone itself
 			e.thawCgroup(id)
 			for _, dir := range left {
-				_ = unix.Rmdir(dir) // busy while a process is in it
+				killAll(dir)
 			}
 		}
 		select {
@@ -161,6 +163,31 @@ func (e *Engine) awaitCgroupGone(ctx context.Context, id string) error {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
+	}
+}
+
+// killAll kills the processes in a cgroup and in those that the container has
+// made below it, and removes these.
+func killAll(dir string) {
+	var below []string
+	_ = filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || !entry.IsDir() {
+			return nil //nolint:nilerr // what has gone meanwhile is as wanted
+		}
+		text, err := os.ReadFile(filepath.Join(path, "cgroup.procs"))
+		if err != nil {
+			return nil //nolint:nilerr // as above
+		}
+		for line := range strings.FieldsSeq(string(text)) {
+			if pid, err := strconv.Atoi(line); err == nil && pid > 1 {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+		below = append(below, path)
+		return nil
+	})
+	for _, path := range slices.Backward(below) {
+		_ = unix.Rmdir(path) // busy while a process is in it
 	}
 }
 

@@ -30,7 +30,7 @@ func (e *Engine) Import(ctx context.Context, layout io.Reader, ref string) (_ ru
 	}
 	ctx = e.namespaced(ctx)
 	// The content is held by a lease until the image record names it.
-	ctx, release, err := e.client.WithLease(ctx)
+	ctx, release, err := e.lease(ctx)
 	if err != nil {
 		return runtime.Image{}, fmt.Errorf("import image %s: %w", name, e.explain(ctx, err))
 	}

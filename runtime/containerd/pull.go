@@ -45,7 +45,7 @@ func (e *Engine) Pull(ctx context.Context, ref string, progress func(operation.P
 	p := &pulling{engine: e, sizes: make(map[string]ocispec.Descriptor)}
 	// The client would delete its lease with ctx: a cancelled pull would keep
 	// what it fetched for a day.
-	ctx, release, err := e.client.WithLease(e.namespaced(ctx))
+	ctx, release, err := e.lease(ctx)
 	if err != nil {
 		return runtime.Image{}, fmt.Errorf("pull image %s: %w", name, e.explain(ctx, err))
 	}

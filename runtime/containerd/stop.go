@@ -219,6 +219,7 @@ func (e *Engine) remove(ctx context.Context, id string) error {
 	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("get record: %w", e.explain(ctx, err))
 	}
+	unrecorded := err != nil
 	if name := record.Labels[labelLog]; name != "" {
 		logs = append(logs, name)
 	}
@@ -227,6 +228,12 @@ func (e *Engine) remove(ctx context.Context, id string) error {
 	}
 	if err := e.awaitCgroupGone(ctx, id); err != nil {
 		return err
+	}
+	if unrecorded {
+		// A leftover of a crash: its shim may be one that containerd has lost.
+		if err := e.endServants(ctx, id); err != nil {
+			return err
+		}
 	}
 	if err := e.store.Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete record: %w", e.explain(ctx, err))

@@ -108,6 +108,28 @@ func rotated(name string) ([]uint64, error) {
 	return numbers, nil
 }
 
+// LogOf is the name of the log that a file belongs to, as the log itself, one
+// that was rotated or one that is about to become it.
+func LogOf(file, extension string) (name string, ok bool) {
+	if strings.HasSuffix(file, extension) {
+		return file, true
+	}
+	name, suffix, found := cutLast(file, ".")
+	if !found || !strings.HasSuffix(name, extension) {
+		return "", false
+	}
+	n, err := strconv.ParseUint(suffix, 10, 64)
+	return name, "."+suffix == newSuffix || err == nil && n > 0 && rotatedName(name, n) == file
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(sep):], true
+}
+
 // Remove removes a log with all its rotated files. What is absent is removed.
 func Remove(name string) error {
 	numbers, err := rotated(name)

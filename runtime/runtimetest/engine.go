@@ -62,6 +62,7 @@ func Engine(t *testing.T, open func(t *testing.T) EngineSetup) {
 		{"OutOfMemory", testOutOfMemory},
 		{"Reopen", testReopen},
 		{"List", testList},
+		{"Parts", testParts},
 	} {
 		setup.run(t, test.name, test.run)
 	}

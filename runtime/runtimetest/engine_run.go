@@ -344,6 +344,33 @@ func testReopen(t *testing.T, s *suite) {
 	await(t, events, ended.ID, runtime.EventExit)
 }
 
+// What belongs to a container is no part, whatever state the container is in.
+func testParts(t *testing.T, s *suite) {
+	running, made := s.start(t, s.container()), s.create(t, s.container())
+	ended := s.start(t, s.container("exit", "3"))
+	s.ended(t, ended.ID)
+	for _, engine := range []runtime.Engine{s.Engine, s.Reopen()} {
+		parts, err := engine.Parts(t.Context())
+		if err != nil || len(parts) > 0 {
+			t.Errorf("Parts() = %+v, %v", parts, err)
+		}
+	}
+	for _, c := range []runtime.Container{running, made, ended} {
+		if err := s.Engine.Delete(t.Context(), c.ID); err != nil {
+			t.Error(err)
+		}
+	}
+	if parts, err := s.Engine.Parts(t.Context()); err != nil || len(parts) > 0 {
+		t.Errorf("Parts() after the deletes = %+v, %v", parts, err)
+	}
+	if err := s.Engine.RemovePart(t.Context(), runtime.Part{Kind: runtime.FoundLease, Name: "absent"}); err != nil {
+		t.Errorf("RemovePart of an absent one: %v", err)
+	}
+	if err := s.Engine.RemovePart(t.Context(), runtime.Part{Kind: runtime.FoundSnapshot, Name: made.ID}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("RemovePart of what has an owner: %v, want InvalidArgument", err)
+	}
+}
+
 func testList(t *testing.T, s *suite) {
 	running, made := s.start(t, s.container()), s.create(t, s.container())
 	ended := s.start(t, s.container("exit", "3"))

@@ -29,6 +29,7 @@ type FakeEngine struct {
 	lastPID     int
 	down        bool
 	execs       map[*execution]fakeExec
+	parts       []runtime.Part
 }
 
 var _ runtime.Engine = (*FakeEngine)(nil)
@@ -189,6 +190,9 @@ func (e *FakeEngine) Leftovers() []string {
 	for _, id := range slices.Sorted(maps.Keys(e.containers)) {
 		left = append(left, "container "+id)
 	}
+	for _, part := range e.parts {
+		left = append(left, fmt.Sprintf("%s %s of %s", part.Kind, part.Name, part.EnvID))
+	}
 	return left
 }
 
@@ -345,6 +349,7 @@ func (e *FakeEngine) Delete(ctx context.Context, id string) error {
 			e.end(c, runtime.Exit{Code: 137, Signal: 9})
 		}
 		delete(e.containers, id)
+		e.parts = slices.DeleteFunc(e.parts, func(p runtime.Part) bool { return p.EnvID == id && p.Foreign == "" })
 		return nil
 	})
 }
@@ -371,6 +376,39 @@ func (e *FakeEngine) List(context.Context) (all []runtime.ContainerStatus, err e
 		return nil
 	})
 	return all, err
+}
+
+// AddPart leaves something behind.
+func (e *FakeEngine) AddPart(part runtime.Part) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.parts = append(e.parts, part)
+}
+
+// Parts lists what AddPart made and no container has.
+func (e *FakeEngine) Parts(context.Context) (parts []runtime.Part, err error) {
+	err = e.call("Parts", func() error {
+		for _, part := range e.parts {
+			if e.containers[part.EnvID] == nil {
+				parts = append(parts, part)
+			}
+		}
+		return nil
+	})
+	return parts, err
+}
+
+// RemovePart removes a part of nobody.
+func (e *FakeEngine) RemovePart(_ context.Context, part runtime.Part) error {
+	return e.call("RemovePart", func() error {
+		if part.Kind != runtime.FoundLease && part.Kind != runtime.FoundPipes {
+			return fmt.Errorf("remove %s %s: %w", part.Kind, part.Name, errdefs.ErrInvalidArgument)
+		}
+		e.parts = slices.DeleteFunc(e.parts, func(p runtime.Part) bool {
+			return p.EnvID == "" && p.Kind == part.Kind && p.Name == part.Name && p.Foreign == ""
+		})
+		return nil
+	})
 }
 
 // Events subscribes.

@@ -28,6 +28,7 @@ type FakeNetworks struct {
 	mu        sync.Mutex
 	attached  map[string]int
 	published map[string]port.Published
+	strays    []string
 }
 
 var _ runtime.Networks = (*FakeNetworks)(nil)
@@ -144,6 +145,68 @@ func (n *FakeNetworks) Attached(context.Context) (ids []string, err error) {
 	return ids, err
 }
 
+// Occupied tells the slots that are attached.
+func (n *FakeNetworks) Occupied(context.Context) (slots map[string]int, err error) {
+	err = n.Faults.Do("Networks.Occupied", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		slots = make(map[string]int)
+		maps.Copy(slots, n.attached)
+		return nil
+	})
+	return slots, err
+}
+
+// Drift compares what is published, as a whole per environment.
+func (n *FakeNetworks) Drift(_ context.Context, published []port.Published) (drift []port.Drift, err error) {
+	err = n.Faults.Do("Networks.Drift", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		wanted := make(map[string]bool)
+		for _, p := range published {
+			wanted[p.EnvID] = true
+			if _, there := n.published[p.EnvID]; !there {
+				drift = append(drift, port.Drift{EnvID: p.EnvID, Name: "ports", Message: "not published"})
+			}
+		}
+		for _, id := range slices.Sorted(maps.Keys(n.published)) {
+			if !wanted[id] {
+				drift = append(drift, port.Drift{EnvID: id, Name: "ports", Message: "published"})
+			}
+		}
+		return nil
+	})
+	return drift, err
+}
+
+// AddStray makes an interface that belongs to nobody.
+func (n *FakeNetworks) AddStray(name string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.strays = append(n.strays, name)
+}
+
+// Strays lists what AddStray made.
+func (n *FakeNetworks) Strays(context.Context) (names []string, err error) {
+	err = n.Faults.Do("Networks.Strays", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		names = slices.Clone(n.strays)
+		return nil
+	})
+	return names, err
+}
+
+// RemoveStray removes one.
+func (n *FakeNetworks) RemoveStray(_ context.Context, name string) error {
+	return n.Faults.Do("Networks.RemoveStray", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.strays = slices.DeleteFunc(n.strays, func(stray string) bool { return stray == name })
+		return nil
+	})
+}
+
 // Published returns the mappings of an environment, for tests.
 func (n *FakeNetworks) Published(envID string) []port.Mapping {
 	n.mu.Lock()
@@ -161,6 +224,9 @@ func (n *FakeNetworks) Leftovers() []string {
 	}
 	for _, id := range slices.Sorted(maps.Keys(n.published)) {
 		left = append(left, "published ports of "+id)
+	}
+	for _, name := range n.strays {
+		left = append(left, "interface "+name)
 	}
 	return left
 }

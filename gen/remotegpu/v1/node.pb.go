@@ -22,6 +22,71 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// ReconcileAction is what the reconciler does about a finding.
+type ReconcileAction int32
+
+const (
+	// Never sent.
+	ReconcileAction_RECONCILE_ACTION_UNSPECIFIED ReconcileAction = 0
+	// Nothing: it is reported.
+	ReconcileAction_RECONCILE_ACTION_NONE ReconcileAction = 1
+	// The node's database is made to say what is.
+	ReconcileAction_RECONCILE_ACTION_RECORD ReconcileAction = 2
+	// The environment is freed from the operation.
+	ReconcileAction_RECONCILE_ACTION_RELEASE ReconcileAction = 3
+	// It is removed, with whatever else its environment left.
+	ReconcileAction_RECONCILE_ACTION_REMOVE ReconcileAction = 4
+	// The rules are declared anew.
+	ReconcileAction_RECONCILE_ACTION_MEND ReconcileAction = 5
+)
+
+// Enum value maps for ReconcileAction.
+var (
+	ReconcileAction_name = map[int32]string{
+		0: "RECONCILE_ACTION_UNSPECIFIED",
+		1: "RECONCILE_ACTION_NONE",
+		2: "RECONCILE_ACTION_RECORD",
+		3: "RECONCILE_ACTION_RELEASE",
+		4: "RECONCILE_ACTION_REMOVE",
+		5: "RECONCILE_ACTION_MEND",
+	}
+	ReconcileAction_value = map[string]int32{
+		"RECONCILE_ACTION_UNSPECIFIED": 0,
+		"RECONCILE_ACTION_NONE":        1,
+		"RECONCILE_ACTION_RECORD":      2,
+		"RECONCILE_ACTION_RELEASE":     3,
+		"RECONCILE_ACTION_REMOVE":      4,
+		"RECONCILE_ACTION_MEND":        5,
+	}
+)
+
+func (x ReconcileAction) Enum() *ReconcileAction {
+	p := new(ReconcileAction)
+	*p = x
+	return p
+}
+
+func (x ReconcileAction) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReconcileAction) Descriptor() protoreflect.EnumDescriptor {
+	return file_remotegpu_v1_node_proto_enumTypes[0].Descriptor()
+}
+
+func (ReconcileAction) Type() protoreflect.EnumType {
+	return &file_remotegpu_v1_node_proto_enumTypes[0]
+}
+
+func (x ReconcileAction) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReconcileAction.Descriptor instead.
+func (ReconcileAction) EnumDescriptor() ([]byte, []int) {
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{0}
+}
+
 // GetNodeInfoRequest asks for the node's facts.
 type GetNodeInfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -441,11 +506,229 @@ func (x *NodeCondition) GetHint() string {
 	return ""
 }
 
+// ReconcileRequest asks for a pass of the reconciler.
+type ReconcileRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only tell what differs and what would be done.
+	DryRun        bool `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReconcileRequest) Reset() {
+	*x = ReconcileRequest{}
+	mi := &file_remotegpu_v1_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReconcileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReconcileRequest) ProtoMessage() {}
+
+func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReconcileRequest.ProtoReflect.Descriptor instead.
+func (*ReconcileRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ReconcileRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+// ReconcileResponse carries what was found.
+type ReconcileResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All differences, by environment, kind and name. Empty when all is as it
+	// should be.
+	Findings      []*Finding `protobuf:"bytes,1,rep,name=findings,proto3" json:"findings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReconcileResponse) Reset() {
+	*x = ReconcileResponse{}
+	mi := &file_remotegpu_v1_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReconcileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReconcileResponse) ProtoMessage() {}
+
+func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReconcileResponse.ProtoReflect.Descriptor instead.
+func (*ReconcileResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ReconcileResponse) GetFindings() []*Finding {
+	if x != nil {
+		return x.Findings
+	}
+	return nil
+}
+
+// Finding is one difference between what should be and what is.
+type Finding struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is about: "environment" (its state is not what its process says),
+	// "operation" (it is over and holds an environment), or something on the host
+	// that belongs to nobody or is not as it should be: "container", "task",
+	// "process", "cgroup", "snapshot", "lease", "log", "pipes", "network",
+	// "interface", "rule", "mounts", "desktop", "files". There may be more.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// Path, key, name or id of it.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Id of the environment that it belongs to or belonged to. Empty when none is
+	// known.
+	Environment string `protobuf:"bytes,3,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Name of that environment. Empty unless it exists.
+	EnvironmentName string `protobuf:"bytes,4,opt,name=environment_name,json=environmentName,proto3" json:"environment_name,omitempty"`
+	// What is wrong.
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// What is done about it.
+	Action ReconcileAction `protobuf:"varint,6,opt,name=action,proto3,enum=remotegpu.v1.ReconcileAction" json:"action,omitempty"`
+	// Whether this node answers for it. What is not ours is reported and never
+	// touched.
+	Ours bool `protobuf:"varint,7,opt,name=ours,proto3" json:"ours,omitempty"`
+	// The action was taken, or turned out to be unnecessary when the thing was
+	// looked at again. False in a dry run.
+	Done bool `protobuf:"varint,8,opt,name=done,proto3" json:"done,omitempty"`
+	// Why the action failed. Absent unless it did.
+	Problem       *Problem `protobuf:"bytes,9,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Finding) Reset() {
+	*x = Finding{}
+	mi := &file_remotegpu_v1_node_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Finding) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Finding) ProtoMessage() {}
+
+func (x *Finding) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_node_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Finding.ProtoReflect.Descriptor instead.
+func (*Finding) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Finding) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Finding) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Finding) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *Finding) GetEnvironmentName() string {
+	if x != nil {
+		return x.EnvironmentName
+	}
+	return ""
+}
+
+func (x *Finding) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Finding) GetAction() ReconcileAction {
+	if x != nil {
+		return x.Action
+	}
+	return ReconcileAction_RECONCILE_ACTION_UNSPECIFIED
+}
+
+func (x *Finding) GetOurs() bool {
+	if x != nil {
+		return x.Ours
+	}
+	return false
+}
+
+func (x *Finding) GetDone() bool {
+	if x != nil {
+		return x.Done
+	}
+	return false
+}
+
+func (x *Finding) GetProblem() *Problem {
+	if x != nil {
+		return x.Problem
+	}
+	return nil
+}
+
 var File_remotegpu_v1_node_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x17remotegpu/v1/node.proto\x12\fremotegpu.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x14\n" +
+	"\x17remotegpu/v1/node.proto\x12\fremotegpu.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aremotegpu/v1/problem.proto\"\x14\n" +
 	"\x12GetNodeInfoRequest\"=\n" +
 	"\x13GetNodeInfoResponse\x12&\n" +
 	"\x04node\x18\x01 \x01(\v2\x12.remotegpu.v1.NodeR\x04node\"\x85\x06\n" +
@@ -490,9 +773,31 @@ const file_remotegpu_v1_node_proto_rawDesc = "" +
 	"\rNodeCondition\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint2f\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\"+\n" +
+	"\x10ReconcileRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\"F\n" +
+	"\x11ReconcileResponse\x121\n" +
+	"\bfindings\x18\x01 \x03(\v2\x15.remotegpu.v1.FindingR\bfindings\"\xa8\x02\n" +
+	"\aFinding\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
+	"\venvironment\x18\x03 \x01(\tR\venvironment\x12)\n" +
+	"\x10environment_name\x18\x04 \x01(\tR\x0fenvironmentName\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x125\n" +
+	"\x06action\x18\x06 \x01(\x0e2\x1d.remotegpu.v1.ReconcileActionR\x06action\x12\x12\n" +
+	"\x04ours\x18\a \x01(\bR\x04ours\x12\x12\n" +
+	"\x04done\x18\b \x01(\bR\x04done\x12/\n" +
+	"\aproblem\x18\t \x01(\v2\x15.remotegpu.v1.ProblemR\aproblem*\xc1\x01\n" +
+	"\x0fReconcileAction\x12 \n" +
+	"\x1cRECONCILE_ACTION_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15RECONCILE_ACTION_NONE\x10\x01\x12\x1b\n" +
+	"\x17RECONCILE_ACTION_RECORD\x10\x02\x12\x1c\n" +
+	"\x18RECONCILE_ACTION_RELEASE\x10\x03\x12\x1b\n" +
+	"\x17RECONCILE_ACTION_REMOVE\x10\x04\x12\x19\n" +
+	"\x15RECONCILE_ACTION_MEND\x10\x052\xb9\x01\n" +
 	"\vNodeService\x12W\n" +
-	"\vGetNodeInfo\x12 .remotegpu.v1.GetNodeInfoRequest\x1a!.remotegpu.v1.GetNodeInfoResponse\"\x03\x90\x02\x01B\xab\x01\n" +
+	"\vGetNodeInfo\x12 .remotegpu.v1.GetNodeInfoRequest\x1a!.remotegpu.v1.GetNodeInfoResponse\"\x03\x90\x02\x01\x12Q\n" +
+	"\tReconcile\x12\x1e.remotegpu.v1.ReconcileRequest\x1a\x1f.remotegpu.v1.ReconcileResponse\"\x03\x90\x02\x02B\xab\x01\n" +
 	"\x10com.remotegpu.v1B\tNodeProtoP\x01Z;github.com/remotegpu/remotegpu/gen/remotegpu/v1;remotegpuv1\xa2\x02\x03RXX\xaa\x02\fRemotegpu.V1\xca\x02\fRemotegpu\\V1\xe2\x02\x18Remotegpu\\V1\\GPBMetadata\xea\x02\rRemotegpu::V1b\x06proto3"
 
 var (
@@ -507,31 +812,42 @@ func file_remotegpu_v1_node_proto_rawDescGZIP() []byte {
 	return file_remotegpu_v1_node_proto_rawDescData
 }
 
-var file_remotegpu_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_remotegpu_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_remotegpu_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_remotegpu_v1_node_proto_goTypes = []any{
-	(*GetNodeInfoRequest)(nil),    // 0: remotegpu.v1.GetNodeInfoRequest
-	(*GetNodeInfoResponse)(nil),   // 1: remotegpu.v1.GetNodeInfoResponse
-	(*Node)(nil),                  // 2: remotegpu.v1.Node
-	(*Containerd)(nil),            // 3: remotegpu.v1.Containerd
-	(*NodeCondition)(nil),         // 4: remotegpu.v1.NodeCondition
-	nil,                           // 5: remotegpu.v1.Node.LabelsEntry
-	nil,                           // 6: remotegpu.v1.Node.EnvironmentsEntry
-	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(ReconcileAction)(0),          // 0: remotegpu.v1.ReconcileAction
+	(*GetNodeInfoRequest)(nil),    // 1: remotegpu.v1.GetNodeInfoRequest
+	(*GetNodeInfoResponse)(nil),   // 2: remotegpu.v1.GetNodeInfoResponse
+	(*Node)(nil),                  // 3: remotegpu.v1.Node
+	(*Containerd)(nil),            // 4: remotegpu.v1.Containerd
+	(*NodeCondition)(nil),         // 5: remotegpu.v1.NodeCondition
+	(*ReconcileRequest)(nil),      // 6: remotegpu.v1.ReconcileRequest
+	(*ReconcileResponse)(nil),     // 7: remotegpu.v1.ReconcileResponse
+	(*Finding)(nil),               // 8: remotegpu.v1.Finding
+	nil,                           // 9: remotegpu.v1.Node.LabelsEntry
+	nil,                           // 10: remotegpu.v1.Node.EnvironmentsEntry
+	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
+	(*Problem)(nil),               // 12: remotegpu.v1.Problem
 }
 var file_remotegpu_v1_node_proto_depIdxs = []int32{
-	2, // 0: remotegpu.v1.GetNodeInfoResponse.node:type_name -> remotegpu.v1.Node
-	5, // 1: remotegpu.v1.Node.labels:type_name -> remotegpu.v1.Node.LabelsEntry
-	7, // 2: remotegpu.v1.Node.started_at:type_name -> google.protobuf.Timestamp
-	3, // 3: remotegpu.v1.Node.containerd:type_name -> remotegpu.v1.Containerd
-	6, // 4: remotegpu.v1.Node.environments:type_name -> remotegpu.v1.Node.EnvironmentsEntry
-	4, // 5: remotegpu.v1.Node.conditions:type_name -> remotegpu.v1.NodeCondition
-	0, // 6: remotegpu.v1.NodeService.GetNodeInfo:input_type -> remotegpu.v1.GetNodeInfoRequest
-	1, // 7: remotegpu.v1.NodeService.GetNodeInfo:output_type -> remotegpu.v1.GetNodeInfoResponse
-	7, // [7:8] is the sub-list for method output_type
-	6, // [6:7] is the sub-list for method input_type
-	6, // [6:6] is the sub-list for extension type_name
-	6, // [6:6] is the sub-list for extension extendee
-	0, // [0:6] is the sub-list for field type_name
+	3,  // 0: remotegpu.v1.GetNodeInfoResponse.node:type_name -> remotegpu.v1.Node
+	9,  // 1: remotegpu.v1.Node.labels:type_name -> remotegpu.v1.Node.LabelsEntry
+	11, // 2: remotegpu.v1.Node.started_at:type_name -> google.protobuf.Timestamp
+	4,  // 3: remotegpu.v1.Node.containerd:type_name -> remotegpu.v1.Containerd
+	10, // 4: remotegpu.v1.Node.environments:type_name -> remotegpu.v1.Node.EnvironmentsEntry
+	5,  // 5: remotegpu.v1.Node.conditions:type_name -> remotegpu.v1.NodeCondition
+	8,  // 6: remotegpu.v1.ReconcileResponse.findings:type_name -> remotegpu.v1.Finding
+	0,  // 7: remotegpu.v1.Finding.action:type_name -> remotegpu.v1.ReconcileAction
+	12, // 8: remotegpu.v1.Finding.problem:type_name -> remotegpu.v1.Problem
+	1,  // 9: remotegpu.v1.NodeService.GetNodeInfo:input_type -> remotegpu.v1.GetNodeInfoRequest
+	6,  // 10: remotegpu.v1.NodeService.Reconcile:input_type -> remotegpu.v1.ReconcileRequest
+	2,  // 11: remotegpu.v1.NodeService.GetNodeInfo:output_type -> remotegpu.v1.GetNodeInfoResponse
+	7,  // 12: remotegpu.v1.NodeService.Reconcile:output_type -> remotegpu.v1.ReconcileResponse
+	11, // [11:13] is the sub-list for method output_type
+	9,  // [9:11] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_node_proto_init() }
@@ -539,18 +855,20 @@ func file_remotegpu_v1_node_proto_init() {
 	if File_remotegpu_v1_node_proto != nil {
 		return
 	}
+	file_remotegpu_v1_problem_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_node_proto_rawDesc), len(file_remotegpu_v1_node_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   7,
+			NumEnums:      1,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_remotegpu_v1_node_proto_goTypes,
 		DependencyIndexes: file_remotegpu_v1_node_proto_depIdxs,
+		EnumInfos:         file_remotegpu_v1_node_proto_enumTypes,
 		MessageInfos:      file_remotegpu_v1_node_proto_msgTypes,
 	}.Build()
 	File_remotegpu_v1_node_proto = out.File

@@ -26,6 +26,8 @@ const (
 const (
 	// NodeServiceGetNodeInfoProcedure is the procedure name of the NodeService's GetNodeInfo RPC.
 	NodeServiceGetNodeInfoProcedure = "/remotegpu.v1.NodeService/GetNodeInfo"
+	// NodeServiceReconcileProcedure is the procedure name of the NodeService's Reconcile RPC.
+	NodeServiceReconcileProcedure = "/remotegpu.v1.NodeService/Reconcile"
 )
 
 var (
@@ -37,12 +39,26 @@ var (
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
 		}
 	})
+	nodeServiceReconcileSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_remotegpu_v1_node_proto.Services().ByName("NodeService").Methods().ByName("Reconcile"),
+			Procedure:        NodeServiceReconcileProcedure,
+			IdempotencyLevel: connect.IdempotencyIdempotent,
+		}
+	})
 )
 
 // NodeServiceClient is a client for the remotegpu.v1.NodeService service.
 type NodeServiceClient interface {
 	// GetNodeInfo answers what the node is, what it runs on and how it is.
 	GetNodeInfo(context.Context, *v1.GetNodeInfoRequest) (*v1.GetNodeInfoResponse, error)
+	// Reconcile compares what should be with what is, now instead of at the next
+	// full minute, brings it in order and answers what differed and what was done
+	// about it. With dry_run nothing is changed. An action that failed is told in
+	// its finding; the next pass tries it again.
+	// Errors: CONTAINERD_UNAVAILABLE, FIREWALL_FAILED, NETWORK_FAILED.
+	Reconcile(context.Context, *v1.ReconcileRequest) (*v1.ReconcileResponse, error)
 }
 
 // NewNodeServiceClient constructs a client for the remotegpu.v1.NodeService service. Multiple
@@ -55,6 +71,12 @@ func NewNodeServiceClient(client *connect.Client) NodeServiceClient {
 type NodeServiceHandler interface {
 	// GetNodeInfo answers what the node is, what it runs on and how it is.
 	GetNodeInfo(context.Context, *v1.GetNodeInfoRequest) (*v1.GetNodeInfoResponse, error)
+	// Reconcile compares what should be with what is, now instead of at the next
+	// full minute, brings it in order and answers what differed and what was done
+	// about it. With dry_run nothing is changed. An action that failed is told in
+	// its finding; the next pass tries it again.
+	// Errors: CONTAINERD_UNAVAILABLE, FIREWALL_FAILED, NETWORK_FAILED.
+	Reconcile(context.Context, *v1.ReconcileRequest) (*v1.ReconcileResponse, error)
 }
 
 // RegisterNodeServiceHandler registers svc as the remotegpu.v1.NodeService implementation on
@@ -63,6 +85,7 @@ func RegisterNodeServiceHandler(server *connect.Server, svc NodeServiceHandler) 
 	adapter := nodeServiceHandler{svc: svc}
 	server.Register(
 		connect.Method{Spec: nodeServiceGetNodeInfoSpec(), Handler: adapter.getNodeInfo},
+		connect.Method{Spec: nodeServiceReconcileSpec(), Handler: adapter.reconcile},
 	)
 }
 
@@ -71,6 +94,10 @@ type UnimplementedNodeServiceHandler struct{}
 
 func (UnimplementedNodeServiceHandler) GetNodeInfo(context.Context, *v1.GetNodeInfoRequest) (*v1.GetNodeInfoResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.NodeService.GetNodeInfo is not implemented")
+}
+
+func (UnimplementedNodeServiceHandler) Reconcile(context.Context, *v1.ReconcileRequest) (*v1.ReconcileResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.NodeService.Reconcile is not implemented")
 }
 
 type nodeServiceClient struct {
@@ -85,6 +112,14 @@ func (c *nodeServiceClient) GetNodeInfo(ctx context.Context, req *v1.GetNodeInfo
 	return &res, nil
 }
 
+func (c *nodeServiceClient) Reconcile(ctx context.Context, req *v1.ReconcileRequest) (*v1.ReconcileResponse, error) {
+	var res v1.ReconcileResponse
+	if err := c.client.CallUnary(ctx, nodeServiceReconcileSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
 type nodeServiceHandler struct{ svc NodeServiceHandler }
 
 func (h nodeServiceHandler) getNodeInfo(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
@@ -93,6 +128,18 @@ func (h nodeServiceHandler) getNodeInfo(ctx context.Context, _ connect.Spec, str
 		return err
 	}
 	res, err := h.svc.GetNodeInfo(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h nodeServiceHandler) reconcile(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ReconcileRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.Reconcile(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,158 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/port"
+)
+
+// Drift tells what Restore of the same list would change on the host: ports
+// that are published and should not be, or the other way round, and chains and
+// hooks that are not as they should be. It changes nothing.
+func (n *Networks) Drift(ctx context.Context, published []port.Published) ([]port.Drift, error) {
+	all := make(map[string][]firewall.Mapping, len(published))
+	for _, p := range published {
+		all[p.EnvID] = append(all[p.EnvID], toFirewall(p.EnvID, p.Address, p.Mappings)...)
+	}
+	var desired firewall.Desired
+	for _, mappings := range n.published.merged(all) {
+		desired.Mappings = append(desired.Mappings, mappings...)
+	}
+	there, differs, err := n.cfg.Firewall.Check(ctx, desired)
+	if err != nil {
+		return nil, fmt.Errorf("compare the host's rules: %w", err)
+	}
+	var drift []port.Drift
+	for _, m := range without(there, desired.Mappings) {
+		drift = append(drift, port.Drift{EnvID: m.EnvID, Name: nameOf(m), Message: "the port is published and should not be"})
+	}
+	for _, m := range without(desired.Mappings, there) {
+		drift = append(drift, port.Drift{EnvID: m.EnvID, Name: nameOf(m), Message: "the port should be published and is not"})
+	}
+	for _, name := range differs {
+		drift = append(drift, port.Drift{Name: name, Message: "it is not as it was declared"})
+	}
+	return drift, nil
+}
+
+func nameOf(m firewall.Mapping) string {
+	return fmt.Sprintf("%s %d to %s", m.Protocol, m.HostPort, m.To)
+}
+
+// merged is what would be published after a restore of all: what was changed
+// so recently that the caller may not have known outweighs the list.
+func (p *publisher) merged(all map[string][]firewall.Mapping) map[string][]firewall.Mapping {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	merged := make(map[string][]firewall.Mapping, len(all))
+	maps.Copy(merged, all)
+	for envID, publication := range p.current {
+		if p.recent(envID) {
+			merged[envID] = publication.mappings
+		}
+	}
+	return merged
+}
+
+// Occupied tells the slots of the networks that there are, by environment. A
+// network whose bridge has no address of the range is left out: it carries no
+// traffic.
+func (n *Networks) Occupied(context.Context) (map[string]int, error) {
+	links, err := ours()
+	if err != nil {
+		return nil, failed("list networks", err)
+	}
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, failed("open netlink", err)
+	}
+	defer host.Close()
+	addresses, err := host.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return nil, failed("list addresses", err)
+	}
+	slots := make(map[string]int)
+	for _, link := range links {
+		envID, named := strings.CutPrefix(link.Attrs().Alias, aliasPrefix)
+		if !named || link.Type() != "bridge" {
+			continue
+		}
+		for i := range addresses {
+			if addresses[i].LinkIndex != link.Attrs().Index {
+				continue
+			}
+			if gateway, ok := netip.AddrFromSlice(addresses[i].IP.To4()); ok && n.cfg.Range.Contains(gateway) {
+				slots[envID] = n.slotOf(gateway)
+			}
+		}
+	}
+	return slots, nil
+}
+
+// slotOf is the slot whose network has an address of the range.
+func (n *Networks) slotOf(address netip.Addr) int {
+	base, own := n.cfg.Range.Addr().As4(), address.As4()
+	number := func(a [4]byte) uint32 { return uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3]) }
+	return int(number(own)-number(base)) / slotSize
+}
+
+// Strays lists interfaces that have our names and kinds and belong to no
+// environment: no alias says whose they are, and there is no namespace of an
+// environment that would have such a name.
+func (n *Networks) Strays(context.Context) ([]string, error) {
+	// A namespace's file is made before the interfaces and removed after them.
+	// Whoever makes or removes some now has had the file when it is looked for,
+	// or has removed the interface.
+	links, err := ours()
+	if err != nil {
+		return nil, failed("list networks", err)
+	}
+	entries, err := os.ReadDir(n.cfg.NetNSDir)
+	if err != nil && !os.IsNotExist(err) {
+		return nil, failed("list networks", err)
+	}
+	known := make(map[string]bool, 2*len(entries))
+	for _, entry := range entries {
+		names := n.names(entry.Name())
+		known[names.bridge], known[names.veth] = true, true
+	}
+	var strays []string
+	for _, link := range links {
+		if name := link.Attrs().Name; link.Attrs().Alias == "" && !known[name] {
+			strays = append(strays, name)
+		}
+	}
+	slices.Sort(strays)
+	return strays, nil
+}
+
+// RemoveStray removes an interface, if it still is a stray.
+func (n *Networks) RemoveStray(ctx context.Context, name string) error {
+	strays, err := n.Strays(ctx)
+	if err != nil || !slices.Contains(strays, name) {
+		return err
+	}
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return failed("open netlink", err)
+	}
+	defer host.Close()
+	link, err := find(host, name)
+	if err != nil || link == nil {
+		return err
+	}
+	if err := host.LinkDel(link); err != nil && !gone(err) {
+		return failed("remove interface "+name, err)
+	}
+	return nil
+}

@@ -1,0 +1,291 @@
+package containerd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/logfile"
+)
+
+const (
+	labelEngine = "remotegpu.dev/engine" // of a lease: the engine that took it
+	// ownShim is how long a shim whose task is gone may take to end by itself.
+	ownShim      = 2 * time.Second
+	logExtension = ".log"
+	// extracting begins the names of snapshots that an image is unpacked into.
+	extracting = "extract-"
+)
+
+// Parts lists what is in the engine's places and belongs to no container of
+// ours.
+func (e *Engine) Parts(ctx context.Context) ([]runtime.Part, error) {
+	// Records come last: what is being made has its record first, and what is
+	// being removed has lost its other parts before it.
+	var parts []runtime.Part
+	var errs []error
+	for _, list := range []func(context.Context) ([]runtime.Part, error){
+		e.taskParts, e.processParts, e.cgroupParts, e.snapshotParts, e.logParts, e.leaseParts, e.pipeParts,
+	} {
+		some, err := list(ctx)
+		parts, errs = append(parts, some...), append(errs, err)
+	}
+	records, err := e.store.List(ctx)
+	if err != nil {
+		return nil, errors.Join(append(errs, fmt.Errorf("list containers: %w", e.explain(ctx, err)))...)
+	}
+	have := make(map[string]bool, len(records))
+	for i := range records {
+		have[records[i].ID] = true
+		if records[i].Labels[LabelEnvironment] == "" {
+			parts = append(parts, runtime.Part{
+				Kind: runtime.FoundContainer, Name: records[i].ID, EnvID: records[i].ID,
+				Foreign: fmt.Sprintf("somebody else made it in containerd's namespace %s", e.cfg.Namespace),
+			})
+		}
+	}
+	parts = slices.DeleteFunc(parts, func(p runtime.Part) bool {
+		return p.EnvID != "" && p.Foreign == "" && have[p.EnvID]
+	})
+	return parts, errors.Join(errs...)
+}
+
+// taskParts are the tasks that containerd knows.
+func (e *Engine) taskParts(ctx context.Context) ([]runtime.Part, error) {
+	response, err := e.tasks.List(ctx, &tasks.ListTasksRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("list tasks: %w", e.explain(ctx, err))
+	}
+	parts := make([]runtime.Part, 0, len(response.Tasks))
+	for _, process := range response.Tasks {
+		parts = append(parts, runtime.Part{Kind: runtime.FoundTask, Name: process.ID, EnvID: process.ID})
+	}
+	return parts, nil
+}
+
+// processParts are shims of our namespace and log writers of our logs.
+func (e *Engine) processParts(context.Context) ([]runtime.Part, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	var parts []runtime.Part
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		if id := e.servant(pid); id != "" {
+			parts = append(parts, runtime.Part{Kind: runtime.FoundProcess, Name: entry.Name(), EnvID: id})
+		}
+	}
+	return parts, nil
+}
+
+// servant is the container that a process serves, as a shim that our containerd
+// started or as the writer of its log; "" when it is none of these.
+func (e *Engine) servant(pid int) string {
+	line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+	if err != nil {
+		return "" // it has ended
+	}
+	var args []string
+	for arg := range bytes.SplitSeq(bytes.TrimRight(line, "\x00"), []byte{0}) {
+		args = append(args, string(arg))
+	}
+	program := filepath.Base(args[0])
+	switch {
+	case strings.HasPrefix(program, "containerd-shim-runc") && after(args, "-namespace") == e.cfg.Namespace && after(args, "-address") == e.cfg.Address:
+		return after(args, "-id")
+	case e.cfg.LogDir != "" && e.cfg.LogWriter.Path != "" && program == filepath.Base(e.cfg.LogWriter.Path):
+		if log := after(args, "path"); filepath.Dir(log) == filepath.Clean(e.cfg.LogDir) {
+			return strings.TrimSuffix(filepath.Base(log), logExtension)
+		}
+	}
+	return ""
+}
+
+// after is the argument that follows a word.
+func after(args []string, word string) string {
+	if i := slices.Index(args, word); i >= 0 && i+1 < len(args) {
+		return args[i+1]
+	}
+	return ""
+}
+
+// cgroupParts are the cgroups below ours.
+func (e *Engine) cgroupParts(context.Context) ([]runtime.Part, error) {
+	var parts []runtime.Part
+	seen := make(map[string]bool) // cgroup v1 has one in each hierarchy
+	for _, dir := range e.cgroupDirs("*") {
+		id := filepath.Base(dir)
+		if info, err := os.Lstat(dir); err != nil || !info.IsDir() || seen[id] {
+			continue
+		}
+		seen[id] = true
+		parts = append(parts, runtime.Part{Kind: runtime.FoundCgroup, Name: e.cgroup(id), EnvID: id})
+	}
+	return parts, nil
+}
+
+// snapshotParts are the writable layers in our namespace.
+func (e *Engine) snapshotParts(ctx context.Context) ([]runtime.Part, error) {
+	var parts []runtime.Part
+	err := e.snapshots.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
+		if info.Kind == snapshots.KindActive && !strings.HasPrefix(info.Name, extracting) {
+			parts = append(parts, runtime.Part{Kind: runtime.FoundSnapshot, Name: info.Name, EnvID: info.Name})
+		}
+		return nil
+	}, "kind==active")
+	if err != nil {
+		return nil, fmt.Errorf("list snapshots: %w", e.explain(ctx, err))
+	}
+	return parts, nil
+}
+
+// logParts are the files in the directory of logs.
+func (e *Engine) logParts(context.Context) ([]runtime.Part, error) {
+	if e.cfg.LogDir == "" {
+		return nil, nil
+	}
+	entries, err := os.ReadDir(e.cfg.LogDir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("list logs: %w", err)
+	}
+	var parts []runtime.Part
+	for _, entry := range entries {
+		part := runtime.Part{Kind: runtime.FoundLog, Name: filepath.Join(e.cfg.LogDir, entry.Name())}
+		if log, ok := logfile.LogOf(entry.Name(), logExtension); ok && entry.Type().IsRegular() {
+			part.EnvID = strings.TrimSuffix(log, logExtension)
+		} else {
+			part.Foreign = "it is no log of an environment"
+		}
+		parts = append(parts, part)
+	}
+	return parts, nil
+}
+
+// leaseParts are leases of engines that died. One node has one engine at a
+// time; what a lease holds is only kept from containerd's garbage collector.
+func (e *Engine) leaseParts(ctx context.Context) ([]runtime.Part, error) {
+	all, err := e.client.LeasesService().List(e.namespaced(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("list leases: %w", e.explain(ctx, err))
+	}
+	var parts []runtime.Part
+	for _, lease := range all {
+		switch owner, ours := lease.Labels[labelEngine]; {
+		case !ours:
+			parts = append(parts, runtime.Part{
+				Kind: runtime.FoundLease, Name: lease.ID, Foreign: fmt.Sprintf("somebody else took it in containerd's namespace %s", e.cfg.Namespace),
+			})
+		case owner != e.token:
+			parts = append(parts, runtime.Part{Kind: runtime.FoundLease, Name: lease.ID})
+		}
+	}
+	return parts, nil
+}
+
+// pipeParts are the directories of pipes of daemons that died.
+func (e *Engine) pipeParts(context.Context) ([]runtime.Part, error) {
+	entries, err := os.ReadDir(e.cfg.FIFODir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("list pipes: %w", err)
+	}
+	var parts []runtime.Part
+	for _, entry := range entries {
+		part := runtime.Part{Kind: runtime.FoundPipes, Name: filepath.Join(e.cfg.FIFODir, entry.Name())}
+		pid, err := strconv.Atoi(entry.Name())
+		switch {
+		case err != nil || !entry.IsDir():
+			part.Foreign = "it is no directory of pipes"
+		case !died(pid):
+			continue
+		}
+		parts = append(parts, part)
+	}
+	return parts, nil
+}
+
+// died says whether there is no such process, and it is not this one.
+func died(pid int) bool { return pid != os.Getpid() && errors.Is(unix.Kill(pid, 0), unix.ESRCH) }
+
+// RemovePart removes what belongs to no environment: leases and pipes of
+// engines that died.
+func (e *Engine) RemovePart(ctx context.Context, part runtime.Part) error {
+	switch part.Kind {
+	case runtime.FoundLease:
+		err := e.client.LeasesService().Delete(e.namespaced(ctx), leases.Lease{ID: part.Name})
+		if err = e.explain(ctx, err); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("remove lease %s: %w", part.Name, err)
+		}
+	case runtime.FoundPipes:
+		pid, err := strconv.Atoi(filepath.Base(part.Name))
+		if err != nil || filepath.Dir(part.Name) != filepath.Clean(e.cfg.FIFODir) {
+			return fmt.Errorf("remove pipes %s: %w", part.Name, errdefs.ErrInvalidArgument)
+		}
+		if !died(pid) {
+			return nil // the number has been given to another process since
+		}
+		if err := os.RemoveAll(part.Name); err != nil {
+			return fmt.Errorf("remove pipes: %w", err)
+		}
+	default:
+		return fmt.Errorf("remove %s %s: %w", part.Kind, part.Name, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
+
+// endServants ends what serves a container that has neither task nor record. A
+// shim ends by itself once its task is deleted, so it is given a while.
+func (e *Engine) endServants(ctx context.Context, id string) error {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.Now().Add(ownShim)
+	for ; ; <-tick.C {
+		all, err := e.processParts(ctx)
+		if err != nil {
+			return err
+		}
+		left := 0
+		for _, part := range all {
+			if part.EnvID != id {
+				continue
+			}
+			left++
+			// An orphan has nobody to take its leave from.
+			if pid, err := strconv.Atoi(part.Name); err == nil && time.Now().After(deadline) {
+				_ = unix.Kill(pid, unix.SIGKILL)
+			}
+		}
+		switch {
+		case left == 0:
+			return nil
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case time.Now().After(deadline.Add(killTimeout)):
+			return fmt.Errorf("%d processes that serve it do not end: %w", left, errdefs.ErrFailedPrecondition)
+		}
+	}
+}
+
+// lease keeps what is made under the context from the garbage collector until
+// release is called. Its label tells it from leases of engines that died.
+func (e *Engine) lease(ctx context.Context) (leased context.Context, release func(context.Context) error, err error) {
+	return e.client.WithLease(e.namespaced(ctx), leases.WithRandomID(), leases.WithExpiration(24*time.Hour),
+		leases.WithLabel(labelEngine, e.token))
+}

@@ -1,0 +1,107 @@
+package runtime
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/oklog/ulid/v2"
+
+	"github.com/remotegpu/remotegpu/runtime/operation"
+)
+
+// FindingKind is what a finding is about.
+type FindingKind string
+
+// The kinds. The first two are about what the store says, the others are
+// things on the host.
+const (
+	FoundEnvironment FindingKind = "environment" // its state is not what its process says
+	FoundOperation   FindingKind = "operation"   // it is over, and holds an environment
+	FoundContainer   FindingKind = "container"
+	FoundTask        FindingKind = "task"      // a process that containerd knows, of no container
+	FoundProcess     FindingKind = "process"   // a shim or a log writer of no container
+	FoundCgroup      FindingKind = "cgroup"    // of no container
+	FoundSnapshot    FindingKind = "snapshot"  // a writable layer of no container
+	FoundLease       FindingKind = "lease"     // in containerd, of an engine that died
+	FoundLog         FindingKind = "log"       // a log file, rotated ones with it
+	FoundPipes       FindingKind = "pipes"     // of the commands of a daemon that died
+	FoundNetwork     FindingKind = "network"   // a network namespace, its bridge and pair
+	FoundInterface   FindingKind = "interface" // ours by its name, and of no environment
+	FoundRule        FindingKind = "rule"      // of the host's packet filter
+	FoundMounts      FindingKind = "mounts"    // staged mounts
+	FoundDesktop     FindingKind = "desktop"   // the directory of an RFB socket and its password
+	FoundFiles       FindingKind = "files"     // the directory of /etc/hosts and the like
+)
+
+// Action is what the reconciler does about a finding.
+type Action string
+
+// The actions.
+const (
+	ActionNone    Action = "none"    // it is reported
+	ActionRecord  Action = "record"  // the store is made to say what is
+	ActionRelease Action = "release" // the environment is freed from the operation
+	ActionRemove  Action = "remove"  // it is removed, with whatever else its environment left
+	ActionMend    Action = "mend"    // the rules are declared anew
+)
+
+// Part is something on the host that is found by its name.
+type Part struct {
+	Kind  FindingKind
+	Name  string // path, key or name; "": the environment's id
+	EnvID string // "": it belongs to no certain environment
+	// Foreign says why it is none of ours though it is where ours are; "" when
+	// it is ours.
+	Foreign string
+}
+
+// Finding is one difference between what should be and what is.
+type Finding struct {
+	Kind    FindingKind
+	Name    string // path, key, name or id
+	EnvID   string // "" when none is known
+	EnvName string // "" unless the store has the environment
+	Message string // what is wrong
+	Action  Action
+	// Ours says that this node answers for it. What is not ours is reported
+	// and never touched.
+	Ours bool
+	// Done says that the action was taken, or turned out to be unnecessary
+	// when the thing was looked at again.
+	Done    bool
+	Problem *operation.Problem // why the action failed
+
+	step step
+	err  error
+}
+
+// step is how a finding is brought in order.
+type step int
+
+const (
+	stepNone     step = iota
+	stepEnded         // record that the process has ended
+	stepFree          // end the operation's hold
+	stepUndo          // give back what a failed create could not
+	stepFrozen        // record whether it is paused
+	stepAdopt         // record that the process runs
+	stepDeclare       // declare the rules
+	stepTeardown      // remove everything of the id
+	stepPart          // remove this part
+)
+
+// sortFindings orders by whose and what, so that two passes over one state say
+// the same.
+func sortFindings(findings []Finding) {
+	slices.SortStableFunc(findings, func(a, b Finding) int {
+		return cmp.Or(strings.Compare(a.EnvID, b.EnvID), strings.Compare(string(a.Kind), string(b.Kind)), strings.Compare(a.Name, b.Name))
+	})
+}
+
+// isID says whether a name is an environment's id. Ids are written in capital
+// letters, so that one id has one name.
+func isID(name string) bool {
+	id, err := ulid.ParseStrict(name)
+	return err == nil && id.String() == name
+}

@@ -1,0 +1,222 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+)
+
+// carryOut does what a plan says and notes it in the findings. What was
+// observed is a while ago by now: each step looks again, under the lock of the
+// environment, before it changes anything. The error is of what belongs to no
+// finding.
+func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding) error {
+	m.removeStaleExecs(ctx)
+	for i := range findings {
+		f := &findings[i]
+		switch f.step { //nolint:exhaustive // the others come below
+		case stepEnded:
+			f.settle(m.ended(ctx, f.EnvID, o.containers[f.EnvID].Exit))
+		case stepFree:
+			f.settle(m.freeAbandoned(ctx, f.EnvID, f.Name))
+		case stepUndo:
+			f.settle(m.finishUndo(ctx, f.EnvID))
+		case stepFrozen:
+			f.settle(m.frozen(ctx, f.EnvID))
+		case stepAdopt:
+			f.settle(m.adoptRunning(ctx, f.EnvID))
+		}
+	}
+	m.ensureDrawing(o.environments)
+	declared := m.restorePorts(ctx)
+	torn := make(map[string]error)
+	for i := range findings {
+		f := &findings[i]
+		switch f.step { //nolint:exhaustive // the others came above
+		case stepDeclare:
+			f.settle(declared)
+		case stepTeardown:
+			err, seen := torn[f.EnvID]
+			if !seen {
+				err = m.removeLeftover(ctx, f.EnvID)
+				torn[f.EnvID] = err
+			}
+			f.settle(err)
+		case stepPart:
+			f.settle(m.removePart(ctx, Part{Kind: f.Kind, Name: f.Name}))
+		}
+	}
+	m.reportStrangers(findings)
+	if settled(findings, stepDeclare) {
+		declared = nil // the findings have it
+	}
+	return errors.Join(declared, m.purge(ctx, keepDeleted))
+}
+
+// ensureDrawing has the desktops watched that have not drawn.
+func (m *Manager) ensureDrawing(envs []*Environment) {
+	for _, env := range envs {
+		if env.Operation == "" && env.Held && env.State == Running && env.Spec.Desktop != nil && !env.Ready {
+			m.drawing.ensure(env.ID)
+		}
+	}
+}
+
+// settle notes how the action went.
+func (f *Finding) settle(err error) {
+	f.Done, f.err = err == nil, err
+	if err != nil {
+		f.Problem = problemOf(err)
+	}
+}
+
+// settled says whether a finding of that step was made.
+func settled(findings []Finding, step step) bool {
+	for i := range findings {
+		if findings[i].step == step {
+			return true
+		}
+	}
+	return false
+}
+
+// restorePorts declares all published ports. It reads them anew: the pass may
+// have taken minutes by now.
+func (m *Manager) restorePorts(ctx context.Context) error {
+	envs, _, err := m.cfg.Store.Environments(ctx, Filter{})
+	if err != nil {
+		return fmt.Errorf("list environments: %w", err)
+	}
+	for _, env := range envs {
+		m.fill(env)
+	}
+	err = m.cfg.Networks.Restore(ctx, published(envs))
+	m.setCondition(problem.FirewallFailed, err)
+	return err
+}
+
+// freeAbandoned frees an environment from an operation that is done and could
+// not say so, as when the disk was full: nothing else ever would. An operation
+// lets go of its environment before it is done.
+func (m *Manager) freeAbandoned(ctx context.Context, envID, opID string) error {
+	op, err := m.cfg.Store.Operation(ctx, opID)
+	switch {
+	case errdefs.IsNotFound(err):
+		op = &operation.Operation{ID: opID, Target: envID}
+	case err != nil:
+		return err
+	case !op.State.Done():
+		return nil
+	}
+	if err := m.abandon(ctx, op); err != nil {
+		return fmt.Errorf("free environment %s from operation %s: %w", envID, opID, err)
+	}
+	return nil
+}
+
+// finishUndo gives back what a failed create could not.
+func (m *Manager) finishUndo(ctx context.Context, id string) error {
+	unlock, env, err := m.lockIdle(ctx, id)
+	if env == nil {
+		return err
+	}
+	defer unlock()
+	if env.State != Failed || !env.StartedAt.IsZero() || !env.Held {
+		return nil
+	}
+	if err := m.teardown(ctx, env); err != nil {
+		return fmt.Errorf("undo failed create of environment %s: %w", env.ID, err)
+	}
+	return m.release(ctx, env.ID, func(*Environment) {})
+}
+
+// adoptRunning records that an environment runs that was started behind our
+// back, or by an attempt that died.
+func (m *Manager) adoptRunning(ctx context.Context, id string) error {
+	unlock, env, err := m.lockIdle(ctx, id)
+	if env == nil {
+		return err
+	}
+	defer unlock()
+	status, err := m.cfg.Engine.Status(ctx, id)
+	if err != nil || !status.Running {
+		return ignoreNotFound(err) // it has been stopped since the list was read
+	}
+	env, err = m.update(ctx, id, func(env *Environment) error {
+		if env.Operation != "" || env.Alive() {
+			return errNotOurs
+		}
+		env.State, env.Problem = Running, nil
+		if status.Paused {
+			pauseNow(env)
+		}
+		return nil
+	})
+	if errors.Is(err, errNotOurs) {
+		return nil
+	}
+	if err == nil && !env.Paused {
+		m.started(env)
+	}
+	return err
+}
+
+// removeLeftover removes what an environment left behind that is gone: one the
+// store knows as deleted or holding nothing, or one that nobody knows and that
+// has no container.
+func (m *Manager) removeLeftover(ctx context.Context, id string) error {
+	waiting, cancel := context.WithTimeout(ctx, idleWait)
+	defer cancel()
+	unlock, err := m.locks.Lock(waiting, id)
+	if err != nil {
+		return ctx.Err() // an operation works on it, which does as much
+	}
+	defer unlock()
+	fate, err := m.cfg.Store.Fate(ctx, id)
+	if err != nil || fate == FateHeld {
+		return err // it was made since the list was read
+	}
+	if fate == FateUnknown {
+		// The database may have been lost: its container is the only copy of
+		// somebody's work.
+		if _, err := m.cfg.Engine.Status(ctx, id); !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	m.cfg.Log.InfoContext(ctx, "removing what an environment left behind", "environment", id)
+	if err := m.teardown(ctx, &Environment{ID: id}); err != nil {
+		return fmt.Errorf("remove what environment %s left: %w", id, err)
+	}
+	return nil
+}
+
+// removePart removes something that belongs to no environment.
+func (m *Manager) removePart(ctx context.Context, part Part) error {
+	m.cfg.Log.InfoContext(ctx, "removing what belongs to nobody", "kind", string(part.Kind), "name", part.Name)
+	if part.Kind == FoundInterface {
+		return m.cfg.Networks.RemoveStray(ctx, part.Name)
+	}
+	return m.cfg.Engine.RemovePart(ctx, part)
+}
+
+// reportStrangers keeps a condition while there are containers that the
+// database does not know.
+func (m *Manager) reportStrangers(findings []Finding) {
+	var strangers int
+	for i := range findings {
+		if findings[i].Kind == FoundContainer && !findings[i].Ours {
+			strangers++
+		}
+	}
+	var stranger error
+	if strangers > 0 {
+		stranger = problem.New(problem.ContainerUnknown, "%d containers in our namespace belong to no environment of this node's database", strangers).
+			WithHint("see remotegpu node reconcile --dry-run; if the database was lost restore it, otherwise remove them with ctr")
+	}
+	m.setCondition(problem.ContainerUnknown, stranger)
+}

@@ -1,0 +1,236 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/port"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+)
+
+// observed is what one pass of the reconciler has read of what should be and
+// of what is.
+type observed struct {
+	environments []*Environment // those not deleted, filled in
+	// operations are those that environments name. nil: there is none. Absent:
+	// it could not be read.
+	operations map[string]*operation.Operation
+	containers map[string]ContainerStatus // ours, by id
+	parts      []Part
+	// fates are what the store knows of ids that have something on the host and
+	// that no environment holds. Absent: it could not be read.
+	fates map[string]Fate
+	drift []port.Drift
+}
+
+// observe reads everything that a pass goes by and changes nothing. What could
+// not be read is in the error, and nothing is concluded from it; without
+// containers or environments there is no pass at all.
+func (m *Manager) observe(ctx context.Context) (*observed, error) {
+	// Containers come first: an environment that appears in between is not
+	// mistaken for one without.
+	statuses, err := m.cfg.Engine.List(ctx)
+	m.setCondition(problem.ContainerdDown, err)
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", err)
+	}
+	o := &observed{
+		operations: make(map[string]*operation.Operation), containers: make(map[string]ContainerStatus, len(statuses)),
+		fates: make(map[string]Fate),
+	}
+	for _, status := range statuses {
+		o.containers[status.ID] = status
+	}
+	if o.environments, _, err = m.cfg.Store.Environments(ctx, Filter{}); err != nil {
+		return nil, fmt.Errorf("list environments: %w", err)
+	}
+	var errs []error
+	for i, env := range o.environments {
+		m.fill(env)
+		m.follow(env)
+		errs = append(errs, m.observeOne(ctx, o, i))
+	}
+	var occupied map[string]int
+	readers := []func(context.Context, *observed) error{
+		m.observeParts, m.observeFates, m.observeDrift,
+		func(ctx context.Context, _ *observed) (err error) { occupied, err = m.occupied(ctx); return err },
+	}
+	for _, read := range readers {
+		errs = append(errs, read(ctx, o))
+	}
+	if occupied != nil {
+		m.occupiedSlots.Store(&occupied)
+	}
+	return o, errors.Join(errs...)
+}
+
+// observeOne reads the operation of an environment. When the environment does
+// not go with its container both are looked at again: the list was older than
+// the row.
+func (m *Manager) observeOne(ctx context.Context, o *observed, i int) error {
+	env := o.environments[i]
+	status, exists := o.containers[env.ID]
+	if env.Operation == "" && env.Held && (!exists || env.Alive() != status.Running || env.Paused != status.Paused) {
+		again, err := m.cfg.Store.Environment(ctx, env.ID)
+		if err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		status, statusErr := m.cfg.Engine.Status(ctx, env.ID)
+		if statusErr != nil && !errdefs.IsNotFound(statusErr) {
+			return statusErr
+		}
+		if err == nil {
+			m.fill(again)
+			env, o.environments[i] = again, again
+		}
+		if statusErr == nil {
+			o.containers[env.ID] = status
+		} else {
+			delete(o.containers, env.ID)
+		}
+	}
+	if env.Operation == "" {
+		return nil
+	}
+	op, err := m.cfg.Store.Operation(ctx, env.Operation)
+	switch {
+	case err == nil:
+		o.operations[env.Operation] = op
+	case errdefs.IsNotFound(err):
+		o.operations[env.Operation] = nil
+	default:
+		return fmt.Errorf("read operation %s of environment %s: %w", env.Operation, env.ID, err)
+	}
+	return nil
+}
+
+// observeParts lists what there is on the host besides containers of ours.
+func (m *Manager) observeParts(ctx context.Context, o *observed) error {
+	var errs []error
+	for _, source := range []struct {
+		kind FindingKind
+		list func(context.Context) ([]string, error)
+	}{
+		{FoundNetwork, m.cfg.Networks.Attached},
+		{FoundMounts, m.cfg.Volumes.Staged},
+		{FoundDesktop, m.cfg.Desktops.Prepared},
+		{FoundFiles, func(context.Context) ([]string, error) { return m.files.list() }},
+	} {
+		ids, err := source.list(ctx)
+		errs = append(errs, err)
+		for _, id := range ids {
+			o.parts = append(o.parts, Part{Kind: source.kind, Name: id, EnvID: id})
+		}
+	}
+	parts, err := m.cfg.Engine.Parts(ctx)
+	errs = append(errs, err)
+	o.parts = append(o.parts, parts...)
+	strays, err := m.cfg.Networks.Strays(ctx)
+	errs = append(errs, err)
+	for _, name := range strays {
+		o.parts = append(o.parts, Part{Kind: FoundInterface, Name: name})
+	}
+	return errors.Join(errs...)
+}
+
+// observeFates asks the store for what no environment in the list holds.
+func (m *Manager) observeFates(ctx context.Context, o *observed) error {
+	held := make(map[string]bool, len(o.environments))
+	for _, env := range o.environments {
+		held[env.ID] = env.Held
+	}
+	var errs []error
+	ask := func(id string) {
+		if _, known := o.fates[id]; known || held[id] || !isID(id) {
+			return
+		}
+		fate, err := m.cfg.Store.Fate(ctx, id)
+		if err != nil {
+			errs = append(errs, err)
+			return
+		}
+		o.fates[id] = fate
+	}
+	for id := range o.containers {
+		ask(id)
+		// It may have been deleted since it was listed.
+		if fate, asked := o.fates[id]; asked && fate == FateGone {
+			if _, err := m.cfg.Engine.Status(ctx, id); errdefs.IsNotFound(err) {
+				delete(o.containers, id)
+			}
+		}
+	}
+	for _, part := range o.parts {
+		if part.EnvID != "" {
+			ask(part.EnvID)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// observeDrift compares the host's rules with what should be published.
+func (m *Manager) observeDrift(ctx context.Context, o *observed) error {
+	drift, err := m.cfg.Networks.Drift(ctx, published(o.environments))
+	if err != nil {
+		return fmt.Errorf("read the host's rules: %w", err)
+	}
+	o.drift = drift
+	return nil
+}
+
+// published are the ports that environments should be reachable by.
+func published(envs []*Environment) []port.Published {
+	all := make([]port.Published, 0, len(envs))
+	for _, env := range envs {
+		if env.Held && !env.StartedAt.IsZero() && len(env.Ports) > 0 {
+			all = append(all, port.Published{EnvID: env.ID, Address: env.Address, Mappings: env.Ports})
+		}
+	}
+	return all
+}
+
+// occupied are the address slots of networks that no environment of the store
+// holds, by id: those of containers that the database does not know, as after
+// it was lost, and of leftovers. Nothing else may be given their addresses.
+func (m *Manager) occupied(ctx context.Context) (map[string]int, error) {
+	slots, err := m.cfg.Networks.Occupied(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list occupied addresses: %w", err)
+	}
+	for id := range slots {
+		fate := FateUnknown
+		if isID(id) {
+			if fate, err = m.cfg.Store.Fate(ctx, id); err != nil {
+				return nil, err
+			}
+		}
+		if fate == FateHeld {
+			delete(slots, id)
+		}
+	}
+	return slots, nil
+}
+
+// slots are those that an environment may be given.
+func (m *Manager) slots(ctx context.Context) (Slots, error) {
+	occupied := m.occupiedSlots.Load()
+	if occupied == nil { // no pass has come this far yet
+		found, err := m.occupied(ctx)
+		if err != nil {
+			return Slots{}, err
+		}
+		m.occupiedSlots.CompareAndSwap(nil, &found)
+		occupied = &found
+	}
+	slots := Slots{Count: m.cfg.Networks.Slots()}
+	for _, slot := range *occupied {
+		slots.Occupied = append(slots.Occupied, slot)
+	}
+	slices.Sort(slots.Occupied)
+	return slots, nil
+}
