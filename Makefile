@@ -92,9 +92,9 @@ test-all: build ## The CI tier, three times over, and what is compared with peer
 	REMOTEGPU_TEST=all go test -race -shuffle=on -count=3 -p 1 -timeout 60m ./...
 
 .PHONY: bench
-bench: build ## Measure against a plain containerd client, ctr, podman and docker (RUNS=15)
+bench: build ## Measure against a plain containerd client, ctr, podman and docker (RUNS=15, SUITES=life,list,…)
 	@deploy/dev/packages.sh node build bench
-	go run ./test/bench -require -runs $(or $(RUNS),15) -json bench.json
+	go run ./test/bench -require -runs $(or $(RUNS),15) $(if $(SUITES),-suites $(SUITES)) -json bench.json
 
 .PHONY: clean
 clean: ## Remove what was built (not .tools/)

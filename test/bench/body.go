@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	goruntime "runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,17 +14,15 @@ import (
 	"github.com/remotegpu/remotegpu/test/bench/report"
 )
 
-// body measures, inside the sandbox.
+// body measures the columns of one suite, inside the sandbox.
 func body(ctx context.Context, in io.Reader, out, errs io.Writer) error {
 	var asked request
 	if err := json.NewDecoder(in).Decode(&asked); err != nil {
 		return fmt.Errorf("decode request: %w", err)
 	}
-	result := &report.Result{
-		StartedAt: time.Now().UTC(), Kernel: kernel(), CPUs: goruntime.NumCPU(),
-		Containerd: asked.Config.Containerd, Runs: asked.Options.Runs, Warmup: asked.Options.Warmup,
-	}
-	say := func(text string) { fmt.Fprintln(errs, "bench:", text) }
+	suite := report.NewSuite(asked.Suite, asked.Options.Title(asked.Suite))
+	begun := time.Now()
+	say := func(text string) { fmt.Fprintf(errs, "bench: %s: %s\n", asked.Suite, text) }
 	var started []columns.Column
 	byName := map[string]*report.Column{}
 	for _, name := range asked.Columns {
@@ -34,7 +31,7 @@ func body(ctx context.Context, in io.Reader, out, errs io.Writer) error {
 			return err
 		}
 		measured := report.NewColumn(name)
-		result.Columns = append(result.Columns, measured)
+		suite.Columns = append(suite.Columns, measured)
 		byName[name] = measured
 		if measured.Missing = column.Missing(); measured.Missing != "" {
 			continue
@@ -49,11 +46,13 @@ func body(ctx context.Context, in io.Reader, out, errs io.Writer) error {
 		measured.Versions = column.Versions(ctx)
 		started = append(started, column)
 	}
-	if err := measure.Run(ctx, asked.Options, started, byName, say); err != nil {
-		return err
+	if len(started) > 0 {
+		if err := measure.Run(ctx, asked.Suite, asked.Options, started, byName, say); err != nil {
+			return err
+		}
 	}
-	result.Seconds = time.Since(result.StartedAt).Seconds()
-	if err := json.NewEncoder(out).Encode(result); err != nil {
+	suite.Seconds = time.Since(begun).Seconds()
+	if err := json.NewEncoder(out).Encode(suite); err != nil {
 		return fmt.Errorf("encode result: %w", err)
 	}
 	return nil

@@ -1,6 +1,6 @@
-// Command bench compares what a create, an exec and a delete cost with
-// remotegpu, with a plain loop on containerd's Go client (the lower bound),
-// and with ctr, podman and docker. See README.md.
+// Command bench compares what containers cost with remotegpu, with a plain
+// loop on containerd's Go client (the lower bound), and with ctr, podman and
+// docker. See README.md.
 package main
 
 import (
@@ -14,7 +14,9 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	goruntime "runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -59,6 +61,7 @@ func exit(err error) {
 
 // request is what the body of the sandbox is asked to do.
 type request struct {
+	Suite   report.SuiteName
 	Columns []string
 	Config  columns.Config
 	Options measure.Options
@@ -67,6 +70,7 @@ type request struct {
 // settings are the flags.
 type settings struct {
 	request
+	suites   []report.SuiteName
 	jsonPath string
 	parent   string
 	require  bool
@@ -76,9 +80,8 @@ func parse(args []string, errs io.Writer) (*settings, error) {
 	s := &settings{}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(errs)
-	flags.IntVar(&s.Options.Runs, "runs", 15, "runs of each column that count")
-	flags.IntVar(&s.Options.Warmup, "warmup", 2, "runs of each column before them")
-	flags.DurationVar(&s.Options.Pause, "pause", 200*time.Millisecond, "pause before each run")
+	optionFlags(flags, &s.Options)
+	suites := flags.String("suites", join(report.Suites()), "suites to run")
 	names := flags.String("columns", strings.Join(columns.Names(), ","), "columns to measure")
 	flags.StringVar(&s.jsonPath, "json", "", "`file` for all samples and results")
 	flags.IntVar(&s.Config.Containerd, "containerd", 1, "containerd: 1 is the distribution's, 2 the one that make tools built")
@@ -93,11 +96,20 @@ func parse(args []string, errs io.Writer) (*settings, error) {
 	if flags.NArg() > 0 {
 		return nil, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
-	if s.Options.Runs < 1 || s.Options.Warmup < 0 || s.Options.Pause < 0 {
-		return nil, errors.New("-runs must be at least 1, -warmup and -pause at least 0")
+	if err := check(&s.Options); err != nil {
+		return nil, err
 	}
 	if s.Config.Containerd != 1 && s.Config.Containerd != 2 {
 		return nil, fmt.Errorf("-containerd is 1 or 2, not %d", s.Config.Containerd)
+	}
+	for name := range strings.SplitSeq(*suites, ",") {
+		suite := report.SuiteName(name)
+		if !slices.Contains(report.Suites(), suite) {
+			return nil, fmt.Errorf("no suite %q, there are %s", name, join(report.Suites()))
+		}
+		if !slices.Contains(s.suites, suite) {
+			s.suites = append(s.suites, suite)
+		}
 	}
 	for name := range strings.SplitSeq(*names, ",") {
 		if !slices.Contains(s.Columns, name) {
@@ -115,6 +127,59 @@ func parse(args []string, errs io.Writer) (*settings, error) {
 		*path = absolute
 	}
 	return s, nil
+}
+
+// optionFlags defines the flags that say how much is measured.
+func optionFlags(flags *flag.FlagSet, o *measure.Options) {
+	flags.IntVar(&o.Runs, "runs", 15, "life: runs of each column that count")
+	flags.IntVar(&o.Warmup, "warmup", 2, "runs before them, and before the calls of list and the ends of events")
+	flags.DurationVar(&o.Pause, "pause", 200*time.Millisecond, "pause before each run")
+	flags.IntVar(&o.Lists, "lists", 30, "list: calls of each kind")
+	flags.IntVar(&o.Bursts, "bursts", 3, "parallel: rounds")
+	flags.IntVar(&o.Burst, "burst", 50, "parallel: containers made in a round")
+	flags.IntVar(&o.Many, "many", 100, "idle and logs: containers at once, at most 200")
+	flags.DurationVar(&o.Idle, "idle", 10*time.Second, "idle: for how long the use of CPU is watched")
+	flags.IntVar(&o.Deaths, "deaths", 100, "events: ends that are awaited")
+	flags.IntVar(&o.Floods, "floods", 3, "logs: rounds with one container")
+	flags.IntVar(&o.Flood, "flood", 128, "logs: MiB that one container writes")
+	o.Scale = []int{1, 50, 200, 500}
+	flags.Func("scale", "list: the `numbers` of containers, of 1, 50, 200 and 500 (default 1,50,200,500)", func(text string) error {
+		o.Scale = nil
+		for part := range strings.SplitSeq(text, ",") {
+			n, err := strconv.Atoi(part)
+			if err != nil {
+				return err
+			}
+			if !slices.Contains([]int{1, 50, 200, 500}, n) || (len(o.Scale) > 0 && n <= o.Scale[len(o.Scale)-1]) {
+				return errors.New("want some of 1, 50, 200 and 500, ascending")
+			}
+			o.Scale = append(o.Scale, n)
+		}
+		return nil
+	})
+}
+
+func check(o *measure.Options) error {
+	for _, n := range []int{o.Runs, o.Lists, o.Bursts, o.Burst, o.Many, o.Deaths, o.Floods, o.Flood} {
+		if n < 1 {
+			return errors.New("what is counted must be at least 1")
+		}
+	}
+	if o.Many > 200 || o.Burst > 200 {
+		return errors.New("-many and -burst are at most 200: the lower bound has no more networks")
+	}
+	if o.Warmup < 0 || o.Pause < 0 || o.Idle <= 0 {
+		return errors.New("-warmup and -pause are at least 0, -idle is more")
+	}
+	return nil
+}
+
+func join(suites []report.SuiteName) string {
+	var text []string
+	for _, suite := range suites {
+		text = append(text, string(suite))
+	}
+	return strings.Join(text, ",")
 }
 
 // run checks the request, has it measured in a sandbox and reports.
@@ -138,17 +203,17 @@ func run(ctx context.Context, args []string, out, errs io.Writer) (err error) {
 	if err := buildImage(ctx, &s.Config); err != nil {
 		return err
 	}
-	var result report.Result
-	if err := sandbox.Run(ctx, s.Config.Dir, s.Config.Name, s.request, &result, errs); err != nil {
+	result, err := measureAll(ctx, s, errs)
+	if err != nil {
 		return err
 	}
 	references := []string{columns.GoClient, columns.GoClientShared, columns.Docker}
-	result.Judge(columns.RemoteGPU, columns.GoClient, columns.Docker, references...)
+	result.Judge(report.Names{Of: columns.RemoteGPU, Bound: columns.GoClient, Docker: columns.Docker}, references...)
 	if err := result.Write(out, references...); err != nil {
 		return fmt.Errorf("print result: %w", err)
 	}
 	if s.jsonPath != "" {
-		encoded, err := json.MarshalIndent(&result, "", "  ")
+		encoded, err := json.MarshalIndent(result, "", "  ")
 		if err != nil {
 			return fmt.Errorf("encode result: %w", err)
 		}
@@ -156,7 +221,36 @@ func run(ctx context.Context, args []string, out, errs io.Writer) (err error) {
 			return fmt.Errorf("write result: %w", err)
 		}
 	}
-	return failures(&result)
+	return failures(result)
+}
+
+// measureAll runs one suite after the other, each in sandboxes of its own.
+func measureAll(ctx context.Context, s *settings, errs io.Writer) (*report.Result, error) {
+	result := &report.Result{
+		StartedAt: time.Now().UTC(), Kernel: kernel(), CPUs: goruntime.NumCPU(), Containerd: s.Config.Containerd,
+	}
+	for _, name := range s.suites {
+		chosen := measure.Columns(name, s.Columns)
+		groups := [][]string{chosen}
+		if len(chosen) == 0 || measure.Alone(name) {
+			groups = slices.Collect(slices.Chunk(chosen, 1))
+		}
+		whole := report.NewSuite(name, s.Options.Title(name))
+		for i, group := range groups {
+			part := s.request
+			part.Suite, part.Columns = name, group
+			part.Config.Dir = filepath.Join(s.Config.Dir, fmt.Sprintf("%s-%d", name, i))
+			measured := &report.Suite{}
+			if err := sandbox.Run(ctx, part.Config.Dir, s.Config.Name, part, measured, errs); err != nil {
+				return nil, fmt.Errorf("suite %s: %w", name, err)
+			}
+			whole.Columns = append(whole.Columns, measured.Columns...)
+			whole.Seconds += measured.Seconds
+		}
+		result.Suites = append(result.Suites, whole)
+	}
+	result.Seconds = time.Since(result.StartedAt).Seconds()
+	return result, nil
 }
 
 // missing tells what is not installed, and fails when all of it is required.
@@ -194,9 +288,11 @@ func buildImage(ctx context.Context, config *columns.Config) error {
 // failures is an error when a column that was begun was not finished.
 func failures(result *report.Result) error {
 	var failed []error
-	for _, column := range result.Columns {
-		if column.Failure != "" {
-			failed = append(failed, fmt.Errorf("column %s: %s", column.Name, column.Failure))
+	for _, suite := range result.Suites {
+		for _, column := range suite.Columns {
+			if column.Failure != "" {
+				failed = append(failed, fmt.Errorf("suite %s, column %s: %s", suite.Name, column.Name, column.Failure))
+			}
 		}
 	}
 	return errors.Join(failed...)

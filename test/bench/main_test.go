@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -19,7 +20,17 @@ import (
 
 func TestRefusesBadFlags(t *testing.T) {
 	for _, args := range [][]string{
-		{"-runs", "0"}, {"-warmup", "-1"}, {"-containerd", "3"}, {"-columns", "lxc"}, {"surplus"},
+		{"-runs", "0"},
+		{"-warmup", "-1"},
+		{"-containerd", "3"},
+		{"-columns", "lxc"},
+		{"surplus"},
+		{"-suites", "dreams"},
+		{"-scale", "7"},
+		{"-scale", "50,1"},
+		{"-many", "201"},
+		{"-deaths", "0"},
+		{"-idle", "0"},
 	} {
 		var out, errs bytes.Buffer
 		if err := run(t.Context(), args, &out, &errs); err == nil {
@@ -99,7 +110,7 @@ func processes(t *testing.T, text string) []string {
 func TestMeasuresAndLeavesNothing(t *testing.T) {
 	testutil.Require(t, testutil.Root, testutil.IPTables, testutil.Containerd)
 	file := filepath.Join(t.TempDir(), "result.json")
-	cmd, dir, errs := bench(t, "-runs", "2", "-columns", "go-client,go-client-shared,ctr", "-json", file)
+	cmd, dir, errs := bench(t, "-suites", "life", "-runs", "2", "-columns", "go-client,go-client-shared,ctr", "-json", file)
 	table, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, errs, table)
@@ -114,11 +125,12 @@ func TestMeasuresAndLeavesNothing(t *testing.T) {
 	if err := json.Unmarshal(encoded, &result); err != nil {
 		t.Fatal(err)
 	}
-	if len(result.Columns) != 3 {
-		t.Fatalf("%d columns were measured, want 3", len(result.Columns))
+	if len(result.Suites) != 1 || len(result.Suites[0].Columns) != 3 {
+		t.Fatalf("%d suites were measured, want 1 of 3 columns", len(result.Suites))
 	}
-	for _, column := range result.Columns {
-		for _, row := range report.Rows() {
+	life := result.Suites[0]
+	for _, column := range life.Columns {
+		for _, row := range life.Rows {
 			want := 2
 			if column.Name == columns.Ctr && row == report.CreatePort {
 				want = 0 // it has no network
@@ -133,9 +145,49 @@ func TestMeasuresAndLeavesNothing(t *testing.T) {
 	}
 }
 
+// Each suite takes all its samples, of the bound at least.
+func TestEverySuiteMeasures(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables, testutil.Containerd)
+	file := filepath.Join(t.TempDir(), "result.json")
+	cmd, dir, errs := bench(t, "-suites", "list,parallel,idle,events,logs", "-columns", "go-client,ctr", "-json", file,
+		"-pause", "0", "-lists", "2", "-scale", "1", "-bursts", "1", "-burst", "2", "-many", "2", "-idle", "200ms", "-deaths", "2", "-floods", "1", "-flood", "1")
+	table, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, errs, table)
+	}
+	assertNothingLeft(t, cmd.Process.Pid, dir)
+	encoded, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var result report.Result
+	if err := json.Unmarshal(encoded, &result); err != nil {
+		t.Fatal(err)
+	}
+	if len(result.Suites) != 5 {
+		t.Fatalf("%d suites were measured, want 5", len(result.Suites))
+	}
+	want := map[report.Row]int{report.List1: 2, report.Death: 2}
+	for _, suite := range result.Suites {
+		if len(suite.Columns) != 1 || suite.Columns[0].Name != columns.GoClient {
+			t.Errorf("suite %s has %d columns, want go-client alone", suite.Name, len(suite.Columns))
+			continue
+		}
+		for _, row := range suite.Rows {
+			samples := cmp.Or(want[row], 1)
+			if suite.Name == report.List && row != report.List1 {
+				samples = 0
+			}
+			if got := suite.Columns[0].Summary[row]; got.N != samples || (samples > 0 && got.Median <= 0 && row != report.CPU0) {
+				t.Errorf("suite %s, row %s: %+v, want %d samples", suite.Name, row, got, samples)
+			}
+		}
+	}
+}
+
 func TestInterruptLeavesNothing(t *testing.T) {
 	testutil.Require(t, testutil.Root, testutil.IPTables, testutil.Containerd)
-	cmd, dir, _ := bench(t, "-runs", "100000", "-columns", "go-client")
+	cmd, dir, _ := bench(t, "-suites", "life", "-runs", "100000", "-columns", "go-client")
 	errs, err := os.Create(filepath.Join(t.TempDir(), "stderr"))
 	if err != nil {
 		t.Fatal(err)

@@ -16,6 +16,7 @@ import (
 
 // Column is one product under measurement. The time that Create, Exec and
 // Remove take is what is measured; they do nothing that is not the product's.
+// They may be called at the same time for different containers.
 type Column interface {
 	// Name is the column's name.
 	Name() string
@@ -36,6 +37,23 @@ type Column interface {
 	Remove(ctx context.Context, instance *Instance) error
 	// Tail is the end of what the product's daemon logged, for a failure.
 	Tail() string
+}
+
+// Complete is a Column of a product that has what every suite measures.
+type Complete interface {
+	Column
+	// List calls for all containers, at most limit of them, and tells how many
+	// were answered.
+	List(ctx context.Context, limit int) (int, error)
+	// Restart starts a container again whose process has ended.
+	Restart(ctx context.Context, instance *Instance) error
+	// Deaths calls told with the id of each container whose process has ended,
+	// as the product's stream tells of it, until ctx ends. ready is called once
+	// the stream stands.
+	Deaths(ctx context.Context, ready func(), told func(id string)) error
+	// Logs calls each with every line of the log of a container, or only the
+	// last so many unless tail is 0.
+	Logs(ctx context.Context, instance *Instance, tail int, each func(line []byte)) error
 }
 
 // Instance is a container that a column made.
@@ -155,6 +173,15 @@ func socket(name string) (string, error) {
 func Names() []string {
 	return []string{RemoteGPU, GoClient, GoClientShared, Ctr, Podman, Docker}
 }
+
+// IsComplete says whether the column of a name is a Complete one that every
+// suite measures.
+func IsComplete(name string) bool {
+	return name == RemoteGPU || name == GoClient || IsPeer(name)
+}
+
+// IsPeer says whether the column of a name is another product with a daemon.
+func IsPeer(name string) bool { return name == Podman || name == Docker }
 
 // The columns' names.
 const (

@@ -12,6 +12,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/remotegpu/remotegpu/test/bench/sandbox"
@@ -25,7 +26,7 @@ type dockerAPI struct {
 	host         *sandbox.Host
 	daemon       *sandbox.Daemon
 	http         *http.Client
-	serial       int
+	serial       atomic.Int64
 }
 
 // serve waits for the daemon's API on the socket and loads the image.
@@ -71,8 +72,7 @@ func (d *dockerAPI) Stop() {
 func (d *dockerAPI) Tail() string { return d.daemon.Tail() }
 
 func (d *dockerAPI) Create(ctx context.Context, id string) (*Instance, error) {
-	d.serial++
-	instance := &Instance{ID: id, Host: d.host, Port: 20000 + d.serial%10000}
+	instance := &Instance{ID: id, Host: d.host, Port: 20000 + int(d.serial.Add(1)%10000)}
 	spans := newSpans()
 	inner := strconv.Itoa(ContainerPort) + "/tcp"
 	request := map[string]any{

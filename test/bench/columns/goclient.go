@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -36,6 +37,8 @@ type goClient struct {
 	client *containerd.Client
 	net    *plainNetwork
 	dir    string
+
+	mu     sync.Mutex
 	live   map[string]*plainContainer
 	serial int
 }
@@ -90,19 +93,24 @@ func (g *goClient) Tail() string { return g.engine.daemon.Tail() }
 
 func (g *goClient) Create(ctx context.Context, id string) (*Instance, error) {
 	ctx = namespaces.WithNamespace(ctx, g.config.Name)
+	g.mu.Lock()
 	g.serial++
-	made := &plainContainer{port: 20000 + g.serial%10000, log: filepath.Join(g.dir, id+".log")}
+	serial := g.serial
+	g.mu.Unlock()
+	made := &plainContainer{port: 20000 + serial%10000, log: filepath.Join(g.dir, id+".log")}
 	spans := newSpans()
-	if err := g.create(ctx, id, made, spans); err != nil {
+	if err := g.create(ctx, id, serial, made, spans); err != nil {
 		return nil, errors.Join(err, g.remove(ctx, made, newSpans()))
 	}
+	g.mu.Lock()
 	g.live[id] = made
+	g.mu.Unlock()
 	return &Instance{ID: id, Host: g.engine.host, Port: made.port, Spans: spans.taken}, nil
 }
 
-func (g *goClient) create(ctx context.Context, id string, made *plainContainer, spans *spans) error {
+func (g *goClient) create(ctx context.Context, id string, serial int, made *plainContainer, spans *spans) error {
 	var err error
-	if made.endpoint, err = g.net.attach(g.serial); err != nil {
+	if made.endpoint, err = g.net.attach(serial); err != nil {
 		return err
 	}
 	spans.end("network")
@@ -125,6 +133,19 @@ func (g *goClient) create(ctx context.Context, id string, made *plainContainer, 
 		return fmt.Errorf("create container: %w", err)
 	}
 	spans.end("container")
+	if err := g.start(ctx, made, spans); err != nil {
+		return err
+	}
+	if err := g.net.publish(ctx, made.endpoint, made.port); err != nil {
+		return err
+	}
+	spans.end("publish")
+	return nil
+}
+
+// start makes the task and starts it.
+func (g *goClient) start(ctx context.Context, made *plainContainer, spans *spans) error {
+	var err error
 	if made.task, err = made.container.NewTask(ctx, cio.LogFile(made.log)); err != nil {
 		return fmt.Errorf("create task: %w", err)
 	}
@@ -137,16 +158,18 @@ func (g *goClient) create(ctx context.Context, id string, made *plainContainer, 
 		return fmt.Errorf("start task: %w", err)
 	}
 	spans.end("start")
-	if err := g.net.publish(ctx, made.endpoint, made.port); err != nil {
-		return err
-	}
-	spans.end("publish")
 	return nil
+}
+
+func (g *goClient) container(id string) *plainContainer {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.live[id]
 }
 
 func (g *goClient) Exec(ctx context.Context, instance *Instance) error {
 	ctx = namespaces.WithNamespace(ctx, g.config.Name)
-	made := g.live[instance.ID]
+	made := g.container(instance.ID)
 	spec, err := made.container.Spec(ctx)
 	if err != nil {
 		return fmt.Errorf("read spec: %w", err)
@@ -175,8 +198,10 @@ func (g *goClient) Exec(ctx context.Context, instance *Instance) error {
 
 func (g *goClient) Remove(ctx context.Context, instance *Instance) error {
 	ctx = namespaces.WithNamespace(ctx, g.config.Name)
-	made := g.live[instance.ID]
+	made := g.container(instance.ID)
+	g.mu.Lock()
 	delete(g.live, instance.ID)
+	g.mu.Unlock()
 	spans := newSpans()
 	defer func() { instance.Removal = spans.taken }()
 	return g.remove(ctx, made, spans)

@@ -16,7 +16,7 @@ type podman struct {
 }
 
 func newPodman(config *Config) *podman {
-	return &podman{dockerAPI{config: config, cgroupParent: "/" + config.Name + "/" + Podman}}
+	return &podman{dockerAPI: dockerAPI{config: config, cgroupParent: "/" + config.Name + "/" + Podman}}
 }
 
 func (p *podman) Name() string { return Podman }

@@ -1,11 +1,13 @@
-// Package measure leads every column through the same lives, one after the
-// other within each round, and takes the time of each step.
+// Package measure does with columns what a suite is about, and takes the time.
 package measure
 
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/remotegpu/remotegpu/test/bench/columns"
 	"github.com/remotegpu/remotegpu/test/bench/report"
@@ -13,100 +15,161 @@ import (
 
 // Options are how to measure.
 type Options struct {
-	Runs   int
+	Runs   int           // rounds of Life
 	Warmup int           // rounds before, not counted
-	Pause  time.Duration // before each life, for the kernel to clean up after the one before
+	Pause  time.Duration // before each step, for the kernel to clean up after the one before
+	Lists  int           // list calls per row
+	Bursts int           // rounds of Parallel
+	Burst  int           // containers that a burst makes
+	Many   int           // containers of Idle, and that log at once
+	Idle   time.Duration // for how long the use of CPU is watched
+	Deaths int           // samples of Events
+	Floods int           // samples of Logs with one container
+	Flood  int           // MiB that it writes
+	Scale  []int         // how many containers List has, ascending
+}
+
+// Columns are the columns that a suite can measure, of those asked for.
+func Columns(suite report.SuiteName, asked []string) []string {
+	var chosen []string
+	for _, name := range asked {
+		if suite == report.Life || columns.IsComplete(name) {
+			chosen = append(chosen, name)
+		}
+	}
+	return chosen
+}
+
+// Alone says whether each column of a suite needs a machine of its own: what
+// others hold would count, or would not fit beside it.
+func Alone(suite report.SuiteName) bool { return suite == report.Idle || suite == report.List }
+
+// Title says what a suite does.
+func (o *Options) Title(suite report.SuiteName) string {
+	switch suite {
+	case report.Life:
+		return fmt.Sprintf("one container after another, interleaved, %d runs after %d for warming up; medians in ms (min–max)", o.Runs, o.Warmup)
+	case report.List:
+		return fmt.Sprintf("one call, with so many containers running; %d calls; medians in ms (min–max)", o.Lists)
+	case report.Parallel:
+		return fmt.Sprintf("%d creates, then %d stops and deletes, so many at once, interleaved, %d rounds; medians of the whole in ms (min–max)",
+			o.Burst, o.Burst, o.Bursts)
+	case report.Idle:
+		return fmt.Sprintf("what the daemons and their helpers use that are not in containers, with 0 and %d containers that do nothing; CPU over %s", o.Many, o.Idle)
+	case report.Events:
+		return fmt.Sprintf("from the end of a process until the API's stream tells of it; %d times; ms", o.Deaths)
+	case report.Logs:
+		return fmt.Sprintf("containers that write lines of %d bytes: one all it can, one 50 MB/s, %d at once; medians (min–max)", lineLength, o.Many)
+	}
+	return ""
+}
+
+// measurement is one suite at work.
+type measurement struct {
+	Options
+	columns []columns.Column
+	results map[string]*report.Column
+	say     func(string)
 }
 
 // Run measures the columns, which have been started, and fills in results,
-// which has an entry for each of them. In round n the n-th column goes first,
-// so that none is always the one after a certain other. A column that fails is
-// left out from then on.
-func Run(ctx context.Context, options Options, cols []columns.Column, results map[string]*report.Column, say func(string)) error {
-	for round := range options.Warmup + options.Runs {
-		for i := range cols {
-			column := cols[(round+i)%len(cols)]
-			result := results[column.Name()]
-			if result.Failure != "" {
-				continue
-			}
-			select {
-			case <-ctx.Done():
-				return fmt.Errorf("measure: %w", ctx.Err())
-			case <-time.After(options.Pause):
-			}
-			taken, err := live(ctx, column, fmt.Sprintf("bench-%d", round))
-			if err != nil {
-				result.Failure = err.Error()
-				say(fmt.Sprintf("%s failed in round %d: %v\n%s", column.Name(), round+1, err, column.Tail()))
-				continue
-			}
-			if round >= options.Warmup {
-				taken.into(result)
-			}
+// which has an entry for each of them. A column that fails is left out from
+// then on.
+func Run(ctx context.Context, suite report.SuiteName, options Options, cols []columns.Column, results map[string]*report.Column, say func(string)) error {
+	m := &measurement{Options: options, columns: cols, results: results, say: say}
+	switch suite {
+	case report.Life:
+		return m.lives(ctx)
+	case report.List:
+		return m.lists(ctx)
+	case report.Parallel:
+		return m.bursts(ctx)
+	case report.Idle:
+		return m.idle(ctx)
+	case report.Events:
+		return m.events(ctx)
+	case report.Logs:
+		return m.logs(ctx)
+	}
+	return fmt.Errorf("no suite %q", suite)
+}
+
+// step does one thing with a column after the pause, unless it has failed
+// before, and notes when it fails. The error is that of the whole run.
+func (m *measurement) step(ctx context.Context, column columns.Column, do func(result *report.Column) error) error {
+	result := m.results[column.Name()]
+	if result.Failure != "" {
+		return nil
+	}
+	if err := pause(ctx, m.Pause); err != nil {
+		return err
+	}
+	if err := do(result); err != nil {
+		if ctx.Err() != nil {
+			return fmt.Errorf("measure: %w", context.Cause(ctx))
 		}
-		say(fmt.Sprintf("round %d of %d done", round+1, options.Warmup+options.Runs))
+		result.Failure = err.Error()
+		m.say(fmt.Sprintf("%s failed: %v\n%s", column.Name(), err, column.Tail()))
 	}
 	return nil
 }
 
-// life is what one container's steps took.
-type life struct {
-	rows    map[report.Row]time.Duration
-	spans   map[string]time.Duration // of the create
-	removal map[string]time.Duration // of the stop and delete
-}
-
-func (l *life) into(result *report.Column) {
-	for row, took := range l.rows {
-		result.Add(row, took)
-	}
-	report.AddSpans(result.Spans, l.spans)
-	report.AddSpans(result.Removal, l.removal)
-}
-
-// portLimit is how long a published port may take to answer.
-const portLimit = 30 * time.Second
-
-// live makes one container, enters it and removes it.
-func live(ctx context.Context, column columns.Column, id string) (*life, error) {
-	taken := &life{rows: map[report.Row]time.Duration{}}
-	start := time.Now()
-	instance, err := column.Create(ctx, id)
-	if err != nil {
-		return nil, fmt.Errorf("create: %w", err)
-	}
-	taken.rows[report.CreateRunning] = time.Since(start)
-	taken.spans = instance.Spans
-	if instance.Host != nil {
-		if err := instance.Host.AwaitBanner(ctx, instance.Port, columns.Banner, portLimit); err != nil {
-			return nil, err
+// complete does one thing with each column, one after the other.
+func (m *measurement) complete(ctx context.Context, do func(column columns.Complete, result *report.Column) error) error {
+	for _, column := range m.columns {
+		all, ok := column.(columns.Complete)
+		if !ok {
+			continue
 		}
-		taken.rows[report.CreatePort] = time.Since(start)
+		if err := m.step(ctx, column, func(result *report.Column) error { return do(all, result) }); err != nil {
+			return err
+		}
 	}
+	return nil
+}
 
-	start = time.Now()
-	if err := column.Exec(ctx, instance); err != nil {
-		return nil, fmt.Errorf("exec: %w", err)
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return fmt.Errorf("measure: %w", context.Cause(ctx))
+	case <-time.After(d):
+		return nil
 	}
-	taken.rows[report.Exec] = time.Since(start)
+}
 
-	start = time.Now()
-	if err := column.Remove(ctx, instance); err != nil {
-		return nil, fmt.Errorf("stop and delete: %w", err)
+// createMany makes n containers, so many at once.
+func createMany(ctx context.Context, column columns.Column, prefix string, n, atOnce int) ([]*columns.Instance, error) {
+	made := make([]*columns.Instance, n)
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	for i := range n {
+		group.Go(func() (err error) {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if made[i], err = column.Create(ctx, prefix+"-"+strconv.Itoa(i)); err != nil {
+				return fmt.Errorf("create: %w", err)
+			}
+			return nil
+		})
 	}
-	taken.rows[report.StopDelete] = time.Since(start)
-	taken.removal = instance.Removal
+	return made, group.Wait()
+}
 
-	if instance.Host == nil {
-		return taken, nil
+// removeMany removes containers, so many at once.
+func removeMany(ctx context.Context, column columns.Column, instances []*columns.Instance, atOnce int) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	for _, instance := range instances {
+		group.Go(func() error {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			if err := column.Remove(ctx, instance); err != nil {
+				return fmt.Errorf("stop and delete: %w", err)
+			}
+			return nil
+		})
 	}
-	answers, err := instance.Host.Answers(ctx, instance.Port, columns.Banner)
-	if err != nil {
-		return nil, err
-	}
-	if answers {
-		return nil, fmt.Errorf("port %d answers after the delete", instance.Port)
-	}
-	return taken, nil
+	return group.Wait()
 }

@@ -16,9 +16,9 @@ func TestSummarize(t *testing.T) {
 		want    report.Summary
 	}{
 		"none": {nil, report.Summary{}},
-		"one":  {[]float64{3}, report.Summary{Median: 3, Min: 3, Max: 3, N: 1}},
-		"odd":  {[]float64{9, 1, 2}, report.Summary{Median: 2, Min: 1, Max: 9, N: 3}},
-		"even": {[]float64{9, 1, 2, 4}, report.Summary{Median: 3, Min: 1, Max: 9, N: 4}},
+		"one":  {[]float64{3}, report.Summary{Median: 3, Min: 3, Max: 3, P99: 3, N: 1}},
+		"odd":  {[]float64{9, 1, 2}, report.Summary{Median: 2, Min: 1, Max: 9, P99: 9, N: 3}},
+		"even": {[]float64{9, 1, 2, 4}, report.Summary{Median: 3, Min: 1, Max: 9, P99: 9, N: 4}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if diff := cmp.Diff(test.want, report.Summarize(test.samples)); diff != "" {
@@ -36,71 +36,133 @@ func TestSummarizeLeavesSamplesInOrder(t *testing.T) {
 	}
 }
 
-// column makes a column whose rows all have the median ms.
-func column(name string, ms int) *report.Column {
-	made := report.NewColumn(name)
-	for _, row := range report.Rows() {
-		made.Add(row, time.Duration(ms)*time.Millisecond)
+func TestSummarizeP99(t *testing.T) {
+	var samples []float64
+	for i := range 200 {
+		samples = append(samples, float64(200-i))
 	}
+	if got := report.Summarize(samples).P99; got != 198 {
+		t.Errorf("p99 of 1 to 200 is %v, want 198", got)
+	}
+}
+
+var names = report.Names{Of: "ours", Bound: "bound", Docker: "docker"}
+
+// column makes a column whose rows all have the median.
+func column(suite *report.Suite, name string, median float64) *report.Column {
+	made := report.NewColumn(name)
+	for _, row := range suite.Rows {
+		made.AddValue(row, median)
+	}
+	suite.Columns = append(suite.Columns, made)
 	return made
 }
 
-func TestJudge(t *testing.T) {
+// judged runs Judge over suites and returns the verdicts by target.
+func judged(suites ...*report.Suite) map[string]report.Verdict {
+	result := report.Result{Suites: suites}
+	result.Judge(names, "bound", "docker")
+	got := map[string]report.Verdict{}
+	for _, suite := range suites {
+		for _, target := range suite.Targets {
+			key := target.Of.String()
+			if target.To != nil {
+				key += " to " + target.To.String()
+			}
+			got[key] = target.Verdict
+		}
+	}
+	return got
+}
+
+func TestJudgeRatios(t *testing.T) {
+	suite := report.NewSuite(report.Life, "")
+	column(suite, "ours", 50)
+	column(suite, "bound", 40)
+	docker := column(suite, "docker", 100)
 	missing := report.NewColumn("podman")
 	missing.Missing = "podman is not installed"
-	result := report.Result{Columns: []*report.Column{column("ours", 50), column("bound", 40), column("docker", 100), missing}}
-	result.Judge("ours", "bound", "docker", "bound", "docker")
-
-	got := map[string]report.Verdict{}
-	for _, target := range result.Targets {
-		got[string(target.Row)+" to "+target.To] = target.Verdict
-	}
+	suite.Columns = append(suite.Columns, missing)
 	want := map[string]report.Verdict{
-		"create→port to bound":     report.OK, // 1.25 of at most 1.25
-		"create→running to bound":  report.OK,
-		"stop+delete to bound":     report.OK,
-		"create→port to docker":    report.OK, // 0.50 of at most 0.55
-		"create→running to docker": report.OK,
-		"stop+delete to docker":    report.Missed, // 0.50 of at most 0.40
+		"ours create→port to bound create→port":        report.Missed, // 1.25 of at most 1.00
+		"ours create→running to bound create→running":  report.OK,     // 1.25 of at most 1.25
+		"ours exec true to bound exec true":            report.Missed, // 1.25 of at most 1.15
+		"ours stop+delete to bound stop+delete":        report.OK,
+		"ours create→port to docker create→port":       report.OK, // 0.50 of at most 0.55
+		"ours create→running to docker create→running": report.OK,
+		"ours stop+delete to docker stop+delete":       report.Missed, // 0.50 of at most 0.40
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, judged(suite)); diff != "" {
 		t.Error(diff)
 	}
-	if got := result.Columns[2].Ratios["bound"][report.Exec]; got != 2.5 {
+	if got := docker.Ratios["bound"][report.Exec]; got != 2.5 {
 		t.Errorf("ratio of docker to bound is %v, want 2.5", got)
 	}
-	if got := result.Columns[3].Ratios["bound"]; len(got) != 0 {
+	if got := missing.Ratios["bound"]; len(got) != 0 {
 		t.Errorf("a column that is missing has ratios %v", got)
 	}
 }
 
+// Other kinds of targets: between rows of one column, of another stat than the
+// median, and without a ratio.
+func TestJudgeOtherTargets(t *testing.T) {
+	list := report.NewSuite(report.List, "")
+	column(list, "ours", 2)
+	column(list, "docker", 10)
+	events := report.NewSuite(report.Events, "")
+	ours := column(events, "ours", 1)
+	column(events, "docker", 5)
+	ours.AddValue(report.Death, 9) // the median is 5, as docker's; the p99 is not
+	logs := report.NewSuite(report.Logs, "")
+	column(logs, "ours", 49.5)
+	want := map[string]report.Verdict{
+		"ours 50 of 500 to ours 50 of 50":          report.OK,
+		"ours all of 200 to docker all of 200":     report.OK,
+		"ours end→told p99 to docker end→told p99": report.Missed,
+		"ours one, MB/s":                           report.Missed, // at least 50
+		"ours at 50, MB/s":                         report.OK,     // at least 49
+	}
+	if diff := cmp.Diff(want, judged(list, events, logs)); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestJudgeWithoutTheOtherColumn(t *testing.T) {
-	result := report.Result{Columns: []*report.Column{column("ours", 50)}}
-	result.Judge("ours", "bound", "docker", "bound", "docker")
-	for _, target := range result.Targets {
-		if target.Verdict != report.Unjudged || target.Ratio != 0 {
-			t.Errorf("%s to %s is %s, ratio %v, though %s was not measured",
-				target.Row, target.To, target.Verdict, target.Ratio, target.To)
+	var all []*report.Suite
+	for _, name := range report.Suites() {
+		suite := report.NewSuite(name, "")
+		if len(suite.Rows) == 0 {
+			t.Errorf("suite %s has no rows", name)
+		}
+		column(suite, "bound", 50)
+		all = append(all, suite)
+	}
+	for what, verdict := range judged(all...) {
+		if verdict != report.Unjudged {
+			t.Errorf("%s is %s, though ours was not measured", what, verdict)
 		}
 	}
 }
 
 func TestWriteSaysWhatIsMissingAndWhatFailed(t *testing.T) {
-	missing, failed := report.NewColumn("podman"), column("docker", 100)
-	missing.Missing = "podman is not installed"
+	suite := report.NewSuite(report.Life, "some lives")
+	ours, failed := column(suite, "ours", 50), column(suite, "docker", 100)
 	failed.Failure = "create: refused"
-	ours := column("ours", 50)
-	report.AddSpans(ours.Spans, map[string]time.Duration{"snapshot": 3 * time.Millisecond, "task": 40 * time.Millisecond})
-	result := report.Result{Runs: 1, Columns: []*report.Column{ours, missing, failed}}
-	result.Judge("ours", "bound", "docker", "docker")
+	missing := report.NewColumn("podman")
+	missing.Missing = "podman is not installed"
+	suite.Columns = append(suite.Columns, missing)
+	ours.AddSpans("a create", map[string]time.Duration{"snapshot": 3 * time.Millisecond, "task": 40 * time.Millisecond})
+	result := report.Result{Suites: []*report.Suite{suite}}
+	result.Judge(names, "docker")
 	var out strings.Builder
 	if err := result.Write(&out, "docker"); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{
+		"LIFE: some lives",
 		"podman: NOT MEASURED: podman is not installed",
-		"docker: FAILED after 1 runs: create: refused",
-		"50.0 (50.0–50.0)",
+		"docker: FAILED: create: refused",
+		"50.0",
 		"parts of a create, ours",
 		"not measured",
 		"missed",

@@ -3,48 +3,51 @@
 package report
 
 import (
+	"math"
 	"slices"
 	"time"
 )
 
-// Row is a quantity that is measured.
+// Row is a quantity that is measured. Unless its name tells another unit it is
+// a time in milliseconds.
 type Row string
 
-// The rows.
-const (
-	CreatePort    Row = "create→port"
-	CreateRunning Row = "create→running"
-	Exec          Row = "exec true"
-	StopDelete    Row = "stop+delete"
-)
-
-// Rows are all rows in the order of the table.
-func Rows() []Row { return []Row{CreatePort, CreateRunning, Exec, StopDelete} }
-
-// Result is a whole run. Durations are milliseconds.
+// Result is a whole run.
 type Result struct {
 	StartedAt  time.Time `json:"started_at"`
 	Seconds    float64   `json:"seconds"` // that the run took
 	Kernel     string    `json:"kernel"`
 	CPUs       int       `json:"cpus"`
 	Containerd int       `json:"containerd"` // major version asked for
-	Runs       int       `json:"runs"`
-	Warmup     int       `json:"warmup"`
-	Columns    []*Column `json:"columns"`
-	Targets    []Target  `json:"targets"` // by Judge
+	Suites     []*Suite  `json:"suites"`
 }
 
-// Column is one product's part of a run.
+// Suite is a part of a run that can be run by itself.
+type Suite struct {
+	Name    SuiteName `json:"name"`
+	Title   string    `json:"title"`   // what was done, for people
+	Seconds float64   `json:"seconds"` // that it took
+	Rows    []Row     `json:"rows"`    // in the order of the table
+	Columns []*Column `json:"columns"`
+	Targets []Target  `json:"targets"` // by Judge
+}
+
+// Column is one product's part of a suite.
 type Column struct {
 	Name     string                `json:"name"`
 	Versions []string              `json:"versions,omitempty"`
 	Missing  string                `json:"missing,omitempty"` // why it was not run
 	Failure  string                `json:"failure,omitempty"` // why it was not run to the end
-	Samples  map[Row][]float64     `json:"samples"`           // in the order of the runs
-	Spans    map[string][]float64  `json:"spans,omitempty"`   // what parts of a create took
-	Removal  map[string][]float64  `json:"removal,omitempty"` // what parts of a stop and delete took
+	Samples  map[Row][]float64     `json:"samples"`           // in the order they were taken
+	Parts    []*Parts              `json:"parts,omitempty"`   // what rows are made of, where known
 	Summary  map[Row]Summary       `json:"summary"`           // by Judge
 	Ratios   map[string]RowsRatios `json:"ratios,omitempty"`  // to other columns' medians, by Judge
+}
+
+// Parts are samples of the parts of a row.
+type Parts struct {
+	Of      string               `json:"of"`
+	Samples map[string][]float64 `json:"samples"`
 }
 
 // RowsRatios are the ratios of the rows.
@@ -52,19 +55,39 @@ type RowsRatios map[Row]float64
 
 // NewColumn makes a column without samples.
 func NewColumn(name string) *Column {
-	return &Column{Name: name, Samples: map[Row][]float64{}, Spans: map[string][]float64{}, Removal: map[string][]float64{}}
+	return &Column{Name: name, Samples: map[Row][]float64{}}
 }
 
-// Add appends a sample to a row.
-func (c *Column) Add(row Row, took time.Duration) {
-	c.Samples[row] = append(c.Samples[row], Millis(took))
+// Add appends a time to a row.
+func (c *Column) Add(row Row, took time.Duration) { c.AddValue(row, Millis(took)) }
+
+// AddValue appends a sample to a row, in the row's unit.
+func (c *Column) AddValue(row Row, value float64) {
+	c.Samples[row] = append(c.Samples[row], value)
 }
 
-// AddSpans appends one sample of each part to the samples of the parts.
-func AddSpans(samples map[string][]float64, parts map[string]time.Duration) {
-	for name, took := range parts {
-		samples[name] = append(samples[name], Millis(took))
+// AddParts appends one sample of each part.
+func (c *Column) AddParts(of string, parts map[string]float64) {
+	if len(parts) == 0 {
+		return
 	}
+	at := slices.IndexFunc(c.Parts, func(p *Parts) bool { return p.Of == of })
+	if at < 0 {
+		at = len(c.Parts)
+		c.Parts = append(c.Parts, &Parts{Of: of, Samples: map[string][]float64{}})
+	}
+	for name, value := range parts {
+		c.Parts[at].Samples[name] = append(c.Parts[at].Samples[name], value)
+	}
+}
+
+// AddSpans appends one sample of the time of each part.
+func (c *Column) AddSpans(of string, spans map[string]time.Duration) {
+	parts := make(map[string]float64, len(spans))
+	for name, took := range spans {
+		parts[name] = Millis(took)
+	}
+	c.AddParts(of, parts)
 }
 
 // Millis is a duration in milliseconds.
@@ -75,6 +98,7 @@ type Summary struct {
 	Median float64 `json:"median"`
 	Min    float64 `json:"min"`
 	Max    float64 `json:"max"`
+	P99    float64 `json:"p99"` // the smallest sample that 99 % do not exceed
 	N      int     `json:"n"`
 }
 
@@ -89,5 +113,6 @@ func Summarize(samples []float64) Summary {
 	if n%2 == 0 {
 		median = (sorted[n/2-1] + sorted[n/2]) / 2
 	}
-	return Summary{Median: median, Min: sorted[0], Max: sorted[n-1], N: n}
+	p99 := sorted[int(math.Ceil(0.99*float64(n)))-1]
+	return Summary{Median: median, Min: sorted[0], Max: sorted[n-1], P99: p99, N: n}
 }

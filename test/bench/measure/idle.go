@@ -1,0 +1,63 @@
+package measure
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/remotegpu/remotegpu/test/bench/columns"
+	"github.com/remotegpu/remotegpu/test/bench/report"
+	"github.com/remotegpu/remotegpu/test/bench/sandbox"
+)
+
+// idle looks at what a column's processes use while nothing happens. It is
+// alone in its sandbox, so whatever runs there is the column's.
+func (m *measurement) idle(ctx context.Context) error {
+	return m.complete(ctx, func(column columns.Complete, result *report.Column) error {
+		if err := m.use(ctx, result, report.Memory0, report.CPU0, "MiB with 0"); err != nil {
+			return err
+		}
+		if _, err := createMany(ctx, column, "idle", m.Many, makers); err != nil {
+			return err
+		}
+		m.say(fmt.Sprintf("%s has %d", column.Name(), m.Many))
+		return m.use(ctx, result, report.Memory100, report.CPU100, fmt.Sprintf("MiB with %d", m.Many))
+	})
+}
+
+// use samples memory once and CPU over the time of idleness.
+func (m *measurement) use(ctx context.Context, result *report.Column, memory, cpu report.Row, parts string) error {
+	// What a start or a create leaves to do, garbage collections included.
+	if err := pause(ctx, m.Idle/2); err != nil {
+		return err
+	}
+	before, err := sandbox.Processes()
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	if err := pause(ctx, m.Idle); err != nil {
+		return err
+	}
+	after, err := sandbox.Processes()
+	if err != nil {
+		return err
+	}
+	took := time.Since(start)
+	var used time.Duration
+	var bytes int64
+	byName := map[string]float64{}
+	for pid, process := range after {
+		bytes += process.PSS
+		byName[process.Name] += mebibytes(process.PSS)
+		// Of one that is new, all of it; of one that has gone, what its parent
+		// or the sandbox's first process has counted is not told: it is little.
+		used += process.CPU - before[pid].CPU
+	}
+	result.AddValue(memory, mebibytes(bytes))
+	result.AddValue(cpu, 100*used.Seconds()/took.Seconds())
+	result.AddParts(parts, byName)
+	return nil
+}
+
+func mebibytes(bytes int64) float64 { return float64(bytes) / (1 << 20) }
