@@ -282,7 +282,8 @@ type Store interface {
 	// EnvironmentByName returns one that is not deleted, NotFound.
 	EnvironmentByName(ctx context.Context, project, name string) (*Environment, error)
 	// Environments returns those not deleted, oldest first, and the cursor of
-	// the next page.
+	// the next page. Their fields may be set; what maps, slices and pointers in
+	// them lead to is shared with other lists.
 	Environments(ctx context.Context, filter Filter) ([]*Environment, string, error)
 	// UpdateEnvironment reads, changes and writes one in a single transaction
 	// and counts its revision. What change puts into News goes into the

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -56,13 +55,9 @@ func (r *environmentRow) scan(row scanner) error {
 		&r.address, &e.Ready, &e.Operation, &r.detail, &r.created, &r.updated, &r.started, &r.seq)
 }
 
-// decodeLabels is a step of its own: a list filters by labels before it
-// decodes the rest.
-func (r *environmentRow) decodeLabels() error { return fromJSON(r.labels, &r.env.Labels) }
-
 func (r *environmentRow) decode() (*runtime.Environment, error) {
 	e := &r.env
-	if err := r.decodeLabels(); err != nil {
+	if err := fromJSON(r.labels, &e.Labels); err != nil {
 		return nil, err
 	}
 	if err := fromJSON(r.spec, &e.Spec); err != nil {
@@ -169,113 +164,6 @@ func (s *Store) EnvironmentByName(ctx context.Context, project, name string) (en
 		return nil, fmt.Errorf("read environment %s of project %s: %w", name, project, err)
 	}
 	return env, nil
-}
-
-// Environments implements runtime.Store.
-func (s *Store) Environments(ctx context.Context, filter runtime.Filter) ([]*runtime.Environment, string, error) {
-	where := []string{"state != 'deleted'"}
-	var args []any
-	add := func(condition string, values ...any) {
-		where = append(where, condition)
-		args = append(args, values...)
-	}
-	if filter.Project != "" {
-		add("project = ?", filter.Project)
-	}
-	if len(filter.States) > 0 {
-		var states []any
-		for _, state := range filter.States {
-			states = append(states, state)
-		}
-		add("state IN ("+placeholders(len(states))+")", states...)
-	}
-	if filter.After != "" {
-		var seq int64
-		if err := parseCursor(filter.After, "e", &seq); err != nil {
-			return nil, "", err
-		}
-		add("seq > ?", seq)
-	}
-	query := "SELECT " + environmentColumns + ", seq FROM environments WHERE " + strings.Join(where, " AND ") +
-		" ORDER BY seq"
-	if filter.Limit > 0 && len(filter.Labels) == 0 {
-		query += " LIMIT ?"
-		args = append(args, filter.Limit+1) // one more tells whether there is another page
-	}
-	var (
-		found []*runtime.Environment
-		next  string
-	)
-	err := s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) (err error) {
-		if found, next, err = scanPage(ctx, tx, filter, query, args); err != nil {
-			return err
-		}
-		return addMappings(ctx, tx, found)
-	})
-	if err != nil {
-		return nil, "", fmt.Errorf("list environments: %w", err)
-	}
-	return found, next, nil
-}
-
-func scanPage(ctx context.Context, tx *sql.Tx, filter runtime.Filter, query string, args []any) (
-	found []*runtime.Environment, next string, err error,
-) {
-	rows, err := tx.QueryContext(ctx, query, args...)
-	if err != nil {
-		return nil, "", err
-	}
-	defer rows.Close() //nolint:errcheck // rows.Err tells what went wrong
-	var last int64
-	for rows.Next() {
-		row := new(environmentRow)
-		if err := row.scan(rows); err != nil {
-			return nil, "", err
-		}
-		if len(filter.Labels) > 0 {
-			if err := row.decodeLabels(); err != nil {
-				return nil, "", err
-			}
-			if !filter.Labels.Matches(row.env.Labels) {
-				continue
-			}
-		}
-		if filter.Limit > 0 && len(found) == filter.Limit {
-			return found, cursor("e", last), nil
-		}
-		env, err := row.decode()
-		if err != nil {
-			return nil, "", err
-		}
-		found, last = append(found, env), row.seq
-	}
-	return found, "", rows.Err()
-}
-
-// addMappings reads the mappings of a page of environments in one query.
-func addMappings(ctx context.Context, tx *sql.Tx, envs []*runtime.Environment) error {
-	if len(envs) == 0 {
-		return nil
-	}
-	ids := make([]string, len(envs))
-	byID := make(map[string]*runtime.Environment, len(envs))
-	for i, env := range envs {
-		ids[i], byID[env.ID] = env.ID, env
-	}
-	list, err := toJSON(ids)
-	if err != nil {
-		return err
-	}
-	mappings, err := queryMappings(ctx, tx, "SELECT "+mappingColumns+` FROM port_mappings
-		WHERE env_id IN (SELECT value FROM json_each(?)) AND status IN ('reserved', 'active') ORDER BY seq`, list)
-	if err != nil {
-		return err
-	}
-	for _, m := range mappings {
-		env := byID[m.EnvID]
-		env.Ports = append(env.Ports, m)
-	}
-	return nil
 }
 
 // CountEnvironments implements runtime.Store.

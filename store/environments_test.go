@@ -427,6 +427,55 @@ func BenchmarkCreateEnvironment(b *testing.B) {
 	}
 }
 
+// A list never shows what an environment was before, though it keeps what it
+// has read, and a caller's changes stay its own.
+func TestListsAreCurrent(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	env, other := environment("desk"), environment("other")
+	create(t, s, env, 10000)
+	create(t, s, other, 10001)
+	list := func() []*runtime.Environment {
+		t.Helper()
+		envs, _, err := s.Environments(t.Context(), runtime.Filter{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return envs
+	}
+	first := list()
+	first[0].State, first[0].Ports, first[0].HealthDetail = runtime.Failed, nil, "mine"
+	again := list()
+	if len(again) != 2 || again[0].State != runtime.Creating || len(again[0].Ports) != 1 || again[0].HealthDetail != "" {
+		t.Errorf("another caller's changes are seen: %+v", again[0])
+	}
+	if _, err := s.ActivateEnvironment(t.Context(), env.ID, func(env *runtime.Environment) error {
+		env.State, env.Labels = runtime.Running, map[string]string{"team": "audio"}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	got := list()[0]
+	read, err := s.Environment(t.Context(), env.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(read, got, ipComparer); diff != "" {
+		t.Errorf("list and read differ (-read +listed):\n%s", diff)
+	}
+	// Ports may change without the environment.
+	if _, err := s.ReleasePortMappings(t.Context(), got.Ports[0].HostID, env.ID, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if got := list()[0]; len(got.Ports) != 0 {
+		t.Errorf("released ports are listed: %+v", got.Ports)
+	}
+	remove(t, s, env.ID)
+	if envs := list(); len(envs) != 1 || envs[0].ID != other.ID {
+		t.Errorf("after the delete: %+v", envs)
+	}
+}
+
 func BenchmarkListPageOf500(b *testing.B) {
 	s := open(b)
 	for i := range 500 {

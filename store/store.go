@@ -25,8 +25,9 @@ var migrations embed.FS
 
 // Store is the node's database. Its methods are safe for concurrent use.
 type Store struct {
-	db  *sqlite.DB
-	now func() time.Time
+	db      *sqlite.DB
+	now     func() time.Time
+	decoded decoded
 }
 
 var (
