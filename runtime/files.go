@@ -43,8 +43,9 @@ func (e etcFiles) write(id, hostname string, address netip.Addr, servers []netip
 	for _, file := range contents {
 		path := filepath.Join(dir, file.name)
 		// The inode is bound into the container: keep it when nothing changes.
+		// Each start comes by here, so a host that dies needs no sync before.
 		if !holds(path, file.text) {
-			if err := atomicfile.Write(path, []byte(file.text), 0o644); err != nil {
+			if err := atomicfile.WriteUnsynced(path, []byte(file.text), 0o644); err != nil {
 				return nil, err
 			}
 		}
