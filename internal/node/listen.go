@@ -28,6 +28,7 @@ type apiListener struct {
 	net.Listener
 	token string // "": none is asked for
 	tls   *tls.Config
+	local bool // no network is between caller and node
 }
 
 // listen opens the unix socket, for root, and the TCP address, for who has the
@@ -44,7 +45,7 @@ func (n *Node) listen(ctx context.Context) ([]*apiListener, error) {
 	if err := os.Chmod(n.cfg.API.Socket, 0o600); err != nil {
 		return nil, errors.Join(fmt.Errorf("protect unix socket: %w", err), socket.Close())
 	}
-	listeners := []*apiListener{{Listener: socket}}
+	listeners := []*apiListener{{Listener: socket, local: true}}
 	if n.cfg.API.Listen == "" {
 		return listeners, nil
 	}
@@ -76,6 +77,9 @@ func (n *Node) apiCertificate() (*tls.Config, error) {
 func (l *apiListener) serve(ctx context.Context, handler http.Handler, log *slog.Logger) error {
 	if l.token != "" {
 		handler = authenticate(l.token, handler)
+	}
+	if l.local {
+		handler = uncompressed(handler)
 	}
 	requests, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -111,6 +115,18 @@ func (l *apiListener) serve(ctx context.Context, handler http.Handler, log *slog
 		return fmt.Errorf("serve the API on %s: %w", l.Addr(), err)
 	}
 	return <-drained
+}
+
+// uncompressed answers callers on the node itself without compression, though
+// clients say by default that they understand it: it costs more time than all
+// else that a long list takes.
+func uncompressed(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for _, accepted := range []string{"Accept-Encoding", "Connect-Accept-Encoding", "Grpc-Accept-Encoding"} {
+			r.Header.Del(accepted)
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // authenticate lets only callers with the token through. Health needs none.

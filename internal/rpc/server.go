@@ -21,6 +21,10 @@ import (
 // MaxRequestBytes is the size of the largest request that is read.
 const MaxRequestBytes = 4 << 20
 
+// compressFrom is the size in bytes from which an answer is compressed, when
+// its caller understands that: smaller ones fit into a packet or two anyway.
+const compressFrom = 2 << 10
+
 // Config is what the services work with. All fields are required.
 type Config struct {
 	Manager    *runtime.Manager
@@ -105,7 +109,7 @@ func NewHandler(cfg Config) http.Handler {
 	// client's, and silence would hide it: JSON is read strictly.
 	strict := connectproto.NewJSONCodec()
 	strict.UnmarshalOptions.DiscardUnknown = false
-	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(MaxRequestBytes),
+	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(MaxRequestBytes), connecthttp.WithCompressMinBytes(compressFrom),
 		connecthttp.WithCodecs(connectproto.NewBinaryCodec(), strict))
 	return mux
 }
