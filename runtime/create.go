@@ -70,22 +70,17 @@ func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Ta
 		return err
 	}
 	spans.end("image")
-	task.Progress(operation.Progress{Step: "preparing", Done: 1, Total: 4})
+	task.Progress(operation.Progress{Step: "preparing", Done: 1, Total: 3})
 	container, err := m.prepare(ctx, env, spans, m.cfg.Engine.Create)
 	if err != nil {
 		return err
 	}
 	spans.end("prepare")
-	task.Progress(operation.Progress{Step: "starting", Done: 2, Total: 4})
-	if _, err := m.cfg.Engine.Start(ctx, container); err != nil {
-		return fmt.Errorf("start container of environment %s: %w", env.ID, err)
-	}
-	spans.end("start")
-	task.Progress(operation.Progress{Step: "publishing ports", Done: 3, Total: 4})
-	if err := m.publish(ctx, env); err != nil {
+	task.Progress(operation.Progress{Step: "starting", Done: 2, Total: 3})
+	if err := m.startPublished(ctx, env, container, spans); err != nil {
 		return err
 	}
-	spans.end("publish")
+	spans.end("start")
 	running, err := m.cfg.Store.ActivateEnvironment(ctx, env.ID, recorded(func(env *Environment) error {
 		env.State, env.Digest, env.StartedAt = Running, image.Digest, time.Now()
 		leave(env, task.Op.ID)
@@ -144,6 +139,35 @@ func (m *Manager) prepare(ctx context.Context, env *Environment, spans *spans,
 		return nil
 	})
 	return container, group.Wait()
+}
+
+// startPublished starts the container and publishes its ports beside that: a
+// rule that is there before the process is refused by the environment, as it
+// would be a moment later, before the process listens. When one of the two
+// fails the other is ended or taken back by the caller. AlreadyExists: it runs,
+// and its ports are published.
+func (m *Manager) startPublished(ctx context.Context, env *Environment, container Container, spans *spans) error {
+	var running error
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		defer spans.beside("publish")()
+		return m.publish(groupCtx, env)
+	})
+	group.Go(func() error {
+		_, err := m.cfg.Engine.Start(groupCtx, container)
+		if errdefs.IsAlreadyExists(err) {
+			running = err
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("start container of environment %s: %w", env.ID, err)
+		}
+		return nil
+	})
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return running
 }
 
 // publish makes the environment's ports reachable.

@@ -107,6 +107,10 @@ func TestProcessThatEndsAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "publish", reached)
+	waitFor(t, "the process to run", func() bool { // it is started beside that
+		status, err := h.engine.Status(t.Context(), op.Target)
+		return err == nil && status.Running
+	})
 	if err := h.engine.Exit(op.Target, runtime.Exit{Code: 3}); err != nil {
 		t.Fatal(err)
 	}

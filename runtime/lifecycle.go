@@ -308,14 +308,13 @@ func (m *Manager) start(ctx context.Context, env *Environment, task *operation.T
 	container, err := m.prepare(ctx, env, spans, nil)
 	if err == nil {
 		spans.end("prepare")
-		_, err = m.cfg.Engine.Start(ctx, container)
+		err = m.startPublished(ctx, env, container, spans)
 		if errdefs.IsAlreadyExists(err) { // an attempt that died before saying so
 			err = nil
 		}
 	}
 	if err == nil {
 		spans.end("start")
-		err = m.publish(ctx, env)
 	}
 	if err != nil {
 		if triedAgain(ctx, task, err) {
