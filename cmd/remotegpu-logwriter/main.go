@@ -25,9 +25,6 @@ const (
 )
 
 func main() {
-	// There is one for every container, so what counts is its memory.
-	goruntime.GOMAXPROCS(1)
-	debug.SetGCPercent(20)
 	if err := run(os.Args[1:]); err != nil {
 		_, _ = io.WriteString(os.Stderr, "remotegpu-logwriter: "+err.Error()+"\n")
 		os.Exit(1)
@@ -42,16 +39,21 @@ func run(args []string) error {
 	// The shim asks it to end once it has closed its side, which is when the
 	// streams end anyway; to obey would lose what is still in the pipes.
 	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
-	// Without this process the container gets SIGPIPE. The kernel shall take
-	// any other one first.
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0)
-	writer := logfile.NewWriter(cfg)
-	_ = writer.Open() // tried again with the first line: a full disk stops no container
+	// The container waits for this: all else comes after it. What it writes
+	// meanwhile is in the pipes.
 	ready := os.NewFile(readyFD, "ready")
 	_, err = ready.Write([]byte{0})
 	if err = errors.Join(err, ready.Close()); err != nil {
 		return err
 	}
+	// There is one for every container, so what counts is its memory.
+	goruntime.GOMAXPROCS(1)
+	debug.SetGCPercent(20)
+	// Without this process the container gets SIGPIPE. The kernel shall take
+	// any other one first.
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-999"), 0)
+	writer := logfile.NewWriter(cfg)
+	_ = writer.Open() // tried again with the first line: a full disk stops no container
 	err = writer.Copy(stdoutFD, stderrFD)
 	return errors.Join(err, writer.Close())
 }
