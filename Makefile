@@ -85,11 +85,12 @@ test-unit: check-go ## Run the tests that need nothing
 	go test -race -shuffle=on ./...
 
 .PHONY: test-all
-test-all: build ## The CI tier, three times over, and what is compared with peers
+test-all: build ## The CI tier three times over, the long fault table and soak, the comparison with peers
 	@deploy/dev/packages.sh node build test bench
 	tools/install.sh containerd buildkit
 	test/browser/fetch.sh
 	REMOTEGPU_TEST=all go test -race -shuffle=on -count=3 -p 1 -timeout 60m ./...
+	REMOTEGPU_TEST=all REMOTEGPU_TEST_LONG=1 go test -race -v -timeout 90m -run 'TestFaultTable|TestSoak' ./test/e2e
 
 .PHONY: bench
 bench: build ## Measure against a plain containerd client, ctr, podman and docker (RUNS=15, SUITES=life,list,…)

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/internal/cleanup"
+	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
@@ -74,14 +75,20 @@ func (n *Networks) attach(ctx context.Context, envID string, slot int) (err erro
 	if err != nil {
 		return err
 	}
+	if err := fault.Point(ctx, "network namespace made"); err != nil {
+		return err
+	}
 	bridge, err := n.ensureBridge(host, names, netip.PrefixFrom(n.gateway(slot), slotBits), mtu)
 	if err != nil {
 		return err
 	}
-	if err := ctx.Err(); err != nil {
+	if err := errors.Join(ctx.Err(), fault.Point(ctx, "bridge made")); err != nil {
 		return err
 	}
-	return n.ensurePair(host, names, bridge, slot, mtu)
+	if err := n.ensurePair(host, names, bridge, slot, mtu); err != nil {
+		return err
+	}
+	return fault.Point(ctx, "interfaces made")
 }
 
 // mtu is the configured one, or that of the interface through which the host

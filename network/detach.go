@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/internal/cleanup"
+	"github.com/remotegpu/remotegpu/internal/fault"
 )
 
 // Detach withdraws what the environment still publishes and removes what
@@ -44,6 +45,11 @@ func (n *Networks) Detach(ctx context.Context, envID string) error {
 			unlock()
 			return fmt.Errorf("detach network of environment %s: %w", envID, err)
 		}
+	}
+	if err := fault.Point(ctx, "address taken"); err != nil {
+		free()
+		unlock()
+		return failed("detach network of environment "+envID, err)
 	}
 	n.mark(envID, true)
 	n.background.Go(func() {
@@ -103,7 +109,7 @@ func (n *Networks) mark(envID string, removing bool) {
 }
 
 // remove deletes the environment's interfaces, then lets its namespace go.
-func (n *Networks) remove(_ context.Context, envID string) error {
+func (n *Networks) remove(ctx context.Context, envID string) error {
 	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
@@ -114,7 +120,9 @@ func (n *Networks) remove(_ context.Context, envID string) error {
 	for _, name := range []string{names.veth, names.bridge} {
 		link, err := find(host, name)
 		if err == nil && link != nil && (link.Attrs().Alias == "" || link.Attrs().Alias == names.alias) {
-			if err = host.LinkDel(link); gone(err) {
+			if err = host.LinkDel(link); err == nil {
+				err = fault.Point(ctx, "interface removed")
+			} else if gone(err) {
 				err = nil
 			}
 		}
@@ -125,7 +133,10 @@ func (n *Networks) remove(_ context.Context, envID string) error {
 	if len(errs) > 0 {
 		return errors.Join(errs...) // the file stays and names what is left
 	}
-	return unpin(names.netns)
+	if err := unpin(names.netns); err != nil {
+		return err
+	}
+	return fault.Point(ctx, "network namespace removed")
 }
 
 // Attached lists the environments that have a network or a part of one, which

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/remotegpu/remotegpu/internal/cleanup"
+	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime/operation"
 )
@@ -186,8 +187,14 @@ func (m *Manager) render(ctx context.Context, env *Environment) (Container, erro
 	if err != nil {
 		return Container{}, err
 	}
+	if err := fault.Point(ctx, "resolvers read"); err != nil {
+		return Container{}, err
+	}
 	mounts, err := m.files.write(env.ID, spec.Hostname, env.Address, servers, search)
 	if err != nil {
+		return Container{}, err
+	}
+	if err := fault.Point(ctx, "files written"); err != nil {
 		return Container{}, err
 	}
 	variables := nodeVariables(env)
@@ -269,7 +276,8 @@ func (m *Manager) teardown(ctx context.Context, env *Environment) error {
 		m.cfg.Networks.Detach(ctx, env.ID),
 		m.cfg.Volumes.Unstage(ctx, env.ID),
 		m.cfg.Desktops.Remove(ctx, env.ID),
-		m.files.remove(env.ID))
+		m.files.remove(env.ID),
+		fault.Point(ctx, "torn down"))
 }
 
 // release gives back an environment's ports and slot in the store, tells the

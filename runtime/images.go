@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/imageref"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime/operation"
@@ -165,8 +166,9 @@ func (m *Manager) submit(ctx context.Context, kind, project, target, requestID, 
 		return nil, err
 	}
 	op := m.newOperation(kind, project, target, requestID, hash, args)
-	existing, err := m.cfg.Store.InsertOperation(ctx, op)
+	existing, err := m.cfg.Store.InsertOperation(fault.Within(ctx, "request ", kind), op)
 	if err != nil {
+		m.cfg.Queue.Kick(op.ID) // the answer was lost, perhaps not the row
 		return nil, err
 	}
 	if existing != nil {

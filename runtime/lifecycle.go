@@ -11,6 +11,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/remotegpu/remotegpu/internal/cleanup"
+	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime/operation"
 )
@@ -130,7 +131,7 @@ func (m *Manager) act(ctx context.Context, kind string, req ActionRequest, check
 		timeout = *req.Timeout
 	}
 	op := m.newOperation(kind, env.Project, env.ID, req.RequestID, hash, actionArgs{Timeout: timeout})
-	updated, existing, err := m.cfg.Store.UpdateEnvironment(ctx, env.ID, op, recorded(func(env *Environment) error {
+	updated, existing, err := m.cfg.Store.UpdateEnvironment(fault.Within(ctx, "request ", kind), env.ID, op, recorded(func(env *Environment) error {
 		if req.Etag != "" && req.Etag != Etag(env.Revision) {
 			return problem.New(problem.EtagMismatch, "environment %q has changed since it was read", env.Name).WithField("etag").
 				WithHint("read it again and decide anew")
@@ -152,6 +153,7 @@ func (m *Manager) act(ctx context.Context, kind string, req ActionRequest, check
 	case errors.Is(err, errNothingToDo):
 		return env, nil, nil
 	case err != nil:
+		m.cfg.Queue.Kick(op.ID) // the answer was lost, perhaps not the row
 		return nil, nil, err
 	case existing != nil:
 		return m.answer(ctx, existing, checkHash(existing, hash))

@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/oklog/ulid/v2"
 
+	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/keylock"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/network/port"
@@ -168,10 +169,12 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, 
 	}
 	op := m.newOperation(KindCreate, env.Project, env.ID, req.RequestID, hash, nil)
 	env.Operation = op.ID
-	existing, err := m.reserve(ctx, env, op)
+	existing, err := m.reserve(fault.Within(ctx, "request ", KindCreate), env, op)
 	if err != nil || existing != nil {
 		if existing != nil {
 			err = checkHash(existing, hash)
+		} else {
+			m.cfg.Queue.Kick(op.ID) // the answer was lost, perhaps not the row
 		}
 		return m.answer(ctx, existing, err)
 	}

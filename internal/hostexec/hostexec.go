@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/remotegpu/remotegpu/internal/fault"
 )
 
 // Error is a program that ended with a failure.
@@ -36,6 +38,9 @@ func (e *Error) Unwrap() error { return e.Err }
 // Run runs a program with stdin and returns its standard output. The program
 // is killed when ctx ends. A failure is an *Error.
 func Run(ctx context.Context, stdin io.Reader, program string, args ...string) ([]byte, error) {
+	if err := fault.Before(ctx, program); err != nil {
+		return nil, &Error{Program: filepath.Base(program), Code: -1, Err: err}
+	}
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &stdout, &stderr
@@ -49,6 +54,9 @@ func Run(ctx context.Context, stdin io.Reader, program string, args ...string) (
 			failure.Err = errors.Join(ctx.Err(), err)
 		}
 		return stdout.Bytes(), failure
+	}
+	if err := fault.After(ctx, program); err != nil {
+		return nil, &Error{Program: filepath.Base(program), Code: -1, Err: err}
 	}
 	return stdout.Bytes(), nil
 }

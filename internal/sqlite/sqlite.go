@@ -20,6 +20,7 @@ import (
 
 	_ "github.com/mattn/go-sqlite3" // the driver "sqlite3"
 
+	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
@@ -126,7 +127,13 @@ func (db *DB) Write(ctx context.Context, fn func(context.Context, *sql.Tx) error
 		return Error(err)
 	}
 	defer conn.Close() //nolint:errcheck // returns the connection to the pool, nothing more
-	return inTx(context.WithoutCancel(ctx), conn, fn)
+	if err := fault.Before(ctx, "database write"); err != nil {
+		return err
+	}
+	if err := inTx(context.WithoutCancel(ctx), conn, fn); err != nil {
+		return err
+	}
+	return fault.After(ctx, "database write")
 }
 
 // Read runs fn in a transaction that sees one state of the database. It does

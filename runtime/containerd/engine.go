@@ -32,6 +32,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/status"
 
+	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime"
 )
@@ -100,12 +101,13 @@ type Engine struct {
 
 	token string // tells this engine's processes from another's
 
-	mu     sync.Mutex
-	lost   map[string]int           // processes that could not be removed: first pid by exec id
-	swept  bool                     // those of other engines are gone
-	images map[string]*image        // by target digest
-	users  map[userKey]specs.User   // as images have them
-	fresh  map[string]freshSnapshot // of containers that were created and never started
+	mu         sync.Mutex
+	lostLeases map[string]struct{}      // that could not be ended, by id
+	lost       map[string]int           // processes that could not be removed: first pid by exec id
+	swept      bool                     // those of other engines are gone
+	images     map[string]*image        // by target digest
+	users      map[userKey]specs.User   // as images have them
+	fresh      map[string]freshSnapshot // of containers that were created and never started
 }
 
 type freshSnapshot struct {
@@ -147,7 +149,7 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e := &Engine{
 		cfg: cfg, client: c, tasks: c.TaskService(), store: c.ContainerService(), snapshots: c.SnapshotService(cfg.Snapshotter),
-		token: rand.Text()[:8], lost: make(map[string]int),
+		token: rand.Text()[:8], lost: make(map[string]int), lostLeases: make(map[string]struct{}),
 		images: make(map[string]*image), users: make(map[userKey]specs.User), fresh: make(map[string]freshSnapshot),
 	}
 	e.host = sync.OnceValue(e.inspectHost)
@@ -166,7 +168,13 @@ func bound(ctx context.Context, method string, req, reply any, conn *grpc.Client
 		ctx, cancel = context.WithTimeout(ctx, callTimeout)
 		defer cancel()
 	}
-	return invoke(ctx, method, req, reply, conn, opts...)
+	if err := fault.Before(ctx, method); err != nil {
+		return err
+	}
+	if err := invoke(ctx, method, req, reply, conn, opts...); err != nil {
+		return err
+	}
+	return fault.After(ctx, method)
 }
 
 // Info tells containerd's version.

@@ -193,7 +193,7 @@ func (e *Engine) leaseParts(ctx context.Context) ([]runtime.Part, error) {
 			parts = append(parts, runtime.Part{
 				Kind: runtime.FoundLease, Name: lease.ID, Foreign: fmt.Sprintf("somebody else took it in containerd's namespace %s", e.cfg.Namespace),
 			})
-		case owner != e.token:
+		case owner != e.token || e.abandoned(lease.ID):
 			parts = append(parts, runtime.Part{Kind: runtime.FoundLease, Name: lease.ID})
 		}
 	}
@@ -281,11 +281,4 @@ func (e *Engine) endServants(ctx context.Context, id string) error {
 			return fmt.Errorf("%d processes that serve it do not end: %w", left, errdefs.ErrFailedPrecondition)
 		}
 	}
-}
-
-// lease keeps what is made under the context from the garbage collector until
-// release is called. Its label tells it from leases of engines that died.
-func (e *Engine) lease(ctx context.Context) (leased context.Context, release func(context.Context) error, err error) {
-	return e.client.WithLease(e.namespaced(ctx), leases.WithRandomID(), leases.WithExpiration(24*time.Hour),
-		leases.WithLabel(labelEngine, e.token))
 }

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/oklog/ulid/v2"
+
+	"github.com/remotegpu/remotegpu/internal/fault"
 )
 
 // Config is what a Queue works with. Store and Log are required.
@@ -129,6 +131,7 @@ func New(cfg Config) *Queue {
 
 // Handle registers the handler of a kind. Call it before Run.
 func (q *Queue) Handle(kind string, handler Handler, policy Policy) {
+	fault.Declare(kind)
 	policy.MaxAttempts = cmp.Or(policy.MaxAttempts, 5)
 	policy.MaxRetries = cmp.Or(policy.MaxRetries, policy.MaxAttempts-1)
 	q.mu.Lock()

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/fault"
 )
 
 const (
@@ -160,6 +162,7 @@ func (q *Queue) dispatch(work context.Context, workers *sync.WaitGroup) (next ti
 	blocked := make(map[string]bool)
 	var kept []*entry
 	for _, e := range q.waiting {
+		work := fault.Within(work, "", e.kind)
 		if e.abandon != nil { // at once, whatever runs
 			q.activate(e)
 			workers.Go(func() { q.giveUp(work, e) })

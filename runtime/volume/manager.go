@@ -15,6 +15,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/keylock"
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
@@ -117,7 +118,7 @@ func (m *Manager) Stage(ctx context.Context, envID string, mounts []Mount) (_ []
 		}
 	}
 	undo = append(undo, func() error { return m.unstage(context.WithoutCancel(ctx), envID) })
-	staged, err := m.place(envID, mounts, trees)
+	staged, err := m.place(ctx, envID, mounts, trees)
 	if err != nil {
 		return nil, fmt.Errorf("stage mounts of %s: %w", envID, err)
 	}
@@ -155,7 +156,7 @@ func (m *Manager) lock(ctx context.Context, envID string, mounts []Mount) (func(
 	return release, nil
 }
 
-func (m *Manager) place(envID string, mounts []Mount, trees []*tree) ([]Staged, error) {
+func (m *Manager) place(ctx context.Context, envID string, mounts []Mount, trees []*tree) ([]Staged, error) {
 	staged := make([]Staged, 0, len(mounts))
 	dir := ""
 	for i, mount := range mounts {
@@ -173,13 +174,16 @@ func (m *Manager) place(envID string, mounts []Mount, trees []*tree) ([]Staged, 
 		}
 		if dir == "" {
 			var err error
-			if dir, err = m.makeDir(envID); err != nil {
+			if dir, err = m.makeDir(ctx, envID); err != nil {
 				return nil, err
 			}
 		}
 		name := fmt.Sprint(i)
 		if err := m.pin(trees[i], dir, name); err != nil {
 			return nil, fmt.Errorf("mount %s: %w", mount.Target, err)
+		}
+		if err := fault.Point(ctx, "mount staged"); err != nil {
+			return nil, err
 		}
 		staged = append(staged, Staged{
 			FSType: "bind", Source: filepath.Join(dir, name), Target: mount.Target,
@@ -193,7 +197,7 @@ func (m *Manager) place(envID string, mounts []Mount, trees []*tree) ([]Staged, 
 }
 
 // makeDir mounts the private tmpfs that holds an environment's mountpoints.
-func (m *Manager) makeDir(envID string) (string, error) {
+func (m *Manager) makeDir(ctx context.Context, envID string) (string, error) {
 	if err := os.MkdirAll(m.config.StageDir, 0o700); err != nil {
 		return "", fmt.Errorf("make staging directory: %w", err)
 	}
@@ -204,6 +208,9 @@ func (m *Manager) makeDir(envID string) (string, error) {
 	dir := filepath.Join(root, envID)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return "", fmt.Errorf("make staging directory: %w", err)
+	}
+	if err := fault.Point(ctx, "staging directory made"); err != nil {
+		return "", err
 	}
 	if err := unix.Mount("remotegpu", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC,
 		"size=64k,mode=0700"); err != nil {
@@ -257,6 +264,9 @@ func (m *Manager) unstage(ctx context.Context, envID string) error {
 	}
 	dir := filepath.Join(root, envID)
 	if err := m.unmountBelow(ctx, dir); err != nil {
+		return fmt.Errorf("unstage mounts of %s: %w", envID, err)
+	}
+	if err := fault.Point(ctx, "mounts unstaged"); err != nil {
 		return fmt.Errorf("unstage mounts of %s: %w", envID, err)
 	}
 	// Not RemoveAll: what is still in there is not ours to delete.

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/remotegpu/remotegpu/internal/testutil"
 )
@@ -146,32 +145,4 @@ func TestEnvironmentsSurviveTheDaemon(t *testing.T) {
 			})
 		})
 	}
-}
-
-// The daemon is killed while it creates: afterwards the create is finished or
-// undone, and deleting leaves nothing.
-func TestKillDuringCreate(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
-	for i := range 8 {
-		name := fmt.Sprintf("env-%d", i)
-		n.Must(t, "env", "create", name, "--image", n.Image, "-p", "custom:8080", "--no-wait", "--", "banner", ":8080", name)
-		time.Sleep(time.Duration(i) * 12 * time.Millisecond)
-		n.Stop(t, syscall.SIGKILL)
-		n.Run(t)
-		Eventually(t, name+" to be settled", func() bool {
-			state := n.Get(t, name).State
-			return state == "ENVIRONMENT_STATE_RUNNING" || state == "ENVIRONMENT_STATE_ERROR"
-		})
-		env := n.Get(t, name)
-		t.Logf("killed after %d ms: %s", i*12, env.State)
-		if env.State != "ENVIRONMENT_STATE_RUNNING" {
-			t.Errorf("%s is %+v", name, env)
-			continue
-		}
-		if answer, err := n.Ask(t, env.Ports[0].External); err != nil || !strings.HasPrefix(answer, name) {
-			t.Errorf("%s answers %q %v", name, answer, err)
-		}
-		n.Must(t, "env", "rm", "--force", "--grace", "0s", name)
-	}
-	n.NothingLeft(t)
 }

@@ -25,6 +25,10 @@ type Node struct {
 	Shared     string // host directory that environments may bind
 	Image      string // reference of the test image
 
+	// Program is the daemon's program, with Environ on top of the environment.
+	Program string
+	Environ []string
+
 	config  string
 	daemon  *exec.Cmd
 	waited  chan struct{}
@@ -43,8 +47,14 @@ func Start(tb testing.TB, kind testutil.Need, extra string) *Node {
 // StartWith is Start with a function that changes the node's configuration.
 func StartWith(tb testing.TB, kind testutil.Need, change func(config string) string) *Node {
 	tb.Helper()
+	return StartAs(tb, kind, change, func(*Node) {})
+}
+
+// StartAs is StartWith with a function that changes the node before it runs.
+func StartAs(tb testing.TB, kind testutil.Need, change func(config string) string, setUp func(*Node)) *Node {
+	tb.Helper()
 	testutil.Require(tb, testutil.Root, testutil.IPTables, kind, testutil.Programs)
-	n := &Node{Containerd: testutil.StartContainerd(tb, kind), Network: testutil.NewNamespace(tb)}
+	n := &Node{Containerd: testutil.StartContainerd(tb, kind), Network: testutil.NewNamespace(tb), Program: testutil.Program("remotegpud")}
 	n.Dir, n.Shared = n.Containerd.Dir, tb.TempDir()
 	image := testutil.TestImage(tb, testutil.ImageOptions{
 		Name: "docker.io/remotegpu/test:latest", Labels: map[string]string{"io.remotegpu.min-memory": "33554432"},
@@ -75,6 +85,7 @@ allowed_roots = [%q]
 	if err := os.WriteFile(n.config, []byte(change(text)), 0o600); err != nil {
 		tb.Fatal(err)
 	}
+	setUp(n)
 	n.Run(tb)
 	tb.Cleanup(func() { n.finish(tb) })
 	return n
@@ -88,7 +99,8 @@ func (n *Node) Run(tb testing.TB) {
 		tb.Fatal(err)
 	}
 	n.log = log
-	n.daemon = exec.Command("nsenter", "--net="+n.Network.Path(), testutil.Program("remotegpud"), "--config", n.config)
+	n.daemon = exec.Command("nsenter", "--net="+n.Network.Path(), n.Program, "--config", n.config)
+	n.daemon.Env = append(os.Environ(), n.Environ...)
 	n.daemon.Stdout, n.daemon.Stderr = log, log
 	n.daemon.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	n.stopped = false
@@ -165,7 +177,8 @@ func (n *Node) finish(tb testing.TB) {
 // NothingLeft fails the test when environments have left anything on the host.
 func (n *Node) NothingLeft(tb testing.TB) {
 	tb.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+	// What fails in the background is made up for by the reconciler's next pass.
+	for deadline := time.Now().Add(100 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		left := n.leftovers(tb)
 		if len(left) == 0 {
 			return

@@ -1,0 +1,277 @@
+package e2e_test
+
+import (
+	"database/sql"
+	"fmt"
+	"net/http"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	_ "github.com/mattn/go-sqlite3" // the database is looked into beside the daemon
+
+	"github.com/remotegpu/remotegpu/internal/testutil"
+)
+
+// faultScenario is one kind of operation as the table of faults has it done.
+type faultScenario struct {
+	kind string
+	// before brings about what the operation starts from, whatever the run
+	// before has left.
+	before func(testing.TB, *faultNode)
+	// method and body are the request; %s in body is the request id.
+	method, body string
+	// state is what the environment "one" is in when all went well; "": gone.
+	state string
+	// keep says that the next run starts from what this one leaves.
+	keep bool
+	// more checks what state does not tell. nil: nothing.
+	more func(testing.TB, *faultNode)
+}
+
+const (
+	stateRunning = "ENVIRONMENT_STATE_RUNNING"
+	stateStopped = "ENVIRONMENT_STATE_STOPPED"
+)
+
+// faultScenarios are the kinds that the table covers. A kind that the program
+// knows and that is not here fails the test.
+func faultScenarios(f *faultNode, pulled string) []faultScenario {
+	create := `{"request_id":%s,"wait":"60s","name":"one","spec":{"image":"` + f.Image + `","command":["banner",":8080","one"],` +
+		`"ports":[{"service_type":"SERVICE_TYPE_CUSTOM","internal_port":8080}],` +
+		`"mounts":[{"type":"MOUNT_TYPE_VOLUME","source":"data","target":"/data"},{"type":"MOUNT_TYPE_BIND","source":"` + f.Shared + `","target":"/shared"}]}}`
+	on := func(more string) string { return `{"request_id":%s,"wait":"60s","environment":"one"` + more + `}` }
+	exists := func(state string) func(testing.TB, *faultNode) {
+		return func(tb testing.TB, f *faultNode) {
+			tb.Helper()
+			if f.environment(tb, "one") == nil {
+				f.must(tb, "EnvironmentService/CreateEnvironment", fmt.Sprintf(create, `""`))
+			}
+			switch env := f.environment(tb, "one"); {
+			case env.State == state:
+			case state == stateRunning:
+				f.must(tb, "EnvironmentService/StartEnvironment", fmt.Sprintf(on(""), `""`))
+			case env.State == stateRunning:
+				f.must(tb, "EnvironmentService/StopEnvironment", fmt.Sprintf(on(`,"timeout":"0s"`), `""`))
+			default: // in error after a failure
+				f.must(tb, "EnvironmentService/StartEnvironment", fmt.Sprintf(on(""), `""`))
+				f.must(tb, "EnvironmentService/StopEnvironment", fmt.Sprintf(on(`,"timeout":"0s"`), `""`))
+			}
+		}
+	}
+	return []faultScenario{
+		{kind: "environment.create", before: nothing, method: "EnvironmentService/CreateEnvironment", body: create, state: stateRunning},
+		{kind: "environment.stop", before: exists(stateRunning), method: "EnvironmentService/StopEnvironment", body: on(`,"timeout":"1s"`), state: stateStopped, keep: true},
+		{kind: "environment.start", before: exists(stateStopped), method: "EnvironmentService/StartEnvironment", body: on(""), state: stateRunning, keep: true},
+		{kind: "environment.restart", before: exists(stateRunning), method: "EnvironmentService/RestartEnvironment", body: on(`,"timeout":"1s"`), state: stateRunning, keep: true},
+		{kind: "environment.pause", before: exists(stateRunning), method: "EnvironmentService/PauseEnvironment", body: on(""), state: stateStopped, keep: true},
+		{
+			kind: "environment.resume", method: "EnvironmentService/ResumeEnvironment", body: on(""), state: stateRunning, keep: true,
+			before: func(tb testing.TB, f *faultNode) {
+				tb.Helper()
+				exists(stateRunning)(tb, f)
+				f.must(tb, "EnvironmentService/PauseEnvironment", fmt.Sprintf(on(""), `""`))
+			},
+		},
+		{kind: "environment.delete", before: exists(stateRunning), method: "EnvironmentService/DeleteEnvironment", body: on(`,"timeout":"0s","force":true`)},
+		{
+			kind: "image.pull", method: "ImageService/PullImage", body: `{"request_id":%s,"wait":"60s","reference":"` + pulled + `"}`,
+			before: func(tb testing.TB, f *faultNode) {
+				tb.Helper()
+				if status, text, err := f.ask("ImageService/DeleteImage", `{"reference":"`+pulled+`"}`, nil); err != nil || status != http.StatusOK && status != http.StatusNotFound {
+					tb.Fatalf("delete image: %d %s %v", status, text, err)
+				}
+			},
+			more: func(tb testing.TB, f *faultNode) {
+				tb.Helper()
+				f.must(tb, "EnvironmentService/CreateEnvironment", `{"wait":"60s","name":"one","spec":{"image":"`+pulled+`","pull_policy":"PULL_POLICY_NEVER"}}`)
+			},
+		},
+	}
+}
+
+func nothing(testing.TB, *faultNode) {}
+
+// uncovered are kinds that the table leaves out, and why.
+var uncovered = map[string]string{
+	"image.build": "needs BuildKit; its end is an import, which has the points of a pull",
+}
+
+// The daemon is killed at each step of each operation and started again: the
+// operation is done then, and nothing leaks. The steps are what the program
+// passes, so a new one is in the table by itself. make test-all also fails each
+// step, and runs on both containerds.
+func TestFaultTable(t *testing.T) {
+	t.Parallel() // beside the soak: both wait most of the time
+	kinds := both[1:]
+	if long() {
+		kinds = both
+	}
+	for _, kind := range kinds {
+		t.Run(string(kind), func(t *testing.T) {
+			f := startTestDaemon(t, kind, "")
+			registry := testutil.Registry(t)
+			gate := startRegistry(t, f.Node, registry)
+			pulled := gate.host + "/team/tool:1"
+			registry.Push("team/tool", "1", testutil.TestImage(t, testutil.ImageOptions{Name: pulled}))
+			scenarios := faultScenarios(f, pulled)
+			for _, known := range f.kinds(t) {
+				if uncovered[known] == "" && !slices.ContainsFunc(scenarios, func(s faultScenario) bool { return s.kind == known }) {
+					t.Errorf("operations of kind %s are not in the table of faults: give them a scenario", known)
+				}
+			}
+			for _, s := range scenarios {
+				t.Run(s.kind, func(t *testing.T) { f.table(t, s) })
+			}
+		})
+	}
+}
+
+// table runs one scenario at each of its points.
+func (f *faultNode) table(t *testing.T, s faultScenario) {
+	t.Helper()
+	f.disarm()
+	s.before(t, f)
+	f.points(t)
+	f.request(t, s, "plain")
+	f.settled(t, s, true)
+	var points []faultPoint
+	for _, p := range f.points(t) {
+		if p.scope == s.kind || p.scope == "request "+s.kind {
+			points = append(points, p)
+		}
+	}
+	if len(points) < 4 {
+		t.Fatalf("it passes the points %v only", points)
+	}
+	rows, missed, runs := &strings.Builder{}, 0, 0
+	for i, p := range points {
+		for _, action := range []string{"kill", "fail"} {
+			// Killed before a step is killed after the one before it.
+			if action == "kill" && p.what == "before" && i > 0 || action == "fail" && !long() {
+				continue
+			}
+			runs++
+			begin := time.Now()
+			outcome := f.strike(t, s, action, p)
+			if outcome == "" {
+				missed++
+				outcome = "not reached this time"
+			}
+			fmt.Fprintf(rows, "  %-4s %-44s %-50s %5d ms\n", action, p, outcome, time.Since(begin).Milliseconds())
+			if t.Failed() {
+				t.Fatalf("%s\n%s", s.kind, rows)
+			}
+		}
+	}
+	t.Logf("%s\n%s", s.kind, rows)
+	if missed > runs/4 {
+		t.Errorf("%d of %d points were not reached", missed, runs)
+	}
+}
+
+// strike runs the scenario with one point armed and returns how it ended, ""
+// when the point was not reached.
+func (f *faultNode) strike(t *testing.T, s faultScenario, action string, p faultPoint) string {
+	t.Helper()
+	s.before(t, f)
+	f.arm(t, action, p)
+	id := fmt.Sprintf("request-%d-%d", f.armed, time.Now().UnixNano())
+	status, text, err := f.ask(s.method, fmt.Sprintf(s.body, `"`+id+`"`), nil)
+	if err == nil && status == http.StatusOK && p.scope == s.kind {
+		// What goes on in the background may get there yet.
+		for deadline := time.Now().Add(time.Second); !f.fired() && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		}
+	}
+	if !f.fired() {
+		f.disarm()
+		f.settled(t, s, status == http.StatusOK)
+		return ""
+	}
+	if action == "fail" {
+		f.disarm()
+		f.settled(t, s, status == http.StatusOK)
+		if status == http.StatusOK {
+			return "succeeded all the same"
+		}
+		return fmt.Sprintf("refused or failed: %.35q", text)
+	}
+	f.died(t)
+	f.disarm()
+	f.Run(t)
+	if status, text, again := f.ask(s.method, fmt.Sprintf(s.body, `"`+id+`"`), nil); again != nil || status != http.StatusOK {
+		t.Errorf("%v: the same request after the kill (%v before it): %d %s %v", p, err, status, text, again)
+	}
+	f.settled(t, s, true)
+	return "done after the restart"
+}
+
+// request has the scenario's operation done.
+func (f *faultNode) request(t *testing.T, s faultScenario, id string) {
+	t.Helper()
+	f.must(t, s.method, fmt.Sprintf(s.body, fmt.Sprintf(`"%s-%d"`, id, time.Now().UnixNano())))
+}
+
+// settled checks what an operation has left. done says that it succeeded: else
+// any state will do, as long as nothing is at work and all can be removed.
+func (f *faultNode) settled(t *testing.T, s faultScenario, done bool) {
+	t.Helper()
+	Eventually(t, "operations to end", func() bool {
+		return f.count(t, "SELECT count(*) FROM operations WHERE state IN ('queued', 'running')") == 0
+	})
+	if done && s.more != nil {
+		s.more(t, f)
+	}
+	env := f.environment(t, "one")
+	if done && s.more == nil {
+		switch {
+		case (env == nil) != (s.state == "") || env != nil && env.State != s.state:
+			t.Errorf("the environment is %+v, want %q", env, s.state)
+		case env != nil:
+			answers := func() bool {
+				answer, err := f.Ask(t, env.Ports[0].External)
+				return err == nil && strings.HasPrefix(answer, "one")
+			}
+			if s.state == stateRunning {
+				Eventually(t, "the port to answer", answers) // it may just have started
+			} else if answers() {
+				t.Errorf("the port of %+v answers", env)
+			}
+		}
+	}
+	if n := f.count(t, "SELECT count(*) FROM environments WHERE state != 'deleted' AND operation != ''"); n > 0 {
+		t.Errorf("%d environments are owned by an operation that has ended", n)
+	}
+	if s.keep && done {
+		return
+	}
+	if env != nil {
+		f.must(t, "EnvironmentService/DeleteEnvironment", `{"environment":"one","force":true,"timeout":"0s","wait":"60s"}`)
+	}
+	for what, query := range map[string]string{
+		"addresses":     "SELECT count(*) FROM environments WHERE slot IS NOT NULL OR held != 0",
+		"environments":  "SELECT count(*) FROM environments WHERE state != 'deleted'",
+		"port mappings": "SELECT count(*) FROM port_mappings WHERE status != 'released'",
+	} {
+		if n := f.count(t, query); n > 0 {
+			t.Errorf("%d %s are held by nobody", n, what)
+		}
+	}
+	f.NothingLeft(t)
+}
+
+// count answers a query of the daemon's database.
+func (f *faultNode) count(tb testing.TB, query string) (n int) {
+	tb.Helper()
+	db, err := sql.Open("sqlite3", "file:"+filepath.Join(f.Dir, "state", "node.db")+"?mode=ro&_busy_timeout=5000")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.QueryRow(query).Scan(&n); err != nil {
+		tb.Fatalf("%s: %v", query, err)
+	}
+	return n
+}
