@@ -67,6 +67,29 @@ func (e *Engine) maxFiles(ctx context.Context) uint64 {
 	return most
 }
 
+// oomScore is the oom_score_adj of containers: 0, as for any process. Without
+// saying so they would inherit containerd's, which its unit lowers to -999, and
+// a host that runs out of memory would kill everything else first. A
+// containerd without CAP_SYS_RESOURCE cannot lower its own, so that is the least.
+func (e *Engine) oomScore(ctx context.Context) int {
+	pid, err := e.daemon(ctx)
+	if err != nil {
+		return 0 // it does not answer, so nothing is started either
+	}
+	if _, bound := limitOf(pid); !bound {
+		return 0
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", pid))
+	if err != nil {
+		return 0
+	}
+	score, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0
+	}
+	return max(score, 0)
+}
+
 // daemon is containerd's pid.
 func (e *Engine) daemon(ctx context.Context) (int, error) {
 	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", e.cfg.Address)

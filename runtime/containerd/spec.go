@@ -57,6 +57,8 @@ func (e *Engine) render(ctx context.Context, c *runtime.Container, config *ocisp
 	spec.Process.Cwd = cmp.Or(c.Workdir, config.WorkingDir, "/")
 	spec.Process.Env = environment([]string{defaultPath}, config.Env, c.Env)
 	spec.Process.NoNewPrivileges = !c.AllowNewPrivileges
+	score := e.oomScore(ctx)
+	spec.Process.OOMScoreAdj = &score
 	if spec.Process.Rlimits, err = rlimits(c.Resources.Ulimits, e.maxFiles(ctx)); err != nil {
 		return nil, err
 	}
