@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/remotegpu/remotegpu/internal/node"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/version"
+	"github.com/remotegpu/remotegpu/runtime"
 )
 
 // exitConfig is EX_CONFIG of sysexits.h: starting again does not help.
@@ -117,7 +119,31 @@ func root(stdout, stderr io.Writer) *cobra.Command {
 			}
 			return node.CleanUp(command.Context(), cfg, log)
 		},
-	})
+	}, stopEnvironments(load, stderr))
+	return command
+}
+
+// stopEnvironments is the command that a unit runs when the host goes down.
+func stopEnvironments(load func(*cobra.Command) (config.Config, error), stderr io.Writer) *cobra.Command {
+	var timeout time.Duration
+	command := &cobra.Command{
+		Use: "stop-environments", Short: "End the processes of all environments before the host goes down",
+		Long: "Ends the processes of all environments, as before a shutdown of the host: without it the host waits for those that ignore\n" +
+			"SIGTERM, and then kills them. The daemon must be stopped. The next start of the daemon does what restart policies say.",
+		Args: cobra.NoArgs,
+		RunE: func(command *cobra.Command, _ []string) error {
+			cfg, err := load(command)
+			if err != nil {
+				return err
+			}
+			log, err := newLog(cfg, stderr)
+			if err != nil {
+				return err
+			}
+			return node.StopEnvironments(command.Context(), cfg, timeout, log)
+		},
+	}
+	command.Flags().DurationVar(&timeout, "timeout", runtime.DefaultStopTimeout, "time between the stop signal and SIGKILL")
 	return command
 }
 
