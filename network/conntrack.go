@@ -4,6 +4,8 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -65,16 +67,63 @@ func withdrawn(removed []firewall.Mapping) flows {
 	}
 }
 
-// forget drops the tracked connections that which selects. It walks the whole
-// table, so it is kept off paths that need not wait for it. A failure is
+// forget drops the tracked connections that one of the selections means. It
+// walks the whole table, a quarter of a million buckets on a common host, so it
+// is kept off paths that need not wait for it: see forgetter. A failure is
 // logged: entries time out by themselves.
-func (n *Networks) forget(ctx context.Context, which flows) {
+func (n *Networks) forget(ctx context.Context, which ...flows) {
+	filters := make([]netlink.CustomConntrackFilter, len(which))
+	for i, selection := range which {
+		filters[i] = selection
+	}
 	handle, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
 	if err == nil {
 		defer handle.Close()
-		_, err = handle.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, which)
+		_, err = handle.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filters...)
 	}
 	if err != nil {
 		n.cfg.Log.WarnContext(ctx, "stale tracked connections are not dropped", "error", err)
 	}
+}
+
+// gatherTime is how long selections are gathered before the table is walked:
+// long enough that what a delete withdraws and what it detaches are dropped in
+// one walk, and that a burst of deletes costs a few.
+const gatherTime = 200 * time.Millisecond
+
+// forgetter gathers selections and has them forgotten together.
+type forgetter struct {
+	mu   sync.Mutex
+	next *forgetting // gathered now; nil: nothing
+}
+
+// forgetting is a walk to come.
+type forgetting struct {
+	which []flows
+	done  chan struct{} // closed after the walk
+}
+
+// later forgets what which selects with the next walk and waits for that.
+func (f *forgetter) later(which flows, forget func(...flows)) {
+	f.mu.Lock()
+	walk := f.next
+	if walk == nil {
+		walk = &forgetting{done: make(chan struct{})}
+		f.next = walk
+	}
+	walk.which = append(walk.which, which)
+	first := len(walk.which) == 1
+	f.mu.Unlock()
+	if !first {
+		<-walk.done
+		return
+	}
+	defer close(walk.done)
+	timer := time.NewTimer(gatherTime)
+	defer timer.Stop()
+	<-timer.C
+	f.mu.Lock()
+	f.next = nil
+	f.mu.Unlock()
+	forget(walk.which...)
 }

@@ -63,7 +63,7 @@ func (n *Networks) Detach(ctx context.Context, envID string) error {
 			n.cfg.Log.ErrorContext(ctx, "network of environment is not removed", "environment", envID, "error", err)
 		}
 		if address.IsValid() {
-			n.forget(ctx, flowsOf(address))
+			n.forgetter.later(flowsOf(address), func(which ...flows) { n.forget(ctx, which...) })
 		}
 	})
 	return nil

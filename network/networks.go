@@ -88,6 +88,7 @@ type Networks struct {
 	locks      keylock.Map[string]     // by environment
 	addresses  keylock.Map[netip.Addr] // by address, held until a former user is gone
 	published  publisher
+	forgetter  forgetter
 	background sync.WaitGroup
 
 	mu       sync.Mutex

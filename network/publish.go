@@ -34,7 +34,7 @@ func (n *Networks) Publish(ctx context.Context, envID string, address netip.Addr
 		n.background.Go(func() {
 			ctx, cancel := cleanup.Context(ctx)
 			defer cancel()
-			n.forget(ctx, removed)
+			n.forgetter.later(removed, func(which ...flows) { n.forget(ctx, which...) })
 		})
 	}
 	return nil
