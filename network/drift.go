@@ -25,8 +25,9 @@ func (n *Networks) Drift(ctx context.Context, published []port.Published) ([]por
 		all[p.EnvID] = append(all[p.EnvID], toFirewall(p.EnvID, p.Address, p.Mappings)...)
 	}
 	var desired firewall.Desired
-	for _, mappings := range n.published.merged(all) {
-		desired.Mappings = append(desired.Mappings, mappings...)
+	merged := n.published.merged(all)
+	for _, envID := range slices.Sorted(maps.Keys(merged)) { // so that the answer is in order
+		desired.Mappings = append(desired.Mappings, merged[envID]...)
 	}
 	there, differs, err := n.cfg.Firewall.Check(ctx, desired)
 	if err != nil {
