@@ -66,13 +66,13 @@ func createOutcome(env *Environment) error {
 // given back by teardown, which serves failures, crashes and deletes alike.
 func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Task) error {
 	spans := startSpans(task)
-	image, err := m.obtainImage(ctx, env, task)
+	image, create, err := m.origin(ctx, env, task)
 	if err != nil {
 		return err
 	}
 	spans.end("image")
 	task.Progress(operation.Progress{Step: "preparing", Done: 1, Total: 3})
-	container, err := m.prepare(ctx, env, spans, m.cfg.Engine.Create)
+	container, err := m.prepare(ctx, env, spans, create)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"encoding/json"
 	"net/netip"
 	"time"
 
@@ -67,18 +68,23 @@ type EngineInfo struct {
 // Container is one container as the engine should make it: everything a host
 // path, nothing left to decide but what the image says.
 type Container struct {
-	ID                 string // the environment's id
-	Image              string // full reference, present in the engine's store
-	Entrypoint         []string
-	Command            []string
-	Env                []string // "NAME=value", on top of the image's
-	Workdir            string
-	User               string
-	Hostname           string
-	Resources          Resources
-	Mounts             []volume.Staged
-	NetNS              string // path of its network namespace
-	LogPath            string // file that gets its stdout and stderr
+	ID         string // the environment's id
+	Image      string // full reference, present in the engine's store
+	Entrypoint []string
+	Command    []string
+	Env        []string // "NAME=value", on top of the image's
+	Workdir    string
+	User       string
+	Hostname   string
+	Resources  Resources
+	Mounts     []volume.Staged
+	NetNS      string // path of its network namespace
+	LogPath    string // file that gets its stdout and stderr
+	// Snapshot is the id of the snapshot that it is made from, in place of the
+	// image as it came; "": none. Base is that snapshot's Layer.Base. Only
+	// Create looks at them.
+	Snapshot           string
+	Base               json.RawMessage
 	Labels             map[string]string
 	AllowNewPrivileges bool
 }
@@ -269,6 +275,7 @@ type Store interface {
 	operation.Store
 	HistoryStore
 	MetaStore
+	SnapshotStore
 
 	// CreateEnvironment writes, in one transaction, the environment, its
 	// operation, its port mappings and a free subnet slot of slots, which it

@@ -62,6 +62,7 @@ type Environment struct {
 	RestartCount int    // starts by the restart policy since somebody last started it
 	RestartAt    time.Time
 	ByPolicy     bool      // the operation at work was begun by the restart policy
+	RolledBack   string    // id of the operation that last replaced its writable layer
 	News         []History // what this change adds to its history; the store keeps it apart
 }
 
@@ -85,6 +86,7 @@ type Spec struct {
 	AllowNewPrivileges bool              `json:"allow_new_privileges,omitempty"`
 	Restart            *RestartPolicy    `json:"restart,omitempty"`
 	HealthCheck        *HealthCheck      `json:"health_check,omitempty"`
+	Snapshot           string            `json:"snapshot,omitempty"` // id of what it is made from in place of Image as it came
 }
 
 // PullPolicy is when to pull an image.

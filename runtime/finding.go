@@ -22,7 +22,7 @@ const (
 	FoundTask        FindingKind = "task"      // a process that containerd knows, of no container
 	FoundProcess     FindingKind = "process"   // a shim or a log writer of no container
 	FoundCgroup      FindingKind = "cgroup"    // of no container
-	FoundSnapshot    FindingKind = "snapshot"  // a writable layer of no container
+	FoundSnapshot    FindingKind = "snapshot"  // a writable layer of no container, or one that somebody took
 	FoundLease       FindingKind = "lease"     // in containerd, of an engine that died
 	FoundLog         FindingKind = "log"       // a log file, rotated ones with it
 	FoundPipes       FindingKind = "pipes"     // of the commands of a daemon that died
@@ -89,6 +89,7 @@ const (
 	stepDeclare       // declare the rules
 	stepTeardown      // remove everything of the id
 	stepPart          // remove this part
+	stepSnapshot      // finish what was begun with a snapshot
 )
 
 // sortFindings orders by whose and what, so that two passes over one state say

@@ -29,6 +29,9 @@ func (m *Manager) registerHandlers() {
 	m.cfg.Queue.Handle(KindDelete, m.alone(m.runDelete), environment)
 	m.cfg.Queue.Handle(KindPause, m.alone(m.runPause), environment)
 	m.cfg.Queue.Handle(KindResume, m.alone(m.runResume), environment)
+	m.cfg.Queue.Handle(KindSnapshot, m.alone(m.runSnapshot), environment)
+	m.cfg.Queue.Handle(KindRollBack, m.alone(m.runRollBack), environment)
+	m.cfg.Queue.Handle(KindExport, m.alone(m.runExport), operation.Policy{MaxAttempts: interruptions, Limit: 2, Abandon: m.abandon})
 	m.cfg.Queue.Handle(KindPull, m.runPull, operation.Policy{MaxAttempts: interruptions, Limit: 3})
 	m.cfg.Queue.Handle(KindBuild, m.runBuild, operation.Policy{MaxAttempts: interruptions, Limit: 2})
 }
@@ -41,6 +44,9 @@ func (m *Manager) abandon(ctx context.Context, op *operation.Operation) error {
 		return err
 	}
 	defer release()
+	if err := m.abandonSnapshots(ctx, op.ID); err != nil {
+		return err
+	}
 	env, err := m.cfg.Store.Environment(ctx, op.Target)
 	if errdefs.IsNotFound(err) {
 		return nil

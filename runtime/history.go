@@ -43,6 +43,8 @@ const (
 	HappenedUnhealthy  = "unhealthy"
 	HappenedError      = "error"
 	HappenedDeleted    = "deleted"
+	HappenedSnapshot   = "snapshot"
+	HappenedRolledBack = "rolled-back"
 )
 
 // recorded adds to a change what it means for the environment's history, so

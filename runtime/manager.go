@@ -32,13 +32,15 @@ type Config struct {
 	Queue    *operation.Queue
 	Engine   Engine
 	Executor Executor
-	Images   Images
-	Builder  Builder // nil: nothing can be built
-	Networks Networks
-	Ports    Ports
-	Volumes  Volumes
-	Desktops Desktops
-	Meters   Meters
+	// Snapshotter keeps the snapshots of Engine's containers.
+	Snapshotter Snapshotter
+	Images      Images
+	Builder     Builder // nil: nothing can be built
+	Networks    Networks
+	Ports       Ports
+	Volumes     Volumes
+	Desktops    Desktops
+	Meters      Meters
 	// NamedVolumes are the volumes behind Volumes.
 	NamedVolumes NamedVolumes
 	Log          *slog.Logger
@@ -98,6 +100,10 @@ const (
 	KindResume  = "environment.resume"
 	KindPull    = "image.pull"
 	KindBuild   = "image.build"
+
+	KindSnapshot = "environment.snapshot"
+	KindRollBack = "environment.rollback"
+	KindExport   = "snapshot.export"
 )
 
 // DefaultStopTimeout is the time between SIGTERM and SIGKILL where a request
@@ -144,6 +150,10 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, 
 	if op, err := m.known(ctx, req.Project, req.RequestID, hash); op != nil || err != nil {
 		return m.answer(ctx, op, err)
 	}
+	snapshot, err := m.resolveSnapshot(ctx, req.Project, &req.Spec)
+	if err != nil {
+		return nil, nil, err
+	}
 	errs := []error{checkProject(req.Project), m.complete(req.Name, &req.Spec)}
 	if err := errors.Join(errs...); err != nil {
 		return nil, nil, err
@@ -156,7 +166,7 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, 
 	} else if !errdefs.IsNotFound(err) {
 		return nil, nil, err
 	}
-	warnings, err := m.checkImage(ctx, &req.Spec)
+	warnings, err := m.checkImage(ctx, &req.Spec, snapshot)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -165,7 +175,7 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, 
 		ID: ulid.Make().String(), Name: req.Name, Project: req.Project, Node: m.cfg.Node,
 		Labels: req.Labels, Spec: req.Spec, State: Creating, Held: true, Slot: -1,
 		Warnings: warnings, CreatedAt: now, UpdatedAt: now,
-		News: []History{{Time: now, Kind: HappenedCreated, Message: "it was asked for, from image " + req.Spec.Image}},
+		News: []History{{Time: now, Kind: HappenedCreated, Message: "it was asked for, from image " + req.Spec.Image + fromSnapshot(snapshot)}},
 	}
 	op := m.newOperation(KindCreate, env.Project, env.ID, req.RequestID, hash, nil)
 	env.Operation = op.ID
@@ -182,6 +192,13 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, 
 	m.changes.publish(env)
 	m.cfg.Queue.Kick(op.ID)
 	return env, op, nil
+}
+
+func fromSnapshot(snapshot *Snapshot) string {
+	if snapshot == nil {
+		return ""
+	}
+	return " and snapshot " + snapshot.Name + " (" + snapshot.ID + ")"
 }
 
 // nameExists is the refusal of a name that is in use.

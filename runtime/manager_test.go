@@ -94,6 +94,17 @@ func (s faultyStore) ActivateEnvironment(ctx context.Context, id string, change 
 	return env, err
 }
 
+func (s faultyStore) UpdateSnapshot(ctx context.Context, id string, op *operation.Operation, change func(*runtime.Snapshot) error) (
+	snapshot *runtime.Snapshot, existing *operation.Operation, err error,
+) {
+	err = s.faults.Do("Store.UpdateSnapshot", func() error { snapshot, existing, err = s.Store.UpdateSnapshot(ctx, id, op, change); return err })
+	return snapshot, existing, err
+}
+
+func (s faultyStore) DeleteSnapshot(ctx context.Context, id string) error {
+	return s.faults.Do("Store.DeleteSnapshot", func() error { return s.Store.DeleteSnapshot(ctx, id) })
+}
+
 func start(t *testing.T, h *host) *daemon {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
@@ -109,7 +120,7 @@ func start(t *testing.T, h *host) *daemon {
 	d := &daemon{t: t, host: h, store: db, queue: queue}
 	d.Manager = runtime.New(runtime.Config{
 		Node: "node", StateDir: filepath.Join(h.dir, "environments"), LogDir: filepath.Join(h.dir, "logs"),
-		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Executor: h.engine, Images: h.images,
+		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Executor: h.engine, Snapshotter: h.engine, Images: h.images,
 		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,
 		BootID: h.boot, Dial: h.dial,
 	})

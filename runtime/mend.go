@@ -30,6 +30,8 @@ func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding)
 			f.settle(m.frozen(ctx, f.EnvID))
 		case stepAdopt:
 			f.settle(m.adoptRunning(ctx, f.EnvID))
+		case stepSnapshot:
+			f.settle(m.mendSnapshot(ctx, f.Name))
 		}
 	}
 	m.ensureDrawing(o.environments)
@@ -52,6 +54,7 @@ func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding)
 		}
 	}
 	m.reportStrangers(findings)
+	m.reportSnapshots(o)
 	if settled(findings, stepDeclare) {
 		declared = nil // the findings have it
 	}

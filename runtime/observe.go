@@ -26,6 +26,10 @@ type observed struct {
 	// that no environment holds. Absent: it could not be read.
 	fates map[string]Fate
 	drift []port.Drift
+	// snapshots are the findings about those that somebody took, and
+	// strangeSnapshots counts those that the store does not know.
+	snapshots        []Finding
+	strangeSnapshots int
 }
 
 // observe reads everything that a pass goes by and changes nothing. What could
@@ -57,7 +61,7 @@ func (m *Manager) observe(ctx context.Context) (*observed, error) {
 	}
 	var occupied map[string]int
 	readers := []func(context.Context, *observed) error{
-		m.observeParts, m.observeFates, m.observeDrift,
+		m.observeParts, m.observeFates, m.observeDrift, m.observeSnapshots,
 		func(ctx context.Context, _ *observed) (err error) { occupied, err = m.occupied(ctx); return err },
 	}
 	for _, read := range readers {

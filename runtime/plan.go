@@ -18,6 +18,7 @@ func plan(o *observed) []Finding {
 		}
 	}
 	findings = append(findings, planParts(o)...)
+	findings = append(findings, foldForeign(o.snapshots)...)
 	for _, drift := range o.drift {
 		findings = append(findings, Finding{
 			Kind: FoundRule, Name: drift.Name, EnvID: drift.EnvID, Message: drift.Message, Action: ActionMend, Ours: true, step: stepDeclare,

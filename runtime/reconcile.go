@@ -26,6 +26,7 @@ const (
 // declared anew. Call it before serving. When the engine does not answer the
 // node serves what it knows, and Run tries again.
 func (m *Manager) Adopt(ctx context.Context) {
+	m.thawInterrupted(ctx)
 	err := m.noticeReboot(ctx)
 	if err == nil {
 		err = m.Reconcile(ctx)

@@ -86,7 +86,7 @@ func TestDryRunShowsWhatAPassDoes(t *testing.T) {
 	}
 	for _, call := range h.faults.Calls() {
 		_, name, _ := strings.Cut(call, ".")
-		if !slices.Contains([]string{"List", "Status", "Parts", "Attached", "Staged", "Prepared", "Occupied", "Drift", "Strays"}, name) {
+		if !slices.Contains([]string{"List", "Status", "Parts", "Attached", "Staged", "Prepared", "Occupied", "Drift", "Strays", "Snapshots"}, name) {
 			t.Errorf("the dry run called %s", call)
 		}
 	}

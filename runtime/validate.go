@@ -156,7 +156,10 @@ func checkResources(spec *Spec) error {
 
 // checkImage finds the image or asks its registry, so that an unknown one is
 // refused before anything is taken. It returns what the caller should know.
-func (m *Manager) checkImage(ctx context.Context, spec *Spec) (warnings []string, err error) {
+func (m *Manager) checkImage(ctx context.Context, spec *Spec, snapshot *Snapshot) (warnings []string, err error) {
+	if snapshot != nil {
+		return checkImageLabels(spec, Image{Name: snapshot.Layer.Image, Labels: snapshot.Layer.ImageLabels})
+	}
 	image, err := m.cfg.Images.Image(ctx, spec.Image)
 	switch {
 	case err == nil && spec.PullPolicy != PullAlways:

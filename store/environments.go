@@ -37,6 +37,7 @@ type environmentDetail struct {
 	RestartAt    int64          `json:"restart_at,omitempty"` // milliseconds since 1970 UTC
 	ByPolicy     bool           `json:"by_policy,omitempty"`
 	Paused       bool           `json:"paused,omitempty"`
+	RolledBack   string         `json:"rolled_back,omitempty"`
 }
 
 // environmentRow is a row as it was read, decoded only as far as needed.
@@ -71,6 +72,7 @@ func (r *environmentRow) decode() (*runtime.Environment, error) {
 	e.Health, e.HealthDetail = d.Health, d.HealthDetail
 	e.RestartCount, e.RestartAt, e.ByPolicy = d.RestartCount, fromMillis(d.RestartAt), d.ByPolicy
 	e.Paused = d.Paused
+	e.RolledBack = d.RolledBack
 	e.Slot = -1
 	if r.slot.Valid {
 		e.Slot = r.slot.V
@@ -99,6 +101,7 @@ func environmentValues(e *runtime.Environment) ([]any, error) {
 	detail, err := toJSON(environmentDetail{
 		Problem: e.Problem, Exit: e.Exit, Digest: e.Digest, Warnings: e.Warnings, Health: e.Health, HealthDetail: e.HealthDetail,
 		RestartCount: e.RestartCount, RestartAt: millis(e.RestartAt), ByPolicy: e.ByPolicy, Paused: e.Paused,
+		RolledBack: e.RolledBack,
 	})
 	if err != nil {
 		return nil, err

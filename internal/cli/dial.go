@@ -30,6 +30,7 @@ type clients struct {
 	desktops     remotegpuv1connect.DesktopServiceClient
 	node         remotegpuv1connect.NodeServiceClient
 	volumes      remotegpuv1connect.VolumeServiceClient
+	snapshots    remotegpuv1connect.SnapshotServiceClient
 }
 
 // dial makes the clients. Nothing is connected yet.
@@ -47,6 +48,7 @@ func (a *app) dial() (*clients, error) {
 		desktops:     remotegpuv1connect.NewDesktopServiceClient(c),
 		node:         remotegpuv1connect.NewNodeServiceClient(c),
 		volumes:      remotegpuv1connect.NewVolumeServiceClient(c),
+		snapshots:    remotegpuv1connect.NewSnapshotServiceClient(c),
 	}, nil
 }
 

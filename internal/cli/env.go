@@ -16,7 +16,8 @@ func (a *app) envCommand() *cobra.Command {
 		a.envCreate(), a.envList(), a.envGet(), a.envStart(), a.envStop(), a.envRestart(),
 		a.envPause(), a.envResume(), a.envRemove(),
 		a.envStats(), a.envTop(),
-		a.envWatch(), a.envExec(), a.envShell(), a.envLogs(), a.envEvents())
+		a.envWatch(), a.envExec(), a.envShell(), a.envLogs(), a.envEvents(),
+		a.envSnapshot(), a.envClone())
 }
 
 func (a *app) envList() *cobra.Command {
@@ -149,6 +150,7 @@ func (a *app) showEnvironment(e *remotegpuv1.Environment) error {
 		{"Restart", restartText(e)},
 		{"Operation", e.GetOperation()},
 		{"Image", spec.GetImage()},
+		{"Snapshot", spec.GetSnapshot()},
 		{"Digest", e.GetImageDigest()},
 		{"Command", strings.Join(slices.Concat(spec.GetEntrypoint(), spec.GetCommand()), " ")},
 		{"User", spec.GetUser()},

@@ -15,6 +15,7 @@ import (
 type createFlags struct {
 	waiting
 	image, pull, workdir, user, hostname     string
+	snapshot                                 string
 	cpus, memory, swap, shm                  string
 	pids                                     int64
 	entrypoint, env, envFiles, labels, ports []string
@@ -49,7 +50,7 @@ Sizes are ` + sizeHelp + `.`
 func (a *app) envCreate() *cobra.Command {
 	f := &createFlags{}
 	cmd := &cobra.Command{
-		Use:   "create NAME --image IMAGE [-- COMMAND [ARG...]]",
+		Use:   "create NAME --image IMAGE|--from-snapshot SNAPSHOT [-- COMMAND [ARG...]]",
 		Short: "Create an environment",
 		Long:  createHelp,
 		Example: `  remotegpu env create demo --image remotegpu/desktop-base --desktop -p ssh
@@ -73,6 +74,7 @@ func (a *app) envCreate() *cobra.Command {
 	a.complete(cmd, "restart", "no", "on-failure", "always", "unless-stopped")
 	a.complete(cmd, "publish", "ssh", "rdp", "jupyter", "vnc", "novnc", "custom:")
 	a.completeWith(cmd, "image", a.completeImages)
+	a.completeWith(cmd, "from-snapshot", a.completeSnapshots)
 	return cmd
 }
 
@@ -80,7 +82,8 @@ func (f *createFlags) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	f.waiting.register(flags)
 	f.care.register(flags)
-	flags.StringVar(&f.image, "image", "", "image reference (required)")
+	flags.StringVar(&f.image, "image", "", "image reference")
+	flags.StringVar(&f.snapshot, "from-snapshot", "", "snapshot to make it from in place of an image: ENVIRONMENT/NAME, or an id")
 	flags.StringVar(&f.pull, "pull", "missing", "when to pull the image: missing, always, never")
 	flags.StringVar(&f.cpus, "cpus", "", "CPU time, in CPUs: 1.5")
 	flags.StringVarP(&f.memory, "memory", "m", "", "memory limit")
@@ -106,8 +109,11 @@ func (f *createFlags) register(cmd *cobra.Command) {
 
 // createRequest reads the flags. changed says whether a flag was given.
 func (a *app) createRequest(f *createFlags, changed func(string) bool, args []string) (*remotegpuv1.CreateEnvironmentRequest, error) {
-	if f.image == "" {
+	if f.image == "" && f.snapshot == "" {
 		return nil, usagef("remotegpu image ls lists those the node has", "no image is named: --image is missing")
+	}
+	if f.image != "" && f.snapshot != "" {
+		return nil, usagef("leave --image out: a snapshot has an image", "--image and --from-snapshot are both given")
 	}
 	pull, ok := map[string]remotegpuv1.PullPolicy{
 		"missing": remotegpuv1.PullPolicy_PULL_POLICY_IF_NOT_PRESENT,
@@ -118,7 +124,7 @@ func (a *app) createRequest(f *createFlags, changed func(string) bool, args []st
 		return nil, usagef("use missing, always or never", "pull policy %q is not one", f.pull)
 	}
 	spec := &remotegpuv1.EnvironmentSpec{
-		Image: f.image, PullPolicy: pull, Entrypoint: f.entrypoint, Command: args[1:],
+		Image: f.image, Snapshot: f.snapshot, PullPolicy: pull, Entrypoint: f.entrypoint, Command: args[1:],
 		Workdir: f.workdir, User: f.user, Hostname: f.hostname, AllowNewPrivileges: f.newPrivileges,
 	}
 	request := &remotegpuv1.CreateEnvironmentRequest{RequestId: f.id(), Name: args[0], Project: a.project, Spec: spec}
@@ -203,11 +209,16 @@ func (a *app) create(ctx context.Context, f *createFlags, request *remotegpuv1.C
 	if err != nil {
 		return err
 	}
+	return a.created(ctx, c, &f.waiting, response)
+}
+
+// created waits for an environment that is being made, and shows it.
+func (a *app) created(ctx context.Context, c *clients, w *waiting, response *remotegpuv1.CreateEnvironmentResponse) (err error) {
 	e := response.GetEnvironment()
-	if _, err := a.await(ctx, c, &f.waiting, response.GetOperation()); err != nil {
+	if _, err := a.await(ctx, c, w, response.GetOperation()); err != nil {
 		return err
 	}
-	if !f.noWait {
+	if !w.noWait {
 		if e, err = a.environment(ctx, c, e.GetId()); err != nil {
 			return err
 		}

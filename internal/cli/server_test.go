@@ -47,6 +47,9 @@ type fake struct {
 	desktops []*remotegpuv1.GetDesktopResponse
 	findings []*remotegpuv1.Finding
 	drop     int // this many watches break after their first message
+
+	snapshots *snapshots
+	created   *remotegpuv1.CreateEnvironmentRequest
 }
 
 func newFake(t *testing.T) *fake {
@@ -64,6 +67,8 @@ func newFake(t *testing.T) *fake {
 	remotegpuv1connect.RegisterPortServiceHandler(server, f)
 	remotegpuv1connect.RegisterDesktopServiceHandler(server, f)
 	remotegpuv1connect.RegisterNodeServiceHandler(server, f)
+	f.snapshots = &snapshots{fake: f}
+	remotegpuv1connect.RegisterSnapshotServiceHandler(server, f.snapshots)
 	mux := http.NewServeMux()
 	connecthttp.Mount(mux, server)
 	f.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -159,6 +164,9 @@ func apiError(t *testing.T, code connect.Code, reason, message, field, hint stri
 }
 
 func (f *fake) CreateEnvironment(_ context.Context, r *remotegpuv1.CreateEnvironmentRequest) (*remotegpuv1.CreateEnvironmentResponse, error) {
+	f.mu.Lock()
+	f.created = r
+	f.mu.Unlock()
 	return &remotegpuv1.CreateEnvironmentResponse{Environment: f.env, Operation: operation(running, "", 0, 0)}, f.got(r)
 }
 

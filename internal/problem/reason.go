@@ -67,6 +67,15 @@ const (
 	VolumeExists         Reason = "VOLUME_EXISTS"
 	VolumeNotFound       Reason = "VOLUME_NOT_FOUND"
 	VolumeInUse          Reason = "VOLUME_IN_USE"
+	SnapshotNameInvalid  Reason = "SNAPSHOT_NAME_INVALID"
+	SnapshotNameExists   Reason = "SNAPSHOT_NAME_EXISTS"
+	SnapshotNotFound     Reason = "SNAPSHOT_NOT_FOUND"
+	SnapshotBusy         Reason = "SNAPSHOT_BUSY"
+	SnapshotInUse        Reason = "SNAPSHOT_IN_USE"
+	SnapshotTooDeep      Reason = "SNAPSHOT_TOO_DEEP"
+	SnapshotNotCopyable  Reason = "SNAPSHOT_NOT_COPYABLE"
+	SnapshotBaseMissing  Reason = "SNAPSHOT_BASE_MISSING"
+	SnapshotUnknown      Reason = "SNAPSHOT_UNKNOWN"
 	DesktopAbsent        Reason = "DESKTOP_ABSENT"
 	DesktopUnavailable   Reason = "DESKTOP_UNAVAILABLE"
 	DesktopSocketBad     Reason = "DESKTOP_SOCKET_REJECTED"
@@ -139,6 +148,15 @@ var kinds = map[Reason]error{
 	VolumeExists:         errdefs.ErrAlreadyExists,
 	VolumeNotFound:       errdefs.ErrNotFound,
 	VolumeInUse:          errdefs.ErrFailedPrecondition,
+	SnapshotNameInvalid:  errdefs.ErrInvalidArgument,
+	SnapshotNameExists:   errdefs.ErrAlreadyExists,
+	SnapshotNotFound:     errdefs.ErrNotFound,
+	SnapshotBusy:         errdefs.ErrFailedPrecondition,
+	SnapshotInUse:        errdefs.ErrFailedPrecondition,
+	SnapshotTooDeep:      errdefs.ErrFailedPrecondition,
+	SnapshotNotCopyable:  errdefs.ErrFailedPrecondition,
+	SnapshotBaseMissing:  errdefs.ErrFailedPrecondition,
+	SnapshotUnknown:      errdefs.ErrFailedPrecondition,
 	DesktopAbsent:        errdefs.ErrFailedPrecondition,
 	DesktopUnavailable:   errdefs.ErrUnavailable,
 	DesktopSocketBad:     errdefs.ErrPermissionDenied,

@@ -102,6 +102,7 @@ func NewHandler(cfg Config) http.Handler {
 	remotegpuv1connect.RegisterDesktopServiceHandler(server, (*desktopService)(services))
 	remotegpuv1connect.RegisterNodeServiceHandler(server, (*nodeService)(services))
 	remotegpuv1connect.RegisterVolumeServiceHandler(server, (*volumeService)(services))
+	remotegpuv1connect.RegisterSnapshotServiceHandler(server, (*snapshotService)(services))
 	registerHealth(server)
 	grpcreflect.Register(server)
 	mux := http.NewServeMux()

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"os"
 	"os/exec"
@@ -33,6 +34,7 @@ type ImageOptions struct {
 	Cmd          []string          // default: sleep
 	Architecture string            // default: this machine's
 	Files        map[string]string // additional files by absolute path, mode 0644
+	Layers       int               // default: 1; the others have a file each
 }
 
 // OCIImage is an image that exists only in memory.
@@ -66,9 +68,18 @@ func TestImage(tb testing.TB, options ImageOptions) *OCIImage {
 		}
 		return writer.Close()
 	})
+	diffIDs, layers := []digest.Digest{digest.FromBytes(plain)}, []ocispec.Descriptor{image.add(ocispec.MediaTypeImageLayerGzip, zipped.Bytes())}
+	for i := 1; i < options.Layers; i++ {
+		var more bytes.Buffer
+		writer := tar.NewWriter(&more)
+		writeTar(tb, writer, &tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("layer-%d", i), Mode: 0o644}, nil)
+		must(tb, "close layer", writer.Close)
+		diffIDs = append(diffIDs, digest.FromBytes(more.Bytes()))
+		layers = append(layers, image.add(ocispec.MediaTypeImageLayer, more.Bytes()))
+	}
 	config := ocispec.Image{
 		Platform: ocispec.Platform{OS: "linux", Architecture: options.Architecture},
-		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(plain)}},
+		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: diffIDs},
 		Config: ocispec.ImageConfig{
 			Entrypoint: []string{"/bin/testprog"}, Cmd: options.Cmd, User: options.User, StopSignal: options.StopSignal,
 			Env: []string{
@@ -81,7 +92,7 @@ func TestImage(tb testing.TB, options ImageOptions) *OCIImage {
 	manifest := ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,
 		Config: image.add(ocispec.MediaTypeImageConfig, encode(tb, config)),
-		Layers: []ocispec.Descriptor{image.add(ocispec.MediaTypeImageLayerGzip, zipped.Bytes())},
+		Layers: layers,
 	}
 	image.Manifest = image.add(ocispec.MediaTypeImageManifest, encode(tb, manifest))
 	image.Manifest.Platform = &config.Platform

@@ -28,23 +28,25 @@ const extensionImage = "remotegpu.dev/image-config"
 
 // extension is what is kept there.
 type extension struct {
-	Parent string              `json:"parent"`
-	Config ocispec.ImageConfig `json:"config"`
+	Parent   string              `json:"parent"`             // the snapshot of the image's layers
+	Manifest string              `json:"manifest,omitempty"` // digest of the one for this platform
+	Digest   string              `json:"digest,omitempty"`   // of what the reference named
+	Config   ocispec.ImageConfig `json:"config"`
 }
 
 // Create prepares the writable layer and the container record.
 func (e *Engine) Create(ctx context.Context, c runtime.Container) error {
-	record, img, err := e.lookUp(ctx, c.Image)
+	from, err := e.origin(ctx, &c)
 	if err != nil {
 		return fmt.Errorf("create container %s: %w", c.ID, err)
 	}
-	name := userName(&c, &img.config)
-	user, known := e.cachedUser(userKey{img.parent, name})
-	spec, err := e.render(ctx, &c, &img.config, user)
+	name := userName(&c, &from.image.Config)
+	user, known := e.cachedUser(userKey{from.parent, name})
+	spec, err := e.render(ctx, &c, &from.image.Config, user)
 	if err != nil {
 		return fmt.Errorf("create container %s: %w", c.ID, err)
 	}
-	own, err := e.newRecord(&c, img, spec)
+	own, err := e.newRecord(&c, from, spec)
 	if err != nil {
 		return fmt.Errorf("create container %s: %w", c.ID, err)
 	}
@@ -57,7 +59,7 @@ func (e *Engine) Create(ctx context.Context, c runtime.Container) error {
 		}
 		return fmt.Errorf("create container %s: %w", c.ID, err)
 	}
-	mounts, err := e.fill(ctx, &c, &own, record, img, spec, known)
+	mounts, err := e.fill(ctx, &c, &own, from, spec, known)
 	if err == nil {
 		err = context.Cause(ctx)
 	}
@@ -68,25 +70,51 @@ func (e *Engine) Create(ctx context.Context, c runtime.Container) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	c.Snapshot, c.Base = "", nil // of no concern to a start
 	e.fresh[c.ID] = freshSnapshot{container: c, mounts: mounts}
 	return nil
 }
 
+// origin is what a container is made from.
+type origin struct {
+	parent string        // name of the snapshot below its writable layer
+	record *images.Image // nil: the parent is a snapshot of ours
+	image  extension
+}
+
+// origin finds the image or the snapshot that a container is made from.
+func (e *Engine) origin(ctx context.Context, c *runtime.Container) (origin, error) {
+	if c.Snapshot != "" {
+		from := origin{parent: snapshotKey(c.Snapshot)}
+		if err := json.Unmarshal(c.Base, &from.image); err != nil {
+			return origin{}, fmt.Errorf("read image configuration of snapshot %s: %w", c.Snapshot, err)
+		}
+		return from, nil
+	}
+	record, img, err := e.lookUp(ctx, c.Image)
+	if err != nil {
+		return origin{}, err
+	}
+	return origin{parent: img.parent, record: &record, image: extension{
+		Parent: img.parent, Manifest: img.manifest, Digest: record.Target.Digest.String(), Config: img.config,
+	}}, nil
+}
+
 // fill makes what a record stands for: snapshot, user, log file.
-func (e *Engine) fill(ctx context.Context, c *runtime.Container, own *containers.Container, record images.Image, img *image,
+func (e *Engine) fill(ctx context.Context, c *runtime.Container, own *containers.Container, from origin,
 	spec *specs.Spec, known bool,
 ) ([]mount.Mount, error) {
-	mounts, err := e.prepare(ctx, c.ID, record, img)
+	mounts, err := e.prepare(ctx, c, from)
 	if err != nil {
 		return nil, err
 	}
 	if !known {
-		name := userName(c, &img.config)
+		name := userName(c, &from.image.Config)
 		user, err := userOfSnapshot(mounts, name)
 		if err != nil {
 			return nil, err
 		}
-		e.cacheUser(userKey{img.parent, name}, user)
+		e.cacheUser(userKey{from.parent, name}, user)
 		spec.Process.User = user
 		if own.Spec, err = typeurl.MarshalAny(spec); err != nil {
 			return nil, fmt.Errorf("encode spec: %w", err)
@@ -100,27 +128,31 @@ func (e *Engine) fill(ctx context.Context, c *runtime.Container, own *containers
 	return mounts, makeLog(c.LogPath)
 }
 
-// prepare makes the writable layer on the image's.
-func (e *Engine) prepare(ctx context.Context, id string, record images.Image, img *image) ([]mount.Mount, error) {
+// prepare makes the writable layer on the image's, or on a snapshot.
+func (e *Engine) prepare(ctx context.Context, c *runtime.Container, from origin) ([]mount.Mount, error) {
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
 	whole, done := uninterrupted(ctx)
 	defer done()
-	mounts, err := e.snapshots.Prepare(whole, id, img.parent)
+	if from.record == nil {
+		return e.prepareClone(whole, c, from)
+	}
+	id := c.ID
+	mounts, err := e.snapshots.Prepare(whole, id, from.parent)
 	if errdefs.IsAlreadyExists(err) {
 		// We have the record, so this is what a crash has left of a container
 		// whose record went first.
 		if err := e.snapshots.Remove(whole, id); err != nil {
 			return nil, fmt.Errorf("remove stale snapshot: %w", e.explain(ctx, err))
 		}
-		mounts, err = e.snapshots.Prepare(whole, id, img.parent)
+		mounts, err = e.snapshots.Prepare(whole, id, from.parent)
 	}
 	if errdefs.IsNotFound(err) {
-		if err := e.unpack(ctx, record); err != nil {
+		if err := e.unpack(ctx, *from.record); err != nil {
 			return nil, err
 		}
-		mounts, err = e.snapshots.Prepare(whole, id, img.parent)
+		mounts, err = e.snapshots.Prepare(whole, id, from.parent)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("prepare snapshot: %w", e.explain(ctx, err))
@@ -128,12 +160,28 @@ func (e *Engine) prepare(ctx context.Context, id string, record images.Image, im
 	return mounts, nil
 }
 
-func (e *Engine) newRecord(c *runtime.Container, img *image, spec *specs.Spec) (containers.Container, error) {
+// prepareClone makes the writable layer of a container on a snapshot.
+func (e *Engine) prepareClone(ctx context.Context, c *runtime.Container, from origin) ([]mount.Mount, error) {
+	e.swapping.Lock() // against a removal of the snapshot
+	defer e.swapping.Unlock()
+	if err := e.snapshots.Remove(ctx, c.ID); err != nil && !errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("remove stale snapshot: %w", e.explain(ctx, err))
+	}
+	mounts, err := e.prepareOn(ctx, c.ID, from.parent)
+	if errdefs.IsNotFound(err) {
+		return nil, snapshotNotFound(c.Snapshot).WithCause(err)
+	} else if err != nil {
+		return nil, fmt.Errorf("prepare snapshot: %w", e.explain(ctx, err))
+	}
+	return mounts, nil
+}
+
+func (e *Engine) newRecord(c *runtime.Container, from origin, spec *specs.Spec) (containers.Container, error) {
 	encoded, err := typeurl.MarshalAny(spec)
 	if err != nil {
 		return containers.Container{}, fmt.Errorf("encode spec: %w", err)
 	}
-	config, err := json.Marshal(extension{Parent: img.parent, Config: img.config})
+	config, err := json.Marshal(from.image)
 	if err != nil {
 		return containers.Container{}, fmt.Errorf("encode image configuration: %w", err)
 	}
@@ -143,6 +191,12 @@ func (e *Engine) newRecord(c *runtime.Container, img *image, spec *specs.Spec) (
 		Extensions: map[string]typeurl.Any{extensionImage: &anypb.Any{TypeUrl: extensionImage, Value: config}},
 	}
 	record.Labels[labelMade] = rand.Text()
+	if from.image.Manifest != "" {
+		record.Labels[labelContent] = from.image.Manifest
+	}
+	if from.record == nil {
+		record.Labels[labelLayer] = from.parent
+	}
 	if e.cfg.RuntimeBinary != "" {
 		if record.Runtime.Options, err = typeurl.MarshalAny(&options.Options{BinaryName: e.cfg.RuntimeBinary}); err != nil {
 			return containers.Container{}, fmt.Errorf("encode runtime options: %w", err)

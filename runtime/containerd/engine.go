@@ -83,6 +83,8 @@ type Config struct {
 	// HostsDir configures registries the way containerd does
 	// (/etc/containerd/certs.d); "" means none.
 	HostsDir string
+	// MaxDepth is how many layers a snapshot may consist of, MaxDepth.
+	MaxDepth int
 	// Log gets what nobody else can be told.
 	Log *slog.Logger
 }
@@ -100,6 +102,8 @@ type Engine struct {
 	tidy      func()        // removes FIFOs of daemons that died
 
 	token string // tells this engine's processes from another's
+
+	swapping sync.Mutex // held while snapshots and what builds on them change
 
 	mu         sync.Mutex
 	lostLeases map[string]struct{}      // that could not be ended, by id
@@ -130,6 +134,9 @@ func New(cfg Config) (*Engine, error) {
 		if *field == "" {
 			*field = value
 		}
+	}
+	if cfg.MaxDepth == 0 {
+		cfg.MaxDepth = MaxDepth
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)

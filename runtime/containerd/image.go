@@ -26,6 +26,7 @@ type image struct {
 	config   ocispec.ImageConfig
 	platform ocispec.Platform
 	parent   string // chain id of its layers: the snapshot that containers are made on
+	manifest string // digest of the one for this platform
 	size     int64  // of its layers as stored
 }
 
@@ -62,7 +63,7 @@ func (e *Engine) read(ctx context.Context, record images.Image) (*image, error) 
 		return img, nil
 	}
 	store := e.client.ContentStore()
-	manifest, err := images.Manifest(ctx, store, record.Target, platforms.Default())
+	manifest, manifestDigest, err := manifestOf(ctx, store, record.Target)
 	if errdefs.IsNotFound(err) {
 		return nil, problem.New(problem.ImagePlatform, "image %s is not for %s", record.Name, platforms.DefaultString()).
 			WithField("spec.image").WithHint("pull or build it for this platform").WithCause(err)
@@ -77,7 +78,9 @@ func (e *Engine) read(ctx context.Context, record images.Image) (*image, error) 
 	if err := json.Unmarshal(blob, &config); err != nil {
 		return nil, fmt.Errorf("read configuration of image %s: %w", record.Name, err)
 	}
-	img = &image{config: config.Config, platform: config.Platform, parent: identity.ChainID(config.RootFS.DiffIDs).String()}
+	img = &image{
+		config: config.Config, platform: config.Platform, parent: identity.ChainID(config.RootFS.DiffIDs).String(), manifest: manifestDigest,
+	}
 	for _, layer := range manifest.Layers {
 		img.size += layer.Size
 	}
@@ -88,6 +91,33 @@ func (e *Engine) read(ctx context.Context, record images.Image) (*image, error) 
 	}
 	e.images[key] = img
 	return img, nil
+}
+
+// manifestOf finds the manifest for this platform, and its digest; "" where it
+// is in an index of indexes.
+func manifestOf(ctx context.Context, store content.Store, target ocispec.Descriptor) (ocispec.Manifest, string, error) {
+	manifest, err := images.Manifest(ctx, store, target, platforms.Default())
+	if err != nil || images.IsManifestType(target.MediaType) {
+		return manifest, target.Digest.String(), err
+	}
+	children, err := images.Children(ctx, store, target)
+	if err != nil {
+		return manifest, "", err
+	}
+	for _, child := range children {
+		if !images.IsManifestType(child.MediaType) {
+			continue
+		}
+		blob, err := content.ReadBlob(ctx, store, child)
+		if err != nil {
+			continue // of another platform, and not here
+		}
+		var other ocispec.Manifest
+		if json.Unmarshal(blob, &other) == nil && other.Config.Digest == manifest.Config.Digest {
+			return manifest, child.Digest.String(), nil
+		}
+	}
+	return manifest, "", nil
 }
 
 // unpack makes the snapshots of an image's layers, where they are missing.

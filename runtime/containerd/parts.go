@@ -142,11 +142,12 @@ func (e *Engine) cgroupParts(context.Context) ([]runtime.Part, error) {
 	return parts, nil
 }
 
-// snapshotParts are the writable layers in our namespace.
+// snapshotParts are the writable layers in our namespace; Snapshots lists what
+// belongs to snapshots.
 func (e *Engine) snapshotParts(ctx context.Context) ([]runtime.Part, error) {
 	var parts []runtime.Part
 	err := e.snapshots.Walk(ctx, func(_ context.Context, info snapshots.Info) error {
-		if info.Kind == snapshots.KindActive && !strings.HasPrefix(info.Name, extracting) {
+		if info.Kind == snapshots.KindActive && !strings.HasPrefix(info.Name, extracting) && !strings.HasPrefix(info.Name, snapshotPrefix) {
 			parts = append(parts, runtime.Part{Kind: runtime.FoundSnapshot, Name: info.Name, EnvID: info.Name})
 		}
 		return nil
@@ -188,6 +189,9 @@ func (e *Engine) leaseParts(ctx context.Context) ([]runtime.Part, error) {
 	}
 	var parts []runtime.Part
 	for _, lease := range all {
+		if strings.HasPrefix(lease.ID, snapshotPrefix) {
+			continue // Snapshots lists it
+		}
 		switch owner, ours := lease.Labels[labelEngine]; {
 		case !ours:
 			parts = append(parts, runtime.Part{

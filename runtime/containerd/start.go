@@ -52,9 +52,9 @@ func (e *Engine) refresh(ctx context.Context, c *runtime.Container) ([]mount.Mou
 	if err := e.clearTask(ctx, c.ID); err != nil {
 		return nil, err
 	}
-	mounts, err := e.snapshots.Mounts(ctx, c.ID)
+	mounts, err := e.layerOf(ctx, &record)
 	if err != nil {
-		return nil, fmt.Errorf("get snapshot: %w", e.explain(ctx, err))
+		return nil, err
 	}
 	ext, err := e.imageOf(ctx, &record)
 	if err != nil {
@@ -74,7 +74,11 @@ func (e *Engine) refresh(ctx context.Context, c *runtime.Container) ([]mount.Mou
 		return nil, fmt.Errorf("encode spec: %w", err)
 	}
 	wanted := labels(c)
-	wanted[labelMade] = record.Labels[labelMade]
+	for _, kept := range []string{labelMade, labelLayer, labelContent} {
+		if value, found := record.Labels[kept]; found {
+			wanted[kept] = value
+		}
+	}
 	if !bytes.Equal(encoded.GetValue(), record.Spec.GetValue()) || !maps.Equal(wanted, record.Labels) {
 		record.Spec, record.Labels = encoded, wanted
 		if _, err := e.store.Update(ctx, record, "spec", "labels"); err != nil {
@@ -92,11 +96,11 @@ func (e *Engine) imageOf(ctx context.Context, record *containers.Container) (ext
 		}
 		return ext, nil
 	}
-	_, img, err := e.lookUp(ctx, record.Image)
+	found, img, err := e.lookUp(ctx, record.Image)
 	if err != nil {
 		return ext, err
 	}
-	return extension{Parent: img.parent, Config: img.config}, nil
+	return extension{Parent: img.parent, Manifest: img.manifest, Digest: found.Target.Digest.String(), Config: img.config}, nil
 }
 
 // clearTask deletes a task that has ended or was never started. One that runs

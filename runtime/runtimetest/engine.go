@@ -31,6 +31,9 @@ type EngineSetup struct {
 	// Logs is a directory for log files; Logs == "" when the engine keeps
 	// none.
 	Logs string
+	// Pause pauses a container as another program would. nil: snapshots are
+	// left out, which are tested where it is set.
+	Pause func(t *testing.T, id string)
 	// Leftovers names everything that containers have left behind.
 	Leftovers func() []string
 }
@@ -67,6 +70,12 @@ func Engine(t *testing.T, open func(t *testing.T) EngineSetup) {
 		setup.run(t, test.name, test.run)
 	}
 	for _, test := range slices.Concat(execTests(), pauseTests()) {
+		setup.run(t, test.name, test.run)
+	}
+	if setup.Pause == nil {
+		return
+	}
+	for _, test := range snapshotTests() {
 		setup.run(t, test.name, test.run)
 	}
 }

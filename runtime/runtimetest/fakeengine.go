@@ -30,13 +30,17 @@ type FakeEngine struct {
 	down        bool
 	execs       map[*execution]fakeExec
 	parts       []runtime.Part
+	snapshots   map[string]*fakeSnapshot
+	exported    map[string]map[string]string // files by image
+	exporting   map[string]bool              // by snapshot
 }
 
 var _ runtime.Engine = (*FakeEngine)(nil)
 
 type fakeContainer struct {
 	runtime.Container
-	files   map[string]string // its writable layer
+	files   map[string]string // its writable layer, and what it is on top of
+	base    string            // the snapshot that it is on top of
 	user    fakeUser
 	started int
 	process *fakeProcess // nil without a task
@@ -193,6 +197,12 @@ func (e *FakeEngine) Leftovers() []string {
 	for _, part := range e.parts {
 		left = append(left, fmt.Sprintf("%s %s of %s", part.Kind, part.Name, part.EnvID))
 	}
+	for _, id := range slices.Sorted(maps.Keys(e.snapshots)) {
+		left = append(left, "snapshot "+id)
+		if e.exporting[id] {
+			left = append(left, "export of "+id)
+		}
+	}
 	return left
 }
 
@@ -214,11 +224,9 @@ func (e *FakeEngine) Create(ctx context.Context, c runtime.Container) error {
 		if e.containers[c.ID] != nil {
 			return fmt.Errorf("create container %s: %w", c.ID, errdefs.ErrAlreadyExists)
 		}
-		e.Images.mu.Lock()
-		_, known := e.Images.local[c.Image]
-		e.Images.mu.Unlock()
-		if !known {
-			return imageNotFound(c.Image)
+		files, err := e.filesOf(&c)
+		if err != nil {
+			return err
 		}
 		user, err := lookUpUser(c.User)
 		if err != nil {
@@ -227,9 +235,29 @@ func (e *FakeEngine) Create(ctx context.Context, c runtime.Container) error {
 		if e.containers == nil {
 			e.containers = make(map[string]*fakeContainer)
 		}
-		e.containers[c.ID] = &fakeContainer{Container: c, user: user, files: make(map[string]string)}
+		e.containers[c.ID] = &fakeContainer{Container: c, user: user, files: files, base: c.Snapshot}
 		return nil
 	})
+}
+
+// filesOf are the files of what a container is made from.
+func (e *FakeEngine) filesOf(c *runtime.Container) (map[string]string, error) {
+	if c.Snapshot != "" {
+		from := e.snapshots[c.Snapshot]
+		if from == nil || !from.held {
+			return nil, problem.New(problem.SnapshotNotFound, "snapshot %s is not here", c.Snapshot).WithHint("list them")
+		}
+		return maps.Clone(from.files), nil
+	}
+	e.Images.mu.Lock()
+	_, known := e.Images.local[c.Image]
+	e.Images.mu.Unlock()
+	if !known {
+		return nil, imageNotFound(c.Image)
+	}
+	files := make(map[string]string)
+	maps.Copy(files, e.exported[c.Image])
+	return files, nil
 }
 
 // Start starts the pretended program.

@@ -18,6 +18,12 @@ func TestFakeEngine(t *testing.T) {
 		return runtimetest.EngineSetup{
 			Engine: engine, Reopen: func() runtime.Engine { return engine },
 			Image: "docker.io/remotegpu/test:latest", NetNS: func() string { return "" }, Leftovers: engine.Leftovers,
+			Pause: func(t *testing.T, id string) {
+				t.Helper()
+				if err := engine.SetPaused(id, true); err != nil {
+					t.Error(err)
+				}
+			},
 		}
 	})
 }

@@ -75,7 +75,24 @@ func faultScenarios(f *faultNode, pulled string) []faultScenario {
 				f.must(tb, "EnvironmentService/PauseEnvironment", fmt.Sprintf(on(""), `""`))
 			},
 		},
-		{kind: "environment.delete", before: exists(stateRunning), method: "EnvironmentService/DeleteEnvironment", body: on(`,"timeout":"0s","force":true`)},
+		{
+			kind: "snapshot.export", method: "SnapshotService/ExportSnapshot", keep: true,
+			body:   `{"request_id":%s,"wait":"60s","snapshot":"one/kept","reference":"team/exported:1"}`,
+			before: then(exists(stateRunning), keptSnapshot), more: oneSnapshot(stateRunning),
+		},
+		{ // of one that does not run: a stop and a start have points of their own
+			kind: "environment.rollback", method: "SnapshotService/RollBackEnvironment", body: on(`,"snapshot":"kept"`), keep: true,
+			before: then(exists(stateStopped), keptSnapshot), more: oneSnapshot(stateStopped),
+		},
+		{
+			kind: "environment.snapshot", method: "SnapshotService/CreateSnapshot", body: on(""), keep: true,
+			before: then(exists(stateRunning), noSnapshots), more: oneSnapshot(stateRunning),
+		},
+		{
+			kind: "environment.snapshot", method: "SnapshotService/CreateSnapshot", body: on(""), keep: true,
+			before: then(exists(stateStopped), noSnapshots), more: oneSnapshot(stateStopped),
+		},
+		{kind: "environment.delete", before: then(exists(stateRunning), noSnapshots), method: "EnvironmentService/DeleteEnvironment", body: on(`,"timeout":"0s","force":true`)},
 		{
 			kind: "image.pull", method: "ImageService/PullImage", body: `{"request_id":%s,"wait":"60s","reference":"` + pulled + `"}`,
 			before: func(tb testing.TB, f *faultNode) {

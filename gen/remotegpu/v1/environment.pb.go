@@ -709,7 +709,8 @@ type EnvironmentSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Image reference, for example "remotegpu/desktop-base" or
 	// "registry.example.com/team/app:1.2". Without a registry, an image of that
-	// name in the node's own store is meant first, docker.io otherwise.
+	// name in the node's own store is meant first, docker.io otherwise. Empty
+	// where snapshot says what the environment is made from.
 	Image string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
 	// When to pull the image. UNSPECIFIED: IF_NOT_PRESENT.
 	PullPolicy PullPolicy `protobuf:"varint,2,opt,name=pull_policy,json=pullPolicy,proto3,enum=remotegpu.v1.PullPolicy" json:"pull_policy,omitempty"`
@@ -739,7 +740,10 @@ type EnvironmentSpec struct {
 	// What happens when its process ends unasked. Absent: nothing.
 	Restart *RestartPolicy `protobuf:"bytes,14,opt,name=restart,proto3" json:"restart,omitempty"`
 	// How to tell that it works. Absent: not checked.
-	HealthCheck   *HealthCheck `protobuf:"bytes,15,opt,name=health_check,json=healthCheck,proto3" json:"health_check,omitempty"`
+	HealthCheck *HealthCheck `protobuf:"bytes,15,opt,name=health_check,json=healthCheck,proto3" json:"health_check,omitempty"`
+	// Snapshot that it is made from, in place of an image: an id, or
+	// ENVIRONMENT/NAME; answers have the id. The image is the snapshot's then.
+	Snapshot      string `protobuf:"bytes,17,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -877,6 +881,13 @@ func (x *EnvironmentSpec) GetHealthCheck() *HealthCheck {
 		return x.HealthCheck
 	}
 	return nil
+}
+
+func (x *EnvironmentSpec) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
 }
 
 // RestartPolicy is what happens when a process ends unasked. Between restarts
@@ -4625,10 +4636,9 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x1d\n" +
 	"\n" +
 	"oom_killed\x18\x03 \x01(\bR\toomKilled\x12*\n" +
-	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xce\x06\n" +
-	"\x0fEnvironmentSpec\x12 \n" +
-	"\x05image\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x05image\x12C\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xf2\x06\n" +
+	"\x0fEnvironmentSpec\x12\x1e\n" +
+	"\x05image\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x05image\x12C\n" +
 	"\vpull_policy\x18\x02 \x01(\x0e2\x18.remotegpu.v1.PullPolicyB\b\xbaH\x05\x82\x01\x02\x10\x01R\n" +
 	"pullPolicy\x121\n" +
 	"\n" +
@@ -4646,7 +4656,8 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\adesktop\x18\f \x01(\v2\x15.remotegpu.v1.DesktopR\adesktop\x120\n" +
 	"\x14allow_new_privileges\x18\r \x01(\bR\x12allowNewPrivileges\x125\n" +
 	"\arestart\x18\x0e \x01(\v2\x1b.remotegpu.v1.RestartPolicyR\arestart\x12<\n" +
-	"\fhealth_check\x18\x0f \x01(\v2\x19.remotegpu.v1.HealthCheckR\vhealthCheck\x1a6\n" +
+	"\fhealth_check\x18\x0f \x01(\v2\x19.remotegpu.v1.HealthCheckR\vhealthCheck\x12$\n" +
+	"\bsnapshot\x18\x11 \x01(\tB\b\xbaH\x05r\x03\x18\x82\x01R\bsnapshot\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x01\n" +

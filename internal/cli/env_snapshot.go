@@ -1,0 +1,262 @@
+package cli
+
+import (
+	"context"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+)
+
+const snapshotHelp = `A snapshot is the root filesystem of an environment as it was at a moment:
+what was written on top of its image, installed packages included. What is
+mounted is not in it: volumes, host directories, tmpfs, and the files of the
+desktop.
+
+Snapshots are named ENVIRONMENT/NAME or by their id. They are kept until they
+are deleted, also when their environment is.`
+
+func (a *app) envSnapshot() *cobra.Command {
+	cmd := group("snapshot", "Snapshots of environments", a.snapshotCreate(), a.snapshotList(), a.snapshotGet(), a.snapshotRemove(),
+		a.snapshotRollBack(), a.snapshotExport())
+	cmd.Long = snapshotHelp
+	return cmd
+}
+
+func (a *app) snapshotCreate() *cobra.Command {
+	request, w := &remotegpuv1.CreateSnapshotRequest{}, &waiting{}
+	var labels []string
+	cmd := &cobra.Command{
+		Use: "create ENVIRONMENT", Short: "Take a snapshot", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeEnvs,
+		Long: `create takes a snapshot. An environment that runs is paused while the files that
+it has changed are copied; of one that does not, nothing is copied at all.`,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			request.Environment, request.Project, request.RequestId = args[0], a.project, w.id()
+			if request.Labels, err = keyValues("label", labels); err != nil {
+				return err
+			}
+			s, err := a.takeSnapshot(cmd.Context(), c, request, w)
+			if err != nil {
+				return err
+			}
+			return a.showSnapshot(s)
+		},
+	}
+	w.register(cmd.Flags())
+	cmd.Flags().StringVar(&request.Name, "name", "", "name of the snapshot (default: the time)")
+	cmd.Flags().StringArrayVarP(&labels, "label", "l", nil, "label KEY=VALUE")
+	etagFlag(cmd.Flags(), &request.Etag)
+	return cmd
+}
+
+// takeSnapshot takes a snapshot and returns it as it is then.
+func (a *app) takeSnapshot(ctx context.Context, c *clients, request *remotegpuv1.CreateSnapshotRequest, w *waiting) (*remotegpuv1.Snapshot, error) {
+	response, err := c.snapshots.CreateSnapshot(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := a.await(ctx, c, w, response.GetOperation()); err != nil || w.noWait {
+		return response.GetSnapshot(), err
+	}
+	return a.snapshot(ctx, c, response.GetSnapshot().GetId())
+}
+
+func (a *app) snapshot(ctx context.Context, c *clients, name string) (*remotegpuv1.Snapshot, error) {
+	response, err := c.snapshots.GetSnapshot(ctx, &remotegpuv1.GetSnapshotRequest{Snapshot: name, Project: a.project})
+	return response.GetSnapshot(), err
+}
+
+func (a *app) showSnapshot(s *remotegpuv1.Snapshot) error {
+	if a.output == "json" {
+		return a.json(s)
+	}
+	taken := "while it did not run"
+	if s.GetTakenRunning() {
+		taken = "while it ran"
+	}
+	return a.facts([][]string{
+		{"Snapshot", s.GetEnvironmentName() + "/" + s.GetName()},
+		{"Id", s.GetId()},
+		{"Project", s.GetProject()},
+		{"Node", s.GetNode()},
+		{"State", state(s.GetState(), "SNAPSHOT_STATE_")},
+		{"Operation", s.GetOperation()},
+		{"Environment", s.GetEnvironment()},
+		{"Taken", taken},
+		{"Size", size(s.GetSizeBytes())},
+		{"On top of", s.GetParent()},
+		{"Image", s.GetImage()},
+		{"Digest", s.GetImageDigest()},
+		{"Labels", pairs(s.GetLabels())},
+		{"Created", moment(s.GetCreatedAt())},
+	})
+}
+
+func (a *app) snapshotList() *cobra.Command {
+	request := &remotegpuv1.ListSnapshotsRequest{}
+	var page paging
+	cmd := &cobra.Command{
+		Use: "ls [ENVIRONMENT]", Aliases: []string{"list"}, Short: "List snapshots, oldest first", Args: cobra.MaximumNArgs(1),
+		ValidArgsFunction: a.completeEnvs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			request.Project, request.Environment = a.project, strings.Join(args, "")
+			all, next, err := pages(&page, func(size int32, token string) ([]*remotegpuv1.Snapshot, string, error) {
+				request.PageSize, request.PageToken = size, token
+				response, err := c.snapshots.ListSnapshots(cmd.Context(), request)
+				return response.GetSnapshots(), response.GetNextPageToken(), err
+			})
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(&remotegpuv1.ListSnapshotsResponse{Snapshots: all, NextPageToken: next})
+			}
+			rows := make([][]string, 0, len(all))
+			for _, s := range all {
+				rows = append(rows, []string{
+					s.GetEnvironmentName() + "/" + s.GetName(), s.GetId(), state(s.GetState(), "SNAPSHOT_STATE_"), size(s.GetSizeBytes()),
+					s.GetImage(), age(s.GetCreatedAt()),
+				})
+			}
+			return a.table([]string{"SNAPSHOT", "ID", "STATE", "SIZE", "IMAGE", "AGE"}, rows)
+		},
+	}
+	cmd.Flags().StringVarP(&request.LabelSelector, "selector", "l", "", "only with these labels: key=value,key!=value,key,!key")
+	page.register(cmd.Flags(), 0)
+	return cmd
+}
+
+func (a *app) snapshotGet() *cobra.Command {
+	return &cobra.Command{
+		Use: "get SNAPSHOT", Short: "Show one snapshot", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeSnapshots,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			s, err := a.snapshot(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
+			return a.showSnapshot(s)
+		},
+	}
+}
+
+func (a *app) snapshotRemove() *cobra.Command {
+	request := &remotegpuv1.DeleteSnapshotRequest{}
+	cmd := &cobra.Command{
+		Use: "rm SNAPSHOT...", Aliases: []string{"delete"}, Short: "Delete snapshots", Args: cobra.MinimumNArgs(1),
+		Long: `rm deletes snapshots. Environments and snapshots that build on one go on as
+before; its files stay on the disk until the last of those has gone.`,
+		ValidArgsFunction: a.completeSnapshots,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			for _, name := range args {
+				request.Snapshot, request.Project = name, a.project
+				response, err := c.snapshots.DeleteSnapshot(cmd.Context(), request)
+				if err != nil {
+					return err
+				}
+				if a.output == "json" {
+					err = a.jsonLine(response)
+				} else {
+					err = a.printf("%s: deleted\n", plain(name))
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+	etagFlag(cmd.Flags(), &request.Etag)
+	return cmd
+}
+
+func (a *app) snapshotRollBack() *cobra.Command {
+	request, w, g := &remotegpuv1.RollBackEnvironmentRequest{}, &waiting{}, &grace{}
+	cmd := &cobra.Command{
+		Use: "rollback ENVIRONMENT SNAPSHOT", Short: "Make an environment what it was", Args: cobra.ExactArgs(2),
+		Long: `rollback makes the root filesystem of an environment what it was in one of its
+snapshots, or in the one that it was made from. What was written since is gone:
+take a snapshot first to keep it.`,
+		ValidArgsFunction: a.completeEnvs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			request.Environment, request.Snapshot, request.Project, request.RequestId = args[0], args[1], a.project, w.id()
+			request.Timeout = g.duration()
+			past := "rolled back to " + plain(args[1])
+			return a.lead(cmd.Context(), c, args[0], past, w,
+				func(ctx context.Context, c *clients, _, _ string) (*remotegpuv1.Environment, *remotegpuv1.Operation, error) {
+					response, err := c.snapshots.RollBackEnvironment(ctx, request)
+					return response.GetEnvironment(), response.GetOperation(), err
+				})
+		},
+	}
+	w.register(cmd.Flags())
+	g.register(cmd.Flags())
+	cmd.Flags().BoolVarP(&request.Force, "force", "f", false, "also one that runs: it is stopped, and started again afterwards")
+	etagFlag(cmd.Flags(), &request.Etag)
+	return cmd
+}
+
+func (a *app) snapshotExport() *cobra.Command {
+	request, w := &remotegpuv1.ExportSnapshotRequest{}, &waiting{}
+	cmd := &cobra.Command{
+		Use: "export SNAPSHOT [IMAGE]", Short: "Make an image of a snapshot", Args: cobra.RangeArgs(1, 2),
+		Long: `export makes an image of the node's store of a snapshot and prints its reference:
+IMAGE, or remotegpu/snapshot/ENVIRONMENT:NAME. An image that had the reference
+loses it.`,
+		ValidArgsFunction: a.completeSnapshots,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			request.Snapshot, request.Reference = args[0], strings.Join(args[1:], "")
+			request.Project, request.RequestId = a.project, w.id()
+			response, err := c.snapshots.ExportSnapshot(cmd.Context(), request)
+			if err != nil {
+				return err
+			}
+			op, err := a.await(cmd.Context(), c, w, response.GetOperation())
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(&remotegpuv1.ExportSnapshotResponse{Reference: response.GetReference(), Operation: op})
+			}
+			return a.printf("%s\n", plain(response.GetReference()))
+		},
+	}
+	w.register(cmd.Flags())
+	return cmd
+}
+
+// completeSnapshots offers snapshots.
+func (a *app) completeSnapshots(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.offer(cmd, args, prefix, func(ctx context.Context, c *clients) ([]cobra.Completion, error) {
+		response, err := c.snapshots.ListSnapshots(ctx, &remotegpuv1.ListSnapshotsRequest{Project: a.project, PageSize: 500})
+		var found []cobra.Completion
+		for _, s := range response.GetSnapshots() {
+			found = append(found, cobra.CompletionWithDesc(s.GetEnvironmentName()+"/"+s.GetName(), plain(s.GetImage())))
+		}
+		return found, err
+	})
+}

@@ -1,0 +1,167 @@
+package cli_test
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect/v2"
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+	"github.com/remotegpu/remotegpu/gen/remotegpu/v1/remotegpuv1connect"
+)
+
+// snapshots is the service of a fake.
+type snapshots struct {
+	remotegpuv1connect.UnimplementedSnapshotServiceHandler
+	fake *fake
+	all  []proto.Message // requests, in order
+}
+
+func aSnapshot() *remotegpuv1.Snapshot {
+	spec := proto.CloneOf(environment().GetSpec())
+	spec.Hostname = "demo"
+	spec.Ports = []*remotegpuv1.PortRequest{{ServiceType: remotegpuv1.ServiceType_SERVICE_TYPE_SSH, ExternalPort: 22007}}
+	return &remotegpuv1.Snapshot{
+		Id: "01SNAP", Name: "first", Project: "default", Node: "gpu1", Environment: "01ENV", EnvironmentName: "demo",
+		State: remotegpuv1.SnapshotState_SNAPSHOT_STATE_READY, SizeBytes: 3 << 20, Image: "docker.io/team/app:1", Spec: spec,
+		TakenRunning: true, CreatedAt: ago(2 * time.Hour), Labels: map[string]string{"a": "b"},
+	}
+}
+
+func (s *snapshots) got(request proto.Message) error {
+	s.fake.mu.Lock()
+	s.all = append(s.all, request)
+	s.fake.mu.Unlock()
+	return s.fake.got(request)
+}
+
+func (s *snapshots) CreateSnapshot(_ context.Context, r *remotegpuv1.CreateSnapshotRequest) (*remotegpuv1.CreateSnapshotResponse, error) {
+	return &remotegpuv1.CreateSnapshotResponse{Snapshot: aSnapshot(), Operation: operation(running, "", 0, 0)}, s.got(r)
+}
+
+func (s *snapshots) GetSnapshot(context.Context, *remotegpuv1.GetSnapshotRequest) (*remotegpuv1.GetSnapshotResponse, error) {
+	return &remotegpuv1.GetSnapshotResponse{Snapshot: aSnapshot()}, nil
+}
+
+func (s *snapshots) ListSnapshots(_ context.Context, r *remotegpuv1.ListSnapshotsRequest) (*remotegpuv1.ListSnapshotsResponse, error) {
+	return &remotegpuv1.ListSnapshotsResponse{Snapshots: []*remotegpuv1.Snapshot{aSnapshot()}}, s.got(r)
+}
+
+func (s *snapshots) DeleteSnapshot(_ context.Context, r *remotegpuv1.DeleteSnapshotRequest) (*remotegpuv1.DeleteSnapshotResponse, error) {
+	return &remotegpuv1.DeleteSnapshotResponse{}, s.got(r)
+}
+
+func (s *snapshots) RollBackEnvironment(_ context.Context, r *remotegpuv1.RollBackEnvironmentRequest) (*remotegpuv1.RollBackEnvironmentResponse, error) {
+	return &remotegpuv1.RollBackEnvironmentResponse{Environment: s.fake.env, Operation: operation(running, "", 0, 0)}, s.got(r)
+}
+
+func (s *snapshots) ExportSnapshot(_ context.Context, r *remotegpuv1.ExportSnapshotRequest) (*remotegpuv1.ExportSnapshotResponse, error) {
+	return &remotegpuv1.ExportSnapshotResponse{Reference: "docker.io/" + r.GetReference(), Operation: operation(running, "", 0, 0)}, s.got(r)
+}
+
+func TestSnapshotCommands(t *testing.T) {
+	f := newFake(t)
+	f.ops = []*remotegpuv1.Operation{operation(succeeded, "", 0, 0)}
+	for _, test := range []struct {
+		args, want string
+		request    proto.Message
+	}{
+		{"env snapshot ls demo -l a=b", `
+SNAPSHOT     ID       STATE   SIZE    IMAGE                  AGE
+demo/first   01SNAP   ready   3 MiB   docker.io/team/app:1   2h
+`, &remotegpuv1.ListSnapshotsRequest{Environment: "demo", LabelSelector: "a=b"}},
+		{
+			"env snapshot create demo --name first -l a=b --etag 3 --request-id r", "Snapshot:      demo/first",
+			&remotegpuv1.CreateSnapshotRequest{RequestId: "r", Environment: "demo", Name: "first", Labels: map[string]string{"a": "b"}, Etag: "3"},
+		},
+		{"env snapshot create demo --request-id r --no-wait", "Taken:         while it ran", &remotegpuv1.CreateSnapshotRequest{RequestId: "r", Environment: "demo"}},
+		{"env snapshot get demo/first", "Size:          3 MiB", nil},
+		{"env snapshot rm demo/first", "demo/first: deleted", &remotegpuv1.DeleteSnapshotRequest{Snapshot: "demo/first"}},
+		{"env snapshot rm -o json demo/first --etag 1", "{}", &remotegpuv1.DeleteSnapshotRequest{Snapshot: "demo/first", Etag: "1"}},
+		{
+			"env snapshot rollback demo first -f -t 3s --request-id r", "demo: rolled back to first",
+			&remotegpuv1.RollBackEnvironmentRequest{RequestId: "r", Environment: "demo", Snapshot: "first", Force: true, Timeout: durationpb.New(3 * time.Second)},
+		},
+		{
+			"env snapshot export demo/first team/app:2 --request-id r", "docker.io/team/app:2",
+			&remotegpuv1.ExportSnapshotRequest{RequestId: "r", Snapshot: "demo/first", Reference: "team/app:2"},
+		},
+		{
+			"env create new --from-snapshot demo/first --request-id r", "Name:      demo",
+			&remotegpuv1.CreateEnvironmentRequest{RequestId: "r", Name: "new", Spec: &remotegpuv1.EnvironmentSpec{
+				Snapshot: "demo/first", PullPolicy: remotegpuv1.PullPolicy_PULL_POLICY_IF_NOT_PRESENT, Resources: &remotegpuv1.Resources{},
+			}},
+		},
+	} {
+		f.last = nil
+		code, stdout, stderr := f.run(t, strings.Fields(test.args)...)
+		if code != 0 || !strings.Contains(stdout, strings.TrimPrefix(test.want, "\n")) {
+			t.Errorf("%s: code %d %s\n%s\nwant\n%s", test.args, code, stderr, stdout, test.want)
+		}
+		if list, ok := f.last.(*remotegpuv1.ListSnapshotsRequest); ok {
+			list.PageSize = 0
+		}
+		if diff := cmp.Diff(test.request, f.last, protocmp.Transform()); diff != "" {
+			t.Errorf("%s:\n%s", test.args, diff)
+		}
+	}
+	for _, args := range []string{
+		"env create x --image y --from-snapshot z", "env create x", "env snapshot rollback demo", "env snapshot create", "env clone demo",
+	} {
+		if code, _, stderr := f.run(t, strings.Fields(args)...); code != 2 {
+			t.Errorf("%s: code %d, %s", args, code, stderr)
+		}
+	}
+}
+
+// A clone takes a snapshot unless one is named, asks for what the other has
+// without its ports of the host, and deletes the snapshot that it took.
+func TestClone(t *testing.T) {
+	f := newFake(t)
+	f.ops = []*remotegpuv1.Operation{operation(succeeded, "", 0, 0)}
+	spec := aSnapshot().GetSpec()
+	spec.Image, spec.Hostname, spec.Snapshot, spec.Ports[0].ExternalPort = "", "", "01SNAP", 0
+	want := &remotegpuv1.CreateEnvironmentRequest{RequestId: "r", Name: "two", Spec: spec}
+	kinds := func() []string {
+		var names []string
+		for _, request := range f.snapshots.all {
+			names = append(names, string(request.ProtoReflect().Descriptor().Name()))
+		}
+		f.snapshots.all = nil
+		return names
+	}
+	for _, test := range []struct {
+		args  string
+		calls []string
+	}{
+		{"env clone demo two --request-id r", []string{"CreateSnapshotRequest", "DeleteSnapshotRequest"}},
+		{"env clone demo two --request-id r --no-wait", []string{"CreateSnapshotRequest"}},
+		{"env clone demo/first two --request-id r", nil},
+	} {
+		f.created = nil
+		code, stdout, stderr := f.run(t, strings.Fields(test.args)...)
+		if code != 0 || !strings.Contains(stdout, "Name:") {
+			t.Errorf("%s: code %d, %s%s", test.args, code, stdout, stderr)
+		}
+		if strings.Contains(test.args, "no-wait") != strings.Contains(stderr, "remotegpu env snapshot rm demo/first") {
+			t.Errorf("%s: %s", test.args, stderr)
+		}
+		if diff := cmp.Diff(want, f.created, protocmp.Transform()); diff != "" {
+			t.Errorf("%s:\n%s", test.args, diff)
+		}
+		if got := kinds(); !slices.Equal(got, test.calls) {
+			t.Errorf("%s: calls %q, want %q", test.args, got, test.calls)
+		}
+	}
+	f.err = apiError(t, connect.CodeFailedPrecondition, "SNAPSHOT_BUSY", "an operation works on it", "snapshot", "wait for it")
+	if code, _, stderr := f.run(t, "env", "snapshot", "rm", "demo/first"); code != 4 || !strings.Contains(stderr, "wait for it") {
+		t.Errorf("code %d, %s", code, stderr)
+	}
+}

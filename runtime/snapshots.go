@@ -1,0 +1,489 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/oklog/ulid/v2"
+
+	"github.com/remotegpu/remotegpu/internal/fault"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+)
+
+// SnapshotState is how far a snapshot is.
+type SnapshotState string
+
+// The states. One that could not be taken has no row any more.
+const (
+	SnapshotCreating SnapshotState = "creating"
+	SnapshotReady    SnapshotState = "ready"
+	SnapshotDeleting SnapshotState = "deleting"
+)
+
+// SnapshotMethod is how a snapshot is taken.
+type SnapshotMethod string
+
+// The methods. A commit that was begun is finished, a copy is begun anew.
+const (
+	SnapshotUndecided SnapshotMethod = ""
+	SnapshotCommit    SnapshotMethod = "commit" // the layer itself, of what does not run
+	SnapshotCopy      SnapshotMethod = "copy"   // a copy of the layer, of what runs
+)
+
+// Snapshot is the root filesystem of an environment as it was at a moment. It
+// outlives its environment.
+type Snapshot struct {
+	ID        string // ULID
+	Name      string // DNS label, unique per environment
+	Project   string
+	Node      string
+	Labels    map[string]string
+	Revision  int64 // counts changes, from 1; the API's etag
+	EnvID     string
+	EnvName   string
+	State     SnapshotState
+	Operation string // id of the operation at work on it
+	// Method and Freezes are the journal of taking it: written before the
+	// engine is asked to. Freezes says that the environment is paused by the
+	// copy, and by nobody else.
+	Method    SnapshotMethod
+	Freezes   bool
+	Layer     Layer
+	Spec      Spec // of the environment then
+	CreatedAt time.Time
+}
+
+// SnapshotFilter selects snapshots. Zero fields select all.
+type SnapshotFilter struct {
+	Project   string
+	EnvID     string
+	Operation string // at work on them
+	Labels    Selector
+	Limit     int    // 0: no limit
+	After     string // page cursor as returned by the store
+}
+
+// SnapshotStore keeps snapshots. Errors are errdefs kinds or *problem.Problem.
+type SnapshotStore interface {
+	// CreateSnapshot writes a snapshot, its operation and a change of its
+	// environment in one transaction, as UpdateEnvironment does; change is
+	// called first, and may complete the snapshot. SNAPSHOT_NAME_EXISTS.
+	CreateSnapshot(ctx context.Context, snapshot *Snapshot, op *operation.Operation,
+		change func(*Environment) error) (env *Environment, existing *operation.Operation, err error)
+	// Snapshot returns one, NotFound (SNAPSHOT_NOT_FOUND).
+	Snapshot(ctx context.Context, id string) (*Snapshot, error)
+	// SnapshotByName returns one of an environment, NotFound.
+	SnapshotByName(ctx context.Context, envID, name string) (*Snapshot, error)
+	// Snapshots returns them, oldest first, and the cursor of the next page.
+	Snapshots(ctx context.Context, filter SnapshotFilter) ([]*Snapshot, string, error)
+	// UpdateSnapshot reads, changes and writes one in a single transaction, as
+	// UpdateEnvironment does.
+	UpdateSnapshot(ctx context.Context, id string, op *operation.Operation,
+		change func(*Snapshot) error) (snapshot *Snapshot, existing *operation.Operation, err error)
+	// DeleteSnapshot forgets one. An absent one is forgotten.
+	DeleteSnapshot(ctx context.Context, id string) error
+}
+
+// snapshotArgs are the arguments of operations on snapshots.
+type snapshotArgs struct {
+	Snapshot  string        `json:"snapshot"`            // id
+	Timeout   time.Duration `json:"timeout,omitempty"`   // KindRollBack: nanoseconds between SIGTERM and SIGKILL
+	Restart   bool          `json:"restart,omitempty"`   // KindRollBack: it ran
+	Reference string        `json:"reference,omitempty"` // KindExport
+}
+
+// CreateSnapshotRequest asks for a snapshot.
+type CreateSnapshotRequest struct {
+	RequestID   string
+	Project     string
+	Environment string // id or name
+	Name        string // "": the time
+	Labels      map[string]string
+	Etag        string // of the environment; "": whatever it is
+}
+
+// CreateSnapshot has a snapshot taken.
+func (m *Manager) CreateSnapshot(ctx context.Context, req CreateSnapshotRequest) (*Snapshot, *operation.Operation, error) {
+	if req.Project == "" {
+		req.Project = DefaultProject
+	}
+	hash := hashOf(KindSnapshot, req)
+	if op, err := m.known(ctx, req.Project, req.RequestID, hash); op != nil || err != nil {
+		return m.answerSnapshot(ctx, op, err)
+	}
+	now := time.Now()
+	if req.Name == "" {
+		req.Name = now.UTC().Format("s20060102-150405")
+	} else if !dnsLabel.MatchString(req.Name) {
+		return nil, nil, problem.New(problem.SnapshotNameInvalid, "%q is not a name for a snapshot", req.Name).WithField("name").
+			WithHint("use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit, for example %q", "before-upgrade")
+	}
+	env, err := m.Get(ctx, req.Project, req.Environment)
+	if err != nil {
+		return nil, nil, err
+	}
+	snapshot := &Snapshot{
+		ID: ulid.Make().String(), Name: req.Name, Project: env.Project, Node: m.cfg.Node, Labels: req.Labels,
+		EnvID: env.ID, State: SnapshotCreating, CreatedAt: now,
+	}
+	op := m.newOperation(KindSnapshot, env.Project, env.ID, req.RequestID, hash, snapshotArgs{Snapshot: snapshot.ID})
+	snapshot.Operation = op.ID
+	updated, existing, err := m.cfg.Store.CreateSnapshot(fault.Within(ctx, "request ", KindSnapshot), snapshot, op, recorded(func(env *Environment) error {
+		if err := checkFree(env, req.Etag); err != nil {
+			return err
+		}
+		if err := checkMade(env); err != nil {
+			return err
+		}
+		env.Operation = op.ID
+		snapshot.EnvName, snapshot.Spec, snapshot.Layer.Image, snapshot.Layer.ImageDigest = env.Name, env.Spec, env.Spec.Image, env.Digest
+		return nil
+	}))
+	if err != nil || existing != nil {
+		if existing != nil {
+			err = checkHash(existing, hash)
+		}
+		return m.answerSnapshot(ctx, existing, err)
+	}
+	m.fill(updated)
+	m.follow(updated)
+	m.changes.publish(updated)
+	m.cfg.Queue.Kick(op.ID)
+	return snapshot, op, nil
+}
+
+// checkFree refuses to act on an environment that has changed or is busy.
+func checkFree(env *Environment, etag string) error {
+	if etag != "" && etag != Etag(env.Revision) {
+		return problem.New(problem.EtagMismatch, "environment %q has changed since it was read", env.Name).WithField("etag").
+			WithHint("read it again and decide anew")
+	}
+	if env.Operation != "" {
+		return problem.New(problem.EnvBusy, "another operation works on environment %q", env.Name).WithField("environment").
+			WithHint("wait for it: remotegpu op watch %s", env.Operation)
+	}
+	return nil
+}
+
+// checkMade refuses an environment that has no writable layer.
+func checkMade(env *Environment) error {
+	if env.Held && !env.StartedAt.IsZero() {
+		return nil
+	}
+	return problem.New(problem.EnvNotStartable, "environment %q was never made: its create failed", env.Name).
+		WithField("environment").WithHint("delete it and create it anew")
+}
+
+// answerSnapshot returns the snapshot of an operation that exists already.
+func (m *Manager) answerSnapshot(ctx context.Context, op *operation.Operation, err error) (*Snapshot, *operation.Operation, error) {
+	if err != nil {
+		return nil, nil, err
+	}
+	var args snapshotArgs
+	if err := json.Unmarshal(op.Args, &args); err != nil {
+		return nil, nil, fmt.Errorf("read arguments of operation %s: %w", op.ID, err)
+	}
+	snapshot, err := m.cfg.Store.Snapshot(ctx, args.Snapshot)
+	if errdefs.IsNotFound(err) {
+		return nil, op, nil
+	}
+	return snapshot, op, err
+}
+
+// Snapshot finds a snapshot by id, or as ENVIRONMENT/NAME.
+func (m *Manager) Snapshot(ctx context.Context, project, text string) (*Snapshot, error) {
+	return m.findSnapshot(ctx, project, text, "", "snapshot")
+}
+
+// findSnapshot finds a snapshot by its name alone, too, where env is the id of
+// its environment. field is that of the request.
+func (m *Manager) findSnapshot(ctx context.Context, project, text, env, field string) (*Snapshot, error) {
+	of, name, found := strings.Cut(text, "/")
+	var snapshot *Snapshot
+	err := error(errdefs.ErrNotFound)
+	switch _, parseErr := ulid.ParseStrict(text); {
+	case parseErr == nil:
+		snapshot, err = m.cfg.Store.Snapshot(ctx, text)
+	case found:
+		if env, err = m.environmentID(ctx, project, of); err == nil {
+			snapshot, err = m.cfg.Store.SnapshotByName(ctx, env, name)
+		}
+	case env != "":
+		snapshot, err = m.cfg.Store.SnapshotByName(ctx, env, text)
+	}
+	if errdefs.IsNotFound(err) {
+		return nil, problem.New(problem.SnapshotNotFound, "there is no snapshot %q", text).WithField(field).
+			WithHint("name it by its id, or as ENVIRONMENT/NAME; list them with: remotegpu env snapshot ls")
+	}
+	return snapshot, err
+}
+
+// environmentID is the id of an environment; an id may be that of a deleted one.
+func (m *Manager) environmentID(ctx context.Context, project, idOrName string) (string, error) {
+	if _, err := ulid.ParseStrict(idOrName); err == nil {
+		return idOrName, nil
+	}
+	env, err := m.Get(ctx, project, idOrName)
+	if err != nil {
+		return "", err
+	}
+	return env.ID, nil
+}
+
+// ListSnapshots returns snapshots, oldest first, and the cursor of the next
+// page. environment is an id or a name, "" for all.
+func (m *Manager) ListSnapshots(ctx context.Context, environment string, filter SnapshotFilter) ([]*Snapshot, string, error) {
+	if environment != "" {
+		id, err := m.environmentID(ctx, filter.Project, environment)
+		if err != nil {
+			return nil, "", err
+		}
+		filter.EnvID = id
+	}
+	return m.cfg.Store.Snapshots(ctx, filter)
+}
+
+// DeleteSnapshot removes a snapshot. What builds on it keeps its files.
+func (m *Manager) DeleteSnapshot(ctx context.Context, project, text, etag string) error {
+	snapshot, err := m.findSnapshot(ctx, project, text, "", "snapshot")
+	if err != nil {
+		return err
+	}
+	making, _, err := m.cfg.Store.Environments(ctx, Filter{States: []State{Creating}})
+	if err != nil {
+		return err
+	}
+	for _, env := range making {
+		if env.Spec.Snapshot == snapshot.ID {
+			return problem.New(problem.SnapshotInUse, "environment %q is being made from snapshot %q", env.Name, snapshot.Name).
+				WithField("snapshot").WithHint("wait for it: remotegpu op watch %s", env.Operation)
+		}
+	}
+	// Nobody begins anything with it from here on.
+	if _, _, err := m.cfg.Store.UpdateSnapshot(ctx, snapshot.ID, nil, func(s *Snapshot) error {
+		if etag != "" && etag != Etag(s.Revision) {
+			return problem.New(problem.EtagMismatch, "snapshot %q has changed since it was read", s.Name).WithField("etag").
+				WithHint("read it again and decide anew")
+		}
+		if s.Operation != "" {
+			return snapshotBusy(s)
+		}
+		s.State = SnapshotDeleting
+		return nil
+	}); err != nil {
+		return err
+	}
+	return m.finishDelete(ctx, snapshot.ID)
+}
+
+// finishDelete removes what a snapshot has, and its row last.
+func (m *Manager) finishDelete(ctx context.Context, id string) error {
+	if err := m.cfg.Snapshotter.RemoveSnapshot(ctx, id); err != nil {
+		return err
+	}
+	return m.cfg.Store.DeleteSnapshot(ctx, id)
+}
+
+func snapshotBusy(s *Snapshot) error {
+	if s.State == SnapshotDeleting {
+		return problem.New(problem.SnapshotBusy, "snapshot %q is being deleted", s.Name).WithField("snapshot").
+			WithHint("use another one: remotegpu env snapshot ls")
+	}
+	return problem.New(problem.SnapshotBusy, "an operation works on snapshot %q", s.Name).WithField("snapshot").
+		WithHint("wait for it: remotegpu op watch %s", s.Operation)
+}
+
+// usable refuses a snapshot that nothing can be made from.
+func usable(s *Snapshot, field string) error {
+	if s.State == SnapshotReady {
+		return nil
+	}
+	p := *problem.Of(snapshotBusy(s))
+	p.Field = field
+	return &p
+}
+
+// resolveSnapshot completes the spec of an environment that is made from a
+// snapshot: what it names by id, and the image of that. nil without one.
+func (m *Manager) resolveSnapshot(ctx context.Context, project string, spec *Spec) (*Snapshot, error) {
+	if spec.Snapshot == "" {
+		return nil, nil //nolint:nilnil // most have none
+	}
+	snapshot, err := m.findSnapshot(ctx, project, spec.Snapshot, "", "spec.snapshot")
+	if err != nil {
+		return nil, err
+	}
+	if err := usable(snapshot, "spec.snapshot"); err != nil {
+		return nil, err
+	}
+	if spec.Image != "" {
+		name, err := normalize(spec.Image, "spec.image")
+		if err != nil {
+			return nil, err
+		}
+		if name != snapshot.Layer.Image {
+			return nil, invalid("spec.image", "leave it out: the snapshot says what the image is", "the snapshot is of image %s", snapshot.Layer.Image)
+		}
+	}
+	if spec.PullPolicy == PullAlways {
+		return nil, invalid("spec.pull_policy", "leave it out", "nothing is pulled for an environment that is made from a snapshot")
+	}
+	spec.Snapshot, spec.Image = snapshot.ID, snapshot.Layer.Image
+	return snapshot, nil
+}
+
+// origin is what an environment is made from: its image, or that of its
+// snapshot. create makes its container.
+func (m *Manager) origin(ctx context.Context, env *Environment, task *operation.Task) (
+	image Image, create func(context.Context, Container) error, err error,
+) {
+	if env.Spec.Snapshot == "" {
+		image, err = m.obtainImage(ctx, env, task)
+		return image, m.cfg.Engine.Create, err
+	}
+	snapshot, err := m.findSnapshot(ctx, env.Project, env.Spec.Snapshot, "", "spec.snapshot")
+	if err == nil {
+		err = usable(snapshot, "spec.snapshot")
+	}
+	if err != nil {
+		return Image{}, nil, err
+	}
+	layer := snapshot.Layer
+	return Image{Name: layer.Image, Digest: layer.ImageDigest, Labels: layer.ImageLabels}, func(ctx context.Context, c Container) error {
+		c.Snapshot, c.Base = snapshot.ID, layer.Base
+		return m.cfg.Engine.Create(ctx, c)
+	}, nil
+}
+
+// RollBackRequest asks for the root filesystem of a snapshot.
+type RollBackRequest struct {
+	RequestID   string
+	Project     string
+	Environment string // id or name
+	Snapshot    string // id, name, or ENVIRONMENT/NAME
+	Etag        string // of the environment; "": whatever it is
+	Force       bool   // though it runs
+	// Timeout is the time between SIGTERM and SIGKILL. nil: DefaultStopTimeout.
+	Timeout *time.Duration
+}
+
+// RollBack makes the root filesystem of an environment what it was.
+func (m *Manager) RollBack(ctx context.Context, req RollBackRequest) (*Environment, *operation.Operation, error) {
+	if req.Project == "" {
+		req.Project = DefaultProject
+	}
+	hash := hashOf(KindRollBack, req)
+	if op, err := m.known(ctx, req.Project, req.RequestID, hash); op != nil || err != nil {
+		return m.answer(ctx, op, err)
+	}
+	env, err := m.Get(ctx, req.Project, req.Environment)
+	if err != nil {
+		return nil, nil, err
+	}
+	snapshot, err := m.findSnapshot(ctx, req.Project, req.Snapshot, env.ID, "snapshot")
+	if err != nil {
+		return nil, nil, err
+	}
+	if snapshot.EnvID != env.ID && snapshot.ID != env.Spec.Snapshot {
+		return nil, nil, invalid("snapshot", "use one of its own, or make a new environment: remotegpu env create --from-snapshot",
+			"snapshot %q is of environment %q", snapshot.Name, snapshot.EnvName)
+	}
+	if err := usable(snapshot, "snapshot"); err != nil {
+		return nil, nil, err
+	}
+	args := snapshotArgs{Snapshot: snapshot.ID, Timeout: DefaultStopTimeout}
+	if req.Timeout != nil {
+		args.Timeout = *req.Timeout
+	}
+	op := m.newOperation(KindRollBack, env.Project, env.ID, req.RequestID, hash, nil)
+	updated, existing, err := m.cfg.Store.UpdateEnvironment(fault.Within(ctx, "request ", KindRollBack), env.ID, op, recorded(func(env *Environment) error {
+		if err := errors.Join(checkFree(env, req.Etag), checkMade(env)); err != nil {
+			return err
+		}
+		if env.Alive() && !req.Force {
+			return problem.New(problem.EnvRunning, "environment %q runs, or is paused", env.Name).WithField("force").
+				WithHint("stop it first, or roll it back with force: it is stopped, and started again if it ran")
+		}
+		args.Restart = env.State == Running
+		env.Operation = op.ID
+		var err error
+		op.Args, err = json.Marshal(args) // whether it runs is known now
+		return err
+	}))
+	if err != nil || existing != nil {
+		if existing != nil {
+			err = checkHash(existing, hash)
+		}
+		return m.answer(ctx, existing, err)
+	}
+	m.fill(updated)
+	m.follow(updated)
+	m.changes.publish(updated)
+	m.cfg.Queue.Kick(op.ID)
+	return updated, op, nil
+}
+
+// ExportRequest asks for an image of a snapshot.
+type ExportRequest struct {
+	RequestID string
+	Project   string
+	Snapshot  string // id, or ENVIRONMENT/NAME
+	Reference string // "": of the names of environment and snapshot
+}
+
+// Export has an image made of a snapshot. It returns the reference that it
+// gets.
+func (m *Manager) Export(ctx context.Context, req ExportRequest) (string, *operation.Operation, error) {
+	if req.Project == "" {
+		req.Project = DefaultProject
+	}
+	hash := hashOf(KindExport, req)
+	if op, err := m.known(ctx, req.Project, req.RequestID, hash); op != nil || err != nil {
+		return exportedAs(op, err)
+	}
+	snapshot, err := m.findSnapshot(ctx, req.Project, req.Snapshot, "", "snapshot")
+	if err != nil {
+		return "", nil, err
+	}
+	if req.Reference == "" {
+		req.Reference = "remotegpu/snapshot/" + snapshot.EnvName + ":" + snapshot.Name
+	}
+	name, err := normalize(req.Reference, "reference")
+	if err != nil {
+		return "", nil, err
+	}
+	op := m.newOperation(KindExport, snapshot.Project, snapshot.ID, req.RequestID, hash, snapshotArgs{Snapshot: snapshot.ID, Reference: name})
+	_, existing, err := m.cfg.Store.UpdateSnapshot(fault.Within(ctx, "request ", KindExport), snapshot.ID, op, func(s *Snapshot) error {
+		if s.Operation != "" || s.State != SnapshotReady {
+			return snapshotBusy(s)
+		}
+		s.Operation = op.ID
+		return nil
+	})
+	if err != nil || existing != nil {
+		if existing != nil {
+			err = checkHash(existing, hash)
+		}
+		return exportedAs(existing, err)
+	}
+	m.cfg.Queue.Kick(op.ID)
+	return name, op, nil
+}
+
+// exportedAs is the answer of an export that was asked for before.
+func exportedAs(op *operation.Operation, err error) (string, *operation.Operation, error) {
+	if err != nil {
+		return "", nil, err
+	}
+	var args snapshotArgs
+	if err := json.Unmarshal(op.Args, &args); err != nil {
+		return "", nil, fmt.Errorf("read arguments of operation %s: %w", op.ID, err)
+	}
+	return args.Reference, op, nil
+}

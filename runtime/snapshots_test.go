@@ -1,0 +1,692 @@
+package runtime_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/port"
+	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+	"github.com/remotegpu/remotegpu/runtime/runtimetest"
+	"github.com/remotegpu/remotegpu/store"
+)
+
+// small is a request whose environment runs testprog.
+func small(name string) runtime.CreateRequest {
+	return runtime.CreateRequest{Name: name, Spec: runtime.Spec{
+		Image: image, Entrypoint: []string{"/bin/testprog"}, Command: []string{"sleep"},
+		Ports: []port.Request{{Service: port.SSH, Protocol: port.TCP}},
+	}}
+}
+
+// run runs testprog in an environment.
+func (d *daemon) run(name string, args ...string) string {
+	d.t.Helper()
+	result, err := d.RunCommand(d.t.Context(), runtime.CommandRequest{Environment: name, Argv: append([]string{"testprog"}, args...)})
+	if err != nil || result.ExitCode != 0 {
+		d.t.Fatalf("run %q in %s: %+v, %v", args, name, result, err)
+	}
+	return strings.TrimSpace(string(result.Stdout))
+}
+
+func (d *daemon) snapshot(env, name string) (*runtime.Snapshot, *operation.Operation) {
+	d.t.Helper()
+	snapshot, op, err := d.CreateSnapshot(d.t.Context(), runtime.CreateSnapshotRequest{Environment: env, Name: name})
+	if err != nil {
+		d.t.Fatalf("snapshot: %v", err)
+	}
+	op = d.done(op)
+	if now, err := d.Snapshot(d.t.Context(), "", snapshot.ID); err == nil {
+		snapshot = now
+	}
+	return snapshot, op
+}
+
+func (d *daemon) rollBack(req runtime.RollBackRequest) (*runtime.Environment, *operation.Operation) {
+	d.t.Helper()
+	env, op, err := d.RollBack(d.t.Context(), req)
+	if err != nil {
+		d.t.Fatalf("roll back: %v", err)
+	}
+	op = d.done(op)
+	if env, err = d.Get(d.t.Context(), "", env.ID); err != nil {
+		d.t.Fatal(err)
+	}
+	return env, op
+}
+
+// pause pauses a container as a copy does.
+func (h *host) pause(id string) { _ = h.engine.SetPaused(id, true) }
+
+// settled fails the test unless the environment "desk" is as it was, nobody works on
+// it, and snapshots are whole and known or not there at all.
+func (d *daemon) settled(state runtime.State) {
+	d.t.Helper()
+	env, err := d.Get(d.t.Context(), "", "desk")
+	if err != nil || env.State != state || env.Operation != "" {
+		d.t.Errorf("environment: %+v, %v, want it idle and %s", env, err, state)
+		return
+	}
+	if d.host.engine.IsPaused(env.ID) {
+		d.t.Error("the environment is paused")
+	}
+	rows, _, err := d.store.Snapshots(d.t.Context(), runtime.SnapshotFilter{})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	var known, there []string
+	for _, row := range rows {
+		known = append(known, "snapshot "+row.ID)
+		if row.State != runtime.SnapshotReady || row.Operation != "" || row.Freezes {
+			d.t.Errorf("snapshot: %+v", row)
+		}
+	}
+	for _, left := range d.host.engine.Leftovers() {
+		if strings.HasPrefix(left, "snapshot ") {
+			there = append(there, left)
+		}
+	}
+	slices.Sort(known)
+	if !slices.Equal(known, there) {
+		d.t.Errorf("known are %q, there are %q", known, there)
+	}
+}
+
+func TestSnapshots(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	env, _ := d.create(small("desk"))
+	d.run("desk", "write", "/kept", "one")
+	first, op := d.snapshot("desk", "first")
+	if op.State != operation.Succeeded || op.Result["snapshot"] != first.ID || first.State != runtime.SnapshotReady || first.EnvID != env.ID ||
+		first.Method != runtime.SnapshotCopy || first.Layer.Parent != "" || first.Layer.Image != image || first.Spec.Image != image || first.EnvName != "desk" {
+		t.Fatalf("first: %+v by %+v", first, op)
+	}
+	d.settled(runtime.Running)
+	d.run("desk", "write", "/kept", "two")
+	d.act(d.Stop, "desk")
+	second, op := d.snapshot("desk", "")
+	if op.State != operation.Succeeded || second.Method != runtime.SnapshotCommit || !strings.HasPrefix(second.Name, "s20") {
+		t.Fatalf("second: %+v by %+v", second, op)
+	}
+	d.settled(runtime.Stopped)
+	d.act(d.Start, "desk")
+	d.run("desk", "write", "/kept", "three")
+	if third, _ := d.snapshot("desk", "third"); third.Layer.Parent != second.ID {
+		t.Errorf("third: %+v, want it on top of %s", third.Layer, second.ID)
+	}
+
+	if _, _, err := d.RollBack(t.Context(), runtime.RollBackRequest{Environment: "desk", Snapshot: "first"}); reasonOf(err) != problem.EnvRunning {
+		t.Errorf("roll back of what runs: %v", err)
+	}
+	rolled, op := d.rollBack(runtime.RollBackRequest{Environment: "desk", Snapshot: "first", Force: true})
+	if op.State != operation.Succeeded || rolled.State != runtime.Running || rolled.Address != env.Address || d.run("desk", "cat", "/kept") != "one" {
+		t.Errorf("rolled back: %+v by %+v", rolled, op)
+	}
+	d.act(d.Stop, "desk")
+	if rolled, _ = d.rollBack(runtime.RollBackRequest{Environment: "desk", Snapshot: second.ID}); rolled.State != runtime.Stopped {
+		t.Errorf("rolled back while stopped: %+v", rolled)
+	}
+
+	request := small("clone")
+	request.Spec.Image, request.Spec.Snapshot = "", "desk/first"
+	clone, op := d.create(request)
+	if op.State != operation.Succeeded || clone.Spec.Snapshot != first.ID || clone.Spec.Image != image || clone.Digest != env.Digest ||
+		clone.Address == env.Address || clone.Ports[0].External == env.Ports[0].External || d.run("clone", "cat", "/kept") != "one" {
+		t.Errorf("clone: %+v by %+v", clone, op)
+	}
+	d.run("clone", "write", "/kept", "lost")
+	if _, op := d.rollBack(runtime.RollBackRequest{Environment: "clone", Snapshot: "desk/first", Force: true}); op.State != operation.Succeeded || d.run("clone", "cat", "/kept") != "one" {
+		t.Errorf("roll back to what it was made from: %+v", op)
+	}
+
+	reference, op, err := d.Export(t.Context(), runtime.ExportRequest{Snapshot: "desk/third"})
+	if err != nil || reference != "docker.io/remotegpu/snapshot/desk:third" {
+		t.Fatalf("export: %s, %v", reference, err)
+	}
+	if op = d.done(op); op.State != operation.Succeeded || op.Result["image"] != reference || op.Result["digest"] == "" {
+		t.Errorf("export: %+v", op)
+	}
+	request = small("exported")
+	request.Spec.Image = reference
+	if _, op := d.create(request); op.State != operation.Succeeded || d.run("exported", "cat", "/kept") != "three" {
+		t.Errorf("environment of the image: %+v", op)
+	}
+
+	history, _, err := d.History(t.Context(), "", "desk", 0, "")
+	if err != nil || !slices.ContainsFunc(history, func(e runtime.History) bool { return e.Kind == runtime.HappenedRolledBack }) ||
+		!slices.ContainsFunc(history, func(e runtime.History) bool { return e.Kind == runtime.HappenedSnapshot }) {
+		t.Errorf("history: %+v, %v", history, err)
+	}
+	// Snapshots outlive their environment, and what is made from them.
+	d.act(d.Delete, "desk")
+	if all, _, err := d.ListSnapshots(t.Context(), env.ID, runtime.SnapshotFilter{}); err != nil || len(all) != 3 || all[0].ID != first.ID {
+		t.Errorf("snapshots of a deleted environment: %+v, %v", all, err)
+	}
+	if err := d.DeleteSnapshot(t.Context(), "", env.ID+"/third", ""); err != nil {
+		t.Errorf("delete by name of a deleted environment: %v", err)
+	}
+	for _, id := range []string{first.ID, second.ID} {
+		if err := d.DeleteSnapshot(t.Context(), "", id, ""); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := d.DeleteSnapshot(t.Context(), "", first.ID, ""); reasonOf(err) != problem.SnapshotNotFound {
+		t.Errorf("delete again: %v", err)
+	}
+	for _, name := range []string{"clone", "exported"} {
+		d.act(d.Delete, name)
+	}
+	d.holdsNothing()
+}
+
+func TestSnapshotRefuses(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(small("desk"))
+	d.create(small("other"))
+	kept, _ := d.snapshot("desk", "kept")
+	of, _ := d.snapshot("other", "kept")
+	failing := small("never")
+	failing.Spec.Entrypoint = []string{"/absent"}
+	d.create(failing)
+	for _, test := range []struct {
+		name string
+		do   func() error
+		want problem.Reason
+	}{
+		{"of nothing", func() error { return refused(d, "nobody", "", "") }, problem.EnvNotFound},
+		{"of what was never made", func() error { return refused(d, "never", "", "") }, problem.EnvNotStartable},
+		{"name", func() error { return refused(d, "desk", "No Name", "") }, problem.SnapshotNameInvalid},
+		{"name twice", func() error { return refused(d, "desk", "kept", "") }, problem.SnapshotNameExists},
+		{"etag", func() error { return refused(d, "desk", "x", "999") }, problem.EtagMismatch},
+		{"get", func() error { _, err := d.Snapshot(t.Context(), "", "kept"); return err }, problem.SnapshotNotFound},
+		{"get of nothing", func() error { _, err := d.Snapshot(t.Context(), "", "nobody/kept"); return err }, problem.SnapshotNotFound},
+		{"list of nothing", func() error {
+			_, _, err := d.ListSnapshots(t.Context(), "nobody", runtime.SnapshotFilter{})
+			return err
+		}, problem.EnvNotFound},
+		{"roll back to another's", func() error {
+			_, _, err := d.RollBack(t.Context(), runtime.RollBackRequest{Environment: "desk", Snapshot: of.ID, Force: true})
+			return err
+		}, problem.FieldInvalid},
+		{"roll back to nothing", func() error {
+			_, _, err := d.RollBack(t.Context(), runtime.RollBackRequest{Environment: "desk", Snapshot: "x", Force: true})
+			return err
+		}, problem.SnapshotNotFound},
+		{"delete with an old etag", func() error { return d.DeleteSnapshot(t.Context(), "", kept.ID, "999") }, problem.EtagMismatch},
+		{"export to no reference", func() error {
+			_, _, err := d.Export(t.Context(), runtime.ExportRequest{Snapshot: kept.ID, Reference: "Not One"})
+			return err
+		}, problem.ImageReferenceBad},
+		{"create from nothing", func() error { return notMade(d, func(s *runtime.Spec) { s.Image, s.Snapshot = "", "desk/x" }) }, problem.SnapshotNotFound},
+		{"create from another image", func() error { return notMade(d, func(s *runtime.Spec) { s.Image, s.Snapshot = "other", "desk/kept" }) }, problem.FieldInvalid},
+		{"create and pull", func() error {
+			return notMade(d, func(s *runtime.Spec) { s.Image, s.Snapshot, s.PullPolicy = "", "desk/kept", runtime.PullAlways })
+		}, problem.FieldInvalid},
+		{"create from neither", func() error { return notMade(d, func(s *runtime.Spec) { s.Image = "" }) }, problem.ImageReferenceBad},
+	} {
+		err := test.do()
+		if p := problem.Of(err); err == nil || p.Reason != test.want || p.Hint == "" {
+			t.Errorf("%s: %v, want %s with a hint", test.name, err, test.want)
+		}
+	}
+	d.settled(runtime.Running)
+	// What no layer can hold fails the operation, and nothing else.
+	d.run("desk", "write", "/.wh.x", "y")
+	if _, op := d.snapshot("desk", "bad"); op.State != operation.Failed || op.Problem.Reason != string(problem.SnapshotNotCopyable) {
+		t.Errorf("not copyable: %+v", op)
+	}
+	d.settled(runtime.Running)
+	// While an operation works on one, nobody else does.
+	held := make(chan struct{})
+	h.faults.Hook(func(method string) {
+		if method == "Engine.ExportSnapshot" {
+			<-held
+		}
+	})
+	_, op, err := d.Export(t.Context(), runtime.ExportRequest{Snapshot: kept.ID, Reference: "one"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.DeleteSnapshot(t.Context(), "", kept.ID, ""); reasonOf(err) != problem.SnapshotBusy {
+		t.Errorf("delete during an export: %v", err)
+	}
+	if _, _, err := d.Export(t.Context(), runtime.ExportRequest{Snapshot: kept.ID, Reference: "two"}); reasonOf(err) != problem.SnapshotBusy {
+		t.Errorf("two exports: %v", err)
+	}
+	close(held)
+	if op = d.done(op); op.State != operation.Succeeded {
+		t.Errorf("export: %+v", op)
+	}
+}
+
+func refused(d *daemon, env, name, etag string) error {
+	_, _, err := d.CreateSnapshot(d.t.Context(), runtime.CreateSnapshotRequest{Environment: env, Name: name, Etag: etag})
+	return err
+}
+
+func notMade(d *daemon, change func(*runtime.Spec)) error {
+	request := small("made")
+	change(&request.Spec)
+	_, _, err := d.Create(d.t.Context(), request)
+	return err
+}
+
+// The same request again answers with the first one's operation.
+func TestSnapshotRequestsRepeat(t *testing.T) {
+	d := start(t, newHost(t))
+	d.create(small("desk"))
+	take := runtime.CreateSnapshotRequest{RequestID: "r1", Environment: "desk", Name: "kept"}
+	first, op1, err := d.CreateSnapshot(t.Context(), take)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.done(op1)
+	if again, op, err := d.CreateSnapshot(t.Context(), take); err != nil || op.ID != op1.ID || again.ID != first.ID {
+		t.Errorf("again: %+v, %+v, %v", again, op, err)
+	}
+	take.Name = "other"
+	if _, _, err := d.CreateSnapshot(t.Context(), take); reasonOf(err) != problem.RequestIDReused {
+		t.Errorf("another request: %v", err)
+	}
+	export := runtime.ExportRequest{RequestID: "r2", Snapshot: first.ID}
+	reference, op2, err := d.Export(t.Context(), export)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.done(op2)
+	if again, op, err := d.Export(t.Context(), export); err != nil || op.ID != op2.ID || again != reference {
+		t.Errorf("again: %s, %+v, %v", again, op, err)
+	}
+	back := runtime.RollBackRequest{RequestID: "r3", Environment: "desk", Snapshot: "kept", Force: true}
+	_, op3 := d.rollBack(back)
+	if _, op, err := d.RollBack(t.Context(), back); err != nil || op.ID != op3.ID {
+		t.Errorf("again: %+v, %v", op, err)
+	}
+}
+
+// Every call of a snapshot and of a roll back fails in turn, before or after it
+// did its work: the environment goes on with its files, and the next one works.
+func TestSnapshotFaults(t *testing.T) {
+	broken := errors.New("broken on purpose")
+	t.Logf("%-10s %-24s %-4s %-5s %s", "of", "call that fails", "n", "when", "the operation")
+	for _, of := range []runtime.State{runtime.Running, runtime.Stopped} {
+		calls := []string{"Engine.Status", "Engine.CopyLayer", "Store.UpdateSnapshot"}
+		if of == runtime.Stopped {
+			calls = []string{"Engine.Status", "Engine.CommitLayer", "Store.UpdateSnapshot"}
+		}
+		for _, call := range calls {
+			for _, when := range []runtimetest.When{runtimetest.Before, runtimetest.After} {
+				for n := 1; n <= 2; n++ {
+					t.Run(fmt.Sprintf("%s/%s/%d/%d", of, call, n, when), func(t *testing.T) {
+						h := newHost(t)
+						d := start(t, h)
+						d.create(small("desk"))
+						d.run("desk", "write", "/kept", "one")
+						if of == runtime.Stopped {
+							d.act(d.Stop, "desk")
+						}
+						h.faults.Fail(call, n, when, broken)
+						_, op := d.snapshot("desk", "first")
+						t.Logf("%-10s %-24s %-4d %-5d %s", of, call, n, when, op.State)
+						h.faults.Reset()
+						d.settled(of)
+						if snapshot, op := d.snapshot("desk", "second"); op.State != operation.Succeeded || snapshot.State != runtime.SnapshotReady {
+							t.Errorf("the next one: %+v", op)
+						}
+						d.settled(of)
+						if of == runtime.Stopped {
+							d.act(d.Start, "desk")
+						}
+						if got := d.run("desk", "cat", "/kept"); got != "one" {
+							t.Errorf("its files: %q", got)
+						}
+					})
+				}
+			}
+		}
+	}
+}
+
+func TestRollBackFaults(t *testing.T) {
+	for _, call := range []string{"Engine.Stop", "Engine.ResetLayer", "Engine.Start", "Networks.Publish"} {
+		for _, when := range []runtimetest.When{runtimetest.Before, runtimetest.After} {
+			t.Run(fmt.Sprintf("%s/%d", call, when), func(t *testing.T) {
+				h := newHost(t)
+				d := start(t, h)
+				d.create(small("desk"))
+				d.run("desk", "write", "/kept", "one")
+				d.snapshot("desk", "first")
+				h.faults.Fail(call, 1, when, errors.New("broken on purpose"))
+				env, op := d.rollBack(runtime.RollBackRequest{Environment: "desk", Snapshot: "first", Force: true})
+				if op.State != operation.Failed || env.Operation != "" {
+					t.Errorf("roll back: %+v, %+v", op, env)
+				}
+				h.faults.Reset()
+				if err := d.Reconcile(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if env, op = d.rollBack(runtime.RollBackRequest{Environment: "desk", Snapshot: "first", Force: true}); op.State != operation.Succeeded {
+					t.Fatalf("the next one: %+v", op)
+				}
+				if env.State != runtime.Running {
+					d.act(d.Start, "desk")
+				}
+				if got := d.run("desk", "cat", "/kept"); got != "one" {
+					t.Errorf("its files: %q", got)
+				}
+				d.settled(runtime.Running)
+			})
+		}
+	}
+}
+
+// dies ends a daemon at a call and returns the next one, which runs the
+// operation on. between, when not nil, is called while there is none.
+func dies(t *testing.T, h *host, d *daemon, call string, at, between func(), begin func() *operation.Operation) (*daemon, *operation.Operation) {
+	t.Helper()
+	reached, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	h.faults.Hook(func(method string) {
+		if method == call {
+			once.Do(func() {
+				at()
+				close(reached)
+				<-release
+			})
+		}
+	})
+	op := begin()
+	select {
+	case <-reached:
+	case <-time.After(20 * time.Second):
+		t.Fatalf("the operation does not reach %s", call)
+	}
+	stopped := make(chan struct{})
+	go func() { d.stop(); close(stopped) }()
+	time.Sleep(10 * time.Millisecond) // the queue cancels the handler
+	h.faults.Hook(nil)
+	close(release)
+	<-stopped
+	h.faults.Reset()
+	if between != nil {
+		between()
+	}
+	next := start(t, h)
+	return next, next.done(op)
+}
+
+// The daemon dies at each call of a snapshot. The next one finishes it; what was
+// paused goes on.
+func TestSnapshotGoesOnAfterTheDaemonDied(t *testing.T) {
+	for _, of := range []runtime.State{runtime.Running, runtime.Stopped} {
+		calls := []string{"Engine.Status", "Engine.CopyLayer", "Store.UpdateSnapshot"}
+		if of == runtime.Stopped {
+			calls = []string{"Engine.Status", "Engine.CommitLayer", "Store.UpdateSnapshot"}
+		}
+		for _, call := range calls {
+			t.Run(string(of)+"/"+call, func(t *testing.T) {
+				h := newHost(t)
+				d := start(t, h)
+				env, _ := d.create(small("desk"))
+				d.run("desk", "write", "/kept", "one")
+				if of == runtime.Stopped {
+					d.act(d.Stop, "desk")
+				}
+				next, op := dies(t, h, d, call, func() {
+					if call == "Engine.CopyLayer" {
+						h.pause(env.ID)
+					}
+				}, nil, func() *operation.Operation {
+					_, op, err := d.CreateSnapshot(t.Context(), runtime.CreateSnapshotRequest{Environment: "desk", Name: "first"})
+					if err != nil {
+						t.Fatal(err)
+					}
+					return op
+				})
+				if op.State != operation.Succeeded {
+					t.Fatalf("operation: %+v", op)
+				}
+				next.settled(of)
+				if _, op := next.rollBack(runtime.RollBackRequest{Environment: "desk", Snapshot: "first", Force: true}); op.State != operation.Succeeded {
+					t.Errorf("roll back: %+v", op)
+				}
+			})
+		}
+	}
+}
+
+func TestRollBackGoesOnAfterTheDaemonDied(t *testing.T) {
+	for _, call := range []string{"Engine.Stop", "Engine.ResetLayer", "Engine.Start", "Networks.Publish"} {
+		t.Run(call, func(t *testing.T) {
+			h := newHost(t)
+			d := start(t, h)
+			d.create(small("desk"))
+			d.run("desk", "write", "/kept", "one")
+			d.snapshot("desk", "first")
+			d.run("desk", "write", "/kept", "two")
+			next, op := dies(t, h, d, call, func() {}, nil, func() *operation.Operation {
+				_, op, err := d.RollBack(t.Context(), runtime.RollBackRequest{Environment: "desk", Snapshot: "first", Force: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return op
+			})
+			if op.State != operation.Succeeded || next.run("desk", "cat", "/kept") != "one" {
+				t.Errorf("operation: %+v", op)
+			}
+			next.settled(runtime.Running)
+		})
+	}
+}
+
+// A snapshot that can neither be taken nor undone is undone by the reconciler.
+func TestReconcilerUndoesASnapshot(t *testing.T) {
+	for _, call := range []string{"Engine.Resume", "Engine.RemoveSnapshot", "Store.DeleteSnapshot"} {
+		t.Run(call, func(t *testing.T) {
+			h := newHost(t)
+			d := start(t, h)
+			env, _ := d.create(small("desk"))
+			h.faults.Hook(func(method string) {
+				if method == "Engine.CopyLayer" {
+					h.pause(env.ID)
+				}
+			})
+			h.faults.Fail("Engine.CopyLayer", 1, runtimetest.After, errors.New("broken on purpose"))
+			h.faults.FailCall(call, 0, errors.New("broken as well"))
+			if _, op := d.snapshot("desk", "first"); op.State != operation.Failed {
+				t.Errorf("operation: %+v", op)
+			}
+			if env, _ := d.Get(t.Context(), "", "desk"); env.Operation == "" {
+				t.Error("the environment is free while it may be paused")
+			}
+			h.faults.Reset()
+			if err := d.Reconcile(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			d.settled(runtime.Running)
+		})
+	}
+}
+
+// A daemon that finds an interrupted snapshot lets the environment go on before
+// it does anything else, also when the operation is not run again.
+func TestSnapshotInterruptedTooOften(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	env, _ := d.create(small("desk"))
+	var op *operation.Operation
+	d, op = dies(t, h, d, "Engine.CopyLayer", func() { h.pause(env.ID) }, func() {
+		// As a daemon leaves it that was killed in the last attempt.
+		db, err := store.Open(t.Context(), filepath.Join(h.dir, "node.db"), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := db.UpdateOperation(t.Context(), op.ID, func(op *operation.Operation) error {
+			op.State, op.LeaseOwner, op.Attempts = operation.Running, "dead", 9
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	}, func() *operation.Operation {
+		var err error
+		if _, op, err = d.CreateSnapshot(t.Context(), runtime.CreateSnapshotRequest{Environment: "desk", Name: "first"}); err != nil {
+			t.Fatal(err)
+		}
+		return op
+	})
+	if op.State != operation.Failed || op.Problem.Reason != string(problem.OperationInterrupted) {
+		t.Errorf("operation: %+v", op)
+	}
+	if calls := h.faults.Calls(); len(calls) == 0 || calls[0] != "Engine.Resume" {
+		t.Errorf("the first calls are %q", calls[:min(3, len(calls))])
+	}
+	d.settled(runtime.Running)
+}
+
+func TestSnapshotCancelled(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(small("desk"))
+	reached, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	h.faults.Hook(func(method string) {
+		if method == "Engine.CopyLayer" {
+			once.Do(func() { close(reached); <-release })
+		}
+	})
+	_, op, err := d.CreateSnapshot(t.Context(), runtime.CreateSnapshotRequest{Environment: "desk", Name: "first"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-reached
+	if _, err := d.queue.Cancel(t.Context(), op.ID); err != nil {
+		t.Fatal(err)
+	}
+	close(release)
+	if op = d.done(op); op.State != operation.Cancelled {
+		t.Errorf("operation: %+v", op)
+	}
+	d.settled(runtime.Running)
+	if _, err := d.Snapshot(t.Context(), "", "desk/first"); !errdefs.IsNotFound(err) {
+		t.Errorf("the snapshot: %v", err)
+	}
+}
+
+// A forced delete ends a snapshot on its way; nothing of it is left.
+func TestDeleteInterruptsASnapshot(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(small("desk"))
+	reached, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	h.faults.Hook(func(method string) {
+		if method == "Engine.CopyLayer" {
+			once.Do(func() { close(reached); <-release })
+		}
+	})
+	if _, _, err := d.CreateSnapshot(t.Context(), runtime.CreateSnapshotRequest{Environment: "desk", Name: "first"}); err != nil {
+		t.Fatal(err)
+	}
+	<-reached
+	_, deletion, err := d.Delete(t.Context(), runtime.ActionRequest{Environment: "desk", Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(release)
+	if deletion = d.done(deletion); deletion.State != operation.Succeeded {
+		t.Errorf("delete: %+v", deletion)
+	}
+	d.holdsNothing()
+}
+
+// The reconciler finishes deletes, removes leftovers, and reports whole
+// snapshots that nobody knows.
+func TestReconcileSnapshots(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(small("desk"))
+	snapshot, _ := d.snapshot("desk", "first")
+	h.faults.FailCall("Store.DeleteSnapshot", 1, errors.New("broken on purpose"))
+	if err := d.DeleteSnapshot(t.Context(), "", snapshot.ID, ""); err == nil {
+		t.Fatal("the delete worked")
+	}
+	if _, _, err := d.RollBack(t.Context(), runtime.RollBackRequest{Environment: "desk", Snapshot: "first", Force: true}); reasonOf(err) != problem.SnapshotBusy {
+		t.Errorf("roll back to what is being deleted: %v", err)
+	}
+	h.engine.Spoil("01ARZ3NDEKTSV4RRFFQ69G5FAV")
+	if err := d.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	d.settled(runtime.Running)
+	known, _ := d.snapshot("desk", "second")
+	h.engine.LeaveExport(known.ID)
+	if err := d.Reconcile(t.Context()); err != nil || slices.Contains(h.engine.Leftovers(), "export of "+known.ID) {
+		t.Errorf("what an export has left: %q, %v", h.engine.Leftovers(), err)
+	}
+	if err := d.store.DeleteSnapshot(t.Context(), known.ID); err != nil { // as a restored backup
+		t.Fatal(err)
+	}
+	if err := d.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	reported := func() bool {
+		return slices.ContainsFunc(d.Conditions(), func(c runtime.Condition) bool { return c.Reason == problem.SnapshotUnknown && c.Hint != "" })
+	}
+	if !reported() || !slices.Contains(h.engine.Leftovers(), "snapshot "+known.ID) {
+		t.Errorf("a stranger: conditions %+v, there are %q", d.Conditions(), h.engine.Leftovers())
+	}
+	if err := h.engine.RemoveSnapshot(t.Context(), known.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Reconcile(t.Context()); err != nil || reported() {
+		t.Errorf("once it has gone: %+v, %v", d.Conditions(), err)
+	}
+}
+
+// Nothing is deleted that an environment is being made from.
+func TestSnapshotInUse(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(small("desk"))
+	d.snapshot("desk", "first")
+	reached, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	h.faults.Hook(func(method string) {
+		if method == "Engine.Create" {
+			once.Do(func() { close(reached); <-release })
+		}
+	})
+	request := small("clone")
+	request.Spec.Image, request.Spec.Snapshot = "", "desk/first"
+	_, op, err := d.Create(context.WithoutCancel(t.Context()), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-reached
+	if err := d.DeleteSnapshot(t.Context(), "", "desk/first", ""); reasonOf(err) != problem.SnapshotInUse {
+		t.Errorf("delete: %v", err)
+	}
+	close(release)
+	if op = d.done(op); op.State != operation.Succeeded {
+		t.Errorf("create: %+v", op)
+	}
+	if err := d.DeleteSnapshot(t.Context(), "", "desk/first", ""); err != nil {
+		t.Errorf("delete once it is made: %v", err)
+	}
+}
