@@ -97,7 +97,7 @@ func (m *Manager) Exec(ctx context.Context, req ExecRequest, streams Streams) (E
 	if err != nil {
 		return Exit{}, err
 	}
-	if !m.execs.enter(env.ID) {
+	if !m.execs.enter(env.ID, ExecLimit) {
 		return Exit{}, problem.New(problem.ExecLimit, "%d commands run in environment %q already", ExecLimit, env.Name).
 			WithField("environment").WithHint("let one of them end first, or start several from one shell")
 	}
@@ -135,16 +135,16 @@ func (m *Manager) removeStaleExecs(ctx context.Context) {
 	}
 }
 
-// execCount counts the commands with streams of each environment.
-type execCount struct {
+// useCount counts what goes on in each environment or volume.
+type useCount struct {
 	mu    sync.Mutex
 	count map[string]int
 }
 
-func (c *execCount) enter(id string) bool {
+func (c *useCount) enter(id string, limit int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.count[id] >= ExecLimit {
+	if c.count[id] >= limit {
 		return false
 	}
 	if c.count == nil {
@@ -154,7 +154,7 @@ func (c *execCount) enter(id string) bool {
 	return true
 }
 
-func (c *execCount) leave(id string) {
+func (c *useCount) leave(id string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.count[id]--; c.count[id] <= 0 {

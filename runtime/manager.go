@@ -32,6 +32,7 @@ type Config struct {
 	Queue    *operation.Queue
 	Engine   Engine
 	Executor Executor
+	Roots    Roots
 	// Snapshotter keeps the snapshots of Engine's containers.
 	Snapshotter Snapshotter
 	Images      Images
@@ -76,7 +77,8 @@ type Manager struct {
 	// occupiedSlots are the address slots of networks that no environment
 	// holds, by id. nil: no pass has looked yet.
 	occupiedSlots atomic.Pointer[map[string]int]
-	execs         execCount
+	execs         useCount
+	copies        useCount
 
 	conditionsMu sync.Mutex
 	conditions   map[problem.Reason]Condition

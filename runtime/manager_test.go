@@ -120,7 +120,7 @@ func start(t *testing.T, h *host) *daemon {
 	d := &daemon{t: t, host: h, store: db, queue: queue}
 	d.Manager = runtime.New(runtime.Config{
 		Node: "node", StateDir: filepath.Join(h.dir, "environments"), LogDir: filepath.Join(h.dir, "logs"),
-		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Executor: h.engine, Snapshotter: h.engine, Images: h.images,
+		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Executor: h.engine, Roots: h.engine, Snapshotter: h.engine, Images: h.images,
 		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,
 		BootID: h.boot, Dial: h.dial,
 	})

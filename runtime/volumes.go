@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/remotegpu/remotegpu/internal/rootfs"
 	"github.com/remotegpu/remotegpu/runtime/volume"
 )
 
@@ -23,6 +24,9 @@ type NamedVolumes interface {
 	// Size is how many bytes its files take; not measured when that took too
 	// long. VOLUME_NOT_FOUND.
 	Size(ctx context.Context, name string) (size int64, measured bool, err error)
+	// WithRoot calls use with the root of one and returns its error; the volume
+	// cannot be deleted meanwhile. VOLUME_NOT_FOUND.
+	WithRoot(ctx context.Context, name string, use func(ctx context.Context, root *rootfs.Root) error) error
 	// Delete removes one unless usedBy names users; it asks while nobody can
 	// stage the volume. VOLUME_NOT_FOUND, VOLUME_IN_USE.
 	Delete(ctx context.Context, name string, usedBy func(context.Context) ([]string, error)) error

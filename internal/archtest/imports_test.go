@@ -24,7 +24,7 @@ var layers = []struct {
 }{
 	{"leaves", []string{
 		"internal/atomicfile", "internal/certificate", "internal/cgroup", "internal/cleanup", "internal/config", "internal/fault", "internal/hostexec",
-		"internal/imageref", "internal/keylock", "internal/problem", "internal/sqlite", "internal/version", "desktop/rfb", "images",
+		"internal/imageref", "internal/keylock", "internal/problem", "internal/rootfs", "internal/sqlite", "internal/version", "desktop/rfb", "images",
 	}},
 	{"mechanisms", []string{"network", "runtime/volume", "runtime/operation", "runtime/logfile"}},
 	{"domain", []string{"desktop", "runtime"}},

@@ -1,6 +1,7 @@
 package cli_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"net"
@@ -32,6 +33,7 @@ type fake struct {
 	remotegpuv1connect.UnimplementedPortServiceHandler
 	remotegpuv1connect.UnimplementedDesktopServiceHandler
 	remotegpuv1connect.UnimplementedNodeServiceHandler
+	remotegpuv1connect.UnimplementedVolumeServiceHandler
 
 	addr    string
 	handler http.Handler
@@ -50,6 +52,11 @@ type fake struct {
 
 	snapshots *snapshots
 	created   *remotegpuv1.CreateEnvironmentRequest
+
+	files   string       // directory with the files of every environment and volume
+	cut     bool         // downloads break off
+	hostile []tar.Header // downloads send these
+	t       *testing.T
 }
 
 func newFake(t *testing.T) *fake {
@@ -59,7 +66,7 @@ func newFake(t *testing.T) *fake {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fake{addr: "unix://" + filepath.ToSlash(path), env: environment(), pending: make(chan struct{})}
+	f := &fake{addr: "unix://" + filepath.ToSlash(path), env: environment(), pending: make(chan struct{}), t: t}
 	server := connect.NewServer()
 	remotegpuv1connect.RegisterEnvironmentServiceHandler(server, f)
 	remotegpuv1connect.RegisterOperationServiceHandler(server, f)
@@ -69,6 +76,7 @@ func newFake(t *testing.T) *fake {
 	remotegpuv1connect.RegisterNodeServiceHandler(server, f)
 	f.snapshots = &snapshots{fake: f}
 	remotegpuv1connect.RegisterSnapshotServiceHandler(server, f.snapshots)
+	remotegpuv1connect.RegisterVolumeServiceHandler(server, f)
 	mux := http.NewServeMux()
 	connecthttp.Mount(mux, server)
 	f.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

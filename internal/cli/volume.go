@@ -11,7 +11,7 @@ import (
 )
 
 func (a *app) volumeCommand() *cobra.Command {
-	return group("volume", "Named volumes of the node", a.volumeList(), a.volumeCreate(), a.volumeGet(), a.volumeRemove())
+	return group("volume", "Named volumes of the node", a.volumeList(), a.volumeCreate(), a.volumeGet(), a.volumeCopy(), a.volumeRemove())
 }
 
 func (a *app) volumeList() *cobra.Command {

@@ -159,7 +159,7 @@ func (n *Node) buildManager(ctx context.Context) error {
 	n.manager = runtime.New(runtime.Config{
 		NamedVolumes: volumes, Meters: meters{n.engine, n.networks, groups, n.cfg.Containerd.Cgroup},
 		Node: n.cfg.Node.Name, StateDir: n.statePath("environments"), LogDir: n.statePath("logs"), Store: n.store, Queue: n.queue,
-		Engine: n.engine, Executor: n.engine, Snapshotter: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.pool, Volumes: volumes, Desktops: n.desktops, Log: n.log,
+		Engine: n.engine, Executor: n.engine, Roots: n.engine, Snapshotter: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.pool, Volumes: volumes, Desktops: n.desktops, Log: n.log,
 		BootID: bootID(),
 	})
 	return ctx.Err()

@@ -76,6 +76,15 @@ const (
 	SnapshotNotCopyable  Reason = "SNAPSHOT_NOT_COPYABLE"
 	SnapshotBaseMissing  Reason = "SNAPSHOT_BASE_MISSING"
 	SnapshotUnknown      Reason = "SNAPSHOT_UNKNOWN"
+	FileNotFound         Reason = "FILE_NOT_FOUND"
+	FileNotAllowed       Reason = "FILE_NOT_ALLOWED"
+	FileConflict         Reason = "FILE_CONFLICT"
+	FileExists           Reason = "FILE_EXISTS"
+	ArchiveInvalid       Reason = "ARCHIVE_INVALID"
+	NoSpace              Reason = "NO_SPACE"
+	UploadNotStarted     Reason = "UPLOAD_NOT_STARTED"
+	CopyInterrupted      Reason = "COPY_INTERRUPTED"
+	CopyLimit            Reason = "COPY_LIMIT_REACHED"
 	DesktopAbsent        Reason = "DESKTOP_ABSENT"
 	DesktopUnavailable   Reason = "DESKTOP_UNAVAILABLE"
 	DesktopSocketBad     Reason = "DESKTOP_SOCKET_REJECTED"
@@ -157,6 +166,15 @@ var kinds = map[Reason]error{
 	SnapshotNotCopyable:  errdefs.ErrFailedPrecondition,
 	SnapshotBaseMissing:  errdefs.ErrFailedPrecondition,
 	SnapshotUnknown:      errdefs.ErrFailedPrecondition,
+	FileNotFound:         errdefs.ErrNotFound,
+	FileNotAllowed:       errdefs.ErrFailedPrecondition,
+	FileConflict:         errdefs.ErrFailedPrecondition,
+	FileExists:           errdefs.ErrAlreadyExists,
+	ArchiveInvalid:       errdefs.ErrInvalidArgument,
+	NoSpace:              errdefs.ErrResourceExhausted,
+	UploadNotStarted:     errdefs.ErrInvalidArgument,
+	CopyInterrupted:      errdefs.ErrAborted,
+	CopyLimit:            errdefs.ErrResourceExhausted,
 	DesktopAbsent:        errdefs.ErrFailedPrecondition,
 	DesktopUnavailable:   errdefs.ErrUnavailable,
 	DesktopSocketBad:     errdefs.ErrPermissionDenied,

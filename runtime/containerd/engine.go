@@ -34,6 +34,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/rootfs"
 	"github.com/remotegpu/remotegpu/runtime"
 )
 
@@ -100,6 +101,9 @@ type Engine struct {
 	host      func() host
 	files     atomic.Uint64 // most open files of a process; 0: not known yet
 	tidy      func()        // removes FIFOs of daemons that died
+
+	roots  rootfs.Uses // copies by container
+	layers layerMounts
 
 	token string // tells this engine's processes from another's
 

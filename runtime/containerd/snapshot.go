@@ -56,6 +56,11 @@ func (e *Engine) tooDeep(layers int) *problem.Problem {
 
 // CommitLayer makes a writable layer a snapshot, with an empty one on top.
 func (e *Engine) CommitLayer(ctx context.Context, id, snapshot string) (runtime.Layer, error) {
+	copied, err := e.roots.Change(ctx, id)
+	if err != nil {
+		return runtime.Layer{}, fmt.Errorf("commit layer of container %s: end copies: %w", id, err)
+	}
+	defer copied()
 	layer, err := e.commitLayer(ctx, id, snapshot)
 	if err != nil {
 		return runtime.Layer{}, fmt.Errorf("commit layer of container %s: %w", id, err)
@@ -306,6 +311,11 @@ func copyMode(from, to string) error {
 
 // ResetLayer replaces a writable layer by an empty one on top of a snapshot.
 func (e *Engine) ResetLayer(ctx context.Context, id, snapshot string) error {
+	copied, err := e.roots.Change(ctx, id)
+	if err != nil {
+		return fmt.Errorf("reset layer of container %s: end copies: %w", id, err)
+	}
+	defer copied()
 	if err := e.resetLayer(ctx, id, snapshot); err != nil {
 		return fmt.Errorf("reset layer of container %s: %w", id, err)
 	}

@@ -108,6 +108,11 @@ func (e *Engine) overlayDirs(mounts []mount.Mount) ([]string, error) {
 // readFrozen reads layers while the container's processes are paused. They go
 // on before it returns, whatever happens.
 func (e *Engine) readFrozen(ctx context.Context, id string, read func() (ocispec.Descriptor, error)) (_ ocispec.Descriptor, err error) {
+	copied, err := e.roots.Change(ctx, id) // they are not processes of its own
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("end copies: %w", err)
+	}
+	defer copied()
 	frozen, err := e.paused(ctx, id)
 	if err != nil {
 		return ocispec.Descriptor{}, err

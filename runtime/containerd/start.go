@@ -24,6 +24,11 @@ import (
 
 // Start brings the spec up to c and starts the first process.
 func (e *Engine) Start(ctx context.Context, c runtime.Container) (int, error) {
+	copied, err := e.roots.Change(ctx, c.ID)
+	if err != nil {
+		return 0, fmt.Errorf("start container %s: end copies: %w", c.ID, err)
+	}
+	defer copied()
 	e.mu.Lock()
 	fresh, found := e.fresh[c.ID]
 	delete(e.fresh, c.ID)

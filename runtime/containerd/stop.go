@@ -62,6 +62,9 @@ func (e *Engine) stop(ctx context.Context, id string, timeout time.Duration) (ru
 	}
 	exit := exitOf(last.status, last.at)
 	exit.OOMKilled = exit.Signal == int(unix.SIGKILL) && !killed && e.oomKilled(id)
+	if err := e.roots.EndLive(ctx, id); err != nil {
+		return runtime.Exit{}, err
+	}
 	return exit, e.deleteTask(ctx, id)
 }
 
@@ -204,6 +207,11 @@ func (e *Engine) Delete(ctx context.Context, id string) error {
 	e.mu.Lock()
 	delete(e.fresh, id)
 	e.mu.Unlock()
+	copied, err := e.roots.Change(ctx, id)
+	if err != nil {
+		return fmt.Errorf("delete container %s: end copies: %w", id, err)
+	}
+	defer copied()
 	if err := e.remove(ctx, id); err != nil {
 		return fmt.Errorf("delete container %s: %w", id, err)
 	}

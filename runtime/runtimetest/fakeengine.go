@@ -13,6 +13,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/rootfs"
 	"github.com/remotegpu/remotegpu/runtime"
 )
 
@@ -22,6 +23,11 @@ import (
 type FakeEngine struct {
 	Faults *Faults
 	Images *FakeImages
+	// Dir keeps the files of containers, one directory each. "": they are in
+	// memory, and WithRoot fails.
+	Dir string
+
+	roots rootfs.Uses
 
 	mu          sync.Mutex
 	containers  map[string]*fakeContainer
@@ -39,8 +45,8 @@ var _ runtime.Engine = (*FakeEngine)(nil)
 
 type fakeContainer struct {
 	runtime.Container
-	files   map[string]string // its writable layer, and what it is on top of
-	base    string            // the snapshot that it is on top of
+	files   fakeFiles // its writable layer, and what it is on top of
+	base    string    // the snapshot that it is on top of
 	user    fakeUser
 	started int
 	process *fakeProcess // nil without a task
@@ -241,27 +247,30 @@ func (e *FakeEngine) Create(ctx context.Context, c runtime.Container) error {
 }
 
 // filesOf are the files of what a container is made from.
-func (e *FakeEngine) filesOf(c *runtime.Container) (map[string]string, error) {
+func (e *FakeEngine) filesOf(c *runtime.Container) (fakeFiles, error) {
 	if c.Snapshot != "" {
 		from := e.snapshots[c.Snapshot]
 		if from == nil || !from.held {
-			return nil, problem.New(problem.SnapshotNotFound, "snapshot %s is not here", c.Snapshot).WithHint("list them")
+			return fakeFiles{}, problem.New(problem.SnapshotNotFound, "snapshot %s is not here", c.Snapshot).WithHint("list them")
 		}
-		return maps.Clone(from.files), nil
+		return e.newFiles(c.ID, from.files)
 	}
 	e.Images.mu.Lock()
 	_, known := e.Images.local[c.Image]
 	e.Images.mu.Unlock()
 	if !known {
-		return nil, imageNotFound(c.Image)
+		return fakeFiles{}, imageNotFound(c.Image)
 	}
-	files := make(map[string]string)
-	maps.Copy(files, e.exported[c.Image])
-	return files, nil
+	return e.newFiles(c.ID, e.exported[c.Image])
 }
 
 // Start starts the pretended program.
 func (e *FakeEngine) Start(ctx context.Context, c runtime.Container) (pid int, err error) {
+	copied, err := e.roots.Change(ctx, c.ID)
+	if err != nil {
+		return 0, err
+	}
+	defer copied()
 	err = e.call("Start", func() error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -369,6 +378,11 @@ func (e *FakeEngine) Stop(ctx context.Context, id string, timeout time.Duration)
 
 // Delete forgets the container.
 func (e *FakeEngine) Delete(ctx context.Context, id string) error {
+	copied, err := e.roots.Change(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer copied()
 	return e.call("Delete", func() error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -378,7 +392,7 @@ func (e *FakeEngine) Delete(ctx context.Context, id string) error {
 		}
 		delete(e.containers, id)
 		e.parts = slices.DeleteFunc(e.parts, func(p runtime.Part) bool { return p.EnvID == id && p.Foreign == "" })
-		return nil
+		return e.removeFiles(id)
 	})
 }
 

@@ -151,15 +151,15 @@ func (c *fakeContainer) exec(command []string, x *execution) int {
 	case "hostname":
 		fmt.Fprintln(&x.stdout, c.Hostname)
 	case "write":
-		c.files[args[0]] = strings.Join(args[1:], " ")
+		c.files.write(args[0], strings.Join(args[1:], " "))
 	case "rm":
-		delete(c.files, args[0])
+		c.files.remove(args[0])
 	case "cat":
 		if len(args) == 0 {
 			x.stdout.Write(x.stdin)
 		}
 		for _, file := range args {
-			text, found := c.files[file]
+			text, found := c.files.read(file)
 			if !found {
 				fmt.Fprintf(&x.stderr, "testprog: open %s: no such file or directory\n", file)
 				return 1

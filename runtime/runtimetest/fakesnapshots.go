@@ -34,18 +34,24 @@ func (e *FakeEngine) keep(c *fakeContainer, snapshot string) runtime.Layer {
 	image := e.Images.local[c.Image]
 	e.Images.mu.Unlock()
 	base, _ := json.Marshal(fakeBase{c.Image}) //nolint:errchkjson // a string can be encoded
+	files := c.files.all()
 	layer := runtime.Layer{
-		Parent: c.base, Size: int64(len(c.files)), Image: c.Image, ImageDigest: image.Digest, ImageLabels: image.Labels, Base: base,
+		Parent: c.base, Size: int64(len(files)), Image: c.Image, ImageDigest: image.Digest, ImageLabels: image.Labels, Base: base,
 	}
 	if e.snapshots == nil {
 		e.snapshots = make(map[string]*fakeSnapshot)
 	}
-	e.snapshots[snapshot] = &fakeSnapshot{files: maps.Clone(c.files), layer: layer, held: true}
+	e.snapshots[snapshot] = &fakeSnapshot{files: files, layer: layer, held: true}
 	return layer
 }
 
 // CommitLayer keeps the files of a container and puts it on top of them.
 func (e *FakeEngine) CommitLayer(ctx context.Context, id, snapshot string) (layer runtime.Layer, err error) {
+	copied, err := e.roots.Change(ctx, id)
+	if err != nil {
+		return layer, err
+	}
+	defer copied()
 	err = e.call("CommitLayer", func() error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -79,6 +85,11 @@ func (e *FakeEngine) idle(id string) (*fakeContainer, error) {
 
 // CopyLayer keeps the files of a running container.
 func (e *FakeEngine) CopyLayer(ctx context.Context, id, snapshot string, progress func(operation.Progress)) (layer runtime.Layer, err error) {
+	copied, err := e.roots.Change(ctx, id)
+	if err != nil {
+		return layer, err
+	}
+	defer copied()
 	err = e.call("CopyLayer", func() error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -87,7 +98,7 @@ func (e *FakeEngine) CopyLayer(ctx context.Context, id, snapshot string, progres
 		if c == nil || !c.running() {
 			return fmt.Errorf("copy layer: container %s does not run: %w", id, errdefs.ErrNotFound)
 		}
-		for file := range c.files {
+		for file := range c.files.all() {
 			if strings.HasPrefix(file, "/.wh.") {
 				return problem.New(problem.SnapshotNotCopyable, "%s: layers cannot hold it", file).WithHint("rename it")
 			}
@@ -111,6 +122,11 @@ func (e *FakeEngine) IsPaused(id string) bool {
 
 // ResetLayer gives a container the files of a snapshot.
 func (e *FakeEngine) ResetLayer(ctx context.Context, id, snapshot string) error {
+	copied, err := e.roots.Change(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer copied()
 	return e.call("ResetLayer", func() error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -123,8 +139,9 @@ func (e *FakeEngine) ResetLayer(ctx context.Context, id, snapshot string) error 
 		if err != nil {
 			return fmt.Errorf("reset layer: %w", err)
 		}
-		c.files, c.base = maps.Clone(from.files), snapshot
-		return nil
+		files, err := e.newFiles(id, from.files)
+		c.files, c.base = files, snapshot
+		return err
 	})
 }
 

@@ -13,8 +13,10 @@ import (
 
 func TestFakeEngine(t *testing.T) {
 	t.Parallel()
-	runtimetest.Engine(t, func(*testing.T) runtimetest.EngineSetup {
+	runtimetest.Engine(t, func(t *testing.T) runtimetest.EngineSetup {
+		t.Helper()
 		engine := runtimetest.NewFakeEngine(nil)
+		engine.Dir = t.TempDir()
 		return runtimetest.EngineSetup{
 			Engine: engine, Reopen: func() runtime.Engine { return engine },
 			Image: "docker.io/remotegpu/test:latest", NetNS: func() string { return "" }, Leftovers: engine.Leftovers,

@@ -151,6 +151,10 @@ func (m *Manager) discard(ctx context.Context, name string, usedBy func(context.
 	if _, err := m.info(name); err != nil {
 		return "", err
 	}
+	if m.copied.busy(name) {
+		return "", problem.New(problem.VolumeInUse, "files are copied into or out of volume %q", name).WithField("name").
+			WithHint("wait until that is done, or end it")
+	}
 	users, err := usedBy(ctx)
 	if err != nil {
 		return "", fmt.Errorf("look for users of volume %s: %w", name, err)

@@ -50,6 +50,7 @@ type Manager struct {
 	config Config
 	denied []string
 	locks  keylock.Map[string] // "env/<id>" first, then "volume/<name>" in order
+	copied copies
 	attach func(tree *tree, dir int, name string) error
 }
 

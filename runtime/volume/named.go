@@ -61,8 +61,12 @@ func (m *Manager) makeVolume(name string) (created bool, err error) {
 	return true, nil
 }
 
-// forgetVolume undoes makeVolume. A volume that has content is kept.
+// forgetVolume undoes makeVolume. A volume that has content, or is about to
+// get some, is kept.
 func (m *Manager) forgetVolume(name string) error {
+	if m.copied.busy(name) {
+		return nil
+	}
 	return removeEmpty(filepath.Join(m.volumesDir(), name))
 }
 

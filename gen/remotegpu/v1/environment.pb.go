@@ -4596,7 +4596,7 @@ var File_remotegpu_v1_environment_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\n" +
-	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\x8d\b\n" +
+	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\x8d\b\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -4977,7 +4977,7 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\tLogStream\x12\x1a\n" +
 	"\x16LOG_STREAM_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n" +
-	"\x11LOG_STREAM_STDERR\x10\x022\x94\f\n" +
+	"\x11LOG_STREAM_STDERR\x10\x022\x96\x0e\n" +
 	"\x12EnvironmentService\x12d\n" +
 	"\x11CreateEnvironment\x12&.remotegpu.v1.CreateEnvironmentRequest\x1a'.remotegpu.v1.CreateEnvironmentResponse\x12`\n" +
 	"\x0eGetEnvironment\x12#.remotegpu.v1.GetEnvironmentRequest\x1a$.remotegpu.v1.GetEnvironmentResponse\"\x03\x90\x02\x01\x12f\n" +
@@ -4996,7 +4996,10 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\bGetStats\x12\x1d.remotegpu.v1.GetStatsRequest\x1a\x1e.remotegpu.v1.GetStatsResponse\"\x03\x90\x02\x01\x12Q\n" +
 	"\n" +
 	"WatchStats\x12\x1f.remotegpu.v1.WatchStatsRequest\x1a .remotegpu.v1.WatchStatsResponse0\x01\x12u\n" +
-	"\x15ListEnvironmentEvents\x12*.remotegpu.v1.ListEnvironmentEventsRequest\x1a+.remotegpu.v1.ListEnvironmentEventsResponse\"\x03\x90\x02\x01B\xb2\x01\n" +
+	"\x15ListEnvironmentEvents\x12*.remotegpu.v1.ListEnvironmentEventsRequest\x1a+.remotegpu.v1.ListEnvironmentEventsResponse\"\x03\x90\x02\x01\x12N\n" +
+	"\bStatFile\x12\x1d.remotegpu.v1.StatFileRequest\x1a\x1e.remotegpu.v1.StatFileResponse\"\x03\x90\x02\x01\x12T\n" +
+	"\vUploadFiles\x12 .remotegpu.v1.UploadFilesRequest\x1a!.remotegpu.v1.UploadFilesResponse(\x01\x12Z\n" +
+	"\rDownloadFiles\x12\".remotegpu.v1.DownloadFilesRequest\x1a#.remotegpu.v1.DownloadFilesResponse0\x01B\xb2\x01\n" +
 	"\x10com.remotegpu.v1B\x10EnvironmentProtoP\x01Z;github.com/remotegpu/remotegpu/gen/remotegpu/v1;remotegpuv1\xa2\x02\x03RXX\xaa\x02\fRemotegpu.V1\xca\x02\fRemotegpu\\V1\xe2\x02\x18Remotegpu\\V1\\GPBMetadata\xea\x02\rRemotegpu::V1b\x06proto3"
 
 var (
@@ -5086,128 +5089,140 @@ var file_remotegpu_v1_environment_proto_goTypes = []any{
 	(ServiceType)(0),                      // 69: remotegpu.v1.ServiceType
 	(Protocol)(0),                         // 70: remotegpu.v1.Protocol
 	(*Operation)(nil),                     // 71: remotegpu.v1.Operation
+	(*StatFileRequest)(nil),               // 72: remotegpu.v1.StatFileRequest
+	(*UploadFilesRequest)(nil),            // 73: remotegpu.v1.UploadFilesRequest
+	(*DownloadFilesRequest)(nil),          // 74: remotegpu.v1.DownloadFilesRequest
+	(*StatFileResponse)(nil),              // 75: remotegpu.v1.StatFileResponse
+	(*UploadFilesResponse)(nil),           // 76: remotegpu.v1.UploadFilesResponse
+	(*DownloadFilesResponse)(nil),         // 77: remotegpu.v1.DownloadFilesResponse
 }
 var file_remotegpu_v1_environment_proto_depIdxs = []int32{
-	60, // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
-	8,  // 1: remotegpu.v1.Environment.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	1,  // 2: remotegpu.v1.Environment.state:type_name -> remotegpu.v1.EnvironmentState
-	65, // 3: remotegpu.v1.Environment.problem:type_name -> remotegpu.v1.Problem
-	7,  // 4: remotegpu.v1.Environment.exit:type_name -> remotegpu.v1.ExitStatus
-	66, // 5: remotegpu.v1.Environment.port_mappings:type_name -> remotegpu.v1.PortMapping
-	67, // 6: remotegpu.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
-	67, // 7: remotegpu.v1.Environment.updated_at:type_name -> google.protobuf.Timestamp
-	67, // 8: remotegpu.v1.Environment.started_at:type_name -> google.protobuf.Timestamp
-	0,  // 9: remotegpu.v1.Environment.health:type_name -> remotegpu.v1.Health
-	67, // 10: remotegpu.v1.Environment.restart_at:type_name -> google.protobuf.Timestamp
-	67, // 11: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
-	3,  // 12: remotegpu.v1.EnvironmentSpec.pull_policy:type_name -> remotegpu.v1.PullPolicy
-	61, // 13: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
-	15, // 14: remotegpu.v1.EnvironmentSpec.resources:type_name -> remotegpu.v1.Resources
-	17, // 15: remotegpu.v1.EnvironmentSpec.mounts:type_name -> remotegpu.v1.Mount
-	18, // 16: remotegpu.v1.EnvironmentSpec.ports:type_name -> remotegpu.v1.PortRequest
-	19, // 17: remotegpu.v1.EnvironmentSpec.desktop:type_name -> remotegpu.v1.Desktop
-	9,  // 18: remotegpu.v1.EnvironmentSpec.restart:type_name -> remotegpu.v1.RestartPolicy
-	10, // 19: remotegpu.v1.EnvironmentSpec.health_check:type_name -> remotegpu.v1.HealthCheck
-	2,  // 20: remotegpu.v1.RestartPolicy.mode:type_name -> remotegpu.v1.RestartMode
-	11, // 21: remotegpu.v1.HealthCheck.command:type_name -> remotegpu.v1.HealthCommand
-	12, // 22: remotegpu.v1.HealthCheck.tcp:type_name -> remotegpu.v1.HealthTCP
-	13, // 23: remotegpu.v1.HealthCheck.http:type_name -> remotegpu.v1.HealthHTTP
-	14, // 24: remotegpu.v1.HealthCheck.desktop:type_name -> remotegpu.v1.HealthDesktop
-	68, // 25: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	68, // 26: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	68, // 27: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
-	16, // 28: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
-	4,  // 29: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
-	69, // 30: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
-	70, // 31: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
-	62, // 32: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
-	8,  // 33: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	68, // 34: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,  // 35: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	71, // 36: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,  // 37: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	1,  // 38: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
-	6,  // 39: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
-	68, // 40: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,  // 41: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	71, // 42: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	68, // 43: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	68, // 44: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,  // 45: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	71, // 46: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	68, // 47: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	68, // 48: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,  // 49: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	71, // 50: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	68, // 51: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	68, // 52: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	71, // 53: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,  // 54: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
-	63, // 55: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
-	68, // 56: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
-	39, // 57: remotegpu.v1.ExecCommandRequest.start:type_name -> remotegpu.v1.ExecStart
-	40, // 58: remotegpu.v1.ExecCommandRequest.eof:type_name -> remotegpu.v1.ExecEOF
-	41, // 59: remotegpu.v1.ExecCommandRequest.resize:type_name -> remotegpu.v1.TerminalSize
-	64, // 60: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
-	41, // 61: remotegpu.v1.ExecStart.terminal:type_name -> remotegpu.v1.TerminalSize
-	43, // 62: remotegpu.v1.ExecCommandResponse.started:type_name -> remotegpu.v1.ExecStarted
-	44, // 63: remotegpu.v1.ExecCommandResponse.exit:type_name -> remotegpu.v1.ExecExit
-	67, // 64: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
-	67, // 65: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
-	5,  // 66: remotegpu.v1.GetLogsRequest.stream:type_name -> remotegpu.v1.LogStream
-	47, // 67: remotegpu.v1.GetLogsResponse.lines:type_name -> remotegpu.v1.LogLine
-	67, // 68: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
-	5,  // 69: remotegpu.v1.LogLine.stream:type_name -> remotegpu.v1.LogStream
-	52, // 70: remotegpu.v1.GetStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	68, // 71: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
-	52, // 72: remotegpu.v1.WatchStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	67, // 73: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
-	55, // 74: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
-	67, // 75: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
-	7,  // 76: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
-	68, // 77: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,  // 78: remotegpu.v1.PauseEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	71, // 79: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	68, // 80: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,  // 81: remotegpu.v1.ResumeEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	71, // 82: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	20, // 83: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
-	22, // 84: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
-	24, // 85: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
-	26, // 86: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
-	28, // 87: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
-	30, // 88: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
-	56, // 89: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
-	58, // 90: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
-	32, // 91: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
-	34, // 92: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
-	36, // 93: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
-	38, // 94: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
-	45, // 95: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
-	48, // 96: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
-	50, // 97: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
-	53, // 98: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
-	21, // 99: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
-	23, // 100: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
-	25, // 101: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
-	27, // 102: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
-	29, // 103: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
-	31, // 104: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
-	57, // 105: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
-	59, // 106: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
-	33, // 107: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
-	35, // 108: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
-	37, // 109: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
-	42, // 110: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
-	46, // 111: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
-	49, // 112: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
-	51, // 113: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
-	54, // 114: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
-	99, // [99:115] is the sub-list for method output_type
-	83, // [83:99] is the sub-list for method input_type
-	83, // [83:83] is the sub-list for extension type_name
-	83, // [83:83] is the sub-list for extension extendee
-	0,  // [0:83] is the sub-list for field type_name
+	60,  // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
+	8,   // 1: remotegpu.v1.Environment.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	1,   // 2: remotegpu.v1.Environment.state:type_name -> remotegpu.v1.EnvironmentState
+	65,  // 3: remotegpu.v1.Environment.problem:type_name -> remotegpu.v1.Problem
+	7,   // 4: remotegpu.v1.Environment.exit:type_name -> remotegpu.v1.ExitStatus
+	66,  // 5: remotegpu.v1.Environment.port_mappings:type_name -> remotegpu.v1.PortMapping
+	67,  // 6: remotegpu.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	67,  // 7: remotegpu.v1.Environment.updated_at:type_name -> google.protobuf.Timestamp
+	67,  // 8: remotegpu.v1.Environment.started_at:type_name -> google.protobuf.Timestamp
+	0,   // 9: remotegpu.v1.Environment.health:type_name -> remotegpu.v1.Health
+	67,  // 10: remotegpu.v1.Environment.restart_at:type_name -> google.protobuf.Timestamp
+	67,  // 11: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
+	3,   // 12: remotegpu.v1.EnvironmentSpec.pull_policy:type_name -> remotegpu.v1.PullPolicy
+	61,  // 13: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
+	15,  // 14: remotegpu.v1.EnvironmentSpec.resources:type_name -> remotegpu.v1.Resources
+	17,  // 15: remotegpu.v1.EnvironmentSpec.mounts:type_name -> remotegpu.v1.Mount
+	18,  // 16: remotegpu.v1.EnvironmentSpec.ports:type_name -> remotegpu.v1.PortRequest
+	19,  // 17: remotegpu.v1.EnvironmentSpec.desktop:type_name -> remotegpu.v1.Desktop
+	9,   // 18: remotegpu.v1.EnvironmentSpec.restart:type_name -> remotegpu.v1.RestartPolicy
+	10,  // 19: remotegpu.v1.EnvironmentSpec.health_check:type_name -> remotegpu.v1.HealthCheck
+	2,   // 20: remotegpu.v1.RestartPolicy.mode:type_name -> remotegpu.v1.RestartMode
+	11,  // 21: remotegpu.v1.HealthCheck.command:type_name -> remotegpu.v1.HealthCommand
+	12,  // 22: remotegpu.v1.HealthCheck.tcp:type_name -> remotegpu.v1.HealthTCP
+	13,  // 23: remotegpu.v1.HealthCheck.http:type_name -> remotegpu.v1.HealthHTTP
+	14,  // 24: remotegpu.v1.HealthCheck.desktop:type_name -> remotegpu.v1.HealthDesktop
+	68,  // 25: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	68,  // 26: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	68,  // 27: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
+	16,  // 28: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
+	4,   // 29: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
+	69,  // 30: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	70,  // 31: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
+	62,  // 32: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	8,   // 33: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	68,  // 34: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 35: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	71,  // 36: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 37: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	1,   // 38: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
+	6,   // 39: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
+	68,  // 40: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 41: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	71,  // 42: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	68,  // 43: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	68,  // 44: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 45: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	71,  // 46: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	68,  // 47: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	68,  // 48: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 49: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	71,  // 50: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	68,  // 51: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	68,  // 52: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	71,  // 53: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 54: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
+	63,  // 55: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
+	68,  // 56: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
+	39,  // 57: remotegpu.v1.ExecCommandRequest.start:type_name -> remotegpu.v1.ExecStart
+	40,  // 58: remotegpu.v1.ExecCommandRequest.eof:type_name -> remotegpu.v1.ExecEOF
+	41,  // 59: remotegpu.v1.ExecCommandRequest.resize:type_name -> remotegpu.v1.TerminalSize
+	64,  // 60: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
+	41,  // 61: remotegpu.v1.ExecStart.terminal:type_name -> remotegpu.v1.TerminalSize
+	43,  // 62: remotegpu.v1.ExecCommandResponse.started:type_name -> remotegpu.v1.ExecStarted
+	44,  // 63: remotegpu.v1.ExecCommandResponse.exit:type_name -> remotegpu.v1.ExecExit
+	67,  // 64: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
+	67,  // 65: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
+	5,   // 66: remotegpu.v1.GetLogsRequest.stream:type_name -> remotegpu.v1.LogStream
+	47,  // 67: remotegpu.v1.GetLogsResponse.lines:type_name -> remotegpu.v1.LogLine
+	67,  // 68: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	5,   // 69: remotegpu.v1.LogLine.stream:type_name -> remotegpu.v1.LogStream
+	52,  // 70: remotegpu.v1.GetStatsResponse.stats:type_name -> remotegpu.v1.Stats
+	68,  // 71: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
+	52,  // 72: remotegpu.v1.WatchStatsResponse.stats:type_name -> remotegpu.v1.Stats
+	67,  // 73: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
+	55,  // 74: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
+	67,  // 75: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
+	7,   // 76: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
+	68,  // 77: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 78: remotegpu.v1.PauseEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	71,  // 79: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	68,  // 80: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 81: remotegpu.v1.ResumeEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	71,  // 82: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	20,  // 83: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
+	22,  // 84: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
+	24,  // 85: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
+	26,  // 86: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
+	28,  // 87: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
+	30,  // 88: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
+	56,  // 89: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
+	58,  // 90: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
+	32,  // 91: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
+	34,  // 92: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
+	36,  // 93: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
+	38,  // 94: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
+	45,  // 95: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
+	48,  // 96: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
+	50,  // 97: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
+	53,  // 98: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
+	72,  // 99: remotegpu.v1.EnvironmentService.StatFile:input_type -> remotegpu.v1.StatFileRequest
+	73,  // 100: remotegpu.v1.EnvironmentService.UploadFiles:input_type -> remotegpu.v1.UploadFilesRequest
+	74,  // 101: remotegpu.v1.EnvironmentService.DownloadFiles:input_type -> remotegpu.v1.DownloadFilesRequest
+	21,  // 102: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
+	23,  // 103: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
+	25,  // 104: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
+	27,  // 105: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
+	29,  // 106: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
+	31,  // 107: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
+	57,  // 108: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
+	59,  // 109: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
+	33,  // 110: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
+	35,  // 111: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
+	37,  // 112: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
+	42,  // 113: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
+	46,  // 114: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
+	49,  // 115: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
+	51,  // 116: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
+	54,  // 117: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
+	75,  // 118: remotegpu.v1.EnvironmentService.StatFile:output_type -> remotegpu.v1.StatFileResponse
+	76,  // 119: remotegpu.v1.EnvironmentService.UploadFiles:output_type -> remotegpu.v1.UploadFilesResponse
+	77,  // 120: remotegpu.v1.EnvironmentService.DownloadFiles:output_type -> remotegpu.v1.DownloadFilesResponse
+	102, // [102:121] is the sub-list for method output_type
+	83,  // [83:102] is the sub-list for method input_type
+	83,  // [83:83] is the sub-list for extension type_name
+	83,  // [83:83] is the sub-list for extension extendee
+	0,   // [0:83] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_environment_proto_init() }
@@ -5215,6 +5230,7 @@ func file_remotegpu_v1_environment_proto_init() {
 	if File_remotegpu_v1_environment_proto != nil {
 		return
 	}
+	file_remotegpu_v1_file_proto_init()
 	file_remotegpu_v1_operation_proto_init()
 	file_remotegpu_v1_port_proto_init()
 	file_remotegpu_v1_problem_proto_init()

@@ -518,11 +518,505 @@ func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
 	return file_remotegpu_v1_volume_proto_rawDescGZIP(), []int{8}
 }
 
+// StatVolumeFileRequest names a file.
+type StatVolumeFileRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the volume.
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Path in the volume. Links lead from the volume's root.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// Follow a link at the end of the path, too.
+	FollowLink    bool `protobuf:"varint,3,opt,name=follow_link,json=followLink,proto3" json:"follow_link,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatVolumeFileRequest) Reset() {
+	*x = StatVolumeFileRequest{}
+	mi := &file_remotegpu_v1_volume_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatVolumeFileRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatVolumeFileRequest) ProtoMessage() {}
+
+func (x *StatVolumeFileRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_volume_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatVolumeFileRequest.ProtoReflect.Descriptor instead.
+func (*StatVolumeFileRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_volume_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *StatVolumeFileRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *StatVolumeFileRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *StatVolumeFileRequest) GetFollowLink() bool {
+	if x != nil {
+		return x.FollowLink
+	}
+	return false
+}
+
+// StatVolumeFileResponse is the file.
+type StatVolumeFileResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is.
+	File          *FileInfo `protobuf:"bytes,1,opt,name=file,proto3" json:"file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StatVolumeFileResponse) Reset() {
+	*x = StatVolumeFileResponse{}
+	mi := &file_remotegpu_v1_volume_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StatVolumeFileResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StatVolumeFileResponse) ProtoMessage() {}
+
+func (x *StatVolumeFileResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_volume_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StatVolumeFileResponse.ProtoReflect.Descriptor instead.
+func (*StatVolumeFileResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_volume_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *StatVolumeFileResponse) GetFile() *FileInfo {
+	if x != nil {
+		return x.File
+	}
+	return nil
+}
+
+// UploadVolumeFilesRequest is one message of the caller.
+type UploadVolumeFilesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it carries.
+	//
+	// Types that are valid to be assigned to Message:
+	//
+	//	*UploadVolumeFilesRequest_Start
+	//	*UploadVolumeFilesRequest_Data
+	Message       isUploadVolumeFilesRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadVolumeFilesRequest) Reset() {
+	*x = UploadVolumeFilesRequest{}
+	mi := &file_remotegpu_v1_volume_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadVolumeFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadVolumeFilesRequest) ProtoMessage() {}
+
+func (x *UploadVolumeFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_volume_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadVolumeFilesRequest.ProtoReflect.Descriptor instead.
+func (*UploadVolumeFilesRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_volume_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *UploadVolumeFilesRequest) GetMessage() isUploadVolumeFilesRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *UploadVolumeFilesRequest) GetStart() *UploadVolumeFilesStart {
+	if x != nil {
+		if x, ok := x.Message.(*UploadVolumeFilesRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *UploadVolumeFilesRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*UploadVolumeFilesRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isUploadVolumeFilesRequest_Message interface {
+	isUploadVolumeFilesRequest_Message()
+}
+
+type UploadVolumeFilesRequest_Start struct {
+	// Where to; the first message, once.
+	Start *UploadVolumeFilesStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type UploadVolumeFilesRequest_Data struct {
+	// The tar stream, at most 1 MiB at a time.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*UploadVolumeFilesRequest_Start) isUploadVolumeFilesRequest_Message() {}
+
+func (*UploadVolumeFilesRequest_Data) isUploadVolumeFilesRequest_Message() {}
+
+// UploadVolumeFilesStart says where to and how.
+type UploadVolumeFilesStart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the volume; it is there.
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Directory that the stream is taken out in; it is there.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// As in UploadFilesStart.
+	KeepOwnership bool `protobuf:"varint,3,opt,name=keep_ownership,json=keepOwnership,proto3" json:"keep_ownership,omitempty"`
+	// Owner of what is made: uid or uid:gid; a volume has no names. Empty: root.
+	// Not together with keep_ownership.
+	Owner string `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`
+	// Refuse what is there already, except directories.
+	NoOverwrite   bool `protobuf:"varint,5,opt,name=no_overwrite,json=noOverwrite,proto3" json:"no_overwrite,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadVolumeFilesStart) Reset() {
+	*x = UploadVolumeFilesStart{}
+	mi := &file_remotegpu_v1_volume_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadVolumeFilesStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadVolumeFilesStart) ProtoMessage() {}
+
+func (x *UploadVolumeFilesStart) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_volume_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadVolumeFilesStart.ProtoReflect.Descriptor instead.
+func (*UploadVolumeFilesStart) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_volume_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *UploadVolumeFilesStart) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *UploadVolumeFilesStart) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *UploadVolumeFilesStart) GetKeepOwnership() bool {
+	if x != nil {
+		return x.KeepOwnership
+	}
+	return false
+}
+
+func (x *UploadVolumeFilesStart) GetOwner() string {
+	if x != nil {
+		return x.Owner
+	}
+	return ""
+}
+
+func (x *UploadVolumeFilesStart) GetNoOverwrite() bool {
+	if x != nil {
+		return x.NoOverwrite
+	}
+	return false
+}
+
+// UploadVolumeFilesResponse says that all is there.
+type UploadVolumeFilesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What was written.
+	Result        *UploadResult `protobuf:"bytes,1,opt,name=result,proto3" json:"result,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UploadVolumeFilesResponse) Reset() {
+	*x = UploadVolumeFilesResponse{}
+	mi := &file_remotegpu_v1_volume_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UploadVolumeFilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UploadVolumeFilesResponse) ProtoMessage() {}
+
+func (x *UploadVolumeFilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_volume_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UploadVolumeFilesResponse.ProtoReflect.Descriptor instead.
+func (*UploadVolumeFilesResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_volume_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UploadVolumeFilesResponse) GetResult() *UploadResult {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+// DownloadVolumeFilesRequest names what is sent.
+type DownloadVolumeFilesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the volume.
+	Volume string `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Path in the volume, as in StatVolumeFile.
+	Path string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	// Follow a link at the end of the path, too.
+	FollowLink    bool `protobuf:"varint,3,opt,name=follow_link,json=followLink,proto3" json:"follow_link,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DownloadVolumeFilesRequest) Reset() {
+	*x = DownloadVolumeFilesRequest{}
+	mi := &file_remotegpu_v1_volume_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DownloadVolumeFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DownloadVolumeFilesRequest) ProtoMessage() {}
+
+func (x *DownloadVolumeFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_volume_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DownloadVolumeFilesRequest.ProtoReflect.Descriptor instead.
+func (*DownloadVolumeFilesRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_volume_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DownloadVolumeFilesRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *DownloadVolumeFilesRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *DownloadVolumeFilesRequest) GetFollowLink() bool {
+	if x != nil {
+		return x.FollowLink
+	}
+	return false
+}
+
+// DownloadVolumeFilesResponse is one message of the node.
+type DownloadVolumeFilesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it carries.
+	//
+	// Types that are valid to be assigned to Message:
+	//
+	//	*DownloadVolumeFilesResponse_Info
+	//	*DownloadVolumeFilesResponse_Data
+	//	*DownloadVolumeFilesResponse_Summary
+	Message       isDownloadVolumeFilesResponse_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DownloadVolumeFilesResponse) Reset() {
+	*x = DownloadVolumeFilesResponse{}
+	mi := &file_remotegpu_v1_volume_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DownloadVolumeFilesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DownloadVolumeFilesResponse) ProtoMessage() {}
+
+func (x *DownloadVolumeFilesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_volume_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DownloadVolumeFilesResponse.ProtoReflect.Descriptor instead.
+func (*DownloadVolumeFilesResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_volume_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DownloadVolumeFilesResponse) GetMessage() isDownloadVolumeFilesResponse_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *DownloadVolumeFilesResponse) GetInfo() *FileInfo {
+	if x != nil {
+		if x, ok := x.Message.(*DownloadVolumeFilesResponse_Info); ok {
+			return x.Info
+		}
+	}
+	return nil
+}
+
+func (x *DownloadVolumeFilesResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*DownloadVolumeFilesResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *DownloadVolumeFilesResponse) GetSummary() *DownloadSummary {
+	if x != nil {
+		if x, ok := x.Message.(*DownloadVolumeFilesResponse_Summary); ok {
+			return x.Summary
+		}
+	}
+	return nil
+}
+
+type isDownloadVolumeFilesResponse_Message interface {
+	isDownloadVolumeFilesResponse_Message()
+}
+
+type DownloadVolumeFilesResponse_Info struct {
+	// What is sent; the first message.
+	Info *FileInfo `protobuf:"bytes,1,opt,name=info,proto3,oneof"`
+}
+
+type DownloadVolumeFilesResponse_Data struct {
+	// The tar stream.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type DownloadVolumeFilesResponse_Summary struct {
+	// The stream is whole; the last message.
+	Summary *DownloadSummary `protobuf:"bytes,3,opt,name=summary,proto3,oneof"`
+}
+
+func (*DownloadVolumeFilesResponse_Info) isDownloadVolumeFilesResponse_Message() {}
+
+func (*DownloadVolumeFilesResponse_Data) isDownloadVolumeFilesResponse_Message() {}
+
+func (*DownloadVolumeFilesResponse_Summary) isDownloadVolumeFilesResponse_Message() {}
+
 var File_remotegpu_v1_volume_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_volume_proto_rawDesc = "" +
 	"\n" +
-	"\x19remotegpu/v1/volume.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xda\x02\n" +
+	"\x19remotegpu/v1/volume.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\"\xda\x02\n" +
 	"\x06Volume\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aproject\x18\x02 \x01(\tR\aproject\x12\x12\n" +
@@ -559,12 +1053,50 @@ const file_remotegpu_v1_volume_proto_rawDesc = "" +
 	"\x13DeleteVolumeRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xfd\x01R\x04name\"\x16\n" +
-	"\x14DeleteVolumeResponse2\xe9\x02\n" +
+	"\x14DeleteVolumeResponse\"|\n" +
+	"\x15StatVolumeFileRequest\x12\"\n" +
+	"\x06volume\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xfd\x01R\x06volume\x12\x1e\n" +
+	"\x04path\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xff\x1fR\x04path\x12\x1f\n" +
+	"\vfollow_link\x18\x03 \x01(\bR\n" +
+	"followLink\"D\n" +
+	"\x16StatVolumeFileResponse\x12*\n" +
+	"\x04file\x18\x01 \x01(\v2\x16.remotegpu.v1.FileInfoR\x04file\"\x8b\x01\n" +
+	"\x18UploadVolumeFilesRequest\x12<\n" +
+	"\x05start\x18\x01 \x01(\v2$.remotegpu.v1.UploadVolumeFilesStartH\x00R\x05start\x12\x1f\n" +
+	"\x04data\x18\x02 \x01(\fB\t\xbaH\x06z\x04\x18\x80\x80@H\x00R\x04dataB\x10\n" +
+	"\amessage\x12\x05\xbaH\x02\b\x01\"\xc6\x01\n" +
+	"\x16UploadVolumeFilesStart\x12\"\n" +
+	"\x06volume\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xfd\x01R\x06volume\x12\x1e\n" +
+	"\x04path\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xff\x1fR\x04path\x12%\n" +
+	"\x0ekeep_ownership\x18\x03 \x01(\bR\rkeepOwnership\x12\x1e\n" +
+	"\x05owner\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x05owner\x12!\n" +
+	"\fno_overwrite\x18\x05 \x01(\bR\vnoOverwrite\"O\n" +
+	"\x19UploadVolumeFilesResponse\x122\n" +
+	"\x06result\x18\x01 \x01(\v2\x1a.remotegpu.v1.UploadResultR\x06result\"\x81\x01\n" +
+	"\x1aDownloadVolumeFilesRequest\x12\"\n" +
+	"\x06volume\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xfd\x01R\x06volume\x12\x1e\n" +
+	"\x04path\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xff\x1fR\x04path\x12\x1f\n" +
+	"\vfollow_link\x18\x03 \x01(\bR\n" +
+	"followLink\"\xa7\x01\n" +
+	"\x1bDownloadVolumeFilesResponse\x12,\n" +
+	"\x04info\x18\x01 \x01(\v2\x16.remotegpu.v1.FileInfoH\x00R\x04info\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x129\n" +
+	"\asummary\x18\x03 \x01(\v2\x1d.remotegpu.v1.DownloadSummaryH\x00R\asummaryB\t\n" +
+	"\amessage2\xa1\x05\n" +
 	"\rVolumeService\x12U\n" +
 	"\fCreateVolume\x12!.remotegpu.v1.CreateVolumeRequest\x1a\".remotegpu.v1.CreateVolumeResponse\x12Q\n" +
 	"\tGetVolume\x12\x1e.remotegpu.v1.GetVolumeRequest\x1a\x1f.remotegpu.v1.GetVolumeResponse\"\x03\x90\x02\x01\x12W\n" +
 	"\vListVolumes\x12 .remotegpu.v1.ListVolumesRequest\x1a!.remotegpu.v1.ListVolumesResponse\"\x03\x90\x02\x01\x12U\n" +
-	"\fDeleteVolume\x12!.remotegpu.v1.DeleteVolumeRequest\x1a\".remotegpu.v1.DeleteVolumeResponseB\xad\x01\n" +
+	"\fDeleteVolume\x12!.remotegpu.v1.DeleteVolumeRequest\x1a\".remotegpu.v1.DeleteVolumeResponse\x12`\n" +
+	"\x0eStatVolumeFile\x12#.remotegpu.v1.StatVolumeFileRequest\x1a$.remotegpu.v1.StatVolumeFileResponse\"\x03\x90\x02\x01\x12f\n" +
+	"\x11UploadVolumeFiles\x12&.remotegpu.v1.UploadVolumeFilesRequest\x1a'.remotegpu.v1.UploadVolumeFilesResponse(\x01\x12l\n" +
+	"\x13DownloadVolumeFiles\x12(.remotegpu.v1.DownloadVolumeFilesRequest\x1a).remotegpu.v1.DownloadVolumeFilesResponse0\x01B\xad\x01\n" +
 	"\x10com.remotegpu.v1B\vVolumeProtoP\x01Z;github.com/remotegpu/remotegpu/gen/remotegpu/v1;remotegpuv1\xa2\x02\x03RXX\xaa\x02\fRemotegpu.V1\xca\x02\fRemotegpu\\V1\xe2\x02\x18Remotegpu\\V1\\GPBMetadata\xea\x02\rRemotegpu::V1b\x06proto3"
 
 var (
@@ -579,39 +1111,60 @@ func file_remotegpu_v1_volume_proto_rawDescGZIP() []byte {
 	return file_remotegpu_v1_volume_proto_rawDescData
 }
 
-var file_remotegpu_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_remotegpu_v1_volume_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_remotegpu_v1_volume_proto_goTypes = []any{
-	(*Volume)(nil),                // 0: remotegpu.v1.Volume
-	(*CreateVolumeRequest)(nil),   // 1: remotegpu.v1.CreateVolumeRequest
-	(*CreateVolumeResponse)(nil),  // 2: remotegpu.v1.CreateVolumeResponse
-	(*GetVolumeRequest)(nil),      // 3: remotegpu.v1.GetVolumeRequest
-	(*GetVolumeResponse)(nil),     // 4: remotegpu.v1.GetVolumeResponse
-	(*ListVolumesRequest)(nil),    // 5: remotegpu.v1.ListVolumesRequest
-	(*ListVolumesResponse)(nil),   // 6: remotegpu.v1.ListVolumesResponse
-	(*DeleteVolumeRequest)(nil),   // 7: remotegpu.v1.DeleteVolumeRequest
-	(*DeleteVolumeResponse)(nil),  // 8: remotegpu.v1.DeleteVolumeResponse
-	nil,                           // 9: remotegpu.v1.Volume.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
+	(*Volume)(nil),                      // 0: remotegpu.v1.Volume
+	(*CreateVolumeRequest)(nil),         // 1: remotegpu.v1.CreateVolumeRequest
+	(*CreateVolumeResponse)(nil),        // 2: remotegpu.v1.CreateVolumeResponse
+	(*GetVolumeRequest)(nil),            // 3: remotegpu.v1.GetVolumeRequest
+	(*GetVolumeResponse)(nil),           // 4: remotegpu.v1.GetVolumeResponse
+	(*ListVolumesRequest)(nil),          // 5: remotegpu.v1.ListVolumesRequest
+	(*ListVolumesResponse)(nil),         // 6: remotegpu.v1.ListVolumesResponse
+	(*DeleteVolumeRequest)(nil),         // 7: remotegpu.v1.DeleteVolumeRequest
+	(*DeleteVolumeResponse)(nil),        // 8: remotegpu.v1.DeleteVolumeResponse
+	(*StatVolumeFileRequest)(nil),       // 9: remotegpu.v1.StatVolumeFileRequest
+	(*StatVolumeFileResponse)(nil),      // 10: remotegpu.v1.StatVolumeFileResponse
+	(*UploadVolumeFilesRequest)(nil),    // 11: remotegpu.v1.UploadVolumeFilesRequest
+	(*UploadVolumeFilesStart)(nil),      // 12: remotegpu.v1.UploadVolumeFilesStart
+	(*UploadVolumeFilesResponse)(nil),   // 13: remotegpu.v1.UploadVolumeFilesResponse
+	(*DownloadVolumeFilesRequest)(nil),  // 14: remotegpu.v1.DownloadVolumeFilesRequest
+	(*DownloadVolumeFilesResponse)(nil), // 15: remotegpu.v1.DownloadVolumeFilesResponse
+	nil,                                 // 16: remotegpu.v1.Volume.LabelsEntry
+	(*timestamppb.Timestamp)(nil),       // 17: google.protobuf.Timestamp
+	(*FileInfo)(nil),                    // 18: remotegpu.v1.FileInfo
+	(*UploadResult)(nil),                // 19: remotegpu.v1.UploadResult
+	(*DownloadSummary)(nil),             // 20: remotegpu.v1.DownloadSummary
 }
 var file_remotegpu_v1_volume_proto_depIdxs = []int32{
-	9,  // 0: remotegpu.v1.Volume.labels:type_name -> remotegpu.v1.Volume.LabelsEntry
-	10, // 1: remotegpu.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
+	16, // 0: remotegpu.v1.Volume.labels:type_name -> remotegpu.v1.Volume.LabelsEntry
+	17, // 1: remotegpu.v1.Volume.created_at:type_name -> google.protobuf.Timestamp
 	0,  // 2: remotegpu.v1.CreateVolumeResponse.volume:type_name -> remotegpu.v1.Volume
 	0,  // 3: remotegpu.v1.GetVolumeResponse.volume:type_name -> remotegpu.v1.Volume
 	0,  // 4: remotegpu.v1.ListVolumesResponse.volumes:type_name -> remotegpu.v1.Volume
-	1,  // 5: remotegpu.v1.VolumeService.CreateVolume:input_type -> remotegpu.v1.CreateVolumeRequest
-	3,  // 6: remotegpu.v1.VolumeService.GetVolume:input_type -> remotegpu.v1.GetVolumeRequest
-	5,  // 7: remotegpu.v1.VolumeService.ListVolumes:input_type -> remotegpu.v1.ListVolumesRequest
-	7,  // 8: remotegpu.v1.VolumeService.DeleteVolume:input_type -> remotegpu.v1.DeleteVolumeRequest
-	2,  // 9: remotegpu.v1.VolumeService.CreateVolume:output_type -> remotegpu.v1.CreateVolumeResponse
-	4,  // 10: remotegpu.v1.VolumeService.GetVolume:output_type -> remotegpu.v1.GetVolumeResponse
-	6,  // 11: remotegpu.v1.VolumeService.ListVolumes:output_type -> remotegpu.v1.ListVolumesResponse
-	8,  // 12: remotegpu.v1.VolumeService.DeleteVolume:output_type -> remotegpu.v1.DeleteVolumeResponse
-	9,  // [9:13] is the sub-list for method output_type
-	5,  // [5:9] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	18, // 5: remotegpu.v1.StatVolumeFileResponse.file:type_name -> remotegpu.v1.FileInfo
+	12, // 6: remotegpu.v1.UploadVolumeFilesRequest.start:type_name -> remotegpu.v1.UploadVolumeFilesStart
+	19, // 7: remotegpu.v1.UploadVolumeFilesResponse.result:type_name -> remotegpu.v1.UploadResult
+	18, // 8: remotegpu.v1.DownloadVolumeFilesResponse.info:type_name -> remotegpu.v1.FileInfo
+	20, // 9: remotegpu.v1.DownloadVolumeFilesResponse.summary:type_name -> remotegpu.v1.DownloadSummary
+	1,  // 10: remotegpu.v1.VolumeService.CreateVolume:input_type -> remotegpu.v1.CreateVolumeRequest
+	3,  // 11: remotegpu.v1.VolumeService.GetVolume:input_type -> remotegpu.v1.GetVolumeRequest
+	5,  // 12: remotegpu.v1.VolumeService.ListVolumes:input_type -> remotegpu.v1.ListVolumesRequest
+	7,  // 13: remotegpu.v1.VolumeService.DeleteVolume:input_type -> remotegpu.v1.DeleteVolumeRequest
+	9,  // 14: remotegpu.v1.VolumeService.StatVolumeFile:input_type -> remotegpu.v1.StatVolumeFileRequest
+	11, // 15: remotegpu.v1.VolumeService.UploadVolumeFiles:input_type -> remotegpu.v1.UploadVolumeFilesRequest
+	14, // 16: remotegpu.v1.VolumeService.DownloadVolumeFiles:input_type -> remotegpu.v1.DownloadVolumeFilesRequest
+	2,  // 17: remotegpu.v1.VolumeService.CreateVolume:output_type -> remotegpu.v1.CreateVolumeResponse
+	4,  // 18: remotegpu.v1.VolumeService.GetVolume:output_type -> remotegpu.v1.GetVolumeResponse
+	6,  // 19: remotegpu.v1.VolumeService.ListVolumes:output_type -> remotegpu.v1.ListVolumesResponse
+	8,  // 20: remotegpu.v1.VolumeService.DeleteVolume:output_type -> remotegpu.v1.DeleteVolumeResponse
+	10, // 21: remotegpu.v1.VolumeService.StatVolumeFile:output_type -> remotegpu.v1.StatVolumeFileResponse
+	13, // 22: remotegpu.v1.VolumeService.UploadVolumeFiles:output_type -> remotegpu.v1.UploadVolumeFilesResponse
+	15, // 23: remotegpu.v1.VolumeService.DownloadVolumeFiles:output_type -> remotegpu.v1.DownloadVolumeFilesResponse
+	17, // [17:24] is the sub-list for method output_type
+	10, // [10:17] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_volume_proto_init() }
@@ -619,14 +1172,24 @@ func file_remotegpu_v1_volume_proto_init() {
 	if File_remotegpu_v1_volume_proto != nil {
 		return
 	}
+	file_remotegpu_v1_file_proto_init()
 	file_remotegpu_v1_volume_proto_msgTypes[0].OneofWrappers = []any{}
+	file_remotegpu_v1_volume_proto_msgTypes[11].OneofWrappers = []any{
+		(*UploadVolumeFilesRequest_Start)(nil),
+		(*UploadVolumeFilesRequest_Data)(nil),
+	}
+	file_remotegpu_v1_volume_proto_msgTypes[15].OneofWrappers = []any{
+		(*DownloadVolumeFilesResponse_Info)(nil),
+		(*DownloadVolumeFilesResponse_Data)(nil),
+		(*DownloadVolumeFilesResponse_Summary)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_volume_proto_rawDesc), len(file_remotegpu_v1_volume_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -71,6 +71,15 @@ const (
 	// EnvironmentServiceListEnvironmentEventsProcedure is the procedure name of the
 	// EnvironmentService's ListEnvironmentEvents RPC.
 	EnvironmentServiceListEnvironmentEventsProcedure = "/remotegpu.v1.EnvironmentService/ListEnvironmentEvents"
+	// EnvironmentServiceStatFileProcedure is the procedure name of the EnvironmentService's StatFile
+	// RPC.
+	EnvironmentServiceStatFileProcedure = "/remotegpu.v1.EnvironmentService/StatFile"
+	// EnvironmentServiceUploadFilesProcedure is the procedure name of the EnvironmentService's
+	// UploadFiles RPC.
+	EnvironmentServiceUploadFilesProcedure = "/remotegpu.v1.EnvironmentService/UploadFiles"
+	// EnvironmentServiceDownloadFilesProcedure is the procedure name of the EnvironmentService's
+	// DownloadFiles RPC.
+	EnvironmentServiceDownloadFilesProcedure = "/remotegpu.v1.EnvironmentService/DownloadFiles"
 )
 
 var (
@@ -190,6 +199,28 @@ var (
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
 		}
 	})
+	environmentServiceStatFileSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_remotegpu_v1_environment_proto.Services().ByName("EnvironmentService").Methods().ByName("StatFile"),
+			Procedure:        EnvironmentServiceStatFileProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	environmentServiceUploadFilesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeClient,
+			Schema:     v1.File_remotegpu_v1_environment_proto.Services().ByName("EnvironmentService").Methods().ByName("UploadFiles"),
+			Procedure:  EnvironmentServiceUploadFilesProcedure,
+		}
+	})
+	environmentServiceDownloadFilesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_remotegpu_v1_environment_proto.Services().ByName("EnvironmentService").Methods().ByName("DownloadFiles"),
+			Procedure:  EnvironmentServiceDownloadFilesProcedure,
+		}
+	})
 )
 
 // EnvironmentServiceClient is a client for the remotegpu.v1.EnvironmentService service.
@@ -302,6 +333,36 @@ type EnvironmentServiceClient interface {
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListEnvironmentEvents(context.Context, *v1.ListEnvironmentEventsRequest) (*v1.ListEnvironmentEventsResponse, error)
+	// StatFile tells about a file of an environment, running or not.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND, FILE_NOT_FOUND), FAILED_PRECONDITION
+	// (FILE_NOT_ALLOWED, ENV_NOT_STARTABLE: it was never made, ENV_BUSY: it is
+	// being started or stopped), INVALID_ARGUMENT (FIELD_INVALID), ABORTED
+	// (COPY_INTERRUPTED).
+	StatFile(context.Context, *v1.StatFileRequest) (*v1.StatFileResponse, error)
+	// UploadFiles takes a tar stream out into a directory of an environment,
+	// running or not. The first message of the caller is start, the others are
+	// the stream, uncompressed and with its end. Each file appears whole, in
+	// place of the one that was there, or not at all; directories that are there
+	// stay as they are. When the call fails or its caller leaves, what was whole
+	// by then is there. Devices are refused. In an environment that does not run
+	// there are no mounts: what lies in one is refused. Starting, stopping,
+	// deleting or rolling back the environment, and taking a snapshot of it, ends
+	// the call.
+	//
+	// Errors: as StatFile, and INVALID_ARGUMENT (UPLOAD_NOT_STARTED: the first
+	// message is not start, ARCHIVE_INVALID, USER_NOT_FOUND), FAILED_PRECONDITION
+	// (FILE_CONFLICT), ALREADY_EXISTS (FILE_EXISTS, with no_overwrite),
+	// RESOURCE_EXHAUSTED (NO_SPACE, COPY_LIMIT_REACHED).
+	UploadFiles(context.Context) (EnvironmentServiceUploadFilesClientStream, error)
+	// DownloadFiles sends a file of an environment, running or not, with all that
+	// is below it, as an uncompressed tar stream: first info, then data, and a
+	// summary when it is whole. The names in it begin with the name in info.
+	// Mounts are included while the environment runs; the kernel's own file
+	// systems are not.
+	//
+	// Errors: as StatFile, and RESOURCE_EXHAUSTED (COPY_LIMIT_REACHED).
+	DownloadFiles(context.Context, *v1.DownloadFilesRequest) (EnvironmentServiceDownloadFilesClientStream, error)
 }
 
 // NewEnvironmentServiceClient constructs a client for the remotegpu.v1.EnvironmentService service.
@@ -407,6 +468,57 @@ func (s EnvironmentServiceWatchStatsClientStream) Receive() (*v1.WatchStatsRespo
 // Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
 // stream abandoned before io.EOF.
 func (s EnvironmentServiceWatchStatsClientStream) Close() error {
+	return s.stream.Close()
+}
+
+// EnvironmentServiceUploadFilesClientStream is the client stream for the EnvironmentService's
+// UploadFiles RPC.
+type EnvironmentServiceUploadFilesClientStream struct {
+	stream connect.ClientStream
+}
+
+// SendHeaders opens the stream and flushes the request headers without a message. The first Send or
+// Receive does this implicitly.
+func (s EnvironmentServiceUploadFilesClientStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a request message to the server.
+func (s EnvironmentServiceUploadFilesClientStream) Send(req *v1.UploadFilesRequest) error {
+	return s.stream.Send(req)
+}
+
+// CloseAndReceive closes the request side of the stream and returns the single response message. It
+// reads the stream to completion to release its resources.
+func (s EnvironmentServiceUploadFilesClientStream) CloseAndReceive() (*v1.UploadFilesResponse, error) {
+	if err := s.stream.CloseSend(); err != nil {
+		return nil, err
+	}
+	var res v1.UploadFilesResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// EnvironmentServiceDownloadFilesClientStream is the client stream for the EnvironmentService's
+// DownloadFiles RPC.
+type EnvironmentServiceDownloadFilesClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s EnvironmentServiceDownloadFilesClientStream) Receive() (*v1.DownloadFilesResponse, error) {
+	var res v1.DownloadFilesResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s EnvironmentServiceDownloadFilesClientStream) Close() error {
 	return s.stream.Close()
 }
 
@@ -520,6 +632,36 @@ type EnvironmentServiceHandler interface {
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListEnvironmentEvents(context.Context, *v1.ListEnvironmentEventsRequest) (*v1.ListEnvironmentEventsResponse, error)
+	// StatFile tells about a file of an environment, running or not.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND, FILE_NOT_FOUND), FAILED_PRECONDITION
+	// (FILE_NOT_ALLOWED, ENV_NOT_STARTABLE: it was never made, ENV_BUSY: it is
+	// being started or stopped), INVALID_ARGUMENT (FIELD_INVALID), ABORTED
+	// (COPY_INTERRUPTED).
+	StatFile(context.Context, *v1.StatFileRequest) (*v1.StatFileResponse, error)
+	// UploadFiles takes a tar stream out into a directory of an environment,
+	// running or not. The first message of the caller is start, the others are
+	// the stream, uncompressed and with its end. Each file appears whole, in
+	// place of the one that was there, or not at all; directories that are there
+	// stay as they are. When the call fails or its caller leaves, what was whole
+	// by then is there. Devices are refused. In an environment that does not run
+	// there are no mounts: what lies in one is refused. Starting, stopping,
+	// deleting or rolling back the environment, and taking a snapshot of it, ends
+	// the call.
+	//
+	// Errors: as StatFile, and INVALID_ARGUMENT (UPLOAD_NOT_STARTED: the first
+	// message is not start, ARCHIVE_INVALID, USER_NOT_FOUND), FAILED_PRECONDITION
+	// (FILE_CONFLICT), ALREADY_EXISTS (FILE_EXISTS, with no_overwrite),
+	// RESOURCE_EXHAUSTED (NO_SPACE, COPY_LIMIT_REACHED).
+	UploadFiles(context.Context, EnvironmentServiceUploadFilesServerStream) (*v1.UploadFilesResponse, error)
+	// DownloadFiles sends a file of an environment, running or not, with all that
+	// is below it, as an uncompressed tar stream: first info, then data, and a
+	// summary when it is whole. The names in it begin with the name in info.
+	// Mounts are included while the environment runs; the kernel's own file
+	// systems are not.
+	//
+	// Errors: as StatFile, and RESOURCE_EXHAUSTED (COPY_LIMIT_REACHED).
+	DownloadFiles(context.Context, *v1.DownloadFilesRequest, EnvironmentServiceDownloadFilesServerStream) error
 }
 
 // RegisterEnvironmentServiceHandler registers svc as the remotegpu.v1.EnvironmentService
@@ -543,6 +685,9 @@ func RegisterEnvironmentServiceHandler(server *connect.Server, svc EnvironmentSe
 		connect.Method{Spec: environmentServiceGetStatsSpec(), Handler: adapter.getStats},
 		connect.Method{Spec: environmentServiceWatchStatsSpec(), Handler: adapter.watchStats},
 		connect.Method{Spec: environmentServiceListEnvironmentEventsSpec(), Handler: adapter.listEnvironmentEvents},
+		connect.Method{Spec: environmentServiceStatFileSpec(), Handler: adapter.statFile},
+		connect.Method{Spec: environmentServiceUploadFilesSpec(), Handler: adapter.uploadFiles},
+		connect.Method{Spec: environmentServiceDownloadFilesSpec(), Handler: adapter.downloadFiles},
 	)
 }
 
@@ -619,6 +764,37 @@ func (s EnvironmentServiceWatchStatsServerStream) Send(res *v1.WatchStatsRespons
 	return s.stream.Send(res)
 }
 
+// EnvironmentServiceUploadFilesServerStream is the server stream for the EnvironmentService's
+// UploadFiles RPC.
+type EnvironmentServiceUploadFilesServerStream struct {
+	stream connect.ServerStream
+}
+
+// Receive returns the next request message from the client.
+func (s EnvironmentServiceUploadFilesServerStream) Receive() (*v1.UploadFilesRequest, error) {
+	var req v1.UploadFilesRequest
+	if err := s.stream.Receive(&req); err != nil {
+		return nil, err
+	}
+	return &req, nil
+}
+
+// EnvironmentServiceDownloadFilesServerStream is the server stream for the EnvironmentService's
+// DownloadFiles RPC.
+type EnvironmentServiceDownloadFilesServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s EnvironmentServiceDownloadFilesServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s EnvironmentServiceDownloadFilesServerStream) Send(res *v1.DownloadFilesResponse) error {
+	return s.stream.Send(res)
+}
+
 // UnimplementedEnvironmentServiceHandler returns CodeUnimplemented from all methods.
 type UnimplementedEnvironmentServiceHandler struct{}
 
@@ -684,6 +860,18 @@ func (UnimplementedEnvironmentServiceHandler) WatchStats(context.Context, *v1.Wa
 
 func (UnimplementedEnvironmentServiceHandler) ListEnvironmentEvents(context.Context, *v1.ListEnvironmentEventsRequest) (*v1.ListEnvironmentEventsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.ListEnvironmentEvents is not implemented")
+}
+
+func (UnimplementedEnvironmentServiceHandler) StatFile(context.Context, *v1.StatFileRequest) (*v1.StatFileResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.StatFile is not implemented")
+}
+
+func (UnimplementedEnvironmentServiceHandler) UploadFiles(context.Context, EnvironmentServiceUploadFilesServerStream) (*v1.UploadFilesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.UploadFiles is not implemented")
+}
+
+func (UnimplementedEnvironmentServiceHandler) DownloadFiles(context.Context, *v1.DownloadFilesRequest, EnvironmentServiceDownloadFilesServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.DownloadFiles is not implemented")
 }
 
 type environmentServiceClient struct {
@@ -816,6 +1004,30 @@ func (c *environmentServiceClient) ListEnvironmentEvents(ctx context.Context, re
 		return nil, err
 	}
 	return &res, nil
+}
+
+func (c *environmentServiceClient) StatFile(ctx context.Context, req *v1.StatFileRequest) (*v1.StatFileResponse, error) {
+	var res v1.StatFileResponse
+	if err := c.client.CallUnary(ctx, environmentServiceStatFileSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *environmentServiceClient) UploadFiles(ctx context.Context) (EnvironmentServiceUploadFilesClientStream, error) {
+	stream, err := c.client.CallClientStream(ctx, environmentServiceUploadFilesSpec())
+	if err != nil {
+		return EnvironmentServiceUploadFilesClientStream{}, err
+	}
+	return EnvironmentServiceUploadFilesClientStream{stream: stream}, nil
+}
+
+func (c *environmentServiceClient) DownloadFiles(ctx context.Context, req *v1.DownloadFilesRequest) (EnvironmentServiceDownloadFilesClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, environmentServiceDownloadFilesSpec(), req)
+	if err != nil {
+		return EnvironmentServiceDownloadFilesClientStream{}, err
+	}
+	return EnvironmentServiceDownloadFilesClientStream{stream: stream}, nil
 }
 
 type environmentServiceHandler struct{ svc EnvironmentServiceHandler }
@@ -990,4 +1202,32 @@ func (h environmentServiceHandler) listEnvironmentEvents(ctx context.Context, _ 
 		return err
 	}
 	return stream.Send(res)
+}
+
+func (h environmentServiceHandler) statFile(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.StatFileRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.StatFile(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h environmentServiceHandler) uploadFiles(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	res, err := h.svc.UploadFiles(ctx, EnvironmentServiceUploadFilesServerStream{stream: stream})
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h environmentServiceHandler) downloadFiles(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.DownloadFilesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.DownloadFiles(ctx, &req, EnvironmentServiceDownloadFilesServerStream{stream: stream})
 }

@@ -32,6 +32,15 @@ const (
 	VolumeServiceListVolumesProcedure = "/remotegpu.v1.VolumeService/ListVolumes"
 	// VolumeServiceDeleteVolumeProcedure is the procedure name of the VolumeService's DeleteVolume RPC.
 	VolumeServiceDeleteVolumeProcedure = "/remotegpu.v1.VolumeService/DeleteVolume"
+	// VolumeServiceStatVolumeFileProcedure is the procedure name of the VolumeService's StatVolumeFile
+	// RPC.
+	VolumeServiceStatVolumeFileProcedure = "/remotegpu.v1.VolumeService/StatVolumeFile"
+	// VolumeServiceUploadVolumeFilesProcedure is the procedure name of the VolumeService's
+	// UploadVolumeFiles RPC.
+	VolumeServiceUploadVolumeFilesProcedure = "/remotegpu.v1.VolumeService/UploadVolumeFiles"
+	// VolumeServiceDownloadVolumeFilesProcedure is the procedure name of the VolumeService's
+	// DownloadVolumeFiles RPC.
+	VolumeServiceDownloadVolumeFilesProcedure = "/remotegpu.v1.VolumeService/DownloadVolumeFiles"
 )
 
 var (
@@ -65,6 +74,28 @@ var (
 			Procedure:  VolumeServiceDeleteVolumeProcedure,
 		}
 	})
+	volumeServiceStatVolumeFileSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_remotegpu_v1_volume_proto.Services().ByName("VolumeService").Methods().ByName("StatVolumeFile"),
+			Procedure:        VolumeServiceStatVolumeFileProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	volumeServiceUploadVolumeFilesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeClient,
+			Schema:     v1.File_remotegpu_v1_volume_proto.Services().ByName("VolumeService").Methods().ByName("UploadVolumeFiles"),
+			Procedure:  VolumeServiceUploadVolumeFilesProcedure,
+		}
+	})
+	volumeServiceDownloadVolumeFilesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_remotegpu_v1_volume_proto.Services().ByName("VolumeService").Methods().ByName("DownloadVolumeFiles"),
+			Procedure:  VolumeServiceDownloadVolumeFilesProcedure,
+		}
+	})
 )
 
 // VolumeServiceClient is a client for the remotegpu.v1.VolumeService service.
@@ -83,14 +114,85 @@ type VolumeServiceClient interface {
 	ListVolumes(context.Context, *v1.ListVolumesRequest) (*v1.ListVolumesResponse, error)
 	// DeleteVolume removes a volume and its content.
 	//
-	// Errors: NOT_FOUND (VOLUME_NOT_FOUND), FAILED_PRECONDITION (VOLUME_IN_USE).
+	// Errors: NOT_FOUND (VOLUME_NOT_FOUND), FAILED_PRECONDITION (VOLUME_IN_USE:
+	// an environment names it, or files are copied into or out of it).
 	DeleteVolume(context.Context, *v1.DeleteVolumeRequest) (*v1.DeleteVolumeResponse, error)
+	// StatVolumeFile tells about a file of a volume.
+	//
+	// Errors: NOT_FOUND (VOLUME_NOT_FOUND, FILE_NOT_FOUND), FAILED_PRECONDITION
+	// (FILE_NOT_ALLOWED), INVALID_ARGUMENT (FIELD_INVALID).
+	StatVolumeFile(context.Context, *v1.StatVolumeFileRequest) (*v1.StatVolumeFileResponse, error)
+	// UploadVolumeFiles takes a tar stream out into a directory of a volume, as
+	// EnvironmentService.UploadFiles does. Environments may use the volume at the
+	// same time.
+	//
+	// Errors: as StatVolumeFile, and INVALID_ARGUMENT (UPLOAD_NOT_STARTED: the
+	// first message is not start, ARCHIVE_INVALID, USER_NOT_FOUND),
+	// FAILED_PRECONDITION (FILE_CONFLICT), ALREADY_EXISTS (FILE_EXISTS, with
+	// no_overwrite), RESOURCE_EXHAUSTED (NO_SPACE, COPY_LIMIT_REACHED).
+	UploadVolumeFiles(context.Context) (VolumeServiceUploadVolumeFilesClientStream, error)
+	// DownloadVolumeFiles sends a file of a volume with all that is below it, as
+	// EnvironmentService.DownloadFiles does.
+	//
+	// Errors: as StatVolumeFile, and RESOURCE_EXHAUSTED (COPY_LIMIT_REACHED).
+	DownloadVolumeFiles(context.Context, *v1.DownloadVolumeFilesRequest) (VolumeServiceDownloadVolumeFilesClientStream, error)
 }
 
 // NewVolumeServiceClient constructs a client for the remotegpu.v1.VolumeService service. Multiple
 // service clients may share a single connect.Client.
 func NewVolumeServiceClient(client *connect.Client) VolumeServiceClient {
 	return &volumeServiceClient{client: client}
+}
+
+// VolumeServiceUploadVolumeFilesClientStream is the client stream for the VolumeService's
+// UploadVolumeFiles RPC.
+type VolumeServiceUploadVolumeFilesClientStream struct {
+	stream connect.ClientStream
+}
+
+// SendHeaders opens the stream and flushes the request headers without a message. The first Send or
+// Receive does this implicitly.
+func (s VolumeServiceUploadVolumeFilesClientStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a request message to the server.
+func (s VolumeServiceUploadVolumeFilesClientStream) Send(req *v1.UploadVolumeFilesRequest) error {
+	return s.stream.Send(req)
+}
+
+// CloseAndReceive closes the request side of the stream and returns the single response message. It
+// reads the stream to completion to release its resources.
+func (s VolumeServiceUploadVolumeFilesClientStream) CloseAndReceive() (*v1.UploadVolumeFilesResponse, error) {
+	if err := s.stream.CloseSend(); err != nil {
+		return nil, err
+	}
+	var res v1.UploadVolumeFilesResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// VolumeServiceDownloadVolumeFilesClientStream is the client stream for the VolumeService's
+// DownloadVolumeFiles RPC.
+type VolumeServiceDownloadVolumeFilesClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s VolumeServiceDownloadVolumeFilesClientStream) Receive() (*v1.DownloadVolumeFilesResponse, error) {
+	var res v1.DownloadVolumeFilesResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s VolumeServiceDownloadVolumeFilesClientStream) Close() error {
+	return s.stream.Close()
 }
 
 // VolumeServiceHandler is an implementation of the remotegpu.v1.VolumeService service.
@@ -109,8 +211,28 @@ type VolumeServiceHandler interface {
 	ListVolumes(context.Context, *v1.ListVolumesRequest) (*v1.ListVolumesResponse, error)
 	// DeleteVolume removes a volume and its content.
 	//
-	// Errors: NOT_FOUND (VOLUME_NOT_FOUND), FAILED_PRECONDITION (VOLUME_IN_USE).
+	// Errors: NOT_FOUND (VOLUME_NOT_FOUND), FAILED_PRECONDITION (VOLUME_IN_USE:
+	// an environment names it, or files are copied into or out of it).
 	DeleteVolume(context.Context, *v1.DeleteVolumeRequest) (*v1.DeleteVolumeResponse, error)
+	// StatVolumeFile tells about a file of a volume.
+	//
+	// Errors: NOT_FOUND (VOLUME_NOT_FOUND, FILE_NOT_FOUND), FAILED_PRECONDITION
+	// (FILE_NOT_ALLOWED), INVALID_ARGUMENT (FIELD_INVALID).
+	StatVolumeFile(context.Context, *v1.StatVolumeFileRequest) (*v1.StatVolumeFileResponse, error)
+	// UploadVolumeFiles takes a tar stream out into a directory of a volume, as
+	// EnvironmentService.UploadFiles does. Environments may use the volume at the
+	// same time.
+	//
+	// Errors: as StatVolumeFile, and INVALID_ARGUMENT (UPLOAD_NOT_STARTED: the
+	// first message is not start, ARCHIVE_INVALID, USER_NOT_FOUND),
+	// FAILED_PRECONDITION (FILE_CONFLICT), ALREADY_EXISTS (FILE_EXISTS, with
+	// no_overwrite), RESOURCE_EXHAUSTED (NO_SPACE, COPY_LIMIT_REACHED).
+	UploadVolumeFiles(context.Context, VolumeServiceUploadVolumeFilesServerStream) (*v1.UploadVolumeFilesResponse, error)
+	// DownloadVolumeFiles sends a file of a volume with all that is below it, as
+	// EnvironmentService.DownloadFiles does.
+	//
+	// Errors: as StatVolumeFile, and RESOURCE_EXHAUSTED (COPY_LIMIT_REACHED).
+	DownloadVolumeFiles(context.Context, *v1.DownloadVolumeFilesRequest, VolumeServiceDownloadVolumeFilesServerStream) error
 }
 
 // RegisterVolumeServiceHandler registers svc as the remotegpu.v1.VolumeService implementation on
@@ -122,7 +244,41 @@ func RegisterVolumeServiceHandler(server *connect.Server, svc VolumeServiceHandl
 		connect.Method{Spec: volumeServiceGetVolumeSpec(), Handler: adapter.getVolume},
 		connect.Method{Spec: volumeServiceListVolumesSpec(), Handler: adapter.listVolumes},
 		connect.Method{Spec: volumeServiceDeleteVolumeSpec(), Handler: adapter.deleteVolume},
+		connect.Method{Spec: volumeServiceStatVolumeFileSpec(), Handler: adapter.statVolumeFile},
+		connect.Method{Spec: volumeServiceUploadVolumeFilesSpec(), Handler: adapter.uploadVolumeFiles},
+		connect.Method{Spec: volumeServiceDownloadVolumeFilesSpec(), Handler: adapter.downloadVolumeFiles},
 	)
+}
+
+// VolumeServiceUploadVolumeFilesServerStream is the server stream for the VolumeService's
+// UploadVolumeFiles RPC.
+type VolumeServiceUploadVolumeFilesServerStream struct {
+	stream connect.ServerStream
+}
+
+// Receive returns the next request message from the client.
+func (s VolumeServiceUploadVolumeFilesServerStream) Receive() (*v1.UploadVolumeFilesRequest, error) {
+	var req v1.UploadVolumeFilesRequest
+	if err := s.stream.Receive(&req); err != nil {
+		return nil, err
+	}
+	return &req, nil
+}
+
+// VolumeServiceDownloadVolumeFilesServerStream is the server stream for the VolumeService's
+// DownloadVolumeFiles RPC.
+type VolumeServiceDownloadVolumeFilesServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s VolumeServiceDownloadVolumeFilesServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s VolumeServiceDownloadVolumeFilesServerStream) Send(res *v1.DownloadVolumeFilesResponse) error {
+	return s.stream.Send(res)
 }
 
 // UnimplementedVolumeServiceHandler returns CodeUnimplemented from all methods.
@@ -142,6 +298,18 @@ func (UnimplementedVolumeServiceHandler) ListVolumes(context.Context, *v1.ListVo
 
 func (UnimplementedVolumeServiceHandler) DeleteVolume(context.Context, *v1.DeleteVolumeRequest) (*v1.DeleteVolumeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.VolumeService.DeleteVolume is not implemented")
+}
+
+func (UnimplementedVolumeServiceHandler) StatVolumeFile(context.Context, *v1.StatVolumeFileRequest) (*v1.StatVolumeFileResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.VolumeService.StatVolumeFile is not implemented")
+}
+
+func (UnimplementedVolumeServiceHandler) UploadVolumeFiles(context.Context, VolumeServiceUploadVolumeFilesServerStream) (*v1.UploadVolumeFilesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.VolumeService.UploadVolumeFiles is not implemented")
+}
+
+func (UnimplementedVolumeServiceHandler) DownloadVolumeFiles(context.Context, *v1.DownloadVolumeFilesRequest, VolumeServiceDownloadVolumeFilesServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.VolumeService.DownloadVolumeFiles is not implemented")
 }
 
 type volumeServiceClient struct {
@@ -178,6 +346,30 @@ func (c *volumeServiceClient) DeleteVolume(ctx context.Context, req *v1.DeleteVo
 		return nil, err
 	}
 	return &res, nil
+}
+
+func (c *volumeServiceClient) StatVolumeFile(ctx context.Context, req *v1.StatVolumeFileRequest) (*v1.StatVolumeFileResponse, error) {
+	var res v1.StatVolumeFileResponse
+	if err := c.client.CallUnary(ctx, volumeServiceStatVolumeFileSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *volumeServiceClient) UploadVolumeFiles(ctx context.Context) (VolumeServiceUploadVolumeFilesClientStream, error) {
+	stream, err := c.client.CallClientStream(ctx, volumeServiceUploadVolumeFilesSpec())
+	if err != nil {
+		return VolumeServiceUploadVolumeFilesClientStream{}, err
+	}
+	return VolumeServiceUploadVolumeFilesClientStream{stream: stream}, nil
+}
+
+func (c *volumeServiceClient) DownloadVolumeFiles(ctx context.Context, req *v1.DownloadVolumeFilesRequest) (VolumeServiceDownloadVolumeFilesClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, volumeServiceDownloadVolumeFilesSpec(), req)
+	if err != nil {
+		return VolumeServiceDownloadVolumeFilesClientStream{}, err
+	}
+	return VolumeServiceDownloadVolumeFilesClientStream{stream: stream}, nil
 }
 
 type volumeServiceHandler struct{ svc VolumeServiceHandler }
@@ -228,4 +420,32 @@ func (h volumeServiceHandler) deleteVolume(ctx context.Context, _ connect.Spec, 
 		return err
 	}
 	return stream.Send(res)
+}
+
+func (h volumeServiceHandler) statVolumeFile(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.StatVolumeFileRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.StatVolumeFile(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h volumeServiceHandler) uploadVolumeFiles(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	res, err := h.svc.UploadVolumeFiles(ctx, VolumeServiceUploadVolumeFilesServerStream{stream: stream})
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h volumeServiceHandler) downloadVolumeFiles(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.DownloadVolumeFilesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.DownloadVolumeFiles(ctx, &req, VolumeServiceDownloadVolumeFilesServerStream{stream: stream})
 }

@@ -1,0 +1,92 @@
+package rootfs_test
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+// Holes of an archive are holes again.
+func TestSparse(t *testing.T) {
+	tr := newTree(t)
+	from, err := os.Create(tr.path("etc/holes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	if _, err := from.WriteAt([]byte("middle"), 40<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := from.Truncate(80 << 20); err != nil {
+		t.Fatal(err)
+	}
+	for _, format := range []string{"gnu", "posix"} {
+		data, err := exec.CommandContext(t.Context(), "tar", "--sparse", "--format="+format, "-C", tr.path("etc"), "-c", "holes").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(data) > 1<<20 {
+			t.Fatalf("tar wrote %d bytes", len(data))
+		}
+		done, err := tr.Extract(t.Context(), "to", bytes.NewReader(data), mine())
+		if err != nil || done.Bytes != 80<<20 {
+			t.Fatalf("%s: %+v %v", format, done, err)
+		}
+		var stat unix.Stat_t
+		if err := unix.Stat(tr.path("to/holes"), &stat); err != nil || stat.Size != 80<<20 || stat.Blocks > 4096 {
+			t.Errorf("%s: %d bytes in %d blocks, %v", format, stat.Size, stat.Blocks, err)
+		}
+		out, err := exec.CommandContext(t.Context(), "cmp", tr.path("etc/holes"), tr.path("to/holes")).CombinedOutput()
+		if err != nil {
+			t.Errorf("%s: %s", format, out)
+		}
+		if err := os.Remove(tr.path("to/holes")); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A few bytes may not keep the node busy for hours.
+func TestSparseBomb(t *testing.T) {
+	tr := newTree(t)
+	record := func(key, value string) string {
+		text := fmt.Sprintf(" %s=%s\n", key, value)
+		n := len(text) + 2
+		if n > 99 {
+			t.Fatal("too long for this test")
+		}
+		return fmt.Sprint(n) + text
+	}
+	block := func(kind byte, size int) []byte {
+		header := make([]byte, 512)
+		copy(header, "bomb")
+		copy(header[100:], "0000644\x000000000\x000000000\x00")
+		copy(header[124:], fmt.Sprintf("%011o\x00%011o\x00        ", size, 0))
+		header[156] = kind
+		copy(header[257:], "ustar\x0000")
+		sum := 0
+		for _, b := range header {
+			sum += int(b)
+		}
+		copy(header[148:], fmt.Sprintf("%06o\x00 ", sum))
+		return header
+	}
+	records := record("GNU.sparse.size", "9000000000000000000") + record("GNU.sparse.numblocks", "1") + record("GNU.sparse.map", "0,1")
+	var data bytes.Buffer
+	data.Write(block('x', len(records)))
+	data.WriteString(records + strings.Repeat("\x00", 512-len(records)))
+	data.Write(block('0', 1))
+	data.WriteString("x" + strings.Repeat("\x00", 511+1024))
+	_, err := tr.Extract(t.Context(), "to", &data, mine())
+	wantReason(t, "bomb", err, problem.ArchiveInvalid)
+	if err != nil && !strings.Contains(err.Error(), "has holes") {
+		t.Errorf("another error: %v", err)
+	}
+}
