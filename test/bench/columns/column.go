@@ -171,7 +171,7 @@ func socket(name string) (string, error) {
 
 // Names are the columns in the order of the table.
 func Names() []string {
-	return []string{RemoteGPU, GoClient, GoClientShared, Ctr, Podman, Docker}
+	return []string{RemoteGPU, GoClient, GoClientShared, GoClientAhead, GoClientWarm, Ctr, Podman, Docker}
 }
 
 // IsComplete says whether the column of a name is a Complete one that every
@@ -179,6 +179,10 @@ func Names() []string {
 func IsComplete(name string) bool {
 	return name == RemoteGPU || name == GoClient || IsPeer(name)
 }
+
+// IsExperiment says whether the column of a name shows what could be, and need
+// not be there.
+func IsExperiment(name string) bool { return name == GoClientAhead || name == GoClientWarm }
 
 // IsPeer says whether the column of a name is another product with a daemon.
 func IsPeer(name string) bool { return name == Podman || name == Docker }
@@ -188,6 +192,8 @@ const (
 	RemoteGPU      = "remotegpu"
 	GoClient       = "go-client"
 	GoClientShared = "go-client-shared" // one bridge for all containers
+	GoClientAhead  = "go-client-ahead"  // an experiment: shims started ahead
+	GoClientWarm   = "go-client-warm"   // an experiment: no wait for process migrations
 	Ctr            = "ctr"
 	Podman         = "podman"
 	Docker         = "docker"
@@ -198,8 +204,8 @@ func New(name string, config *Config) (Column, error) {
 	switch name {
 	case RemoteGPU:
 		return &remoteGPU{config: config}, nil
-	case GoClient, GoClientShared:
-		return &goClient{config: config, name: name, shared: name == GoClientShared}, nil
+	case GoClient, GoClientShared, GoClientAhead, GoClientWarm:
+		return &goClient{config: config, name: name}, nil
 	case Ctr:
 		return &ctr{config: config}, nil
 	case Podman:

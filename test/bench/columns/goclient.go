@@ -32,11 +32,12 @@ import (
 type goClient struct {
 	config *Config
 	name   string
-	shared bool
 	engine *engine
 	client *containerd.Client
 	net    *plainNetwork
 	dir    string
+	ahead  *aheadShims // nil: containerd starts each shim when it is needed
+	warm   *warmer     // nil: the lock of process migrations is as cold as it is
 
 	mu     sync.Mutex
 	live   map[string]*plainContainer
@@ -55,7 +56,12 @@ type plainContainer struct {
 
 func (g *goClient) Name() string { return g.name }
 
-func (g *goClient) Missing() string { return g.config.missing(g.config.engine()...) }
+func (g *goClient) Missing() string {
+	if g.name == GoClientAhead && g.config.Containerd != 1 {
+		return "containerd 2 starts its shims another way"
+	}
+	return g.config.missing(g.config.engine()...)
+}
 
 func (g *goClient) Versions(ctx context.Context) []string { return g.config.versions(ctx) }
 
@@ -71,8 +77,18 @@ func (g *goClient) Start(ctx context.Context) error {
 	if err := g.engine.load(ctx, g.config, g.config.Name); err != nil {
 		return err
 	}
-	if g.net, err = newPlainNetwork(ctx, g.config, g.engine.host.NS, g.dir, g.shared); err != nil {
+	if g.net, err = newPlainNetwork(ctx, g.config, g.engine.host.NS, g.dir, g.name == GoClientShared); err != nil {
 		return err
+	}
+	if g.name == GoClientAhead {
+		if g.ahead, err = newAheadShims(ctx, g.config, g.engine, g.dir); err != nil {
+			return err
+		}
+	}
+	if g.name == GoClientWarm {
+		if g.warm, err = newWarmer(g.config); err != nil {
+			return err
+		}
 	}
 	g.client, err = containerd.New(g.engine.address, containerd.WithDefaultNamespace(g.config.Name))
 	if err != nil {
@@ -86,6 +102,8 @@ func (g *goClient) Stop() {
 		g.client.Close()
 	}
 	g.net.close()
+	g.ahead.close()
+	g.warm.close()
 	g.engine.stop()
 }
 
@@ -99,6 +117,7 @@ func (g *goClient) Create(ctx context.Context, id string) (*Instance, error) {
 	g.mu.Unlock()
 	made := &plainContainer{port: 20000 + serial%10000, log: filepath.Join(g.dir, id+".log")}
 	spans := newSpans()
+	defer g.warm.during()()
 	if err := g.create(ctx, id, serial, made, spans); err != nil {
 		return nil, errors.Join(err, g.remove(ctx, made, newSpans()))
 	}
@@ -114,6 +133,14 @@ func (g *goClient) create(ctx context.Context, id string, serial int, made *plai
 		return err
 	}
 	spans.end("network")
+	var annotations map[string]string
+	if g.ahead != nil {
+		group, err := g.ahead.take(ctx)
+		if err != nil {
+			return err
+		}
+		annotations = map[string]string{groupAnnotation: group}
+	}
 	image, err := g.client.GetImage(ctx, ImageName)
 	if err != nil {
 		return fmt.Errorf("get image: %w", err)
@@ -124,6 +151,7 @@ func (g *goClient) create(ctx context.Context, id string, serial int, made *plai
 		containerd.WithNewSpec(
 			oci.WithImageConfig(image),
 			oci.WithHostname(id),
+			oci.WithAnnotations(annotations),
 			oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: made.endpoint.netns}),
 			oci.WithNoNewPrivileges,
 			seccomp.WithDefaultProfile(),
@@ -169,6 +197,7 @@ func (g *goClient) container(id string) *plainContainer {
 
 func (g *goClient) Exec(ctx context.Context, instance *Instance) error {
 	ctx = namespaces.WithNamespace(ctx, g.config.Name)
+	defer g.warm.during()()
 	made := g.container(instance.ID)
 	spec, err := made.container.Spec(ctx)
 	if err != nil {
@@ -204,7 +233,11 @@ func (g *goClient) Remove(ctx context.Context, instance *Instance) error {
 	g.mu.Unlock()
 	spans := newSpans()
 	defer func() { instance.Removal = spans.taken }()
-	return g.remove(ctx, made, spans)
+	err := g.remove(ctx, made, spans)
+	if g.ahead != nil {
+		go g.ahead.refill(context.WithoutCancel(ctx))
+	}
+	return err
 }
 
 // remove removes whatever is there of a container.
