@@ -20,6 +20,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/rootfs"
+	"github.com/remotegpu/remotegpu/internal/testutil"
 )
 
 var past = time.Unix(1_000_000_000, 123_000_000)
@@ -230,9 +231,7 @@ func TestExtract(t *testing.T) {
 }
 
 func TestExtractKeepsOwner(t *testing.T) {
-	if os.Getuid() != 0 {
-		t.Skip("only root can give files away")
-	}
+	testutil.Require(t, testutil.Root)
 	tr := newTree(t)
 	entries := []entry{
 		{Header: tar.Header{Name: "dir/", Mode: 0o2750, Uid: 1000, Gid: 2000}},

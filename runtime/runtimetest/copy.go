@@ -24,6 +24,7 @@ func copyTests() []engineTest {
 		{"CopyStopped", testCopyStopped},
 		{"CopyRefuses", testCopyRefuses},
 		{"CopyEnds", testCopyEnds},
+		{"CopyAndSnapshot", testCopyAndSnapshot},
 	}
 }
 
@@ -192,5 +193,58 @@ func testCopyEnds(t *testing.T, s *suite) {
 		for range 2 {
 			wantReason(t, end.name, <-left, problem.CopyInterrupted)
 		}
+	}
+}
+
+// A snapshot, and going back to it, end copies; copies see the layer that is
+// there then.
+func testCopyAndSnapshot(t *testing.T, s *suite) {
+	snapshotter, is := s.Engine.(runtime.Snapshotter)
+	if !is {
+		t.Fatalf("%T is no runtime.Snapshotter", s.Engine)
+	}
+	c := s.start(t, s.container())
+	s.put(t, c.ID, true, map[string]string{"kept": "first"})
+	if _, err := s.Engine.Stop(t.Context(), c.ID, 30*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	snapshot := s.id + "-snapshot"
+	for _, change := range []func() error{
+		func() error { _, err := snapshotter.CommitLayer(t.Context(), c.ID, snapshot); return err },
+		func() error { return snapshotter.ResetLayer(t.Context(), c.ID, snapshot) },
+	} {
+		entered, left := make(chan struct{}), make(chan error, 1)
+		go func() {
+			left <- s.roots(t).WithRoot(t.Context(), c.ID, true, func(ctx context.Context, _ *rootfs.Root, _ bool) error {
+				close(entered)
+				<-ctx.Done()
+				return context.Cause(ctx)
+			})
+		}()
+		select {
+		case <-entered:
+		case err := <-left:
+			t.Fatal(err)
+		}
+		if err := change(); err != nil {
+			t.Error(err)
+		}
+		wantReason(t, "a change of the layer", <-left, problem.CopyInterrupted)
+		if files := s.take(t, c.ID, false, "/home/app"); files["app/kept"] != "first" || files["app/later"] != "" {
+			t.Errorf("out came %q", files)
+		}
+		s.put(t, c.ID, false, map[string]string{"later": "second"})
+	}
+	if _, err := s.Engine.Start(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if got := s.run(t, c.ID, "cat", "/home/app/kept", "/home/app/later"); got != "firstsecond" {
+		t.Errorf("inside there is %q", got)
+	}
+	if err := s.Engine.Delete(t.Context(), c.ID); err != nil {
+		t.Error(err)
+	}
+	if err := snapshotter.RemoveSnapshot(t.Context(), snapshot); err != nil {
+		t.Error(err)
 	}
 }
