@@ -234,6 +234,9 @@ func (q *Queue) finish(work context.Context, e *entry, state State, why *Problem
 		op, err = &present, nil
 	}
 	if err == nil {
+		if ended := q.registered(e.kind).policy.Ended; ended != nil {
+			ended(context.WithoutCancel(work), op)
+		}
 		q.mu.Lock()
 		q.publish(op)
 		q.mu.Unlock()

@@ -40,7 +40,30 @@ type Progress struct {
 	Done  int64    `json:"done,omitempty"`  // bytes for pulls, steps elsewhere
 	Total int64    `json:"total,omitempty"` // 0: unknown
 	Log   []string `json:"log,omitempty"`   // last lines, oldest first
+	// Layers are those of the image that a pull or push transfers, lowest
+	// first.
+	Layers []Layer `json:"layers,omitempty"`
 }
+
+// Layer is how far the transfer of one layer is, in bytes.
+type Layer struct {
+	Digest string     `json:"digest"`
+	Done   int64      `json:"done,omitempty"`
+	Total  int64      `json:"total"`
+	State  LayerState `json:"state"`
+}
+
+// LayerState is where the transfer of a layer is.
+type LayerState string
+
+// The states. Present is a layer that was there before and is not transferred.
+const (
+	LayerWaiting      LayerState = "waiting"
+	LayerTransferring LayerState = "transferring"
+	LayerTransferred  LayerState = "transferred"
+	LayerUnpacked     LayerState = "unpacked"
+	LayerPresent      LayerState = "present"
+)
 
 // Operation is one durable piece of long work.
 type Operation struct {

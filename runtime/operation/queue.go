@@ -73,6 +73,10 @@ type Policy struct {
 	// why. It may be called more than once, and while an earlier operation of
 	// the same target runs. nil: there is nothing to undo.
 	Abandon func(ctx context.Context, op *Operation) error
+	// Ended is called once the end of an operation is written, whatever end,
+	// before anybody is told of it. A daemon that dies in between never calls
+	// it. nil: nothing is to be done.
+	Ended func(ctx context.Context, op *Operation)
 }
 
 type registration struct {

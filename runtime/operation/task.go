@@ -33,7 +33,7 @@ func (t *Task) Retried(err error) bool {
 // Progress says how far the work is. Watchers learn it at once; it is written
 // down now and then.
 func (t *Task) Progress(p Progress) {
-	p.Log = slices.Clone(p.Log)
+	p.Log, p.Layers = slices.Clone(p.Log), slices.Clone(p.Layers)
 	t.change(func(op *Operation) { op.Progress = &p })
 }
 
