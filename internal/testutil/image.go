@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,6 +36,7 @@ type ImageOptions struct {
 	Architecture string            // default: this machine's
 	Files        map[string]string // additional files by absolute path, mode 0644
 	Layers       int               // default: 1; the others have a file each
+	Upper        []string          // more layers: each a file of this name below /upper, that holds it
 }
 
 // OCIImage is an image that exists only in memory.
@@ -59,27 +61,27 @@ func TestImage(tb testing.TB, options ImageOptions) *OCIImage {
 	if options.Cmd == nil {
 		options.Cmd = []string{"sleep"}
 	}
-	plain := layer(tb, options.Files)
-	var zipped bytes.Buffer
-	writer := gzip.NewWriter(&zipped)
-	must(tb, "compress layer", func() error {
-		if _, err := writer.Write(plain); err != nil {
-			return err
-		}
-		return writer.Close()
-	})
-	diffIDs, layers := []digest.Digest{digest.FromBytes(plain)}, []ocispec.Descriptor{image.add(ocispec.MediaTypeImageLayerGzip, zipped.Bytes())}
+	var layers []ocispec.Descriptor
+	var diffs []digest.Digest
+	plains := [][]byte{layer(tb, options.Files)}
+	for _, name := range options.Upper {
+		plains = append(plains, upper(tb, name))
+	}
+	for _, plain := range plains {
+		layers = append(layers, image.add(ocispec.MediaTypeImageLayerGzip, compress(tb, plain)))
+		diffs = append(diffs, digest.FromBytes(plain))
+	}
 	for i := 1; i < options.Layers; i++ {
 		var more bytes.Buffer
 		writer := tar.NewWriter(&more)
 		writeTar(tb, writer, &tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("layer-%d", i), Mode: 0o644}, nil)
 		must(tb, "close layer", writer.Close)
-		diffIDs = append(diffIDs, digest.FromBytes(more.Bytes()))
+		diffs = append(diffs, digest.FromBytes(more.Bytes()))
 		layers = append(layers, image.add(ocispec.MediaTypeImageLayer, more.Bytes()))
 	}
 	config := ocispec.Image{
 		Platform: ocispec.Platform{OS: "linux", Architecture: options.Architecture},
-		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: diffIDs},
+		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: diffs},
 		Config: ocispec.ImageConfig{
 			Entrypoint: []string{"/bin/testprog"}, Cmd: options.Cmd, User: options.User, StopSignal: options.StopSignal,
 			Env: []string{
@@ -133,6 +135,30 @@ func (i *OCIImage) Tar(tb testing.TB) []byte {
 	return buffer.Bytes()
 }
 
+func compress(tb testing.TB, plain []byte) []byte {
+	tb.Helper()
+	var zipped bytes.Buffer
+	writer := gzip.NewWriter(&zipped)
+	must(tb, "compress", func() error {
+		if _, err := writer.Write(plain); err != nil {
+			return err
+		}
+		return writer.Close()
+	})
+	return zipped.Bytes()
+}
+
+// upper is a layer of one file.
+func upper(tb testing.TB, name string) []byte {
+	tb.Helper()
+	var buffer bytes.Buffer
+	writer := tar.NewWriter(&buffer)
+	writeTar(tb, writer, &tar.Header{Typeflag: tar.TypeDir, Name: "upper/", Mode: 0o755}, nil)
+	writeTar(tb, writer, &tar.Header{Typeflag: tar.TypeReg, Name: "upper/" + name, Mode: 0o644}, []byte(name))
+	must(tb, "close layer", writer.Close)
+	return buffer.Bytes()
+}
+
 func layer(tb testing.TB, files map[string]string) []byte {
 	tb.Helper()
 	program, err := os.ReadFile(TestProgram(tb))
@@ -159,8 +185,8 @@ func layer(tb testing.TB, files map[string]string) []byte {
 		"/etc/group": "root:x:0:\napp:x:1000:\nother:x:1001:\nextra:x:2000:app\n",
 	}
 	maps.Copy(all, files)
-	for path, text := range all {
-		writeTar(tb, writer, &tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(path, "/"), Mode: 0o644}, []byte(text))
+	for _, path := range slices.Sorted(maps.Keys(all)) { // the same files make the same layer
+		writeTar(tb, writer, &tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(path, "/"), Mode: 0o644}, []byte(all[path]))
 	}
 	must(tb, "close layer", writer.Close)
 	return buffer.Bytes()
