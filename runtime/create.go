@@ -99,14 +99,13 @@ func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Ta
 // obtainImage returns the environment's image, pulling it when the policy says
 // so.
 func (m *Manager) obtainImage(ctx context.Context, env *Environment, task *operation.Task) (Image, error) {
-	image, err := m.cfg.Images.Image(ctx, env.Spec.Image)
-	if err == nil && env.Spec.PullPolicy != PullAlways {
-		return image, nil
+	if env.Spec.PullPolicy != PullAlways {
+		image, err := m.cfg.Images.Image(ctx, env.Spec.Image)
+		if !errdefs.IsNotFound(err) || env.Spec.PullPolicy == PullNever {
+			return image, err
+		}
 	}
-	if err != nil && (!errdefs.IsNotFound(err) || env.Spec.PullPolicy == PullNever) {
-		return Image{}, err
-	}
-	image, err = m.cfg.Images.Pull(ctx, env.Spec.Image, task.Progress)
+	image, err := m.cfg.Images.Pull(ctx, env.Spec.Image, nil, task.Progress)
 	if err != nil {
 		return Image{}, fmt.Errorf("pull image %s: %w", env.Spec.Image, err)
 	}

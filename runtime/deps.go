@@ -136,32 +136,6 @@ type Event struct {
 	Exit Exit // EventExit
 }
 
-// Images keeps images; runtime/containerd implements it.
-type Images interface {
-	// Image tells about a local image, NotFound (IMAGE_NOT_FOUND).
-	Image(ctx context.Context, ref string) (Image, error)
-	// Images tells about all local images, by name.
-	Images(ctx context.Context) ([]Image, error)
-	// Pull fetches an image. IMAGE_NOT_FOUND, REGISTRY_UNAVAILABLE,
-	// REGISTRY_DENIED, IMAGE_PLATFORM_MISMATCH. progress gets bytes.
-	Pull(ctx context.Context, ref string, progress func(operation.Progress)) (Image, error)
-	// Resolve asks the registry whether ref exists, without pulling. Errors
-	// as Pull.
-	Resolve(ctx context.Context, ref string) error
-	// DeleteImage removes a reference and lets its layers be collected.
-	DeleteImage(ctx context.Context, ref string) error
-}
-
-// Image is a local image.
-type Image struct {
-	Name      string // full reference
-	Digest    string
-	Labels    map[string]string // of its configuration
-	Size      int64             // bytes of its layers as stored
-	Platform  string            // "linux/amd64"
-	UpdatedAt time.Time
-}
-
 // Builder builds the images whose sources the node carries; build implements
 // it. Errors: IMAGE_SOURCE_NOT_FOUND, BUILDKIT_UNAVAILABLE, BUILD_FAILED,
 // BASE_BOOTSTRAP_FAILED.

@@ -54,6 +54,8 @@ type Part struct {
 	// Foreign says why it is none of ours though it is where ours are; "" when
 	// it is ours.
 	Foreign string
+	// Pulling is the image that was pulled under a lease; "" for all else.
+	Pulling string
 }
 
 // Finding is one difference between what should be and what is.

@@ -32,7 +32,9 @@ func (m *Manager) registerHandlers() {
 	m.cfg.Queue.Handle(KindSnapshot, m.alone(m.runSnapshot), environment)
 	m.cfg.Queue.Handle(KindRollBack, m.alone(m.runRollBack), environment)
 	m.cfg.Queue.Handle(KindExport, m.alone(m.runExport), operation.Policy{MaxAttempts: interruptions, Limit: 2, Abandon: m.abandon})
-	m.cfg.Queue.Handle(KindPull, m.runPull, operation.Policy{MaxAttempts: interruptions, Limit: 3})
+	transfer := operation.Policy{MaxAttempts: interruptions, Limit: 3, Ended: m.forgetLogin}
+	m.cfg.Queue.Handle(KindPull, m.runPull, transfer)
+	m.cfg.Queue.Handle(KindPush, m.runPush, transfer)
 	m.cfg.Queue.Handle(KindBuild, m.runBuild, operation.Policy{MaxAttempts: interruptions, Limit: 2})
 }
 

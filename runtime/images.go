@@ -3,8 +3,10 @@ package runtime
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -33,48 +35,114 @@ func (m *Manager) ListImages(ctx context.Context) ([]ImageUse, error) {
 	}
 	uses := make([]ImageUse, 0, len(images))
 	for _, image := range images {
-		uses = append(uses, ImageUse{Image: image, UsedBy: used[image.Name]})
+		uses = append(uses, ImageUse{Image: image, UsedBy: idsOf(used[image.Name])})
 	}
 	return uses, nil
 }
 
-// imageUsers returns the ids of the environments that hold something, by
-// image reference.
-func (m *Manager) imageUsers(ctx context.Context) (map[string][]string, error) {
+// imageUsers returns the environments that hold something, by image reference.
+func (m *Manager) imageUsers(ctx context.Context) (map[string][]*Environment, error) {
 	envs, _, err := m.cfg.Store.Environments(ctx, Filter{})
 	if err != nil {
 		return nil, err
 	}
-	used := make(map[string][]string)
+	used := make(map[string][]*Environment)
 	for _, env := range envs {
 		if env.Held {
-			used[env.Spec.Image] = append(used[env.Spec.Image], env.ID)
+			used[env.Spec.Image] = append(used[env.Spec.Image], env)
 		}
 	}
 	return used, nil
 }
 
-// DeleteImage removes an image that no environment was made from.
-func (m *Manager) DeleteImage(ctx context.Context, reference string) (string, error) {
+func idsOf(envs []*Environment) []string {
+	var ids []string
+	for _, env := range envs {
+		ids = append(ids, env.ID)
+	}
+	return ids
+}
+
+// DeleteImage removes an image that no environment was made from and that is
+// not pinned. With force it removes one that environments were made from: they
+// keep their layers. IMAGE_NOT_FOUND, IMAGE_IN_USE, IMAGE_PINNED.
+func (m *Manager) DeleteImage(ctx context.Context, reference string, force bool) (string, error) {
 	name, err := normalize(reference, "reference")
 	if err != nil {
 		return "", err
 	}
-	used, err := m.imageUsers(ctx)
+	release, err := m.claims.remove(ctx, name)
 	if err != nil {
 		return "", err
 	}
-	if ids := used[name]; len(ids) > 0 {
-		return "", problem.New(problem.ImageInUse, "image %s is used by %d environments, for example %s", name, len(ids), ids[0]).
-			WithField("reference").WithHint("delete them first")
+	defer release()
+	if err := m.deletable(ctx, name, force); err != nil {
+		return "", err
 	}
 	if err := m.cfg.Images.DeleteImage(ctx, name); errdefs.IsNotFound(err) {
-		return "", problem.New(problem.ImageNotFound, "image %s is not on this node", name).WithField("reference").
-			WithHint("list the images with: remotegpu image ls").WithCause(err)
+		return "", imageNotHere(name, err)
 	} else if err != nil {
 		return "", fmt.Errorf("delete image %s: %w", name, err)
 	}
 	return name, nil
+}
+
+func (m *Manager) deletable(ctx context.Context, name string, force bool) error {
+	images, err := m.cfg.Images.Images(ctx)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(images, func(image Image) bool { return image.Name == name && image.Pinned }) {
+		return problem.New(problem.ImagePinned, "image %s is pinned", name).WithField("reference").
+			WithHint("unpin it first: remotegpu image unpin %s", name)
+	}
+	used, err := m.imageUsers(ctx)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, env := range used[name] {
+		if env.State == Creating {
+			return problem.New(problem.ImageInUse, "environment %s is being created from image %s", displayName(env), name).
+				WithField("reference").WithHint("wait until it is created, or delete it")
+		}
+		names = append(names, displayName(env))
+	}
+	if len(names) > 0 && !force {
+		const most = 5
+		list := strings.Join(names[:min(len(names), most)], ", ")
+		if more := len(names) - most; more > 0 {
+			list += fmt.Sprintf(" and %d more", more)
+		}
+		return problem.New(problem.ImageInUse, "image %s is in use by %s", name, list).WithField("reference").
+			WithHint("delete those environments first, or delete the image with force: they keep the layers they have")
+	}
+	return nil
+}
+
+// displayName tells an environment from those of other projects.
+func displayName(env *Environment) string {
+	if env.Project == DefaultProject {
+		return env.Name
+	}
+	return env.Project + "/" + env.Name
+}
+
+func imageNotHere(name string, err error) error {
+	return problem.New(problem.ImageNotFound, "image %s is not on this node", name).WithField("reference").
+		WithHint("list the images with: remotegpu image ls").WithCause(err)
+}
+
+// ofReference gives what the image store says of an image the field of the
+// requests that are about images.
+func ofReference(err error) error {
+	p, ok := errors.AsType[*problem.Problem](err)
+	if !ok || p.Field != "spec.image" {
+		return err
+	}
+	moved := *p
+	moved.Field = "reference"
+	return &moved
 }
 
 func normalize(reference, field string) (string, error) {
@@ -85,32 +153,6 @@ func normalize(reference, field string) (string, error) {
 		return "", &p
 	}
 	return name, nil
-}
-
-// PullRequest names an image to pull.
-type PullRequest struct {
-	RequestID string
-	Project   string
-	Reference string
-}
-
-// Pull has an image pulled.
-func (m *Manager) Pull(ctx context.Context, req PullRequest) (*operation.Operation, error) {
-	name, err := normalize(req.Reference, "reference")
-	if err != nil {
-		return nil, err
-	}
-	return m.submit(ctx, KindPull, req.Project, name, req.RequestID, hashOf(KindPull, req), nil)
-}
-
-func (m *Manager) runPull(ctx context.Context, task *operation.Task) error {
-	image, err := m.cfg.Images.Pull(ctx, task.Op.Target, task.Progress)
-	if err != nil {
-		return fmt.Errorf("pull image %s: %w", task.Op.Target, err)
-	}
-	task.SetResult("image", image.Name)
-	task.SetResult("digest", image.Digest)
-	return nil
 }
 
 // ImageBuildRequest names an image source to build.
@@ -159,6 +201,14 @@ func (m *Manager) runBuild(ctx context.Context, task *operation.Task) error {
 
 // submit writes down an operation that belongs to no environment.
 func (m *Manager) submit(ctx context.Context, kind, project, target, requestID, hash string, args any) (*operation.Operation, error) {
+	return m.submitWith(ctx, nil, kind, project, target, requestID, hash, args)
+}
+
+// submitWith keeps what a registry asks for as long as the operation needs it.
+// It is kept first: were the daemon to die before the operation is written, the
+// file would be found and removed; the other way about, the operation would
+// begin without it.
+func (m *Manager) submitWith(ctx context.Context, login *Login, kind, project, target, requestID, hash string, args any) (*operation.Operation, error) {
 	if project == "" {
 		project = DefaultProject
 	}
@@ -166,13 +216,18 @@ func (m *Manager) submit(ctx context.Context, kind, project, target, requestID, 
 		return nil, err
 	}
 	op := m.newOperation(kind, project, target, requestID, hash, args)
+	if login != nil {
+		if err := m.logins.keep(op.ID, *login); err != nil {
+			return nil, err
+		}
+	}
 	existing, err := m.cfg.Store.InsertOperation(fault.Within(ctx, "request ", kind), op)
 	if err != nil {
-		m.cfg.Queue.Kick(op.ID) // the answer was lost, perhaps not the row
+		m.cfg.Queue.Kick(op.ID) // the answer was lost, perhaps not the row; tidyLogins finds out
 		return nil, err
 	}
 	if existing != nil {
-		return existing, checkHash(existing, hash)
+		return existing, errors.Join(checkHash(existing, hash), m.logins.forget(op.ID))
 	}
 	m.cfg.Queue.Kick(op.ID)
 	return op, nil

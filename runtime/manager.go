@@ -28,6 +28,8 @@ type Config struct {
 	Node     string // the node's name, in every environment
 	StateDir string // holds one directory of small files per environment
 	LogDir   string // holds one log file per environment
+	// LoginDir holds what registries ask for, while operations need it.
+	LoginDir string
 	Store    Store
 	Queue    *operation.Queue
 	Engine   Engine
@@ -79,6 +81,8 @@ type Manager struct {
 	occupiedSlots atomic.Pointer[map[string]int]
 	execs         useCount
 	copies        useCount
+	claims        imageClaims
+	logins        loginFiles
 
 	conditionsMu sync.Mutex
 	conditions   map[problem.Reason]Condition
@@ -101,6 +105,7 @@ const (
 	KindPause   = "environment.pause"
 	KindResume  = "environment.resume"
 	KindPull    = "image.pull"
+	KindPush    = "image.push"
 	KindBuild   = "image.build"
 
 	KindSnapshot = "environment.snapshot"
@@ -119,8 +124,8 @@ func New(cfg Config) *Manager {
 		cfg.Reconcile = time.Minute
 	}
 	m := &Manager{
-		cfg:        cfg,
-		files:      etcFiles{cfg.StateDir},
+		cfg:   cfg,
+		files: etcFiles{cfg.StateDir}, logins: loginFiles{cfg.LoginDir},
 		conditions: make(map[problem.Reason]Condition), followed: make(map[string]int64),
 	}
 	if m.cfg.Dial == nil {
@@ -168,6 +173,11 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, 
 	} else if !errdefs.IsNotFound(err) {
 		return nil, nil, err
 	}
+	release, err := m.claims.use(ctx, req.Spec.Image)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer release()
 	warnings, err := m.checkImage(ctx, &req.Spec, snapshot)
 	if err != nil {
 		return nil, nil, err

@@ -122,7 +122,7 @@ func start(t *testing.T, h *host) *daemon {
 		Node: "node", StateDir: filepath.Join(h.dir, "environments"), LogDir: filepath.Join(h.dir, "logs"),
 		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Executor: h.engine, Roots: h.engine, Snapshotter: h.engine, Images: h.images,
 		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,
-		BootID: h.boot, Dial: h.dial,
+		BootID: h.boot, Dial: h.dial, LoginDir: filepath.Join(h.dir, "credentials"),
 	})
 	passes := h.faults.Count("Desktops.Prepared") + 2 // adopting, and after subscribing
 	d.Adopt(t.Context())

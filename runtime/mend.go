@@ -58,7 +58,7 @@ func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding)
 	if settled(findings, stepDeclare) {
 		declared = nil // the findings have it
 	}
-	return errors.Join(declared, m.purge(ctx, keepDeleted))
+	return errors.Join(declared, m.tidyLogins(ctx), m.purge(ctx, keepDeleted))
 }
 
 // ensureDrawing has the desktops watched that have not drawn.

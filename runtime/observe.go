@@ -133,7 +133,11 @@ func (m *Manager) observeParts(ctx context.Context, o *observed) error {
 	}
 	parts, err := m.cfg.Engine.Parts(ctx)
 	errs = append(errs, err)
-	o.parts = append(o.parts, parts...)
+	pulling, err := m.pulling(ctx, o.environments)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	o.parts = append(o.parts, slices.DeleteFunc(parts, func(p Part) bool { return p.Pulling != "" && pulling[p.Pulling] })...)
 	strays, err := m.cfg.Networks.Strays(ctx)
 	errs = append(errs, err)
 	for _, name := range strays {

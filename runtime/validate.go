@@ -160,15 +160,18 @@ func (m *Manager) checkImage(ctx context.Context, spec *Spec, snapshot *Snapshot
 	if snapshot != nil {
 		return checkImageLabels(spec, Image{Name: snapshot.Layer.Image, Labels: snapshot.Layer.ImageLabels})
 	}
-	image, err := m.cfg.Images.Image(ctx, spec.Image)
-	switch {
-	case err == nil && spec.PullPolicy != PullAlways:
-		return checkImageLabels(spec, image)
-	case err != nil && !errdefs.IsNotFound(err):
-		return nil, err
-	case spec.PullPolicy == PullNever:
-		return nil, problem.New(problem.ImageNotFound, "image %s is not on this node", spec.Image).WithField("spec.image").
-			WithHint("pull or build it first (remotegpu image pull, remotegpu image build), or use another pull policy").WithCause(err)
+	if spec.PullPolicy != PullAlways {
+		image, err := m.cfg.Images.Image(ctx, spec.Image)
+		if err == nil {
+			return checkImageLabels(spec, image)
+		}
+		if !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+		if spec.PullPolicy == PullNever {
+			return nil, problem.New(problem.ImageNotFound, "image %s is not on this node", spec.Image).WithField("spec.image").
+				WithHint("pull or build it first (remotegpu image pull, remotegpu image build), or use another pull policy").WithCause(err)
+		}
 	}
 	resolving, cancel := context.WithTimeout(ctx, resolveTimeout)
 	defer cancel()

@@ -23,7 +23,8 @@ var layers = []struct {
 	prefixes []string
 }{
 	{"leaves", []string{
-		"internal/atomicfile", "internal/certificate", "internal/cgroup", "internal/cleanup", "internal/config", "internal/fault", "internal/hostexec",
+		"internal/atomicfile", "internal/certificate", "internal/cgroup", "internal/cleanup", "internal/config", "internal/dockerconfig",
+		"internal/fault", "internal/hostexec",
 		"internal/imageref", "internal/keylock", "internal/problem", "internal/rootfs", "internal/sqlite", "internal/version", "desktop/rfb", "images",
 	}},
 	{"mechanisms", []string{"network", "runtime/volume", "runtime/operation", "runtime/logfile"}},

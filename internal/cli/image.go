@@ -9,7 +9,8 @@ import (
 )
 
 func (a *app) imageCommand() *cobra.Command {
-	return group("image", "Images of the node", a.imageList(), a.imagePull(), a.imageBuild(), a.imageRemove())
+	return group("image", "Images of the node", a.imageList(), a.imagePull(), a.imageBuild(), a.imagePush(), a.imageTag(),
+		a.imageImport(), a.imageExport(), a.imagePin(), a.imageUnpin(), a.imageUsage(), a.imagePrune(), a.imageRemove())
 }
 
 func (a *app) imageList() *cobra.Command {
@@ -51,32 +52,6 @@ func shortDigest(digest string) string {
 	return digest[:min(len(digest), length)]
 }
 
-func (a *app) imagePull() *cobra.Command {
-	w := &waiting{}
-	cmd := &cobra.Command{
-		Use: "pull REFERENCE", Short: "Fetch an image from its registry", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.dial()
-			if err != nil {
-				return err
-			}
-			response, err := c.images.PullImage(cmd.Context(), &remotegpuv1.PullImageRequest{
-				RequestId: w.id(), Reference: args[0], Project: a.project,
-			})
-			if err != nil {
-				return err
-			}
-			op, err := a.await(cmd.Context(), c, w, response.GetOperation())
-			if err != nil {
-				return err
-			}
-			return a.showMade(w, op)
-		},
-	}
-	w.register(cmd.Flags())
-	return cmd
-}
-
 func (a *app) imageBuild() *cobra.Command {
 	w, request := &waiting{}, &remotegpuv1.BuildImageRequest{}
 	cmd := &cobra.Command{
@@ -106,7 +81,7 @@ func (a *app) imageBuild() *cobra.Command {
 	return cmd
 }
 
-// showMade tells what a pull or a build made, and from what.
+// showMade tells what a pull, a push or a build made, and from what.
 func (a *app) showMade(w *waiting, op *remotegpuv1.Operation) error {
 	if a.output == "json" {
 		return a.json(op)
@@ -120,25 +95,4 @@ func (a *app) showMade(w *waiting, op *remotegpuv1.Operation) error {
 		base += " (" + reason + ")"
 	}
 	return a.facts([][]string{{"Image", result["image"]}, {"Digest", result["digest"]}, {"Base", base}})
-}
-
-func (a *app) imageRemove() *cobra.Command {
-	return &cobra.Command{
-		Use: "rm REFERENCE", Aliases: []string{"delete"}, Short: "Delete an image", Args: cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeImages,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.dial()
-			if err != nil {
-				return err
-			}
-			response, err := c.images.DeleteImage(cmd.Context(), &remotegpuv1.DeleteImageRequest{Reference: args[0]})
-			if err != nil {
-				return err
-			}
-			if a.output == "json" {
-				return a.json(response)
-			}
-			return a.printf("%s: deleted\n", response.GetName())
-		},
-	}
 }

@@ -97,6 +97,10 @@ func (a *app) showOperation(op *remotegpuv1.Operation) error {
 			step += " " + amount(at.GetDone(), at.GetTotal())
 		}
 		rows = append(rows, []string{"Step", step})
+		for _, layer := range at.GetLayers() {
+			rows = append(rows, []string{"Layer", shortDigest(layer.GetDigest()) + " " + state(layer.GetState(), "LAYER_STATE_") + " " +
+				amount(layer.GetDone(), layer.GetTotal())})
+		}
 	}
 	if op.GetAttempts() > 1 {
 		rows = append(rows, []string{"Attempts", fmt.Sprint(op.GetAttempts())})

@@ -58,6 +58,7 @@ func (p *progress) show(op *remotegpuv1.Operation) {
 	if step == "" {
 		step = op.GetKind() + " " + state(op.GetState(), "OPERATION_STATE_")
 	}
+	step += layers(at.GetLayers())
 	if p.terminal {
 		p.draw(bar(step, at.GetDone(), at.GetTotal()))
 		return
@@ -74,6 +75,32 @@ func (p *progress) show(op *remotegpuv1.Operation) {
 		step += " " + amount(at.GetDone(), at.GetTotal())
 	}
 	p.line(step)
+}
+
+// layers says how many layers of an image have come to their end.
+func layers(all []*remotegpuv1.LayerProgress) string {
+	if len(all) == 0 {
+		return ""
+	}
+	var ended int
+	for _, layer := range all {
+		if layer.GetDone() == layer.GetTotal() && layer.GetState() != remotegpuv1.LayerState_LAYER_STATE_WAITING {
+			ended++
+		}
+	}
+	return fmt.Sprintf(", %d of %d layers", ended, len(all))
+}
+
+// bytes shows a transfer that is no operation, on a terminal only.
+func (p *progress) bytes(step string, done, total int64) {
+	if !p.terminal {
+		return
+	}
+	if total <= 0 {
+		p.draw(step + " " + size(done))
+		return
+	}
+	p.draw(bar(step, done, total))
 }
 
 // note writes a line above the bar.

@@ -57,6 +57,7 @@ type fake struct {
 	cut     bool         // downloads break off
 	hostile []tar.Header // downloads send these
 	t       *testing.T
+	archive []byte // that an export sends, or an import has sent
 }
 
 func newFake(t *testing.T) *fake {

@@ -31,6 +31,7 @@ type Config struct {
 	API        API        `toml:"api"`
 	Gateway    Gateway    `toml:"gateway"`
 	Containerd Containerd `toml:"containerd"`
+	Registries Registries `toml:"registries"`
 	BuildKit   BuildKit   `toml:"buildkit"`
 	Network    Network    `toml:"network"`
 	Mounts     Mounts     `toml:"mounts"`
@@ -70,6 +71,12 @@ type Containerd struct {
 	Namespace   string `toml:"namespace" comment:"containerd namespace that holds our objects."`
 	Snapshotter string `toml:"snapshotter" comment:"Snapshotter."`
 	Cgroup      string `toml:"cgroup" comment:"cgroup above those of environments."`
+}
+
+// Registries is how registries of images are spoken to.
+type Registries struct {
+	HostsDir     string `toml:"hosts_dir" comment:"Directory with a directory per registry, as containerd has it: mirrors, certificate authorities (hosts.toml). It need not exist."`
+	DockerConfig string `toml:"docker_config" comment:"Docker configuration with the node's credentials (docker login, credential helpers). It need not exist. Empty: none."`
 }
 
 // BuildKit is the BuildKit to build images with.
@@ -119,6 +126,7 @@ func Default() Config {
 		API:        API{Listen: "127.0.0.1:7480"},
 		Gateway:    Gateway{Listen: "0.0.0.0:7443"},
 		Containerd: Containerd{Address: "/run/containerd/containerd.sock", Namespace: "remotegpu", Snapshotter: "overlayfs", Cgroup: "/remotegpu"},
+		Registries: Registries{HostsDir: "/etc/containerd/certs.d", DockerConfig: "/root/.docker/config.json"},
 		Network:    Network{ResolvConf: "/etc/resolv.conf"},
 		Operations: Operations{Workers: 16, KeepDays: 30},
 		Logs:       Logs{MaxSize: 16 << 20, MaxFiles: 4},
@@ -174,14 +182,7 @@ func (c *Config) check() error {
 		errs = append(errs, fault("version", "compare it with: remotegpud config default",
 			"this program reads version %d, the file has %d", Version, c.Version))
 	}
-	paths := map[string]string{"node.state_dir": c.Node.StateDir, "node.run_dir": c.Node.RunDir, "containerd.cgroup": c.Containerd.Cgroup}
-	for _, root := range c.Mounts.AllowedRoots {
-		paths["mounts.allowed_roots"] = root
-		if !filepath.IsAbs(root) {
-			break
-		}
-	}
-	for field, path := range paths {
+	for field, path := range c.paths() {
 		if !filepath.IsAbs(path) {
 			errs = append(errs, fault(field, "begin it with /", "%q is not an absolute path", path))
 		}
@@ -208,6 +209,24 @@ func (c *Config) check() error {
 		errs = append(errs, fault("log.format", "", "%q is neither text nor json", c.Log.Format))
 	}
 	return errors.Join(errs...)
+}
+
+// paths are the settings that are absolute paths, those that are empty and may
+// be left out.
+func (c *Config) paths() map[string]string {
+	paths := map[string]string{"node.state_dir": c.Node.StateDir, "node.run_dir": c.Node.RunDir, "containerd.cgroup": c.Containerd.Cgroup}
+	for field, path := range map[string]string{"registries.hosts_dir": c.Registries.HostsDir, "registries.docker_config": c.Registries.DockerConfig} {
+		if path != "" {
+			paths[field] = path
+		}
+	}
+	for _, root := range c.Mounts.AllowedRoots {
+		paths["mounts.allowed_roots"] = root
+		if !filepath.IsAbs(root) {
+			break
+		}
+	}
+	return paths
 }
 
 func (n *Network) check() error {

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/remotegpu/remotegpu/desktop"
+	"github.com/remotegpu/remotegpu/internal/dockerconfig"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/rpc"
 	"github.com/remotegpu/remotegpu/network/gateway"
@@ -79,6 +80,14 @@ func (d desktops) Readiness(ctx context.Context, envID string) (rpc.Readiness, e
 
 func (d desktops) Screenshot(ctx context.Context, envID string) (png []byte, width, height int, err error) {
 	return d.ScreenshotPNG(ctx, envID)
+}
+
+// credentials are those of a docker configuration. nil: there are none.
+func credentials(path string) func(ctx context.Context, host string) (username, secret string, err error) {
+	if path == "" {
+		return nil
+	}
+	return dockerconfig.Config{Path: path}.Credentials
 }
 
 // sessions is the gateway, which may be off.

@@ -87,6 +87,7 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Node, err
 	if n.engine, err = containerd.New(containerd.Config{
 		Address: cfg.Containerd.Address, Namespace: cfg.Containerd.Namespace, Snapshotter: cfg.Containerd.Snapshotter,
 		CgroupParent: cfg.Containerd.Cgroup, FIFODir: n.runPath("fifo"), LogDir: n.statePath("logs"), LogWriter: n.logWriter(), Log: log,
+		HostsDir: cfg.Registries.HostsDir, Credentials: credentials(cfg.Registries.DockerConfig),
 	}); err != nil {
 		return nil, err
 	}
@@ -160,7 +161,7 @@ func (n *Node) buildManager(ctx context.Context) error {
 		NamedVolumes: volumes, Meters: meters{n.engine, n.networks, groups, n.cfg.Containerd.Cgroup},
 		Node: n.cfg.Node.Name, StateDir: n.statePath("environments"), LogDir: n.statePath("logs"), Store: n.store, Queue: n.queue,
 		Engine: n.engine, Executor: n.engine, Roots: n.engine, Snapshotter: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.pool, Volumes: volumes, Desktops: n.desktops, Log: n.log,
-		BootID: bootID(),
+		LoginDir: n.statePath("credentials"), BootID: bootID(),
 	})
 	return ctx.Err()
 }
@@ -226,6 +227,7 @@ func (n *Node) makeDirectories() error {
 	for dir, mode := range map[string]os.FileMode{
 		n.cfg.Node.StateDir: 0o711, n.cfg.Node.RunDir: 0o711, n.statePath("logs"): 0o700,
 		n.statePath("environments"): 0o711, n.statePath("gateway"): 0o700, n.statePath("cache"): 0o700,
+		n.statePath("credentials"): 0o700,
 	} {
 		if err := os.MkdirAll(dir, mode); err != nil {
 			return problem.New(problem.ConfigInvalid, "directory %s cannot be made", dir).WithCause(err).

@@ -44,10 +44,15 @@ const (
 	ImageReferenceBad    Reason = "IMAGE_REFERENCE_INVALID"
 	ImageNotFound        Reason = "IMAGE_NOT_FOUND"
 	ImageInUse           Reason = "IMAGE_IN_USE"
+	ImagePinned          Reason = "IMAGE_PINNED"
+	ImageIncomplete      Reason = "IMAGE_INCOMPLETE"
+	ImageArchiveInvalid  Reason = "IMAGE_ARCHIVE_INVALID"
 	ImageSourceNotFound  Reason = "IMAGE_SOURCE_NOT_FOUND"
 	ImagePlatform        Reason = "IMAGE_PLATFORM_MISMATCH"
 	RegistryUnavailable  Reason = "REGISTRY_UNAVAILABLE"
 	RegistryDenied       Reason = "REGISTRY_DENIED"
+	CredentialsUnusable  Reason = "REGISTRY_CREDENTIALS_UNUSABLE"
+	CredentialsLost      Reason = "REGISTRY_CREDENTIALS_LOST"
 	BuildkitUnconfigured Reason = "BUILDKIT_NOT_CONFIGURED"
 	BuildkitUnavailable  Reason = "BUILDKIT_UNAVAILABLE"
 	BuildFailed          Reason = "BUILD_FAILED"
@@ -134,10 +139,15 @@ var kinds = map[Reason]error{
 	ImageReferenceBad:    errdefs.ErrInvalidArgument,
 	ImageNotFound:        errdefs.ErrNotFound,
 	ImageInUse:           errdefs.ErrFailedPrecondition,
+	ImagePinned:          errdefs.ErrFailedPrecondition,
+	ImageIncomplete:      errdefs.ErrFailedPrecondition,
+	ImageArchiveInvalid:  errdefs.ErrInvalidArgument,
 	ImageSourceNotFound:  errdefs.ErrNotFound,
 	ImagePlatform:        errdefs.ErrFailedPrecondition,
 	RegistryUnavailable:  errdefs.ErrUnavailable,
 	RegistryDenied:       errdefs.ErrPermissionDenied,
+	CredentialsUnusable:  errdefs.ErrFailedPrecondition,
+	CredentialsLost:      errdefs.ErrFailedPrecondition,
 	BuildkitUnconfigured: errdefs.ErrFailedPrecondition,
 	BuildkitUnavailable:  errdefs.ErrUnavailable,
 	BuildFailed:          errdefs.ErrUnknown,

@@ -145,6 +145,11 @@ func (s *services) toOperation(op *operation.Operation) *remotegpuv1.Operation {
 	}
 	if p := op.Progress; p != nil {
 		message.Progress = &remotegpuv1.OperationProgress{Step: p.Step, Done: p.Done, Total: p.Total, Log: p.Log}
+		for _, layer := range p.Layers {
+			message.Progress.Layers = append(message.Progress.Layers, &remotegpuv1.LayerProgress{
+				Digest: layer.Digest, Done: layer.Done, Total: layer.Total, State: layerStates.toProto[layer.State],
+			})
+		}
 	}
 	return message
 }

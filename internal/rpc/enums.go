@@ -38,6 +38,13 @@ var (
 		remotegpuv1.OperationState_OPERATION_STATE_FAILED:    operation.Failed,
 		remotegpuv1.OperationState_OPERATION_STATE_CANCELLED: operation.Cancelled,
 	})
+	layerStates = newEnum(map[remotegpuv1.LayerState]operation.LayerState{
+		remotegpuv1.LayerState_LAYER_STATE_WAITING:      operation.LayerWaiting,
+		remotegpuv1.LayerState_LAYER_STATE_TRANSFERRING: operation.LayerTransferring,
+		remotegpuv1.LayerState_LAYER_STATE_TRANSFERRED:  operation.LayerTransferred,
+		remotegpuv1.LayerState_LAYER_STATE_UNPACKED:     operation.LayerUnpacked,
+		remotegpuv1.LayerState_LAYER_STATE_PRESENT:      operation.LayerPresent,
+	})
 	pullPolicies = newEnum(map[remotegpuv1.PullPolicy]runtime.PullPolicy{
 		remotegpuv1.PullPolicy_PULL_POLICY_IF_NOT_PRESENT: runtime.PullIfNotPresent,
 		remotegpuv1.PullPolicy_PULL_POLICY_ALWAYS:         runtime.PullAlways,

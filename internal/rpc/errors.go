@@ -133,7 +133,8 @@ func errorInterceptor(log *slog.Logger) connect.ServerInterceptor {
 				}
 			}()
 			err = next(ctx, spec, stream)
-			if err == nil || errors.Is(err, io.EOF) {
+			// The end of a caller's stream, not of something that was read for it.
+			if err == nil || errors.Is(err, io.EOF) && len(problem.All(err)) == 0 {
 				return err
 			}
 			failure := mapError(err)

@@ -86,6 +86,10 @@ type Config struct {
 	HostsDir string
 	// MaxDepth is how many layers a snapshot may consist of, MaxDepth.
 	MaxDepth int
+	// Credentials are asked for by a registry's host (and port), when it wants
+	// some and the call has none. Empty ones mean that there are none; with an
+	// empty name the secret is an identity token. nil: there never are.
+	Credentials func(ctx context.Context, host string) (username, secret string, err error)
 	// Log gets what nobody else can be told.
 	Log *slog.Logger
 }
@@ -109,13 +113,16 @@ type Engine struct {
 
 	swapping sync.Mutex // held while snapshots and what builds on them change
 
-	mu         sync.Mutex
-	lostLeases map[string]struct{}      // that could not be ended, by id
-	lost       map[string]int           // processes that could not be removed: first pid by exec id
-	swept      bool                     // those of other engines are gone
-	images     map[string]*image        // by target digest
-	users      map[userKey]specs.User   // as images have them
-	fresh      map[string]freshSnapshot // of containers that were created and never started
+	mu     sync.Mutex
+	lost   map[string]int           // processes that could not be removed: first pid by exec id
+	swept  bool                     // those of other engines are gone
+	images map[string]*image        // by target digest
+	users  map[userKey]specs.User   // as images have them
+	fresh  map[string]freshSnapshot // of containers that were created and never started
+	pins   map[string]bool          // by reference, as SetPinned was told last
+
+	leaseMu sync.Mutex     // held while leases are made and removed
+	leases  map[string]int // calls that hold each
 }
 
 type freshSnapshot struct {
@@ -160,8 +167,9 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e := &Engine{
 		cfg: cfg, client: c, tasks: c.TaskService(), store: c.ContainerService(), snapshots: c.SnapshotService(cfg.Snapshotter),
-		token: rand.Text()[:8], lost: make(map[string]int), lostLeases: make(map[string]struct{}),
+		token: rand.Text()[:8], lost: make(map[string]int),
 		images: make(map[string]*image), users: make(map[userKey]specs.User), fresh: make(map[string]freshSnapshot),
+		pins: make(map[string]bool), leases: make(map[string]int),
 	}
 	e.host = sync.OnceValue(e.inspectHost)
 	e.tidy = sync.OnceFunc(e.removeStaleFIFOs)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -25,27 +26,25 @@ import (
 type image struct {
 	config   ocispec.ImageConfig
 	platform ocispec.Platform
-	parent   string // chain id of its layers: the snapshot that containers are made on
-	manifest string // digest of the one for this platform
-	size     int64  // of its layers as stored
+	chain    []string // chain ids of its layers, lowest first: the names of their snapshots
+	parent   string   // the last of them: the snapshot that containers are made on
+	manifest string   // digest of the one for this platform
+	size     int64    // of its layers as stored
 }
 
 // imageCache bounds the number of images that are kept in memory.
 const imageCache = 256
 
-// lookUp finds a local image by reference.
+// lookUp finds a local image by reference, for containers to be made from.
 func (e *Engine) lookUp(ctx context.Context, ref string) (images.Image, *image, error) {
-	name, err := imageref.Normalize(ref)
+	record, err := e.record(ctx, ref)
 	if err != nil {
 		return images.Image{}, nil, err
 	}
-	record, err := e.client.ImageService().Get(ctx, name)
-	if errdefs.IsNotFound(err) {
-		return images.Image{}, nil, imageNotFound(name).WithCause(err)
-	} else if err != nil {
-		return images.Image{}, nil, fmt.Errorf("get image %s: %w", name, e.explain(ctx, err))
-	}
 	img, err := e.read(ctx, record)
+	if err == nil {
+		err = checkPlatform(record.Name, img)
+	}
 	return record, img, err
 }
 
@@ -80,6 +79,9 @@ func (e *Engine) read(ctx context.Context, record images.Image) (*image, error) 
 	}
 	img = &image{
 		config: config.Config, platform: config.Platform, parent: identity.ChainID(config.RootFS.DiffIDs).String(), manifest: manifestDigest,
+	}
+	for _, id := range identity.ChainIDs(slices.Clone(config.RootFS.DiffIDs)) {
+		img.chain = append(img.chain, id.String())
 	}
 	for _, layer := range manifest.Layers {
 		img.size += layer.Size
@@ -165,7 +167,7 @@ func (e *Engine) Images(ctx context.Context) ([]runtime.Image, error) {
 func describe(record images.Image, img *image) runtime.Image {
 	return runtime.Image{
 		Name: record.Name, Digest: record.Target.Digest.String(), Labels: img.config.Labels, Size: img.size,
-		Platform: platforms.Format(img.platform), UpdatedAt: record.UpdatedAt.UTC().Truncate(time.Millisecond),
+		Platform: platforms.Format(img.platform), Pinned: isPinned(record), UpdatedAt: record.UpdatedAt.UTC().Truncate(time.Millisecond),
 	}
 }
 
@@ -182,5 +184,8 @@ func (e *Engine) DeleteImage(ctx context.Context, ref string) error {
 	} else if err != nil {
 		return fmt.Errorf("delete image %s: %w", name, e.explain(ctx, err))
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.pins, name)
 	return nil
 }

@@ -21,6 +21,7 @@ func TestImages(t *testing.T) {
 		remote := registry.Push("team/app", "v1", testutil.TestImage(t, testutil.ImageOptions{Files: map[string]string{"/etc/other": "1"}}))
 		runtimetest.Images(t, runtimetest.ImagesSetup{
 			Images: engine, Local: testutil.ImageName, Label: "label", Remote: remote, Absent: registry.Host + "/team/app:v2",
+			Push: registry.Host + "/team/pushed:v1",
 		})
 		if left := leftovers(t, d); len(left) > 0 {
 			t.Errorf("left behind: %q", left)
@@ -46,7 +47,7 @@ func TestPullFails(t *testing.T) {
 			gone: problem.RegistryUnavailable, secret: problem.RegistryDenied, private: problem.RegistryDenied,
 			foreign: problem.ImagePlatform, "x y": problem.ImageReferenceBad,
 		} {
-			_, err := engine.Pull(t.Context(), ref, nil)
+			_, err := engine.Pull(t.Context(), ref, nil, nil)
 			p, ok := errors.AsType[*problem.Problem](err)
 			if !ok || p.Reason != reason || p.Field != "spec.image" || p.Hint == "" {
 				t.Errorf("pull %s: %v, want %s with field and hint", ref, err, reason)
@@ -57,7 +58,7 @@ func TestPullFails(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if _, err := engine.Pull(ctx, secret, nil); !errors.Is(err, context.Canceled) {
+		if _, err := engine.Pull(ctx, secret, nil, nil); !errors.Is(err, context.Canceled) {
 			t.Errorf("cancelled pull: %v", err)
 		}
 		if left := leftovers(t, d); len(left) > 0 {
@@ -74,7 +75,7 @@ func TestContainerOutlivesImage(t *testing.T) {
 		image := testutil.TestImage(t, testutil.ImageOptions{
 			User: "app", StopSignal: "SIGINT", Files: map[string]string{"/etc/mark": "marked"},
 		})
-		pulled, err := engine.Pull(t.Context(), registry.Push("team/app", "v1", image), nil)
+		pulled, err := engine.Pull(t.Context(), registry.Push("team/app", "v1", image), nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

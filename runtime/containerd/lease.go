@@ -3,44 +3,117 @@ package containerd
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
 	"fmt"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
-// lease keeps what is made under the returned context from the garbage
-// collector until release is called. Its label tells it from leases of engines
-// that died. A lease that could not be released, or whose making was not
-// answered, is among the parts that the reconciler removes.
-func (e *Engine) lease(ctx context.Context) (leased context.Context, release func(context.Context) error, err error) {
-	id := "remotegpu-" + rand.Text()
-	leased, done, err := e.client.WithLease(e.namespaced(ctx), leases.WithID(id), leases.WithExpiration(24*time.Hour),
-		leases.WithLabel(labelEngine, e.token))
-	if err != nil {
-		e.loseLease(id)
-		return ctx, nil, err
+// Labels of leases of ours. They do not expire, since a pull may take days:
+// Parts names those that no call holds, as of an engine that died.
+const (
+	labelEngine  = "remotegpu.dev/engine"  // the engine that took it first
+	labelPulling = "remotegpu.dev/pulling" // the image that is pulled under it
+)
+
+// pullLease is the id of the lease under which a reference is pulled, always
+// the same: a pull that is begun anew goes on from what the one before it got.
+func pullLease(name string) string {
+	sum := sha256.Sum256([]byte(name))
+	return "remotegpu-pull-" + hex.EncodeToString(sum[:12])
+}
+
+// newLease is the id of a lease that only one call knows.
+func newLease() string { return "remotegpu-" + rand.Text() }
+
+// takeLease returns a context under which containerd keeps what is written, until
+// release. Whoever holds the same id at the same time shares the lease; pulling
+// is the image that is pulled under it, or "". release, given how the call
+// ended, takes everything back that no image has come to need; a shutdown of
+// the daemon leaves a pull's to the next start.
+func (e *Engine) takeLease(ctx context.Context, id, pulling string) (held context.Context, release func(*error), err error) {
+	ctx = e.namespaced(ctx)
+	// The lock keeps removeLease from removing a lease that is just taken over.
+	e.leaseMu.Lock()
+	defer e.leaseMu.Unlock()
+	creating, cancel := uninterrupted(ctx)
+	defer cancel()
+	labels := map[string]string{labelEngine: e.token}
+	if pulling != "" {
+		labels[labelPulling] = pulling
 	}
-	return leased, func(ctx context.Context) error {
-		if err := done(ctx); err != nil && !errdefs.IsNotFound(err) {
-			e.loseLease(id)
-			return fmt.Errorf("release lease %s: %w", id, e.explain(ctx, err))
+	_, err = e.client.LeasesService().Create(creating, leases.WithID(id), leases.WithLabels(labels))
+	if err != nil && !errdefs.IsAlreadyExists(err) {
+		return nil, nil, fmt.Errorf("take lease: %w", e.explain(ctx, err))
+	}
+	e.leases[id]++
+	return leases.WithLease(ctx, id), func(outcome *error) { e.release(ctx, id, pulling, *outcome) }, nil
+}
+
+func (e *Engine) release(ctx context.Context, id, pulling string, outcome error) {
+	e.leaseMu.Lock()
+	defer e.leaseMu.Unlock()
+	if e.leases[id]--; e.leases[id] > 0 {
+		return
+	}
+	delete(e.leases, id)
+	if pulling != "" && outcome != nil && errors.Is(context.Cause(ctx), operation.ErrShutdown) {
+		return
+	}
+	var options []leases.DeleteOpt
+	if pulling == "" || outcome != nil { // of a pull that went well, nothing is left to collect
+		options = append(options, leases.SynchronousDelete)
+	}
+	undo, cancel := afterwards(ctx)
+	defer cancel()
+	err := e.client.LeasesService().Delete(undo, leases.Lease{ID: id}, options...)
+	if err != nil && !errdefs.IsNotFound(err) {
+		// Parts names it, since nobody holds it.
+		e.cfg.Log.WarnContext(ctx, "a lease could not be given back; the reconciler will do it", "lease", id, "error", err)
+	}
+}
+
+// holdContent keeps content that is here from being collected, with all that
+// it refers to, until release.
+func (e *Engine) holdContent(ctx context.Context, digests ...string) (held context.Context, release func(*error), err error) {
+	id := newLease()
+	held, release, err = e.takeLease(ctx, id, "")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			release(&err)
 		}
+	}()
+	for _, digest := range digests {
+		resource := leases.Resource{ID: digest, Type: "content"}
+		if err := e.client.LeasesService().AddResource(held, leases.Lease{ID: id}, resource); err != nil {
+			return nil, nil, fmt.Errorf("hold content %s: %w", digest, e.explain(ctx, err))
+		}
+	}
+	return held, release, nil
+}
+
+// holds says whether a call is at work under a lease.
+func (e *Engine) holds(id string) bool {
+	e.leaseMu.Lock()
+	defer e.leaseMu.Unlock()
+	return e.leases[id] > 0
+}
+
+// removeLease removes a lease that no call holds, with what it alone kept.
+func (e *Engine) removeLease(ctx context.Context, id string) error {
+	e.leaseMu.Lock()
+	defer e.leaseMu.Unlock()
+	if e.leases[id] > 0 {
 		return nil
-	}, nil
-}
-
-func (e *Engine) loseLease(id string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.lostLeases[id] = struct{}{}
-}
-
-// abandoned says that nobody of this engine uses a lease of its.
-func (e *Engine) abandoned(id string) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	_, lost := e.lostLeases[id]
-	return lost
+	}
+	err := e.client.LeasesService().Delete(e.namespaced(ctx), leases.Lease{ID: id}, leases.SynchronousDelete)
+	return ignoreAbsent(err)
 }

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
-	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -23,7 +22,6 @@ import (
 )
 
 const (
-	labelEngine = "remotegpu.dev/engine" // of a lease: the engine that took it
 	// ownShim is how long a shim whose task is gone may take to end by itself.
 	ownShim      = 2 * time.Second
 	logExtension = ".log"
@@ -192,13 +190,13 @@ func (e *Engine) leaseParts(ctx context.Context) ([]runtime.Part, error) {
 		if strings.HasPrefix(lease.ID, snapshotPrefix) {
 			continue // Snapshots lists it
 		}
-		switch owner, ours := lease.Labels[labelEngine]; {
+		switch _, ours := lease.Labels[labelEngine]; {
 		case !ours:
 			parts = append(parts, runtime.Part{
 				Kind: runtime.FoundLease, Name: lease.ID, Foreign: fmt.Sprintf("somebody else took it in containerd's namespace %s", e.cfg.Namespace),
 			})
-		case owner != e.token || e.abandoned(lease.ID):
-			parts = append(parts, runtime.Part{Kind: runtime.FoundLease, Name: lease.ID})
+		case !e.holds(lease.ID):
+			parts = append(parts, runtime.Part{Kind: runtime.FoundLease, Name: lease.ID, Pulling: lease.Labels[labelPulling]})
 		}
 	}
 	return parts, nil
@@ -233,9 +231,8 @@ func died(pid int) bool { return pid != os.Getpid() && errors.Is(unix.Kill(pid, 
 func (e *Engine) RemovePart(ctx context.Context, part runtime.Part) error {
 	switch part.Kind {
 	case runtime.FoundLease:
-		err := e.client.LeasesService().Delete(e.namespaced(ctx), leases.Lease{ID: part.Name})
-		if err = e.explain(ctx, err); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("remove lease %s: %w", part.Name, err)
+		if err := e.removeLease(ctx, part.Name); err != nil {
+			return fmt.Errorf("remove lease %s: %w", part.Name, e.explain(ctx, err))
 		}
 	case runtime.FoundPipes:
 		pid, err := strconv.Atoi(filepath.Base(part.Name))

@@ -20,6 +20,7 @@ type FakeImages struct {
 	mu     sync.Mutex
 	local  map[string]runtime.Image
 	remote map[string]runtime.Image
+	logins map[string]runtime.Login // what the registry asks for, by reference
 }
 
 var _ runtime.Images = (*FakeImages)(nil)
@@ -82,7 +83,7 @@ func (i *FakeImages) Images(context.Context) (all []runtime.Image, err error) {
 }
 
 // Pull makes an image of the registry local.
-func (i *FakeImages) Pull(ctx context.Context, ref string, progress func(operation.Progress)) (image runtime.Image, err error) {
+func (i *FakeImages) Pull(ctx context.Context, ref string, login *runtime.Login, progress func(operation.Progress)) (image runtime.Image, err error) {
 	err = i.Faults.Do("Images.Pull", func() error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -93,12 +94,19 @@ func (i *FakeImages) Pull(ctx context.Context, ref string, progress func(operati
 		}
 		i.mu.Lock()
 		found, ok := i.remote[full]
+		found.Pinned = i.local[full].Pinned
+		err = i.admit(full, login)
 		i.mu.Unlock()
+		if err != nil {
+			return err
+		}
 		if !ok {
 			return imageNotFound(full)
 		}
 		if progress != nil {
-			progress(operation.Progress{Step: "pull", Done: found.Size, Total: found.Size})
+			progress(operation.Progress{Step: "pull", Done: found.Size, Total: found.Size, Layers: []operation.Layer{{
+				Digest: found.Digest, Done: found.Size, Total: found.Size, State: operation.LayerUnpacked,
+			}}})
 		}
 		i.Add(found)
 		image = found
@@ -140,6 +148,26 @@ func (i *FakeImages) DeleteImage(_ context.Context, ref string) error {
 	})
 }
 
+// Ask makes the registry ask for a login before it gives or takes an image.
+func (i *FakeImages) Ask(ref string, login runtime.Login) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.logins == nil {
+		i.logins = make(map[string]runtime.Login)
+	}
+	i.logins[ref] = login
+}
+
+// admit is the registry's decision. i.mu is held.
+func (i *FakeImages) admit(full string, login *runtime.Login) error {
+	wanted, asks := i.logins[full]
+	if asks && (login == nil || *login != wanted) {
+		return problem.New(problem.RegistryDenied, "the registry does not give or take image %s", full).WithField("spec.image").
+			WithHint("give it what it asks for")
+	}
+	return nil
+}
+
 func imageNotFound(name string) error {
-	return problem.New(problem.ImageNotFound, "image %s is not here", name).WithField("spec.image")
+	return problem.New(problem.ImageNotFound, "image %s is not here", name).WithField("spec.image").WithHint("pull it")
 }

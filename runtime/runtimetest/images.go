@@ -18,8 +18,9 @@ type ImagesSetup struct {
 	// with the value "yes".
 	Local string
 	Label string
-	// Remote is an image that a registry has, Absent one that it has not.
-	Remote, Absent string
+	// Remote is an image that a registry has, Absent one that it has not, Push
+	// one that it takes.
+	Remote, Absent, Push string
 }
 
 // Images is the conformance suite of runtime.Images.
@@ -47,7 +48,7 @@ func Images(t *testing.T, s ImagesSetup) {
 		wantReason(t, "image", err, problem.ImageNotFound)
 		wantReason(t, "delete", s.Images.DeleteImage(t.Context(), "remotegpu/absent"), problem.ImageNotFound)
 		wantReason(t, "resolve", s.Images.Resolve(t.Context(), s.Absent), problem.ImageNotFound)
-		_, err = s.Images.Pull(t.Context(), s.Absent, nil)
+		_, err = s.Images.Pull(t.Context(), s.Absent, nil, nil)
 		wantReason(t, "pull", err, problem.ImageNotFound)
 	})
 	t.Run("PullAndDelete", func(t *testing.T) {
@@ -59,11 +60,11 @@ func Images(t *testing.T, s ImagesSetup) {
 		}
 		for range 2 { // a second pull finds everything here
 			var last operation.Progress
-			image, err := s.Images.Pull(t.Context(), s.Remote, func(p operation.Progress) { last = p })
+			image, err := s.Images.Pull(t.Context(), s.Remote, nil, func(p operation.Progress) { last = p })
 			if err != nil || image.Name != s.Remote {
 				t.Fatalf("Pull(%s) = %+v, %v", s.Remote, image, err)
 			}
-			if last.Done <= 0 || last.Done != last.Total {
+			if last.Done <= 0 || last.Done != last.Total || len(last.Layers) == 0 {
 				t.Errorf("last progress: %+v", last)
 			}
 			if local, err := s.Images.Image(t.Context(), s.Remote); err != nil || local.Digest != image.Digest || local.Size != image.Size {
@@ -80,4 +81,9 @@ func Images(t *testing.T, s ImagesSetup) {
 			t.Errorf("Images() = %+v, %v", all, err)
 		}
 	})
+	for name, test := range map[string]func(*testing.T, ImagesSetup){
+		"Names": testNames, "PullKeepsPin": testPullKeepsPin, "Archives": testArchives, "Push": testPush, "Contents": testContents,
+	} {
+		t.Run(name, func(t *testing.T) { test(t, s) })
+	}
 }

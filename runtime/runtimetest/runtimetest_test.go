@@ -37,7 +37,7 @@ func TestFakeImages(t *testing.T) {
 	images.AddRemote(runtime.Image{Name: "remote.example/app:v1", Size: 2})
 	runtimetest.Images(t, runtimetest.ImagesSetup{
 		Images: images, Local: "docker.io/remotegpu/test:latest", Label: "label",
-		Remote: "remote.example/app:v1", Absent: "remote.example/app:v2",
+		Remote: "remote.example/app:v1", Absent: "remote.example/app:v2", Push: "remote.example/pushed:v1",
 	})
 }
 

@@ -38,7 +38,7 @@ const (
 
 // faultScenarios are the kinds that the table covers. A kind that the program
 // knows and that is not here fails the test.
-func faultScenarios(f *faultNode, pulled string) []faultScenario {
+func faultScenarios(f *faultNode, registry *testutil.ImageRegistry, pulled string) []faultScenario {
 	create := `{"request_id":%s,"wait":"60s","name":"one","spec":{"image":"` + f.Image + `","command":["banner",":8080","one"],` +
 		`"ports":[{"service_type":"SERVICE_TYPE_CUSTOM","internal_port":8080}],` +
 		`"mounts":[{"type":"MOUNT_TYPE_VOLUME","source":"data","target":"/data"},{"type":"MOUNT_TYPE_BIND","source":"` + f.Shared + `","target":"/shared"}]}}`
@@ -106,6 +106,17 @@ func faultScenarios(f *faultNode, pulled string) []faultScenario {
 				f.must(tb, "EnvironmentService/CreateEnvironment", `{"wait":"60s","name":"one","spec":{"image":"`+pulled+`","pull_policy":"PULL_POLICY_NEVER"}}`)
 			},
 		},
+		{
+			kind: "image.push", method: "ImageService/PushImage",
+			body:   `{"request_id":%s,"wait":"60s","reference":"` + f.Image + `","destination":"` + strings.Replace(pulled, "/team/tool:", "/team/pushed:", 1) + `"}`,
+			before: func(testing.TB, *faultNode) { registry.Remove("team/pushed", "1") },
+			more: func(tb testing.TB, _ *faultNode) {
+				tb.Helper()
+				if registry.Tagged("team/pushed", "1") == "" {
+					tb.Error("the registry does not have what was pushed")
+				}
+			},
+		},
 	}
 }
 
@@ -133,7 +144,7 @@ func TestFaultTable(t *testing.T) {
 			gate := startRegistry(t, f.Node, registry)
 			pulled := gate.host + "/team/tool:1"
 			registry.Push("team/tool", "1", testutil.TestImage(t, testutil.ImageOptions{Name: pulled}))
-			scenarios := faultScenarios(f, pulled)
+			scenarios := faultScenarios(f, registry, pulled)
 			for _, known := range f.kinds(t) {
 				if uncovered[known] == "" && !slices.ContainsFunc(scenarios, func(s faultScenario) bool { return s.kind == known }) {
 					t.Errorf("operations of kind %s are not in the table of faults: give them a scenario", known)

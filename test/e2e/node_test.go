@@ -78,10 +78,13 @@ cgroup = %q
 [network]
 upstreams = ["192.0.2.53"]
 resolv_conf = %q
+[registries]
+hosts_dir = %q
+docker_config = %q
 [mounts]
 allowed_roots = [%q]
 `, n.Dir+"/state", n.Dir+"/run", n.Containerd.Address, n.Containerd.Namespace, n.Containerd.Cgroup,
-		n.Dir+"/resolv.conf", n.Shared)
+		n.Dir+"/resolv.conf", n.Dir+"/certs.d", n.Dir+"/docker.json", n.Shared)
 	if err := os.WriteFile(n.config, []byte(change(text)), 0o600); err != nil {
 		tb.Fatal(err)
 	}

@@ -96,7 +96,7 @@ func TestImagesAndOperations(t *testing.T) {
 	if got := usedBy(); len(got) != 1 || got[0] != n.Get(t, "user").ID {
 		t.Errorf("used by %q", got)
 	}
-	if _, errs, code := n.CLI(t, "image", "rm", reference); code != 4 || !strings.Contains(errs, "is used by 1 environments") {
+	if _, errs, code := n.CLI(t, "image", "rm", reference); code != 4 || !strings.Contains(errs, "is in use by user") {
 		t.Errorf("removing a used image: exit %d\n%s", code, errs)
 	}
 	n.Must(t, "env", "rm", "--force", "--grace", "0s", "user")

@@ -44,7 +44,9 @@ type Image struct {
 	// When its reference was last set.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// Ids of the environments made from it.
-	UsedBy        []string `protobuf:"bytes,9,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
+	UsedBy []string `protobuf:"bytes,9,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
+	// It is neither deleted nor pruned.
+	Pinned        bool `protobuf:"varint,10,opt,name=pinned,proto3" json:"pinned,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -142,6 +144,71 @@ func (x *Image) GetUsedBy() []string {
 	return nil
 }
 
+func (x *Image) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
+// RegistryCredentials are what a registry asks for. They are sent to the
+// registry that the reference names, and to where it sends clients for tokens;
+// to no mirror. The node keeps them until the operation is done, in a file that
+// only root can read, and shows them nowhere.
+type RegistryCredentials struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// User name.
+	Username string `protobuf:"bytes,1,opt,name=username,proto3" json:"username,omitempty"`
+	// Password, or an access token.
+	Password      string `protobuf:"bytes,2,opt,name=password,proto3" json:"password,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegistryCredentials) Reset() {
+	*x = RegistryCredentials{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegistryCredentials) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegistryCredentials) ProtoMessage() {}
+
+func (x *RegistryCredentials) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegistryCredentials.ProtoReflect.Descriptor instead.
+func (*RegistryCredentials) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RegistryCredentials) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *RegistryCredentials) GetPassword() string {
+	if x != nil {
+		return x.Password
+	}
+	return ""
+}
+
 // ListImagesRequest asks for the images.
 type ListImagesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -155,7 +222,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[1]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -167,7 +234,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[1]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -180,7 +247,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{1}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ListImagesRequest) GetPageSize() int32 {
@@ -210,7 +277,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[2]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -222,7 +289,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[2]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -235,7 +302,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{2}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -262,14 +329,18 @@ type PullImageRequest struct {
 	// Project that asks; empty means "default".
 	Project string `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
 	// Wait this long at most. 0 answers at once.
-	Wait          *durationpb.Duration `protobuf:"bytes,4,opt,name=wait,proto3" json:"wait,omitempty"`
+	Wait *durationpb.Duration `protobuf:"bytes,4,opt,name=wait,proto3" json:"wait,omitempty"`
+	// For a registry that asks for them. Absent: what the node's docker
+	// configuration has for it. They are no part of what request_id compares,
+	// but for the user name.
+	Credentials   *RegistryCredentials `protobuf:"bytes,5,opt,name=credentials,proto3" json:"credentials,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[3]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -281,7 +352,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[3]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -294,7 +365,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{3}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PullImageRequest) GetRequestId() string {
@@ -325,6 +396,13 @@ func (x *PullImageRequest) GetWait() *durationpb.Duration {
 	return nil
 }
 
+func (x *PullImageRequest) GetCredentials() *RegistryCredentials {
+	if x != nil {
+		return x.Credentials
+	}
+	return nil
+}
+
 // PullImageResponse carries the operation.
 type PullImageResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -336,7 +414,7 @@ type PullImageResponse struct {
 
 func (x *PullImageResponse) Reset() {
 	*x = PullImageResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -348,7 +426,7 @@ func (x *PullImageResponse) String() string {
 func (*PullImageResponse) ProtoMessage() {}
 
 func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -361,7 +439,7 @@ func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
 func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{4}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PullImageResponse) GetOperation() *Operation {
@@ -395,7 +473,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -407,7 +485,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -420,7 +498,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{5}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *BuildImageRequest) GetRequestId() string {
@@ -483,7 +561,7 @@ type BuildImageResponse struct {
 
 func (x *BuildImageResponse) Reset() {
 	*x = BuildImageResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -495,7 +573,7 @@ func (x *BuildImageResponse) String() string {
 func (*BuildImageResponse) ProtoMessage() {}
 
 func (x *BuildImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -508,7 +586,7 @@ func (x *BuildImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageResponse.ProtoReflect.Descriptor instead.
 func (*BuildImageResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{6}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *BuildImageResponse) GetOperation() *Operation {
@@ -522,14 +600,17 @@ func (x *BuildImageResponse) GetOperation() *Operation {
 type DeleteImageRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Image reference.
-	Reference     string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	Reference string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Also when environments were made from it. They go on, and start again, from
+	// the layers they have. Not while one is being created from it.
+	Force         bool `protobuf:"varint,2,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeleteImageRequest) Reset() {
 	*x = DeleteImageRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -541,7 +622,7 @@ func (x *DeleteImageRequest) String() string {
 func (*DeleteImageRequest) ProtoMessage() {}
 
 func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -554,7 +635,7 @@ func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
 func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{7}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DeleteImageRequest) GetReference() string {
@@ -562,6 +643,13 @@ func (x *DeleteImageRequest) GetReference() string {
 		return x.Reference
 	}
 	return ""
+}
+
+func (x *DeleteImageRequest) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
 }
 
 // DeleteImageResponse says what went.
@@ -575,7 +663,7 @@ type DeleteImageResponse struct {
 
 func (x *DeleteImageResponse) Reset() {
 	*x = DeleteImageResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -587,7 +675,7 @@ func (x *DeleteImageResponse) String() string {
 func (*DeleteImageResponse) ProtoMessage() {}
 
 func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -600,7 +688,7 @@ func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageResponse.ProtoReflect.Descriptor instead.
 func (*DeleteImageResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{8}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *DeleteImageResponse) GetName() string {
@@ -610,11 +698,1030 @@ func (x *DeleteImageResponse) GetName() string {
 	return ""
 }
 
+// TagImageRequest names an image and another name for it.
+type TagImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Image reference.
+	Reference string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	// The other name, an image reference.
+	Tag           string `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagImageRequest) Reset() {
+	*x = TagImageRequest{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagImageRequest) ProtoMessage() {}
+
+func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagImageRequest.ProtoReflect.Descriptor instead.
+func (*TagImageRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *TagImageRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *TagImageRequest) GetTag() string {
+	if x != nil {
+		return x.Tag
+	}
+	return ""
+}
+
+// TagImageResponse carries the image.
+type TagImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The image by its other name.
+	Image         *Image `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TagImageResponse) Reset() {
+	*x = TagImageResponse{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TagImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TagImageResponse) ProtoMessage() {}
+
+func (x *TagImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TagImageResponse.ProtoReflect.Descriptor instead.
+func (*TagImageResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *TagImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+// PushImageRequest names an image and where to send it.
+type PushImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes a retry safe.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Image reference.
+	Reference string `protobuf:"bytes,2,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Reference that the registry shall know it by. Empty: the same.
+	Destination string `protobuf:"bytes,3,opt,name=destination,proto3" json:"destination,omitempty"`
+	// Project that asks; empty means "default".
+	Project string `protobuf:"bytes,4,opt,name=project,proto3" json:"project,omitempty"`
+	// Wait this long at most. 0 answers at once.
+	Wait *durationpb.Duration `protobuf:"bytes,5,opt,name=wait,proto3" json:"wait,omitempty"`
+	// For a registry that asks for them. Absent: what the node's docker
+	// configuration has for it. They are no part of what request_id compares,
+	// but for the user name.
+	Credentials   *RegistryCredentials `protobuf:"bytes,6,opt,name=credentials,proto3" json:"credentials,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushImageRequest) Reset() {
+	*x = PushImageRequest{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushImageRequest) ProtoMessage() {}
+
+func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
+func (*PushImageRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PushImageRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *PushImageRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *PushImageRequest) GetDestination() string {
+	if x != nil {
+		return x.Destination
+	}
+	return ""
+}
+
+func (x *PushImageRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *PushImageRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+func (x *PushImageRequest) GetCredentials() *RegistryCredentials {
+	if x != nil {
+		return x.Credentials
+	}
+	return nil
+}
+
+// PushImageResponse carries the operation.
+type PushImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The operation; its result has "image" (the destination) and "digest".
+	Operation     *Operation `protobuf:"bytes,1,opt,name=operation,proto3" json:"operation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PushImageResponse) Reset() {
+	*x = PushImageResponse{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PushImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PushImageResponse) ProtoMessage() {}
+
+func (x *PushImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PushImageResponse.ProtoReflect.Descriptor instead.
+func (*PushImageResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *PushImageResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+// ImportImageRequest is start first, then chunks.
+type ImportImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the message is.
+	//
+	// Types that are valid to be assigned to Message:
+	//
+	//	*ImportImageRequest_Start
+	//	*ImportImageRequest_Chunk
+	Message       isImportImageRequest_Message `protobuf_oneof:"message"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageRequest) Reset() {
+	*x = ImportImageRequest{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageRequest) ProtoMessage() {}
+
+func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
+func (*ImportImageRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ImportImageRequest) GetMessage() isImportImageRequest_Message {
+	if x != nil {
+		return x.Message
+	}
+	return nil
+}
+
+func (x *ImportImageRequest) GetStart() *ImportImageStart {
+	if x != nil {
+		if x, ok := x.Message.(*ImportImageRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *ImportImageRequest) GetChunk() []byte {
+	if x != nil {
+		if x, ok := x.Message.(*ImportImageRequest_Chunk); ok {
+			return x.Chunk
+		}
+	}
+	return nil
+}
+
+type isImportImageRequest_Message interface {
+	isImportImageRequest_Message()
+}
+
+type ImportImageRequest_Start struct {
+	// The first message.
+	Start *ImportImageStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type ImportImageRequest_Chunk struct {
+	// The next bytes of the archive.
+	Chunk []byte `protobuf:"bytes,2,opt,name=chunk,proto3,oneof"`
+}
+
+func (*ImportImageRequest_Start) isImportImageRequest_Message() {}
+
+func (*ImportImageRequest_Chunk) isImportImageRequest_Message() {}
+
+// ImportImageStart says how to name what is imported.
+type ImportImageStart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the image, for an archive of exactly one. Empty: the names that the
+	// archive has.
+	Reference     string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageStart) Reset() {
+	*x = ImportImageStart{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageStart) ProtoMessage() {}
+
+func (x *ImportImageStart) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageStart.ProtoReflect.Descriptor instead.
+func (*ImportImageStart) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ImportImageStart) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+// ImportImageResponse says what was imported.
+type ImportImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By name.
+	Images        []*Image `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageResponse) Reset() {
+	*x = ImportImageResponse{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageResponse) ProtoMessage() {}
+
+func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
+func (*ImportImageResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *ImportImageResponse) GetImages() []*Image {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+// ExportImageRequest names images.
+type ExportImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Image references.
+	References    []string `protobuf:"bytes,1,rep,name=references,proto3" json:"references,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportImageRequest) Reset() {
+	*x = ExportImageRequest{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportImageRequest) ProtoMessage() {}
+
+func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportImageRequest.ProtoReflect.Descriptor instead.
+func (*ExportImageRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ExportImageRequest) GetReferences() []string {
+	if x != nil {
+		return x.References
+	}
+	return nil
+}
+
+// ExportImageResponse is a part of the archive.
+type ExportImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The next bytes. The archive is whole when the stream ends without an error.
+	Chunk         []byte `protobuf:"bytes,1,opt,name=chunk,proto3" json:"chunk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportImageResponse) Reset() {
+	*x = ExportImageResponse{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportImageResponse) ProtoMessage() {}
+
+func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportImageResponse.ProtoReflect.Descriptor instead.
+func (*ExportImageResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ExportImageResponse) GetChunk() []byte {
+	if x != nil {
+		return x.Chunk
+	}
+	return nil
+}
+
+// PruneImagesRequest says what to prune.
+type PruneImagesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Only say what would be removed.
+	DryRun bool `protobuf:"varint,1,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Leave images whose name was set since this long ago. 0: none.
+	MinAge        *durationpb.Duration `protobuf:"bytes,2,opt,name=min_age,json=minAge,proto3" json:"min_age,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneImagesRequest) Reset() {
+	*x = PruneImagesRequest{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneImagesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneImagesRequest) ProtoMessage() {}
+
+func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
+func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *PruneImagesRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *PruneImagesRequest) GetMinAge() *durationpb.Duration {
+	if x != nil {
+		return x.MinAge
+	}
+	return nil
+}
+
+// PruneImagesResponse says what went, or would.
+type PruneImagesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By name.
+	Images []*Image `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	// Bytes that their layers took, as stored and unpacked, and that nothing else
+	// needs.
+	FreedBytes    int64 `protobuf:"varint,2,opt,name=freed_bytes,json=freedBytes,proto3" json:"freed_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PruneImagesResponse) Reset() {
+	*x = PruneImagesResponse{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PruneImagesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PruneImagesResponse) ProtoMessage() {}
+
+func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
+func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *PruneImagesResponse) GetImages() []*Image {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *PruneImagesResponse) GetFreedBytes() int64 {
+	if x != nil {
+		return x.FreedBytes
+	}
+	return 0
+}
+
+// GetImageUsageRequest asks how much of the disk images take.
+type GetImageUsageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImageUsageRequest) Reset() {
+	*x = GetImageUsageRequest{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImageUsageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImageUsageRequest) ProtoMessage() {}
+
+func (x *GetImageUsageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImageUsageRequest.ProtoReflect.Descriptor instead.
+func (*GetImageUsageRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{21}
+}
+
+// ImageUsage is how much of the disk one image takes, in bytes.
+type ImageUsage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Full reference.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// What it has in the content store: layers as they came, configuration,
+	// manifests.
+	ContentBytes int64 `protobuf:"varint,2,opt,name=content_bytes,json=contentBytes,proto3" json:"content_bytes,omitempty"`
+	// Of that, what no other image has, so that it goes with this one.
+	ContentUniqueBytes int64 `protobuf:"varint,3,opt,name=content_unique_bytes,json=contentUniqueBytes,proto3" json:"content_unique_bytes,omitempty"`
+	// Its layers unpacked.
+	SnapshotBytes int64 `protobuf:"varint,4,opt,name=snapshot_bytes,json=snapshotBytes,proto3" json:"snapshot_bytes,omitempty"`
+	// Of that, what neither another image nor an environment has.
+	SnapshotUniqueBytes int64 `protobuf:"varint,5,opt,name=snapshot_unique_bytes,json=snapshotUniqueBytes,proto3" json:"snapshot_unique_bytes,omitempty"`
+	// Ids of the environments made from it.
+	UsedBy []string `protobuf:"bytes,6,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
+	// It is neither deleted nor pruned.
+	Pinned        bool `protobuf:"varint,7,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageUsage) Reset() {
+	*x = ImageUsage{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageUsage) ProtoMessage() {}
+
+func (x *ImageUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageUsage.ProtoReflect.Descriptor instead.
+func (*ImageUsage) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *ImageUsage) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImageUsage) GetContentBytes() int64 {
+	if x != nil {
+		return x.ContentBytes
+	}
+	return 0
+}
+
+func (x *ImageUsage) GetContentUniqueBytes() int64 {
+	if x != nil {
+		return x.ContentUniqueBytes
+	}
+	return 0
+}
+
+func (x *ImageUsage) GetSnapshotBytes() int64 {
+	if x != nil {
+		return x.SnapshotBytes
+	}
+	return 0
+}
+
+func (x *ImageUsage) GetSnapshotUniqueBytes() int64 {
+	if x != nil {
+		return x.SnapshotUniqueBytes
+	}
+	return 0
+}
+
+func (x *ImageUsage) GetUsedBy() []string {
+	if x != nil {
+		return x.UsedBy
+	}
+	return nil
+}
+
+func (x *ImageUsage) GetPinned() bool {
+	if x != nil {
+		return x.Pinned
+	}
+	return false
+}
+
+// GetImageUsageResponse is how much of the disk images take, in bytes.
+type GetImageUsageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By name.
+	Images []*ImageUsage `protobuf:"bytes,1,rep,name=images,proto3" json:"images,omitempty"`
+	// All there is in the content store, of images or not (a build's cache, a
+	// pull that is at work).
+	ContentBytes int64 `protobuf:"varint,2,opt,name=content_bytes,json=contentBytes,proto3" json:"content_bytes,omitempty"`
+	// All layers that are unpacked, without the writable ones of environments.
+	SnapshotBytes int64 `protobuf:"varint,3,opt,name=snapshot_bytes,json=snapshotBytes,proto3" json:"snapshot_bytes,omitempty"`
+	// What PruneImages would free.
+	ReclaimableBytes int64 `protobuf:"varint,4,opt,name=reclaimable_bytes,json=reclaimableBytes,proto3" json:"reclaimable_bytes,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *GetImageUsageResponse) Reset() {
+	*x = GetImageUsageResponse{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImageUsageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImageUsageResponse) ProtoMessage() {}
+
+func (x *GetImageUsageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImageUsageResponse.ProtoReflect.Descriptor instead.
+func (*GetImageUsageResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *GetImageUsageResponse) GetImages() []*ImageUsage {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *GetImageUsageResponse) GetContentBytes() int64 {
+	if x != nil {
+		return x.ContentBytes
+	}
+	return 0
+}
+
+func (x *GetImageUsageResponse) GetSnapshotBytes() int64 {
+	if x != nil {
+		return x.SnapshotBytes
+	}
+	return 0
+}
+
+func (x *GetImageUsageResponse) GetReclaimableBytes() int64 {
+	if x != nil {
+		return x.ReclaimableBytes
+	}
+	return 0
+}
+
+// PinImageRequest names an image.
+type PinImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Image reference.
+	Reference     string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinImageRequest) Reset() {
+	*x = PinImageRequest{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinImageRequest) ProtoMessage() {}
+
+func (x *PinImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinImageRequest.ProtoReflect.Descriptor instead.
+func (*PinImageRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *PinImageRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+// PinImageResponse carries the image.
+type PinImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The image.
+	Image         *Image `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinImageResponse) Reset() {
+	*x = PinImageResponse{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinImageResponse) ProtoMessage() {}
+
+func (x *PinImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinImageResponse.ProtoReflect.Descriptor instead.
+func (*PinImageResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *PinImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+// UnpinImageRequest names an image.
+type UnpinImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Image reference.
+	Reference     string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnpinImageRequest) Reset() {
+	*x = UnpinImageRequest{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnpinImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnpinImageRequest) ProtoMessage() {}
+
+func (x *UnpinImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnpinImageRequest.ProtoReflect.Descriptor instead.
+func (*UnpinImageRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *UnpinImageRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+// UnpinImageResponse carries the image.
+type UnpinImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The image.
+	Image         *Image `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnpinImageResponse) Reset() {
+	*x = UnpinImageResponse{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnpinImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnpinImageResponse) ProtoMessage() {}
+
+func (x *UnpinImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnpinImageResponse.ProtoReflect.Descriptor instead.
+func (*UnpinImageResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *UnpinImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
 var File_remotegpu_v1_image_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_image_proto_rawDesc = "" +
 	"\n" +
-	"\x18remotegpu/v1/image.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremotegpu/v1/operation.proto\"\xde\x02\n" +
+	"\x18remotegpu/v1/image.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremotegpu/v1/operation.proto\"\xf6\x02\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x12\n" +
@@ -626,17 +1733,22 @@ const file_remotegpu_v1_image_proto_rawDesc = "" +
 	"\bplatform\x18\a \x01(\tR\bplatform\x129\n" +
 	"\n" +
 	"updated_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x17\n" +
-	"\aused_by\x18\t \x03(\tR\x06usedBy\x1a9\n" +
+	"\aused_by\x18\t \x03(\tR\x06usedBy\x12\x16\n" +
+	"\x06pinned\x18\n" +
+	" \x01(\bR\x06pinned\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"b\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x7f\n" +
+	"\x13RegistryCredentials\x12<\n" +
+	"\busername\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x10\x01\x18\x80\x022\x14^[^:\\x00-\\x1f\\x7f]+$R\busername\x12*\n" +
+	"\bpassword\x18\x02 \x01(\tB\x0e\xbaH\br\x06\x10\x01\x18\x80\x80\x01\x80\x01\x01R\bpassword\"b\n" +
 	"\x11ListImagesRequest\x12$\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12'\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\tpageToken\"i\n" +
 	"\x12ListImagesResponse\x12+\n" +
 	"\x06images\x18\x01 \x03(\v2\x13.remotegpu.v1.ImageR\x06images\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc6\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8b\x02\n" +
 	"\x10PullImageRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12(\n" +
@@ -644,7 +1756,8 @@ const file_remotegpu_v1_image_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\treference\x12!\n" +
 	"\aproject\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12<\n" +
 	"\x04wait\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
-	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x04wait\"J\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x04wait\x12C\n" +
+	"\vcredentials\x18\x05 \x01(\v2!.remotegpu.v1.RegistryCredentialsR\vcredentials\"J\n" +
 	"\x11PullImageResponse\x125\n" +
 	"\toperation\x18\x01 \x01(\v2\x17.remotegpu.v1.OperationR\toperation\"\x95\x02\n" +
 	"\x11BuildImageRequest\x12'\n" +
@@ -658,19 +1771,94 @@ const file_remotegpu_v1_image_proto_rawDesc = "" +
 	"\x04wait\x18\a \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x04wait\"K\n" +
 	"\x12BuildImageResponse\x125\n" +
-	"\toperation\x18\x01 \x01(\v2\x17.remotegpu.v1.OperationR\toperation\">\n" +
+	"\toperation\x18\x01 \x01(\v2\x17.remotegpu.v1.OperationR\toperation\"T\n" +
 	"\x12DeleteImageRequest\x12(\n" +
 	"\treference\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\treference\")\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\treference\x12\x14\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\")\n" +
 	"\x13DeleteImageResponse\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name2\xd7\x02\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"Y\n" +
+	"\x0fTagImageRequest\x12(\n" +
+	"\treference\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\treference\x12\x1c\n" +
+	"\x03tag\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x03tag\"=\n" +
+	"\x10TagImageResponse\x12)\n" +
+	"\x05image\x18\x01 \x01(\v2\x13.remotegpu.v1.ImageR\x05image\"\xb7\x02\n" +
+	"\x10PushImageRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12(\n" +
+	"\treference\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\treference\x12*\n" +
+	"\vdestination\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\vdestination\x12!\n" +
+	"\aproject\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12<\n" +
+	"\x04wait\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x04wait\x12C\n" +
+	"\vcredentials\x18\x06 \x01(\v2!.remotegpu.v1.RegistryCredentialsR\vcredentials\"J\n" +
+	"\x11PushImageResponse\x125\n" +
+	"\toperation\x18\x01 \x01(\v2\x17.remotegpu.v1.OperationR\toperation\"v\n" +
+	"\x12ImportImageRequest\x126\n" +
+	"\x05start\x18\x01 \x01(\v2\x1e.remotegpu.v1.ImportImageStartH\x00R\x05start\x12\x16\n" +
+	"\x05chunk\x18\x02 \x01(\fH\x00R\x05chunkB\x10\n" +
+	"\amessage\x12\x05\xbaH\x02\b\x01\":\n" +
+	"\x10ImportImageStart\x12&\n" +
+	"\treference\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\treference\"B\n" +
+	"\x13ImportImageResponse\x12+\n" +
+	"\x06images\x18\x01 \x03(\v2\x13.remotegpu.v1.ImageR\x06images\"I\n" +
+	"\x12ExportImageRequest\x123\n" +
+	"\n" +
+	"references\x18\x01 \x03(\tB\x13\xbaH\x10\x92\x01\r\b\x01\x10@\"\ar\x05\x10\x01\x18\x80\x04R\n" +
+	"references\"+\n" +
+	"\x13ExportImageResponse\x12\x14\n" +
+	"\x05chunk\x18\x01 \x01(\fR\x05chunk\"k\n" +
+	"\x12PruneImagesRequest\x12\x17\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\x12<\n" +
+	"\amin_age\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x022\x00R\x06minAge\"c\n" +
+	"\x13PruneImagesResponse\x12+\n" +
+	"\x06images\x18\x01 \x03(\v2\x13.remotegpu.v1.ImageR\x06images\x12\x1f\n" +
+	"\vfreed_bytes\x18\x02 \x01(\x03R\n" +
+	"freedBytes\"\x16\n" +
+	"\x14GetImageUsageRequest\"\x83\x02\n" +
+	"\n" +
+	"ImageUsage\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12#\n" +
+	"\rcontent_bytes\x18\x02 \x01(\x03R\fcontentBytes\x120\n" +
+	"\x14content_unique_bytes\x18\x03 \x01(\x03R\x12contentUniqueBytes\x12%\n" +
+	"\x0esnapshot_bytes\x18\x04 \x01(\x03R\rsnapshotBytes\x122\n" +
+	"\x15snapshot_unique_bytes\x18\x05 \x01(\x03R\x13snapshotUniqueBytes\x12\x17\n" +
+	"\aused_by\x18\x06 \x03(\tR\x06usedBy\x12\x16\n" +
+	"\x06pinned\x18\a \x01(\bR\x06pinned\"\xc2\x01\n" +
+	"\x15GetImageUsageResponse\x120\n" +
+	"\x06images\x18\x01 \x03(\v2\x18.remotegpu.v1.ImageUsageR\x06images\x12#\n" +
+	"\rcontent_bytes\x18\x02 \x01(\x03R\fcontentBytes\x12%\n" +
+	"\x0esnapshot_bytes\x18\x03 \x01(\x03R\rsnapshotBytes\x12+\n" +
+	"\x11reclaimable_bytes\x18\x04 \x01(\x03R\x10reclaimableBytes\";\n" +
+	"\x0fPinImageRequest\x12(\n" +
+	"\treference\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\treference\"=\n" +
+	"\x10PinImageResponse\x12)\n" +
+	"\x05image\x18\x01 \x01(\v2\x13.remotegpu.v1.ImageR\x05image\"=\n" +
+	"\x11UnpinImageRequest\x12(\n" +
+	"\treference\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\treference\"?\n" +
+	"\x12UnpinImageResponse\x12)\n" +
+	"\x05image\x18\x01 \x01(\v2\x13.remotegpu.v1.ImageR\x05image2\xeb\a\n" +
 	"\fImageService\x12T\n" +
 	"\n" +
 	"ListImages\x12\x1f.remotegpu.v1.ListImagesRequest\x1a .remotegpu.v1.ListImagesResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\tPullImage\x12\x1e.remotegpu.v1.PullImageRequest\x1a\x1f.remotegpu.v1.PullImageResponse\x12O\n" +
 	"\n" +
 	"BuildImage\x12\x1f.remotegpu.v1.BuildImageRequest\x1a .remotegpu.v1.BuildImageResponse\x12R\n" +
-	"\vDeleteImage\x12 .remotegpu.v1.DeleteImageRequest\x1a!.remotegpu.v1.DeleteImageResponseB\xac\x01\n" +
+	"\vDeleteImage\x12 .remotegpu.v1.DeleteImageRequest\x1a!.remotegpu.v1.DeleteImageResponse\x12I\n" +
+	"\bTagImage\x12\x1d.remotegpu.v1.TagImageRequest\x1a\x1e.remotegpu.v1.TagImageResponse\x12L\n" +
+	"\tPushImage\x12\x1e.remotegpu.v1.PushImageRequest\x1a\x1f.remotegpu.v1.PushImageResponse\x12T\n" +
+	"\vImportImage\x12 .remotegpu.v1.ImportImageRequest\x1a!.remotegpu.v1.ImportImageResponse(\x01\x12T\n" +
+	"\vExportImage\x12 .remotegpu.v1.ExportImageRequest\x1a!.remotegpu.v1.ExportImageResponse0\x01\x12R\n" +
+	"\vPruneImages\x12 .remotegpu.v1.PruneImagesRequest\x1a!.remotegpu.v1.PruneImagesResponse\x12]\n" +
+	"\rGetImageUsage\x12\".remotegpu.v1.GetImageUsageRequest\x1a#.remotegpu.v1.GetImageUsageResponse\"\x03\x90\x02\x01\x12I\n" +
+	"\bPinImage\x12\x1d.remotegpu.v1.PinImageRequest\x1a\x1e.remotegpu.v1.PinImageResponse\x12O\n" +
+	"\n" +
+	"UnpinImage\x12\x1f.remotegpu.v1.UnpinImageRequest\x1a .remotegpu.v1.UnpinImageResponseB\xac\x01\n" +
 	"\x10com.remotegpu.v1B\n" +
 	"ImageProtoP\x01Z;github.com/remotegpu/remotegpu/gen/remotegpu/v1;remotegpuv1\xa2\x02\x03RXX\xaa\x02\fRemotegpu.V1\xca\x02\fRemotegpu\\V1\xe2\x02\x18Remotegpu\\V1\\GPBMetadata\xea\x02\rRemotegpu::V1b\x06proto3"
 
@@ -686,43 +1874,90 @@ func file_remotegpu_v1_image_proto_rawDescGZIP() []byte {
 	return file_remotegpu_v1_image_proto_rawDescData
 }
 
-var file_remotegpu_v1_image_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_remotegpu_v1_image_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_remotegpu_v1_image_proto_goTypes = []any{
 	(*Image)(nil),                 // 0: remotegpu.v1.Image
-	(*ListImagesRequest)(nil),     // 1: remotegpu.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 2: remotegpu.v1.ListImagesResponse
-	(*PullImageRequest)(nil),      // 3: remotegpu.v1.PullImageRequest
-	(*PullImageResponse)(nil),     // 4: remotegpu.v1.PullImageResponse
-	(*BuildImageRequest)(nil),     // 5: remotegpu.v1.BuildImageRequest
-	(*BuildImageResponse)(nil),    // 6: remotegpu.v1.BuildImageResponse
-	(*DeleteImageRequest)(nil),    // 7: remotegpu.v1.DeleteImageRequest
-	(*DeleteImageResponse)(nil),   // 8: remotegpu.v1.DeleteImageResponse
-	nil,                           // 9: remotegpu.v1.Image.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 10: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 11: google.protobuf.Duration
-	(*Operation)(nil),             // 12: remotegpu.v1.Operation
+	(*RegistryCredentials)(nil),   // 1: remotegpu.v1.RegistryCredentials
+	(*ListImagesRequest)(nil),     // 2: remotegpu.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 3: remotegpu.v1.ListImagesResponse
+	(*PullImageRequest)(nil),      // 4: remotegpu.v1.PullImageRequest
+	(*PullImageResponse)(nil),     // 5: remotegpu.v1.PullImageResponse
+	(*BuildImageRequest)(nil),     // 6: remotegpu.v1.BuildImageRequest
+	(*BuildImageResponse)(nil),    // 7: remotegpu.v1.BuildImageResponse
+	(*DeleteImageRequest)(nil),    // 8: remotegpu.v1.DeleteImageRequest
+	(*DeleteImageResponse)(nil),   // 9: remotegpu.v1.DeleteImageResponse
+	(*TagImageRequest)(nil),       // 10: remotegpu.v1.TagImageRequest
+	(*TagImageResponse)(nil),      // 11: remotegpu.v1.TagImageResponse
+	(*PushImageRequest)(nil),      // 12: remotegpu.v1.PushImageRequest
+	(*PushImageResponse)(nil),     // 13: remotegpu.v1.PushImageResponse
+	(*ImportImageRequest)(nil),    // 14: remotegpu.v1.ImportImageRequest
+	(*ImportImageStart)(nil),      // 15: remotegpu.v1.ImportImageStart
+	(*ImportImageResponse)(nil),   // 16: remotegpu.v1.ImportImageResponse
+	(*ExportImageRequest)(nil),    // 17: remotegpu.v1.ExportImageRequest
+	(*ExportImageResponse)(nil),   // 18: remotegpu.v1.ExportImageResponse
+	(*PruneImagesRequest)(nil),    // 19: remotegpu.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),   // 20: remotegpu.v1.PruneImagesResponse
+	(*GetImageUsageRequest)(nil),  // 21: remotegpu.v1.GetImageUsageRequest
+	(*ImageUsage)(nil),            // 22: remotegpu.v1.ImageUsage
+	(*GetImageUsageResponse)(nil), // 23: remotegpu.v1.GetImageUsageResponse
+	(*PinImageRequest)(nil),       // 24: remotegpu.v1.PinImageRequest
+	(*PinImageResponse)(nil),      // 25: remotegpu.v1.PinImageResponse
+	(*UnpinImageRequest)(nil),     // 26: remotegpu.v1.UnpinImageRequest
+	(*UnpinImageResponse)(nil),    // 27: remotegpu.v1.UnpinImageResponse
+	nil,                           // 28: remotegpu.v1.Image.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 30: google.protobuf.Duration
+	(*Operation)(nil),             // 31: remotegpu.v1.Operation
 }
 var file_remotegpu_v1_image_proto_depIdxs = []int32{
-	9,  // 0: remotegpu.v1.Image.labels:type_name -> remotegpu.v1.Image.LabelsEntry
-	10, // 1: remotegpu.v1.Image.updated_at:type_name -> google.protobuf.Timestamp
+	28, // 0: remotegpu.v1.Image.labels:type_name -> remotegpu.v1.Image.LabelsEntry
+	29, // 1: remotegpu.v1.Image.updated_at:type_name -> google.protobuf.Timestamp
 	0,  // 2: remotegpu.v1.ListImagesResponse.images:type_name -> remotegpu.v1.Image
-	11, // 3: remotegpu.v1.PullImageRequest.wait:type_name -> google.protobuf.Duration
-	12, // 4: remotegpu.v1.PullImageResponse.operation:type_name -> remotegpu.v1.Operation
-	11, // 5: remotegpu.v1.BuildImageRequest.wait:type_name -> google.protobuf.Duration
-	12, // 6: remotegpu.v1.BuildImageResponse.operation:type_name -> remotegpu.v1.Operation
-	1,  // 7: remotegpu.v1.ImageService.ListImages:input_type -> remotegpu.v1.ListImagesRequest
-	3,  // 8: remotegpu.v1.ImageService.PullImage:input_type -> remotegpu.v1.PullImageRequest
-	5,  // 9: remotegpu.v1.ImageService.BuildImage:input_type -> remotegpu.v1.BuildImageRequest
-	7,  // 10: remotegpu.v1.ImageService.DeleteImage:input_type -> remotegpu.v1.DeleteImageRequest
-	2,  // 11: remotegpu.v1.ImageService.ListImages:output_type -> remotegpu.v1.ListImagesResponse
-	4,  // 12: remotegpu.v1.ImageService.PullImage:output_type -> remotegpu.v1.PullImageResponse
-	6,  // 13: remotegpu.v1.ImageService.BuildImage:output_type -> remotegpu.v1.BuildImageResponse
-	8,  // 14: remotegpu.v1.ImageService.DeleteImage:output_type -> remotegpu.v1.DeleteImageResponse
-	11, // [11:15] is the sub-list for method output_type
-	7,  // [7:11] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	30, // 3: remotegpu.v1.PullImageRequest.wait:type_name -> google.protobuf.Duration
+	1,  // 4: remotegpu.v1.PullImageRequest.credentials:type_name -> remotegpu.v1.RegistryCredentials
+	31, // 5: remotegpu.v1.PullImageResponse.operation:type_name -> remotegpu.v1.Operation
+	30, // 6: remotegpu.v1.BuildImageRequest.wait:type_name -> google.protobuf.Duration
+	31, // 7: remotegpu.v1.BuildImageResponse.operation:type_name -> remotegpu.v1.Operation
+	0,  // 8: remotegpu.v1.TagImageResponse.image:type_name -> remotegpu.v1.Image
+	30, // 9: remotegpu.v1.PushImageRequest.wait:type_name -> google.protobuf.Duration
+	1,  // 10: remotegpu.v1.PushImageRequest.credentials:type_name -> remotegpu.v1.RegistryCredentials
+	31, // 11: remotegpu.v1.PushImageResponse.operation:type_name -> remotegpu.v1.Operation
+	15, // 12: remotegpu.v1.ImportImageRequest.start:type_name -> remotegpu.v1.ImportImageStart
+	0,  // 13: remotegpu.v1.ImportImageResponse.images:type_name -> remotegpu.v1.Image
+	30, // 14: remotegpu.v1.PruneImagesRequest.min_age:type_name -> google.protobuf.Duration
+	0,  // 15: remotegpu.v1.PruneImagesResponse.images:type_name -> remotegpu.v1.Image
+	22, // 16: remotegpu.v1.GetImageUsageResponse.images:type_name -> remotegpu.v1.ImageUsage
+	0,  // 17: remotegpu.v1.PinImageResponse.image:type_name -> remotegpu.v1.Image
+	0,  // 18: remotegpu.v1.UnpinImageResponse.image:type_name -> remotegpu.v1.Image
+	2,  // 19: remotegpu.v1.ImageService.ListImages:input_type -> remotegpu.v1.ListImagesRequest
+	4,  // 20: remotegpu.v1.ImageService.PullImage:input_type -> remotegpu.v1.PullImageRequest
+	6,  // 21: remotegpu.v1.ImageService.BuildImage:input_type -> remotegpu.v1.BuildImageRequest
+	8,  // 22: remotegpu.v1.ImageService.DeleteImage:input_type -> remotegpu.v1.DeleteImageRequest
+	10, // 23: remotegpu.v1.ImageService.TagImage:input_type -> remotegpu.v1.TagImageRequest
+	12, // 24: remotegpu.v1.ImageService.PushImage:input_type -> remotegpu.v1.PushImageRequest
+	14, // 25: remotegpu.v1.ImageService.ImportImage:input_type -> remotegpu.v1.ImportImageRequest
+	17, // 26: remotegpu.v1.ImageService.ExportImage:input_type -> remotegpu.v1.ExportImageRequest
+	19, // 27: remotegpu.v1.ImageService.PruneImages:input_type -> remotegpu.v1.PruneImagesRequest
+	21, // 28: remotegpu.v1.ImageService.GetImageUsage:input_type -> remotegpu.v1.GetImageUsageRequest
+	24, // 29: remotegpu.v1.ImageService.PinImage:input_type -> remotegpu.v1.PinImageRequest
+	26, // 30: remotegpu.v1.ImageService.UnpinImage:input_type -> remotegpu.v1.UnpinImageRequest
+	3,  // 31: remotegpu.v1.ImageService.ListImages:output_type -> remotegpu.v1.ListImagesResponse
+	5,  // 32: remotegpu.v1.ImageService.PullImage:output_type -> remotegpu.v1.PullImageResponse
+	7,  // 33: remotegpu.v1.ImageService.BuildImage:output_type -> remotegpu.v1.BuildImageResponse
+	9,  // 34: remotegpu.v1.ImageService.DeleteImage:output_type -> remotegpu.v1.DeleteImageResponse
+	11, // 35: remotegpu.v1.ImageService.TagImage:output_type -> remotegpu.v1.TagImageResponse
+	13, // 36: remotegpu.v1.ImageService.PushImage:output_type -> remotegpu.v1.PushImageResponse
+	16, // 37: remotegpu.v1.ImageService.ImportImage:output_type -> remotegpu.v1.ImportImageResponse
+	18, // 38: remotegpu.v1.ImageService.ExportImage:output_type -> remotegpu.v1.ExportImageResponse
+	20, // 39: remotegpu.v1.ImageService.PruneImages:output_type -> remotegpu.v1.PruneImagesResponse
+	23, // 40: remotegpu.v1.ImageService.GetImageUsage:output_type -> remotegpu.v1.GetImageUsageResponse
+	25, // 41: remotegpu.v1.ImageService.PinImage:output_type -> remotegpu.v1.PinImageResponse
+	27, // 42: remotegpu.v1.ImageService.UnpinImage:output_type -> remotegpu.v1.UnpinImageResponse
+	31, // [31:43] is the sub-list for method output_type
+	19, // [19:31] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_image_proto_init() }
@@ -731,13 +1966,17 @@ func file_remotegpu_v1_image_proto_init() {
 		return
 	}
 	file_remotegpu_v1_operation_proto_init()
+	file_remotegpu_v1_image_proto_msgTypes[14].OneofWrappers = []any{
+		(*ImportImageRequest_Start)(nil),
+		(*ImportImageRequest_Chunk)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_image_proto_rawDesc), len(file_remotegpu_v1_image_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -89,6 +89,71 @@ func (OperationState) EnumDescriptor() ([]byte, []int) {
 	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{0}
 }
 
+// LayerState is where the transfer of a layer is.
+type LayerState int32
+
+const (
+	// Never sent.
+	LayerState_LAYER_STATE_UNSPECIFIED LayerState = 0
+	// Not begun.
+	LayerState_LAYER_STATE_WAITING LayerState = 1
+	// At work.
+	LayerState_LAYER_STATE_TRANSFERRING LayerState = 2
+	// Transferred. That is the end of a push.
+	LayerState_LAYER_STATE_TRANSFERRED LayerState = 3
+	// Transferred and unpacked: the end of a pull.
+	LayerState_LAYER_STATE_UNPACKED LayerState = 4
+	// It was there already, and is not transferred.
+	LayerState_LAYER_STATE_PRESENT LayerState = 5
+)
+
+// Enum value maps for LayerState.
+var (
+	LayerState_name = map[int32]string{
+		0: "LAYER_STATE_UNSPECIFIED",
+		1: "LAYER_STATE_WAITING",
+		2: "LAYER_STATE_TRANSFERRING",
+		3: "LAYER_STATE_TRANSFERRED",
+		4: "LAYER_STATE_UNPACKED",
+		5: "LAYER_STATE_PRESENT",
+	}
+	LayerState_value = map[string]int32{
+		"LAYER_STATE_UNSPECIFIED":  0,
+		"LAYER_STATE_WAITING":      1,
+		"LAYER_STATE_TRANSFERRING": 2,
+		"LAYER_STATE_TRANSFERRED":  3,
+		"LAYER_STATE_UNPACKED":     4,
+		"LAYER_STATE_PRESENT":      5,
+	}
+)
+
+func (x LayerState) Enum() *LayerState {
+	p := new(LayerState)
+	*p = x
+	return p
+}
+
+func (x LayerState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (LayerState) Descriptor() protoreflect.EnumDescriptor {
+	return file_remotegpu_v1_operation_proto_enumTypes[1].Descriptor()
+}
+
+func (LayerState) Type() protoreflect.EnumType {
+	return &file_remotegpu_v1_operation_proto_enumTypes[1]
+}
+
+func (x LayerState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use LayerState.Descriptor instead.
+func (LayerState) EnumDescriptor() ([]byte, []int) {
+	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{1}
+}
+
 // Operation is one durable piece of long work.
 type Operation struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -281,7 +346,9 @@ type OperationProgress struct {
 	// Units there are. 0 while unknown.
 	Total int64 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
 	// The last lines of its log (builds), oldest first.
-	Log           []string `protobuf:"bytes,4,rep,name=log,proto3" json:"log,omitempty"`
+	Log []string `protobuf:"bytes,4,rep,name=log,proto3" json:"log,omitempty"`
+	// The layers of the image that a pull or push transfers, lowest first.
+	Layers        []*LayerProgress `protobuf:"bytes,5,rep,name=layers,proto3" json:"layers,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -344,6 +411,86 @@ func (x *OperationProgress) GetLog() []string {
 	return nil
 }
 
+func (x *OperationProgress) GetLayers() []*LayerProgress {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+// LayerProgress is how far the transfer of one layer is.
+type LayerProgress struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Digest of the layer as it is transferred.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Bytes that have been transferred.
+	Done int64 `protobuf:"varint,2,opt,name=done,proto3" json:"done,omitempty"`
+	// Bytes there are.
+	Total int64 `protobuf:"varint,3,opt,name=total,proto3" json:"total,omitempty"`
+	// Where it is.
+	State         LayerState `protobuf:"varint,4,opt,name=state,proto3,enum=remotegpu.v1.LayerState" json:"state,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LayerProgress) Reset() {
+	*x = LayerProgress{}
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LayerProgress) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LayerProgress) ProtoMessage() {}
+
+func (x *LayerProgress) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LayerProgress.ProtoReflect.Descriptor instead.
+func (*LayerProgress) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *LayerProgress) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *LayerProgress) GetDone() int64 {
+	if x != nil {
+		return x.Done
+	}
+	return 0
+}
+
+func (x *LayerProgress) GetTotal() int64 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
+}
+
+func (x *LayerProgress) GetState() LayerState {
+	if x != nil {
+		return x.State
+	}
+	return LayerState_LAYER_STATE_UNSPECIFIED
+}
+
 // GetOperationRequest names an operation.
 type GetOperationRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -355,7 +502,7 @@ type GetOperationRequest struct {
 
 func (x *GetOperationRequest) Reset() {
 	*x = GetOperationRequest{}
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[2]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -367,7 +514,7 @@ func (x *GetOperationRequest) String() string {
 func (*GetOperationRequest) ProtoMessage() {}
 
 func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[2]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -380,7 +527,7 @@ func (x *GetOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationRequest.ProtoReflect.Descriptor instead.
 func (*GetOperationRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{2}
+	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *GetOperationRequest) GetId() string {
@@ -401,7 +548,7 @@ type GetOperationResponse struct {
 
 func (x *GetOperationResponse) Reset() {
 	*x = GetOperationResponse{}
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[3]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +560,7 @@ func (x *GetOperationResponse) String() string {
 func (*GetOperationResponse) ProtoMessage() {}
 
 func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[3]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +573,7 @@ func (x *GetOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetOperationResponse.ProtoReflect.Descriptor instead.
 func (*GetOperationResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{3}
+	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *GetOperationResponse) GetOperation() *Operation {
@@ -455,7 +602,7 @@ type ListOperationsRequest struct {
 
 func (x *ListOperationsRequest) Reset() {
 	*x = ListOperationsRequest{}
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -467,7 +614,7 @@ func (x *ListOperationsRequest) String() string {
 func (*ListOperationsRequest) ProtoMessage() {}
 
 func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -480,7 +627,7 @@ func (x *ListOperationsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperationsRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{4}
+	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ListOperationsRequest) GetProject() string {
@@ -531,7 +678,7 @@ type ListOperationsResponse struct {
 
 func (x *ListOperationsResponse) Reset() {
 	*x = ListOperationsResponse{}
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -543,7 +690,7 @@ func (x *ListOperationsResponse) String() string {
 func (*ListOperationsResponse) ProtoMessage() {}
 
 func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -556,7 +703,7 @@ func (x *ListOperationsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperationsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperationsResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{5}
+	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListOperationsResponse) GetOperations() []*Operation {
@@ -584,7 +731,7 @@ type WatchOperationRequest struct {
 
 func (x *WatchOperationRequest) Reset() {
 	*x = WatchOperationRequest{}
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -596,7 +743,7 @@ func (x *WatchOperationRequest) String() string {
 func (*WatchOperationRequest) ProtoMessage() {}
 
 func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -609,7 +756,7 @@ func (x *WatchOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOperationRequest.ProtoReflect.Descriptor instead.
 func (*WatchOperationRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{6}
+	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WatchOperationRequest) GetId() string {
@@ -630,7 +777,7 @@ type WatchOperationResponse struct {
 
 func (x *WatchOperationResponse) Reset() {
 	*x = WatchOperationResponse{}
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +789,7 @@ func (x *WatchOperationResponse) String() string {
 func (*WatchOperationResponse) ProtoMessage() {}
 
 func (x *WatchOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +802,7 @@ func (x *WatchOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchOperationResponse.ProtoReflect.Descriptor instead.
 func (*WatchOperationResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{7}
+	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WatchOperationResponse) GetOperation() *Operation {
@@ -679,7 +826,7 @@ type CancelOperationRequest struct {
 
 func (x *CancelOperationRequest) Reset() {
 	*x = CancelOperationRequest{}
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -691,7 +838,7 @@ func (x *CancelOperationRequest) String() string {
 func (*CancelOperationRequest) ProtoMessage() {}
 
 func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -704,7 +851,7 @@ func (x *CancelOperationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationRequest.ProtoReflect.Descriptor instead.
 func (*CancelOperationRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{8}
+	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CancelOperationRequest) GetId() string {
@@ -732,7 +879,7 @@ type CancelOperationResponse struct {
 
 func (x *CancelOperationResponse) Reset() {
 	*x = CancelOperationResponse{}
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[9]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -744,7 +891,7 @@ func (x *CancelOperationResponse) String() string {
 func (*CancelOperationResponse) ProtoMessage() {}
 
 func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_operation_proto_msgTypes[9]
+	mi := &file_remotegpu_v1_operation_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -757,7 +904,7 @@ func (x *CancelOperationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CancelOperationResponse.ProtoReflect.Descriptor instead.
 func (*CancelOperationResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{9}
+	return file_remotegpu_v1_operation_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CancelOperationResponse) GetOperation() *Operation {
@@ -798,12 +945,18 @@ const file_remotegpu_v1_operation_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vResultEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"c\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x01\n" +
 	"\x11OperationProgress\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\tR\x04step\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
 	"\x05total\x18\x03 \x01(\x03R\x05total\x12\x10\n" +
-	"\x03log\x18\x04 \x03(\tR\x03log\"0\n" +
+	"\x03log\x18\x04 \x03(\tR\x03log\x123\n" +
+	"\x06layers\x18\x05 \x03(\v2\x1b.remotegpu.v1.LayerProgressR\x06layers\"\x81\x01\n" +
+	"\rLayerProgress\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
+	"\x05total\x18\x03 \x01(\x03R\x05total\x12.\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x18.remotegpu.v1.LayerStateR\x05state\"0\n" +
 	"\x13GetOperationRequest\x12\x19\n" +
 	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\"M\n" +
 	"\x14GetOperationResponse\x125\n" +
@@ -836,7 +989,15 @@ const file_remotegpu_v1_operation_proto_rawDesc = "" +
 	"\x17OPERATION_STATE_RUNNING\x10\x02\x12\x1d\n" +
 	"\x19OPERATION_STATE_SUCCEEDED\x10\x03\x12\x1a\n" +
 	"\x16OPERATION_STATE_FAILED\x10\x04\x12\x1d\n" +
-	"\x19OPERATION_STATE_CANCELLED\x10\x052\x8f\x03\n" +
+	"\x19OPERATION_STATE_CANCELLED\x10\x05*\xb0\x01\n" +
+	"\n" +
+	"LayerState\x12\x1b\n" +
+	"\x17LAYER_STATE_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13LAYER_STATE_WAITING\x10\x01\x12\x1c\n" +
+	"\x18LAYER_STATE_TRANSFERRING\x10\x02\x12\x1b\n" +
+	"\x17LAYER_STATE_TRANSFERRED\x10\x03\x12\x18\n" +
+	"\x14LAYER_STATE_UNPACKED\x10\x04\x12\x17\n" +
+	"\x13LAYER_STATE_PRESENT\x10\x052\x8f\x03\n" +
 	"\x10OperationService\x12Z\n" +
 	"\fGetOperation\x12!.remotegpu.v1.GetOperationRequest\x1a\".remotegpu.v1.GetOperationResponse\"\x03\x90\x02\x01\x12`\n" +
 	"\x0eListOperations\x12#.remotegpu.v1.ListOperationsRequest\x1a$.remotegpu.v1.ListOperationsResponse\"\x03\x90\x02\x01\x12]\n" +
@@ -856,54 +1017,58 @@ func file_remotegpu_v1_operation_proto_rawDescGZIP() []byte {
 	return file_remotegpu_v1_operation_proto_rawDescData
 }
 
-var file_remotegpu_v1_operation_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_remotegpu_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_remotegpu_v1_operation_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_remotegpu_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_remotegpu_v1_operation_proto_goTypes = []any{
 	(OperationState)(0),             // 0: remotegpu.v1.OperationState
-	(*Operation)(nil),               // 1: remotegpu.v1.Operation
-	(*OperationProgress)(nil),       // 2: remotegpu.v1.OperationProgress
-	(*GetOperationRequest)(nil),     // 3: remotegpu.v1.GetOperationRequest
-	(*GetOperationResponse)(nil),    // 4: remotegpu.v1.GetOperationResponse
-	(*ListOperationsRequest)(nil),   // 5: remotegpu.v1.ListOperationsRequest
-	(*ListOperationsResponse)(nil),  // 6: remotegpu.v1.ListOperationsResponse
-	(*WatchOperationRequest)(nil),   // 7: remotegpu.v1.WatchOperationRequest
-	(*WatchOperationResponse)(nil),  // 8: remotegpu.v1.WatchOperationResponse
-	(*CancelOperationRequest)(nil),  // 9: remotegpu.v1.CancelOperationRequest
-	(*CancelOperationResponse)(nil), // 10: remotegpu.v1.CancelOperationResponse
-	nil,                             // 11: remotegpu.v1.Operation.LabelsEntry
-	nil,                             // 12: remotegpu.v1.Operation.ResultEntry
-	(*Problem)(nil),                 // 13: remotegpu.v1.Problem
-	(*timestamppb.Timestamp)(nil),   // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 15: google.protobuf.Duration
+	(LayerState)(0),                 // 1: remotegpu.v1.LayerState
+	(*Operation)(nil),               // 2: remotegpu.v1.Operation
+	(*OperationProgress)(nil),       // 3: remotegpu.v1.OperationProgress
+	(*LayerProgress)(nil),           // 4: remotegpu.v1.LayerProgress
+	(*GetOperationRequest)(nil),     // 5: remotegpu.v1.GetOperationRequest
+	(*GetOperationResponse)(nil),    // 6: remotegpu.v1.GetOperationResponse
+	(*ListOperationsRequest)(nil),   // 7: remotegpu.v1.ListOperationsRequest
+	(*ListOperationsResponse)(nil),  // 8: remotegpu.v1.ListOperationsResponse
+	(*WatchOperationRequest)(nil),   // 9: remotegpu.v1.WatchOperationRequest
+	(*WatchOperationResponse)(nil),  // 10: remotegpu.v1.WatchOperationResponse
+	(*CancelOperationRequest)(nil),  // 11: remotegpu.v1.CancelOperationRequest
+	(*CancelOperationResponse)(nil), // 12: remotegpu.v1.CancelOperationResponse
+	nil,                             // 13: remotegpu.v1.Operation.LabelsEntry
+	nil,                             // 14: remotegpu.v1.Operation.ResultEntry
+	(*Problem)(nil),                 // 15: remotegpu.v1.Problem
+	(*timestamppb.Timestamp)(nil),   // 16: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 17: google.protobuf.Duration
 }
 var file_remotegpu_v1_operation_proto_depIdxs = []int32{
-	11, // 0: remotegpu.v1.Operation.labels:type_name -> remotegpu.v1.Operation.LabelsEntry
+	13, // 0: remotegpu.v1.Operation.labels:type_name -> remotegpu.v1.Operation.LabelsEntry
 	0,  // 1: remotegpu.v1.Operation.state:type_name -> remotegpu.v1.OperationState
-	2,  // 2: remotegpu.v1.Operation.progress:type_name -> remotegpu.v1.OperationProgress
-	13, // 3: remotegpu.v1.Operation.problem:type_name -> remotegpu.v1.Problem
-	14, // 4: remotegpu.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
-	14, // 5: remotegpu.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	14, // 6: remotegpu.v1.Operation.finished_at:type_name -> google.protobuf.Timestamp
-	12, // 7: remotegpu.v1.Operation.result:type_name -> remotegpu.v1.Operation.ResultEntry
-	1,  // 8: remotegpu.v1.GetOperationResponse.operation:type_name -> remotegpu.v1.Operation
-	0,  // 9: remotegpu.v1.ListOperationsRequest.states:type_name -> remotegpu.v1.OperationState
-	1,  // 10: remotegpu.v1.ListOperationsResponse.operations:type_name -> remotegpu.v1.Operation
-	1,  // 11: remotegpu.v1.WatchOperationResponse.operation:type_name -> remotegpu.v1.Operation
-	15, // 12: remotegpu.v1.CancelOperationRequest.wait:type_name -> google.protobuf.Duration
-	1,  // 13: remotegpu.v1.CancelOperationResponse.operation:type_name -> remotegpu.v1.Operation
-	3,  // 14: remotegpu.v1.OperationService.GetOperation:input_type -> remotegpu.v1.GetOperationRequest
-	5,  // 15: remotegpu.v1.OperationService.ListOperations:input_type -> remotegpu.v1.ListOperationsRequest
-	7,  // 16: remotegpu.v1.OperationService.WatchOperation:input_type -> remotegpu.v1.WatchOperationRequest
-	9,  // 17: remotegpu.v1.OperationService.CancelOperation:input_type -> remotegpu.v1.CancelOperationRequest
-	4,  // 18: remotegpu.v1.OperationService.GetOperation:output_type -> remotegpu.v1.GetOperationResponse
-	6,  // 19: remotegpu.v1.OperationService.ListOperations:output_type -> remotegpu.v1.ListOperationsResponse
-	8,  // 20: remotegpu.v1.OperationService.WatchOperation:output_type -> remotegpu.v1.WatchOperationResponse
-	10, // 21: remotegpu.v1.OperationService.CancelOperation:output_type -> remotegpu.v1.CancelOperationResponse
-	18, // [18:22] is the sub-list for method output_type
-	14, // [14:18] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	3,  // 2: remotegpu.v1.Operation.progress:type_name -> remotegpu.v1.OperationProgress
+	15, // 3: remotegpu.v1.Operation.problem:type_name -> remotegpu.v1.Problem
+	16, // 4: remotegpu.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
+	16, // 5: remotegpu.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	16, // 6: remotegpu.v1.Operation.finished_at:type_name -> google.protobuf.Timestamp
+	14, // 7: remotegpu.v1.Operation.result:type_name -> remotegpu.v1.Operation.ResultEntry
+	4,  // 8: remotegpu.v1.OperationProgress.layers:type_name -> remotegpu.v1.LayerProgress
+	1,  // 9: remotegpu.v1.LayerProgress.state:type_name -> remotegpu.v1.LayerState
+	2,  // 10: remotegpu.v1.GetOperationResponse.operation:type_name -> remotegpu.v1.Operation
+	0,  // 11: remotegpu.v1.ListOperationsRequest.states:type_name -> remotegpu.v1.OperationState
+	2,  // 12: remotegpu.v1.ListOperationsResponse.operations:type_name -> remotegpu.v1.Operation
+	2,  // 13: remotegpu.v1.WatchOperationResponse.operation:type_name -> remotegpu.v1.Operation
+	17, // 14: remotegpu.v1.CancelOperationRequest.wait:type_name -> google.protobuf.Duration
+	2,  // 15: remotegpu.v1.CancelOperationResponse.operation:type_name -> remotegpu.v1.Operation
+	5,  // 16: remotegpu.v1.OperationService.GetOperation:input_type -> remotegpu.v1.GetOperationRequest
+	7,  // 17: remotegpu.v1.OperationService.ListOperations:input_type -> remotegpu.v1.ListOperationsRequest
+	9,  // 18: remotegpu.v1.OperationService.WatchOperation:input_type -> remotegpu.v1.WatchOperationRequest
+	11, // 19: remotegpu.v1.OperationService.CancelOperation:input_type -> remotegpu.v1.CancelOperationRequest
+	6,  // 20: remotegpu.v1.OperationService.GetOperation:output_type -> remotegpu.v1.GetOperationResponse
+	8,  // 21: remotegpu.v1.OperationService.ListOperations:output_type -> remotegpu.v1.ListOperationsResponse
+	10, // 22: remotegpu.v1.OperationService.WatchOperation:output_type -> remotegpu.v1.WatchOperationResponse
+	12, // 23: remotegpu.v1.OperationService.CancelOperation:output_type -> remotegpu.v1.CancelOperationResponse
+	20, // [20:24] is the sub-list for method output_type
+	16, // [16:20] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_operation_proto_init() }
@@ -917,8 +1082,8 @@ func file_remotegpu_v1_operation_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_operation_proto_rawDesc), len(file_remotegpu_v1_operation_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   12,
+			NumEnums:      2,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -32,6 +32,22 @@ const (
 	ImageServiceBuildImageProcedure = "/remotegpu.v1.ImageService/BuildImage"
 	// ImageServiceDeleteImageProcedure is the procedure name of the ImageService's DeleteImage RPC.
 	ImageServiceDeleteImageProcedure = "/remotegpu.v1.ImageService/DeleteImage"
+	// ImageServiceTagImageProcedure is the procedure name of the ImageService's TagImage RPC.
+	ImageServiceTagImageProcedure = "/remotegpu.v1.ImageService/TagImage"
+	// ImageServicePushImageProcedure is the procedure name of the ImageService's PushImage RPC.
+	ImageServicePushImageProcedure = "/remotegpu.v1.ImageService/PushImage"
+	// ImageServiceImportImageProcedure is the procedure name of the ImageService's ImportImage RPC.
+	ImageServiceImportImageProcedure = "/remotegpu.v1.ImageService/ImportImage"
+	// ImageServiceExportImageProcedure is the procedure name of the ImageService's ExportImage RPC.
+	ImageServiceExportImageProcedure = "/remotegpu.v1.ImageService/ExportImage"
+	// ImageServicePruneImagesProcedure is the procedure name of the ImageService's PruneImages RPC.
+	ImageServicePruneImagesProcedure = "/remotegpu.v1.ImageService/PruneImages"
+	// ImageServiceGetImageUsageProcedure is the procedure name of the ImageService's GetImageUsage RPC.
+	ImageServiceGetImageUsageProcedure = "/remotegpu.v1.ImageService/GetImageUsage"
+	// ImageServicePinImageProcedure is the procedure name of the ImageService's PinImage RPC.
+	ImageServicePinImageProcedure = "/remotegpu.v1.ImageService/PinImage"
+	// ImageServiceUnpinImageProcedure is the procedure name of the ImageService's UnpinImage RPC.
+	ImageServiceUnpinImageProcedure = "/remotegpu.v1.ImageService/UnpinImage"
 )
 
 var (
@@ -64,6 +80,63 @@ var (
 			Procedure:  ImageServiceDeleteImageProcedure,
 		}
 	})
+	imageServiceTagImageSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_remotegpu_v1_image_proto.Services().ByName("ImageService").Methods().ByName("TagImage"),
+			Procedure:  ImageServiceTagImageProcedure,
+		}
+	})
+	imageServicePushImageSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_remotegpu_v1_image_proto.Services().ByName("ImageService").Methods().ByName("PushImage"),
+			Procedure:  ImageServicePushImageProcedure,
+		}
+	})
+	imageServiceImportImageSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeClient,
+			Schema:     v1.File_remotegpu_v1_image_proto.Services().ByName("ImageService").Methods().ByName("ImportImage"),
+			Procedure:  ImageServiceImportImageProcedure,
+		}
+	})
+	imageServiceExportImageSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeServer,
+			Schema:     v1.File_remotegpu_v1_image_proto.Services().ByName("ImageService").Methods().ByName("ExportImage"),
+			Procedure:  ImageServiceExportImageProcedure,
+		}
+	})
+	imageServicePruneImagesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_remotegpu_v1_image_proto.Services().ByName("ImageService").Methods().ByName("PruneImages"),
+			Procedure:  ImageServicePruneImagesProcedure,
+		}
+	})
+	imageServiceGetImageUsageSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_remotegpu_v1_image_proto.Services().ByName("ImageService").Methods().ByName("GetImageUsage"),
+			Procedure:        ImageServiceGetImageUsageProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	imageServicePinImageSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_remotegpu_v1_image_proto.Services().ByName("ImageService").Methods().ByName("PinImage"),
+			Procedure:  ImageServicePinImageProcedure,
+		}
+	})
+	imageServiceUnpinImageSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_remotegpu_v1_image_proto.Services().ByName("ImageService").Methods().ByName("UnpinImage"),
+			Procedure:  ImageServiceUnpinImageProcedure,
+		}
+	})
 )
 
 // ImageServiceClient is a client for the remotegpu.v1.ImageService service.
@@ -72,13 +145,14 @@ type ImageServiceClient interface {
 	//
 	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE).
 	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
-	// PullImage fetches an image from its registry. Follow its progress with
-	// OperationService.WatchOperation.
+	// PullImage fetches an image from its registry. Follow its progress, layer
+	// by layer, with OperationService.WatchOperation.
 	//
 	// Errors: INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID), ALREADY_EXISTS
 	// (REQUEST_ID_REUSED); in the operation NOT_FOUND (IMAGE_NOT_FOUND),
 	// UNAVAILABLE (REGISTRY_UNAVAILABLE), PERMISSION_DENIED (REGISTRY_DENIED),
-	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH).
+	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH, REGISTRY_CREDENTIALS_UNUSABLE,
+	// REGISTRY_CREDENTIALS_LOST).
 	PullImage(context.Context, *v1.PullImageRequest) (*v1.PullImageResponse, error)
 	// BuildImage builds one of the images the node carries the source of. Follow
 	// its progress and log with OperationService.WatchOperation.
@@ -91,8 +165,59 @@ type ImageServiceClient interface {
 	// DeleteImage removes an image. Its layers go with the last image that has
 	// them.
 	//
-	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), FAILED_PRECONDITION (IMAGE_IN_USE).
+	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), FAILED_PRECONDITION (IMAGE_IN_USE,
+	// IMAGE_PINNED), INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID).
 	DeleteImage(context.Context, *v1.DeleteImageRequest) (*v1.DeleteImageResponse, error)
+	// TagImage gives an image another name. What had that name before loses it.
+	//
+	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), INVALID_ARGUMENT
+	// (IMAGE_REFERENCE_INVALID).
+	TagImage(context.Context, *v1.TagImageRequest) (*v1.TagImageResponse, error)
+	// PushImage sends an image to a registry. Follow its progress with
+	// OperationService.WatchOperation. Of an image for several platforms that is
+	// not all here, the node's platform is sent.
+	//
+	// Errors: INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID), NOT_FOUND
+	// (IMAGE_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED); in the operation
+	// UNAVAILABLE (REGISTRY_UNAVAILABLE), PERMISSION_DENIED (REGISTRY_DENIED),
+	// FAILED_PRECONDITION (IMAGE_INCOMPLETE, REGISTRY_CREDENTIALS_UNUSABLE,
+	// REGISTRY_CREDENTIALS_LOST).
+	PushImage(context.Context, *v1.PushImageRequest) (*v1.PushImageResponse, error)
+	// ImportImage reads images from a tar archive: an OCI image layout, or what
+	// "docker save" writes; compressed with gzip or zstd, or not. The first
+	// message is start, the archive follows in chunks. Nothing of an archive that
+	// does not arrive whole is kept.
+	//
+	// Errors: INVALID_ARGUMENT (IMAGE_ARCHIVE_INVALID, IMAGE_REFERENCE_INVALID,
+	// FIELD_INVALID), FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH).
+	ImportImage(context.Context) (ImageServiceImportImageClientStream, error)
+	// ExportImage writes images as one tar archive, an OCI image layout that
+	// "docker load" reads too.
+	//
+	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), FAILED_PRECONDITION
+	// (IMAGE_INCOMPLETE), INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID).
+	ExportImage(context.Context, *v1.ExportImageRequest) (ImageServiceExportImageClientStream, error)
+	// PruneImages removes the images that nobody needs: no environment was made
+	// from them, no pending operation names them and they are not pinned.
+	//
+	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE).
+	PruneImages(context.Context, *v1.PruneImagesRequest) (*v1.PruneImagesResponse, error)
+	// GetImageUsage tells how much of the disk images take.
+	//
+	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE).
+	GetImageUsage(context.Context, *v1.GetImageUsageRequest) (*v1.GetImageUsageResponse, error)
+	// PinImage keeps an image from being deleted and pruned. It does not keep its
+	// name from being set to another image by a pull, a build, a tag or an import.
+	// Pinning what is pinned changes nothing.
+	//
+	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), INVALID_ARGUMENT
+	// (IMAGE_REFERENCE_INVALID).
+	PinImage(context.Context, *v1.PinImageRequest) (*v1.PinImageResponse, error)
+	// UnpinImage ends PinImage.
+	//
+	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), INVALID_ARGUMENT
+	// (IMAGE_REFERENCE_INVALID).
+	UnpinImage(context.Context, *v1.UnpinImageRequest) (*v1.UnpinImageResponse, error)
 }
 
 // NewImageServiceClient constructs a client for the remotegpu.v1.ImageService service. Multiple
@@ -101,19 +226,69 @@ func NewImageServiceClient(client *connect.Client) ImageServiceClient {
 	return &imageServiceClient{client: client}
 }
 
+// ImageServiceImportImageClientStream is the client stream for the ImageService's ImportImage RPC.
+type ImageServiceImportImageClientStream struct {
+	stream connect.ClientStream
+}
+
+// SendHeaders opens the stream and flushes the request headers without a message. The first Send or
+// Receive does this implicitly.
+func (s ImageServiceImportImageClientStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a request message to the server.
+func (s ImageServiceImportImageClientStream) Send(req *v1.ImportImageRequest) error {
+	return s.stream.Send(req)
+}
+
+// CloseAndReceive closes the request side of the stream and returns the single response message. It
+// reads the stream to completion to release its resources.
+func (s ImageServiceImportImageClientStream) CloseAndReceive() (*v1.ImportImageResponse, error) {
+	if err := s.stream.CloseSend(); err != nil {
+		return nil, err
+	}
+	var res v1.ImportImageResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// ImageServiceExportImageClientStream is the client stream for the ImageService's ExportImage RPC.
+type ImageServiceExportImageClientStream struct {
+	stream connect.ClientStream
+}
+
+// Receive returns the next response message from the server.
+func (s ImageServiceExportImageClientStream) Receive() (*v1.ExportImageResponse, error) {
+	var res v1.ExportImageResponse
+	if err := s.stream.Receive(&res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+// Close releases the stream's resources. It is idempotent and is typically deferred to clean up a
+// stream abandoned before io.EOF.
+func (s ImageServiceExportImageClientStream) Close() error {
+	return s.stream.Close()
+}
+
 // ImageServiceHandler is an implementation of the remotegpu.v1.ImageService service.
 type ImageServiceHandler interface {
 	// ListImages answers the images, by name.
 	//
 	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE).
 	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
-	// PullImage fetches an image from its registry. Follow its progress with
-	// OperationService.WatchOperation.
+	// PullImage fetches an image from its registry. Follow its progress, layer
+	// by layer, with OperationService.WatchOperation.
 	//
 	// Errors: INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID), ALREADY_EXISTS
 	// (REQUEST_ID_REUSED); in the operation NOT_FOUND (IMAGE_NOT_FOUND),
 	// UNAVAILABLE (REGISTRY_UNAVAILABLE), PERMISSION_DENIED (REGISTRY_DENIED),
-	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH).
+	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH, REGISTRY_CREDENTIALS_UNUSABLE,
+	// REGISTRY_CREDENTIALS_LOST).
 	PullImage(context.Context, *v1.PullImageRequest) (*v1.PullImageResponse, error)
 	// BuildImage builds one of the images the node carries the source of. Follow
 	// its progress and log with OperationService.WatchOperation.
@@ -126,8 +301,59 @@ type ImageServiceHandler interface {
 	// DeleteImage removes an image. Its layers go with the last image that has
 	// them.
 	//
-	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), FAILED_PRECONDITION (IMAGE_IN_USE).
+	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), FAILED_PRECONDITION (IMAGE_IN_USE,
+	// IMAGE_PINNED), INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID).
 	DeleteImage(context.Context, *v1.DeleteImageRequest) (*v1.DeleteImageResponse, error)
+	// TagImage gives an image another name. What had that name before loses it.
+	//
+	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), INVALID_ARGUMENT
+	// (IMAGE_REFERENCE_INVALID).
+	TagImage(context.Context, *v1.TagImageRequest) (*v1.TagImageResponse, error)
+	// PushImage sends an image to a registry. Follow its progress with
+	// OperationService.WatchOperation. Of an image for several platforms that is
+	// not all here, the node's platform is sent.
+	//
+	// Errors: INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID), NOT_FOUND
+	// (IMAGE_NOT_FOUND), ALREADY_EXISTS (REQUEST_ID_REUSED); in the operation
+	// UNAVAILABLE (REGISTRY_UNAVAILABLE), PERMISSION_DENIED (REGISTRY_DENIED),
+	// FAILED_PRECONDITION (IMAGE_INCOMPLETE, REGISTRY_CREDENTIALS_UNUSABLE,
+	// REGISTRY_CREDENTIALS_LOST).
+	PushImage(context.Context, *v1.PushImageRequest) (*v1.PushImageResponse, error)
+	// ImportImage reads images from a tar archive: an OCI image layout, or what
+	// "docker save" writes; compressed with gzip or zstd, or not. The first
+	// message is start, the archive follows in chunks. Nothing of an archive that
+	// does not arrive whole is kept.
+	//
+	// Errors: INVALID_ARGUMENT (IMAGE_ARCHIVE_INVALID, IMAGE_REFERENCE_INVALID,
+	// FIELD_INVALID), FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH).
+	ImportImage(context.Context, ImageServiceImportImageServerStream) (*v1.ImportImageResponse, error)
+	// ExportImage writes images as one tar archive, an OCI image layout that
+	// "docker load" reads too.
+	//
+	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), FAILED_PRECONDITION
+	// (IMAGE_INCOMPLETE), INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID).
+	ExportImage(context.Context, *v1.ExportImageRequest, ImageServiceExportImageServerStream) error
+	// PruneImages removes the images that nobody needs: no environment was made
+	// from them, no pending operation names them and they are not pinned.
+	//
+	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE).
+	PruneImages(context.Context, *v1.PruneImagesRequest) (*v1.PruneImagesResponse, error)
+	// GetImageUsage tells how much of the disk images take.
+	//
+	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE).
+	GetImageUsage(context.Context, *v1.GetImageUsageRequest) (*v1.GetImageUsageResponse, error)
+	// PinImage keeps an image from being deleted and pruned. It does not keep its
+	// name from being set to another image by a pull, a build, a tag or an import.
+	// Pinning what is pinned changes nothing.
+	//
+	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), INVALID_ARGUMENT
+	// (IMAGE_REFERENCE_INVALID).
+	PinImage(context.Context, *v1.PinImageRequest) (*v1.PinImageResponse, error)
+	// UnpinImage ends PinImage.
+	//
+	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), INVALID_ARGUMENT
+	// (IMAGE_REFERENCE_INVALID).
+	UnpinImage(context.Context, *v1.UnpinImageRequest) (*v1.UnpinImageResponse, error)
 }
 
 // RegisterImageServiceHandler registers svc as the remotegpu.v1.ImageService implementation on
@@ -139,7 +365,44 @@ func RegisterImageServiceHandler(server *connect.Server, svc ImageServiceHandler
 		connect.Method{Spec: imageServicePullImageSpec(), Handler: adapter.pullImage},
 		connect.Method{Spec: imageServiceBuildImageSpec(), Handler: adapter.buildImage},
 		connect.Method{Spec: imageServiceDeleteImageSpec(), Handler: adapter.deleteImage},
+		connect.Method{Spec: imageServiceTagImageSpec(), Handler: adapter.tagImage},
+		connect.Method{Spec: imageServicePushImageSpec(), Handler: adapter.pushImage},
+		connect.Method{Spec: imageServiceImportImageSpec(), Handler: adapter.importImage},
+		connect.Method{Spec: imageServiceExportImageSpec(), Handler: adapter.exportImage},
+		connect.Method{Spec: imageServicePruneImagesSpec(), Handler: adapter.pruneImages},
+		connect.Method{Spec: imageServiceGetImageUsageSpec(), Handler: adapter.getImageUsage},
+		connect.Method{Spec: imageServicePinImageSpec(), Handler: adapter.pinImage},
+		connect.Method{Spec: imageServiceUnpinImageSpec(), Handler: adapter.unpinImage},
 	)
+}
+
+// ImageServiceImportImageServerStream is the server stream for the ImageService's ImportImage RPC.
+type ImageServiceImportImageServerStream struct {
+	stream connect.ServerStream
+}
+
+// Receive returns the next request message from the client.
+func (s ImageServiceImportImageServerStream) Receive() (*v1.ImportImageRequest, error) {
+	var req v1.ImportImageRequest
+	if err := s.stream.Receive(&req); err != nil {
+		return nil, err
+	}
+	return &req, nil
+}
+
+// ImageServiceExportImageServerStream is the server stream for the ImageService's ExportImage RPC.
+type ImageServiceExportImageServerStream struct {
+	stream connect.ServerStream
+}
+
+// SendHeaders flushes the response headers without a message. The first Send does this implicitly.
+func (s ImageServiceExportImageServerStream) SendHeaders() error {
+	return s.stream.SendHeaders()
+}
+
+// Send sends a response message to the client.
+func (s ImageServiceExportImageServerStream) Send(res *v1.ExportImageResponse) error {
+	return s.stream.Send(res)
 }
 
 // UnimplementedImageServiceHandler returns CodeUnimplemented from all methods.
@@ -159,6 +422,38 @@ func (UnimplementedImageServiceHandler) BuildImage(context.Context, *v1.BuildIma
 
 func (UnimplementedImageServiceHandler) DeleteImage(context.Context, *v1.DeleteImageRequest) (*v1.DeleteImageResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.ImageService.DeleteImage is not implemented")
+}
+
+func (UnimplementedImageServiceHandler) TagImage(context.Context, *v1.TagImageRequest) (*v1.TagImageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.ImageService.TagImage is not implemented")
+}
+
+func (UnimplementedImageServiceHandler) PushImage(context.Context, *v1.PushImageRequest) (*v1.PushImageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.ImageService.PushImage is not implemented")
+}
+
+func (UnimplementedImageServiceHandler) ImportImage(context.Context, ImageServiceImportImageServerStream) (*v1.ImportImageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.ImageService.ImportImage is not implemented")
+}
+
+func (UnimplementedImageServiceHandler) ExportImage(context.Context, *v1.ExportImageRequest, ImageServiceExportImageServerStream) error {
+	return connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.ImageService.ExportImage is not implemented")
+}
+
+func (UnimplementedImageServiceHandler) PruneImages(context.Context, *v1.PruneImagesRequest) (*v1.PruneImagesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.ImageService.PruneImages is not implemented")
+}
+
+func (UnimplementedImageServiceHandler) GetImageUsage(context.Context, *v1.GetImageUsageRequest) (*v1.GetImageUsageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.ImageService.GetImageUsage is not implemented")
+}
+
+func (UnimplementedImageServiceHandler) PinImage(context.Context, *v1.PinImageRequest) (*v1.PinImageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.ImageService.PinImage is not implemented")
+}
+
+func (UnimplementedImageServiceHandler) UnpinImage(context.Context, *v1.UnpinImageRequest) (*v1.UnpinImageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.ImageService.UnpinImage is not implemented")
 }
 
 type imageServiceClient struct {
@@ -192,6 +487,70 @@ func (c *imageServiceClient) BuildImage(ctx context.Context, req *v1.BuildImageR
 func (c *imageServiceClient) DeleteImage(ctx context.Context, req *v1.DeleteImageRequest) (*v1.DeleteImageResponse, error) {
 	var res v1.DeleteImageResponse
 	if err := c.client.CallUnary(ctx, imageServiceDeleteImageSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *imageServiceClient) TagImage(ctx context.Context, req *v1.TagImageRequest) (*v1.TagImageResponse, error) {
+	var res v1.TagImageResponse
+	if err := c.client.CallUnary(ctx, imageServiceTagImageSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *imageServiceClient) PushImage(ctx context.Context, req *v1.PushImageRequest) (*v1.PushImageResponse, error) {
+	var res v1.PushImageResponse
+	if err := c.client.CallUnary(ctx, imageServicePushImageSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *imageServiceClient) ImportImage(ctx context.Context) (ImageServiceImportImageClientStream, error) {
+	stream, err := c.client.CallClientStream(ctx, imageServiceImportImageSpec())
+	if err != nil {
+		return ImageServiceImportImageClientStream{}, err
+	}
+	return ImageServiceImportImageClientStream{stream: stream}, nil
+}
+
+func (c *imageServiceClient) ExportImage(ctx context.Context, req *v1.ExportImageRequest) (ImageServiceExportImageClientStream, error) {
+	stream, err := c.client.CallServerStream(ctx, imageServiceExportImageSpec(), req)
+	if err != nil {
+		return ImageServiceExportImageClientStream{}, err
+	}
+	return ImageServiceExportImageClientStream{stream: stream}, nil
+}
+
+func (c *imageServiceClient) PruneImages(ctx context.Context, req *v1.PruneImagesRequest) (*v1.PruneImagesResponse, error) {
+	var res v1.PruneImagesResponse
+	if err := c.client.CallUnary(ctx, imageServicePruneImagesSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *imageServiceClient) GetImageUsage(ctx context.Context, req *v1.GetImageUsageRequest) (*v1.GetImageUsageResponse, error) {
+	var res v1.GetImageUsageResponse
+	if err := c.client.CallUnary(ctx, imageServiceGetImageUsageSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *imageServiceClient) PinImage(ctx context.Context, req *v1.PinImageRequest) (*v1.PinImageResponse, error) {
+	var res v1.PinImageResponse
+	if err := c.client.CallUnary(ctx, imageServicePinImageSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *imageServiceClient) UnpinImage(ctx context.Context, req *v1.UnpinImageRequest) (*v1.UnpinImageResponse, error) {
+	var res v1.UnpinImageResponse
+	if err := c.client.CallUnary(ctx, imageServiceUnpinImageSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -241,6 +600,94 @@ func (h imageServiceHandler) deleteImage(ctx context.Context, _ connect.Spec, st
 		return err
 	}
 	res, err := h.svc.DeleteImage(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h imageServiceHandler) tagImage(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.TagImageRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.TagImage(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h imageServiceHandler) pushImage(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.PushImageRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.PushImage(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h imageServiceHandler) importImage(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	res, err := h.svc.ImportImage(ctx, ImageServiceImportImageServerStream{stream: stream})
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h imageServiceHandler) exportImage(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ExportImageRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	return h.svc.ExportImage(ctx, &req, ImageServiceExportImageServerStream{stream: stream})
+}
+
+func (h imageServiceHandler) pruneImages(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.PruneImagesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.PruneImages(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h imageServiceHandler) getImageUsage(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetImageUsageRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetImageUsage(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h imageServiceHandler) pinImage(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.PinImageRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.PinImage(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h imageServiceHandler) unpinImage(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.UnpinImageRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.UnpinImage(ctx, &req)
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,157 @@
+package containerd
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/imageref"
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+// The label of an image that is not to be removed, as containerd's CRI and the
+// kubelet know it.
+const (
+	labelPinned = "io.cri-containerd.pinned"
+	pinned      = "pinned"
+)
+
+// Tag makes tag name the image that ref names.
+func (e *Engine) Tag(ctx context.Context, ref, tag string) (_ runtime.Image, err error) {
+	record, err := e.record(ctx, ref)
+	if err != nil {
+		return runtime.Image{}, err
+	}
+	name, err := imageref.Normalize(tag)
+	if err != nil {
+		return runtime.Image{}, err
+	}
+	img, err := e.read(ctx, record)
+	if err != nil {
+		return runtime.Image{}, err
+	}
+	// ref may be removed at this moment.
+	ctx, release, err := e.holdContent(ctx, record.Target.Digest.String())
+	if err != nil {
+		return runtime.Image{}, fmt.Errorf("tag image %s: %w", record.Name, err)
+	}
+	defer release(&err)
+	tagged, err := e.nameImage(ctx, images.Image{Name: name, Target: record.Target})
+	if err != nil {
+		return runtime.Image{}, fmt.Errorf("tag image %s as %s: %w", record.Name, name, e.explain(ctx, err))
+	}
+	return describe(tagged, img), nil
+}
+
+// record is the record of a local image.
+func (e *Engine) record(ctx context.Context, ref string) (images.Image, error) {
+	name, err := imageref.Normalize(ref)
+	if err != nil {
+		return images.Image{}, err
+	}
+	record, err := e.client.ImageService().Get(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return images.Image{}, imageNotFound(name).WithCause(err)
+	} else if err != nil {
+		return images.Image{}, fmt.Errorf("get image %s: %w", name, e.explain(ctx, err))
+	}
+	return record, nil
+}
+
+// nameImage makes a reference name a target, whatever it named before, and
+// leaves its labels.
+func (e *Engine) nameImage(ctx context.Context, record images.Image) (images.Image, error) {
+	for {
+		made, err := e.client.ImageService().Create(ctx, record)
+		if !errdefs.IsAlreadyExists(err) {
+			return made, err
+		}
+		made, err = e.client.ImageService().Update(ctx, record, "target")
+		if !errdefs.IsNotFound(err) { // it was removed in between
+			return made, err
+		}
+		if ctx.Err() != nil {
+			return images.Image{}, context.Cause(ctx)
+		}
+	}
+}
+
+// setImage is nameImage for a target that was just made: content that it
+// reaches gets its garbage collection labels.
+func (e *Engine) setImage(ctx context.Context, record images.Image) (images.Image, error) {
+	handler := images.SetChildrenMappedLabels(e.client.ContentStore(), images.ChildrenHandler(e.client.ContentStore()), nil)
+	if err := images.Dispatch(ctx, handler, nil, record.Target); err != nil {
+		return images.Image{}, err
+	}
+	return e.nameImage(ctx, record)
+}
+
+// SetPinned sets or removes the label of what is not to be removed.
+func (e *Engine) SetPinned(ctx context.Context, ref string, pin bool) (runtime.Image, error) {
+	name, err := imageref.Normalize(ref)
+	if err != nil {
+		return runtime.Image{}, err
+	}
+	// A pull that is about to set the image's record anew must know.
+	e.mu.Lock()
+	before, had := e.pins[name]
+	e.pins[name] = pin
+	e.mu.Unlock()
+	record, err := e.setPin(ctx, name, pin)
+	if err != nil {
+		e.mu.Lock()
+		if delete(e.pins, name); had {
+			e.pins[name] = before
+		}
+		e.mu.Unlock()
+		return runtime.Image{}, err
+	}
+	img, err := e.read(ctx, record)
+	if err != nil {
+		return runtime.Image{}, err
+	}
+	return describe(record, img), nil
+}
+
+func (e *Engine) setPin(ctx context.Context, name string, pin bool) (images.Image, error) {
+	change := images.Image{Name: name, Labels: map[string]string{}}
+	if pin {
+		change.Labels[labelPinned] = pinned
+	}
+	record, err := e.client.ImageService().Update(ctx, change, "labels."+labelPinned)
+	if errdefs.IsNotFound(err) {
+		return images.Image{}, imageNotFound(name).WithCause(err)
+	} else if err != nil {
+		return images.Image{}, fmt.Errorf("pin image %s: %w", name, e.explain(ctx, err))
+	}
+	return record, nil
+}
+
+func isPinned(record images.Image) bool { return record.Labels[labelPinned] == pinned }
+
+// pinLabels are the labels with which a pull is to set the record of an image:
+// it replaces those there are.
+func (e *Engine) pinLabels(ctx context.Context, name string) (map[string]string, error) {
+	record, err := e.client.ImageService().Get(ctx, name)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return nil, fmt.Errorf("get image %s: %w", name, e.explain(ctx, err))
+	}
+	if isPinned(record) {
+		return map[string]string{labelPinned: pinned}, nil
+	}
+	return map[string]string{}, nil
+}
+
+// keepPin makes good what was said of pinning while a pull worked with the
+// labels as they were when it began.
+func (e *Engine) keepPin(ctx context.Context, record images.Image) (images.Image, error) {
+	e.mu.Lock()
+	pin, told := e.pins[record.Name]
+	e.mu.Unlock()
+	if !told || pin == isPinned(record) {
+		return record, nil
+	}
+	return e.setPin(ctx, record.Name, pin)
+}

@@ -1,0 +1,538 @@
+package runtime_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	"github.com/oklog/ulid/v2"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+)
+
+const (
+	private = "registry.example/team/app:v1"
+	secret  = "correct horse battery staple"
+)
+
+// asking is a host whose registry has a private image.
+func asking(t *testing.T) *host {
+	t.Helper()
+	h := newHost(t)
+	h.images.AddRemote(runtime.Image{Name: private, Digest: "sha256:2", Size: 7})
+	h.images.Ask(private, runtime.Login{Username: "ann", Password: secret})
+	return h
+}
+
+func pullPrivate() runtime.PullRequest {
+	return runtime.PullRequest{RequestID: "r1", Reference: private, Login: &runtime.Login{Username: "ann", Password: secret}}
+}
+
+// noSecret fails the test when the password is anywhere below the state
+// directory.
+func noSecret(t *testing.T, h *host) {
+	t.Helper()
+	if err := filepath.WalkDir(h.dir, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if err == nil && bytes.Contains(text, []byte(secret)) {
+			t.Errorf("%s has the password", path)
+		}
+		return err
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+func credentialFiles(t *testing.T, h *host) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(h.dir, "credentials", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return files
+}
+
+func TestLoginIsKeptForTheOperationAlone(t *testing.T) {
+	t.Parallel()
+	h := asking(t)
+	d := start(t, h)
+	var kept atomic.Bool
+	h.faults.Hook(func(method string) {
+		if method != "Images.Pull" {
+			return
+		}
+		for _, path := range credentialFiles(t, h) {
+			info, err := os.Stat(path)
+			text, readErr := os.ReadFile(path)
+			kept.Store(err == nil && readErr == nil && info.Mode() == 0o600 && bytes.Contains(text, []byte(secret)))
+		}
+	})
+	op, err := d.Pull(t.Context(), pullPrivate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(op.Args)+op.RequestHash, secret) {
+		t.Errorf("the operation has the password: %+v", op)
+	}
+	if done := d.done(op); done.State != operation.Succeeded || done.Result["digest"] != "sha256:2" {
+		t.Errorf("operation %+v", done)
+	}
+	if !kept.Load() {
+		t.Error("the credentials were not kept for root alone while the pull was at work")
+	}
+	// The same request again, and another one with its id.
+	if again, err := d.Pull(t.Context(), pullPrivate()); err != nil || again.ID != op.ID {
+		t.Errorf("repeated: %+v, %v", again, err)
+	}
+	other := pullPrivate()
+	other.Login = &runtime.Login{Username: "bob", Password: secret}
+	_, err = d.Pull(t.Context(), other)
+	wantProblem(t, "another user", err, problem.RequestIDReused, "request_id")
+	// Wrong ones.
+	wrong := runtime.PullRequest{Reference: private, Login: &runtime.Login{Username: "ann", Password: "wrong"}}
+	if op, err = d.Pull(t.Context(), wrong); err != nil {
+		t.Fatal(err)
+	}
+	if done := d.done(op); done.State != operation.Failed || done.Problem.Reason != string(problem.RegistryDenied) || done.Problem.Field != "reference" {
+		t.Errorf("operation %+v, problem %+v", done, done.Problem)
+	}
+	if files := credentialFiles(t, h); len(files) > 0 {
+		t.Errorf("credentials are left: %q", files)
+	}
+	noSecret(t, h)
+	if text := fmt.Sprintf("%v %+v %#v", *wrong.Login, wrong.Login, *wrong.Login); strings.Contains(text, "wrong") {
+		t.Errorf("a login prints as %s", text)
+	}
+}
+
+func TestLoginSurvivesTheDaemon(t *testing.T) {
+	t.Parallel()
+	h := asking(t)
+	d := start(t, h)
+	pulling := make(chan struct{})
+	var once sync.Once
+	stop := make(chan struct{})
+	h.faults.Hook(func(method string) {
+		if method == "Images.Pull" {
+			once.Do(func() { close(pulling); <-stop })
+		}
+	})
+	op, err := d.Pull(t.Context(), pullPrivate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-pulling
+	time.AfterFunc(50*time.Millisecond, func() { close(stop) }) // when the daemon is stopping, or has not begun to
+	d.stop()
+	d = start(t, h)
+	if done := d.done(op); done.State != operation.Succeeded {
+		t.Errorf("operation %+v, problem %+v", done, done.Problem)
+	}
+	if files := credentialFiles(t, h); len(files) > 0 {
+		t.Errorf("credentials are left: %q", files)
+	}
+}
+
+func TestLostLoginIsSaid(t *testing.T) {
+	t.Parallel()
+	h := asking(t)
+	h.images.Add(runtime.Image{Name: "team/mine", Digest: "sha256:3"})
+	d := start(t, h)
+	// The worker is kept busy by pulls that wait, so that the last one is not begun.
+	held, release := make(chan struct{}), make(chan struct{})
+	var waiting atomic.Int32
+	h.faults.Hook(func(method string) {
+		if method == "Images.Push" && waiting.Add(1) <= 3 {
+			if waiting.Load() == 3 {
+				close(held)
+			}
+			<-release
+		}
+	})
+	for i := range 3 {
+		h.images.Add(runtime.Image{Name: fmt.Sprintf("team/mine:%d", i), Digest: "sha256:3"})
+		if _, err := d.Push(t.Context(), runtime.PushRequest{Reference: fmt.Sprintf("team/mine:%d", i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-held
+	op, err := d.Push(t.Context(), runtime.PushRequest{Reference: "team/mine", Destination: private, Login: pullPrivate().Login})
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := credentialFiles(t, h)
+	if len(files) != 1 || filepath.Base(files[0]) != op.ID {
+		t.Fatalf("credentials %q", files)
+	}
+	if err := os.WriteFile(files[0], []byte("{damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	close(release)
+	if done := d.done(op); done.State != operation.Failed || done.Problem.Reason != string(problem.CredentialsLost) || done.Problem.Hint == "" {
+		t.Errorf("operation %+v, problem %+v", done, done.Problem)
+	}
+	if files := credentialFiles(t, h); len(files) > 0 {
+		t.Errorf("credentials are left: %q", files)
+	}
+}
+
+// A daemon that died may leave credentials: those of operations that are done,
+// of ones that were never written, and files that were not written to their
+// end.
+func TestStaleLoginsGo(t *testing.T) {
+	t.Parallel()
+	h := asking(t)
+	d := start(t, h)
+	op, err := d.Pull(t.Context(), pullPrivate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.done(op)
+	dir := filepath.Join(h.dir, "credentials")
+	young, old := ulid.Make().String(), ulid.Make().String()
+	for _, name := range []string{op.ID, young, old, ".half.1234"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("{}"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long := time.Now().Add(-time.Hour)
+	for _, name := range []string{old, ".half.1234"} {
+		if err := os.Chtimes(filepath.Join(dir, name), long, long); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := d.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) != 1 || entries[0].Name() != young { // its operation may be about to be written
+		t.Errorf("credentials %v, %v, want only %s", entries, err, young)
+	}
+}
+
+// What interrupted pulls hold is kept as long as they are to go on.
+func TestLeasesOfPullsAreKept(t *testing.T) {
+	t.Parallel()
+	h := asking(t)
+	h.images.AddRemote(runtime.Image{Name: "registry.example/env", Digest: "sha256:4"})
+	d := start(t, h)
+	begun, release := make(chan struct{}, 2), make(chan struct{})
+	h.faults.Hook(func(method string) {
+		if method == "Images.Pull" {
+			begun <- struct{}{}
+			<-release
+		}
+	})
+	pull, err := d.Pull(t.Context(), pullPrivate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, create, err := d.Create(t.Context(), runtime.CreateRequest{Name: "a", Spec: runtime.Spec{Image: "registry.example/env"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	<-begun
+	for name, pulling := range map[string]string{
+		"lease-pull": private, "lease-create": "registry.example/env:latest", "lease-over": "registry.example/other:latest", "lease-import": "",
+	} {
+		h.engine.AddPart(runtime.Part{Kind: runtime.FoundLease, Name: name, Pulling: pulling})
+	}
+	leases := func() []string {
+		t.Helper()
+		var names []string
+		for _, finding := range d.reconcile(false) {
+			if finding.Kind == runtime.FoundLease {
+				names = append(names, finding.Name)
+			}
+		}
+		slices.Sort(names)
+		return names
+	}
+	if got, want := leases(), []string{"lease-import", "lease-over"}; !slices.Equal(got, want) {
+		t.Errorf("removed %q, want %q", got, want)
+	}
+	close(release)
+	d.done(pull)
+	d.done(create)
+	if got, want := leases(), []string{"lease-create", "lease-pull"}; !slices.Equal(got, want) {
+		t.Errorf("removed at the end %q, want %q", got, want)
+	}
+}
+
+func TestDeleteImage(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	d := start(t, h)
+	for _, name := range []string{"one", "two"} {
+		d.create(full(name))
+	}
+	other := full("one")
+	other.Project = "lab"
+	_, op, err := d.Create(t.Context(), other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.done(op)
+	_, err = d.DeleteImage(t.Context(), "test/app", false)
+	p := wantProblem(t, "delete", err, problem.ImageInUse, "reference")
+	if p != nil && !strings.Contains(p.Message, "is in use by one, two, lab/one") {
+		t.Errorf("message %q", p.Message)
+	}
+	if _, err := d.PinImage(t.Context(), "test/app", true); err != nil {
+		t.Fatal(err)
+	}
+	_, err = d.DeleteImage(t.Context(), "test/app", true)
+	wantProblem(t, "delete of what is pinned", err, problem.ImagePinned, "reference")
+	if unpinned, err := d.PinImage(t.Context(), "test/app", false); err != nil || len(unpinned.UsedBy) != 3 || unpinned.Pinned {
+		t.Errorf("unpinned %+v, %v", unpinned, err)
+	}
+	if name, err := d.DeleteImage(t.Context(), "test/app", true); err != nil || name != image {
+		t.Errorf("delete with force: %s, %v", name, err)
+	}
+	_, err = d.DeleteImage(t.Context(), "test/app", true)
+	wantProblem(t, "delete again", err, problem.ImageNotFound, "reference")
+}
+
+// An image is not removed from under a create that has found it.
+func TestDeleteImageAndCreateDoNotMeet(t *testing.T) {
+	t.Parallel()
+	h := alone(t)
+	d := start(t, h)
+	var once sync.Once
+	h.faults.Hook(func(method string) {
+		if method == "Images.Image" {
+			once.Do(func() { // the create has claimed it and looks it up
+				_, err := d.DeleteImage(t.Context(), image, true)
+				wantProblem(t, "delete", err, problem.ImageInUse, "reference")
+				if pruned, err := d.PruneImages(t.Context(), runtime.PruneRequest{}); err != nil || len(pruned.Images) != 0 {
+					t.Errorf("pruned %+v, %v", pruned, err)
+				}
+			})
+		}
+	})
+	_, op, err := d.Create(t.Context(), full("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if done := d.done(op); done.State != operation.Succeeded {
+		t.Errorf("create: %+v", done.Problem)
+	}
+	// The other way about: a create waits for a removal, and finds nothing.
+	h.images.Add(runtime.Image{Name: "test/going", Digest: "sha256:5"})
+	answered := make(chan error, 1)
+	h.faults.Hook(func(method string) {
+		if method == "Images.DeleteImage" {
+			go func() {
+				_, _, err := d.Create(t.Context(), runtime.CreateRequest{Name: "b", Spec: runtime.Spec{Image: "test/going", PullPolicy: runtime.PullNever}})
+				answered <- err
+			}()
+			select {
+			case err := <-answered:
+				t.Errorf("the create did not wait: %v", err)
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	})
+	if _, err := d.DeleteImage(t.Context(), "test/going", false); err != nil {
+		t.Error(err)
+	}
+	wantProblem(t, "create", <-answered, problem.ImageNotFound, "spec.image")
+	// Who waits may leave.
+	h.images.Add(runtime.Image{Name: "test/going", Digest: "sha256:5"})
+	h.faults.Hook(func(method string) {
+		if method == "Images.DeleteImage" {
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if _, err := d.PinImage(ctx, "test/going", true); err == nil {
+				t.Error("what is being removed was pinned")
+			}
+		}
+	})
+	if _, err := d.DeleteImage(t.Context(), "test/going", false); err != nil {
+		t.Error(err)
+	}
+}
+
+// alone is a host with one image.
+func alone(t *testing.T) *host {
+	t.Helper()
+	h := newHost(t)
+	if err := h.images.DeleteImage(t.Context(), "remotegpu/test"); err != nil { // of the fake engine
+		t.Fatal(err)
+	}
+	return h
+}
+
+func TestPruneAndUsage(t *testing.T) {
+	t.Parallel()
+	h := alone(t)
+	now := time.Now()
+	for name, one := range map[string]runtime.Image{
+		"free/a": {Digest: "sha256:a", Size: 10}, "free/b": {Digest: "sha256:a", Size: 10}, "free/c": {Digest: "sha256:c", Size: 5},
+		"pinned/d": {Digest: "sha256:c", Size: 5}, "young/e": {Digest: "sha256:e", Size: 3, UpdatedAt: now}, "pushed/f": {Digest: "sha256:f", Size: 2},
+	} {
+		one.Name = name
+		h.images.Add(one)
+	}
+	d := start(t, h)
+	_, op, err := d.Create(t.Context(), full("user"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.done(op)
+	if _, err := d.PinImage(t.Context(), "pinned/d", true); err != nil {
+		t.Fatal(err)
+	}
+	pushing, release := make(chan struct{}), make(chan struct{})
+	h.faults.Hook(func(method string) {
+		if method == "Images.Push" {
+			close(pushing)
+			<-release
+		}
+	})
+	if op, err = d.Push(t.Context(), runtime.PushRequest{Reference: "pushed/f", Destination: "registry.example/f"}); err != nil {
+		t.Fatal(err)
+	}
+	<-pushing
+
+	usage, err := d.ImageDiskUsage(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	unique := map[string]int64{}
+	for _, one := range usage.Images {
+		if one.Content != one.Size || one.Snapshots != one.Size {
+			t.Errorf("usage of %s: %+v", one.Name, one)
+		}
+		unique[one.Name] = one.ContentUnique + one.SnapshotsUnique
+	}
+	if diff := cmp.Diff(map[string]int64{
+		"docker.io/free/a:latest": 0, "docker.io/free/b:latest": 0, "docker.io/free/c:latest": 0, "docker.io/pinned/d:latest": 0,
+		"docker.io/young/e:latest": 6, "docker.io/pushed/f:latest": 4, image: 0,
+	}, unique); diff != "" {
+		t.Errorf("unique: %s", diff)
+	}
+	if usage.Content != 20 || usage.Snapshots != 20 || usage.Reclaimable != 26 {
+		t.Errorf("usage %+v, want 20 and 20, of which 26 can be had", usage)
+	}
+
+	names := func(pruned runtime.Pruned, err error) string {
+		t.Helper()
+		var all []string
+		for _, one := range pruned.Images {
+			all = append(all, strings.TrimSuffix(strings.TrimPrefix(one.Name, "docker.io/"), ":latest"))
+		}
+		return fmt.Sprint(strings.Join(all, " "), " ", pruned.Freed, " ", err)
+	}
+	for _, step := range []struct {
+		req  runtime.PruneRequest
+		want string
+	}{
+		{runtime.PruneRequest{DryRun: true}, "free/a free/b free/c young/e 26 <nil>"},
+		{runtime.PruneRequest{MinAge: time.Hour}, "free/a free/b free/c 20 <nil>"},
+		{runtime.PruneRequest{MinAge: time.Hour}, " 0 <nil>"},
+		{runtime.PruneRequest{}, "young/e 6 <nil>"},
+	} {
+		if got := names(d.PruneImages(t.Context(), step.req)); got != step.want {
+			t.Errorf("prune %+v: %s, want %s", step.req, got, step.want)
+		}
+	}
+	close(release)
+	d.done(op)
+	// One that cannot be removed does not keep the others.
+	h.images.Add(runtime.Image{Name: "free/g", Digest: "sha256:9", Size: 1})
+	h.faults.FailCall("Images.DeleteImage", 1, errdefs.ErrUnavailable)
+	if got := names(d.PruneImages(t.Context(), runtime.PruneRequest{})); !strings.HasPrefix(got, "pushed/f 4 ") || !strings.Contains(got, "free/g") {
+		t.Errorf("prune with a failure: %s", got)
+	}
+	if got := names(d.PruneImages(t.Context(), runtime.PruneRequest{})); got != "free/g 2 <nil>" {
+		t.Errorf("the next prune: %s", got)
+	}
+}
+
+func TestPush(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	d := start(t, h)
+	_, err := d.Push(t.Context(), runtime.PushRequest{Reference: "test/absent"})
+	wantProblem(t, "push of what is not here", err, problem.ImageNotFound, "reference")
+	_, err = d.Push(t.Context(), runtime.PushRequest{Reference: "test/app", Destination: "Not A Reference"})
+	wantProblem(t, "push to nowhere", err, problem.ImageReferenceBad, "destination")
+	h.faults.FailCall("Images.Push", 1, problem.New(problem.RegistryUnavailable, "the registry does not answer"))
+	req := runtime.PushRequest{RequestID: "p1", Reference: "test/app", Destination: "registry.example/app"}
+	op, err := d.Push(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := d.done(op)
+	if done.State != operation.Succeeded || done.Attempts != 2 || done.Result["image"] != "registry.example/app:latest" || done.Result["digest"] != "sha256:1" {
+		t.Errorf("operation %+v", done)
+	}
+	if len(done.Progress.Layers) != 1 || done.Progress.Layers[0].State != operation.LayerTransferred {
+		t.Errorf("progress %+v", done.Progress)
+	}
+	if _, err := d.DeleteImage(t.Context(), "test/app", false); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := d.Push(t.Context(), req); err != nil || again.ID != op.ID {
+		t.Errorf("repeated after the image is gone: %+v, %v", again, err)
+	}
+}
+
+func TestArchivesAndTags(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	d := start(t, h)
+	tagged, err := d.TagImage(t.Context(), "test/app", "test/other:2")
+	if err != nil || tagged.Name != "docker.io/test/other:2" || tagged.Digest != "sha256:1" {
+		t.Errorf("tagged %+v, %v", tagged, err)
+	}
+	var archive bytes.Buffer
+	if err := d.ExportImages(t.Context(), []string{"test/other:2"}, &archive); err != nil {
+		t.Fatal(err)
+	}
+	imported, err := d.ImportImages(t.Context(), &archive, "test/third")
+	if err != nil || len(imported) != 1 || imported[0].Name != "docker.io/test/third:latest" {
+		t.Errorf("imported %+v, %v", imported, err)
+	}
+	_, err = d.TagImage(t.Context(), "test/app", "Not A Reference")
+	wantProblem(t, "tag", err, problem.ImageReferenceBad, "tag")
+	_, err = d.TagImage(t.Context(), "test/absent", "test/x")
+	wantProblem(t, "tag", err, problem.ImageNotFound, "reference")
+	_, err = d.ImportImages(t.Context(), strings.NewReader("nothing"), "Not A Reference")
+	wantProblem(t, "import", err, problem.ImageReferenceBad, "reference")
+	_, err = d.ImportImages(t.Context(), strings.NewReader("nothing"), "")
+	wantProblem(t, "import", err, problem.ImageArchiveInvalid, "")
+	err = d.ExportImages(t.Context(), []string{"test/app", "Not A Reference"}, &archive)
+	wantProblem(t, "export", err, problem.ImageReferenceBad, "references[1]")
+	err = d.ExportImages(t.Context(), []string{"test/absent"}, &archive)
+	wantProblem(t, "export", err, problem.ImageNotFound, "reference")
+}
+
+// wantProblem fails the test unless err is of a reason, at a field, with a hint.
+func wantProblem(t *testing.T, what string, err error, reason problem.Reason, field string) *problem.Problem {
+	t.Helper()
+	p, ok := errors.AsType[*problem.Problem](err)
+	if !ok || p.Reason != reason || p.Field != field || p.Hint == "" {
+		t.Errorf("%s: %v, want %s at %q with a hint", what, err, reason, field)
+		return nil
+	}
+	return p
+}
