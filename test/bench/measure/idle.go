@@ -3,6 +3,7 @@ package measure
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/remotegpu/remotegpu/test/bench/columns"
@@ -14,21 +15,21 @@ import (
 // alone in its sandbox, so whatever runs there is the column's.
 func (m *measurement) idle(ctx context.Context) error {
 	return m.complete(ctx, func(column columns.Complete, result *report.Column) error {
-		if err := m.use(ctx, result, report.Memory0, report.CPU0, "MiB with 0"); err != nil {
+		if err := m.use(ctx, result, report.Memory0, report.CPU0, "0"); err != nil {
 			return err
 		}
 		if _, err := createMany(ctx, column, "idle", m.Many, makers); err != nil {
 			return err
 		}
 		m.say(fmt.Sprintf("%s has %d", column.Name(), m.Many))
-		return m.use(ctx, result, report.Memory100, report.CPU100, fmt.Sprintf("MiB with %d", m.Many))
+		return m.use(ctx, result, report.Memory100, report.CPU100, strconv.Itoa(m.Many))
 	})
 }
 
 // use samples memory once and CPU over the time of idleness.
-func (m *measurement) use(ctx context.Context, result *report.Column, memory, cpu report.Row, parts string) error {
+func (m *measurement) use(ctx context.Context, result *report.Column, memory, cpu report.Row, with string) error {
 	// What a start or a create leaves to do, garbage collections included.
-	if err := pause(ctx, m.Idle/2); err != nil {
+	if err := pause(ctx, m.Idle); err != nil {
 		return err
 	}
 	before, err := sandbox.Processes()
@@ -46,17 +47,20 @@ func (m *measurement) use(ctx context.Context, result *report.Column, memory, cp
 	took := time.Since(start)
 	var used time.Duration
 	var bytes int64
-	byName := map[string]float64{}
+	memories, shares := map[string]float64{}, map[string]float64{}
 	for pid, process := range after {
 		bytes += process.PSS
-		byName[process.Name] += mebibytes(process.PSS)
+		memories[process.Name] += mebibytes(process.PSS)
 		// Of one that is new, all of it; of one that has gone, what its parent
 		// or the sandbox's first process has counted is not told: it is little.
-		used += process.CPU - before[pid].CPU
+		more := process.CPU - before[pid].CPU
+		used += more
+		shares[process.Name] += 100 * more.Seconds() / took.Seconds()
 	}
 	result.AddValue(memory, mebibytes(bytes))
 	result.AddValue(cpu, 100*used.Seconds()/took.Seconds())
-	result.AddParts(parts, byName)
+	result.AddParts("MiB with "+with, memories)
+	result.AddParts("CPU % with "+with, shares)
 	return nil
 }
 
