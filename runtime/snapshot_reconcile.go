@@ -59,7 +59,7 @@ func (m *Manager) observeSnapshots(ctx context.Context, o *observed) error {
 			finding := snapshotFinding(&Snapshot{ID: part.ID}, "it was not finished, and nobody makes it any more")
 			o.snapshots = append(o.snapshots, finding)
 		case part.Begun && snapshot.State == SnapshotReady && snapshot.Operation == "":
-			o.snapshots = append(o.snapshots, snapshotFinding(snapshot, "an export of it was not finished, and nobody makes it any more"))
+			o.snapshots = append(o.snapshots, snapshotFinding(snapshot, "what was begun with it has left something, and nobody goes on with it"))
 		}
 	}
 	if len(strangers) > 0 { // one may have been deleted since it was listed
@@ -138,7 +138,7 @@ func (m *Manager) mendSnapshot(ctx context.Context, id string) error {
 	case differs != "":
 		return m.abandonSnapshots(ctx, snapshot.Operation)
 	case snapshot.Operation == "":
-		return m.cfg.Snapshotter.AbortExport(ctx, id)
+		return m.cfg.Snapshotter.TidySnapshot(ctx, id)
 	}
 	return nil // an operation works on it by now
 }

@@ -160,7 +160,7 @@ func (m *Manager) abandonSnapshots(ctx context.Context, opID string) error {
 			}
 			continue
 		}
-		if err := m.cfg.Snapshotter.AbortExport(ctx, snapshot.ID); err != nil {
+		if err := m.cfg.Snapshotter.TidySnapshot(ctx, snapshot.ID); err != nil {
 			return err
 		}
 		if err := m.freeSnapshot(ctx, snapshot.ID, opID); err != nil {

@@ -40,8 +40,8 @@ type Snapshotter interface {
 	// SNAPSHOT_NOT_FOUND, SNAPSHOT_BASE_MISSING, SNAPSHOT_NOT_COPYABLE.
 	// progress gets layers.
 	ExportSnapshot(ctx context.Context, e Export, progress func(operation.Progress)) (Image, error)
-	// AbortExport removes what an interrupted ExportSnapshot has left.
-	AbortExport(ctx context.Context, snapshot string) error
+	// TidySnapshot removes what interrupted calls have left beside a snapshot.
+	TidySnapshot(ctx context.Context, snapshot string) error
 }
 
 // Layer is a snapshot as the engine knows it.

@@ -276,7 +276,12 @@ func (e *Engine) writeBlobOnce(ctx context.Context, ref, mediaType string, label
 func (e *Engine) unpackDiff(ctx context.Context, snapshot, base, root string, blob ocispec.Descriptor, ext extension) error {
 	key := snapshotKey(snapshot)
 	labels := snapshotLabels(snapshot, ext)
-	mounts, err := e.snapshots.Prepare(ctx, key+unpackSuffix, base, snapshots.WithLabels(map[string]string{labelSnapshot: snapshot}))
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	whole, done := uninterrupted(ctx)
+	defer done()
+	mounts, err := e.snapshots.Prepare(whole, key+unpackSuffix, base, snapshots.WithLabels(map[string]string{labelSnapshot: snapshot}))
 	if err != nil {
 		return fmt.Errorf("prepare layer: %w", e.explain(ctx, err))
 	}
@@ -293,10 +298,10 @@ func (e *Engine) unpackDiff(ctx context.Context, snapshot, base, root string, bl
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	whole, done := uninterrupted(ctx)
-	defer done()
-	if err := e.snapshots.Commit(whole, key, key+unpackSuffix, snapshots.WithLabels(labels)); err != nil {
-		return fmt.Errorf("commit layer: %w", e.explain(whole, err))
+	last, end := uninterrupted(ctx) // unpacking may have taken long
+	defer end()
+	if err := e.snapshots.Commit(last, key, key+unpackSuffix, snapshots.WithLabels(labels)); err != nil {
+		return fmt.Errorf("commit layer: %w", e.explain(last, err))
 	}
 	return nil
 }

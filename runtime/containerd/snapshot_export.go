@@ -5,6 +5,7 @@ import (
 	"compress/gzip"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -35,10 +36,11 @@ func (e *Engine) ExportSnapshot(ctx context.Context, ex runtime.Export, progress
 	return image, nil
 }
 
-// AbortExport removes what an interrupted ExportSnapshot has left.
-func (e *Engine) AbortExport(ctx context.Context, snapshot string) error {
-	if err := e.abort(ctx, snapshotKey(snapshot)+exportSuffix); err != nil {
-		return fmt.Errorf("abort export of snapshot %s: %w", snapshot, err)
+// TidySnapshot removes what interrupted calls have left beside a snapshot.
+func (e *Engine) TidySnapshot(ctx context.Context, snapshot string) error {
+	key := snapshotKey(snapshot)
+	if err := errors.Join(e.abort(ctx, key), e.abort(ctx, key+exportSuffix)); err != nil {
+		return fmt.Errorf("tidy snapshot %s: %w", snapshot, err)
 	}
 	return nil
 }
@@ -138,7 +140,12 @@ func (x *exporting) readBase(ctx context.Context, ext extension) error {
 // view returns the directories of the uppermost layers of a snapshot.
 func (x *exporting) view(ctx context.Context, snapshot string, count int) ([]string, error) {
 	e := x.engine
-	mounts, err := e.snapshots.View(ctx, x.key+viewSuffix, snapshotKey(snapshot),
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx)
+	}
+	whole, done := uninterrupted(ctx)
+	defer done()
+	mounts, err := e.snapshots.View(whole, x.key+viewSuffix, snapshotKey(snapshot),
 		snapshots.WithLabels(map[string]string{labelSnapshot: snapshot}))
 	if err != nil {
 		return nil, fmt.Errorf("view layers: %w", e.explain(ctx, err))

@@ -402,6 +402,17 @@ func halfMade(t *testing.T, d *testutil.ContainerdDaemon) {
 	if _, err := e.CopyLayer(t.Context(), "one", "third", nil); err != nil {
 		t.Errorf("copy over what was left: %v", err)
 	}
+	d.Ctr(t, "leases", "create", "--id", "remotegpu-snapshot-third", "--expires", "1h")
+	d.Ctr(t, "leases", "create", "--id", "remotegpu-snapshot-third-export", "--expires", "1h")
+	if parts, err := e.Snapshots(t.Context()); err != nil || len(parts) != 1 || parts[0] != (runtime.SnapshotPart{ID: "third", Whole: true, Begun: true}) {
+		t.Errorf("snapshots: %+v, %v", parts, err)
+	}
+	if err := e.TidySnapshot(t.Context(), "third"); err != nil {
+		t.Error(err)
+	}
+	if parts, err := e.Snapshots(t.Context()); err != nil || len(parts) != 1 || parts[0] != (runtime.SnapshotPart{ID: "third", Whole: true}) {
+		t.Errorf("once tidied: %+v, %v", parts, err)
+	}
 	if err := e.RemoveSnapshot(t.Context(), "third"); err != nil {
 		t.Error(err)
 	}

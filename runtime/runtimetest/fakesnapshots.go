@@ -209,9 +209,9 @@ func (e *FakeEngine) LeaveExport(snapshot string) {
 	e.exporting = map[string]bool{snapshot: true}
 }
 
-// AbortExport undoes LeaveExport.
-func (e *FakeEngine) AbortExport(_ context.Context, snapshot string) error {
-	return e.call("AbortExport", func() error {
+// TidySnapshot undoes LeaveExport.
+func (e *FakeEngine) TidySnapshot(_ context.Context, snapshot string) error {
+	return e.call("TidySnapshot", func() error {
 		delete(e.exporting, snapshot)
 		return nil
 	})

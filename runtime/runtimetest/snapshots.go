@@ -228,7 +228,7 @@ func testSnapshotClone(t *testing.T, s *suite) {
 	if err != nil || image.Name != name || image.Digest == layer.ImageDigest || image.Size <= 0 || last.Total == 0 {
 		t.Fatalf("export: %+v, %v, progress %+v", image, err, last)
 	}
-	if err := e.AbortExport(t.Context(), "clone"); err != nil {
+	if err := e.TidySnapshot(t.Context(), "clone"); err != nil {
 		t.Errorf("abort an export that is done: %v", err)
 	}
 	remove(t, e, "lower", "upper", "clone")

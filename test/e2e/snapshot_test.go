@@ -12,6 +12,7 @@ import (
 // snapshot is what the tests read of one.
 type snapshot struct {
 	ID      string `json:"id"`
+	EnvID   string `json:"environment"`
 	Name    string `json:"name"`
 	State   string `json:"state"`
 	Parent  string `json:"parent"`
