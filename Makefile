@@ -92,6 +92,13 @@ test-all: build ## The CI tier three times over, the long fault table and soak, 
 	REMOTEGPU_TEST=all go test -race -shuffle=on -count=3 -p 1 -timeout 60m ./...
 	REMOTEGPU_TEST=all REMOTEGPU_TEST_LONG=1 go test -race -v -timeout 90m -run 'TestFaultTable|TestSoak' ./test/e2e
 
+.PHONY: test-vm
+test-vm: build ## A node in a virtual machine with systemd and cgroup v2, rebooted for real (root; REMOTEGPU_VM_ACCEL=kvm)
+	@deploy/dev/packages.sh build vm
+	tools/install.sh containerd
+	test/vm/image.sh
+	REMOTEGPU_TEST=vm,programs,containerd2 go test -count=1 -v -timeout 90m ./test/vm
+
 .PHONY: bench
 bench: build ## Measure against a plain containerd client, ctr, podman and docker (RUNS=15, SUITES=life,list,…)
 	@deploy/dev/packages.sh node build bench

@@ -2,7 +2,7 @@
 # Installs what is missing from the distribution's packages. It never removes a
 # package, and it leaves alone what is there already, whoever installed it: a
 # program that is found is not installed again (Docker's containerd.io, say).
-# Usage: deploy/dev/packages.sh SET…   sets: node build test bench
+# Usage: deploy/dev/packages.sh SET…   sets: node build test bench vm
 set -euo pipefail
 
 declare -A programs=(
@@ -10,6 +10,7 @@ declare -A programs=(
 	[build]="gcc:gcc curl:curl npm:npm node:nodejs mmdebstrap:mmdebstrap"
 	[test]="chromium:chromium conntrack:conntrack jq:jq sysctl:procps shellcheck:shellcheck Xvnc:tigervnc-standalone-server xsetroot:x11-xserver-utils xterm:xterm setpriv:util-linux"
 	[bench]="dockerd:docker.io podman:podman conntrack:conntrack"
+	[vm]="mmdebstrap:mmdebstrap mke2fs:e2fsprogs qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils"
 )
 # Headers that no program stands for.
 declare -A files=([build]="/usr/include/stdio.h:libc6-dev")
@@ -43,7 +44,7 @@ for i in "${!missing[@]}"; do
 	# Ubuntu calls it otherwise.
 	if [ "${missing[i]}" = chromium ] && ! apt-cache show chromium >/dev/null 2>&1; then missing[i]=chromium-browser; fi
 done
-if ! apt-get install -q -y --no-install-recommends --no-remove "${missing[@]}" >"$log" 2>&1; then
+if ! apt-get install -q -y -o DPkg::Lock::Timeout=300 --no-install-recommends --no-remove "${missing[@]}" >"$log" 2>&1; then
 	tail -n 20 "$log" >&2
 	echo "installing ${missing[*]} failed; nothing was removed" >&2
 	exit 1

@@ -25,16 +25,22 @@ const (
 	Browser     Need = "browser"     // Chromium, node and playwright-core
 	Programs    Need = "programs"    // the built programs in bin/
 	Peers       Need = "peers"       // docker and podman
+	VM          Need = "vm"          // QEMU, mke2fs, and the image that test/vm/image.sh makes
 )
 
 // Require skips the test unless REMOTEGPU_TEST (comma-separated needs, or
-// "all") asks for every need, and fails it when one is asked for and missing.
+// "all" for all but VM) asks for every need, and fails it when one is asked for
+// and missing.
 func Require(tb testing.TB, needs ...Need) {
 	tb.Helper()
 	asked := strings.Split(os.Getenv("REMOTEGPU_TEST"), ",")
 	for _, need := range needs {
-		if !slices.Contains(asked, string(need)) && !slices.Contains(asked, "all") {
-			tb.Skipf("needs %s: run with REMOTEGPU_TEST=%s (make test does)", need, join(needs))
+		if !slices.Contains(asked, string(need)) && (need == VM || !slices.Contains(asked, "all")) {
+			target := "test"
+			if slices.Contains(needs, VM) {
+				target = "test-vm"
+			}
+			tb.Skipf("needs %s: run with REMOTEGPU_TEST=%s (make %s does)", need, join(needs), target)
 		}
 	}
 	for _, need := range needs {
@@ -75,6 +81,11 @@ func missing(need Need) string {
 		return missingFiles(Program("remotegpud"), Program("remotegpu"))
 	case Peers:
 		return missingPrograms("dockerd", "podman")
+	case VM:
+		if m := missingFiles(Repository() + "/.tools/vm/image/root.ext4"); m != "" {
+			return m
+		}
+		return missingPrograms("qemu-system-x86_64", "qemu-img", "mke2fs")
 	}
 	return ""
 }
