@@ -217,10 +217,7 @@ func (m *Manager) render(ctx context.Context, env *Environment) (Container, erro
 		ID: env.ID, Image: spec.Image, Entrypoint: spec.Entrypoint, Command: spec.Command,
 		Env: append(variables, userVariables(spec)...), Workdir: spec.Workdir, User: spec.User, Hostname: spec.Hostname,
 		Resources: spec.Resources, Mounts: mounts, NetNS: m.cfg.Networks.NetNS(env.ID), LogPath: m.logPath(env.ID),
-		Labels: map[string]string{
-			"remotegpu.dev/name": env.Name, "remotegpu.dev/project": env.Project, "remotegpu.dev/node": env.Node,
-			"remotegpu.dev/spec-version": specVersion,
-		},
+		Labels:             containerLabels(env),
 		AllowNewPrivileges: spec.AllowNewPrivileges,
 	}, nil
 }

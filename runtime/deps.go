@@ -15,6 +15,8 @@ import (
 // errdefs kinds or *problem.Problem. Every method that removes treats what is
 // absent as removed.
 type Engine interface {
+	Changer
+
 	// Info tells version and snapshotter. Unavailable when it does not answer.
 	Info(ctx context.Context) (EngineInfo, error)
 	// Create prepares the writable layer and the container record. On error
@@ -28,12 +30,6 @@ type Engine interface {
 	// SIGKILL to all when timeout has passed, and removes the task. A
 	// container without a task is NotFound.
 	Stop(ctx context.Context, id string, timeout time.Duration) (Exit, error)
-	// Pause freezes all processes of a container, Resume lets them go on. A
-	// container that is so already is fine; one without a process is NotFound.
-	// A paused one is started, stopped and deleted as any other: Start is
-	// AlreadyExists, Stop and Delete let it go on to end it.
-	Pause(ctx context.Context, id string) error
-	Resume(ctx context.Context, id string) error
 	// Delete kills and removes task, container, writable layer and log.
 	Delete(ctx context.Context, id string) error
 	// Status tells about one container of ours, NotFound.
@@ -55,6 +51,22 @@ type Engine interface {
 	// connection breaks, then closes events and sends the reason on errs. A
 	// caller subscribes first and lists then, so that nothing is missed.
 	Events(ctx context.Context) (events <-chan Event, errs <-chan error)
+}
+
+// Changer changes containers that exist. Errors as of Engine.
+type Changer interface {
+	// Pause freezes all processes of a container, Resume lets them go on. A
+	// container that is so already is fine; one without a process is NotFound.
+	// A paused one is started, stopped and deleted as any other: Start is
+	// AlreadyExists, Stop and Delete let it go on to end it.
+	Pause(ctx context.Context, id string) error
+	Resume(ctx context.Context, id string) error
+	// Update changes the limits of CPU, memory, swap and processes of a running
+	// or paused container, all of them or none: LIMITS_REFUSED, as for less
+	// memory than is in use. NotFound without a process: Start brings limits.
+	Update(ctx context.Context, id string, r Resources) error
+	// Relabel replaces the labels of a container, NotFound.
+	Relabel(ctx context.Context, id string, labels map[string]string) error
 }
 
 // EngineInfo is what an engine is.
@@ -210,6 +222,11 @@ type Ports interface {
 	// to be taken. PORT_TAKEN, PORT_POOL_EXHAUSTED.
 	Allocate(ctx context.Context, owner port.Owner, requests []port.Request,
 		insert func(context.Context, []port.Mapping) error) ([]port.Mapping, error)
+	// Reallocate brings an environment from the mappings it holds to what is
+	// requested, and persists the change with apply, which it may call again.
+	// A mapping that fits a request is kept. PORT_TAKEN, PORT_POOL_EXHAUSTED.
+	Reallocate(ctx context.Context, owner port.Owner, held []port.Mapping, requests []port.Request,
+		apply func(context.Context, port.Change) error) error
 	// Released tells the pool that the store has released these mappings.
 	Released(mappings []port.Mapping)
 }
@@ -283,6 +300,11 @@ type Store interface {
 	// transaction makes its reserved mappings active.
 	ActivateEnvironment(ctx context.Context, id string,
 		change func(*Environment) error) (*Environment, error)
+	// ChangePorts does as UpdateEnvironment and in the same transaction releases
+	// the dropped mappings of the environment, describes others anew and adds
+	// new ones. *port.ConflictError. It returns the released mappings.
+	ChangePorts(ctx context.Context, id string, ports port.Change,
+		change func(*Environment) error) (env *Environment, released []port.Mapping, err error)
 	// CountEnvironments counts those not deleted by state.
 	CountEnvironments(ctx context.Context) (map[State]int, error)
 	// Fate tells what the store knows of an id, deleted environments included.

@@ -61,13 +61,28 @@ type Environment struct {
 	HealthDetail string // what the last check said, at most HealthDetailLimit bytes
 	RestartCount int    // starts by the restart policy since somebody last started it
 	RestartAt    time.Time
-	ByPolicy     bool      // the operation at work was begun by the restart policy
-	RolledBack   string    // id of the operation that last replaced its writable layer
-	News         []History // what this change adds to its history; the store keeps it apart
+	ByPolicy     bool   // the operation at work was begun by the restart policy
+	RolledBack   string // id of the operation that last replaced its writable layer
+	// Applied is what its process was started with, while that differs from
+	// Spec in what a start alone can change; nil otherwise.
+	Applied *Spec
+	// Clear says that a start has to remove mounts or a desktop first that Spec
+	// does not name any more.
+	Clear bool
+	News  []History // what this change adds to its history; the store keeps it apart
 }
 
 // Alive says that the environment has a process, be it paused.
 func (e *Environment) Alive() bool { return e.State == Running || e.Paused }
+
+// Effective is what its process was started with, as far as a start alone can
+// change it.
+func (e *Environment) Effective() *Spec {
+	if e.Applied != nil {
+		return e.Applied
+	}
+	return &e.Spec
+}
 
 // Spec is what an environment should be, defaults filled in.
 type Spec struct {
@@ -87,6 +102,9 @@ type Spec struct {
 	Restart            *RestartPolicy    `json:"restart,omitempty"`
 	HealthCheck        *HealthCheck      `json:"health_check,omitempty"`
 	Snapshot           string            `json:"snapshot,omitempty"` // id of what it is made from in place of Image as it came
+	// OwnHostname says that Hostname was asked for; otherwise it follows the
+	// name.
+	OwnHostname bool `json:"own_hostname,omitempty"`
 }
 
 // PullPolicy is when to pull an image.

@@ -147,7 +147,7 @@ func (m *Manager) recordEnd(ctx context.Context, id string, exit *Exit) error {
 			return errNotOurs
 		}
 		wasPaused := env.Paused
-		env.Exit, env.Ready, env.Health, env.Paused = exit, false, HealthUnknown, false
+		env.Exit, env.Ready, env.Health, env.Paused, env.Applied = exit, false, HealthUnknown, false, nil
 		env.State, env.Problem = afterExit(exit)
 		if exit == nil && m.rebooted.Load() {
 			env.State, env.Problem = Failed, problemOf(hostRebooted())

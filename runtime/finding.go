@@ -88,6 +88,7 @@ const (
 	stepUndo          // give back what a failed create could not
 	stepFrozen        // record whether it is paused
 	stepAdopt         // record that the process runs
+	stepRelabel       // label the container anew
 	stepDeclare       // declare the rules
 	stepTeardown      // remove everything of the id
 	stepPart          // remove this part

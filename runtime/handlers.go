@@ -32,6 +32,7 @@ func (m *Manager) registerHandlers() {
 	m.cfg.Queue.Handle(KindSnapshot, m.alone(m.runSnapshot), environment)
 	m.cfg.Queue.Handle(KindRollBack, m.alone(m.runRollBack), environment)
 	m.cfg.Queue.Handle(KindExport, m.alone(m.runExport), operation.Policy{MaxAttempts: interruptions, Limit: 2, Abandon: m.abandon})
+	m.cfg.Queue.Handle(KindUpdate, m.alone(m.runUpdate), environment)
 	transfer := operation.Policy{MaxAttempts: interruptions, Limit: 3, Ended: m.forgetLogin}
 	m.cfg.Queue.Handle(KindPull, m.runPull, transfer)
 	m.cfg.Queue.Handle(KindPush, m.runPush, transfer)
@@ -67,6 +68,9 @@ func (m *Manager) abandon(ctx context.Context, op *operation.Operation) error {
 				return nil
 			}
 			return err
+		}
+		if op.Kind == KindUpdate && op.Attempts > 0 {
+			return m.undoUpdate(ctx, env, op)
 		}
 		if op.CancelRequested {
 			return m.unlockCancelled(ctx, env.ID, op.ID)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"reflect"
 	"strings"
 	"sync"
 	"time"
@@ -99,7 +100,7 @@ func (h *healthChecks) follow(env *Environment) {
 		h.remove(old)
 		return
 	}
-	if old != nil && old.started.Equal(env.StartedAt) {
+	if old != nil && old.started.Equal(env.StartedAt) && reflect.DeepEqual(old.check, *env.Spec.HealthCheck) {
 		return
 	}
 	h.remove(old)
@@ -264,7 +265,7 @@ func (h *healthChecks) settle(m *monitor, health Health) {
 // restarted where the policy says so, and is not when it recovers before.
 func (m *Manager) foundHealth(ctx context.Context, of *monitor, health Health, detail string) error {
 	_, err := m.update(ctx, of.id, func(env *Environment) error {
-		if env.State != Running || !env.StartedAt.Equal(of.started) || env.Spec.HealthCheck == nil {
+		if env.State != Running || !env.StartedAt.Equal(of.started) || env.Spec.HealthCheck == nil || !reflect.DeepEqual(of.check, *env.Spec.HealthCheck) {
 			return errNotOurs
 		}
 		if env.Operation != "" && health == Unhealthy {

@@ -38,6 +38,8 @@ const (
 	HappenedStopped    = "stopped"
 	HappenedPaused     = "paused"
 	HappenedResumed    = "resumed"
+	HappenedUpdated    = "updated"
+	HappenedRenamed    = "renamed"
 	HappenedRestarting = "restarting"
 	HappenedHealthy    = "healthy"
 	HappenedUnhealthy  = "unhealthy"

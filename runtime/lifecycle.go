@@ -40,8 +40,7 @@ func (m *Manager) Start(ctx context.Context, req ActionRequest) (*Environment, *
 		case env.State == Running:
 			return false, nil
 		case !env.Held || env.StartedAt.IsZero():
-			return false, problem.New(problem.EnvNotStartable, "environment %q was never made: its create failed", env.Name).
-				WithField("environment").WithHint("delete it and create it anew")
+			return false, neverMade(env)
 		}
 		return true, nil
 	})
@@ -69,8 +68,7 @@ func (m *Manager) Stop(ctx context.Context, req ActionRequest) (*Environment, *o
 func (m *Manager) Restart(ctx context.Context, req ActionRequest) (*Environment, *operation.Operation, error) {
 	return m.act(ctx, KindRestart, req, func(env *Environment) (bool, error) {
 		if !env.Held || env.StartedAt.IsZero() {
-			return false, problem.New(problem.EnvNotStartable, "environment %q was never made: its create failed", env.Name).
-				WithField("environment").WithHint("delete it and create it anew")
+			return false, neverMade(env)
 		}
 		return true, nil
 	})
@@ -133,12 +131,10 @@ func (m *Manager) act(ctx context.Context, kind string, req ActionRequest, check
 	op := m.newOperation(kind, env.Project, env.ID, req.RequestID, hash, actionArgs{Timeout: timeout})
 	updated, existing, err := m.cfg.Store.UpdateEnvironment(fault.Within(ctx, "request ", kind), env.ID, op, recorded(func(env *Environment) error {
 		if req.Etag != "" && req.Etag != Etag(env.Revision) {
-			return problem.New(problem.EtagMismatch, "environment %q has changed since it was read", env.Name).WithField("etag").
-				WithHint("read it again and decide anew")
+			return etagMismatch(env.Name)
 		}
 		if env.Operation != "" && (kind != KindDelete || !req.Force) {
-			return problem.New(problem.EnvBusy, "another operation works on environment %q", env.Name).WithField("environment").
-				WithHint("wait for it: remotegpu op watch %s", env.Operation)
+			return busy(env)
 		}
 		if proceed, err := check(env); err != nil {
 			return err
@@ -224,7 +220,7 @@ func (m *Manager) stop(ctx context.Context, env *Environment, task *operation.Ta
 	recording, cancel := cleanup.Context(ctx)
 	defer cancel()
 	_, updateErr := m.update(recording, env.ID, func(env *Environment) error {
-		env.State, env.Problem, env.Ready, env.Paused = Stopped, nil, false, false
+		env.State, env.Problem, env.Ready, env.Paused, env.Applied = Stopped, nil, false, false, nil
 		env.Health, env.RestartAt = HealthUnknown, time.Time{}
 		leave(env, task.Op.ID)
 		if err == nil {
@@ -307,7 +303,11 @@ func (m *Manager) runStart(ctx context.Context, task *operation.Task) error {
 // environment owns while stopped stays when it fails; it is in error then.
 func (m *Manager) start(ctx context.Context, env *Environment, task *operation.Task) error {
 	spans := startSpans(task)
-	container, err := m.prepare(ctx, env, spans, nil)
+	var container Container
+	err := m.clear(ctx, env)
+	if err == nil {
+		container, err = m.prepare(ctx, env, spans, nil)
+	}
 	if err == nil {
 		spans.end("prepare")
 		err = m.startPublished(ctx, env, container, spans)
@@ -330,7 +330,7 @@ func (m *Manager) start(ctx context.Context, env *Environment, task *operation.T
 	running, err := m.update(recording, env.ID, func(env *Environment) error {
 		env.State, env.Problem, env.Exit, env.StartedAt, env.Ready = Running, nil, nil, time.Now(), false
 		env.Health, env.HealthDetail, env.ByPolicy, env.RestartAt = firstHealth(env), "", false, time.Time{}
-		env.Paused = false
+		env.Paused, env.Applied, env.Clear = false, nil, false
 		leave(env, task.Op.ID)
 		return nil
 	})
@@ -352,7 +352,7 @@ func (m *Manager) failStart(ctx context.Context, env *Environment, opID string, 
 	}
 	_, err := m.update(ctx, env.ID, func(env *Environment) error {
 		env.State, env.Problem, env.Ready, env.Health = Failed, problemOf(cause), false, HealthUnknown
-		env.Paused = false
+		env.Paused, env.Applied = false, nil
 		leave(env, opID)
 		planAgain(env, cancelled)
 		return nil
@@ -365,9 +365,14 @@ func (m *Manager) runRestart(ctx context.Context, task *operation.Task) error {
 	if env == nil || err != nil {
 		return err
 	}
+	return m.restartNow(ctx, env, task, args.Timeout)
+}
+
+// restartNow ends the process of an environment and starts another.
+func (m *Manager) restartNow(ctx context.Context, env *Environment, task *operation.Task, timeout time.Duration) error {
 	task.Progress(operation.Progress{Step: "stopping", Total: 2})
 	m.drawing.stop(env.ID)
-	if _, err := m.cfg.Engine.Stop(ctx, env.ID, args.Timeout); err != nil && !errdefs.IsNotFound(err) {
+	if _, err := m.cfg.Engine.Stop(ctx, env.ID, timeout); err != nil && !errdefs.IsNotFound(err) {
 		if triedAgain(ctx, task, err) {
 			return err
 		}
@@ -418,6 +423,7 @@ func (m *Manager) failDelete(ctx context.Context, env *Environment, opID string,
 	defer cancel()
 	_, err := m.update(ctx, env.ID, func(env *Environment) error {
 		env.State, env.Problem, env.Ready, env.Paused = Failed, problemOf(cause), false, false
+		env.Applied = nil
 		leave(env, opID)
 		return nil
 	})

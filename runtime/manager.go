@@ -104,6 +104,7 @@ const (
 	KindDelete  = "environment.delete"
 	KindPause   = "environment.pause"
 	KindResume  = "environment.resume"
+	KindUpdate  = "environment.update"
 	KindPull    = "image.pull"
 	KindPush    = "image.push"
 	KindBuild   = "image.build"

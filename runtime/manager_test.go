@@ -105,6 +105,16 @@ func (s faultyStore) DeleteSnapshot(ctx context.Context, id string) error {
 	return s.faults.Do("Store.DeleteSnapshot", func() error { return s.Store.DeleteSnapshot(ctx, id) })
 }
 
+func (s faultyStore) ChangePorts(ctx context.Context, id string, ports port.Change, change func(*runtime.Environment) error) (
+	env *runtime.Environment, released []port.Mapping, err error,
+) {
+	err = s.faults.Do("Store.ChangePorts", func() error {
+		env, released, err = s.Store.ChangePorts(ctx, id, ports, change)
+		return err
+	})
+	return env, released, err
+}
+
 func start(t *testing.T, h *host) *daemon {
 	t.Helper()
 	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))

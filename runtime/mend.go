@@ -32,6 +32,8 @@ func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding)
 			f.settle(m.adoptRunning(ctx, f.EnvID))
 		case stepSnapshot:
 			f.settle(m.mendSnapshot(ctx, f.Name))
+		case stepRelabel:
+			f.settle(m.relabel(ctx, f.EnvID))
 		}
 	}
 	m.ensureDrawing(o.environments)
@@ -64,7 +66,7 @@ func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding)
 // ensureDrawing has the desktops watched that have not drawn.
 func (m *Manager) ensureDrawing(envs []*Environment) {
 	for _, env := range envs {
-		if env.Operation == "" && env.Held && env.State == Running && env.Spec.Desktop != nil && !env.Ready {
+		if env.Operation == "" && env.Held && env.State == Running && env.Effective().Desktop != nil && !env.Ready {
 			m.drawing.ensure(env.ID)
 		}
 	}

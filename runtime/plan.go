@@ -54,6 +54,9 @@ func planEnvironment(o *observed, env *Environment) (Finding, bool) {
 		finding.Kind, finding.Message, finding.Action = FoundContainer, "its container is missing, so it cannot be started; delete it", ActionNone
 	default:
 		finding.Message, finding.step = planProcess(env, status)
+		if finding.step == stepNone && status.Labels[labelName] != env.Name { // renamed
+			finding.Kind, finding.Message, finding.Action, finding.step = FoundContainer, "its label says another name", ActionMend, stepRelabel
+		}
 	}
 	return finding, finding.Message != ""
 }

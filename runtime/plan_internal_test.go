@@ -23,7 +23,8 @@ type state struct {
 	name string
 	env  *Environment // nil: the store has none
 	op   *operation.Operation
-	// container is "": none, "running", "paused", "ended" or "created".
+	// container is "": none, "running", "paused", "ended", "created", or
+	// "renamed": it runs and was labelled with the name before.
 	container string
 	parts     []Part
 	fates     map[string]Fate
@@ -40,15 +41,18 @@ func (s *state) observed() *observed {
 			o.operations[s.env.Operation] = s.op
 		}
 	}
+	labels := map[string]string{labelName: "a"}
 	switch s.container {
 	case "running":
-		o.containers[idA] = ContainerStatus{ID: idA, Running: true}
+		o.containers[idA] = ContainerStatus{ID: idA, Labels: labels, Running: true}
 	case "paused":
-		o.containers[idA] = ContainerStatus{ID: idA, Running: true, Paused: true}
+		o.containers[idA] = ContainerStatus{ID: idA, Labels: labels, Running: true, Paused: true}
 	case "ended":
-		o.containers[idA] = ContainerStatus{ID: idA, Exit: &Exit{Code: 1}}
+		o.containers[idA] = ContainerStatus{ID: idA, Labels: labels, Exit: &Exit{Code: 1}}
 	case "created":
-		o.containers[idA] = ContainerStatus{ID: idA}
+		o.containers[idA] = ContainerStatus{ID: idA, Labels: labels}
+	case "renamed":
+		o.containers[idA] = ContainerStatus{ID: idA, Labels: map[string]string{labelName: "b"}, Running: true}
 	}
 	return o
 }
@@ -77,6 +81,9 @@ func TestPlan(t *testing.T) {
 	for _, s := range []state{
 		{name: "nothing at all"},
 		{name: "running and it runs", env: held(Running, ""), container: "running", parts: whole},
+		{name: "running and renamed", env: held(Running, ""), container: "renamed", want: []string{
+			"container " + idA + " mend, ours: its label says another name",
+		}},
 		{name: "running and it has ended", env: held(Running, ""), container: "ended", want: []string{
 			"environment " + idA + " record, ours: it is recorded as running and its process has ended",
 		}},

@@ -71,7 +71,7 @@ func (m *Manager) watchUndrawn(ctx context.Context) {
 		return
 	}
 	for _, env := range envs {
-		if env.Spec.Desktop != nil && !env.Ready {
+		if env.Effective().Desktop != nil && !env.Ready {
 			m.drawing.ensure(env.ID)
 		}
 	}
@@ -88,7 +88,7 @@ func (m *Manager) started(env *Environment) {
 // watchDrawing watches the desktop of an environment that begins or goes on to
 // run.
 func (m *Manager) watchDrawing(env *Environment) {
-	if env.Spec.Desktop != nil {
+	if env.Effective().Desktop != nil {
 		m.drawing.start(env.ID)
 	}
 }

@@ -50,22 +50,34 @@ func (r *recent) add(env *Environment) numbered {
 // weigh is about how much memory an environment takes, in bytes.
 func weigh(env *Environment) int {
 	size := 2048
-	for _, table := range []map[string]string{env.Labels, env.Spec.Env} {
-		for key, value := range table {
-			size += len(key) + len(value) + 64
-		}
+	for key, value := range env.Labels {
+		size += len(key) + len(value) + 64
 	}
-	for _, list := range [][]string{env.Spec.Entrypoint, env.Spec.Command, env.Warnings} {
+	for _, word := range env.Warnings {
+		size += len(word) + 16
+	}
+	size += weighSpec(&env.Spec) + len(env.HealthDetail) + 256*len(env.Ports)
+	if env.Applied != nil {
+		size += weighSpec(env.Applied)
+	}
+	return size
+}
+
+func weighSpec(spec *Spec) int {
+	size := 256 * (len(spec.Mounts) + len(spec.Ports))
+	for key, value := range spec.Env {
+		size += len(key) + len(value) + 64
+	}
+	lists := [][]string{spec.Entrypoint, spec.Command}
+	if spec.HealthCheck != nil {
+		lists = append(lists, spec.HealthCheck.Command)
+	}
+	for _, list := range lists {
 		for _, word := range list {
 			size += len(word) + 16
 		}
 	}
-	if env.Spec.HealthCheck != nil {
-		for _, word := range env.Spec.HealthCheck.Command {
-			size += len(word) + 16
-		}
-	}
-	return size + len(env.HealthDetail) + 256*(len(env.Spec.Mounts)+len(env.Spec.Ports)+len(env.Ports))
+	return size
 }
 
 // token names the place after a change.

@@ -235,6 +235,7 @@ func (m *Manager) rollBack(ctx context.Context, env *Environment, args snapshotA
 		defer cancel()
 		if _, err := m.update(recording, env.ID, func(env *Environment) error {
 			env.State, env.Problem, env.Ready, env.Paused, env.Health = Stopped, nil, false, false, HealthUnknown
+			env.Applied = nil
 			if stopped {
 				env.Exit = &exit
 			}

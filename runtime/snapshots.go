@@ -159,26 +159,12 @@ func (m *Manager) CreateSnapshot(ctx context.Context, req CreateSnapshotRequest)
 	return snapshot, op, nil
 }
 
-// checkFree refuses to act on an environment that has changed or is busy.
-func checkFree(env *Environment, etag string) error {
-	if etag != "" && etag != Etag(env.Revision) {
-		return problem.New(problem.EtagMismatch, "environment %q has changed since it was read", env.Name).WithField("etag").
-			WithHint("read it again and decide anew")
-	}
-	if env.Operation != "" {
-		return problem.New(problem.EnvBusy, "another operation works on environment %q", env.Name).WithField("environment").
-			WithHint("wait for it: remotegpu op watch %s", env.Operation)
-	}
-	return nil
-}
-
 // checkMade refuses an environment that has no writable layer.
 func checkMade(env *Environment) error {
 	if env.Held && !env.StartedAt.IsZero() {
 		return nil
 	}
-	return problem.New(problem.EnvNotStartable, "environment %q was never made: its create failed", env.Name).
-		WithField("environment").WithHint("delete it and create it anew")
+	return neverMade(env)
 }
 
 // answerSnapshot returns the snapshot of an operation that exists already.

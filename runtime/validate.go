@@ -67,7 +67,7 @@ func (m *Manager) complete(name string, spec *Spec) error {
 		spec.Image = ref
 	}
 	spec.PullPolicy = cmp.Or(spec.PullPolicy, PullIfNotPresent)
-	if spec.Hostname == "" {
+	if spec.OwnHostname = spec.Hostname != ""; !spec.OwnHostname {
 		spec.Hostname = name
 	} else if !hostname.MatchString(spec.Hostname) {
 		errs = append(errs, invalid("spec.hostname", "use letters, digits, - and ., at most 63 (RFC 1123)",

@@ -12,7 +12,7 @@ import (
 func nodeVariables(env *Environment) []string {
 	variables := []string{"REMOTEGPU_ENVIRONMENT=" + env.ID, "REMOTEGPU_NAME=" + env.Name}
 	for service, variable := range map[port.Service]string{port.VNC: "REMOTEGPU_VNC=1", port.NoVNC: "REMOTEGPU_NOVNC=1"} {
-		if slices.ContainsFunc(env.Spec.Ports, func(r port.Request) bool { return r.Service == service }) {
+		if offers(&env.Spec, service) {
 			variables = append(variables, variable)
 		}
 	}

@@ -138,7 +138,7 @@ func (m *Manager) volumeUsers(ctx context.Context) (map[string][]*Environment, e
 	}
 	users := make(map[string][]*Environment)
 	for _, env := range envs {
-		for _, mount := range env.Spec.Mounts {
+		for _, mount := range slices.Concat(env.Spec.Mounts, env.Effective().Mounts) {
 			if env.Held && mount.Type == volume.Volume && !slices.Contains(users[mount.Source], env) {
 				users[mount.Source] = append(users[mount.Source], env)
 			}

@@ -66,13 +66,18 @@ func insertEnvironment(ctx context.Context, tx *sql.Tx, env *runtime.Environment
 		return err
 	}
 	_, err = tx.ExecContext(ctx, insertEnvironmentRow, values...)
+	return nameTaken(ctx, tx, env, err)
+}
+
+// nameTaken explains the violation of a constraint when the name is the reason.
+func nameTaken(ctx context.Context, tx *sql.Tx, env *runtime.Environment, err error) error {
 	if !sqlite.IsUnique(err) {
 		return err
 	}
 	// Which of the unique columns it was, the driver tells only in words.
 	var taken bool
 	query := tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM environments
-		WHERE project = ? AND name = ? AND state != 'deleted')`, env.Project, env.Name)
+		WHERE project = ? AND name = ? AND id != ? AND state != 'deleted')`, env.Project, env.Name, env.ID)
 	if query.Scan(&taken) == nil && taken {
 		return problem.New(problem.EnvNameExists, "an environment %q exists in project %q", env.Name, env.Project).
 			WithField("name").WithHint("choose another name, or delete that environment first")
@@ -195,6 +200,32 @@ func (s *Store) ActivateEnvironment(ctx context.Context, id string, change func(
 	return s.changeEnvironment(ctx, id, nil, change, after)
 }
 
+// ChangePorts implements runtime.Store.
+func (s *Store) ChangePorts(ctx context.Context, id string, ports port.Change, change func(*runtime.Environment) error) (
+	*runtime.Environment, []port.Mapping, error,
+) {
+	var released []port.Mapping
+	after := func(ctx context.Context, tx *sql.Tx, env *runtime.Environment, at time.Time) (err error) {
+		// A host port may move from one row to another.
+		if released, err = releaseSome(ctx, tx, id, ports.Drop, at); err != nil {
+			return err
+		}
+		if err := describeMappings(ctx, tx, id, ports.Describe, at); err != nil {
+			return err
+		}
+		if err := insertMappings(ctx, tx, ports.Add); err != nil {
+			return err
+		}
+		env.Ports, err = heldMappings(ctx, tx, id)
+		return err
+	}
+	env, err := s.changeEnvironment(ctx, id, nil, change, after)
+	if err != nil {
+		return nil, nil, err
+	}
+	return env, released, nil
+}
+
 // changeEnvironment reads, changes and writes one environment in a single
 // transaction. before may say that there is nothing to do; after does what
 // else belongs to the transaction.
@@ -236,7 +267,7 @@ func (s *Store) changeEnvironment(ctx context.Context, id string,
 			return err
 		}
 		if _, err := tx.ExecContext(ctx, updateEnvironmentRow, append(values, seq)...); err != nil {
-			return err
+			return nameTaken(ctx, tx, env, err)
 		}
 		if err := insertHistory(ctx, tx, id, env.News); err != nil {
 			return err

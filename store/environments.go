@@ -38,6 +38,8 @@ type environmentDetail struct {
 	ByPolicy     bool           `json:"by_policy,omitempty"`
 	Paused       bool           `json:"paused,omitempty"`
 	RolledBack   string         `json:"rolled_back,omitempty"`
+	Applied      *runtime.Spec  `json:"applied,omitempty"`
+	Clear        bool           `json:"clear,omitempty"`
 }
 
 // environmentRow is a row as it was read, decoded only as far as needed.
@@ -71,7 +73,7 @@ func (r *environmentRow) decode() (*runtime.Environment, error) {
 	e.Problem, e.Exit, e.Digest, e.Warnings = d.Problem, d.Exit, d.Digest, d.Warnings
 	e.Health, e.HealthDetail = d.Health, d.HealthDetail
 	e.RestartCount, e.RestartAt, e.ByPolicy = d.RestartCount, fromMillis(d.RestartAt), d.ByPolicy
-	e.Paused = d.Paused
+	e.Paused, e.Applied, e.Clear = d.Paused, d.Applied, d.Clear
 	e.RolledBack = d.RolledBack
 	e.Slot = -1
 	if r.slot.Valid {
@@ -100,8 +102,8 @@ func environmentValues(e *runtime.Environment) ([]any, error) {
 	}
 	detail, err := toJSON(environmentDetail{
 		Problem: e.Problem, Exit: e.Exit, Digest: e.Digest, Warnings: e.Warnings, Health: e.Health, HealthDetail: e.HealthDetail,
-		RestartCount: e.RestartCount, RestartAt: millis(e.RestartAt), ByPolicy: e.ByPolicy, Paused: e.Paused,
-		RolledBack: e.RolledBack,
+		RestartCount: e.RestartCount, RestartAt: millis(e.RestartAt), ByPolicy: e.ByPolicy, Paused: e.Paused, Applied: e.Applied,
+		Clear: e.Clear, RolledBack: e.RolledBack,
 	})
 	if err != nil {
 		return nil, err

@@ -528,3 +528,58 @@ func TestHistoryKeepsTheLast(t *testing.T) {
 	_, _, err = s.History(t.Context(), env.ID, 1, "e:1")
 	wantReason(t, err, problem.PageTokenInvalid)
 }
+
+func TestChangePorts(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	env, other := environment("a"), environment("b")
+	create(t, s, env, 10000, 10001)
+	create(t, s, other, 10002)
+	if _, err := s.ActivateEnvironment(t.Context(), env.ID, func(*runtime.Environment) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	held, err := s.Environment(t.Context(), env.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add := func(external uint16) port.Mapping {
+		m := porttest.Mapping(env.ID, port.TCP, external)
+		m.Status = port.Active
+		return m
+	}
+	described := held.Ports[1]
+	described.Description = "for people"
+	// What another holds is refused, and nothing else is done.
+	rename := func(env *runtime.Environment) error { env.Labels = map[string]string{"new": "yes"}; return nil }
+	_, _, err = s.ChangePorts(t.Context(), env.ID, port.Change{Add: []port.Mapping{add(10003), add(10002)}, Drop: held.Ports[:1]}, rename)
+	if conflict, ok := errors.AsType[*port.ConflictError](err); !ok || conflict.Port != 10002 {
+		t.Errorf("error %v, want a conflict on 10002", err)
+	}
+	mine := errors.New("mine")
+	if _, _, err := s.ChangePorts(t.Context(), env.ID, port.Change{Drop: held.Ports}, func(*runtime.Environment) error { return mine }); err != mine { //nolint:errorlint // it must be the very error
+		t.Errorf("refused: %v", err)
+	}
+	if got, err := s.Environment(t.Context(), env.ID); err != nil || !cmp.Equal(got, held, ipComparer) {
+		t.Errorf("after it was refused: %s, error %v", cmp.Diff(held, got, ipComparer), err)
+	}
+	// A host port moves to a new row; the old one stays as history. Those of
+	// another environment are not released by their id.
+	foreign := porttest.Mapping(other.ID, port.TCP, 10002)
+	got, released, err := s.ChangePorts(t.Context(), env.ID, port.Change{
+		Add: []port.Mapping{add(10000)}, Drop: []port.Mapping{held.Ports[0], foreign}, Describe: []port.Mapping{described},
+	}, rename)
+	if err != nil || len(released) != 1 || released[0].ID != held.Ports[0].ID || released[0].Status != port.Released || got.Labels["new"] != "yes" ||
+		len(got.Ports) != 2 || got.Ports[0].Description != "for people" || got.Ports[0].Revision != described.Revision+1 || got.Ports[1].External != 10000 {
+		t.Errorf("changed: %+v, released %+v, error %v", got, released, err)
+	}
+	all, _, err := s.PortMappings(t.Context(), porttest.Host, port.Filter{EnvID: env.ID, IncludeReleased: true})
+	if err != nil || len(all) != 3 {
+		t.Errorf("history: %+v, error %v", all, err)
+	}
+	if kept, err := s.Environment(t.Context(), other.ID); err != nil || len(kept.Ports) != 1 {
+		t.Errorf("the other one: %+v, error %v", kept, err)
+	}
+	// A name that is taken is refused by name, whoever asks.
+	_, _, err = s.UpdateEnvironment(t.Context(), env.ID, nil, func(env *runtime.Environment) error { env.Name = "b"; return nil })
+	wantReason(t, err, problem.EnvNameExists)
+}

@@ -150,6 +150,33 @@ func releaseMappings(ctx context.Context, tx *sql.Tx, envID string, at time.Time
 		WHERE env_id = ?2 AND status IN ('reserved', 'active')`, millis(at), envID)
 }
 
+// releaseSome releases those of an environment's mappings that it still holds.
+func releaseSome(ctx context.Context, tx *sql.Tx, envID string, mappings []port.Mapping, at time.Time) ([]port.Mapping, error) {
+	if len(mappings) == 0 {
+		return nil, nil
+	}
+	ids := make([]string, len(mappings))
+	for i, m := range mappings {
+		ids[i] = m.ID
+	}
+	list, err := toJSON(ids)
+	if err != nil {
+		return nil, err
+	}
+	return markMappings(ctx, tx, `status = 'released', released_at = ?1, updated_at = ?1
+		WHERE env_id = ?2 AND id IN (SELECT value FROM json_each(?3)) AND status IN ('reserved', 'active')`, millis(at), envID, list)
+}
+
+func describeMappings(ctx context.Context, tx *sql.Tx, envID string, mappings []port.Mapping, at time.Time) error {
+	for _, m := range mappings {
+		if _, err := markMappings(ctx, tx, "description = ?1, updated_at = ?2 WHERE env_id = ?3 AND id = ?4",
+			m.Description, millis(at), envID, m.ID); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func activateMappings(ctx context.Context, tx *sql.Tx, envID string, at time.Time) error {
 	_, err := markMappings(ctx, tx, "status = 'active', updated_at = ?1 WHERE env_id = ?2 AND status = 'reserved'",
 		millis(at), envID)

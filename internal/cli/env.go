@@ -14,7 +14,7 @@ import (
 func (a *app) envCommand() *cobra.Command {
 	return group("env", "Environments: create, use and delete them",
 		a.envCreate(), a.envList(), a.envGet(), a.envStart(), a.envStop(), a.envRestart(),
-		a.envPause(), a.envResume(), a.envRemove(),
+		a.envPause(), a.envResume(), a.envRename(), a.envUpdate(), a.envRemove(),
 		a.envStats(), a.envTop(),
 		a.envWatch(), a.envExec(), a.envShell(), a.envCopy(), a.envLogs(), a.envEvents(),
 		a.envSnapshot(), a.envClone())
@@ -148,6 +148,7 @@ func (a *app) showEnvironment(e *remotegpuv1.Environment) error {
 		{"Health check", healthCheckText(spec.GetHealthCheck())},
 		{"Health", e.GetHealthDetail()},
 		{"Restart", restartText(e)},
+		{"Needs restart", strings.Join(e.GetRestartNeeded(), ", ")},
 		{"Operation", e.GetOperation()},
 		{"Image", spec.GetImage()},
 		{"Snapshot", spec.GetSnapshot()},

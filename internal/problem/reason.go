@@ -34,6 +34,7 @@ const (
 	RequestMalformed     Reason = "REQUEST_MALFORMED"
 	Unauthenticated      Reason = "UNAUTHENTICATED"
 	MemoryTooSmall       Reason = "MEMORY_TOO_SMALL"
+	LimitsRefused        Reason = "LIMITS_REFUSED"
 	UserNotFound         Reason = "USER_NOT_FOUND"
 	CommandNotFound      Reason = "COMMAND_NOT_FOUND"
 	CommandTimeout       Reason = "COMMAND_TIMEOUT"
@@ -129,6 +130,7 @@ var kinds = map[Reason]error{
 	RequestMalformed:     errdefs.ErrInvalidArgument,
 	Unauthenticated:      errdefs.ErrUnauthenticated,
 	MemoryTooSmall:       errdefs.ErrInvalidArgument,
+	LimitsRefused:        errdefs.ErrFailedPrecondition,
 	UserNotFound:         errdefs.ErrInvalidArgument,
 	CommandNotFound:      errdefs.ErrInvalidArgument,
 	CommandTimeout:       context.DeadlineExceeded,

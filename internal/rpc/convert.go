@@ -33,6 +33,7 @@ func toEnvironment(env *runtime.Environment) *remotegpuv1.Environment {
 		CreatedAt: timestamp(env.CreatedAt), UpdatedAt: timestamp(env.UpdatedAt), StartedAt: timestamp(env.StartedAt),
 		Health: healths.toProto[env.Health], HealthDetail: env.HealthDetail,
 		RestartCount: int32(env.RestartCount), RestartAt: timestamp(env.RestartAt), Exit: toExit(env.Exit), Paused: env.Paused,
+		RestartNeeded: env.RestartNeeded(),
 	}
 	if env.Address.IsValid() {
 		message.Address = env.Address.String()

@@ -23,7 +23,7 @@ func (s *desktopService) environment(ctx context.Context, project, name string) 
 	if err != nil {
 		return nil, err
 	}
-	if env.Spec.Desktop == nil {
+	if env.Effective().Desktop == nil {
 		return nil, problem.New(problem.DesktopAbsent, "environment %q has no desktop", env.Name).WithField("environment").
 			WithHint("create one with a desktop: remotegpu env create --desktop --image remotegpu/desktop-base NAME")
 	}

@@ -117,7 +117,7 @@ func (p *Pool) Allocate(ctx context.Context, owner Owner, requests []Request,
 	}
 	reread := false
 	for conflicts := 0; ; {
-		mappings, err := p.pick(owner, requests)
+		mappings, err := p.pick(owner, wantAll(requests), nil)
 		if errors.Is(err, errExhausted) && !reread {
 			// Ports that others held may be free by now.
 			if reread = true; p.reread(ctx) == nil {
@@ -145,13 +145,28 @@ func (p *Pool) Allocate(ctx context.Context, owner Owner, requests []Request,
 	}
 }
 
-// pick holds a port for each request, or none.
-func (p *Pool) pick(owner Owner, requests []Request) (picked []Mapping, err error) {
-	normal := make([]Request, len(requests))
+// want is a request with its place among all.
+type want struct {
+	Request
+	index int
+}
+
+func wantAll(requests []Request) []want {
+	wants := make([]want, len(requests))
 	for i, r := range requests {
-		normal[i] = p.normal(r)
+		wants[i] = want{r, i}
 	}
-	picked = make([]Mapping, len(requests))
+	return wants
+}
+
+// pick holds a port for each request, or none. What dropped mappings hold can
+// be had by who asks for it; they hold it again when nothing comes of it.
+func (p *Pool) pick(owner Owner, wants []want, dropped []Mapping) (picked []Mapping, err error) {
+	normal := make([]Request, len(wants))
+	for i, w := range wants {
+		normal[i] = p.normal(w.Request)
+	}
+	picked = make([]Mapping, len(wants))
 	now := p.cfg.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -175,6 +190,7 @@ func (p *Pool) pick(owner Owner, requests []Request) (picked []Mapping, err erro
 				delete(p.unsettled, m.ID)
 			}
 		}
+		p.holdAgain(dropped)
 		picked = nil
 	}()
 	// Those that ask for a certain port come first, lest a picked one takes it.
@@ -182,9 +198,9 @@ func (p *Pool) pick(owner Owner, requests []Request) (picked []Mapping, err erro
 		if r.External == 0 {
 			continue
 		}
-		if p.ports[r.Protocol].taken.has(r.External) || !p.free(r.Protocol, r.External) {
+		if !p.moves(dropped, r) && (p.ports[r.Protocol].taken.has(r.External) || !p.free(r.Protocol, r.External)) {
 			return picked, problem.New(problem.PortTaken, "host port %d/%s is taken", r.External, r.Protocol).
-				WithField(fmt.Sprintf("%s[%d].external_port", requestField, i)).
+				WithField(fmt.Sprintf("%s[%d].external_port", requestField, wants[i].index)).
 				WithHint("choose another, or leave it empty to have one picked")
 		}
 		hold(i, r.External)
@@ -195,7 +211,7 @@ func (p *Pool) pick(owner Owner, requests []Request) (picked []Mapping, err erro
 		}
 		external, found := p.search(r.Service, r.Protocol)
 		if !found {
-			return picked, p.exhausted(r, i)
+			return picked, p.exhausted(r, wants[i].index)
 		}
 		hold(i, external)
 	}

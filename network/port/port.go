@@ -153,6 +153,16 @@ type Drift struct {
 	Message string // what is wrong
 }
 
+// Change is what becomes of the mappings of an environment.
+type Change struct {
+	Add      []Mapping // new rows
+	Drop     []Mapping // those to release
+	Describe []Mapping // those that are kept with another description
+}
+
+// Empty says that nothing changes.
+func (c *Change) Empty() bool { return len(c.Add)+len(c.Drop)+len(c.Describe) == 0 }
+
 // Published is an environment's address with the mappings that lead to it.
 type Published struct {
 	EnvID    string

@@ -159,6 +159,9 @@ func (e *Engine) run(ctx context.Context, c *runtime.Container, mounts []mount.M
 		if err := e.clearTask(ctx, c.ID); err != nil {
 			return 0, err
 		}
+		if err := e.deleteTask(ctx, c.ID); err != nil { // a shim without a task
+			return 0, err
+		}
 		created, err = e.tasks.Create(whole, request)
 	}
 	if err == nil {

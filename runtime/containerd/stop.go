@@ -137,7 +137,10 @@ func exitOf(status uint32, at *timestamppb.Timestamp) runtime.Exit {
 	return exit
 }
 
-// deleteTask removes an ended task; none is fine.
+// deleteTask removes an ended task; none is fine. A delete whose caller died in
+// the middle of it leaves a shim that knows no task any more, and containerd a
+// task that it does not tell of and that nothing can take the place of: another
+// delete removes it.
 func (e *Engine) deleteTask(ctx context.Context, id string) error {
 	whole, done := uninterrupted(ctx)
 	defer done()
@@ -173,7 +176,7 @@ func (e *Engine) removeTask(ctx context.Context, id string) error {
 func (e *Engine) tryRemoveTask(ctx context.Context, id string) error {
 	process, err := e.task(ctx, id)
 	if errdefs.IsNotFound(err) {
-		return nil
+		return e.deleteTask(ctx, id)
 	} else if err == nil && process.Status == 0 {
 		return e.deleteTask(ctx, id) // its shim does not answer
 	} else if err != nil {

@@ -69,7 +69,7 @@ func Engine(t *testing.T, open func(t *testing.T) EngineSetup) {
 	} {
 		setup.run(t, test.name, test.run)
 	}
-	for _, test := range slices.Concat(execTests(), pauseTests(), copyTests()) {
+	for _, test := range slices.Concat(execTests(), pauseTests(), copyTests(), updateTests()) {
 		setup.run(t, test.name, test.run)
 	}
 	if setup.Pause == nil {

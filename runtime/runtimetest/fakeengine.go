@@ -125,49 +125,6 @@ func (e *FakeEngine) OOM(id string) {
 	e.publish(runtime.Event{ID: id, Kind: runtime.EventOOM})
 }
 
-// Pause freezes the pretended program.
-func (e *FakeEngine) Pause(ctx context.Context, id string) error {
-	return e.freeze(ctx, "Pause", id, true)
-}
-
-// Resume lets it go on.
-func (e *FakeEngine) Resume(ctx context.Context, id string) error {
-	return e.freeze(ctx, "Resume", id, false)
-}
-
-func (e *FakeEngine) freeze(ctx context.Context, method, id string, paused bool) error {
-	return e.call(method, func() error {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		return e.setPaused(id, paused)
-	})
-}
-
-// SetPaused pauses or resumes a container as another program would.
-func (e *FakeEngine) SetPaused(id string, paused bool) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.setPaused(id, paused)
-}
-
-func (e *FakeEngine) setPaused(id string, paused bool) error {
-	c := e.containers[id]
-	if c == nil || !c.running() {
-		return fmt.Errorf("freeze or thaw %s: %w", id, errdefs.ErrNotFound)
-	}
-	if c.process.paused == paused {
-		return nil
-	}
-	c.process.paused = paused
-	kind := runtime.EventResumed
-	if paused {
-		kind = runtime.EventPaused
-	}
-	e.publish(runtime.Event{ID: id, Kind: kind})
-	return nil
-}
-
 // Forget drops all tasks, as a reboot of the host does, without an event.
 func (e *FakeEngine) Forget() {
 	e.mu.Lock()
@@ -316,7 +273,7 @@ func (e *FakeEngine) runFirst(c *fakeContainer, args []string) {
 			e.end(c, runtime.Exit{Code: 128 + int(syscall.SIGABRT), Signal: int(syscall.SIGABRT)})
 			return
 		case "eat-memory":
-			if c.Resources.MemoryBytes > 0 {
+			if limit := c.Resources.MemoryBytes; limit > 0 && limit < c.eaten() {
 				e.publish(runtime.Event{ID: c.ID, Kind: runtime.EventOOM})
 				e.end(c, runtime.Exit{Code: 137, Signal: 9, OOMKilled: true})
 			}

@@ -71,6 +71,15 @@ func (c *fakeContainer) status() runtime.ContainerStatus {
 	return status
 }
 
+// eaten is how much memory its program has in use, in bytes.
+func (c *fakeContainer) eaten() int64 {
+	if i := slices.Index(c.Command, "eat-memory"); i >= 0 && i+1 < len(c.Command) {
+		n, _ := strconv.ParseInt(c.Command[i+1], 10, 64) // testprog would not start
+		return n
+	}
+	return 0
+}
+
 // argv is what a container runs; as the image says where it says nothing.
 func argv(c runtime.Container) []string {
 	entrypoint, command := c.Entrypoint, c.Command

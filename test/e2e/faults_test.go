@@ -76,6 +76,10 @@ func faultScenarios(f *faultNode, registry *testutil.ImageRegistry, pulled strin
 			},
 		},
 		{
+			kind: "environment.update", method: "EnvironmentService/UpdateEnvironment", body: fullUpdate, state: stateRunning, keep: true,
+			before: then(exists(stateRunning), notUpdated), more: updatedWhole,
+		},
+		{
 			kind: "snapshot.export", method: "SnapshotService/ExportSnapshot", keep: true,
 			body:   `{"request_id":%s,"wait":"60s","snapshot":"one/kept","reference":"team/exported:1"}`,
 			before: then(exists(stateRunning), keptSnapshot), more: oneSnapshot(stateRunning),

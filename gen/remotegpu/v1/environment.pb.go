@@ -11,6 +11,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -428,7 +429,10 @@ type Environment struct {
 	// When the restart policy starts it again. Absent when it does not.
 	RestartAt *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=restart_at,json=restartAt,proto3" json:"restart_at,omitempty"`
 	// True when it is STOPPED with its process paused: it goes on from there.
-	Paused        bool `protobuf:"varint,24,opt,name=paused,proto3" json:"paused,omitempty"`
+	Paused bool `protobuf:"varint,24,opt,name=paused,proto3" json:"paused,omitempty"`
+	// Fields of spec that its process was started without: they are in force
+	// when it is started again.
+	RestartNeeded []string `protobuf:"bytes,25,rep,name=restart_needed,json=restartNeeded,proto3" json:"restart_needed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -629,6 +633,13 @@ func (x *Environment) GetPaused() bool {
 		return x.Paused
 	}
 	return false
+}
+
+func (x *Environment) GetRestartNeeded() []string {
+	if x != nil {
+		return x.RestartNeeded
+	}
+	return nil
 }
 
 // ExitStatus is how a process ended.
@@ -4250,7 +4261,7 @@ type EnvironmentEvent struct {
 	// When.
 	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
 	// What, for example "created", "started", "exited", "oom", "stopped",
-	// "paused", "resumed", "restarting", "unhealthy", "healthy", "error", "deleted".
+	// "paused", "resumed", "updated", "renamed", "restarting", "unhealthy", "healthy", "error", "deleted".
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	// For people.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
@@ -4592,11 +4603,326 @@ func (x *ResumeEnvironmentResponse) GetOperation() *Operation {
 	return nil
 }
 
+// RenameEnvironmentRequest names an environment.
+type RenameEnvironmentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id or name.
+	Environment string `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Project to look a name up in; empty means "default".
+	Project string `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
+	// etag as last read; empty to act whatever it is.
+	Etag string `protobuf:"bytes,3,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Its new name, a DNS label (RFC 1123): a-z, 0-9 and "-", at most 63.
+	Name          string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenameEnvironmentRequest) Reset() {
+	*x = RenameEnvironmentRequest{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameEnvironmentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameEnvironmentRequest) ProtoMessage() {}
+
+func (x *RenameEnvironmentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameEnvironmentRequest.ProtoReflect.Descriptor instead.
+func (*RenameEnvironmentRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *RenameEnvironmentRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *RenameEnvironmentRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *RenameEnvironmentRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *RenameEnvironmentRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// RenameEnvironmentResponse carries it.
+type RenameEnvironmentResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The environment.
+	Environment   *Environment `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenameEnvironmentResponse) Reset() {
+	*x = RenameEnvironmentResponse{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameEnvironmentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameEnvironmentResponse) ProtoMessage() {}
+
+func (x *RenameEnvironmentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameEnvironmentResponse.ProtoReflect.Descriptor instead.
+func (*RenameEnvironmentResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *RenameEnvironmentResponse) GetEnvironment() *Environment {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+// UpdateEnvironmentRequest names an environment and what changes.
+type UpdateEnvironmentRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes a retry safe.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Id or name.
+	Environment string `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Project to look a name up in; empty means "default".
+	Project string `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
+	// etag as last read; empty to act whatever it is.
+	Etag string `protobuf:"bytes,4,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Fields that change: "labels", "spec.resources" or one of its fields, or
+	// another field of spec but image and pull_policy. Each is replaced whole,
+	// and one that is not set is back at its default. Absent: the fields that
+	// are set in labels and spec.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// All labels it is to have.
+	Labels map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Holds the fields that change. Of ports, one that it has already keeps its
+	// host port, one that is not there any more is released.
+	Spec *EnvironmentSpec `protobuf:"bytes,7,opt,name=spec,proto3" json:"spec,omitempty"`
+	// Start its process again if a field needs it.
+	Restart bool `protobuf:"varint,8,opt,name=restart,proto3" json:"restart,omitempty"`
+	// With restart: time between SIGTERM and SIGKILL. Absent: 10 s.
+	Timeout *durationpb.Duration `protobuf:"bytes,9,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Wait this long at most. 0 answers at once.
+	Wait          *durationpb.Duration `protobuf:"bytes,10,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateEnvironmentRequest) Reset() {
+	*x = UpdateEnvironmentRequest{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateEnvironmentRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateEnvironmentRequest) ProtoMessage() {}
+
+func (x *UpdateEnvironmentRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateEnvironmentRequest.ProtoReflect.Descriptor instead.
+func (*UpdateEnvironmentRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *UpdateEnvironmentRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *UpdateEnvironmentRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *UpdateEnvironmentRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *UpdateEnvironmentRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *UpdateEnvironmentRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *UpdateEnvironmentRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *UpdateEnvironmentRequest) GetSpec() *EnvironmentSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *UpdateEnvironmentRequest) GetRestart() bool {
+	if x != nil {
+		return x.Restart
+	}
+	return false
+}
+
+func (x *UpdateEnvironmentRequest) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *UpdateEnvironmentRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+// UpdateEnvironmentResponse carries it.
+type UpdateEnvironmentResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The environment.
+	Environment *Environment `protobuf:"bytes,1,opt,name=environment,proto3" json:"environment,omitempty"`
+	// The operation. Absent when nothing was to be done.
+	Operation *Operation `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
+	// Fields of spec that its process does not have before it is started again,
+	// those of earlier requests included.
+	RestartNeeded []string `protobuf:"bytes,3,rep,name=restart_needed,json=restartNeeded,proto3" json:"restart_needed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateEnvironmentResponse) Reset() {
+	*x = UpdateEnvironmentResponse{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateEnvironmentResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateEnvironmentResponse) ProtoMessage() {}
+
+func (x *UpdateEnvironmentResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateEnvironmentResponse.ProtoReflect.Descriptor instead.
+func (*UpdateEnvironmentResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *UpdateEnvironmentResponse) GetEnvironment() *Environment {
+	if x != nil {
+		return x.Environment
+	}
+	return nil
+}
+
+func (x *UpdateEnvironmentResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+func (x *UpdateEnvironmentResponse) GetRestartNeeded() []string {
+	if x != nil {
+		return x.RestartNeeded
+	}
+	return nil
+}
+
 var File_remotegpu_v1_environment_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\n" +
-	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\x8d\b\n" +
+	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\xb4\b\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -4626,7 +4952,8 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\rrestart_count\x18\x16 \x01(\x05R\frestartCount\x129\n" +
 	"\n" +
 	"restart_at\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\trestartAt\x12\x16\n" +
-	"\x06paused\x18\x18 \x01(\bR\x06paused\x1a9\n" +
+	"\x06paused\x18\x18 \x01(\bR\x06paused\x12%\n" +
+	"\x0erestart_needed\x18\x19 \x03(\tR\rrestartNeeded\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x01\n" +
@@ -4944,7 +5271,37 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\x04wait\"\x8f\x01\n" +
 	"\x19ResumeEnvironmentResponse\x12;\n" +
 	"\venvironment\x18\x01 \x01(\v2\x19.remotegpu.v1.EnvironmentR\venvironment\x125\n" +
-	"\toperation\x18\x02 \x01(\v2\x17.remotegpu.v1.OperationR\toperation*_\n" +
+	"\toperation\x18\x02 \x01(\v2\x17.remotegpu.v1.OperationR\toperation\"\xa5\x01\n" +
+	"\x18RenameEnvironmentRequest\x12+\n" +
+	"\venvironment\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +
+	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12\x1b\n" +
+	"\x04etag\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12\x1c\n" +
+	"\x04name\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\xfd\x01R\x04name\"X\n" +
+	"\x19RenameEnvironmentResponse\x12;\n" +
+	"\venvironment\x18\x01 \x01(\v2\x19.remotegpu.v1.EnvironmentR\venvironment\"\xdd\x04\n" +
+	"\x18UpdateEnvironmentRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12+\n" +
+	"\venvironment\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +
+	"\aproject\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12\x1b\n" +
+	"\x04etag\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12;\n" +
+	"\vupdate_mask\x18\x05 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12d\n" +
+	"\x06labels\x18\x06 \x03(\v22.remotegpu.v1.UpdateEnvironmentRequest.LabelsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\x02R\x06labels\x121\n" +
+	"\x04spec\x18\a \x01(\v2\x1d.remotegpu.v1.EnvironmentSpecR\x04spec\x12\x18\n" +
+	"\arestart\x18\b \x01(\bR\arestart\x12B\n" +
+	"\atimeout\x18\t \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\atimeout\x12<\n" +
+	"\x04wait\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\x04wait\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb6\x01\n" +
+	"\x19UpdateEnvironmentResponse\x12;\n" +
+	"\venvironment\x18\x01 \x01(\v2\x19.remotegpu.v1.EnvironmentR\venvironment\x125\n" +
+	"\toperation\x18\x02 \x01(\v2\x17.remotegpu.v1.OperationR\toperation\x12%\n" +
+	"\x0erestart_needed\x18\x03 \x03(\tR\rrestartNeeded*_\n" +
 	"\x06Health\x12\x16\n" +
 	"\x12HEALTH_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fHEALTH_STARTING\x10\x01\x12\x12\n" +
@@ -4977,7 +5334,7 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\tLogStream\x12\x1a\n" +
 	"\x16LOG_STREAM_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11LOG_STREAM_STDOUT\x10\x01\x12\x15\n" +
-	"\x11LOG_STREAM_STDERR\x10\x022\x96\x0e\n" +
+	"\x11LOG_STREAM_STDERR\x10\x022\xe2\x0f\n" +
 	"\x12EnvironmentService\x12d\n" +
 	"\x11CreateEnvironment\x12&.remotegpu.v1.CreateEnvironmentRequest\x1a'.remotegpu.v1.CreateEnvironmentResponse\x12`\n" +
 	"\x0eGetEnvironment\x12#.remotegpu.v1.GetEnvironmentRequest\x1a$.remotegpu.v1.GetEnvironmentResponse\"\x03\x90\x02\x01\x12f\n" +
@@ -4987,6 +5344,8 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x12RestartEnvironment\x12'.remotegpu.v1.RestartEnvironmentRequest\x1a(.remotegpu.v1.RestartEnvironmentResponse\x12a\n" +
 	"\x10PauseEnvironment\x12%.remotegpu.v1.PauseEnvironmentRequest\x1a&.remotegpu.v1.PauseEnvironmentResponse\x12d\n" +
 	"\x11ResumeEnvironment\x12&.remotegpu.v1.ResumeEnvironmentRequest\x1a'.remotegpu.v1.ResumeEnvironmentResponse\x12d\n" +
+	"\x11RenameEnvironment\x12&.remotegpu.v1.RenameEnvironmentRequest\x1a'.remotegpu.v1.RenameEnvironmentResponse\x12d\n" +
+	"\x11UpdateEnvironment\x12&.remotegpu.v1.UpdateEnvironmentRequest\x1a'.remotegpu.v1.UpdateEnvironmentResponse\x12d\n" +
 	"\x11DeleteEnvironment\x12&.remotegpu.v1.DeleteEnvironmentRequest\x1a'.remotegpu.v1.DeleteEnvironmentResponse\x12f\n" +
 	"\x11WatchEnvironments\x12&.remotegpu.v1.WatchEnvironmentsRequest\x1a'.remotegpu.v1.WatchEnvironmentsResponse0\x01\x12O\n" +
 	"\n" +
@@ -5015,7 +5374,7 @@ func file_remotegpu_v1_environment_proto_rawDescGZIP() []byte {
 }
 
 var file_remotegpu_v1_environment_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_remotegpu_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 59)
+var file_remotegpu_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
 var file_remotegpu_v1_environment_proto_goTypes = []any{
 	(Health)(0),                           // 0: remotegpu.v1.Health
 	(EnvironmentState)(0),                 // 1: remotegpu.v1.EnvironmentState
@@ -5077,40 +5436,46 @@ var file_remotegpu_v1_environment_proto_goTypes = []any{
 	(*PauseEnvironmentResponse)(nil),      // 57: remotegpu.v1.PauseEnvironmentResponse
 	(*ResumeEnvironmentRequest)(nil),      // 58: remotegpu.v1.ResumeEnvironmentRequest
 	(*ResumeEnvironmentResponse)(nil),     // 59: remotegpu.v1.ResumeEnvironmentResponse
-	nil,                                   // 60: remotegpu.v1.Environment.LabelsEntry
-	nil,                                   // 61: remotegpu.v1.EnvironmentSpec.EnvEntry
-	nil,                                   // 62: remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
-	nil,                                   // 63: remotegpu.v1.RunCommandRequest.EnvEntry
-	nil,                                   // 64: remotegpu.v1.ExecStart.EnvEntry
-	(*Problem)(nil),                       // 65: remotegpu.v1.Problem
-	(*PortMapping)(nil),                   // 66: remotegpu.v1.PortMapping
-	(*timestamppb.Timestamp)(nil),         // 67: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),           // 68: google.protobuf.Duration
-	(ServiceType)(0),                      // 69: remotegpu.v1.ServiceType
-	(Protocol)(0),                         // 70: remotegpu.v1.Protocol
-	(*Operation)(nil),                     // 71: remotegpu.v1.Operation
-	(*StatFileRequest)(nil),               // 72: remotegpu.v1.StatFileRequest
-	(*UploadFilesRequest)(nil),            // 73: remotegpu.v1.UploadFilesRequest
-	(*DownloadFilesRequest)(nil),          // 74: remotegpu.v1.DownloadFilesRequest
-	(*StatFileResponse)(nil),              // 75: remotegpu.v1.StatFileResponse
-	(*UploadFilesResponse)(nil),           // 76: remotegpu.v1.UploadFilesResponse
-	(*DownloadFilesResponse)(nil),         // 77: remotegpu.v1.DownloadFilesResponse
+	(*RenameEnvironmentRequest)(nil),      // 60: remotegpu.v1.RenameEnvironmentRequest
+	(*RenameEnvironmentResponse)(nil),     // 61: remotegpu.v1.RenameEnvironmentResponse
+	(*UpdateEnvironmentRequest)(nil),      // 62: remotegpu.v1.UpdateEnvironmentRequest
+	(*UpdateEnvironmentResponse)(nil),     // 63: remotegpu.v1.UpdateEnvironmentResponse
+	nil,                                   // 64: remotegpu.v1.Environment.LabelsEntry
+	nil,                                   // 65: remotegpu.v1.EnvironmentSpec.EnvEntry
+	nil,                                   // 66: remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	nil,                                   // 67: remotegpu.v1.RunCommandRequest.EnvEntry
+	nil,                                   // 68: remotegpu.v1.ExecStart.EnvEntry
+	nil,                                   // 69: remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
+	(*Problem)(nil),                       // 70: remotegpu.v1.Problem
+	(*PortMapping)(nil),                   // 71: remotegpu.v1.PortMapping
+	(*timestamppb.Timestamp)(nil),         // 72: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),           // 73: google.protobuf.Duration
+	(ServiceType)(0),                      // 74: remotegpu.v1.ServiceType
+	(Protocol)(0),                         // 75: remotegpu.v1.Protocol
+	(*Operation)(nil),                     // 76: remotegpu.v1.Operation
+	(*fieldmaskpb.FieldMask)(nil),         // 77: google.protobuf.FieldMask
+	(*StatFileRequest)(nil),               // 78: remotegpu.v1.StatFileRequest
+	(*UploadFilesRequest)(nil),            // 79: remotegpu.v1.UploadFilesRequest
+	(*DownloadFilesRequest)(nil),          // 80: remotegpu.v1.DownloadFilesRequest
+	(*StatFileResponse)(nil),              // 81: remotegpu.v1.StatFileResponse
+	(*UploadFilesResponse)(nil),           // 82: remotegpu.v1.UploadFilesResponse
+	(*DownloadFilesResponse)(nil),         // 83: remotegpu.v1.DownloadFilesResponse
 }
 var file_remotegpu_v1_environment_proto_depIdxs = []int32{
-	60,  // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
+	64,  // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
 	8,   // 1: remotegpu.v1.Environment.spec:type_name -> remotegpu.v1.EnvironmentSpec
 	1,   // 2: remotegpu.v1.Environment.state:type_name -> remotegpu.v1.EnvironmentState
-	65,  // 3: remotegpu.v1.Environment.problem:type_name -> remotegpu.v1.Problem
+	70,  // 3: remotegpu.v1.Environment.problem:type_name -> remotegpu.v1.Problem
 	7,   // 4: remotegpu.v1.Environment.exit:type_name -> remotegpu.v1.ExitStatus
-	66,  // 5: remotegpu.v1.Environment.port_mappings:type_name -> remotegpu.v1.PortMapping
-	67,  // 6: remotegpu.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
-	67,  // 7: remotegpu.v1.Environment.updated_at:type_name -> google.protobuf.Timestamp
-	67,  // 8: remotegpu.v1.Environment.started_at:type_name -> google.protobuf.Timestamp
+	71,  // 5: remotegpu.v1.Environment.port_mappings:type_name -> remotegpu.v1.PortMapping
+	72,  // 6: remotegpu.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	72,  // 7: remotegpu.v1.Environment.updated_at:type_name -> google.protobuf.Timestamp
+	72,  // 8: remotegpu.v1.Environment.started_at:type_name -> google.protobuf.Timestamp
 	0,   // 9: remotegpu.v1.Environment.health:type_name -> remotegpu.v1.Health
-	67,  // 10: remotegpu.v1.Environment.restart_at:type_name -> google.protobuf.Timestamp
-	67,  // 11: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
+	72,  // 10: remotegpu.v1.Environment.restart_at:type_name -> google.protobuf.Timestamp
+	72,  // 11: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
 	3,   // 12: remotegpu.v1.EnvironmentSpec.pull_policy:type_name -> remotegpu.v1.PullPolicy
-	61,  // 13: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
+	65,  // 13: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
 	15,  // 14: remotegpu.v1.EnvironmentSpec.resources:type_name -> remotegpu.v1.Resources
 	17,  // 15: remotegpu.v1.EnvironmentSpec.mounts:type_name -> remotegpu.v1.Mount
 	18,  // 16: remotegpu.v1.EnvironmentSpec.ports:type_name -> remotegpu.v1.PortRequest
@@ -5122,107 +5487,119 @@ var file_remotegpu_v1_environment_proto_depIdxs = []int32{
 	12,  // 22: remotegpu.v1.HealthCheck.tcp:type_name -> remotegpu.v1.HealthTCP
 	13,  // 23: remotegpu.v1.HealthCheck.http:type_name -> remotegpu.v1.HealthHTTP
 	14,  // 24: remotegpu.v1.HealthCheck.desktop:type_name -> remotegpu.v1.HealthDesktop
-	68,  // 25: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	68,  // 26: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	68,  // 27: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
+	73,  // 25: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	73,  // 26: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	73,  // 27: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
 	16,  // 28: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
 	4,   // 29: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
-	69,  // 30: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
-	70,  // 31: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
-	62,  // 32: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	74,  // 30: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	75,  // 31: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
+	66,  // 32: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
 	8,   // 33: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	68,  // 34: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	73,  // 34: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
 	6,   // 35: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	71,  // 36: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	76,  // 36: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
 	6,   // 37: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
 	1,   // 38: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
 	6,   // 39: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
-	68,  // 40: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	73,  // 40: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
 	6,   // 41: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	71,  // 42: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	68,  // 43: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	68,  // 44: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	76,  // 42: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	73,  // 43: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	73,  // 44: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
 	6,   // 45: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	71,  // 46: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	68,  // 47: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	68,  // 48: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	76,  // 46: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	73,  // 47: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	73,  // 48: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
 	6,   // 49: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	71,  // 50: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	68,  // 51: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	68,  // 52: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	71,  // 53: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	76,  // 50: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	73,  // 51: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	73,  // 52: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	76,  // 53: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
 	6,   // 54: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
-	63,  // 55: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
-	68,  // 56: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
+	67,  // 55: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
+	73,  // 56: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
 	39,  // 57: remotegpu.v1.ExecCommandRequest.start:type_name -> remotegpu.v1.ExecStart
 	40,  // 58: remotegpu.v1.ExecCommandRequest.eof:type_name -> remotegpu.v1.ExecEOF
 	41,  // 59: remotegpu.v1.ExecCommandRequest.resize:type_name -> remotegpu.v1.TerminalSize
-	64,  // 60: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
+	68,  // 60: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
 	41,  // 61: remotegpu.v1.ExecStart.terminal:type_name -> remotegpu.v1.TerminalSize
 	43,  // 62: remotegpu.v1.ExecCommandResponse.started:type_name -> remotegpu.v1.ExecStarted
 	44,  // 63: remotegpu.v1.ExecCommandResponse.exit:type_name -> remotegpu.v1.ExecExit
-	67,  // 64: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
-	67,  // 65: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
+	72,  // 64: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
+	72,  // 65: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
 	5,   // 66: remotegpu.v1.GetLogsRequest.stream:type_name -> remotegpu.v1.LogStream
 	47,  // 67: remotegpu.v1.GetLogsResponse.lines:type_name -> remotegpu.v1.LogLine
-	67,  // 68: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	72,  // 68: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
 	5,   // 69: remotegpu.v1.LogLine.stream:type_name -> remotegpu.v1.LogStream
 	52,  // 70: remotegpu.v1.GetStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	68,  // 71: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
+	73,  // 71: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
 	52,  // 72: remotegpu.v1.WatchStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	67,  // 73: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
+	72,  // 73: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
 	55,  // 74: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
-	67,  // 75: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
+	72,  // 75: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
 	7,   // 76: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
-	68,  // 77: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	73,  // 77: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
 	6,   // 78: remotegpu.v1.PauseEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	71,  // 79: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	68,  // 80: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	76,  // 79: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	73,  // 80: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
 	6,   // 81: remotegpu.v1.ResumeEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	71,  // 82: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	20,  // 83: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
-	22,  // 84: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
-	24,  // 85: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
-	26,  // 86: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
-	28,  // 87: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
-	30,  // 88: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
-	56,  // 89: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
-	58,  // 90: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
-	32,  // 91: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
-	34,  // 92: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
-	36,  // 93: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
-	38,  // 94: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
-	45,  // 95: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
-	48,  // 96: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
-	50,  // 97: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
-	53,  // 98: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
-	72,  // 99: remotegpu.v1.EnvironmentService.StatFile:input_type -> remotegpu.v1.StatFileRequest
-	73,  // 100: remotegpu.v1.EnvironmentService.UploadFiles:input_type -> remotegpu.v1.UploadFilesRequest
-	74,  // 101: remotegpu.v1.EnvironmentService.DownloadFiles:input_type -> remotegpu.v1.DownloadFilesRequest
-	21,  // 102: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
-	23,  // 103: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
-	25,  // 104: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
-	27,  // 105: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
-	29,  // 106: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
-	31,  // 107: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
-	57,  // 108: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
-	59,  // 109: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
-	33,  // 110: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
-	35,  // 111: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
-	37,  // 112: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
-	42,  // 113: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
-	46,  // 114: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
-	49,  // 115: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
-	51,  // 116: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
-	54,  // 117: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
-	75,  // 118: remotegpu.v1.EnvironmentService.StatFile:output_type -> remotegpu.v1.StatFileResponse
-	76,  // 119: remotegpu.v1.EnvironmentService.UploadFiles:output_type -> remotegpu.v1.UploadFilesResponse
-	77,  // 120: remotegpu.v1.EnvironmentService.DownloadFiles:output_type -> remotegpu.v1.DownloadFilesResponse
-	102, // [102:121] is the sub-list for method output_type
-	83,  // [83:102] is the sub-list for method input_type
-	83,  // [83:83] is the sub-list for extension type_name
-	83,  // [83:83] is the sub-list for extension extendee
-	0,   // [0:83] is the sub-list for field type_name
+	76,  // 82: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 83: remotegpu.v1.RenameEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	77,  // 84: remotegpu.v1.UpdateEnvironmentRequest.update_mask:type_name -> google.protobuf.FieldMask
+	69,  // 85: remotegpu.v1.UpdateEnvironmentRequest.labels:type_name -> remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
+	8,   // 86: remotegpu.v1.UpdateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	73,  // 87: remotegpu.v1.UpdateEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	73,  // 88: remotegpu.v1.UpdateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 89: remotegpu.v1.UpdateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	76,  // 90: remotegpu.v1.UpdateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	20,  // 91: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
+	22,  // 92: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
+	24,  // 93: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
+	26,  // 94: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
+	28,  // 95: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
+	30,  // 96: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
+	56,  // 97: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
+	58,  // 98: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
+	60,  // 99: remotegpu.v1.EnvironmentService.RenameEnvironment:input_type -> remotegpu.v1.RenameEnvironmentRequest
+	62,  // 100: remotegpu.v1.EnvironmentService.UpdateEnvironment:input_type -> remotegpu.v1.UpdateEnvironmentRequest
+	32,  // 101: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
+	34,  // 102: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
+	36,  // 103: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
+	38,  // 104: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
+	45,  // 105: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
+	48,  // 106: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
+	50,  // 107: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
+	53,  // 108: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
+	78,  // 109: remotegpu.v1.EnvironmentService.StatFile:input_type -> remotegpu.v1.StatFileRequest
+	79,  // 110: remotegpu.v1.EnvironmentService.UploadFiles:input_type -> remotegpu.v1.UploadFilesRequest
+	80,  // 111: remotegpu.v1.EnvironmentService.DownloadFiles:input_type -> remotegpu.v1.DownloadFilesRequest
+	21,  // 112: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
+	23,  // 113: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
+	25,  // 114: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
+	27,  // 115: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
+	29,  // 116: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
+	31,  // 117: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
+	57,  // 118: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
+	59,  // 119: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
+	61,  // 120: remotegpu.v1.EnvironmentService.RenameEnvironment:output_type -> remotegpu.v1.RenameEnvironmentResponse
+	63,  // 121: remotegpu.v1.EnvironmentService.UpdateEnvironment:output_type -> remotegpu.v1.UpdateEnvironmentResponse
+	33,  // 122: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
+	35,  // 123: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
+	37,  // 124: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
+	42,  // 125: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
+	46,  // 126: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
+	49,  // 127: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
+	51,  // 128: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
+	54,  // 129: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
+	81,  // 130: remotegpu.v1.EnvironmentService.StatFile:output_type -> remotegpu.v1.StatFileResponse
+	82,  // 131: remotegpu.v1.EnvironmentService.UploadFiles:output_type -> remotegpu.v1.UploadFilesResponse
+	83,  // 132: remotegpu.v1.EnvironmentService.DownloadFiles:output_type -> remotegpu.v1.DownloadFilesResponse
+	112, // [112:133] is the sub-list for method output_type
+	91,  // [91:112] is the sub-list for method input_type
+	91,  // [91:91] is the sub-list for extension type_name
+	91,  // [91:91] is the sub-list for extension extendee
+	0,   // [0:91] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_environment_proto_init() }
@@ -5262,7 +5639,7 @@ func file_remotegpu_v1_environment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_environment_proto_rawDesc), len(file_remotegpu_v1_environment_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   59,
+			NumMessages:   64,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -48,6 +48,12 @@ const (
 	// EnvironmentServiceResumeEnvironmentProcedure is the procedure name of the EnvironmentService's
 	// ResumeEnvironment RPC.
 	EnvironmentServiceResumeEnvironmentProcedure = "/remotegpu.v1.EnvironmentService/ResumeEnvironment"
+	// EnvironmentServiceRenameEnvironmentProcedure is the procedure name of the EnvironmentService's
+	// RenameEnvironment RPC.
+	EnvironmentServiceRenameEnvironmentProcedure = "/remotegpu.v1.EnvironmentService/RenameEnvironment"
+	// EnvironmentServiceUpdateEnvironmentProcedure is the procedure name of the EnvironmentService's
+	// UpdateEnvironment RPC.
+	EnvironmentServiceUpdateEnvironmentProcedure = "/remotegpu.v1.EnvironmentService/UpdateEnvironment"
 	// EnvironmentServiceDeleteEnvironmentProcedure is the procedure name of the EnvironmentService's
 	// DeleteEnvironment RPC.
 	EnvironmentServiceDeleteEnvironmentProcedure = "/remotegpu.v1.EnvironmentService/DeleteEnvironment"
@@ -139,6 +145,20 @@ var (
 			StreamType: connect.StreamTypeUnary,
 			Schema:     v1.File_remotegpu_v1_environment_proto.Services().ByName("EnvironmentService").Methods().ByName("ResumeEnvironment"),
 			Procedure:  EnvironmentServiceResumeEnvironmentProcedure,
+		}
+	})
+	environmentServiceRenameEnvironmentSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_remotegpu_v1_environment_proto.Services().ByName("EnvironmentService").Methods().ByName("RenameEnvironment"),
+			Procedure:  EnvironmentServiceRenameEnvironmentProcedure,
+		}
+	})
+	environmentServiceUpdateEnvironmentSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_remotegpu_v1_environment_proto.Services().ByName("EnvironmentService").Methods().ByName("UpdateEnvironment"),
+			Procedure:  EnvironmentServiceUpdateEnvironmentProcedure,
 		}
 	})
 	environmentServiceDeleteEnvironmentSpec = sync.OnceValue(func() connect.Spec {
@@ -281,6 +301,31 @@ type EnvironmentServiceClient interface {
 	// ENV_NOT_PAUSED; in the operation PROCESS_EXITED: its process ended while
 	// it was paused), ABORTED (ETAG_MISMATCH).
 	ResumeEnvironment(context.Context, *v1.ResumeEnvironmentRequest) (*v1.ResumeEnvironmentResponse, error)
+	// RenameEnvironment gives an environment another name, at once. Its host
+	// name follows at its next start, unless the spec asked for one. A rename to
+	// the name it has changes nothing.
+	//
+	// Errors: INVALID_ARGUMENT (ENV_NAME_INVALID), NOT_FOUND (ENV_NOT_FOUND),
+	// ALREADY_EXISTS (ENV_NAME_EXISTS), FAILED_PRECONDITION (ENV_BUSY), ABORTED
+	// (ETAG_MISMATCH).
+	RenameEnvironment(context.Context, *v1.RenameEnvironmentRequest) (*v1.RenameEnvironmentResponse, error)
+	// UpdateEnvironment changes labels and spec of an environment, and keeps its
+	// writable layer, address and process. Labels, limits of CPU, memory, swap
+	// and processes, ports, restart policy and health check are in force at
+	// once. Everything else is when its process starts the next time:
+	// restart_needed names these fields, and restart starts it again. The image
+	// cannot be changed. A refused request changed nothing.
+	//
+	// Errors: those of CreateEnvironment about the fields that change,
+	// INVALID_ARGUMENT (FIELD_INVALID: update_mask names what cannot be changed,
+	// or nothing), NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_BUSY,
+	// ENV_NOT_STARTABLE: its create failed), ABORTED (ETAG_MISMATCH). In the
+	// operation also FAILED_PRECONDITION (LIMITS_REFUSED: for example less memory
+	// than is in use), ALREADY_EXISTS (PORT_TAKEN), RESOURCE_EXHAUSTED
+	// (PORT_POOL_EXHAUSTED), UNAVAILABLE (FIREWALL_FAILED: the ports are its own,
+	// and the node goes on trying to publish them), and with restart those of a
+	// start.
+	UpdateEnvironment(context.Context, *v1.UpdateEnvironmentRequest) (*v1.UpdateEnvironmentResponse, error)
 	// DeleteEnvironment removes an environment and gives back all it took.
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_RUNNING: it
@@ -580,6 +625,31 @@ type EnvironmentServiceHandler interface {
 	// ENV_NOT_PAUSED; in the operation PROCESS_EXITED: its process ended while
 	// it was paused), ABORTED (ETAG_MISMATCH).
 	ResumeEnvironment(context.Context, *v1.ResumeEnvironmentRequest) (*v1.ResumeEnvironmentResponse, error)
+	// RenameEnvironment gives an environment another name, at once. Its host
+	// name follows at its next start, unless the spec asked for one. A rename to
+	// the name it has changes nothing.
+	//
+	// Errors: INVALID_ARGUMENT (ENV_NAME_INVALID), NOT_FOUND (ENV_NOT_FOUND),
+	// ALREADY_EXISTS (ENV_NAME_EXISTS), FAILED_PRECONDITION (ENV_BUSY), ABORTED
+	// (ETAG_MISMATCH).
+	RenameEnvironment(context.Context, *v1.RenameEnvironmentRequest) (*v1.RenameEnvironmentResponse, error)
+	// UpdateEnvironment changes labels and spec of an environment, and keeps its
+	// writable layer, address and process. Labels, limits of CPU, memory, swap
+	// and processes, ports, restart policy and health check are in force at
+	// once. Everything else is when its process starts the next time:
+	// restart_needed names these fields, and restart starts it again. The image
+	// cannot be changed. A refused request changed nothing.
+	//
+	// Errors: those of CreateEnvironment about the fields that change,
+	// INVALID_ARGUMENT (FIELD_INVALID: update_mask names what cannot be changed,
+	// or nothing), NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_BUSY,
+	// ENV_NOT_STARTABLE: its create failed), ABORTED (ETAG_MISMATCH). In the
+	// operation also FAILED_PRECONDITION (LIMITS_REFUSED: for example less memory
+	// than is in use), ALREADY_EXISTS (PORT_TAKEN), RESOURCE_EXHAUSTED
+	// (PORT_POOL_EXHAUSTED), UNAVAILABLE (FIREWALL_FAILED: the ports are its own,
+	// and the node goes on trying to publish them), and with restart those of a
+	// start.
+	UpdateEnvironment(context.Context, *v1.UpdateEnvironmentRequest) (*v1.UpdateEnvironmentResponse, error)
 	// DeleteEnvironment removes an environment and gives back all it took.
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_RUNNING: it
@@ -677,6 +747,8 @@ func RegisterEnvironmentServiceHandler(server *connect.Server, svc EnvironmentSe
 		connect.Method{Spec: environmentServiceRestartEnvironmentSpec(), Handler: adapter.restartEnvironment},
 		connect.Method{Spec: environmentServicePauseEnvironmentSpec(), Handler: adapter.pauseEnvironment},
 		connect.Method{Spec: environmentServiceResumeEnvironmentSpec(), Handler: adapter.resumeEnvironment},
+		connect.Method{Spec: environmentServiceRenameEnvironmentSpec(), Handler: adapter.renameEnvironment},
+		connect.Method{Spec: environmentServiceUpdateEnvironmentSpec(), Handler: adapter.updateEnvironment},
 		connect.Method{Spec: environmentServiceDeleteEnvironmentSpec(), Handler: adapter.deleteEnvironment},
 		connect.Method{Spec: environmentServiceWatchEnvironmentsSpec(), Handler: adapter.watchEnvironments},
 		connect.Method{Spec: environmentServiceRunCommandSpec(), Handler: adapter.runCommand},
@@ -830,6 +902,14 @@ func (UnimplementedEnvironmentServiceHandler) ResumeEnvironment(context.Context,
 	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.ResumeEnvironment is not implemented")
 }
 
+func (UnimplementedEnvironmentServiceHandler) RenameEnvironment(context.Context, *v1.RenameEnvironmentRequest) (*v1.RenameEnvironmentResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.RenameEnvironment is not implemented")
+}
+
+func (UnimplementedEnvironmentServiceHandler) UpdateEnvironment(context.Context, *v1.UpdateEnvironmentRequest) (*v1.UpdateEnvironmentResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.UpdateEnvironment is not implemented")
+}
+
 func (UnimplementedEnvironmentServiceHandler) DeleteEnvironment(context.Context, *v1.DeleteEnvironmentRequest) (*v1.DeleteEnvironmentResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.EnvironmentService.DeleteEnvironment is not implemented")
 }
@@ -937,6 +1017,22 @@ func (c *environmentServiceClient) PauseEnvironment(ctx context.Context, req *v1
 func (c *environmentServiceClient) ResumeEnvironment(ctx context.Context, req *v1.ResumeEnvironmentRequest) (*v1.ResumeEnvironmentResponse, error) {
 	var res v1.ResumeEnvironmentResponse
 	if err := c.client.CallUnary(ctx, environmentServiceResumeEnvironmentSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *environmentServiceClient) RenameEnvironment(ctx context.Context, req *v1.RenameEnvironmentRequest) (*v1.RenameEnvironmentResponse, error) {
+	var res v1.RenameEnvironmentResponse
+	if err := c.client.CallUnary(ctx, environmentServiceRenameEnvironmentSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *environmentServiceClient) UpdateEnvironment(ctx context.Context, req *v1.UpdateEnvironmentRequest) (*v1.UpdateEnvironmentResponse, error) {
+	var res v1.UpdateEnvironmentResponse
+	if err := c.client.CallUnary(ctx, environmentServiceUpdateEnvironmentSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -1122,6 +1218,30 @@ func (h environmentServiceHandler) resumeEnvironment(ctx context.Context, _ conn
 		return err
 	}
 	res, err := h.svc.ResumeEnvironment(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h environmentServiceHandler) renameEnvironment(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.RenameEnvironmentRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.RenameEnvironment(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h environmentServiceHandler) updateEnvironment(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.UpdateEnvironmentRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.UpdateEnvironment(ctx, &req)
 	if err != nil {
 		return err
 	}
