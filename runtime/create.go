@@ -83,7 +83,7 @@ func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Ta
 	}
 	spans.end("start")
 	running, err := m.cfg.Store.ActivateEnvironment(ctx, env.ID, recorded(func(env *Environment) error {
-		env.State, env.Digest, env.StartedAt = Running, image.Digest, time.Now()
+		env.State, env.Digest, env.StartedAt, env.Disk = Running, image.Digest, time.Now(), container.Disk
 		leave(env, task.Op.ID)
 		env.Problem, env.Exit, env.Health = nil, nil, firstHealth(env)
 		return nil
@@ -213,10 +213,15 @@ func (m *Manager) render(ctx context.Context, env *Environment) (Container, erro
 		}
 		mounts = append(mounts, staged...)
 	}
+	resources := spec.Resources
+	var disk DiskLimit
+	if resources.DiskBytes, disk, err = m.diskLimit(ctx, &spec.Resources); err != nil {
+		return Container{}, fmt.Errorf("limit disk of environment %s: %w", env.ID, err)
+	}
 	return Container{
 		ID: env.ID, Image: spec.Image, Entrypoint: spec.Entrypoint, Command: spec.Command,
 		Env: append(variables, userVariables(spec)...), Workdir: spec.Workdir, User: spec.User, Hostname: spec.Hostname,
-		Resources: spec.Resources, Mounts: mounts, NetNS: m.cfg.Networks.NetNS(env.ID), LogPath: m.logPath(env.ID),
+		Resources: resources, Disk: disk, Mounts: mounts, NetNS: m.cfg.Networks.NetNS(env.ID), LogPath: m.logPath(env.ID),
 		Labels:             containerLabels(env),
 		AllowNewPrivileges: spec.AllowNewPrivileges,
 	}, nil

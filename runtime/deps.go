@@ -19,6 +19,10 @@ type Engine interface {
 
 	// Info tells version and snapshotter. Unavailable when it does not answer.
 	Info(ctx context.Context) (EngineInfo, error)
+	// DiskQuota tells whether Resources.DiskBytes of a container can be
+	// enforced. Where it cannot, Create and Start of one that has it are
+	// DISK_QUOTA_UNSUPPORTED.
+	DiskQuota(ctx context.Context) (DiskQuota, error)
 	// Create prepares the writable layer and the container record. On error
 	// nothing is left. AlreadyExists, NotFound (image), InvalidArgument (user).
 	Create(ctx context.Context, c Container) error
@@ -77,6 +81,16 @@ type EngineInfo struct {
 	Snapshotter string
 }
 
+// DiskQuota is whether and how the engine limits writable layers.
+type DiskQuota struct {
+	Supported  bool
+	Method     string // such as "project quota"; "" without
+	Filesystem string // type of the one that holds the layers; "" when not known
+	Path       string // where they are
+	Reason     string // why not; "" when supported
+	Hint       string // what would make it so
+}
+
 // Container is one container as the engine should make it: everything a host
 // path, nothing left to decide but what the image says.
 type Container struct {
@@ -99,6 +113,7 @@ type Container struct {
 	Base               json.RawMessage
 	Labels             map[string]string
 	AllowNewPrivileges bool
+	Disk               DiskLimit // what Resources.DiskBytes, which is what to enforce, came from
 }
 
 // ContainerStatus is a container as it is.

@@ -52,7 +52,8 @@ type Environment struct {
 	Ports     []port.Mapping     // reserved and active ones, read from their own table
 	Ready     bool               // its desktop has drawn
 	Warnings  []string
-	Operation string // id of the operation at work on it
+	Disk      DiskLimit // of its present or last run
+	Operation string    // id of the operation at work on it
 	CreatedAt time.Time
 	UpdatedAt time.Time
 	StartedAt time.Time // of its present or last run
@@ -119,12 +120,16 @@ const (
 
 // Resources are limits; zero means none unless said otherwise.
 type Resources struct {
-	CPUMillis   int64    `json:"cpu_millis,omitempty"`   // thousandths of a CPU
-	MemoryBytes int64    `json:"memory_bytes,omitempty"` // at least 16 MiB
-	SwapBytes   int64    `json:"swap_bytes,omitempty"`   // on top of memory; meaningless without MemoryBytes
-	Pids        int64    `json:"pids"`
-	ShmBytes    int64    `json:"shm_bytes"`
-	Ulimits     []Ulimit `json:"ulimits,omitempty"`
+	CPUMillis   int64 `json:"cpu_millis,omitempty"`   // thousandths of a CPU
+	MemoryBytes int64 `json:"memory_bytes,omitempty"` // at least 16 MiB
+	SwapBytes   int64 `json:"swap_bytes,omitempty"`   // on top of memory; meaningless without MemoryBytes
+	Pids        int64 `json:"pids"`
+	ShmBytes    int64 `json:"shm_bytes"`
+	DiskBytes   int64 `json:"disk_bytes,omitempty"` // of the writable layer
+	// DiskBestEffort lets an environment run without DiskBytes being enforced
+	// where it cannot be.
+	DiskBestEffort bool     `json:"disk_best_effort,omitempty"`
+	Ulimits        []Ulimit `json:"ulimits,omitempty"`
 }
 
 // Ulimit is one setrlimit(2) limit; Name has no RLIMIT_ prefix and is lower

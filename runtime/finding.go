@@ -23,6 +23,7 @@ const (
 	FoundProcess     FindingKind = "process"   // a shim or a log writer of no container
 	FoundCgroup      FindingKind = "cgroup"    // of no container
 	FoundSnapshot    FindingKind = "snapshot"  // a writable layer of no container, or one that somebody took
+	FoundQuota       FindingKind = "quota"     // the limit of a writable layer that is gone
 	FoundLease       FindingKind = "lease"     // in containerd, of an engine that died
 	FoundLog         FindingKind = "log"       // a log file, rotated ones with it
 	FoundPipes       FindingKind = "pipes"     // of the commands of a daemon that died

@@ -183,6 +183,11 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, 
 	if err != nil {
 		return nil, nil, err
 	}
+	diskWarnings, err := m.checkDisk(ctx, &req.Spec.Resources)
+	if err != nil {
+		return nil, nil, err
+	}
+	warnings = append(warnings, diskWarnings...)
 	now := time.Now()
 	env := &Environment{
 		ID: ulid.Make().String(), Name: req.Name, Project: req.Project, Node: m.cfg.Node,

@@ -52,6 +52,7 @@ type Stats struct {
 	CPUMillis        int64 // CPUs used lately, in thousandths
 	MemoryLimitBytes int64 // 0: none
 	DiskBytes        int64 // of its writable layer; -1 when not measured
+	DiskLimitBytes   int64 // that is enforced; 0: none
 }
 
 // StatsRequest names environments.
@@ -220,7 +221,7 @@ func (m *Manager) sample(ctx context.Context, envs []*Environment, before []Stat
 	for _, env := range envs {
 		one := Stats{
 			EnvID: env.ID, Name: env.Name, Usage: usages[env.ID],
-			MemoryLimitBytes: env.Spec.Resources.MemoryBytes, DiskBytes: -1,
+			MemoryLimitBytes: env.Spec.Resources.MemoryBytes, DiskBytes: -1, DiskLimitBytes: env.Disk.Bytes,
 		}
 		one.CPUMillis = cpuMillis(earlier[env.ID], one.Usage)
 		stats = append(stats, one)

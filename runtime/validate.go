@@ -135,6 +135,12 @@ func checkResources(spec *Spec) error {
 		errs = append(errs, invalid("spec.resources.swap_bytes", "set memory_bytes too; without it swap is not limited",
 			"swap is limited but memory is not"))
 	}
+	if r.DiskBytes != 0 && r.DiskBytes < MinDisk {
+		errs = append(errs, invalid(fieldDisk, "give at least 1 MiB, or leave the limit out", "%d bytes of writable layer are too few", r.DiskBytes))
+	}
+	if r.DiskBestEffort && r.DiskBytes == 0 {
+		errs = append(errs, invalid("spec.resources.disk_best_effort", "set disk_bytes too", "there is no limit of the writable layer to do one's best about"))
+	}
 	if r.CPUMillis != 0 && r.CPUMillis < 10 {
 		errs = append(errs, invalid("spec.resources.cpu_millis", "give at least 10; the kernel's smallest quota is 1 ms per period",
 			"%d thousandths of a CPU are too few", r.CPUMillis))

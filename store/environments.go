@@ -31,15 +31,16 @@ type environmentDetail struct {
 	Digest   string             `json:"digest,omitempty"`
 	Warnings []string           `json:"warnings,omitempty"`
 
-	Health       runtime.Health `json:"health,omitempty"`
-	HealthDetail string         `json:"health_detail,omitempty"`
-	RestartCount int            `json:"restart_count,omitempty"`
-	RestartAt    int64          `json:"restart_at,omitempty"` // milliseconds since 1970 UTC
-	ByPolicy     bool           `json:"by_policy,omitempty"`
-	Paused       bool           `json:"paused,omitempty"`
-	RolledBack   string         `json:"rolled_back,omitempty"`
-	Applied      *runtime.Spec  `json:"applied,omitempty"`
-	Clear        bool           `json:"clear,omitempty"`
+	Health       runtime.Health    `json:"health,omitempty"`
+	HealthDetail string            `json:"health_detail,omitempty"`
+	RestartCount int               `json:"restart_count,omitempty"`
+	RestartAt    int64             `json:"restart_at,omitempty"` // milliseconds since 1970 UTC
+	ByPolicy     bool              `json:"by_policy,omitempty"`
+	Paused       bool              `json:"paused,omitempty"`
+	RolledBack   string            `json:"rolled_back,omitempty"`
+	Applied      *runtime.Spec     `json:"applied,omitempty"`
+	Clear        bool              `json:"clear,omitempty"`
+	Disk         runtime.DiskLimit `json:"disk,omitzero"`
 }
 
 // environmentRow is a row as it was read, decoded only as far as needed.
@@ -75,6 +76,7 @@ func (r *environmentRow) decode() (*runtime.Environment, error) {
 	e.RestartCount, e.RestartAt, e.ByPolicy = d.RestartCount, fromMillis(d.RestartAt), d.ByPolicy
 	e.Paused, e.Applied, e.Clear = d.Paused, d.Applied, d.Clear
 	e.RolledBack = d.RolledBack
+	e.Disk = d.Disk
 	e.Slot = -1
 	if r.slot.Valid {
 		e.Slot = r.slot.V
@@ -103,7 +105,7 @@ func environmentValues(e *runtime.Environment) ([]any, error) {
 	detail, err := toJSON(environmentDetail{
 		Problem: e.Problem, Exit: e.Exit, Digest: e.Digest, Warnings: e.Warnings, Health: e.Health, HealthDetail: e.HealthDetail,
 		RestartCount: e.RestartCount, RestartAt: millis(e.RestartAt), ByPolicy: e.ByPolicy, Paused: e.Paused, Applied: e.Applied,
-		Clear: e.Clear, RolledBack: e.RolledBack,
+		Clear: e.Clear, RolledBack: e.RolledBack, Disk: e.Disk,
 	})
 	if err != nil {
 		return nil, err

@@ -24,8 +24,8 @@ var layers = []struct {
 }{
 	{"leaves", []string{
 		"internal/atomicfile", "internal/certificate", "internal/cgroup", "internal/cleanup", "internal/config", "internal/dockerconfig",
-		"internal/fault", "internal/hostexec",
-		"internal/imageref", "internal/keylock", "internal/problem", "internal/rootfs", "internal/sqlite", "internal/version", "desktop/rfb", "images",
+		"internal/fault", "internal/hostexec", "internal/imageref", "internal/keylock", "internal/problem", "internal/projectquota",
+		"internal/rootfs", "internal/sqlite", "internal/version", "desktop/rfb", "images",
 	}},
 	{"mechanisms", []string{"network", "runtime/volume", "runtime/operation", "runtime/logfile"}},
 	{"domain", []string{"desktop", "runtime"}},

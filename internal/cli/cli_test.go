@@ -184,7 +184,7 @@ func TestCreateRequest(t *testing.T) {
 	}
 	code, _, stderr := f.runWith(t.Context(), "", map[string]string{"HERE": "yes", "REMOTEGPU_PROJECT": "team"},
 		"env", "create", "demo", "--image", "app", "--request-id", "r1", "--cpus", "1.5", "--memory", "8GiB", "--swap", "0",
-		"--pids", "100", "--shm-size", "1g", "--ulimit", "nofile=1024:2048", "--ulimit", "core=unlimited",
+		"--pids", "100", "--shm-size", "1g", "--disk", "20GiB", "--disk-best-effort", "--ulimit", "nofile=1024:2048", "--ulimit", "core=unlimited",
 		"-e", "A=flag", "--env-file", file, "-l", "team=ml", "-p", "ssh", "-p", "8080=web", "-p", "15000:5353/udp",
 		"-p", "jupyter:9999", "-p", "22007:ssh:2222", "-v", "/data:/data:ro", "-v", "vol:/vol", "--tmpfs", "/x:size=64MiB,ro",
 		"--mount", `type=bind,"source=/a,b",target=/c,readonly`, "--workdir", "/w", "--user", "1000:1000", "--hostname", "h",
@@ -200,7 +200,7 @@ func TestCreateRequest(t *testing.T) {
 			Command: []string{"-c", "true"}, Workdir: "/w", User: "1000:1000", Hostname: "h", AllowNewPrivileges: true,
 			Env: map[string]string{"A": "flag", "B": "two words ", "HERE": "yes"},
 			Resources: &remotegpuv1.Resources{
-				CpuMillis: 1500, MemoryBytes: 8 << 30, SwapBytes: &swap, Pids: 100, ShmBytes: 1 << 30,
+				CpuMillis: 1500, MemoryBytes: 8 << 30, SwapBytes: &swap, Pids: 100, ShmBytes: 1 << 30, DiskBytes: 20 << 30, DiskBestEffort: true,
 				Ulimits: []*remotegpuv1.Ulimit{{Name: "nofile", Soft: 1024, Hard: 2048}, {Name: "core", Soft: -1, Hard: -1}},
 			},
 			Desktop: &remotegpuv1.Desktop{Width: 1280, Height: 720, Depth: 16},

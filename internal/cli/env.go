@@ -157,6 +157,7 @@ func (a *app) showEnvironment(e *remotegpuv1.Environment) error {
 		{"User", spec.GetUser()},
 		{"Address", e.GetAddress()},
 		{"Limits", limitsText(spec.GetResources())},
+		{"Disk limit", diskLimitText(e.GetDiskLimit())},
 		{"Labels", pairs(e.GetLabels())},
 	}
 	for _, m := range e.GetPortMappings() {
@@ -209,7 +210,22 @@ func limitsText(r *remotegpuv1.Resources) string {
 	if r.GetShmBytes() > 0 {
 		limits = append(limits, size(r.GetShmBytes())+" /dev/shm")
 	}
+	if r.GetDiskBytes() > 0 {
+		limits = append(limits, size(r.GetDiskBytes())+" disk")
+	}
 	return strings.Join(limits, ", ")
+}
+
+// diskLimitText says what became of a limit of the writable layer.
+func diskLimitText(limit *remotegpuv1.DiskLimit) string {
+	switch {
+	case limit == nil:
+		return ""
+	case limit.GetEnforced():
+		return size(limit.GetBytes()) + ", enforced"
+	default:
+		return "not enforced, because " + limit.GetReason()
+	}
 }
 
 func mountText(m *remotegpuv1.Mount) string {

@@ -16,7 +16,8 @@ type createFlags struct {
 	waiting
 	image, pull, workdir, user, hostname     string
 	snapshot                                 string
-	cpus, memory, swap, shm                  string
+	cpus, memory, swap, shm, disk            string
+	diskBestEffort                           bool
 	pids                                     int64
 	entrypoint, env, envFiles, labels, ports []string
 	volumes, mounts, tmpfs, ulimits          []string
@@ -89,6 +90,8 @@ func (f *createFlags) register(cmd *cobra.Command) {
 	flags.StringVarP(&f.memory, "memory", "m", "", "memory limit")
 	flags.StringVar(&f.swap, "swap", "", "swap on top of memory (none when memory is limited)")
 	flags.Int64Var(&f.pids, "pids", 0, "processes and threads; 0: the node's default, 4096")
+	flags.StringVar(&f.disk, "disk", "", "size of the writable layer, such as 20G (no limit)")
+	flags.BoolVar(&f.diskBestEffort, "disk-best-effort", false, "run without --disk being enforced where the node cannot")
 	flags.StringVar(&f.shm, "shm-size", "", "size of /dev/shm (512M with a desktop, 64M without)")
 	flags.StringArrayVar(&f.ulimits, "ulimit", nil, "NAME=SOFT[:HARD], for example nofile=1024:2048; -1: unlimited")
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "variable NAME=VALUE; NAME alone takes it from here")
@@ -163,7 +166,7 @@ func (a *app) createRequest(f *createFlags, changed func(string) bool, args []st
 }
 
 func (f *createFlags) resources(changed func(string) bool) (*remotegpuv1.Resources, error) {
-	r := &remotegpuv1.Resources{Pids: f.pids}
+	r := &remotegpuv1.Resources{Pids: f.pids, DiskBestEffort: f.diskBestEffort}
 	if f.cpus != "" {
 		cpus, err := strconv.ParseFloat(f.cpus, 64)
 		if err != nil || math.IsNaN(cpus) || cpus < 0.001 || cpus > 4096 {
@@ -174,7 +177,7 @@ func (f *createFlags) resources(changed func(string) bool) (*remotegpuv1.Resourc
 	for _, limit := range []struct {
 		text string
 		into *int64
-	}{{f.memory, &r.MemoryBytes}, {f.shm, &r.ShmBytes}} {
+	}{{f.memory, &r.MemoryBytes}, {f.shm, &r.ShmBytes}, {f.disk, &r.DiskBytes}} {
 		if limit.text != "" {
 			bytes, err := parseSize(limit.text)
 			if err != nil {

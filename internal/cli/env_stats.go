@@ -132,6 +132,9 @@ func (a *app) statsTable(all []*remotegpuv1.Stats, disk bool) error {
 			if s.DiskBytes != nil {
 				used = size(s.GetDiskBytes())
 			}
+			if s.GetDiskLimitBytes() > 0 {
+				used += " of " + size(s.GetDiskLimitBytes())
+			}
 			row = append(row, used)
 		}
 		rows = append(rows, row)

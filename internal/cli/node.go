@@ -56,6 +56,7 @@ func (a *app) showNode(node *remotegpuv1.Node) error {
 		{"cgroup", node.GetCgroup()},
 		{"iptables", node.GetIptables()},
 		{"Addresses", node.GetAddressRange()},
+		{"Disk limits", diskQuotaText(node.GetDiskQuota())},
 		{"Gateway", node.GetGatewayUrl()},
 		{"Environments", orElse(strings.Join(counts, ", "), "none")},
 	}
@@ -64,4 +65,16 @@ func (a *app) showNode(node *remotegpuv1.Node) error {
 			[]string{"Try", condition.GetHint()})
 	}
 	return a.facts(rows)
+}
+
+// diskQuotaText says whether writable layers can be limited.
+func diskQuotaText(quota *remotegpuv1.DiskQuota) string {
+	switch {
+	case quota == nil:
+		return ""
+	case quota.GetSupported():
+		return fmt.Sprintf("%s on %s", quota.GetMethod(), quota.GetFilesystem())
+	default:
+		return "not enforceable, because " + quota.GetReason()
+	}
 }

@@ -48,6 +48,7 @@ type fake struct {
 	result   *remotegpuv1.RunCommandResponse
 	desktops []*remotegpuv1.GetDesktopResponse
 	findings []*remotegpuv1.Finding
+	quota    *remotegpuv1.DiskQuota
 	drop     int // this many watches break after their first message
 
 	snapshots *snapshots
@@ -320,7 +321,8 @@ func (f *fake) Reconcile(_ context.Context, r *remotegpuv1.ReconcileRequest) (*r
 
 func (f *fake) GetNodeInfo(_ context.Context, r *remotegpuv1.GetNodeInfoRequest) (*remotegpuv1.GetNodeInfoResponse, error) {
 	return &remotegpuv1.GetNodeInfoResponse{Node: &remotegpuv1.Node{
-		Id: "01NODE", Name: "gpu1", Version: "v0.1.0", Os: "Debian GNU/Linux 12 (bookworm)", Kernel: "6.1.0", Architecture: "amd64",
+		DiskQuota: f.quota,
+		Id:        "01NODE", Name: "gpu1", Version: "v0.1.0", Os: "Debian GNU/Linux 12 (bookworm)", Kernel: "6.1.0", Architecture: "amd64",
 		Cpus: 8, MemoryBytes: 32 << 30, Cgroup: "v2", AddressRange: "10.88.0.0/16",
 		Containerd:   &remotegpuv1.Containerd{Address: "/run/containerd/containerd.sock", Version: "1.6.20", Namespace: "remotegpu", Snapshotter: "overlayfs"},
 		Environments: map[string]int32{"running": 2, "error": 1},

@@ -180,6 +180,13 @@ func (n *Node) Info(ctx context.Context) rpc.Node {
 		info.Conditions = addCondition(info.Conditions, problem.Of(err))
 	}
 	info.Engine = engine
+	if err == nil {
+		if quota, err := n.engine.DiskQuota(asking); err == nil {
+			info.DiskQuota = &quota
+		} else {
+			info.Conditions = addCondition(info.Conditions, problem.Of(err))
+		}
+	}
 	if info.IPTables, err = n.firewall.Backend(ctx); err != nil {
 		info.Conditions = addCondition(info.Conditions, problem.Of(err))
 	}

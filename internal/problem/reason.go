@@ -35,6 +35,7 @@ const (
 	Unauthenticated      Reason = "UNAUTHENTICATED"
 	MemoryTooSmall       Reason = "MEMORY_TOO_SMALL"
 	LimitsRefused        Reason = "LIMITS_REFUSED"
+	DiskQuotaUnsupported Reason = "DISK_QUOTA_UNSUPPORTED"
 	UserNotFound         Reason = "USER_NOT_FOUND"
 	CommandNotFound      Reason = "COMMAND_NOT_FOUND"
 	CommandTimeout       Reason = "COMMAND_TIMEOUT"
@@ -131,6 +132,7 @@ var kinds = map[Reason]error{
 	Unauthenticated:      errdefs.ErrUnauthenticated,
 	MemoryTooSmall:       errdefs.ErrInvalidArgument,
 	LimitsRefused:        errdefs.ErrFailedPrecondition,
+	DiskQuotaUnsupported: errdefs.ErrFailedPrecondition,
 	UserNotFound:         errdefs.ErrInvalidArgument,
 	CommandNotFound:      errdefs.ErrInvalidArgument,
 	CommandTimeout:       context.DeadlineExceeded,

@@ -35,6 +35,9 @@ func toEnvironment(env *runtime.Environment) *remotegpuv1.Environment {
 		RestartCount: int32(env.RestartCount), RestartAt: timestamp(env.RestartAt), Exit: toExit(env.Exit), Paused: env.Paused,
 		RestartNeeded: env.RestartNeeded(),
 	}
+	if env.Disk != (runtime.DiskLimit{}) {
+		message.DiskLimit = &remotegpuv1.DiskLimit{Enforced: env.Disk.Bytes > 0, Bytes: env.Disk.Bytes, Reason: env.Disk.NotEnforced}
+	}
 	if env.Address.IsValid() {
 		message.Address = env.Address.String()
 	}
@@ -61,6 +64,7 @@ func toSpec(spec *runtime.Spec) *remotegpuv1.EnvironmentSpec {
 		Resources: &remotegpuv1.Resources{
 			CpuMillis: spec.Resources.CPUMillis, MemoryBytes: spec.Resources.MemoryBytes,
 			Pids: spec.Resources.Pids, ShmBytes: spec.Resources.ShmBytes,
+			DiskBytes: spec.Resources.DiskBytes, DiskBestEffort: spec.Resources.DiskBestEffort,
 		},
 		AllowNewPrivileges: spec.AllowNewPrivileges,
 	}
@@ -98,6 +102,7 @@ func fromSpec(message *remotegpuv1.EnvironmentSpec) runtime.Spec {
 		Resources: runtime.Resources{
 			CPUMillis: message.GetResources().GetCpuMillis(), MemoryBytes: message.GetResources().GetMemoryBytes(),
 			SwapBytes: message.GetResources().GetSwapBytes(), Pids: message.GetResources().GetPids(), ShmBytes: message.GetResources().GetShmBytes(),
+			DiskBytes: message.GetResources().GetDiskBytes(), DiskBestEffort: message.GetResources().GetDiskBestEffort(),
 		},
 		AllowNewPrivileges: message.GetAllowNewPrivileges(),
 	}

@@ -31,6 +31,7 @@ type Node struct {
 	AddressRange string
 	GatewayURL   string
 	Conditions   []runtime.Condition
+	DiskQuota    *runtime.DiskQuota // nil while it is not known
 }
 
 // GetNodeInfo implements the RPC.
@@ -48,6 +49,11 @@ func (s *nodeService) GetNodeInfo(ctx context.Context, _ *remotegpuv1.GetNodeInf
 		},
 		Cgroup: node.Cgroup, Iptables: node.IPTables, AddressRange: node.AddressRange, GatewayUrl: node.GatewayURL,
 		Environments: make(map[string]int32, len(counts)),
+	}
+	if quota := node.DiskQuota; quota != nil {
+		message.DiskQuota = &remotegpuv1.DiskQuota{
+			Supported: quota.Supported, Method: quota.Method, Filesystem: quota.Filesystem, Path: quota.Path, Reason: quota.Reason, Hint: quota.Hint,
+		}
 	}
 	for state, count := range counts {
 		message.Environments[string(state)] = int32(count)

@@ -42,6 +42,7 @@ func toStats(all []runtime.Stats) []*remotegpuv1.Stats {
 		if s.At.IsZero() { // it does not run, which is as of now
 			message.Time = timestamp(time.Now())
 		}
+		message.DiskLimitBytes = s.DiskLimitBytes
 		if s.DiskBytes >= 0 {
 			message.DiskBytes = &s.DiskBytes
 		}

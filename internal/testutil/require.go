@@ -26,16 +26,17 @@ const (
 	Programs    Need = "programs"    // the built programs in bin/
 	Peers       Need = "peers"       // docker and podman
 	VM          Need = "vm"          // QEMU, mke2fs, and the image that test/vm/image.sh makes
+	DiskQuota   Need = "diskquota"   // a kernel with project quotas of ext4 and XFS, mkfs of both
 )
 
 // Require skips the test unless REMOTEGPU_TEST (comma-separated needs, or
-// "all" for all but VM) asks for every need, and fails it when one is asked for
-// and missing.
+// "all" for what a host can be given: all but VM and DiskQuota) asks for every
+// need, and fails it when one is asked for and missing.
 func Require(tb testing.TB, needs ...Need) {
 	tb.Helper()
 	asked := strings.Split(os.Getenv("REMOTEGPU_TEST"), ",")
 	for _, need := range needs {
-		if !slices.Contains(asked, string(need)) && (need == VM || !slices.Contains(asked, "all")) {
+		if !slices.Contains(asked, string(need)) && (need == VM || need == DiskQuota || !slices.Contains(asked, "all")) {
 			target := "test"
 			if slices.Contains(needs, VM) {
 				target = "test-vm"
@@ -79,6 +80,8 @@ func missing(need Need) string {
 		return missingPrograms("chromium", "node")
 	case Programs:
 		return missingFiles(Program("remotegpud"), Program("remotegpu"))
+	case DiskQuota:
+		return missingPrograms("mkfs.ext4", "mkfs.xfs")
 	case Peers:
 		return missingPrograms("dockerd", "podman")
 	case VM:

@@ -105,6 +105,9 @@ func (e *Engine) fill(ctx context.Context, c *runtime.Container, own *containers
 	spec *specs.Spec, known bool,
 ) ([]mount.Mount, error) {
 	mounts, err := e.prepare(ctx, c, from)
+	if err == nil && c.Resources.DiskBytes > 0 {
+		err = e.limitDisk(ctx, mounts, c.Resources.DiskBytes) // before anything is mounted or written
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -213,6 +216,9 @@ func labels(c *runtime.Container) map[string]string {
 	all[LabelEnvironment] = c.ID
 	if c.LogPath != "" {
 		all[labelLog] = c.LogPath
+	}
+	if c.Resources.DiskBytes > 0 {
+		all[labelDisk] = "project"
 	}
 	return all
 }

@@ -34,6 +34,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/projectquota"
 	"github.com/remotegpu/remotegpu/internal/rootfs"
 	"github.com/remotegpu/remotegpu/runtime"
 )
@@ -103,8 +104,10 @@ type Engine struct {
 	store     containers.Store
 	snapshots snapshots.Snapshotter
 	host      func() host
-	files     atomic.Uint64 // most open files of a process; 0: not known yet
-	tidy      func()        // removes FIFOs of daemons that died
+	files     atomic.Uint64          // most open files of a process; 0: not known yet
+	tidy      func()                 // removes FIFOs of daemons that died
+	root      atomic.Pointer[string] // directory of the snapshotter; nil: not asked for yet
+	projects  projectquota.Pool      // of limited layers
 
 	roots  rootfs.Uses // copies by container
 	layers layerMounts
@@ -171,6 +174,7 @@ func New(cfg Config) (*Engine, error) {
 		images: make(map[string]*image), users: make(map[userKey]specs.User), fresh: make(map[string]freshSnapshot),
 		pins: make(map[string]bool), leases: make(map[string]int),
 	}
+	e.projects.First, e.projects.Last = firstProject, lastProject
 	e.host = sync.OnceValue(e.inspectHost)
 	e.tidy = sync.OnceFunc(e.removeStaleFIFOs)
 	return e, nil

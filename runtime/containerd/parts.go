@@ -37,7 +37,7 @@ func (e *Engine) Parts(ctx context.Context) ([]runtime.Part, error) {
 	var parts []runtime.Part
 	var errs []error
 	for _, list := range []func(context.Context) ([]runtime.Part, error){
-		e.taskParts, e.processParts, e.cgroupParts, e.snapshotParts, e.logParts, e.leaseParts, e.pipeParts,
+		e.taskParts, e.processParts, e.cgroupParts, e.snapshotParts, e.quotaParts, e.logParts, e.leaseParts, e.pipeParts,
 	} {
 		some, err := list(ctx)
 		parts, errs = append(parts, some...), append(errs, err)
@@ -234,6 +234,16 @@ func (e *Engine) RemovePart(ctx context.Context, part runtime.Part) error {
 		if err := e.removeLease(ctx, part.Name); err != nil {
 			return fmt.Errorf("remove lease %s: %w", part.Name, e.explain(ctx, err))
 		}
+	case runtime.FoundQuota:
+		id, err := strconv.ParseUint(part.Name, 10, 32)
+		if err != nil || !e.projects.Has(uint32(id)) {
+			return fmt.Errorf("remove quota %s: %w", part.Name, errdefs.ErrInvalidArgument)
+		}
+		root, err := e.snapshotRoot(ctx)
+		if err != nil {
+			return err
+		}
+		return e.projects.Release(root, uint32(id))
 	case runtime.FoundPipes:
 		pid, err := strconv.Atoi(filepath.Base(part.Name))
 		if err != nil || filepath.Dir(part.Name) != filepath.Clean(e.cfg.FIFODir) {

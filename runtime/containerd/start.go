@@ -61,6 +61,11 @@ func (e *Engine) refresh(ctx context.Context, c *runtime.Container) ([]mount.Mou
 	if err != nil {
 		return nil, err
 	}
+	if c.Resources.DiskBytes > 0 || record.Labels[labelDisk] != "" {
+		if err := e.limitDisk(ctx, mounts, c.Resources.DiskBytes); err != nil {
+			return nil, err
+		}
+	}
 	ext, err := e.imageOf(ctx, &record)
 	if err != nil {
 		return nil, err
@@ -166,6 +171,9 @@ func (e *Engine) run(ctx context.Context, c *runtime.Container, mounts []mount.M
 	}
 	if err == nil {
 		err = ctx.Err()
+	}
+	if err == nil {
+		err = e.settleDisk(mounts, c.Resources.DiskBytes) // it is mounted now
 	}
 	if err == nil {
 		_, err = e.tasks.Start(whole, &tasks.StartRequest{ContainerID: c.ID})

@@ -246,11 +246,15 @@ func (e *Engine) remove(ctx context.Context, id string) error {
 			return err
 		}
 	}
+	project := e.projectOf(ctx, &record)
 	if err := e.store.Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete record: %w", e.explain(ctx, err))
 	}
 	if err := e.snapshots.Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove snapshot: %w", e.explain(ctx, err))
+	}
+	if err := e.liftLimit(ctx, project); err != nil {
+		return err
 	}
 	return removeLogs(logs)
 }

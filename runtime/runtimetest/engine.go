@@ -66,6 +66,7 @@ func Engine(t *testing.T, open func(t *testing.T) EngineSetup) {
 		{"Reopen", testReopen},
 		{"List", testList},
 		{"Parts", testParts},
+		{"DiskQuota", testDiskQuota},
 	} {
 		setup.run(t, test.name, test.run)
 	}

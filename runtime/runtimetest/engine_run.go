@@ -344,6 +344,32 @@ func testReopen(t *testing.T, s *suite) {
 	await(t, events, ended.ID, runtime.EventExit)
 }
 
+// A limit of the writable layer is either in force or refused with its cause.
+func testDiskQuota(t *testing.T, s *suite) {
+	quota, err := s.Engine.DiskQuota(t.Context())
+	if err != nil || quota.Supported != (quota.Reason == "") || quota.Supported != (quota.Method != "") {
+		t.Fatalf("DiskQuota() = %+v, %v", quota, err)
+	}
+	c := s.container()
+	c.Resources.DiskBytes = 32 << 20
+	err = s.Engine.Create(t.Context(), c)
+	if quota.Supported {
+		if err != nil {
+			t.Errorf("create: %v", err)
+		}
+		return
+	}
+	wantReason(t, "a limit that is not enforceable", err, problem.DiskQuotaUnsupported)
+	if left := s.Leftovers(); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
+	c.Resources.DiskBytes = 0
+	s.create(t, c)
+	c.Resources.DiskBytes = 32 << 20
+	_, err = s.Engine.Start(t.Context(), c)
+	wantReason(t, "a start with it", err, problem.DiskQuotaUnsupported)
+}
+
 // What belongs to a container is no part, whatever state the container is in.
 func testParts(t *testing.T, s *suite) {
 	running, made := s.start(t, s.container()), s.create(t, s.container())

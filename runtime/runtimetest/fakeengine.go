@@ -39,6 +39,7 @@ type FakeEngine struct {
 	snapshots   map[string]*fakeSnapshot
 	exported    map[string]map[string]string // files by image
 	exporting   map[string]bool              // by snapshot
+	quota       runtime.DiskQuota
 }
 
 var _ runtime.Engine = (*FakeEngine)(nil)
@@ -178,6 +179,37 @@ func (e *FakeEngine) Info(context.Context) (info runtime.EngineInfo, err error) 
 	return info, err
 }
 
+// SetDiskQuota lets writable layers be limited, or not. Nothing is written.
+func (e *FakeEngine) SetDiskQuota(supported bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.quota = runtime.DiskQuota{}
+	if supported {
+		e.quota = runtime.DiskQuota{Supported: true, Method: "pretended", Filesystem: "memory", Path: "/nonexistent"}
+	}
+}
+
+// DiskQuota tells what SetDiskQuota made.
+func (e *FakeEngine) DiskQuota(context.Context) (quota runtime.DiskQuota, err error) {
+	err = e.call("DiskQuota", func() error { quota = e.diskQuota(); return nil })
+	return quota, err
+}
+
+func (e *FakeEngine) diskQuota() runtime.DiskQuota {
+	if !e.quota.Supported {
+		return runtime.DiskQuota{Filesystem: "memory", Path: "/nonexistent", Reason: "memory has no quotas", Hint: "use a disk"}
+	}
+	return e.quota
+}
+
+// refuseDisk refuses a limit that cannot be enforced.
+func (e *FakeEngine) refuseDisk(c *runtime.Container) error {
+	if quota := e.diskQuota(); c.Resources.DiskBytes > 0 && !quota.Supported {
+		return quota.Problem()
+	}
+	return nil
+}
+
 // Create notes the container.
 func (e *FakeEngine) Create(ctx context.Context, c runtime.Container) error {
 	return e.call("Create", func() error {
@@ -192,6 +224,9 @@ func (e *FakeEngine) Create(ctx context.Context, c runtime.Container) error {
 			return err
 		}
 		user, err := lookUpUser(c.User)
+		if err == nil {
+			err = e.refuseDisk(&c)
+		}
 		if err != nil {
 			return err
 		}
@@ -241,6 +276,9 @@ func (e *FakeEngine) Start(ctx context.Context, c runtime.Container) (pid int, e
 		}
 		own.process = nil
 		user, err := lookUpUser(c.User)
+		if err == nil {
+			err = e.refuseDisk(&c)
+		}
 		if err != nil {
 			return err
 		}

@@ -433,6 +433,9 @@ type Environment struct {
 	// Fields of spec that its process was started without: they are in force
 	// when it is started again.
 	RestartNeeded []string `protobuf:"bytes,25,rep,name=restart_needed,json=restartNeeded,proto3" json:"restart_needed,omitempty"`
+	// What became of spec.resources.disk_bytes at its last start. Absent when it
+	// was not asked for.
+	DiskLimit     *DiskLimit `protobuf:"bytes,30,opt,name=disk_limit,json=diskLimit,proto3" json:"disk_limit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -638,6 +641,13 @@ func (x *Environment) GetPaused() bool {
 func (x *Environment) GetRestartNeeded() []string {
 	if x != nil {
 		return x.RestartNeeded
+	}
+	return nil
+}
+
+func (x *Environment) GetDiskLimit() *DiskLimit {
+	if x != nil {
+		return x.DiskLimit
 	}
 	return nil
 }
@@ -1328,9 +1338,17 @@ type Resources struct {
 	// Size of /dev/shm in bytes. 0: 512 MiB with a desktop, 64 MiB without.
 	ShmBytes int64 `protobuf:"varint,5,opt,name=shm_bytes,json=shmBytes,proto3" json:"shm_bytes,omitempty"`
 	// Resource limits of the first process. nofile is 1048576 unless set.
-	Ulimits       []*Ulimit `protobuf:"bytes,6,rep,name=ulimits,proto3" json:"ulimits,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Ulimits []*Ulimit `protobuf:"bytes,6,rep,name=ulimits,proto3" json:"ulimits,omitempty"`
+	// Size of the writable layer in bytes, at least 1 MiB: what the environment
+	// may write outside of volumes and other mounts. 0: not limited. Where the
+	// node cannot enforce it (Node.disk_quota) it is refused with
+	// DISK_QUOTA_UNSUPPORTED, unless disk_best_effort is set.
+	DiskBytes int64 `protobuf:"varint,7,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`
+	// Run without disk_bytes being enforced where it cannot be. A warning and
+	// Environment.disk_limit say so.
+	DiskBestEffort bool `protobuf:"varint,8,opt,name=disk_best_effort,json=diskBestEffort,proto3" json:"disk_best_effort,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Resources) Reset() {
@@ -1403,6 +1421,20 @@ func (x *Resources) GetUlimits() []*Ulimit {
 		return x.Ulimits
 	}
 	return nil
+}
+
+func (x *Resources) GetDiskBytes() int64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *Resources) GetDiskBestEffort() bool {
+	if x != nil {
+		return x.DiskBestEffort
+	}
+	return false
 }
 
 // Ulimit is one resource limit (setrlimit(2)).
@@ -3994,9 +4026,11 @@ type Stats struct {
 	// Bytes written to block devices.
 	BlockWriteBytes int64 `protobuf:"varint,13,opt,name=block_write_bytes,json=blockWriteBytes,proto3" json:"block_write_bytes,omitempty"`
 	// Size of its writable layer in bytes. Absent when it was not measured.
-	DiskBytes     *int64 `protobuf:"varint,14,opt,name=disk_bytes,json=diskBytes,proto3,oneof" json:"disk_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	DiskBytes *int64 `protobuf:"varint,14,opt,name=disk_bytes,json=diskBytes,proto3,oneof" json:"disk_bytes,omitempty"`
+	// The limit of the writable layer that is enforced, in bytes. 0: none.
+	DiskLimitBytes int64 `protobuf:"varint,15,opt,name=disk_limit_bytes,json=diskLimitBytes,proto3" json:"disk_limit_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Stats) Reset() {
@@ -4123,6 +4157,13 @@ func (x *Stats) GetBlockWriteBytes() int64 {
 func (x *Stats) GetDiskBytes() int64 {
 	if x != nil && x.DiskBytes != nil {
 		return *x.DiskBytes
+	}
+	return 0
+}
+
+func (x *Stats) GetDiskLimitBytes() int64 {
+	if x != nil {
+		return x.DiskLimitBytes
 	}
 	return 0
 }
@@ -4918,11 +4959,75 @@ func (x *UpdateEnvironmentResponse) GetRestartNeeded() []string {
 	return nil
 }
 
+// DiskLimit is the limit of a writable layer as it is in force.
+type DiskLimit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether the filesystem enforces it.
+	Enforced bool `protobuf:"varint,1,opt,name=enforced,proto3" json:"enforced,omitempty"`
+	// The limit in bytes; 0 unless it is enforced.
+	Bytes int64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	// Why it is not enforced.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskLimit) Reset() {
+	*x = DiskLimit{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskLimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskLimit) ProtoMessage() {}
+
+func (x *DiskLimit) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskLimit.ProtoReflect.Descriptor instead.
+func (*DiskLimit) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *DiskLimit) GetEnforced() bool {
+	if x != nil {
+		return x.Enforced
+	}
+	return false
+}
+
+func (x *DiskLimit) GetBytes() int64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *DiskLimit) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_remotegpu_v1_environment_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\n" +
-	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\xb4\b\n" +
+	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\xec\b\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -4953,7 +5058,9 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\n" +
 	"restart_at\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\trestartAt\x12\x16\n" +
 	"\x06paused\x18\x18 \x01(\bR\x06paused\x12%\n" +
-	"\x0erestart_needed\x18\x19 \x03(\tR\rrestartNeeded\x1a9\n" +
+	"\x0erestart_needed\x18\x19 \x03(\tR\rrestartNeeded\x126\n" +
+	"\n" +
+	"disk_limit\x18\x1e \x01(\v2\x17.remotegpu.v1.DiskLimitR\tdiskLimit\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x01\n" +
@@ -5012,7 +5119,7 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"HealthHTTP\x12\x1f\n" +
 	"\x04port\x18\x01 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xff\xff\x03(\x01R\x04port\x12\x1c\n" +
 	"\x04path\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\x04path\"\x0f\n" +
-	"\rHealthDesktop\"\xa2\x02\n" +
+	"\rHealthDesktop\"\xf4\x02\n" +
 	"\tResources\x12+\n" +
 	"\n" +
 	"cpu_millis\x18\x01 \x01(\x03B\f\xbaH\t\"\a\x18\x80\x80\xfa\x01(\x00R\tcpuMillis\x12*\n" +
@@ -5021,7 +5128,10 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"swap_bytes\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\tswapBytes\x88\x01\x01\x12 \n" +
 	"\x04pids\x18\x04 \x01(\x03B\f\xbaH\t\"\a\x18\x80\x80\x80\x02(\x00R\x04pids\x12$\n" +
 	"\tshm_bytes\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\bshmBytes\x128\n" +
-	"\aulimits\x18\x06 \x03(\v2\x14.remotegpu.v1.UlimitB\b\xbaH\x05\x92\x01\x02\x10\x10R\aulimitsB\r\n" +
+	"\aulimits\x18\x06 \x03(\v2\x14.remotegpu.v1.UlimitB\b\xbaH\x05\x92\x01\x02\x10\x10R\aulimits\x12&\n" +
+	"\n" +
+	"disk_bytes\x18\a \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tdiskBytes\x12(\n" +
+	"\x10disk_best_effort\x18\b \x01(\bR\x0ediskBestEffortB\r\n" +
 	"\v_swap_bytes\"\xe3\x01\n" +
 	"\x06Ulimit\x12\x8c\x01\n" +
 	"\x04name\x18\x01 \x01(\tBx\xbaHursR\x02asR\x04coreR\x03cpuR\x04dataR\x05fsizeR\x05locksR\amemlockR\bmsgqueueR\x04niceR\x06nofileR\x05nprocR\x03rssR\x06rtprioR\x06rttimeR\n" +
@@ -5216,7 +5326,7 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12I\n" +
 	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\binterval\"?\n" +
 	"\x12WatchStatsResponse\x12)\n" +
-	"\x05stats\x18\x01 \x03(\v2\x13.remotegpu.v1.StatsR\x05stats\"\xc5\x04\n" +
+	"\x05stats\x18\x01 \x03(\v2\x13.remotegpu.v1.StatsR\x05stats\"\xef\x04\n" +
 	"\x05Stats\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12.\n" +
@@ -5234,7 +5344,8 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x10block_read_bytes\x18\f \x01(\x03R\x0eblockReadBytes\x12*\n" +
 	"\x11block_write_bytes\x18\r \x01(\x03R\x0fblockWriteBytes\x12\"\n" +
 	"\n" +
-	"disk_bytes\x18\x0e \x01(\x03H\x00R\tdiskBytes\x88\x01\x01B\r\n" +
+	"disk_bytes\x18\x0e \x01(\x03H\x00R\tdiskBytes\x88\x01\x01\x12(\n" +
+	"\x10disk_limit_bytes\x18\x0f \x01(\x03R\x0ediskLimitBytesB\r\n" +
 	"\v_disk_bytes\"\xbd\x01\n" +
 	"\x1cListEnvironmentEventsRequest\x12+\n" +
 	"\venvironment\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +
@@ -5301,7 +5412,11 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x19UpdateEnvironmentResponse\x12;\n" +
 	"\venvironment\x18\x01 \x01(\v2\x19.remotegpu.v1.EnvironmentR\venvironment\x125\n" +
 	"\toperation\x18\x02 \x01(\v2\x17.remotegpu.v1.OperationR\toperation\x12%\n" +
-	"\x0erestart_needed\x18\x03 \x03(\tR\rrestartNeeded*_\n" +
+	"\x0erestart_needed\x18\x03 \x03(\tR\rrestartNeeded\"U\n" +
+	"\tDiskLimit\x12\x1a\n" +
+	"\benforced\x18\x01 \x01(\bR\benforced\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason*_\n" +
 	"\x06Health\x12\x16\n" +
 	"\x12HEALTH_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fHEALTH_STARTING\x10\x01\x12\x12\n" +
@@ -5374,7 +5489,7 @@ func file_remotegpu_v1_environment_proto_rawDescGZIP() []byte {
 }
 
 var file_remotegpu_v1_environment_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_remotegpu_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
+var file_remotegpu_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_remotegpu_v1_environment_proto_goTypes = []any{
 	(Health)(0),                           // 0: remotegpu.v1.Health
 	(EnvironmentState)(0),                 // 1: remotegpu.v1.EnvironmentState
@@ -5440,166 +5555,168 @@ var file_remotegpu_v1_environment_proto_goTypes = []any{
 	(*RenameEnvironmentResponse)(nil),     // 61: remotegpu.v1.RenameEnvironmentResponse
 	(*UpdateEnvironmentRequest)(nil),      // 62: remotegpu.v1.UpdateEnvironmentRequest
 	(*UpdateEnvironmentResponse)(nil),     // 63: remotegpu.v1.UpdateEnvironmentResponse
-	nil,                                   // 64: remotegpu.v1.Environment.LabelsEntry
-	nil,                                   // 65: remotegpu.v1.EnvironmentSpec.EnvEntry
-	nil,                                   // 66: remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
-	nil,                                   // 67: remotegpu.v1.RunCommandRequest.EnvEntry
-	nil,                                   // 68: remotegpu.v1.ExecStart.EnvEntry
-	nil,                                   // 69: remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
-	(*Problem)(nil),                       // 70: remotegpu.v1.Problem
-	(*PortMapping)(nil),                   // 71: remotegpu.v1.PortMapping
-	(*timestamppb.Timestamp)(nil),         // 72: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),           // 73: google.protobuf.Duration
-	(ServiceType)(0),                      // 74: remotegpu.v1.ServiceType
-	(Protocol)(0),                         // 75: remotegpu.v1.Protocol
-	(*Operation)(nil),                     // 76: remotegpu.v1.Operation
-	(*fieldmaskpb.FieldMask)(nil),         // 77: google.protobuf.FieldMask
-	(*StatFileRequest)(nil),               // 78: remotegpu.v1.StatFileRequest
-	(*UploadFilesRequest)(nil),            // 79: remotegpu.v1.UploadFilesRequest
-	(*DownloadFilesRequest)(nil),          // 80: remotegpu.v1.DownloadFilesRequest
-	(*StatFileResponse)(nil),              // 81: remotegpu.v1.StatFileResponse
-	(*UploadFilesResponse)(nil),           // 82: remotegpu.v1.UploadFilesResponse
-	(*DownloadFilesResponse)(nil),         // 83: remotegpu.v1.DownloadFilesResponse
+	(*DiskLimit)(nil),                     // 64: remotegpu.v1.DiskLimit
+	nil,                                   // 65: remotegpu.v1.Environment.LabelsEntry
+	nil,                                   // 66: remotegpu.v1.EnvironmentSpec.EnvEntry
+	nil,                                   // 67: remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	nil,                                   // 68: remotegpu.v1.RunCommandRequest.EnvEntry
+	nil,                                   // 69: remotegpu.v1.ExecStart.EnvEntry
+	nil,                                   // 70: remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
+	(*Problem)(nil),                       // 71: remotegpu.v1.Problem
+	(*PortMapping)(nil),                   // 72: remotegpu.v1.PortMapping
+	(*timestamppb.Timestamp)(nil),         // 73: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),           // 74: google.protobuf.Duration
+	(ServiceType)(0),                      // 75: remotegpu.v1.ServiceType
+	(Protocol)(0),                         // 76: remotegpu.v1.Protocol
+	(*Operation)(nil),                     // 77: remotegpu.v1.Operation
+	(*fieldmaskpb.FieldMask)(nil),         // 78: google.protobuf.FieldMask
+	(*StatFileRequest)(nil),               // 79: remotegpu.v1.StatFileRequest
+	(*UploadFilesRequest)(nil),            // 80: remotegpu.v1.UploadFilesRequest
+	(*DownloadFilesRequest)(nil),          // 81: remotegpu.v1.DownloadFilesRequest
+	(*StatFileResponse)(nil),              // 82: remotegpu.v1.StatFileResponse
+	(*UploadFilesResponse)(nil),           // 83: remotegpu.v1.UploadFilesResponse
+	(*DownloadFilesResponse)(nil),         // 84: remotegpu.v1.DownloadFilesResponse
 }
 var file_remotegpu_v1_environment_proto_depIdxs = []int32{
-	64,  // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
+	65,  // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
 	8,   // 1: remotegpu.v1.Environment.spec:type_name -> remotegpu.v1.EnvironmentSpec
 	1,   // 2: remotegpu.v1.Environment.state:type_name -> remotegpu.v1.EnvironmentState
-	70,  // 3: remotegpu.v1.Environment.problem:type_name -> remotegpu.v1.Problem
+	71,  // 3: remotegpu.v1.Environment.problem:type_name -> remotegpu.v1.Problem
 	7,   // 4: remotegpu.v1.Environment.exit:type_name -> remotegpu.v1.ExitStatus
-	71,  // 5: remotegpu.v1.Environment.port_mappings:type_name -> remotegpu.v1.PortMapping
-	72,  // 6: remotegpu.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
-	72,  // 7: remotegpu.v1.Environment.updated_at:type_name -> google.protobuf.Timestamp
-	72,  // 8: remotegpu.v1.Environment.started_at:type_name -> google.protobuf.Timestamp
+	72,  // 5: remotegpu.v1.Environment.port_mappings:type_name -> remotegpu.v1.PortMapping
+	73,  // 6: remotegpu.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	73,  // 7: remotegpu.v1.Environment.updated_at:type_name -> google.protobuf.Timestamp
+	73,  // 8: remotegpu.v1.Environment.started_at:type_name -> google.protobuf.Timestamp
 	0,   // 9: remotegpu.v1.Environment.health:type_name -> remotegpu.v1.Health
-	72,  // 10: remotegpu.v1.Environment.restart_at:type_name -> google.protobuf.Timestamp
-	72,  // 11: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
-	3,   // 12: remotegpu.v1.EnvironmentSpec.pull_policy:type_name -> remotegpu.v1.PullPolicy
-	65,  // 13: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
-	15,  // 14: remotegpu.v1.EnvironmentSpec.resources:type_name -> remotegpu.v1.Resources
-	17,  // 15: remotegpu.v1.EnvironmentSpec.mounts:type_name -> remotegpu.v1.Mount
-	18,  // 16: remotegpu.v1.EnvironmentSpec.ports:type_name -> remotegpu.v1.PortRequest
-	19,  // 17: remotegpu.v1.EnvironmentSpec.desktop:type_name -> remotegpu.v1.Desktop
-	9,   // 18: remotegpu.v1.EnvironmentSpec.restart:type_name -> remotegpu.v1.RestartPolicy
-	10,  // 19: remotegpu.v1.EnvironmentSpec.health_check:type_name -> remotegpu.v1.HealthCheck
-	2,   // 20: remotegpu.v1.RestartPolicy.mode:type_name -> remotegpu.v1.RestartMode
-	11,  // 21: remotegpu.v1.HealthCheck.command:type_name -> remotegpu.v1.HealthCommand
-	12,  // 22: remotegpu.v1.HealthCheck.tcp:type_name -> remotegpu.v1.HealthTCP
-	13,  // 23: remotegpu.v1.HealthCheck.http:type_name -> remotegpu.v1.HealthHTTP
-	14,  // 24: remotegpu.v1.HealthCheck.desktop:type_name -> remotegpu.v1.HealthDesktop
-	73,  // 25: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	73,  // 26: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	73,  // 27: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
-	16,  // 28: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
-	4,   // 29: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
-	74,  // 30: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
-	75,  // 31: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
-	66,  // 32: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
-	8,   // 33: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	73,  // 34: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 35: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	76,  // 36: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,   // 37: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	1,   // 38: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
-	6,   // 39: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
-	73,  // 40: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 41: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	76,  // 42: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	73,  // 43: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	73,  // 44: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 45: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	76,  // 46: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	73,  // 47: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	73,  // 48: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 49: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	76,  // 50: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	73,  // 51: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	73,  // 52: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	76,  // 53: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,   // 54: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
-	67,  // 55: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
-	73,  // 56: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
-	39,  // 57: remotegpu.v1.ExecCommandRequest.start:type_name -> remotegpu.v1.ExecStart
-	40,  // 58: remotegpu.v1.ExecCommandRequest.eof:type_name -> remotegpu.v1.ExecEOF
-	41,  // 59: remotegpu.v1.ExecCommandRequest.resize:type_name -> remotegpu.v1.TerminalSize
-	68,  // 60: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
-	41,  // 61: remotegpu.v1.ExecStart.terminal:type_name -> remotegpu.v1.TerminalSize
-	43,  // 62: remotegpu.v1.ExecCommandResponse.started:type_name -> remotegpu.v1.ExecStarted
-	44,  // 63: remotegpu.v1.ExecCommandResponse.exit:type_name -> remotegpu.v1.ExecExit
-	72,  // 64: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
-	72,  // 65: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
-	5,   // 66: remotegpu.v1.GetLogsRequest.stream:type_name -> remotegpu.v1.LogStream
-	47,  // 67: remotegpu.v1.GetLogsResponse.lines:type_name -> remotegpu.v1.LogLine
-	72,  // 68: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
-	5,   // 69: remotegpu.v1.LogLine.stream:type_name -> remotegpu.v1.LogStream
-	52,  // 70: remotegpu.v1.GetStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	73,  // 71: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
-	52,  // 72: remotegpu.v1.WatchStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	72,  // 73: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
-	55,  // 74: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
-	72,  // 75: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
-	7,   // 76: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
-	73,  // 77: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 78: remotegpu.v1.PauseEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	76,  // 79: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	73,  // 80: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 81: remotegpu.v1.ResumeEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	76,  // 82: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,   // 83: remotegpu.v1.RenameEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	77,  // 84: remotegpu.v1.UpdateEnvironmentRequest.update_mask:type_name -> google.protobuf.FieldMask
-	69,  // 85: remotegpu.v1.UpdateEnvironmentRequest.labels:type_name -> remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
-	8,   // 86: remotegpu.v1.UpdateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	73,  // 87: remotegpu.v1.UpdateEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	73,  // 88: remotegpu.v1.UpdateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 89: remotegpu.v1.UpdateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	76,  // 90: remotegpu.v1.UpdateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	20,  // 91: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
-	22,  // 92: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
-	24,  // 93: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
-	26,  // 94: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
-	28,  // 95: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
-	30,  // 96: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
-	56,  // 97: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
-	58,  // 98: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
-	60,  // 99: remotegpu.v1.EnvironmentService.RenameEnvironment:input_type -> remotegpu.v1.RenameEnvironmentRequest
-	62,  // 100: remotegpu.v1.EnvironmentService.UpdateEnvironment:input_type -> remotegpu.v1.UpdateEnvironmentRequest
-	32,  // 101: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
-	34,  // 102: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
-	36,  // 103: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
-	38,  // 104: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
-	45,  // 105: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
-	48,  // 106: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
-	50,  // 107: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
-	53,  // 108: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
-	78,  // 109: remotegpu.v1.EnvironmentService.StatFile:input_type -> remotegpu.v1.StatFileRequest
-	79,  // 110: remotegpu.v1.EnvironmentService.UploadFiles:input_type -> remotegpu.v1.UploadFilesRequest
-	80,  // 111: remotegpu.v1.EnvironmentService.DownloadFiles:input_type -> remotegpu.v1.DownloadFilesRequest
-	21,  // 112: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
-	23,  // 113: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
-	25,  // 114: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
-	27,  // 115: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
-	29,  // 116: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
-	31,  // 117: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
-	57,  // 118: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
-	59,  // 119: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
-	61,  // 120: remotegpu.v1.EnvironmentService.RenameEnvironment:output_type -> remotegpu.v1.RenameEnvironmentResponse
-	63,  // 121: remotegpu.v1.EnvironmentService.UpdateEnvironment:output_type -> remotegpu.v1.UpdateEnvironmentResponse
-	33,  // 122: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
-	35,  // 123: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
-	37,  // 124: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
-	42,  // 125: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
-	46,  // 126: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
-	49,  // 127: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
-	51,  // 128: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
-	54,  // 129: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
-	81,  // 130: remotegpu.v1.EnvironmentService.StatFile:output_type -> remotegpu.v1.StatFileResponse
-	82,  // 131: remotegpu.v1.EnvironmentService.UploadFiles:output_type -> remotegpu.v1.UploadFilesResponse
-	83,  // 132: remotegpu.v1.EnvironmentService.DownloadFiles:output_type -> remotegpu.v1.DownloadFilesResponse
-	112, // [112:133] is the sub-list for method output_type
-	91,  // [91:112] is the sub-list for method input_type
-	91,  // [91:91] is the sub-list for extension type_name
-	91,  // [91:91] is the sub-list for extension extendee
-	0,   // [0:91] is the sub-list for field type_name
+	73,  // 10: remotegpu.v1.Environment.restart_at:type_name -> google.protobuf.Timestamp
+	64,  // 11: remotegpu.v1.Environment.disk_limit:type_name -> remotegpu.v1.DiskLimit
+	73,  // 12: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
+	3,   // 13: remotegpu.v1.EnvironmentSpec.pull_policy:type_name -> remotegpu.v1.PullPolicy
+	66,  // 14: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
+	15,  // 15: remotegpu.v1.EnvironmentSpec.resources:type_name -> remotegpu.v1.Resources
+	17,  // 16: remotegpu.v1.EnvironmentSpec.mounts:type_name -> remotegpu.v1.Mount
+	18,  // 17: remotegpu.v1.EnvironmentSpec.ports:type_name -> remotegpu.v1.PortRequest
+	19,  // 18: remotegpu.v1.EnvironmentSpec.desktop:type_name -> remotegpu.v1.Desktop
+	9,   // 19: remotegpu.v1.EnvironmentSpec.restart:type_name -> remotegpu.v1.RestartPolicy
+	10,  // 20: remotegpu.v1.EnvironmentSpec.health_check:type_name -> remotegpu.v1.HealthCheck
+	2,   // 21: remotegpu.v1.RestartPolicy.mode:type_name -> remotegpu.v1.RestartMode
+	11,  // 22: remotegpu.v1.HealthCheck.command:type_name -> remotegpu.v1.HealthCommand
+	12,  // 23: remotegpu.v1.HealthCheck.tcp:type_name -> remotegpu.v1.HealthTCP
+	13,  // 24: remotegpu.v1.HealthCheck.http:type_name -> remotegpu.v1.HealthHTTP
+	14,  // 25: remotegpu.v1.HealthCheck.desktop:type_name -> remotegpu.v1.HealthDesktop
+	74,  // 26: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	74,  // 27: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	74,  // 28: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
+	16,  // 29: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
+	4,   // 30: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
+	75,  // 31: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	76,  // 32: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
+	67,  // 33: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	8,   // 34: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	74,  // 35: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 36: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	77,  // 37: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 38: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	1,   // 39: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
+	6,   // 40: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
+	74,  // 41: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 42: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	77,  // 43: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	74,  // 44: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	74,  // 45: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 46: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	77,  // 47: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	74,  // 48: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	74,  // 49: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 50: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	77,  // 51: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	74,  // 52: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	74,  // 53: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	77,  // 54: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 55: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
+	68,  // 56: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
+	74,  // 57: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
+	39,  // 58: remotegpu.v1.ExecCommandRequest.start:type_name -> remotegpu.v1.ExecStart
+	40,  // 59: remotegpu.v1.ExecCommandRequest.eof:type_name -> remotegpu.v1.ExecEOF
+	41,  // 60: remotegpu.v1.ExecCommandRequest.resize:type_name -> remotegpu.v1.TerminalSize
+	69,  // 61: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
+	41,  // 62: remotegpu.v1.ExecStart.terminal:type_name -> remotegpu.v1.TerminalSize
+	43,  // 63: remotegpu.v1.ExecCommandResponse.started:type_name -> remotegpu.v1.ExecStarted
+	44,  // 64: remotegpu.v1.ExecCommandResponse.exit:type_name -> remotegpu.v1.ExecExit
+	73,  // 65: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
+	73,  // 66: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
+	5,   // 67: remotegpu.v1.GetLogsRequest.stream:type_name -> remotegpu.v1.LogStream
+	47,  // 68: remotegpu.v1.GetLogsResponse.lines:type_name -> remotegpu.v1.LogLine
+	73,  // 69: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	5,   // 70: remotegpu.v1.LogLine.stream:type_name -> remotegpu.v1.LogStream
+	52,  // 71: remotegpu.v1.GetStatsResponse.stats:type_name -> remotegpu.v1.Stats
+	74,  // 72: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
+	52,  // 73: remotegpu.v1.WatchStatsResponse.stats:type_name -> remotegpu.v1.Stats
+	73,  // 74: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
+	55,  // 75: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
+	73,  // 76: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
+	7,   // 77: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
+	74,  // 78: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 79: remotegpu.v1.PauseEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	77,  // 80: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	74,  // 81: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 82: remotegpu.v1.ResumeEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	77,  // 83: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 84: remotegpu.v1.RenameEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	78,  // 85: remotegpu.v1.UpdateEnvironmentRequest.update_mask:type_name -> google.protobuf.FieldMask
+	70,  // 86: remotegpu.v1.UpdateEnvironmentRequest.labels:type_name -> remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
+	8,   // 87: remotegpu.v1.UpdateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	74,  // 88: remotegpu.v1.UpdateEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	74,  // 89: remotegpu.v1.UpdateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 90: remotegpu.v1.UpdateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	77,  // 91: remotegpu.v1.UpdateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	20,  // 92: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
+	22,  // 93: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
+	24,  // 94: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
+	26,  // 95: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
+	28,  // 96: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
+	30,  // 97: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
+	56,  // 98: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
+	58,  // 99: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
+	60,  // 100: remotegpu.v1.EnvironmentService.RenameEnvironment:input_type -> remotegpu.v1.RenameEnvironmentRequest
+	62,  // 101: remotegpu.v1.EnvironmentService.UpdateEnvironment:input_type -> remotegpu.v1.UpdateEnvironmentRequest
+	32,  // 102: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
+	34,  // 103: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
+	36,  // 104: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
+	38,  // 105: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
+	45,  // 106: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
+	48,  // 107: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
+	50,  // 108: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
+	53,  // 109: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
+	79,  // 110: remotegpu.v1.EnvironmentService.StatFile:input_type -> remotegpu.v1.StatFileRequest
+	80,  // 111: remotegpu.v1.EnvironmentService.UploadFiles:input_type -> remotegpu.v1.UploadFilesRequest
+	81,  // 112: remotegpu.v1.EnvironmentService.DownloadFiles:input_type -> remotegpu.v1.DownloadFilesRequest
+	21,  // 113: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
+	23,  // 114: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
+	25,  // 115: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
+	27,  // 116: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
+	29,  // 117: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
+	31,  // 118: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
+	57,  // 119: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
+	59,  // 120: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
+	61,  // 121: remotegpu.v1.EnvironmentService.RenameEnvironment:output_type -> remotegpu.v1.RenameEnvironmentResponse
+	63,  // 122: remotegpu.v1.EnvironmentService.UpdateEnvironment:output_type -> remotegpu.v1.UpdateEnvironmentResponse
+	33,  // 123: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
+	35,  // 124: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
+	37,  // 125: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
+	42,  // 126: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
+	46,  // 127: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
+	49,  // 128: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
+	51,  // 129: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
+	54,  // 130: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
+	82,  // 131: remotegpu.v1.EnvironmentService.StatFile:output_type -> remotegpu.v1.StatFileResponse
+	83,  // 132: remotegpu.v1.EnvironmentService.UploadFiles:output_type -> remotegpu.v1.UploadFilesResponse
+	84,  // 133: remotegpu.v1.EnvironmentService.DownloadFiles:output_type -> remotegpu.v1.DownloadFilesResponse
+	113, // [113:134] is the sub-list for method output_type
+	92,  // [92:113] is the sub-list for method input_type
+	92,  // [92:92] is the sub-list for extension type_name
+	92,  // [92:92] is the sub-list for extension extendee
+	0,   // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_environment_proto_init() }
@@ -5639,7 +5756,7 @@ func file_remotegpu_v1_environment_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_environment_proto_rawDesc), len(file_remotegpu_v1_environment_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   64,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

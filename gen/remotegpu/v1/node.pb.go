@@ -208,7 +208,10 @@ type Node struct {
 	// Environments by state name, for example "running".
 	Environments map[string]int32 `protobuf:"bytes,17,rep,name=environments,proto3" json:"environments,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// What is not as it should be, with what to do.
-	Conditions    []*NodeCondition `protobuf:"bytes,18,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	Conditions []*NodeCondition `protobuf:"bytes,18,rep,name=conditions,proto3" json:"conditions,omitempty"`
+	// Whether the sizes of writable layers can be limited
+	// (Resources.disk_bytes). Absent while containerd does not answer.
+	DiskQuota     *DiskQuota `protobuf:"bytes,19,opt,name=disk_quota,json=diskQuota,proto3" json:"disk_quota,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -369,6 +372,13 @@ func (x *Node) GetConditions() []*NodeCondition {
 	return nil
 }
 
+func (x *Node) GetDiskQuota() *DiskQuota {
+	if x != nil {
+		return x.DiskQuota
+	}
+	return nil
+}
+
 // Containerd is the containerd the node uses.
 type Containerd struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -442,6 +452,97 @@ func (x *Containerd) GetSnapshotter() string {
 	return ""
 }
 
+// DiskQuota is whether and how writable layers can be limited.
+type DiskQuota struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether limits are enforced.
+	Supported bool `protobuf:"varint,1,opt,name=supported,proto3" json:"supported,omitempty"`
+	// By what, for example "project quota". Empty unless supported.
+	Method string `protobuf:"bytes,2,opt,name=method,proto3" json:"method,omitempty"`
+	// Type of the filesystem that holds the layers. Empty when not known.
+	Filesystem string `protobuf:"bytes,3,opt,name=filesystem,proto3" json:"filesystem,omitempty"`
+	// Directory that holds them.
+	Path string `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`
+	// Why limits cannot be enforced. Empty when supported.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What would make it so.
+	Hint          string `protobuf:"bytes,6,opt,name=hint,proto3" json:"hint,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskQuota) Reset() {
+	*x = DiskQuota{}
+	mi := &file_remotegpu_v1_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskQuota) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskQuota) ProtoMessage() {}
+
+func (x *DiskQuota) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskQuota.ProtoReflect.Descriptor instead.
+func (*DiskQuota) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DiskQuota) GetSupported() bool {
+	if x != nil {
+		return x.Supported
+	}
+	return false
+}
+
+func (x *DiskQuota) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *DiskQuota) GetFilesystem() string {
+	if x != nil {
+		return x.Filesystem
+	}
+	return ""
+}
+
+func (x *DiskQuota) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *DiskQuota) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DiskQuota) GetHint() string {
+	if x != nil {
+		return x.Hint
+	}
+	return ""
+}
+
 // NodeCondition is one thing that is wrong or limited on the node.
 type NodeCondition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -457,7 +558,7 @@ type NodeCondition struct {
 
 func (x *NodeCondition) Reset() {
 	*x = NodeCondition{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -469,7 +570,7 @@ func (x *NodeCondition) String() string {
 func (*NodeCondition) ProtoMessage() {}
 
 func (x *NodeCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -482,7 +583,7 @@ func (x *NodeCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeCondition.ProtoReflect.Descriptor instead.
 func (*NodeCondition) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *NodeCondition) GetReason() string {
@@ -517,7 +618,7 @@ type ReconcileRequest struct {
 
 func (x *ReconcileRequest) Reset() {
 	*x = ReconcileRequest{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -529,7 +630,7 @@ func (x *ReconcileRequest) String() string {
 func (*ReconcileRequest) ProtoMessage() {}
 
 func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -542,7 +643,7 @@ func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileRequest.ProtoReflect.Descriptor instead.
 func (*ReconcileRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ReconcileRequest) GetDryRun() bool {
@@ -564,7 +665,7 @@ type ReconcileResponse struct {
 
 func (x *ReconcileResponse) Reset() {
 	*x = ReconcileResponse{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -576,7 +677,7 @@ func (x *ReconcileResponse) String() string {
 func (*ReconcileResponse) ProtoMessage() {}
 
 func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -589,7 +690,7 @@ func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileResponse.ProtoReflect.Descriptor instead.
 func (*ReconcileResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ReconcileResponse) GetFindings() []*Finding {
@@ -605,7 +706,7 @@ type Finding struct {
 	// What it is about: "environment" (its state is not what its process says),
 	// "operation" (it is over and holds an environment), or something on the host
 	// that belongs to nobody or is not as it should be: "container", "task",
-	// "process", "cgroup", "snapshot", "lease", "log", "pipes", "network",
+	// "process", "cgroup", "snapshot", "quota", "lease", "log", "pipes", "network",
 	// "interface", "rule", "mounts", "desktop", "files". There may be more.
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// Path, key, name or id of it.
@@ -633,7 +734,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -645,7 +746,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -658,7 +759,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Finding) GetKind() string {
@@ -731,7 +832,7 @@ const file_remotegpu_v1_node_proto_rawDesc = "" +
 	"\x17remotegpu/v1/node.proto\x12\fremotegpu.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aremotegpu/v1/problem.proto\"\x14\n" +
 	"\x12GetNodeInfoRequest\"=\n" +
 	"\x13GetNodeInfoResponse\x12&\n" +
-	"\x04node\x18\x01 \x01(\v2\x12.remotegpu.v1.NodeR\x04node\"\x85\x06\n" +
+	"\x04node\x18\x01 \x01(\v2\x12.remotegpu.v1.NodeR\x04node\"\xbd\x06\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x126\n" +
@@ -757,7 +858,9 @@ const file_remotegpu_v1_node_proto_rawDesc = "" +
 	"\fenvironments\x18\x11 \x03(\v2$.remotegpu.v1.Node.EnvironmentsEntryR\fenvironments\x12;\n" +
 	"\n" +
 	"conditions\x18\x12 \x03(\v2\x1b.remotegpu.v1.NodeConditionR\n" +
-	"conditions\x1a9\n" +
+	"conditions\x126\n" +
+	"\n" +
+	"disk_quota\x18\x13 \x01(\v2\x17.remotegpu.v1.DiskQuotaR\tdiskQuota\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a?\n" +
@@ -769,7 +872,16 @@ const file_remotegpu_v1_node_proto_rawDesc = "" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1c\n" +
 	"\tnamespace\x18\x03 \x01(\tR\tnamespace\x12 \n" +
-	"\vsnapshotter\x18\x04 \x01(\tR\vsnapshotter\"U\n" +
+	"\vsnapshotter\x18\x04 \x01(\tR\vsnapshotter\"\xa1\x01\n" +
+	"\tDiskQuota\x12\x1c\n" +
+	"\tsupported\x18\x01 \x01(\bR\tsupported\x12\x16\n" +
+	"\x06method\x18\x02 \x01(\tR\x06method\x12\x1e\n" +
+	"\n" +
+	"filesystem\x18\x03 \x01(\tR\n" +
+	"filesystem\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04hint\x18\x06 \x01(\tR\x04hint\"U\n" +
 	"\rNodeCondition\x12\x16\n" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
@@ -813,41 +925,43 @@ func file_remotegpu_v1_node_proto_rawDescGZIP() []byte {
 }
 
 var file_remotegpu_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_remotegpu_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_remotegpu_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_remotegpu_v1_node_proto_goTypes = []any{
 	(ReconcileAction)(0),          // 0: remotegpu.v1.ReconcileAction
 	(*GetNodeInfoRequest)(nil),    // 1: remotegpu.v1.GetNodeInfoRequest
 	(*GetNodeInfoResponse)(nil),   // 2: remotegpu.v1.GetNodeInfoResponse
 	(*Node)(nil),                  // 3: remotegpu.v1.Node
 	(*Containerd)(nil),            // 4: remotegpu.v1.Containerd
-	(*NodeCondition)(nil),         // 5: remotegpu.v1.NodeCondition
-	(*ReconcileRequest)(nil),      // 6: remotegpu.v1.ReconcileRequest
-	(*ReconcileResponse)(nil),     // 7: remotegpu.v1.ReconcileResponse
-	(*Finding)(nil),               // 8: remotegpu.v1.Finding
-	nil,                           // 9: remotegpu.v1.Node.LabelsEntry
-	nil,                           // 10: remotegpu.v1.Node.EnvironmentsEntry
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
-	(*Problem)(nil),               // 12: remotegpu.v1.Problem
+	(*DiskQuota)(nil),             // 5: remotegpu.v1.DiskQuota
+	(*NodeCondition)(nil),         // 6: remotegpu.v1.NodeCondition
+	(*ReconcileRequest)(nil),      // 7: remotegpu.v1.ReconcileRequest
+	(*ReconcileResponse)(nil),     // 8: remotegpu.v1.ReconcileResponse
+	(*Finding)(nil),               // 9: remotegpu.v1.Finding
+	nil,                           // 10: remotegpu.v1.Node.LabelsEntry
+	nil,                           // 11: remotegpu.v1.Node.EnvironmentsEntry
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*Problem)(nil),               // 13: remotegpu.v1.Problem
 }
 var file_remotegpu_v1_node_proto_depIdxs = []int32{
 	3,  // 0: remotegpu.v1.GetNodeInfoResponse.node:type_name -> remotegpu.v1.Node
-	9,  // 1: remotegpu.v1.Node.labels:type_name -> remotegpu.v1.Node.LabelsEntry
-	11, // 2: remotegpu.v1.Node.started_at:type_name -> google.protobuf.Timestamp
+	10, // 1: remotegpu.v1.Node.labels:type_name -> remotegpu.v1.Node.LabelsEntry
+	12, // 2: remotegpu.v1.Node.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 3: remotegpu.v1.Node.containerd:type_name -> remotegpu.v1.Containerd
-	10, // 4: remotegpu.v1.Node.environments:type_name -> remotegpu.v1.Node.EnvironmentsEntry
-	5,  // 5: remotegpu.v1.Node.conditions:type_name -> remotegpu.v1.NodeCondition
-	8,  // 6: remotegpu.v1.ReconcileResponse.findings:type_name -> remotegpu.v1.Finding
-	0,  // 7: remotegpu.v1.Finding.action:type_name -> remotegpu.v1.ReconcileAction
-	12, // 8: remotegpu.v1.Finding.problem:type_name -> remotegpu.v1.Problem
-	1,  // 9: remotegpu.v1.NodeService.GetNodeInfo:input_type -> remotegpu.v1.GetNodeInfoRequest
-	6,  // 10: remotegpu.v1.NodeService.Reconcile:input_type -> remotegpu.v1.ReconcileRequest
-	2,  // 11: remotegpu.v1.NodeService.GetNodeInfo:output_type -> remotegpu.v1.GetNodeInfoResponse
-	7,  // 12: remotegpu.v1.NodeService.Reconcile:output_type -> remotegpu.v1.ReconcileResponse
-	11, // [11:13] is the sub-list for method output_type
-	9,  // [9:11] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	11, // 4: remotegpu.v1.Node.environments:type_name -> remotegpu.v1.Node.EnvironmentsEntry
+	6,  // 5: remotegpu.v1.Node.conditions:type_name -> remotegpu.v1.NodeCondition
+	5,  // 6: remotegpu.v1.Node.disk_quota:type_name -> remotegpu.v1.DiskQuota
+	9,  // 7: remotegpu.v1.ReconcileResponse.findings:type_name -> remotegpu.v1.Finding
+	0,  // 8: remotegpu.v1.Finding.action:type_name -> remotegpu.v1.ReconcileAction
+	13, // 9: remotegpu.v1.Finding.problem:type_name -> remotegpu.v1.Problem
+	1,  // 10: remotegpu.v1.NodeService.GetNodeInfo:input_type -> remotegpu.v1.GetNodeInfoRequest
+	7,  // 11: remotegpu.v1.NodeService.Reconcile:input_type -> remotegpu.v1.ReconcileRequest
+	2,  // 12: remotegpu.v1.NodeService.GetNodeInfo:output_type -> remotegpu.v1.GetNodeInfoResponse
+	8,  // 13: remotegpu.v1.NodeService.Reconcile:output_type -> remotegpu.v1.ReconcileResponse
+	12, // [12:14] is the sub-list for method output_type
+	10, // [10:12] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_node_proto_init() }
@@ -862,7 +976,7 @@ func file_remotegpu_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_node_proto_rawDesc), len(file_remotegpu_v1_node_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

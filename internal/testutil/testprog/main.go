@@ -4,6 +4,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -58,6 +59,7 @@ func commands() map[string]command {
 		"hostname":    {0, hostname},
 		"cat":         {0, cat},
 		"write":       {2, write},
+		"fill":        {2, fill},
 		"rm":          {1, func(args []string) (int, error) { return 0, os.RemoveAll(args[0]) }},
 		"ls":          {1, list},
 		"stat":        {1, stat},
@@ -213,6 +215,21 @@ func cat(args []string) (int, error) {
 
 func write(args []string) (int, error) {
 	return 0, os.WriteFile(args[0], []byte(strings.Join(args[1:], " ")), 0o644)
+}
+
+// fill writes that many MiB to a file, and fails when there is no room.
+func fill(args []string) (int, error) {
+	file, err := os.Create(args[0])
+	if err != nil {
+		return 1, err
+	}
+	block := make([]byte, 1<<20)
+	for range number(args[1]) {
+		if _, err := file.Write(block); err != nil {
+			return 1, errors.Join(err, file.Close())
+		}
+	}
+	return 0, file.Close()
 }
 
 func list(args []string) (int, error) {
