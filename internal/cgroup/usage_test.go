@@ -1,6 +1,7 @@
 package cgroup_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/internal/cgroup"
 	"github.com/remotegpu/remotegpu/internal/testutil"
@@ -160,7 +162,13 @@ func TestUsageReal(t *testing.T) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		for _, base := range bases {
-			if err := os.Remove(base + name); err != nil {
+			// What the shell had started is killed with it, and ends in its own time.
+			_ = os.WriteFile(base+name+"/cgroup.kill", []byte("1"), 0)
+			err := os.Remove(base + name)
+			for deadline := time.Now().Add(time.Minute); errors.Is(err, unix.EBUSY) && time.Now().Before(deadline); err = os.Remove(base + name) {
+				time.Sleep(20 * time.Millisecond)
+			}
+			if err != nil {
 				t.Error(err)
 			}
 		}
