@@ -178,7 +178,8 @@ func TestEverySuiteMeasures(t *testing.T) {
 			if suite.Name == report.List && row != report.List1 {
 				samples = 0
 			}
-			if got := suite.Columns[0].Summary[row]; got.N != samples || (samples > 0 && got.Median <= 0 && row != report.CPU0) {
+			idle := row == report.CPU0 || row == report.CPU100 // nothing may have happened
+			if got := suite.Columns[0].Summary[row]; got.N != samples || (samples > 0 && got.Median <= 0 && !idle) {
 				t.Errorf("suite %s, row %s: %+v, want %d samples", suite.Name, row, got, samples)
 			}
 		}

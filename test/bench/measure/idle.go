@@ -53,7 +53,7 @@ func (m *measurement) use(ctx context.Context, result *report.Column, memory, cp
 		memories[process.Name] += mebibytes(process.PSS)
 		// Of one that is new, all of it; of one that has gone, what its parent
 		// or the sandbox's first process has counted is not told: it is little.
-		more := process.CPU - before[pid].CPU
+		more := max(0, process.CPU-before[pid].CPU) // a thread that has ended is not counted any more
 		used += more
 		shares[process.Name] += 100 * more.Seconds() / took.Seconds()
 	}
