@@ -282,6 +282,7 @@ type Store interface {
 	HistoryStore
 	MetaStore
 	SnapshotStore
+	PortStore
 
 	// CreateEnvironment writes, in one transaction, the environment, its
 	// operation, its port mappings and a free subnet slot of slots, which it
@@ -306,6 +307,23 @@ type Store interface {
 	// operation.
 	UpdateEnvironment(ctx context.Context, id string, op *operation.Operation,
 		change func(*Environment) error) (env *Environment, existing *operation.Operation, err error)
+	// CountEnvironments counts those not deleted by state.
+	CountEnvironments(ctx context.Context) (map[State]int, error)
+	// Fate tells what the store knows of an id, deleted environments included.
+	Fate(ctx context.Context, id string) (Fate, error)
+	// PurgeDeleted forgets environments deleted before the time.
+	PurgeDeleted(ctx context.Context, before time.Time) (int, error)
+}
+
+// Slots are the subnet slots that environments can be given.
+type Slots struct {
+	Count    int   // they are numbered from 0
+	Occupied []int // those that are in use though no environment has them, ascending
+}
+
+// PortStore changes environments together with the mappings they hold. Errors
+// as of Store.
+type PortStore interface {
 	// ReleaseEnvironment does as UpdateEnvironment and in the same transaction
 	// releases the environment's ports and slot. It returns the released
 	// mappings.
@@ -320,18 +338,6 @@ type Store interface {
 	// new ones. *port.ConflictError. It returns the released mappings.
 	ChangePorts(ctx context.Context, id string, ports port.Change,
 		change func(*Environment) error) (env *Environment, released []port.Mapping, err error)
-	// CountEnvironments counts those not deleted by state.
-	CountEnvironments(ctx context.Context) (map[State]int, error)
-	// Fate tells what the store knows of an id, deleted environments included.
-	Fate(ctx context.Context, id string) (Fate, error)
-	// PurgeDeleted forgets environments deleted before the time.
-	PurgeDeleted(ctx context.Context, before time.Time) (int, error)
-}
-
-// Slots are the subnet slots that environments can be given.
-type Slots struct {
-	Count    int   // they are numbered from 0
-	Occupied []int // those that are in use though no environment has them, ascending
 }
 
 // Filter selects environments. Zero fields select all.

@@ -225,4 +225,3 @@ func (m *Manager) clear(ctx context.Context, env *Environment) error {
 	}
 	return nil
 }
-

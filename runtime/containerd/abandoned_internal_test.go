@@ -26,7 +26,7 @@ func TestDeleteThatWasBrokenOff(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer e.Close() //nolint:errcheck // nothing was written
+			defer e.Close()
 			c := runtime.Container{ID: "one", Image: testutil.ImageName}
 			if err := e.Create(t.Context(), c); err != nil {
 				t.Fatal(err)

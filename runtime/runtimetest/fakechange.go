@@ -89,4 +89,3 @@ func (e *FakeEngine) setPaused(id string, paused bool) error {
 	e.publish(runtime.Event{ID: id, Kind: kind})
 	return nil
 }
-

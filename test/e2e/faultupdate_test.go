@@ -23,11 +23,20 @@ func notUpdated(tb testing.TB, f *faultNode) {
 // and kernel do not agree.
 func updatedWhole(tb testing.TB, f *faultNode) {
 	tb.Helper()
-	var got struct{ Environment changed }
+	var got struct {
+		Environment struct {
+			changed
+			ID      string `json:"id"`
+			Address string `json:"address"`
+			Ports   []struct {
+				External int `json:"externalPort"`
+			} `json:"portMappings"`
+		}
+	}
 	if status, text, err := f.ask("EnvironmentService/GetEnvironment", `{"environment":"one"}`, &got); err != nil || status != http.StatusOK {
 		tb.Fatalf("get one: %d %s %v", status, text, err)
 	}
-	env := f.environment(tb, "one")
+	env := &got.Environment
 	ports := 1
 	if got.Environment.Spec.Env["N"] != "" {
 		ports = 2
@@ -37,7 +46,7 @@ func updatedWhole(tb testing.TB, f *faultNode) {
 		limit = ""
 	}
 	if memory := got.Environment.Spec.Resources.Memory; memory != limit || (memory != "") != (ports == 2) || len(env.Ports) != ports {
-		tb.Errorf("updated in part: %+v, ports %+v, the kernel has %q", got.Environment, env.Ports, limit)
+		tb.Errorf("updated in part: %+v, ports %+v, the kernel has %q", got.Environment.changed, env.Ports, limit)
 	}
 	rules := f.Sh(tb, "iptables-save -t nat")
 	for _, m := range env.Ports {
