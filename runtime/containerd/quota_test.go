@@ -2,12 +2,15 @@
 package containerd_test
 
 import (
+	"errors"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/projectquota"
 	"github.com/remotegpu/remotegpu/internal/testutil"
 	"github.com/remotegpu/remotegpu/runtime"
 	"github.com/remotegpu/remotegpu/runtime/containerd"
@@ -141,14 +144,12 @@ func diskQuota(t *testing.T, d *testutil.ContainerdDaemon, kind string) {
 	if parts := parts(t, engine); len(parts) > 0 {
 		t.Errorf("parts %q", parts)
 	}
-	// A container that goes without its limit being lifted leaves one.
-	loseRecord(t, d, "other")
-	runtimetest.Eventually(t, "the container is gone", func() bool {
-		return engine.Delete(t.Context(), "other") == nil
-	})
-	// containerd removes the files of a layer when it collects garbage.
-	d.Ctr(t, "leases", "create", "--id", "collect")
-	d.Ctr(t, "leases", "rm", "--sync", "collect")
+	// What a crash between the removal of a layer and the end of its limit leaves.
+	lost := filepath.Join(d.Dir, "lost")
+	pool := projectquota.Pool{First: 0x52470000, Last: 0x5247ffff}
+	if err := errors.Join(os.Mkdir(lost, 0o700), pool.Limit(1<<20, lost), os.Remove(lost)); err != nil {
+		t.Fatal(err)
+	}
 	runtimetest.Eventually(t, "its limit is found", func() bool {
 		all := parts(t, engine)
 		return len(all) == 1 && strings.HasPrefix(all[0], "quota ")
@@ -160,7 +161,7 @@ func diskQuota(t *testing.T, d *testutil.ContainerdDaemon, kind string) {
 	if err := engine.RemovePart(t.Context(), runtime.Part{Kind: runtime.FoundQuota, Name: "7"}); err == nil {
 		t.Error("a project of others was released")
 	}
-	for _, id := range []string{"small", "free"} {
+	for _, id := range []string{"small", "other", "free"} {
 		if err := engine.Delete(t.Context(), id); err != nil {
 			t.Error(err)
 		}
