@@ -53,8 +53,8 @@ const (
 	ImagePlatform        Reason = "IMAGE_PLATFORM_MISMATCH"
 	RegistryUnavailable  Reason = "REGISTRY_UNAVAILABLE"
 	RegistryDenied       Reason = "REGISTRY_DENIED"
-	CredentialsUnusable  Reason = "REGISTRY_CREDENTIALS_UNUSABLE"
-	CredentialsLost      Reason = "REGISTRY_CREDENTIALS_LOST"
+	CredentialsUnusable  Reason = "REGISTRY_CREDENTIALS_UNUSABLE" //nolint:gosec // a name
+	CredentialsLost      Reason = "REGISTRY_CREDENTIALS_LOST"     //nolint:gosec // a name
 	BuildkitUnconfigured Reason = "BUILDKIT_NOT_CONFIGURED"
 	BuildkitUnavailable  Reason = "BUILDKIT_UNAVAILABLE"
 	BuildFailed          Reason = "BUILD_FAILED"
