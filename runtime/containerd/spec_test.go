@@ -40,7 +40,7 @@ func stop(tb testing.TB, engine *containerd.Engine, id string) runtime.Exit {
 func run(tb testing.TB, engine *containerd.Engine, args ...string) string {
 	tb.Helper()
 	result, err := engine.Run(tb.Context(), "one", runtime.Command{
-		Argv: append([]string{"testprog"}, args...), Timeout: time.Minute, OutputLimit: 1 << 20,
+		Argv: append([]string{"testprog"}, args...), Timeout: 10 * time.Minute, OutputLimit: 1 << 20,
 	})
 	if err != nil {
 		tb.Fatalf("run %q: %v", args, err)
