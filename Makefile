@@ -99,6 +99,13 @@ test-vm: build ## A node in a virtual machine with systemd and cgroup v2, reboot
 	test/vm/image.sh
 	REMOTEGPU_TEST=vm,programs,containerd2 go test -count=1 -v -timeout 90m ./test/vm
 
+.PHONY: fuzz
+fuzz: check-go ## Fuzz what parses input from outside, each target for a while (FUZZTIME=30s)
+	@git grep -noE '^func Fuzz[A-Za-z]+' -- '*_test.go' | while IFS=: read -r file _ target; do
+		echo "== $${file%/*} $${target#func }"
+		go test -run '^$$' -fuzz "^$${target#func }\$$" -fuzztime $(or $(FUZZTIME),30s) "./$${file%/*}"
+	done
+
 .PHONY: bench
 bench: build ## Measure against a plain containerd client, ctr, podman and docker (RUNS=15, SUITES=life,list,…)
 	@deploy/dev/packages.sh node build bench

@@ -79,6 +79,15 @@ func parseCursor(after, kind string, position ...*int64) error {
 		}
 		_, err = fmt.Sscanf(string(data), format, targets...)
 	}
+	if err == nil {
+		values := make([]int64, len(position))
+		for i, p := range position {
+			values[i] = *p
+		}
+		if cursor(kind, values...) != after {
+			err = errors.New("it was not made here")
+		}
+	}
 	if err != nil {
 		return problem.New(problem.PageTokenInvalid, "the page token is not one of this list").
 			WithField("page_token").WithHint("use next_page_token of the page before, or leave it empty").WithCause(err)

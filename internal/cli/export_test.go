@@ -20,3 +20,15 @@ func ShowOnTerminal(out io.Writer, ops ...*remotegpuv1.Operation) {
 	}
 	p.close()
 }
+
+// ParsePort is parsePort.
+func ParsePort(text string) error { _, err := parsePort(text); return err }
+
+// ParseVolume is parseVolume.
+func ParseVolume(text string) error { _, err := parseVolume(text); return err }
+
+// ParseTmpfs is parseTmpfs.
+func ParseTmpfs(text string) error { _, err := parseTmpfs(text); return err }
+
+// ParseMount is parseMount.
+func ParseMount(text string) error { _, err := parseMount(text); return err }

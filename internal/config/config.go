@@ -199,9 +199,7 @@ func (c *Config) check() error {
 			errs = append(errs, fault(field, "set both or neither", "a certificate needs its key and a key its certificate"))
 		}
 	}
-	if c.Operations.Workers < 1 || c.Operations.KeepDays < 1 {
-		errs = append(errs, fault("operations", "", "workers and keep_days are at least 1"))
-	}
+	errs = append(errs, c.Operations.check())
 	if c.Logs.MaxSize < 64<<10 || c.Logs.MaxFiles < 1 || c.Logs.MaxFiles > 1000 {
 		errs = append(errs, fault("logs", "", "max_size is at least 65536 bytes and max_files 1 to 1000"))
 	}
@@ -227,6 +225,13 @@ func (c *Config) paths() map[string]string {
 		}
 	}
 	return paths
+}
+
+func (o *Operations) check() error {
+	if o.Workers < 1 || o.KeepDays < 1 || o.KeepDays > 36500 {
+		return fault("operations", "", "workers and keep_days are at least 1, and keep_days at most 36500")
+	}
+	return nil
 }
 
 func (n *Network) check() error {

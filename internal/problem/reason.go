@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 )
@@ -103,6 +104,7 @@ const (
 	LogWriterMissing     Reason = "LOG_WRITER_MISSING"
 	DatabaseNewer        Reason = "DATABASE_NEWER"
 	DatabaseFailed       Reason = "DATABASE_FAILED"
+	DiskFull             Reason = "DISK_FULL"
 	ConfigInvalid        Reason = "CONFIG_INVALID"
 	NotFound             Reason = "NOT_FOUND"
 	Unavailable          Reason = "UNAVAILABLE"
@@ -200,6 +202,7 @@ var kinds = map[Reason]error{
 	LogWriterMissing:     errdefs.ErrFailedPrecondition,
 	DatabaseNewer:        errdefs.ErrFailedPrecondition,
 	DatabaseFailed:       errdefs.ErrInternal,
+	DiskFull:             errdefs.ErrResourceExhausted,
 	ConfigInvalid:        errdefs.ErrInvalidArgument,
 	NotFound:             errdefs.ErrNotFound,
 	Unavailable:          errdefs.ErrUnavailable,
@@ -221,6 +224,8 @@ func Reasons() []Reason { return slices.Sorted(maps.Keys(kinds)) }
 
 func reasonOfKind(err error) Reason {
 	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return DiskFull
 	case errdefs.IsNotFound(err):
 		return NotFound
 	case errdefs.IsUnavailable(err):

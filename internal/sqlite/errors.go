@@ -22,8 +22,8 @@ func (e *kindError) Unwrap() []error { return []error{e.kind, e.err} }
 
 // Error gives a driver error its errdefs kind: AlreadyExists for a violated
 // uniqueness, FailedPrecondition for another constraint, NotFound for no rows,
-// Unavailable while locked, ResourceExhausted when the disk is full, a
-// DATABASE_FAILED problem when the file or the disk is damaged. Other errors,
+// Unavailable while locked, a DISK_FULL problem, a DATABASE_FAILED problem when
+// the file or the disk is damaged. Other errors,
 // and those that have their kind, come back as they are.
 func Error(err error) error {
 	if err == nil {
@@ -51,7 +51,8 @@ func Error(err error) error {
 	case sqlite3.ErrBusy, sqlite3.ErrLocked, sqlite3.ErrProtocol:
 		return &kindError{errdefs.ErrUnavailable, err}
 	case sqlite3.ErrFull:
-		return &kindError{errdefs.ErrResourceExhausted, err}
+		return problem.New(problem.DiskFull, "the database cannot grow: its disk is full").
+			WithHint("make room on the disk of node.state_dir; nothing was changed").WithCause(err)
 	case sqlite3.ErrInterrupt:
 		return &kindError{context.Canceled, err}
 	case sqlite3.ErrIoErr, sqlite3.ErrCorrupt, sqlite3.ErrNotADB, sqlite3.ErrCantOpen,

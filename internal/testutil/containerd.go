@@ -44,6 +44,13 @@ const overlayMagic = 0x794c7630
 // ends it is stopped with everything it started.
 func StartContainerd(tb testing.TB, need Need) *ContainerdDaemon {
 	tb.Helper()
+	return StartContainerdOn(tb, need, "")
+}
+
+// StartContainerdOn is StartContainerd on a filesystem of its own that has a
+// size ("64m") and can be filled; "" is no such one.
+func StartContainerdOn(tb testing.TB, need Need, size string) *ContainerdDaemon {
+	tb.Helper()
 	Require(tb, Root, need)
 	// Not tb.TempDir(): the path of a unix socket ends at 107 bytes.
 	dir, err := os.MkdirTemp("", "rgc") //nolint:usetesting // see above
@@ -55,9 +62,13 @@ func StartContainerd(tb testing.TB, need Need) *ContainerdDaemon {
 	}
 	tb.Cleanup(func() { d.remove(tb) })
 	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err == nil && fs.Type == overlayMagic {
+	options := "mode=700"
+	if size != "" {
+		options += ",size=" + size
+	}
+	if err := unix.Statfs(dir, &fs); err == nil && fs.Type == overlayMagic || size != "" {
 		// overlayfs cannot be stacked on itself as an upper layer.
-		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=700"); err != nil {
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, options); err != nil {
 			tb.Fatalf("mount tmpfs on %s: %v", dir, err)
 		}
 	}

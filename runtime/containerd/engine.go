@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +29,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/status"
@@ -59,6 +61,8 @@ const (
 	callTimeout = 2 * time.Minute  // of a call whose caller sets no deadline
 	undoTimeout = 30 * time.Second // of taking back what a failed call made
 	killTimeout = 30 * time.Second // from SIGKILL to the end
+	// noticeTimeout is how long a shim may take to notice that a process ended.
+	noticeTimeout = 5 * time.Second
 )
 
 // Config says which containerd and how. Zero fields mean the default.
@@ -222,6 +226,11 @@ func (e *Engine) explain(ctx context.Context, err error) error {
 		return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 	}
 	err = native(err)
+	// containerd tells of a full disk by the system's text alone.
+	if strings.Contains(err.Error(), unix.ENOSPC.Error()) || strings.Contains(err.Error(), unix.EDQUOT.Error()) {
+		return problem.New(problem.DiskFull, "the disk of containerd is full").WithCause(err).
+			WithHint("make room, for example by deleting images that nothing uses (remotegpu image rm); then try again")
+	}
 	if errdefs.IsUnavailable(err) {
 		return problem.New(problem.ContainerdDown, "containerd at %s does not answer", e.cfg.Address).WithCause(err).
 			WithHint("see whether it runs, for example with: systemctl status containerd")

@@ -45,6 +45,8 @@ func (e *Engine) freeze(ctx context.Context, id string, paused bool, do func(con
 				err = lookErr
 			case lookErr == nil && now == paused:
 				err = nil
+			case fromRuntime(err) && e.endsSoon(whole, id):
+				err = fmt.Errorf("its process has ended: %w", errdefs.ErrNotFound)
 			}
 		}
 	}
@@ -52,6 +54,15 @@ func (e *Engine) freeze(ctx context.Context, id string, paused bool, do func(con
 		return fmt.Errorf("%s container %s: %w", verb, id, err)
 	}
 	return nil
+}
+
+// endsSoon says whether the process of a container is ending: the runtime knows
+// before the shim has noticed.
+func (e *Engine) endsSoon(ctx context.Context, id string) bool {
+	ctx, cancel := context.WithTimeout(ctx, noticeTimeout)
+	defer cancel()
+	last := <-e.wait(ctx, id, "")
+	return last.err == nil || errdefs.IsNotFound(last.err)
 }
 
 // paused says whether the process of a container is paused, NotFound when it

@@ -78,6 +78,9 @@ func (e *Engine) Pull(ctx context.Context, ref string, login *runtime.Login, pro
 
 // pullProblem tells why an image that the registry has could not be pulled.
 func (e *Engine) pullProblem(ctx context.Context, r registry, name string, err error) error {
+	if full := e.explain(ctx, err); ctx.Err() == nil && problem.Of(full).Reason == problem.DiskFull {
+		return fmt.Errorf("pull image %s: %w", name, full)
+	}
 	switch {
 	case ctx.Err() != nil, atFault(err):
 		return r.problem(ctx, "pull", name, err)

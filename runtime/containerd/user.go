@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -64,6 +65,12 @@ func findUser(name string, open func(name string) ([]byte, error)) (specs.User, 
 	if err != nil {
 		return specs.User{}, problem.New(problem.UserNotFound, "the image has no user %q", name).WithField("spec.user").
 			WithHint("name one of its /etc/passwd, or numbers as in 1000:1000").WithCause(err)
+	}
+	for _, id := range append([]int{found.Uid, found.Gid}, found.Sgids...) {
+		if id < 0 || id > math.MaxInt32 { // the tenant writes these files
+			return specs.User{}, problem.New(problem.UserNotFound, "the image's user %q has the number %d, which none can have", name, id).
+				WithField("spec.user").WithHint("name another user of its /etc/passwd, or numbers as in 1000:1000")
+		}
 	}
 	u := specs.User{UID: uint32(found.Uid), GID: uint32(found.Gid), AdditionalGids: []uint32{uint32(found.Gid)}}
 	for _, gid := range found.Sgids {

@@ -307,6 +307,53 @@ func TestFollowWhileRotating(t *testing.T) {
 	<-done
 }
 
+// A reader that is slower than old files are removed is told where lines are
+// missing, and how much; what it reads before and after is whole.
+func TestSlowReaderIsToldOfTheGap(t *testing.T) {
+	path := newLog(t)
+	w := logfile.NewWriter(logfile.Config{Path: path, MaxSize: logfile.MinMaxSize, MaxFiles: 2})
+	const count = 20_000
+	fill := func(from, to int) {
+		for i := from; i < to; i++ {
+			w.Write(logfile.Stdout, fmt.Appendf(nil, "line %06d\n", i))
+			if i%50 == 0 {
+				w.Flush()
+			}
+		}
+		w.Flush()
+	}
+	fill(0, 100)
+	stop := errors.New("enough")
+	next, gaps := 0, 0
+	err := logfile.Read(t.Context(), path, logfile.Selection{Follow: true, Stream: logfile.Stdout}, func(line logfile.Line) error {
+		if next == 0 && gaps == 0 {
+			fill(100, count) // the reader is held up meanwhile
+		}
+		if text, found := strings.CutPrefix(string(line.Data), "remotegpu: lines were lost here: "); found {
+			files := 0
+			if _, err := fmt.Sscanf(text, "%d files", &files); err != nil || files < 3 || line.Stream != logfile.Stderr || line.Time.IsZero() {
+				return fmt.Errorf("gap %+v %q: %w", line, text, err)
+			}
+			gaps++
+			return nil
+		}
+		number := -1
+		if _, err := fmt.Sscanf(string(line.Data), "line %d", &number); err != nil || number < next || number > next && gaps != 1 {
+			return fmt.Errorf("got %q, want line %d, after %d gaps", line.Data, next, gaps)
+		}
+		if number > next {
+			gaps++ // the lines after the gap follow each other
+		}
+		if next = number + 1; next == count {
+			return stop
+		}
+		return nil
+	})
+	if !errors.Is(err, stop) || gaps != 2 {
+		t.Errorf("after line %d and %d gaps: %v", next, gaps-1, err)
+	}
+}
+
 func TestFollowBeginsBeforeTheLogAndEndsWithIt(t *testing.T) {
 	path := newLog(t)
 	lines := make(chan string, 10)

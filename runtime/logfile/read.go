@@ -42,7 +42,8 @@ func (s *Selection) takes(line *Line) bool {
 }
 
 // Read calls emit with each selected line, oldest first, each exactly once as
-// long as its file is kept. The line's data is emit's until it returns. A log
+// long as its file is kept. Where a file was removed before it was read, a line
+// of ours on standard error says so, whatever the selection. The line's data is emit's until it returns. A log
 // that is not there has no lines. An error of emit ends the reading and is
 // returned as it is; the end of ctx is ctx's cause.
 func Read(ctx context.Context, path string, s Selection, emit func(Line) error) error {
@@ -317,15 +318,13 @@ func (r *reader) advance() (bool, error) {
 		}
 		_ = closeSource(current)
 		older.number, older.final = n, true
-		r.move(older)
-		return true, nil
+		return true, r.move(older)
 	}
 	if current == nil || r.at != nil && os.SameFile(current.info, r.at.info) {
 		return false, closeSource(current)
 	}
 	// Its number is higher, or the log was deleted and numbers began anew.
-	r.move(current)
-	return true, nil
+	return true, r.move(current)
 }
 
 // skips says whether a rotated file ends before the first line that is wanted.
@@ -350,7 +349,20 @@ func (r *reader) settle(numbers []uint64) {
 	}
 }
 
-func (r *reader) move(to *source) {
+// move goes on with another file, and tells when files between the last one
+// and this were removed: their lines came faster than they were read.
+func (r *reader) move(to *source) error {
+	missing := int64(to.number) - int64(r.after) - 1
+	told := r.after > 0 && missing > 0
+	r.enter(to)
+	if !told {
+		return nil
+	}
+	return r.emit(Line{Time: time.Now(), Stream: Stderr, Data: fmt.Appendf(nil,
+		"remotegpu: lines were lost here: %d files of the log were removed before they were read", missing)})
+}
+
+func (r *reader) enter(to *source) {
 	r.close()
 	r.at = to
 	if to.number > 0 {

@@ -38,7 +38,7 @@ func (r *reader) beginAtTail(current *source) error {
 		if err != nil {
 			return errors.Join(err, closeSource(current))
 		}
-		r.move(current)
+		r.enter(current)
 		if done {
 			return nil
 		}
@@ -60,7 +60,7 @@ func (r *reader) beginAtTail(current *source) error {
 		if err != nil {
 			return errors.Join(err, closeSource(older))
 		}
-		r.move(older)
+		r.enter(older)
 		if done {
 			return nil
 		}

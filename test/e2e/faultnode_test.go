@@ -53,9 +53,11 @@ var testDaemonBuilt bool
 // faultNode is a node whose daemon can be killed at its fault points.
 type faultNode struct {
 	*Node
-	dir   string // of the fault points
-	armed int
-	http  *http.Client
+	dir string // of the fault points
+	// struck are the points that operations before have been killed at.
+	struck map[string]bool
+	armed  int
+	http   *http.Client
 }
 
 // startTestDaemon starts a node with the daemon of testDaemon. The race
@@ -68,7 +70,7 @@ func startTestDaemon(tb testing.TB, kind testutil.Need, extra string) *faultNode
 	if err != nil {
 		tb.Fatal(err)
 	}
-	f := &faultNode{dir: tb.TempDir()}
+	f := &faultNode{dir: tb.TempDir(), struck: make(map[string]bool)}
 	races := filepath.Join(tb.TempDir(), "race")
 	f.Node = StartAs(tb, kind, func(config string) string { return config + extra }, func(n *Node) {
 		n.Program = program
@@ -112,16 +114,16 @@ func (f *faultNode) must(tb testing.TB, method, body string) {
 	}
 }
 
-// environment reads one, nil when it is not there.
-func (f *faultNode) environment(tb testing.TB, name string) *Environment {
+// environment reads the environment "one", nil when it is not there.
+func (f *faultNode) environment(tb testing.TB) *Environment {
 	tb.Helper()
 	var got struct{ Environment Environment }
-	status, text, err := f.ask("EnvironmentService/GetEnvironment", `{"environment":"`+name+`"}`, &got)
+	status, text, err := f.ask("EnvironmentService/GetEnvironment", `{"environment":"one"}`, &got)
 	if status == http.StatusNotFound {
 		return nil
 	}
 	if err != nil || status != http.StatusOK {
-		tb.Fatalf("get %s: %d %s %v", name, status, text, err)
+		tb.Fatalf("get one: %d %s %v", status, text, err)
 	}
 	return &got.Environment
 }

@@ -46,10 +46,10 @@ func faultScenarios(f *faultNode, registry *testutil.ImageRegistry, pulled strin
 	exists := func(state string) func(testing.TB, *faultNode) {
 		return func(tb testing.TB, f *faultNode) {
 			tb.Helper()
-			if f.environment(tb, "one") == nil {
+			if f.environment(tb) == nil {
 				f.must(tb, "EnvironmentService/CreateEnvironment", fmt.Sprintf(create, `""`))
 			}
-			switch env := f.environment(tb, "one"); {
+			switch env := f.environment(tb); {
 			case env.State == state:
 			case state == stateRunning:
 				f.must(tb, "EnvironmentService/StartEnvironment", fmt.Sprintf(on(""), `""`))
@@ -133,8 +133,10 @@ var uncovered = map[string]string{
 
 // The daemon is killed at each step of each operation and started again: the
 // operation is done then, and nothing leaks. The steps are what the program
-// passes, so a new one is in the table by itself. make test-all also fails each
-// step, and runs on both containerds.
+// passes, so a new one is in the table by itself. Without REMOTEGPU_TEST_LONG a
+// point that several operations pass is struck in the first of them, but for
+// writes to the database; with it each is, each also fails before and after its
+// work, and both containerds are used.
 func TestFaultTable(t *testing.T) {
 	t.Parallel() // beside the soak: both wait most of the time
 	kinds := both[1:]
@@ -178,13 +180,18 @@ func (f *faultNode) table(t *testing.T, s faultScenario) {
 	if len(points) < 4 {
 		t.Fatalf("it passes the points %v only", points)
 	}
-	rows, missed, runs := &strings.Builder{}, 0, 0
+	rows, missed, runs, left := &strings.Builder{}, 0, 0, 0
 	for i, p := range points {
 		for _, action := range []string{"kill", "fail"} {
 			// Killed before a step is killed after the one before it.
 			if action == "kill" && p.what == "before" && i > 0 || action == "fail" && !long() {
 				continue
 			}
+			if !long() && f.struck[p.String()] && p.name != "database write" {
+				left++
+				continue
+			}
+			f.struck[p.String()] = true
 			runs++
 			begin := time.Now()
 			outcome := f.strike(t, s, action, p)
@@ -197,6 +204,9 @@ func (f *faultNode) table(t *testing.T, s faultScenario) {
 				t.Fatalf("%s\n%s", s.kind, rows)
 			}
 		}
+	}
+	if left > 0 {
+		fmt.Fprintf(rows, "  %d points that operations before this one pass as well are left to make test-all\n", left)
 	}
 	t.Logf("%s\n%s", s.kind, rows)
 	if missed > runs/4 {
@@ -256,7 +266,7 @@ func (f *faultNode) settled(t *testing.T, s faultScenario, done bool) {
 	if done && s.more != nil {
 		s.more(t, f)
 	}
-	env := f.environment(t, "one")
+	env := f.environment(t)
 	if done && s.more == nil {
 		switch {
 		case (env == nil) != (s.state == "") || env != nil && env.State != s.state:
@@ -282,16 +292,19 @@ func (f *faultNode) settled(t *testing.T, s faultScenario, done bool) {
 	if env != nil {
 		f.must(t, "EnvironmentService/DeleteEnvironment", `{"environment":"one","force":true,"timeout":"0s","wait":"60s"}`)
 	}
-	for what, query := range map[string]string{
-		"addresses":     "SELECT count(*) FROM environments WHERE slot IS NOT NULL OR held != 0",
-		"environments":  "SELECT count(*) FROM environments WHERE state != 'deleted'",
-		"port mappings": "SELECT count(*) FROM port_mappings WHERE status != 'released'",
-	} {
+	for what, query := range heldByNobody {
 		if n := f.count(t, query); n > 0 {
 			t.Errorf("%d %s are held by nobody", n, what)
 		}
 	}
 	f.NothingLeft(t)
+}
+
+// heldByNobody counts what must be 0 when there is no environment.
+var heldByNobody = map[string]string{
+	"addresses":     "SELECT count(*) FROM environments WHERE slot IS NOT NULL OR held != 0",
+	"environments":  "SELECT count(*) FROM environments WHERE state != 'deleted'",
+	"port mappings": "SELECT count(*) FROM port_mappings WHERE status != 'released'",
 }
 
 // count answers a query of the daemon's database.

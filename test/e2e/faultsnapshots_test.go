@@ -38,7 +38,7 @@ func noSnapshots(tb testing.TB, f *faultNode) {
 // keptSnapshot makes one snapshot, "kept".
 func keptSnapshot(tb testing.TB, f *faultNode) {
 	tb.Helper()
-	if all := f.kept(tb); len(all) == 1 && all[0].Name == "kept" && all[0].EnvID == f.environment(tb, "one").ID {
+	if all := f.kept(tb); len(all) == 1 && all[0].Name == "kept" && all[0].EnvID == f.environment(tb).ID {
 		return
 	}
 	noSnapshots(tb, f)
@@ -56,7 +56,7 @@ func oneSnapshot(state string) func(testing.TB, *faultNode) {
 		if n := f.count(tb, "SELECT count(*) FROM snapshots WHERE operation != ''"); n > 0 {
 			tb.Errorf("%d snapshots are owned by an operation that has ended", n)
 		}
-		env := f.environment(tb, "one")
+		env := f.environment(tb)
 		if env == nil || env.State != state {
 			tb.Errorf("the environment is %+v, want %s", env, state)
 			return

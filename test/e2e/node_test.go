@@ -54,7 +54,13 @@ func StartWith(tb testing.TB, kind testutil.Need, change func(config string) str
 func StartAs(tb testing.TB, kind testutil.Need, change func(config string) string, setUp func(*Node)) *Node {
 	tb.Helper()
 	testutil.Require(tb, testutil.Root, testutil.IPTables, kind, testutil.Programs)
-	n := &Node{Containerd: testutil.StartContainerd(tb, kind), Network: testutil.NewNamespace(tb), Program: testutil.Program("remotegpud")}
+	return startOn(tb, testutil.StartContainerd(tb, kind), change, setUp)
+}
+
+// startOn starts a node on a containerd that is there.
+func startOn(tb testing.TB, containerd *testutil.ContainerdDaemon, change func(config string) string, setUp func(*Node)) *Node {
+	tb.Helper()
+	n := &Node{Containerd: containerd, Network: testutil.NewNamespace(tb), Program: testutil.Program("remotegpud")}
 	n.Dir, n.Shared = n.Containerd.Dir, tb.TempDir()
 	image := testutil.TestImage(tb, testutil.ImageOptions{
 		Name: "docker.io/remotegpu/test:latest", Labels: map[string]string{"io.remotegpu.min-memory": "33554432"},

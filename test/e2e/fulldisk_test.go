@@ -1,0 +1,108 @@
+package e2e_test
+
+import (
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/internal/testutil"
+)
+
+// fill fills a directory's filesystem up with one file and returns what takes
+// it away again.
+func fill(t *testing.T, dir string) (empty func()) {
+	t.Helper()
+	path := filepath.Join(dir, "filler")
+	file, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	for block := 1 << 20; block >= 512; {
+		if _, err = file.Write(make([]byte, block)); errors.Is(err, unix.ENOSPC) {
+			block /= 2
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return func() {
+		if err := os.Remove(path); err != nil && !os.IsNotExist(err) {
+			t.Error(err)
+		}
+	}
+}
+
+// A full disk is told as such, loses nothing but lines of logs, which are
+// counted, and is over when there is room again.
+func TestFullDisk(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables, testutil.Containerd2, testutil.Programs)
+	containerd := testutil.StartContainerdOn(t, testutil.Containerd2, "128m")
+	n := startOn(t, containerd, func(config string) string { return config }, func(*Node) {})
+	n.Must(t, "env", "create", "writer", "--image", n.Image, "--", "tick")
+	registry := testutil.Registry(t)
+	big := make([]byte, 24<<20)
+	_, _ = rand.Read(big)
+	reference := startRegistry(t, n, registry).host + "/team/big:1"
+	registry.Push("team/big", "1", testutil.TestImage(t, testutil.ImageOptions{Name: reference, Files: map[string]string{"/etc/big": string(big)}}))
+
+	fails := func(args ...string) {
+		t.Helper()
+		if out, errs, code := n.CLI(t, args...); code == 0 || !strings.Contains(errs, "full") || !strings.Contains(errs, "Try: ") {
+			t.Errorf("remotegpu %s on a full disk: exit %d\n%s%s", strings.Join(args, " "), code, out, errs)
+		}
+	}
+	// Nearly full: the database has room, the image has none.
+	empty := fill(t, n.Dir)
+	if err := os.Truncate(filepath.Join(n.Dir, "filler"), filler(t, n.Dir)-(8<<20)); err != nil {
+		t.Fatal(err)
+	}
+	fails("image", "pull", reference)
+	fails("env", "create", "big", "--image", reference)
+	if env := n.Get(t, "big"); env.State != "ENVIRONMENT_STATE_ERROR" || env.Problem == nil || env.Problem.Reason != "DISK_FULL" {
+		t.Errorf("created on a full disk: %+v", env)
+	}
+	n.Must(t, "env", "rm", "big")
+	// Full to the last byte.
+	empty()
+	empty = fill(t, n.Dir)
+	t.Cleanup(empty)
+	fails("env", "create", "other", "--image", n.Image)
+	fails("env", "stop", "writer")
+	if env := n.Get(t, "writer"); env.State != "ENVIRONMENT_STATE_RUNNING" {
+		t.Errorf("on a full disk: %+v", env)
+	}
+	Eventually(t, "lines to be lost", func() bool { // what is open may have a page of room
+		last := n.Must(t, "env", "logs", "--tail", "1", "writer")
+		time.Sleep(2 * time.Second)
+		return n.Must(t, "env", "logs", "--tail", "1", "writer") == last
+	})
+
+	empty()
+	Eventually(t, "the log to tell of lost lines", func() bool {
+		_, errs, _ := n.CLI(t, "env", "logs", "writer")
+		return strings.Contains(errs, "lines were lost here: no space left on device")
+	})
+	Eventually(t, "the database to write again", func() bool { _, _, code := n.CLI(t, "env", "stop", "writer"); return code == 0 })
+	n.Must(t, "env", "start", "writer")
+	n.Must(t, "env", "create", "big", "--image", reference)
+	var list listed
+	if err := json.Unmarshal([]byte(n.Must(t, "env", "ls", "-o", "json")), &list); err != nil || len(list.Environments) != 2 {
+		t.Errorf("environments: %+v, error %v", list, err)
+	}
+}
+
+func filler(t *testing.T, dir string) int64 {
+	t.Helper()
+	info, err := os.Stat(filepath.Join(dir, "filler"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return info.Size()
+}
