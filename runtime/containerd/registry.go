@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -54,7 +55,38 @@ func (r registry) resolver(ctx context.Context) remotes.Resolver {
 	if dir := r.engine.cfg.HostsDir; dir != "" {
 		options.HostDir = config.HostDirFromRoot(dir)
 	}
-	return docker.NewResolver(docker.ResolverOptions{Hosts: config.ConfigureHosts(ctx, options), Tracker: r.tracker})
+	configured := config.ConfigureHosts(ctx, options)
+	hosts := func(host string) ([]docker.RegistryHost, error) {
+		all, err := configured(host)
+		for i := range all {
+			if all[i].Authorizer != nil {
+				all[i].Authorizer = &orderly{next: all[i].Authorizer}
+			}
+		}
+		return all, err
+	}
+	return docker.NewResolver(docker.ResolverOptions{Hosts: hosts, Tracker: r.tracker})
+}
+
+// orderly has one request at a time authorized. The authorizer of containerd's
+// client looks when a token expires while another request still fetches it.
+type orderly struct {
+	mu   sync.Mutex
+	next docker.Authorizer
+}
+
+// Authorize implements docker.Authorizer.
+func (o *orderly) Authorize(ctx context.Context, request *http.Request) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.next.Authorize(ctx, request)
+}
+
+// AddResponses implements docker.Authorizer.
+func (o *orderly) AddResponses(ctx context.Context, responses []*http.Response) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.next.AddResponses(ctx, responses)
 }
 
 // credentials are those of the call for the registry it names, not for a
