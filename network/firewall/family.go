@@ -124,6 +124,11 @@ func (f *family) script(there, wanted ruleset) string {
 	return b.String()
 }
 
+// strayRounds is how often repair looks for stray hooks. A rule is deleted by
+// what it says, and of two that say the same the first one goes: the other may
+// be behind a barrier, and is found in the next round.
+const strayRounds = 3
+
 // repair reads the kernel's rules and mends what differs from wanted: chains
 // first, hooks last, so that no hook leads to a chain that is not complete.
 func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, err error) {
@@ -144,11 +149,17 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 		}
 		mended = append(mended, changed(owned, wanted)...)
 	}
-	if script := f.strayHooks(there); script != "" {
+	for round := range strayRounds {
+		script := f.strayHooks(there)
+		if script == "" {
+			break
+		}
 		if err := f.run(ctx, script); err != nil {
 			return mended, err
 		}
-		mended = append(mended, "stray hooks")
+		if round == 0 {
+			mended = append(mended, "stray hooks")
+		}
 		if there, err = f.read(ctx); err != nil {
 			return mended, err
 		}

@@ -257,6 +257,7 @@ func TestRepair(t *testing.T) {
 		"hook doubled":          "%[1]s -A FORWARD -m comment --comment rgpu:hook -j RGPU-FWD",
 		"hook of another form":  "%[1]s -A FORWARD -i lo -j RGPU-FWD",
 		"hook behind a barrier": "%[1]s -I FORWARD 1 -j DROP",
+		"hook on both sides":    "%[1]s -A FORWARD -j DROP; %[1]s -A FORWARD -m comment --comment rgpu:hook -j RGPU-FWD",
 	}
 	desired := firewall.Desired{Mappings: []firewall.Mapping{
 		mapping("01A", port.SSH, port.TCP, 22016, "10.88.0.2:22"),

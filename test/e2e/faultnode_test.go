@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -40,7 +41,7 @@ var testDaemon = sync.OnceValues(func() (string, error) {
 
 func TestMain(m *testing.M) {
 	code := m.Run()
-	if testDaemonBuilt {
+	if testDaemonBuilt.Load() {
 		if program, err := testDaemon(); err == nil {
 			_ = os.RemoveAll(filepath.Dir(program))
 		}
@@ -48,7 +49,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-var testDaemonBuilt bool
+var testDaemonBuilt atomic.Bool
 
 // faultNode is a node whose daemon can be killed at its fault points.
 type faultNode struct {
@@ -65,7 +66,7 @@ type faultNode struct {
 func startTestDaemon(tb testing.TB, kind testutil.Need, extra string) *faultNode {
 	tb.Helper()
 	testutil.Require(tb, testutil.Root, testutil.IPTables, kind, testutil.Programs)
-	testDaemonBuilt = true
+	testDaemonBuilt.Store(true)
 	program, err := testDaemon()
 	if err != nil {
 		tb.Fatal(err)

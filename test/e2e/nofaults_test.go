@@ -64,7 +64,7 @@ func faultNames(t *testing.T) []string {
 // daemon has all.
 func TestNoFaultPoints(t *testing.T) {
 	testutil.Require(t, testutil.Programs)
-	testDaemonBuilt = true
+	testDaemonBuilt.Store(true)
 	with, err := testDaemon()
 	if err != nil {
 		t.Fatal(err)
