@@ -97,3 +97,32 @@ func TestDiskLimitIsChecked(t *testing.T) {
 	h.engine.SetDown(false)
 	d.holdsNothing()
 }
+
+// A limit can be changed; it is in force when the process starts, and refused
+// at once where it could not be.
+func TestDiskLimitChanged(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(plain("desk"))
+	wider := runtime.Spec{Resources: runtime.Resources{DiskBytes: 2 << 30}}
+	group := runtime.UpdateRequest{Environment: "desk", Fields: []string{"spec.resources"}, Spec: wider}
+	if _, err := d.Update(t.Context(), group); problem.Of(err).Reason != problem.DiskQuotaUnsupported {
+		t.Fatalf("update without quotas: %v", err)
+	}
+	h.engine.SetDiskQuota(true)
+	group.Fields = []string{"spec.resources.disk_bytes"}
+	updated, op := d.update(group)
+	if op.State != operation.Succeeded || len(updated.RestartNeeded) != 1 || updated.RestartNeeded[0] != group.Fields[0] {
+		t.Fatalf("update: %v %+v", updated.RestartNeeded, op)
+	}
+	d.act(d.Restart, "desk")
+	if env := d.get("desk"); env.Disk.Bytes != 2<<30 || len(env.RestartNeeded()) != 0 {
+		t.Errorf("after a restart: %+v", env)
+	}
+	group.Fields, group.Spec = []string{"spec.resources"}, runtime.Spec{}
+	d.update(group)
+	d.act(d.Restart, "desk")
+	if env := d.get("desk"); env.Disk != (runtime.DiskLimit{}) || env.Spec.Resources.DiskBytes != 0 {
+		t.Errorf("without a limit again: %+v", env)
+	}
+}

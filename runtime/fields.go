@@ -81,6 +81,8 @@ func fields() []field {
 		live("spec.resources.pids", func(s *Spec) *int64 { return &s.Resources.Pids }),
 		atStart("spec.resources.shm_bytes", func(s *Spec) *int64 { return &s.Resources.ShmBytes }),
 		atStart("spec.resources.ulimits", func(s *Spec) *[]Ulimit { return &s.Resources.Ulimits }),
+		atStart(fieldDisk, func(s *Spec) *int64 { return &s.Resources.DiskBytes }),
+		atStart("spec.resources.disk_best_effort", func(s *Spec) *bool { return &s.Resources.DiskBestEffort }),
 		atStart("spec.entrypoint", func(s *Spec) *[]string { return &s.Entrypoint }),
 		atStart("spec.command", func(s *Spec) *[]string { return &s.Command }),
 		atStart("spec.workdir", func(s *Spec) *string { return &s.Workdir }),

@@ -194,6 +194,13 @@ func (m *Manager) changedSpec(ctx context.Context, env *Environment, req *Update
 	if !hasField(changed, fieldHostname) {
 		spec.OwnHostname = own
 	}
+	if spec.Resources.DiskBytes != env.Spec.Resources.DiskBytes || spec.Resources.DiskBestEffort != env.Spec.Resources.DiskBestEffort {
+		// Refused now, not when the process does not start; what is not enforced
+		// is told then.
+		if _, err := m.checkDisk(ctx, &spec.Resources); err != nil {
+			return spec, err
+		}
+	}
 	if hasLimits(changed) {
 		image, err := m.cfg.Images.Image(ctx, spec.Image)
 		if errdefs.IsNotFound(err) {

@@ -99,6 +99,11 @@ func TestUpdateRequest(t *testing.T) {
 			&remotegpuv1.UpdateEnvironmentRequest{Spec: &remotegpuv1.EnvironmentSpec{Resources: &remotegpuv1.Resources{CpuMillis: 1500, MemoryBytes: 2 << 30, Pids: 10, ShmBytes: 1 << 20}}},
 		},
 		{
+			"--disk 20G --disk-best-effort",
+			[]string{"spec.resources.disk_bytes", "spec.resources.disk_best_effort"},
+			&remotegpuv1.UpdateEnvironmentRequest{Spec: &remotegpuv1.EnvironmentSpec{Resources: &remotegpuv1.Resources{DiskBytes: 20 << 30, DiskBestEffort: true}}},
+		},
+		{
 			"--cpus 0 --memory 0",
 			[]string{"spec.resources.cpu_millis", "spec.resources.memory_bytes", "spec.resources.swap_bytes"},
 			&remotegpuv1.UpdateEnvironmentRequest{},

@@ -231,7 +231,14 @@ func (f *updateFlags) setResources(spec *remotegpuv1.EnvironmentSpec, _ *remoteg
 		return err
 	}
 	for _, limit := range []struct{ flag, field string }{
-		{"cpus", "cpu_millis"}, {"memory", "memory_bytes"}, {"swap", "swap_bytes"}, {"pids", "pids"}, {"shm-size", "shm_bytes"}, {"ulimit", "ulimits"},
+		{"cpus", "cpu_millis"},
+		{"memory", "memory_bytes"},
+		{"swap", "swap_bytes"},
+		{"pids", "pids"},
+		{"shm-size", "shm_bytes"},
+		{"ulimit", "ulimits"},
+		{"disk", "disk_bytes"},
+		{"disk-best-effort", "disk_best_effort"},
 	} {
 		if changed(limit.flag) || limit.flag == "ulimit" && f.noUlimits {
 			set("spec.resources." + limit.field)
