@@ -85,11 +85,11 @@ test-unit: check-go ## Run the tests that need nothing
 	go test -race -shuffle=on ./...
 
 .PHONY: test-all
-test-all: build ## The CI tier three times over, the long fault table and soak, the comparison with peers
+test-all: build ## The CI tier and what compares with peers (COUNT=1 times), the long fault table and soak
 	@deploy/dev/packages.sh node build test bench
 	tools/install.sh containerd buildkit
 	test/browser/fetch.sh
-	REMOTEGPU_TEST=all go test -race -shuffle=on -count=3 -p 1 -timeout 60m ./...
+	REMOTEGPU_TEST=all go test -race -shuffle=on -count=$(or $(COUNT),1) -p 2 -timeout 60m ./...
 	REMOTEGPU_TEST=all REMOTEGPU_TEST_LONG=1 go test -race -v -timeout 90m -run 'TestFaultTable|TestSoak' ./test/e2e
 
 .PHONY: test-vm

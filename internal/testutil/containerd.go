@@ -193,7 +193,8 @@ func (d *ContainerdDaemon) Log() string {
 }
 
 // Leftovers names every container, snapshot above the images', shim, mount
-// and cgroup there is.
+// and cgroup there is. A shim is a process of its own that ends when containerd
+// has answered for its task already, and is given the time for it.
 func (d *ContainerdDaemon) Leftovers(tb testing.TB) []string {
 	tb.Helper()
 	var left []string
@@ -209,6 +210,11 @@ func (d *ContainerdDaemon) Leftovers(tb testing.TB) []string {
 	}
 	if out := d.Ctr(tb, "leases", "ls", "-q"); out != "" {
 		left = append(left, "lease "+out)
+	}
+	if len(left) == 0 {
+		for until := time.Now().Add(5 * time.Second); len(d.shims()) > 0 && time.Now().Before(until); {
+			time.Sleep(5 * time.Millisecond)
+		}
 	}
 	for _, pid := range d.shims() {
 		left = append(left, fmt.Sprintf("shim %d", pid))

@@ -32,6 +32,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/remotegpu/remotegpu/internal/fault"
@@ -199,6 +200,14 @@ func bound(ctx context.Context, method string, req, reply any, conn *grpc.Client
 		return err
 	}
 	if err := invoke(ctx, method, req, reply, conn, opts...); err != nil {
+		// containerd keeps the same deadline and may tell of its end first, under
+		// whatever code. Then it is the caller's own end, see explain.
+		if deadline, has := ctx.Deadline(); has && time.Until(deadline) <= 0 {
+			<-ctx.Done()
+		}
+		if ctx.Err() != nil && status.Code(err) == codes.Unknown {
+			return status.Error(status.FromContextError(ctx.Err()).Code(), err.Error())
+		}
 		return err
 	}
 	return fault.After(ctx, method)

@@ -354,6 +354,11 @@ func (r *relay) stop() {
 
 // input is standard input. It tells when all of it was passed on. A terminal
 // stays open then: the key that ends input is pressed.
+//
+// The end of an input that is empty must not be told before the shim reads the
+// pipe: closing an end that is not open yet opens the other for a moment
+// (containerd/fifo), which lets all writers through, and the shim's reader then
+// waits for one forever.
 type input struct {
 	from     io.Reader
 	terminal bool
@@ -362,7 +367,19 @@ type input struct {
 	done     bool
 }
 
-// Read implements io.Reader for the one goroutine that copies.
+// WriteTo implements io.WriterTo for the one goroutine that copies.
+func (i *input) WriteTo(pipe io.Writer) (int64, error) {
+	if _, err := pipe.Write(nil); err != nil { // returns once the shim has its end open
+		return 0, fmt.Errorf("open standard input: %w", err)
+	}
+	n, err := io.Copy(pipe, struct{ io.Reader }{i})
+	if err != nil {
+		return n, fmt.Errorf("pass on standard input: %w", err)
+	}
+	return n, nil
+}
+
+// Read implements io.Reader.
 func (i *input) Read(p []byte) (int, error) {
 	if i.done {
 		if i.terminal {

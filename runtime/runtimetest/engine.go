@@ -90,8 +90,8 @@ func (setup EngineSetup) run(t *testing.T, name string, test func(t *testing.T, 
 	t.Helper()
 	t.Run(name, func(t *testing.T) {
 		s := &suite{EngineSetup: setup, id: strings.ToLower(name)}
+		defer s.cleanUp(t) // of a test that stops half way as well
 		test(t, s)
-		s.cleanUp(t)
 	})
 }
 

@@ -15,7 +15,8 @@ import (
 // other than the host's.
 var suites = []suite{
 	{"internal/cgroup", ""},
-	{"runtime/containerd", "TestSpec"},
+	{"internal/projectquota", "TestLimit"},
+	{"runtime/containerd", "^(TestSpec|TestDiskQuota)$"},
 	{"test/e2e", "TestStats"},
 }
 
