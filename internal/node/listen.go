@@ -17,11 +17,16 @@ import (
 	"connectrpc.com/connect/v2/connecthttp"
 
 	"github.com/remotegpu/remotegpu/internal/certificate"
+	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/rpc"
 )
 
 // drainTime is how long calls at work may take when the daemon stops.
 const drainTime = 10 * time.Second
+
+// errStopping is what calls are told that are at work when the daemon stops.
+var errStopping error = problem.New(problem.NodeStopping, "the node is stopping").
+	WithHint("try again when it is back; operations go on then")
 
 // apiListener is one place where the API is served.
 type apiListener struct {
@@ -81,8 +86,8 @@ func (l *apiListener) serve(ctx context.Context, handler http.Handler, log *slog
 	if l.local {
 		handler = uncompressed(handler)
 	}
-	requests, stop := context.WithCancel(context.WithoutCancel(ctx))
-	defer stop()
+	requests, stop := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer stop(nil)
 	server := &http.Server{
 		Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, TLSConfig: l.tls,
 		BaseContext: func(net.Listener) context.Context { return requests },
@@ -94,10 +99,11 @@ func (l *apiListener) serve(ctx context.Context, handler http.Handler, log *slog
 	server.Protocols.SetUnencryptedHTTP2(l.tls == nil)
 	drained := make(chan error, 1)
 	defer context.AfterFunc(ctx, func() {
-		limit, cancel := context.WithTimeout(requests, drainTime)
+		// Not one that ends with the requests, which have to send their answers.
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 		defer cancel()
 		// Streams never end by themselves: a moment for short calls, then they go.
-		timer := time.AfterFunc(time.Second, stop)
+		timer := time.AfterFunc(time.Second, func() { stop(errStopping) })
 		defer timer.Stop()
 		err := server.Shutdown(limit)
 		if err != nil {

@@ -99,6 +99,7 @@ const (
 	OperationNotFound    Reason = "OPERATION_NOT_FOUND"
 	OperationCancelled   Reason = "OPERATION_CANCELLED"
 	OperationInterrupted Reason = "OPERATION_INTERRUPTED"
+	NodeStopping         Reason = "NODE_STOPPING"
 	ContainerdDown       Reason = "CONTAINERD_UNAVAILABLE"
 	ContainerUnknown     Reason = "CONTAINER_UNKNOWN"
 	LogWriterMissing     Reason = "LOG_WRITER_MISSING"
@@ -197,6 +198,7 @@ var kinds = map[Reason]error{
 	OperationNotFound:    errdefs.ErrNotFound,
 	OperationCancelled:   context.Canceled,
 	OperationInterrupted: errdefs.ErrAborted,
+	NodeStopping:         errdefs.ErrUnavailable,
 	ContainerdDown:       errdefs.ErrUnavailable,
 	ContainerUnknown:     errdefs.ErrFailedPrecondition,
 	LogWriterMissing:     errdefs.ErrFailedPrecondition,

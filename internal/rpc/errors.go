@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"runtime/debug"
@@ -137,13 +138,29 @@ func errorInterceptor(log *slog.Logger) connect.ServerInterceptor {
 			if err == nil || errors.Is(err, io.EOF) && len(problem.All(err)) == 0 {
 				return err
 			}
-			failure := mapError(err)
+			failure := mapError(ended(ctx, err))
 			if failure.Code() == connect.CodeInternal {
 				log.ErrorContext(ctx, "an rpc failed", "procedure", spec.Procedure, "error", err)
 			}
 			return failure
 		}
 	}
+}
+
+// ended adds to an error without a problem why its call ended, where it did:
+// its caller left, took too long, or the node stops. What fails then fails in
+// many ways that do not say so.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() == nil || len(problem.All(err)) > 0 {
+		return err
+	}
+	if failure, ok := errors.AsType[*connect.Error](err); ok {
+		if failure.Code() == connect.CodeCanceled {
+			return context.Cause(ctx)
+		}
+		return err
+	}
+	return fmt.Errorf("%w: %w", context.Cause(ctx), err)
 }
 
 // mapError also gives a reason to the errors that Connect itself makes: broken

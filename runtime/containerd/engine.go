@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -169,6 +170,7 @@ func New(cfg Config) (*Engine, error) {
 	c, err := client.New(cfg.Address, client.WithDefaultNamespace(cfg.Namespace), client.WithExtraDialOpts([]grpc.DialOption{
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: 5 * time.Second}),
 		grpc.WithChainUnaryInterceptor(bound),
+		grpc.WithContextDialer(dial),
 	}))
 	if err != nil {
 		return nil, fmt.Errorf("make client of %s: %w", cfg.Address, err)
@@ -187,6 +189,16 @@ func New(cfg Config) (*Engine, error) {
 
 // Close closes the connection. Containers live on.
 func (e *Engine) Close() error { return e.client.Close() }
+
+// dial connects once. The client's own dialer waits ten seconds for a socket
+// that is absent, and every call with it, before it says so.
+func dial(ctx context.Context, address string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", strings.TrimPrefix(address, "unix://"))
+	if err != nil {
+		return nil, fmt.Errorf("reach containerd: %w", err)
+	}
+	return conn, nil
+}
 
 // bound gives calls a deadline that have none, except those that wait for a
 // process to end.

@@ -65,7 +65,13 @@ type faultNode struct {
 // detector's findings fail the test.
 func startTestDaemon(tb testing.TB, kind testutil.Need, extra string) *faultNode {
 	tb.Helper()
-	testutil.Require(tb, testutil.Root, testutil.IPTables, kind, testutil.Programs)
+	return testDaemonOn(tb, testutil.StartContainerd(tb, kind), extra)
+}
+
+// testDaemonOn is startTestDaemon on a containerd that is there.
+func testDaemonOn(tb testing.TB, containerd *testutil.ContainerdDaemon, extra string) *faultNode {
+	tb.Helper()
+	testutil.Require(tb, testutil.Root, testutil.IPTables, testutil.Programs)
 	testDaemonBuilt.Store(true)
 	program, err := testDaemon()
 	if err != nil {
@@ -73,7 +79,7 @@ func startTestDaemon(tb testing.TB, kind testutil.Need, extra string) *faultNode
 	}
 	f := &faultNode{dir: tb.TempDir(), struck: make(map[string]bool)}
 	races := filepath.Join(tb.TempDir(), "race")
-	f.Node = StartAs(tb, kind, func(config string) string { return config + extra }, func(n *Node) {
+	f.Node = startOn(tb, containerd, func(config string) string { return config + extra }, func(n *Node) {
 		n.Program = program
 		n.Environ = []string{"REMOTEGPU_FAULTPOINTS=" + f.dir, "GORACE=log_path=" + races + " exitcode=66"}
 		tb.Cleanup(func() { // after the daemon has ended

@@ -29,6 +29,9 @@ type Node struct {
 	Program string
 	Environ []string
 
+	// cached says that snapshots and leases are BuildKit's as well.
+	cached bool
+
 	config  string
 	daemon  *exec.Cmd
 	waited  chan struct{}
@@ -202,7 +205,9 @@ func (n *Node) NothingLeft(tb testing.TB) {
 func (n *Node) leftovers(tb testing.TB) []string {
 	tb.Helper()
 	// The directory of namespaces is a mount of its own until "cleanup".
-	left := slices.DeleteFunc(n.Containerd.Leftovers(tb), func(what string) bool { return what == "mount "+n.Dir+"/run/netns" })
+	left := slices.DeleteFunc(n.Containerd.Leftovers(tb), func(what string) bool {
+		return what == "mount "+n.Dir+"/run/netns" || n.cached && (strings.HasPrefix(what, "snapshot ") || strings.HasPrefix(what, "lease "))
+	})
 	for _, pattern := range []string{"run/netns/*", "run/mounts/*", "run/desktop/*", "state/environments/*", "state/logs/*.log"} {
 		files, _ := filepath.Glob(filepath.Join(n.Dir, pattern))
 		left = append(left, files...)

@@ -1,6 +1,8 @@
 package e2e_test
 
 import (
+	"fmt"
+	"net/http"
 	"strings"
 	"syscall"
 	"testing"
@@ -49,5 +51,44 @@ func TestStopEnvironments(t *testing.T) {
 		if state := n.care(t, name).State; state == running {
 			t.Errorf("what was %s: %s", name, state)
 		}
+	}
+}
+
+// Calls at work when the daemon is told to end are told so. A command line that
+// waits goes on when it is back.
+func TestCallsAtShutdown(t *testing.T) {
+	n := Start(t, testutil.Containerd2, "")
+	for _, name := range []string{"called", "waited"} {
+		n.Must(t, "env", "create", name, "--image", n.Image, "--", "ignore-term")
+	}
+	n.Must(t, "env", "create", "used", "--image", n.Image)
+	answers, waited := make(chan Answer, 2), make(chan string, 1)
+	for method, body := range map[string]string{
+		"EnvironmentService/RunCommand":      `{"environment":"used","argv":["testprog","write","/begun","yes",";","sleep"],"timeout":"60s"}`,
+		"EnvironmentService/StopEnvironment": `{"environment":"called","timeout":"10s","wait":"60s"}`,
+	} {
+		go func() { answers <- n.curl(t, method, body) }()
+	}
+	go func() {
+		_, errs, code := n.CLI(t, "env", "stop", "--grace", "10s", "waited")
+		waited <- fmt.Sprintf("%d\n%s", code, errs)
+	}()
+	Eventually(t, "both stops to be at work", func() bool { return strings.Count(n.Must(t, "op", "ls"), "running") == 2 })
+	Eventually(t, "the command to run", func() bool {
+		out, _, _ := n.CLI(t, "env", "exec", "--stdin=false", "used", "--", "cat", "/begun")
+		return out == "yes"
+	})
+	n.Stop(t, syscall.SIGTERM)
+	n.Run(t)
+	for range cap(answers) {
+		if a := <-answers; a.Status != http.StatusServiceUnavailable || a.Reason != "NODE_STOPPING" {
+			t.Errorf("%d %s", a.Status, a.Body)
+		}
+	}
+	if told := <-waited; !strings.HasPrefix(told, "0\n") {
+		t.Errorf("the command line that waited: %s", told)
+	}
+	for _, name := range []string{"called", "waited"} {
+		Eventually(t, name+" to be stopped", func() bool { return n.care(t, name).State == stateStopped })
 	}
 }
