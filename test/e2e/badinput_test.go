@@ -5,14 +5,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/remotegpu/remotegpu/internal/testutil"
 )
 
 // What is wrong with a request is said on the wire: code, reason, the field at
 // fault and what to do. Nothing is left of it.
 func TestBadInput(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	const create, run = "EnvironmentService/CreateEnvironment", "EnvironmentService/RunCommand"
 	var jupyter struct {
 		Pool struct {

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/remotegpu/remotegpu/internal/testutil"
 	"github.com/remotegpu/remotegpu/store"
 )
 
@@ -57,7 +56,7 @@ const running = "ENVIRONMENT_STATE_RUNNING"
 
 // A process that ends at once is started again and again, and given up.
 func TestCrashLoop(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	n.CLI(t, "env", "create", "loop", "--image", n.Image, "--restart", "on-failure:3", "--", "exit", "3")
 	Eventually(t, "it to give up", func() bool {
 		c := n.care(t, "loop")
@@ -83,7 +82,7 @@ func TestCrashLoop(t *testing.T) {
 }
 
 func TestOutOfMemoryIsRestarted(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	n.CLI(t, "env", "create", "hungry", "--image", n.Image, "--memory", "40MiB", "--restart", "on-failure:1", "--", "eat-memory", "209715200")
 	Eventually(t, "it to give up", func() bool {
 		c := n.care(t, "hungry")
@@ -98,7 +97,7 @@ func TestOutOfMemoryIsRestarted(t *testing.T) {
 }
 
 func TestHealth(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	quick := []string{"--health-interval", "200ms", "--health-timeout", "5s", "--health-retries", "2"}
 	create := func(name string, args ...string) {
 		t.Helper()
@@ -140,7 +139,7 @@ func TestHealth(t *testing.T) {
 
 // The daemon is killed between an exit and the restart, at several moments.
 func TestKillBeforeRestart(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	n.Must(t, "env", "create", "web", "--image", n.Image, "--restart", "always", "-p", "custom:8080", "--", "banner", ":8080", "hello")
 	env := n.Get(t, "web")
 	for i := range 5 {

@@ -4,14 +4,12 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
-
-	"github.com/remotegpu/remotegpu/internal/testutil"
 )
 
 // Where nothing can enforce a limit of the writable layer, the node says so
 // before anybody relies on it.
 func TestDiskLimitRefused(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	var info struct {
 		DiskQuota struct {
 			Supported bool   `json:"supported"`

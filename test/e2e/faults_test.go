@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -82,7 +83,7 @@ func faultScenarios(f *faultNode, registry *testutil.ImageRegistry, pulled strin
 		{
 			kind: "snapshot.export", method: "SnapshotService/ExportSnapshot", keep: true,
 			body:   `{"request_id":%s,"wait":"60s","snapshot":"one/kept","reference":"team/exported:1"}`,
-			before: then(exists(stateRunning), keptSnapshot), more: oneSnapshot(stateRunning),
+			before: then(exists(stateRunning), keptSnapshot, noImage("team/exported:1")), more: oneSnapshot(stateRunning),
 		},
 		{ // of one that does not run: a stop and a start have points of their own
 			kind: "environment.rollback", method: "SnapshotService/RollBackEnvironment", body: on(`,"snapshot":"kept"`), keep: true,
@@ -99,12 +100,7 @@ func faultScenarios(f *faultNode, registry *testutil.ImageRegistry, pulled strin
 		{kind: "environment.delete", before: then(exists(stateRunning), noSnapshots), method: "EnvironmentService/DeleteEnvironment", body: on(`,"timeout":"0s","force":true`)},
 		{
 			kind: "image.pull", method: "ImageService/PullImage", body: `{"request_id":%s,"wait":"60s","reference":"` + pulled + `"}`,
-			before: func(tb testing.TB, f *faultNode) {
-				tb.Helper()
-				if status, text, err := f.ask("ImageService/DeleteImage", `{"reference":"`+pulled+`"}`, nil); err != nil || status != http.StatusOK && status != http.StatusNotFound {
-					tb.Fatalf("delete image: %d %s %v", status, text, err)
-				}
-			},
+			before: noImage(pulled),
 			more: func(tb testing.TB, f *faultNode) {
 				tb.Helper()
 				f.must(tb, "EnvironmentService/CreateEnvironment", `{"wait":"60s","name":"one","spec":{"image":"`+pulled+`","pull_policy":"PULL_POLICY_NEVER"}}`)
@@ -126,6 +122,15 @@ func faultScenarios(f *faultNode, registry *testutil.ImageRegistry, pulled strin
 
 func nothing(testing.TB, *faultNode) {}
 
+func noImage(reference string) func(testing.TB, *faultNode) {
+	return func(tb testing.TB, f *faultNode) {
+		tb.Helper()
+		if status, text, err := f.ask("ImageService/DeleteImage", `{"reference":"`+reference+`"}`, nil); err != nil || status != http.StatusOK && status != http.StatusNotFound {
+			tb.Fatalf("delete image %s: %d %s %v", reference, status, text, err)
+		}
+	}
+}
+
 // The daemon is killed at each step of each operation and started again: the
 // operation is done then, and nothing leaks. The steps are what the program
 // passes, so a new one is in the table by itself. Without REMOTEGPU_TEST_LONG a
@@ -134,7 +139,7 @@ func nothing(testing.TB, *faultNode) {}
 // work, and both containerds are used.
 func TestFaultTable(t *testing.T) {
 	t.Parallel() // beside the soak: both wait most of the time
-	kinds := both[1:]
+	kinds := []testutil.Need{usual}
 	if long() {
 		kinds = both
 	}
@@ -190,9 +195,13 @@ func (f *faultNode) table(t *testing.T, s faultScenario) {
 			runs++
 			begin := time.Now()
 			outcome := f.strike(t, s, action, p)
+			if outcome == "" { // what an earlier run has left, or a cache, saved the step
+				f.afresh(t)
+				outcome = f.strike(t, s, action, p)
+			}
 			if outcome == "" {
 				missed++
-				outcome = "not reached this time"
+				outcome = "not reached, twice"
 			}
 			fmt.Fprintf(rows, "  %-4s %-44s %-50s %5d ms\n", action, p, outcome, time.Since(begin).Milliseconds())
 			if t.Failed() {
@@ -204,9 +213,21 @@ func (f *faultNode) table(t *testing.T, s faultScenario) {
 		fmt.Fprintf(rows, "  %d points that operations before this one pass as well are left to make test-all\n", left)
 	}
 	t.Logf("%s\n%s", s.kind, rows)
-	if missed > runs/4 {
+	// A process may end by itself before it is killed a second time.
+	if missed > 2 {
 		t.Errorf("%d of %d points were not reached", missed, runs)
 	}
+}
+
+// afresh gives the next run a daemon that knows nothing, and no environment.
+func (f *faultNode) afresh(t *testing.T) {
+	t.Helper()
+	if f.environment(t) != nil {
+		f.must(t, "EnvironmentService/DeleteEnvironment", `{"environment":"one","force":true,"timeout":"0s","wait":"60s"}`)
+	}
+	noSnapshots(t, f)
+	f.Stop(t, syscall.SIGTERM)
+	f.Run(t)
 }
 
 // strike runs the scenario with one point armed and returns how it ended, ""

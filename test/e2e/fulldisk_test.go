@@ -42,8 +42,8 @@ func fill(t *testing.T, dir string) (empty func()) {
 // A full disk is told as such, loses nothing but lines of logs, which are
 // counted, and is over when there is room again.
 func TestFullDisk(t *testing.T) {
-	testutil.Require(t, testutil.Root, testutil.IPTables, testutil.Containerd2, testutil.Programs)
-	containerd := testutil.StartContainerdOn(t, testutil.Containerd2, "128m")
+	testutil.Require(t, testutil.Root, testutil.IPTables, usual, testutil.Programs)
+	containerd := testutil.StartContainerdOn(t, usual, "128m")
 	n := startOn(t, containerd, func(config string) string { return config }, func(*Node) {})
 	n.Must(t, "env", "create", "writer", "--image", n.Image, "--", "tick")
 	registry := testutil.Registry(t)

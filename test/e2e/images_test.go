@@ -21,7 +21,7 @@ const registrySecret = "correct horse battery staple"
 // back, whatever happens to the daemon in between, and nobody can read the
 // password.
 func TestImagesAcrossTheDaemonsEnd(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	registry := testutil.Registry(t)
 	registry.AskBasic("ann", registrySecret)
 	gate := startRegistry(t, n, registry)

@@ -11,8 +11,16 @@ import (
 	"github.com/remotegpu/remotegpu/internal/testutil"
 )
 
-// both are the distribution's containerd and containerd 2.
-var both = []testutil.Need{testutil.Containerd, testutil.Containerd2}
+// both are the distribution's containerd and containerd 2.x.
+//
+// usual is the containerd of the tests that run on one: 2.x, or what
+// REMOTEGPU_CONTAINERD says. Then it is the only one of those that run on both.
+var usual, both = func() (testutil.Need, []testutil.Need) {
+	if kind := testutil.Need(os.Getenv("REMOTEGPU_CONTAINERD")); kind != "" {
+		return kind, []testutil.Need{kind}
+	}
+	return testutil.Containerd2, []testutil.Need{testutil.Containerd, testutil.Containerd2}
+}()
 
 func TestLifeOfAnEnvironment(t *testing.T) {
 	for _, kind := range both {

@@ -13,7 +13,7 @@ import (
 // Host ports come from pools that can be changed; what a foreign program holds
 // is skipped; history stays. The command line shows it all.
 func TestPortsAndCommandLine(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	n.Network.Answer(t, "tcp", "0.0.0.0:23000", "foreign")
 	out := n.Must(t, "port", "pool", "set", "ssh", "23000-23001")
 	if !strings.Contains(out, "23000-23001") {
@@ -110,7 +110,7 @@ func TestPortsAndCommandLine(t *testing.T) {
 // An environment reaches published ports, its own too, but neither another
 // environment's address nor the API.
 func TestWhoReachesWhom(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	const host = "198.51.100.7"
 	n.Sh(t, "ip link add uplink0 type bridge; ip addr add "+host+"/24 dev uplink0; ip link set uplink0 up")
 	external := map[string]int{}

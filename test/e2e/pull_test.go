@@ -57,7 +57,7 @@ func startRegistry(t *testing.T, n *Node, registry *testutil.ImageRegistry) *gat
 // Images come from a registry with progress, are shown with who uses them, and
 // go when nobody does. Who waits may leave: the work goes on or is stopped.
 func TestImagesAndOperations(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	registry := testutil.Registry(t)
 	gate := startRegistry(t, n, registry)
 	reference := gate.host + "/team/tool:1"

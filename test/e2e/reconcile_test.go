@@ -8,8 +8,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-
-	"github.com/remotegpu/remotegpu/internal/testutil"
 )
 
 // finding is what the tests read of one.
@@ -36,7 +34,7 @@ func (n *Node) reconcile(tb testing.TB, args ...string) []finding {
 // What belongs to nobody is shown by a dry run and removed by the real one,
 // what is somebody's own stays.
 func TestNodeReconcile(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	n.Must(t, "env", "create", "one", "--image", n.Image, "-p", "8000")
 	if found := n.reconcile(t, "--dry-run"); len(found) > 0 {
 		t.Errorf("of a node in order: %+v", found)
@@ -108,7 +106,7 @@ func TestNodeReconcile(t *testing.T) {
 // Without its database a node keeps its hands off what it does not know, and
 // gives nobody the addresses of it; with the database back all is as it was.
 func TestLostDatabase(t *testing.T) {
-	n := Start(t, testutil.Containerd, "")
+	n := Start(t, usual, "")
 	n.Must(t, "env", "create", "one", "--image", n.Image, "-p", "8000")
 	one := n.Get(t, "one")
 	n.Stop(t, syscall.SIGTERM)

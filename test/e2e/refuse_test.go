@@ -21,7 +21,7 @@ import (
 // What starting again cannot help is refused with 78 (EX_CONFIG), and nothing
 // is changed.
 func TestRefusedStarts(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	refused := func(what, config string, wants ...string) {
 		t.Helper()
 		cmd := n.command(t, testutil.Program("remotegpud"), "--config", config)

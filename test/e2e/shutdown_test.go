@@ -13,7 +13,7 @@ import (
 // Before the host goes down processes are told to end, and what should run
 // does so again at the next start.
 func TestStopEnvironments(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	for _, name := range []string{"polite", "paused", "deaf"} {
 		command := []string{"sleep", ";", "write", "/farewell", "by " + name, ";", "sleep"}
 		if name == "deaf" {
@@ -57,7 +57,7 @@ func TestStopEnvironments(t *testing.T) {
 // Calls at work when the daemon is told to end are told so. A command line that
 // waits goes on when it is back.
 func TestCallsAtShutdown(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	for _, name := range []string{"called", "waited"} {
 		n.Must(t, "env", "create", name, "--image", n.Image, "--", "ignore-term")
 	}

@@ -143,7 +143,7 @@ func TestSnapshots(t *testing.T) {
 // The daemon is killed while an environment is paused for a snapshot: the next
 // one lets it go on, and finishes the snapshot.
 func TestKillDuringSnapshot(t *testing.T) {
-	n := Start(t, both[1], "")
+	n := Start(t, usual, "")
 	n.Must(t, "env", "create", "desk", "--image", n.Image, "--", "tick")
 	id := n.Get(t, "desk").ID
 	pid, _ := n.task(t, id)

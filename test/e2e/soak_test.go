@@ -58,7 +58,7 @@ func TestSoak(t *testing.T) {
 	}
 	t.Logf("REMOTEGPU_SOAK_SEED=%d", seed)
 	duration := soakTime(t)
-	s := &soak{faultNode: startTestDaemon(t, both[1], "[operations]\nworkers = 6\n"), tb: t, outcomes: make(map[string]int)}
+	s := &soak{faultNode: startTestDaemon(t, usual, "[operations]\nworkers = 6\n"), tb: t, outcomes: make(map[string]int)}
 	end := time.Now().Add(duration)
 	var workers sync.WaitGroup
 	for i := range 4 {

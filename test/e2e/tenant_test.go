@@ -14,8 +14,6 @@ import (
 
 	"github.com/coder/websocket"
 	"golang.org/x/sys/unix"
-
-	"github.com/remotegpu/remotegpu/internal/testutil"
 )
 
 // spy is a socket that notes who connects and what is said to it.
@@ -59,7 +57,7 @@ func newSpy(t *testing.T, path string) *spy {
 // A tenant that puts something else in the place of its desktop's socket gets
 // nothing but an error (proof 5).
 func TestDesktopSocketOfATenant(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	n.Must(t, "env", "create", "desk", "--image", n.Image, "--desktop")
 	env := n.Get(t, "desk")
 	socket := filepath.Join(n.Dir, "run", "desktop", env.ID, "rfb", "rfb.sock")

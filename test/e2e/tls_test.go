@@ -9,7 +9,7 @@ import (
 
 // Beyond loopback the API speaks TLS only, and asks for the token.
 func TestAPIBeyondLoopback(t *testing.T) {
-	n := StartWith(t, testutil.Containerd2, func(config string) string {
+	n := StartWith(t, usual, func(config string) string {
 		return strings.Replace(config, `listen = "127.0.0.1:7480"`, `listen = "0.0.0.0:7480"`, 1)
 	})
 	const path = "/remotegpu.v1.NodeService/GetNodeInfo"

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/remotegpu/remotegpu/internal/cgroup"
-	"github.com/remotegpu/remotegpu/internal/testutil"
 )
 
 // changed is what the tests read of an environment that was changed.
@@ -168,7 +167,7 @@ func TestUpdateAndRename(t *testing.T) {
 // The daemon is killed while it updates: afterwards the update is done, and
 // store, kernel and ports say the same.
 func TestKillDuringUpdate(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	n.Must(t, "env", "create", "web", "--image", n.Image, "-p", "custom:8080", "--", "banner", ":8080", "hello")
 	id := n.Get(t, "web").ID
 	for i := range 6 {

@@ -4,12 +4,10 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
-
-	"github.com/remotegpu/remotegpu/internal/testutil"
 )
 
 func TestVolumes(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	get := func(name string) (v struct {
 		Name   string   `json:"name"`
 		Node   string   `json:"node"`

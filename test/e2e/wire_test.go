@@ -142,7 +142,7 @@ type listed struct {
 // The API is plain HTTP with JSON, at the unix socket and, with the token, at
 // TCP (proof 2).
 func TestWireJSON(t *testing.T) {
-	n := Start(t, testutil.Containerd2, "")
+	n := Start(t, usual, "")
 	bearer := []string{"-H", "Authorization: Bearer " + n.token(t)}
 	if answer := n.curl(t, "NodeService/GetNodeInfo", "{}", "--http1.1"); answer.Status != 401 || answer.Code != "unauthenticated" ||
 		answer.Reason != "UNAUTHENTICATED" || answer.Hint == "" {

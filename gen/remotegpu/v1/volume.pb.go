@@ -28,11 +28,11 @@ type Volume struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name, a DNS label; unique on the node.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Project that asked for it.
+	// Reserved for the project that asked for it: volumes are the node's yet.
 	Project string `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
 	// Node that has it.
 	Node string `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
-	// Labels given by the caller.
+	// Reserved: none are taken yet.
 	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Changes with every change of the volume's record.
 	Etag string `protobuf:"bytes,5,opt,name=etag,proto3" json:"etag,omitempty"`
