@@ -405,8 +405,32 @@ func TestWatchResumes(t *testing.T) {
 	if _, err := watch(d, "nonsense", never); reasonOf(err) != problem.FieldInvalid {
 		t.Errorf("no token: %v", err)
 	}
+	// As many changes as are kept are told, one more is too many.
+	stopped := all[len(all)-1].Token
+	rename := func(i int) {
+		if _, err := d.Rename(t.Context(), runtime.RenameRequest{Environment: all[0].Environment.ID, Name: fmt.Sprintf("desk-%d", i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range runtime.KeepChanges {
+		rename(i)
+	}
+	named := func(i int) func(runtime.Change) bool {
+		return func(c runtime.Change) bool { return c.Environment.Name == fmt.Sprintf("desk-%d", i) }
+	}
+	kept, err := watch(d, stopped, named(runtime.KeepChanges-1))
+	if err != nil || len(kept) != runtime.KeepChanges || kept[0].Environment.Name != "desk-0" {
+		t.Errorf("resumed over all that is kept: %d changes %v, want %d", len(kept), err, runtime.KeepChanges)
+	}
+	rename(runtime.KeepChanges)
+	if _, err := watch(d, stopped, never); reasonOf(err) != problem.ResumeTokenTooOld || !strings.Contains(err.Error(), "more than the last") {
+		t.Errorf("a token with too many changes since: %v", err)
+	}
+	if rest, err := watch(d, kept[0].Token, named(runtime.KeepChanges)); err != nil || len(rest) != runtime.KeepChanges {
+		t.Errorf("the oldest token that is known: %d changes %v, want %d", len(rest), err, runtime.KeepChanges)
+	}
 	d.stop()
-	if _, err := watch(start(t, h), all[0].Token, never); reasonOf(err) != problem.ResumeTokenTooOld || !errdefs.IsOutOfRange(err) {
+	if _, err := watch(start(t, h), kept[0].Token, never); reasonOf(err) != problem.ResumeTokenTooOld || !errdefs.IsOutOfRange(err) {
 		t.Errorf("a token of another life: %v", err)
 	}
 }
