@@ -104,7 +104,7 @@ test-vm: build ## A node in a virtual machine with systemd and cgroup v2, reboot
 fuzz: check-go ## Fuzz what parses input from outside, each target for a while (FUZZTIME=30s)
 	@git grep -noE '^func Fuzz[A-Za-z]+' -- '*_test.go' | while IFS=: read -r file _ target; do
 		echo "== $${file%/*} $${target#func }"
-		go test -run '^$$' -fuzz "^$${target#func }\$$" -fuzztime $(or $(FUZZTIME),30s) "./$${file%/*}"
+		go test -run '^$$' -fuzz "^$${target#func }\$$" -fuzztime $(or $(FUZZTIME),30s) -fuzzminimizetime 10x "./$${file%/*}"
 	done
 
 .PHONY: bench
