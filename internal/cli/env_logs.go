@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,6 +17,7 @@ func (a *app) envLogs() *cobra.Command {
 	request := &remotegpuv1.GetLogsRequest{}
 	var since, until string
 	var tail int64
+	again := reconnect{note: func(text string) { a.say("%s", text) }}
 	var stdout, stderr, timestamps bool
 	cmd := &cobra.Command{
 		Use: "logs NAME", Short: "Show what an environment has written", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeEnvs,
@@ -23,6 +25,12 @@ func (a *app) envLogs() *cobra.Command {
 standard output on standard output, its errors on standard error. The log is
 kept across restarts and goes with the environment; the oldest part goes when
 it grows beyond what the node keeps (64 MiB unless configured).
+
+With -f it goes on until the environment is deleted. When the connection breaks,
+because the node's daemon is restarted for example, it is made again, and every
+line comes exactly once. Where lines are missing because the oldest part of the
+log went before it was read, or its file was deleted, a line on standard error
+says so.
 
 With -o json each line is one line of the log: time, stream, data (base64) and
 whether it goes on in the next one.`,
@@ -51,28 +59,13 @@ whether it goes on in the next one.`,
 			if err != nil {
 				return err
 			}
-			stream, err := c.environments.GetLogs(cmd.Context(), request)
-			if err != nil {
-				return err
-			}
-			defer func() { _ = stream.Close() }() // read to its end, or abandoned
 			view := logView{app: a, timestamps: timestamps}
-			for {
-				message, err := stream.Receive()
-				if errors.Is(err, io.EOF) {
-					return view.end()
-				}
-				if err != nil {
-					return errors.Join(err, view.end())
-				}
-				if err := view.show(message.GetLines()); err != nil {
-					return err
-				}
-			}
+			return errors.Join(a.followLogs(cmd.Context(), c, request, &view, &again), view.end())
 		},
 	}
 	flags := cmd.Flags()
 	flags.BoolVarP(&request.Follow, "follow", "f", false, "go on with what is written from now on, until interrupted")
+	flags.DurationVar(&again.lostFor, "reconnect-for", lostFor, "with -f: how long to try again when the connection is lost")
 	flags.Int64Var(&tail, "tail", 0, "only the last so many lines (default all)")
 	flags.StringVar(&since, "since", "", "only lines written since: 10m, 2026-01-02T15:04:05Z")
 	flags.StringVar(&until, "until", "", "only lines written before: 10m, 2026-01-02T15:04:05Z")
@@ -80,6 +73,50 @@ whether it goes on in the next one.`,
 	flags.BoolVar(&stderr, "stderr", false, "only errors")
 	flags.BoolVarP(&timestamps, "timestamps", "t", false, "show when each line was written")
 	return cmd
+}
+
+// followLogs shows lines until there are no more. A follower goes on behind the
+// last line that it has shown when the connection breaks.
+func (a *app) followLogs(ctx context.Context, c *clients, request *remotegpuv1.GetLogsRequest, view *logView, again *reconnect) error {
+	for {
+		err := logs(ctx, c, request, func(message *remotegpuv1.GetLogsResponse) error {
+			if err := view.show(message.GetLines()); err != nil {
+				return err
+			}
+			if token := message.GetResumeToken(); token != "" { // older nodes send none
+				request.ResumeAfter, request.Tail = token, nil
+			}
+			again.reached()
+			return nil
+		})
+		if err == nil || !request.GetFollow() || request.GetResumeAfter() == "" {
+			return err
+		}
+		if err := again.wait(ctx, err); err != nil {
+			return err
+		}
+	}
+}
+
+// logs gives each message of a log to each until the stream ends.
+func logs(ctx context.Context, c *clients, request *remotegpuv1.GetLogsRequest, each func(*remotegpuv1.GetLogsResponse) error) error {
+	stream, err := c.environments.GetLogs(ctx, request)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = stream.Close() }() // read to its end, or abandoned
+	for {
+		message, err := stream.Receive()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := each(message); err != nil {
+			return err
+		}
+	}
 }
 
 // instant reads a time, or how long ago it was.

@@ -59,6 +59,7 @@ type fake struct {
 	hostile []tar.Header // downloads send these
 	t       *testing.T
 	archive []byte // that an export sends, or an import has sent
+	logged  *logged
 }
 
 func newFake(t *testing.T) *fake {

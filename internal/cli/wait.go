@@ -13,10 +13,6 @@ import (
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
 )
 
-// lostFor is how long a broken connection is tried again before giving up: a
-// daemon that is upgraded is back long before.
-const lostFor = 30 * time.Second
-
 var errTimeout = errors.New("timeout")
 
 // waiting are the flags of a command that starts an operation.
@@ -65,32 +61,27 @@ func (a *app) follow(ctx context.Context, c *clients, op *remotegpuv1.Operation,
 	}
 	bar := newProgress(a.stderr)
 	defer bar.close()
-	lastContact := time.Now()
-	for attempt := 1; !done(op); attempt++ {
+	again := reconnect{lostFor: lostFor, note: bar.note}
+	for !done(op) {
 		err := watch(watchCtx, c, op.GetId(), func(now *remotegpuv1.Operation) error {
-			op, lastContact, attempt = now, time.Now(), 1
+			op = now
+			again.reached()
 			bar.show(now)
 			return nil
 		})
-		if watchCtx.Err() != nil && !done(op) {
-			bar.close()
-			return op, left(op, context.Cause(watchCtx))
-		}
 		if done(op) {
 			break
 		}
 		if err == nil {
 			err = connect.NewError(connect.CodeUnavailable, "the node ended the watch")
 		}
-		if !broken(err) || time.Since(lastContact) > lostFor {
-			return op, err
-		}
-		if attempt == 1 {
-			bar.note("connection lost, trying again")
-		}
-		if sleep(watchCtx, min(time.Duration(attempt)*250*time.Millisecond, 2*time.Second)) != nil {
+		err = again.wait(watchCtx, err)
+		if watchCtx.Err() != nil {
 			bar.close()
 			return op, left(op, context.Cause(watchCtx))
+		}
+		if err != nil {
+			return op, err
 		}
 	}
 	bar.show(op)
@@ -116,12 +107,6 @@ func watch(ctx context.Context, c *clients, id string, each func(*remotegpuv1.Op
 			return err
 		}
 	}
-}
-
-// broken says whether the connection is at fault rather than the request.
-func broken(err error) bool {
-	remote, ok := errors.AsType[*connect.Error](err)
-	return ok && (!remote.IsRemote() || remote.Code() == connect.CodeUnavailable)
 }
 
 // left says that the operation goes on without us.

@@ -15,6 +15,7 @@ import (
 func (s *environmentService) GetLogs(ctx context.Context, req *remotegpuv1.GetLogsRequest, stream remotegpuv1connect.EnvironmentServiceGetLogsServerStream) error {
 	request := runtime.LogRequest{
 		Project: req.GetProject(), Environment: req.GetEnvironment(), Follow: req.GetFollow(), Tail: req.Tail, Stream: logfile.Stream(req.GetStream()),
+		ResumeAfter: req.GetResumeAfter(),
 	}
 	if req.GetSince() != nil {
 		request.Since = req.GetSince().AsTime()
@@ -22,8 +23,8 @@ func (s *environmentService) GetLogs(ctx context.Context, req *remotegpuv1.GetLo
 	if req.GetUntil() != nil {
 		request.Until = req.GetUntil().AsTime()
 	}
-	return s.cfg.Manager.Logs(ctx, request, func(lines []logfile.Line) error {
-		message := &remotegpuv1.GetLogsResponse{Lines: make([]*remotegpuv1.LogLine, len(lines))}
+	return s.cfg.Manager.Logs(ctx, request, func(lines []logfile.Line, token string) error {
+		message := &remotegpuv1.GetLogsResponse{Lines: make([]*remotegpuv1.LogLine, len(lines)), ResumeToken: token}
 		for i := range lines {
 			message.Lines[i] = toLogLine(&lines[i])
 		}

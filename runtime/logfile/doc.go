@@ -55,6 +55,7 @@ type Line struct {
 	Stream  Stream
 	Partial bool   // the line goes on in the next record of its stream
 	Data    []byte // without the newline
+	End     Mark   // where the reading is behind it
 }
 
 const (

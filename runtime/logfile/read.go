@@ -23,14 +23,19 @@ type Selection struct {
 	Stream Stream    // 0: both
 	// Tail is how many lines of what there is to begin with; nil means all.
 	Tail *int64
+	// After is where an earlier reading of this log ended: this one begins
+	// there, or tells that it cannot. Tail must be nil then. nil: at the oldest
+	// line.
+	After *Position
 	// Follow goes on with what is written from then on, until Until, ctx's
 	// end, or Gone.
 	Follow bool
 	// Gone is asked while there is no file: true ends a follower. nil: never.
 	Gone func(context.Context) bool
-	// Idle is called when everything that is there has been read, before a
-	// follower waits for more. nil: not.
-	Idle func() error
+	// Idle is called when everything that is there has been read: before a
+	// follower waits for more, and at the end of a reading that nothing has
+	// failed. nil: not.
+	Idle func(Mark) error
 }
 
 func (s *Selection) takes(line *Line) bool {
@@ -43,9 +48,10 @@ func (s *Selection) takes(line *Line) bool {
 
 // Read calls emit with each selected line, oldest first, each exactly once as
 // long as its file is kept. Where a file was removed before it was read, a line
-// of ours on standard error says so, whatever the selection. The line's data is emit's until it returns. A log
-// that is not there has no lines. An error of emit ends the reading and is
-// returned as it is; the end of ctx is ctx's cause.
+// of ours on standard error says so, whatever the selection. The line's data
+// and mark are emit's until it returns. A log that is not there has no lines.
+// An error of emit ends the reading and is returned as it is; the end of ctx is
+// ctx's cause.
 func Read(ctx context.Context, path string, s Selection, emit func(Line) error) error {
 	r := &reader{path: path, selection: s, emit: emit, block: make([]byte, blockSize)}
 	defer r.close()
@@ -53,8 +59,8 @@ func Read(ctx context.Context, path string, s Selection, emit func(Line) error) 
 	if err == nil {
 		err = r.run(ctx)
 	}
-	if errors.Is(err, errDone) {
-		return nil
+	if err == nil || errors.Is(err, errDone) {
+		return r.idle()
 	}
 	return err
 }
@@ -70,6 +76,7 @@ type reader struct {
 
 	at    *source // nil: before the first file, or the log was not there
 	after uint64  // number of the last file that was read, 0: none
+	lost  bool    // the file to go on in is gone, and nobody was told
 	end   *bound  // where a reading without Follow ends; nil: where there is no more
 	asked time.Time
 }
@@ -79,6 +86,7 @@ type source struct {
 	file   *os.File
 	info   os.FileInfo // as it was when opened
 	number uint64      // 0: not known
+	given  uint64      // the number it gets when it is rotated, where number is 0; 0: not asked for
 	alien  bool        // it has no header: another program wrote it
 	offset int64       // of the first byte that was not consumed
 	final  bool        // nothing will be written to it any more
@@ -168,7 +176,7 @@ func (r *reader) run(ctx context.Context) error {
 			}
 		}
 		if !r.selection.Follow {
-			return r.idle()
+			return nil
 		}
 		if err := r.wait(ctx); err != nil {
 			return err
@@ -221,7 +229,7 @@ func (r *reader) drain(ctx context.Context) error {
 			// Only our own writer ends lines: what another one left without
 			// a newline is a line.
 			s.offset += int64(n)
-			return r.line(block[:n], false)
+			return r.line(block[:n], false, s.offset)
 		}
 		return nil
 	}
@@ -237,20 +245,22 @@ func (r *reader) lines(block []byte, full bool) (int, error) {
 		if end < 0 {
 			break
 		}
-		record := block[consumed : consumed+end]
-		consumed += end + 1
-		if err := r.line(record, false); err != nil {
+		record, next := block[consumed:consumed+end], consumed+end+1
+		if err := r.line(record, false, r.at.offset+int64(next)); err != nil {
 			return consumed, err
 		}
+		consumed = next
 	}
 	if consumed == 0 && full {
-		return len(block), r.line(block, true)
+		return len(block), r.line(block, true, r.at.offset+int64(len(block)))
 	}
 	return consumed, nil
 }
 
-func (r *reader) line(record []byte, piece bool) error {
+// line emits a record that ends before an offset.
+func (r *reader) line(record []byte, piece bool, end int64) error {
 	line := parse(record)
+	line.End = Mark{reader: r, offset: end}
 	line.Partial = line.Partial || piece
 	if until := r.selection.Until; r.selection.Follow && !until.IsZero() && !line.Time.IsZero() && !line.Time.Before(until) {
 		return errDone
@@ -272,7 +282,7 @@ func (s *source) checkEmptied() error {
 		return err
 	}
 	if now.number != s.number {
-		s.number, s.offset, s.alien = now.number, now.offset, now.alien
+		s.number, s.offset, s.alien, s.given = now.number, now.offset, now.alien, 0
 	}
 	return nil
 }
@@ -353,13 +363,19 @@ func (r *reader) settle(numbers []uint64) {
 // and this were removed: their lines came faster than they were read.
 func (r *reader) move(to *source) error {
 	missing := int64(to.number) - int64(r.after) - 1
-	told := r.after > 0 && missing > 0
+	told := r.after > 0 && missing > 0 || r.lost
+	r.lost = false
 	r.enter(to)
 	if !told {
 		return nil
 	}
-	return r.emit(Line{Time: time.Now(), Stream: Stderr, Data: fmt.Appendf(nil,
-		"remotegpu: lines were lost here: %d files of the log were removed before they were read", missing)})
+	text := "remotegpu: lines were lost here: "
+	if missing > 0 {
+		text = fmt.Sprintf("%s%d files of the log were removed before they were read", text, missing)
+	} else {
+		text += "the log was removed and begun anew before it was read"
+	}
+	return r.emit(Line{Time: time.Now(), Stream: Stderr, Data: []byte(text), End: r.mark()})
 }
 
 func (r *reader) enter(to *source) {
@@ -381,7 +397,15 @@ func (r *reader) idle() error {
 	if r.selection.Idle == nil {
 		return nil
 	}
-	return r.selection.Idle()
+	return r.selection.Idle(r.mark())
+}
+
+// mark is where the reading is, between two lines.
+func (r *reader) mark() Mark {
+	if r.at == nil {
+		return Mark{reader: r}
+	}
+	return Mark{reader: r, offset: r.at.offset}
 }
 
 // wait lets some time pass, or ends a follower.

@@ -18,6 +18,9 @@ func (r *reader) begin() error {
 	if current != nil {
 		r.end = &bound{info: current.info, number: current.number, size: current.info.Size()}
 	}
+	if r.selection.After != nil {
+		return r.beginAfter(*r.selection.After, current)
+	}
 	if r.selection.Tail == nil {
 		return closeSource(current) // from the oldest file on
 	}

@@ -36,10 +36,10 @@ func TestLogsSurviveTheDaemon(t *testing.T) {
 				_, err := fmt.Sscanf(n.Must(t, "env", "logs", "web"), "tick %d", &first)
 				return err == nil
 			})
-			// A follower that is connected when the daemon dies ends.
+			// A follower that is connected when the daemon dies ends, unless it may wait for it.
 			var wait sync.WaitGroup
 			var followed string
-			wait.Go(func() { followed, _, _ = n.CLI(t, "env", "logs", "-f", "web") })
+			wait.Go(func() { followed, _, _ = n.CLI(t, "env", "logs", "-f", "--reconnect-for", "1ms", "web") })
 			Eventually(t, "some lines", func() bool { return strings.Count(n.Must(t, "env", "logs", "web"), "\n") > 10 })
 			n.Stop(t, syscall.SIGKILL)
 			wait.Wait()

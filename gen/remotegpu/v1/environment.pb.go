@@ -3570,7 +3570,12 @@ type GetLogsRequest struct {
 	// Only lines written before this time.
 	Until *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=until,proto3" json:"until,omitempty"`
 	// Only lines of this stream.
-	Stream        LogStream `protobuf:"varint,7,opt,name=stream,proto3,enum=remotegpu.v1.LogStream" json:"stream,omitempty"`
+	Stream LogStream `protobuf:"varint,7,opt,name=stream,proto3,enum=remotegpu.v1.LogStream" json:"stream,omitempty"`
+	// The last resume_token of an earlier call for the same environment, with
+	// the same since, until and stream: go on behind it. Where what comes next
+	// is not kept any more, a line on standard error says so first, and the
+	// oldest line that comes after it follows. Not together with tail.
+	ResumeAfter   string `protobuf:"bytes,8,opt,name=resume_after,json=resumeAfter,proto3" json:"resume_after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3654,11 +3659,21 @@ func (x *GetLogsRequest) GetStream() LogStream {
 	return LogStream_LOG_STREAM_UNSPECIFIED
 }
 
+func (x *GetLogsRequest) GetResumeAfter() string {
+	if x != nil {
+		return x.ResumeAfter
+	}
+	return ""
+}
+
 // GetLogsResponse is some lines, in the order they were written.
 type GetLogsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The lines.
-	Lines         []*LogLine `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
+	// The lines. None in a message that has a newer resume_token alone, as the
+	// first one of a call that finds no line has.
+	Lines []*LogLine `protobuf:"bytes,1,rep,name=lines,proto3" json:"lines,omitempty"`
+	// Pass it as resume_after to go on behind these lines.
+	ResumeToken   string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3698,6 +3713,13 @@ func (x *GetLogsResponse) GetLines() []*LogLine {
 		return x.Lines
 	}
 	return nil
+}
+
+func (x *GetLogsResponse) GetResumeToken() string {
+	if x != nil {
+		return x.ResumeToken
+	}
+	return ""
 }
 
 // LogLine is one line, or a part of one that is longer than 16 KiB.
@@ -5298,7 +5320,7 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\vExecStarted\"6\n" +
 	"\bExecExit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
-	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\xc2\x02\n" +
+	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\xef\x02\n" +
 	"\x0eGetLogsRequest\x12+\n" +
 	"\venvironment\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +
 	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12\x16\n" +
@@ -5306,10 +5328,12 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x04tail\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\x04tail\x88\x01\x01\x120\n" +
 	"\x05since\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x120\n" +
 	"\x05until\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x129\n" +
-	"\x06stream\x18\a \x01(\x0e2\x17.remotegpu.v1.LogStreamB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06streamB\a\n" +
-	"\x05_tail\">\n" +
+	"\x06stream\x18\a \x01(\x0e2\x17.remotegpu.v1.LogStreamB\b\xbaH\x05\x82\x01\x02\x10\x01R\x06stream\x12+\n" +
+	"\fresume_after\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vresumeAfterB\a\n" +
+	"\x05_tail\"a\n" +
 	"\x0fGetLogsResponse\x12+\n" +
-	"\x05lines\x18\x01 \x03(\v2\x15.remotegpu.v1.LogLineR\x05lines\"\x98\x01\n" +
+	"\x05lines\x18\x01 \x03(\v2\x15.remotegpu.v1.LogLineR\x05lines\x12!\n" +
+	"\fresume_token\x18\x02 \x01(\tR\vresumeToken\"\x98\x01\n" +
 	"\aLogLine\x12.\n" +
 	"\x04time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12/\n" +
 	"\x06stream\x18\x02 \x01(\x0e2\x17.remotegpu.v1.LogStreamR\x06stream\x12\x12\n" +

@@ -53,6 +53,7 @@ func commands() map[string]command {
 		"echo":        {0, func(args []string) (int, error) { return out(strings.Join(args, " ")) }},
 		"stderr":      {0, stderr},
 		"tick":        {0, tick},
+		"count":       {0, count},
 		"env":         {0, func([]string) (int, error) { return out(strings.Join(os.Environ(), "\n")) }},
 		"id":          {0, identity},
 		"pwd":         {0, workdir},
@@ -167,6 +168,29 @@ func tick([]string) (int, error) {
 		case <-stop:
 			return 0, nil
 		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// count prints twenty counted lines, in one write, a hundred times a second
+// until SIGTERM.
+func count([]string) (int, error) {
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	var lines []byte
+	for i := 1; ; {
+		lines = lines[:0]
+		for range 20 {
+			lines = fmt.Appendf(lines, "count %d\n", i)
+			i++
+		}
+		if _, err := os.Stdout.Write(lines); err != nil {
+			return 1, err
+		}
+		select {
+		case <-stop:
+			return 0, nil
+		case <-time.After(10 * time.Millisecond):
 		}
 	}
 }

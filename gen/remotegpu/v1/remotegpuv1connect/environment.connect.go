@@ -359,9 +359,13 @@ type EnvironmentServiceClient interface {
 	ExecCommand(context.Context) (EnvironmentServiceExecCommandClientStream, error)
 	// GetLogs streams what the environment's process has written, oldest first,
 	// and with follow what it writes from then on, across restarts, until the
-	// environment is deleted or the caller leaves.
+	// environment is deleted or the caller leaves. A call with resume_after goes
+	// on behind what an earlier one has sent: no line is lost or comes twice,
+	// even when the daemon has been restarted or the log rotated since.
 	//
-	// Errors: NOT_FOUND (ENV_NOT_FOUND).
+	// Errors: NOT_FOUND (ENV_NOT_FOUND), INVALID_ARGUMENT (FIELD_INVALID: a
+	// resume_after that no log, or another one, has sent, or with tail),
+	// UNAVAILABLE (NODE_STOPPING: go on with the last resume_token).
 	GetLogs(context.Context, *v1.GetLogsRequest) (EnvironmentServiceGetLogsClientStream, error)
 	// GetStats answers what environments use right now. Environments that do
 	// not run have disk use only.
@@ -683,9 +687,13 @@ type EnvironmentServiceHandler interface {
 	ExecCommand(context.Context, EnvironmentServiceExecCommandServerStream) error
 	// GetLogs streams what the environment's process has written, oldest first,
 	// and with follow what it writes from then on, across restarts, until the
-	// environment is deleted or the caller leaves.
+	// environment is deleted or the caller leaves. A call with resume_after goes
+	// on behind what an earlier one has sent: no line is lost or comes twice,
+	// even when the daemon has been restarted or the log rotated since.
 	//
-	// Errors: NOT_FOUND (ENV_NOT_FOUND).
+	// Errors: NOT_FOUND (ENV_NOT_FOUND), INVALID_ARGUMENT (FIELD_INVALID: a
+	// resume_after that no log, or another one, has sent, or with tail),
+	// UNAVAILABLE (NODE_STOPPING: go on with the last resume_token).
 	GetLogs(context.Context, *v1.GetLogsRequest, EnvironmentServiceGetLogsServerStream) error
 	// GetStats answers what environments use right now. Environments that do
 	// not run have disk use only.

@@ -1,0 +1,118 @@
+package cli_test
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+
+	"connectrpc.com/connect/v2"
+	"google.golang.org/protobuf/proto"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+	"github.com/remotegpu/remotegpu/gen/remotegpu/v1/remotegpuv1connect"
+)
+
+// logged is the log of the fake: its lines, and how often what reads it breaks
+// off.
+type logged struct {
+	lines  []*remotegpuv1.LogLine
+	drops  int  // so many calls break off after two lines
+	down   int  // so many calls are refused after the first drop
+	silent bool // no tokens: an older node
+	asked  []*remotegpuv1.GetLogsRequest
+	broken error
+}
+
+func (f *fake) GetLogs(_ context.Context, r *remotegpuv1.GetLogsRequest, stream remotegpuv1connect.EnvironmentServiceGetLogsServerStream) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	l := f.logged
+	l.asked = append(l.asked, proto.CloneOf(r))
+	if len(l.asked) > 1 && l.down > 0 {
+		l.down--
+		return l.broken
+	}
+	from := 0
+	if r.GetResumeAfter() != "" {
+		var err error
+		if from, err = strconv.Atoi(r.GetResumeAfter()); err != nil {
+			return connect.NewError(connect.CodeInvalidArgument, err.Error())
+		}
+	} else if r.Tail != nil {
+		from = len(l.lines) - int(r.GetTail())
+	}
+	send := func(lines []*remotegpuv1.LogLine) error {
+		message := &remotegpuv1.GetLogsResponse{Lines: lines}
+		if !l.silent {
+			message.ResumeToken = strconv.Itoa(from + len(lines))
+		}
+		return stream.Send(message)
+	}
+	if l.drops > 0 {
+		l.drops--
+		if err := send(l.lines[from:min(from+2, len(l.lines))]); err != nil {
+			return err
+		}
+		return l.broken
+	}
+	return send(l.lines[from:])
+}
+
+func logLines(count int) []*remotegpuv1.LogLine {
+	lines := make([]*remotegpuv1.LogLine, count)
+	for i := range lines {
+		lines[i] = &remotegpuv1.LogLine{Stream: remotegpuv1.LogStream_LOG_STREAM_STDOUT, Data: fmt.Appendf(nil, "%d", i)}
+	}
+	return lines
+}
+
+func TestLogsFollowThroughBrokenConnections(t *testing.T) {
+	stopping := connect.NewError(connect.CodeUnavailable, "the node is stopping")
+	const note = "connection lost, trying again\n"
+	for _, test := range []struct {
+		name           string
+		args           string
+		log            logged
+		code           int
+		stdout, stderr string
+		calls          int
+	}{
+		{"once", "-f", logged{drops: 1}, 0, "0\n1\n2\n3\n4\n", note, 2},
+		{"twice, and away for a while", "-f", logged{drops: 2, down: 2}, 0, "0\n1\n2\n3\n4\n", note + note, 5},
+		{"with a tail", "-f --tail 3", logged{drops: 1}, 0, "2\n3\n4\n", note, 2},
+		{"for too long", "-f --reconnect-for 1ns", logged{drops: 1, down: 100}, 6, "0\n1\n", note + "Error: the node is stopping\n", 2},
+		{"without -f", "", logged{drops: 1}, 6, "0\n1\n", "Error: the node is stopping\n", 1},
+		{"an older node", "-f", logged{drops: 1, silent: true}, 6, "0\n1\n", "Error: the node is stopping\n", 1},
+		{"another failure", "-f", logged{drops: 1, broken: connect.NewError(connect.CodeNotFound, "gone")}, 3, "0\n1\n", "Error: gone\n", 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFake(t)
+			test.log.lines = logLines(5)
+			if test.log.broken == nil {
+				test.log.broken = stopping
+			}
+			f.logged = &test.log
+			code, stdout, stderr := f.run(t, append([]string{"env", "logs", "demo"}, strings.Fields(test.args)...)...)
+			if code != test.code || stdout != test.stdout || stderr != test.stderr || len(test.log.asked) != test.calls {
+				t.Errorf("code %d after %d calls\n%s\n%s", code, len(test.log.asked), stdout, stderr)
+			}
+			for _, request := range test.log.asked[1:] {
+				if request.Tail != nil || request.GetResumeAfter() == "" || !request.GetFollow() {
+					t.Errorf("it is resumed with %v", request)
+				}
+			}
+		})
+	}
+}
+
+// A line that comes in parts stays one when the connection breaks between them.
+func TestLogsKeepALineWhole(t *testing.T) {
+	f := newFake(t)
+	f.logged = &logged{lines: logLines(4), drops: 1, broken: connect.NewError(connect.CodeUnavailable, "the node is stopping")}
+	f.logged.lines[1].Partial = true
+	if code, stdout, stderr := f.run(t, "env", "logs", "-f", "demo"); code != 0 || stdout != "0\n12\n3\n" {
+		t.Errorf("code %d\n%s\n%s", code, stdout, stderr)
+	}
+}
