@@ -6,11 +6,14 @@ import (
 	"errors"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
 // Health is how a health check goes.
@@ -217,7 +220,11 @@ func (h *healthChecks) checkOne(ctx context.Context, m *monitor) {
 	if err != nil {
 		detail = err.Error()
 	}
-	health, news := h.judge(m, err == nil, shorten(detail), time.Now())
+	var health Health
+	news := false
+	if !notChecked(err) {
+		health, news = h.judge(m, err == nil, shorten(detail), time.Now())
+	}
 	if news {
 		if err := h.manager.foundHealth(ctx, m, health, shorten(detail)); err != nil && ctx.Err() == nil {
 			h.manager.cfg.Log.ErrorContext(ctx, "recording the health of an environment failed; the next check tries again",
@@ -234,6 +241,14 @@ func (h *healthChecks) checkOne(ctx context.Context, m *monitor) {
 	m.next = time.Now().Add(jitter(m.check.Interval))
 	heap.Push(&h.waiting, m)
 	h.kick()
+}
+
+// notChecked says that a check failed on the way to the environment, which
+// tells nothing of its health: containerd or a shim is away.
+func notChecked(err error) bool {
+	return slices.ContainsFunc(problem.All(err), func(p *problem.Problem) bool {
+		return p.Reason == problem.ContainerdDown || p.Reason == problem.Unavailable
+	})
 }
 
 // judge counts what a check found. news says that the health is another one

@@ -134,7 +134,8 @@ func start(t *testing.T, h *host) *daemon {
 		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,
 		BootID: h.boot, Dial: h.dial, LoginDir: filepath.Join(h.dir, "credentials"),
 	})
-	passes := h.faults.Count("Desktops.Prepared") + 2 // adopting, and after subscribing
+	// Adopting, and after subscribing: what a pass sees first and does last.
+	seen, restored := h.faults.Count("Desktops.Prepared")+2, h.faults.Count("Networks.Restore")+2
 	d.Adopt(t.Context())
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var running sync.WaitGroup
@@ -148,8 +149,8 @@ func start(t *testing.T, h *host) *daemon {
 		}
 	})
 	t.Cleanup(d.stop)
-	for range 200 { // an engine that is down lets no pass end
-		if h.faults.Count("Desktops.Prepared") >= passes {
+	for range 400 { // an engine that is down lets no pass end
+		if h.faults.Count("Desktops.Prepared") >= seen && h.faults.Count("Networks.Restore") >= restored {
 			break
 		}
 		time.Sleep(5 * time.Millisecond)

@@ -41,10 +41,13 @@ func StopEnvironments(ctx context.Context, cfg config.Config, timeout time.Durat
 	var waiting sync.WaitGroup
 	failures := make([]error, len(statuses))
 	for i, status := range statuses {
-		if !status.Running {
-			continue
-		}
 		waiting.Go(func() {
+			// A list leaves out what a busy host does not tell of in time.
+			if !status.Running {
+				if now, err := engine.Status(ctx, status.ID); errdefs.IsNotFound(err) || err == nil && !now.Running {
+					return
+				}
+			}
 			if _, err := engine.Stop(ctx, status.ID, timeout); err != nil && !errdefs.IsNotFound(err) {
 				failures[i] = err // the others are stopped all the same
 				return

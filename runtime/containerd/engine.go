@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -200,10 +201,20 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 	return conn, nil
 }
 
-// bound gives calls a deadline that have none, except those that wait for a
-// process to end.
+// unbound are calls that take as long as they take: until a process ends, or
+// as many bytes as a layer has are read and written.
+var unbound = map[string]bool{
+	"/containerd.services.tasks.v1.Tasks/Wait":           true,
+	"/containerd.services.diff.v1.Diff/Apply":            true,
+	"/containerd.services.diff.v1.Diff/Diff":             true,
+	"/containerd.services.snapshots.v1.Snapshots/Commit": true, // adds up what the layer takes
+	"/containerd.services.images.v1.Images/Delete":       true, // with what nothing else needs
+	"/containerd.services.leases.v1.Leases/Delete":       true, // as above
+}
+
+// bound gives calls a deadline that have none, except those that are unbound.
 func bound(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	if _, has := ctx.Deadline(); !has && method != "/containerd.services.tasks.v1.Tasks/Wait" {
+	if _, has := ctx.Deadline(); !has && !unbound[method] {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, callTimeout)
 		defer cancel()
@@ -256,7 +267,24 @@ func (e *Engine) explain(ctx context.Context, err error) error {
 		return problem.New(problem.ContainerdDown, "containerd at %s does not answer", e.cfg.Address).WithCause(err).
 			WithHint("see whether it runs, for example with: systemctl status containerd")
 	}
+	if errors.Is(err, context.DeadlineExceeded) { // not the caller's: bound's, or containerd's own for its shims
+		return problem.New(problem.ContainerdDown, "containerd at %s does not answer in time", e.cfg.Address).WithCause(err).
+			WithHint("see what keeps the host busy")
+	}
+	if shimGone(err) {
+		return problem.New(problem.Unavailable, "the container's shim has gone").WithCause(err).
+			WithHint("try again: containerd clears up after it")
+	}
 	return err
+}
+
+// shimGone says whether containerd could not talk to a shim because that has
+// ended: it passes on what its own client said, of an unknown kind.
+func shimGone(err error) bool {
+	text := err.Error()
+	return slices.ContainsFunc([]string{"ttrpc: closed", "connection reset by peer", "broken pipe"}, func(mark string) bool {
+		return strings.Contains(text, mark)
+	})
 }
 
 // native gives an error of a raw call the kind of its gRPC code. The client's
@@ -279,9 +307,10 @@ func (e *Engine) namespaced(ctx context.Context) context.Context {
 // uninterrupted is a context for calls whose end must be known before anything
 // is taken back. When their caller leaves, containerd does not stop them: a
 // record or snapshot may be written after all, behind the back of the undo that
-// did not find it, and shims are started and ended half.
+// did not find it, and shims are started and ended half. Each call under it has
+// a limit of its own, see bound.
 func uninterrupted(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	return context.WithCancel(context.WithoutCancel(ctx))
 }
 
 // afterwards is a context for taking things back, whatever happened to ctx.

@@ -22,7 +22,7 @@ import (
 	"github.com/remotegpu/remotegpu/runtime"
 )
 
-// drainTime is how long output is awaited of a command that has ended: what it
+// drainTime is how long more output is awaited of a command that has ended: what it
 // has left running in the background may hold its pipes open forever.
 const drainTime = 2 * time.Second
 
@@ -54,12 +54,14 @@ func (e *Engine) exec(parent context.Context, id string, cmd runtime.Command) (r
 	if err := x.start(ctx, process, len(cmd.Stdin) > 0); err != nil {
 		return result, commandEnd(parent, ctx, &cmd, e.execProblem(parent, id, &cmd, err))
 	}
-	defer func() { err = errors.Join(err, x.remove(parent)) }()
+	known := false
+	defer func() { err = e.forgotten(parent, id, known, err, x.remove(parent)) }()
 	last, err := x.end(ctx)
 	if err != nil {
 		return result, commandEnd(parent, ctx, &cmd, err)
 	}
-	x.drain()
+	known = true
+	x.drain(ctx)
 	result.ExitCode = int(last.status)
 	result.Stdout, result.StdoutTruncated = x.stdout.take()
 	result.Stderr, result.StderrTruncated = x.stderr.take()
@@ -113,7 +115,7 @@ func (e *Engine) processSpec(ctx context.Context, id string, cmd *runtime.Comman
 // execProblem finds out why a command did not start.
 func (e *Engine) execProblem(ctx context.Context, id string, cmd *runtime.Command, err error) error {
 	text := err.Error()
-	if strings.Contains(text, "exec: ") || strings.Contains(text, "executable file not found") ||
+	if strings.Contains(text, "exec: ") && !strings.Contains(text, `exec: "runc"`) || strings.Contains(text, "executable file not found") ||
 		strings.Contains(text, "exec "+cmd.Argv[0]+":") {
 		return problem.New(problem.CommandNotFound, "the command cannot be run: %s", said(err)).WithField("argv").
 			WithHint("name a program that the environment has, in its PATH or by its whole path").WithCause(err)
@@ -162,17 +164,20 @@ func (x *execution) start(ctx context.Context, process *specs.Process, withStdin
 	if err != nil {
 		return fmt.Errorf("make pipes: %w", err)
 	}
+	// A caller that leaves here must not leave a process that is half started.
+	whole, done := uninterrupted(ctx)
+	defer done()
 	paths := x.io.Config()
-	_, err = e.tasks.Exec(ctx, &tasks.ExecProcessRequest{
+	_, err = e.tasks.Exec(whole, &tasks.ExecProcessRequest{
 		ContainerID: x.id, ExecID: x.exec, Stdin: paths.Stdin, Stdout: paths.Stdout, Stderr: paths.Stderr, Spec: encoded,
 	})
 	if err != nil {
 		x.closeIO()
-		return e.explain(ctx, err)
+		return e.explain(whole, err)
 	}
-	started, err := e.tasks.Start(ctx, &tasks.StartRequest{ContainerID: x.id, ExecID: x.exec})
+	started, err := e.tasks.Start(whole, &tasks.StartRequest{ContainerID: x.id, ExecID: x.exec})
 	if err != nil {
-		return errors.Join(e.explain(ctx, err), x.remove(ctx))
+		return errors.Join(e.explain(whole, err), x.remove(ctx))
 	}
 	x.pid = int(started.Pid)
 	if withStdin {
@@ -205,7 +210,10 @@ func (x *execution) end(ctx context.Context) (waited, error) {
 	ended := x.engine.wait(later, x.id, x.exec)
 	select {
 	case last := <-ended:
-		return last, last.err
+		if last.err != nil {
+			return x.engine.explainEnd(ctx, x.id, x.pid, last.err)
+		}
+		return last, nil
 	case <-ctx.Done():
 	}
 	undo, cancelUndo := afterwards(ctx)
@@ -221,15 +229,30 @@ func (x *execution) end(ctx context.Context) (waited, error) {
 	return waited{}, errors.Join(context.Cause(ctx), err, x.engine.killGroup(undo, x.id, x.pid, group))
 }
 
-// drain waits for the rest of the output.
-func (x *execution) drain() {
+// drain waits for the rest of the output: to the end of the pipes, until nothing
+// has come for a while, or not much longer where what runs on in the background
+// writes and writes.
+func (x *execution) drain(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 5*drainTime)
+	defer cancel()
 	done := make(chan struct{})
 	go func() { x.io.Wait(); close(done) }()
-	timer := time.NewTimer(drainTime)
-	defer timer.Stop()
-	select {
-	case <-done:
-	case <-timer.C:
+	tick := time.NewTicker(drainTime / 10)
+	defer tick.Stop()
+	idle, seen := 0, x.stdout.moved()+x.stderr.moved()
+	for idle < 10 {
+		select {
+		case <-done:
+			return
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if now := x.stdout.moved() + x.stderr.moved(); now != seen {
+			idle, seen = 0, now
+		} else {
+			idle++
+		}
 	}
 }
 
@@ -280,16 +303,24 @@ type sink struct {
 	mu        sync.Mutex
 	data      []byte
 	truncated bool
+	count     int64 // of writes
 }
 
 // Write implements io.Writer.
 func (s *sink) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.count++
 	keep := p[:min(len(p), s.limit-len(s.data))]
 	s.data = append(s.data, keep...)
 	s.truncated = s.truncated || len(keep) < len(p)
 	return len(p), nil
+}
+
+func (s *sink) moved() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.count
 }
 
 func (s *sink) take() ([]byte, bool) {

@@ -192,7 +192,10 @@ func (e *Engine) removeExec(ctx context.Context, id, exec string, pid int) error
 }
 
 func (e *Engine) tryRemoveExec(ctx context.Context, id, exec string, pid int) error {
-	_, err := e.tasks.DeleteProcess(ctx, &tasks.DeleteProcessRequest{ContainerID: id, ExecID: exec})
+	// A shim that hangs must leave time for the rest.
+	short, cut := context.WithTimeout(ctx, undoTimeout/2)
+	defer cut()
+	_, err := e.tasks.DeleteProcess(short, &tasks.DeleteProcessRequest{ContainerID: id, ExecID: exec})
 	if err = e.explain(ctx, err); err == nil || errdefs.IsNotFound(err) {
 		return nil
 	}
@@ -202,12 +205,12 @@ func (e *Engine) tryRemoveExec(ctx context.Context, id, exec string, pid int) er
 	defer cancel()
 	over := e.wait(waiting, id, exec)
 	if err := e.kill(ctx, id, exec, unix.SIGKILL, false); err != nil && !errdefs.IsNotFound(err) && !ended(err) {
-		return err
+		return errors.Join(err, e.killGroup(context.WithoutCancel(ctx), id, pid, group)) // the kernel needs no shim
 	}
 	if last, err := await(ctx, over); err != nil {
-		return err
+		return errors.Join(err, e.killGroup(context.WithoutCancel(ctx), id, pid, group))
 	} else if last.err != nil && !errdefs.IsNotFound(last.err) {
-		return last.err
+		return errors.Join(last.err, e.killGroup(context.WithoutCancel(ctx), id, pid, group))
 	}
 	if err := e.killGroup(ctx, id, pid, group); err != nil {
 		return err

@@ -189,7 +189,8 @@ func (e *Engine) run(ctx context.Context, c *runtime.Container, mounts []mount.M
 // startProblem tells what a runtime said of a process that did not start.
 func (e *Engine) startProblem(ctx context.Context, err error) error {
 	explained := e.explain(ctx, err)
-	if ctx.Err() != nil || errdefs.IsUnavailable(explained) || errdefs.IsNotFound(explained) && !fromRuntime(err) {
+	_, told := errors.AsType[*problem.Problem](explained)
+	if ctx.Err() != nil || told || errdefs.IsNotFound(explained) && !fromRuntime(err) {
 		return explained
 	}
 	return problem.New(problem.ProcessStartFailed, "the first process could not be started: %s", said(err)).

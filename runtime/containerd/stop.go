@@ -34,10 +34,10 @@ func (e *Engine) stop(ctx context.Context, id string, timeout time.Duration) (ru
 	waiting, cancel := context.WithCancel(ctx)
 	defer cancel()
 	ended := e.wait(waiting, id, "")
-	if err := e.kill(ctx, id, "", e.stopSignal(ctx, &record), false); err != nil && !errdefs.IsNotFound(err) {
+	if err := e.tell(ctx, id, e.stopSignal(ctx, &record), false); err != nil {
 		return runtime.Exit{}, err
 	}
-	if err := e.thaw(ctx, id); err != nil {
+	if err := e.thaw(ctx, id); err != nil && !e.over(ctx, id) {
 		return runtime.Exit{}, err
 	}
 	timer := time.NewTimer(timeout)
@@ -48,7 +48,7 @@ func (e *Engine) stop(ctx context.Context, id string, timeout time.Duration) (ru
 	case last = <-ended:
 	case <-timer.C:
 		killed = true
-		if err := e.kill(ctx, id, "", syscall.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
+		if err := e.tell(ctx, id, syscall.SIGKILL, true); err != nil {
 			return runtime.Exit{}, err
 		}
 		if last, err = await(ctx, ended); err != nil {
@@ -57,15 +57,45 @@ func (e *Engine) stop(ctx context.Context, id string, timeout time.Duration) (ru
 	case <-ctx.Done():
 		return runtime.Exit{}, context.Cause(ctx)
 	}
-	if last.err != nil {
+	if errdefs.IsNotFound(last.err) || last.err != nil && !e.over(ctx, id) {
 		return runtime.Exit{}, last.err
+	} else if last.err != nil { // its shim died with it, as containerd puts it down then
+		last = waited{status: 128 + uint32(unix.SIGKILL)}
 	}
 	exit := exitOf(last.status, last.at)
 	exit.OOMKilled = exit.Signal == int(unix.SIGKILL) && !killed && e.oomKilled(id)
 	if err := e.roots.EndLive(ctx, id); err != nil {
 		return runtime.Exit{}, err
 	}
-	return exit, e.deleteTask(ctx, id)
+	return exit, e.removeTask(ctx, id)
+}
+
+// tell sends a signal to a first process, or all, that may have ended by now.
+func (e *Engine) tell(ctx context.Context, id string, signal syscall.Signal, all bool) error {
+	err := e.kill(ctx, id, "", signal, all)
+	if err == nil || errdefs.IsNotFound(err) || e.over(ctx, id) {
+		return nil
+	}
+	return err
+}
+
+// over says whether the first process of a container has ended. It is asked
+// when a call failed: containerd needs a moment to notice that a shim is gone.
+func (e *Engine) over(ctx context.Context, id string) bool {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for range 20 {
+		first, err := e.task(ctx, id)
+		if errdefs.IsNotFound(err) || err == nil && !running(first) {
+			return true
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return false
+		}
+	}
+	return false
 }
 
 type waited struct {

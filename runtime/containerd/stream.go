@@ -58,7 +58,8 @@ func (e *Engine) stream(parent context.Context, id string, p *runtime.Process, s
 	if err := x.start(parent, process); err != nil {
 		return exit, e.execProblem(parent, id, cmd, err)
 	}
-	defer func() { err = errors.Join(err, x.remove(parent)) }()
+	known := false
+	defer func() { err = e.forgotten(parent, id, known, err, x.remove(parent)) }()
 	if p.Terminal != nil { // a runtime may not have heeded the size
 		if err := x.resize(ctx, *p.Terminal); err != nil {
 			fail(err)
@@ -73,6 +74,7 @@ func (e *Engine) stream(parent context.Context, id string, p *runtime.Process, s
 	if ctx.Err() != nil {
 		return exit, context.Cause(ctx) // output was lost
 	}
+	known = true
 	return exitOf(last.status, last.at), nil
 }
 
@@ -190,7 +192,7 @@ func (x *session) attend(ctx context.Context) (waited, error) {
 		select {
 		case last := <-ended:
 			if last.err != nil {
-				return x.explainEnd(ctx, last.err)
+				return x.engine.explainEnd(ctx, x.id, x.pid, last.err)
 			}
 			return last, nil
 		case c, open := <-control:
@@ -211,14 +213,24 @@ func (x *session) attend(ctx context.Context) (waited, error) {
 // With the first process the kernel kills all others of a container, so where
 // the container has ended that is known. A containerd that is away for a
 // moment has no bearing on the process, but nobody knows how it goes on.
-func (x *session) explainEnd(ctx context.Context, err error) (waited, error) {
+func (e *Engine) explainEnd(ctx context.Context, id string, pid int, err error) (waited, error) {
 	later, cancel := afterwards(ctx)
 	defer cancel()
-	first, gone := x.engine.task(later, x.id)
-	if errdefs.IsNotFound(gone) || gone == nil && !running(first) {
+	if e.over(later, id) {
 		return waited{status: 128 + uint32(unix.SIGKILL)}, nil
 	}
-	return waited{}, errors.Join(err, x.engine.endGroup(later, x.id, x.pid))
+	return waited{}, errors.Join(err, e.endGroup(later, id, pid))
+}
+
+// forgotten is err with the failure to forget a process, unless its end is
+// known: a caller who is told of that failure runs it again, and RemoveStale
+// forgets it later.
+func (e *Engine) forgotten(ctx context.Context, id string, known bool, err, failure error) error {
+	if known && failure != nil {
+		e.cfg.Log.DebugContext(ctx, "a command that has ended is forgotten later", "container", id, "error", failure)
+		return err
+	}
+	return errors.Join(err, failure)
 }
 
 // do resizes or signals. What reaches a process that has just ended is lost.
@@ -290,12 +302,12 @@ func (x *session) drain(ctx context.Context) {
 // remove forgets the process, whatever state it is in, and its pipes. No
 // output is written once it has returned.
 func (x *session) remove(ctx context.Context) error {
-	undo, cancel := afterwards(ctx)
-	defer cancel()
 	x.end()
-	x.out.stop()
+	x.out.stop() // may wait for a caller that is slow
 	x.err.stop()
 	x.through()
+	undo, cancel := afterwards(ctx)
+	defer cancel()
 	// Pipes first: the shim waits for its copies into them to end.
 	x.closeIO()
 	err := x.engine.removeExec(undo, x.id, x.exec, x.pid)

@@ -2,6 +2,8 @@
 package containerd_test
 
 import (
+	"encoding/json"
+	"maps"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -76,6 +78,38 @@ func TestUpdateReachesTheKernel(t *testing.T) {
 		}
 		if status, err := engine.Status(t.Context(), "one"); err != nil || !status.Running || status.PID != pid {
 			t.Errorf("after it was refused: %+v, %v, want pid %d", status, err, pid)
+		}
+		if err := engine.Delete(t.Context(), "one"); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// New labels leave alone what the engine keeps of its own in a record.
+func TestRelabelKeepsOwnLabels(t *testing.T) {
+	both(t, func(t *testing.T, d *testutil.ContainerdDaemon) {
+		engine := open(t, d)
+		c := runtime.Container{ID: "one", Image: testutil.ImageName, NetNS: netNS(t, d)(), Labels: map[string]string{"colour": "red"}}
+		if err := engine.Create(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+		kept := func() map[string]string {
+			var record struct{ Labels map[string]string }
+			if err := json.Unmarshal([]byte(d.Ctr(t, "containers", "info", "one")), &record); err != nil {
+				t.Fatal(err)
+			}
+			delete(record.Labels, "colour")
+			return record.Labels
+		}
+		before := kept()
+		if len(before) < 3 {
+			t.Fatalf("labels of the engine's own: %v", before)
+		}
+		if err := engine.Relabel(t.Context(), "one", map[string]string{"colour": "blue"}); err != nil {
+			t.Fatal(err)
+		}
+		if after := kept(); !maps.Equal(before, after) {
+			t.Errorf("labels were %v and are %v", before, after)
 		}
 		if err := engine.Delete(t.Context(), "one"); err != nil {
 			t.Error(err)

@@ -142,7 +142,7 @@ func (m *Machine) runSuite(t *testing.T, s suite) {
 		t.Fatal(err)
 	}
 	command := fmt.Sprintf("cd %s && REMOTEGPU_TEST=root,iptables,containerd,containerd2,programs,diskquota REMOTEGPU_TEST_PROGRAM=/payload/testprog"+
-		" /payload/tests/%s -test.v -test.failfast -test.timeout=15m -test.run='%s'",
+		" /payload/tests/%s -test.v -test.failfast -test.timeout=30m -test.run='%s'",
 		filepath.Join(testutil.Repository(), s.dir), s.name(), s.run)
 	out, err := session.CombinedOutput(command)
 	if err != nil {
