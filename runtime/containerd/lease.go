@@ -49,6 +49,11 @@ func (e *Engine) takeLease(ctx context.Context, id, pulling string) (held contex
 	}
 	_, err = e.client.LeasesService().Create(creating, leases.WithID(id), leases.WithLabels(labels))
 	if err != nil && !errdefs.IsAlreadyExists(err) {
+		if pulling == "" { // it may be there: the answer was lost
+			undo, cancel := afterwards(ctx)
+			defer cancel()
+			_ = e.client.LeasesService().Delete(undo, leases.Lease{ID: id}) // else the reconciler does it
+		}
 		return nil, nil, fmt.Errorf("take lease: %w", e.explain(ctx, err))
 	}
 	e.leases[id]++
@@ -80,21 +85,18 @@ func (e *Engine) release(ctx context.Context, id, pulling string, outcome error)
 
 // holdContent keeps content that is here from being collected, with all that
 // it refers to, until release.
-func (e *Engine) holdContent(ctx context.Context, digests ...string) (held context.Context, release func(*error), err error) {
+func (e *Engine) holdContent(ctx context.Context, digests ...string) (context.Context, func(*error), error) {
 	id := newLease()
-	held, release, err = e.takeLease(ctx, id, "")
+	held, release, err := e.takeLease(ctx, id, "")
 	if err != nil {
 		return nil, nil, err
 	}
-	defer func() {
-		if err != nil {
-			release(&err)
-		}
-	}()
 	for _, digest := range digests {
 		resource := leases.Resource{ID: digest, Type: "content"}
 		if err := e.client.LeasesService().AddResource(held, leases.Lease{ID: id}, resource); err != nil {
-			return nil, nil, fmt.Errorf("hold content %s: %w", digest, e.explain(ctx, err))
+			err = fmt.Errorf("hold content %s: %w", digest, e.explain(ctx, err))
+			release(&err)
+			return nil, nil, err
 		}
 	}
 	return held, release, nil

@@ -38,15 +38,10 @@ func (e *Engine) freeze(ctx context.Context, id string, paused bool, do func(con
 	if err == nil && is != paused {
 		whole, done := uninterrupted(ctx)
 		defer done()
-		if err = e.explain(whole, do(whole)); err != nil {
-			now, lookErr := e.paused(whole, id)
-			switch {
-			case errdefs.IsNotFound(lookErr):
-				err = lookErr
-			case lookErr == nil && now == paused:
-				err = nil
-			case fromRuntime(err) && e.endsSoon(whole, id):
-				err = fmt.Errorf("its process has ended: %w", errdefs.ErrNotFound)
+		// On a busy host a runtime may give a cgroup that does not freeze up.
+		for range freezeTries {
+			if err = e.tryFreeze(whole, id, paused, do); err == nil || !fromRuntime(err) || ctx.Err() != nil {
+				break
 			}
 		}
 	}
@@ -54,6 +49,26 @@ func (e *Engine) freeze(ctx context.Context, id string, paused bool, do func(con
 		return fmt.Errorf("%s container %s: %w", verb, id, err)
 	}
 	return nil
+}
+
+// freezeTries is how often a runtime is asked before its refusal counts.
+const freezeTries = 3
+
+func (e *Engine) tryFreeze(ctx context.Context, id string, paused bool, do func(context.Context) error) error {
+	err := e.explain(ctx, do(ctx))
+	if err == nil {
+		return nil
+	}
+	now, lookErr := e.paused(ctx, id)
+	switch {
+	case errdefs.IsNotFound(lookErr):
+		return lookErr
+	case lookErr == nil && now == paused:
+		return nil
+	case fromRuntime(err) && e.endsSoon(ctx, id): // which takes a moment to find out
+		return fmt.Errorf("its process has ended: %w", errdefs.ErrNotFound)
+	}
+	return err
 }
 
 // endsSoon says whether the process of a container is ending: the runtime knows
