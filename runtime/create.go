@@ -97,7 +97,8 @@ func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Ta
 }
 
 // obtainImage returns the environment's image, pulling it when the policy says
-// so.
+// so: as one of the pulls that are allowed at once, and while others have the
+// worker.
 func (m *Manager) obtainImage(ctx context.Context, env *Environment, task *operation.Task) (Image, error) {
 	if env.Spec.PullPolicy != PullAlways {
 		image, err := m.cfg.Images.Image(ctx, env.Spec.Image)
@@ -105,11 +106,21 @@ func (m *Manager) obtainImage(ctx context.Context, env *Environment, task *opera
 			return image, err
 		}
 	}
-	image, err := m.cfg.Images.Pull(ctx, env.Spec.Image, nil, task.Progress)
-	if err != nil {
-		return Image{}, fmt.Errorf("pull image %s: %w", env.Spec.Image, err)
+	var image Image
+	if err := operation.IdleAs(ctx, KindPull, func() (err error) {
+		if env.Spec.PullPolicy != PullAlways { // somebody may have pulled it since
+			if image, err = m.cfg.Images.Image(ctx, env.Spec.Image); !errdefs.IsNotFound(err) {
+				return err
+			}
+		}
+		if image, err = m.cfg.Images.Pull(ctx, env.Spec.Image, nil, task.Progress); err != nil {
+			return fmt.Errorf("pull image %s: %w", env.Spec.Image, err)
+		}
+		return nil
+	}); err != nil {
+		return Image{}, err
 	}
-	_, err = checkImageLabels(&env.Spec, image)
+	_, err := checkImageLabels(&env.Spec, image)
 	return image, err
 }
 

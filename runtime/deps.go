@@ -31,8 +31,10 @@ type Engine interface {
 	// that runs already is AlreadyExists.
 	Start(ctx context.Context, c Container) (pid int, err error)
 	// Stop sends SIGTERM (or the image's stop signal) to the first process,
-	// SIGKILL to all when timeout has passed, and removes the task. A
-	// container without a task is NotFound.
+	// SIGKILL to all when timeout has passed, and removes the task. Until the
+	// process ends or timeout has passed others have the worker of the
+	// operation that ctx belongs to (operation.Idle). A container without a
+	// task is NotFound.
 	Stop(ctx context.Context, id string, timeout time.Duration) (Exit, error)
 	// Delete kills and removes task, container, writable layer and log.
 	Delete(ctx context.Context, id string) error

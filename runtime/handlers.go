@@ -14,8 +14,9 @@ import (
 // registerHandlers tells the queue what the Manager can do. A create that
 // failed is not tried again by itself, unless for a containerd that is away:
 // the caller has its reason at once.
-// Interrupted work (the daemon died) is begun anew a few times. Pulls and
-// builds may hang on a registry for long: they leave workers to the others.
+// Interrupted work (the daemon died) is begun anew a few times. Pulls, pushes
+// and builds may hang on a registry for long: they hold no worker meanwhile,
+// and only a few of them go on at once. The pull of a create is one of these.
 func (m *Manager) registerHandlers() {
 	const interruptions = 4
 	// patience is how often an operation asks again for a containerd that does

@@ -188,7 +188,11 @@ func (m *Manager) runBuild(ctx context.Context, task *operation.Task) error {
 	if err := json.Unmarshal(task.Op.Args, &req); err != nil {
 		return fmt.Errorf("read arguments of operation %s: %w", task.Op.ID, err)
 	}
-	result, err := m.cfg.Builder.Build(ctx, req, task.Progress)
+	var result BuildResult
+	err := operation.Idle(ctx, func() (err error) {
+		result, err = m.cfg.Builder.Build(ctx, req, task.Progress)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("build image %s: %w", req.Tag, err)
 	}

@@ -31,6 +31,7 @@ const image = "docker.io/test/app:latest"
 type host struct {
 	dir      string
 	boot     string // names the boot
+	workers  int    // of the queue; 0: its default
 	dial     func(context.Context, string, string) (net.Conn, error)
 	faults   runtimetest.Faults
 	engine   *runtimetest.FakeEngine
@@ -126,7 +127,7 @@ func start(t *testing.T, h *host) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	queue := operation.New(operation.Config{Store: db, Log: log, RetryBase: time.Millisecond, RetryMax: 10 * time.Millisecond})
+	queue := operation.New(operation.Config{Store: db, Log: log, RetryBase: time.Millisecond, RetryMax: 10 * time.Millisecond, Workers: h.workers})
 	d := &daemon{t: t, host: h, store: db, queue: queue}
 	d.Manager = runtime.New(runtime.Config{
 		Node: "node", StateDir: filepath.Join(h.dir, "environments"), LogDir: filepath.Join(h.dir, "logs"),

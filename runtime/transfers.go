@@ -58,7 +58,11 @@ func (m *Manager) runPull(ctx context.Context, task *operation.Task) error {
 	if err != nil {
 		return err
 	}
-	image, err := m.cfg.Images.Pull(ctx, task.Op.Target, login, task.Progress)
+	var image Image
+	err = operation.Idle(ctx, func() (err error) {
+		image, err = m.cfg.Images.Pull(ctx, task.Op.Target, login, task.Progress)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("pull image %s: %w", task.Op.Target, ofReference(err))
 	}
@@ -108,7 +112,11 @@ func (m *Manager) runPush(ctx context.Context, task *operation.Task) error {
 	if err != nil {
 		return err
 	}
-	digest, err := m.cfg.Images.Push(ctx, task.Op.Target, args.Destination, login, task.Progress)
+	var digest string
+	err = operation.Idle(ctx, func() (err error) {
+		digest, err = m.cfg.Images.Push(ctx, task.Op.Target, args.Destination, login, task.Progress)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("push image %s: %w", task.Op.Target, ofReference(err))
 	}

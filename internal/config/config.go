@@ -101,7 +101,7 @@ type Mounts struct {
 
 // Operations is the queue of long work.
 type Operations struct {
-	Workers   int           `toml:"workers" comment:"Operations at work at the same time."`
+	Workers   int           `toml:"workers" comment:"Operations at work at the same time, without those that only wait for a process to end or for a registry."`
 	Retention time.Duration `toml:"-"`
 	KeepDays  int           `toml:"keep_days" comment:"Days that operations are kept after they are done."`
 }

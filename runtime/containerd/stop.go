@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
 // Stop ends the first process and removes the task.
@@ -40,22 +41,17 @@ func (e *Engine) stop(ctx context.Context, id string, timeout time.Duration) (ru
 	if err := e.thaw(ctx, id); err != nil && !e.over(ctx, id) {
 		return runtime.Exit{}, err
 	}
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
-	var last waited
-	killed := false
-	select {
-	case last = <-ended:
-	case <-timer.C:
-		killed = true
+	last, killed, err := grace(ctx, ended, timeout)
+	if err != nil {
+		return runtime.Exit{}, err
+	}
+	if killed {
 		if err := e.tell(ctx, id, syscall.SIGKILL, true); err != nil {
 			return runtime.Exit{}, err
 		}
 		if last, err = await(ctx, ended); err != nil {
 			return runtime.Exit{}, err
 		}
-	case <-ctx.Done():
-		return runtime.Exit{}, context.Cause(ctx)
 	}
 	if errdefs.IsNotFound(last.err) || last.err != nil && !e.over(ctx, id) {
 		return runtime.Exit{}, last.err
@@ -96,6 +92,27 @@ func (e *Engine) over(ctx context.Context, id string) bool {
 		}
 	}
 	return false
+}
+
+// grace waits for a process to end by itself, and says whether its time is
+// over instead. Meanwhile others have the worker of the operation.
+func grace(ctx context.Context, ended <-chan waited, timeout time.Duration) (last waited, over bool, err error) {
+	if timeout <= 0 {
+		return last, true, nil
+	}
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	err = operation.Idle(ctx, func() error {
+		select {
+		case last = <-ended:
+		case <-timer.C:
+			over = true
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		return nil
+	})
+	return last, over, err
 }
 
 type waited struct {

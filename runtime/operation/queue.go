@@ -20,7 +20,8 @@ type Config struct {
 	Log   *slog.Logger
 	// Owner names this process in leases. "": a random name.
 	Owner string
-	// Workers is how many handlers run at once. 0: 8.
+	// Workers is how many handlers work at once, without those that only wait
+	// (Idle). 0: 8.
 	Workers int
 	// LeaseTTL is how long a lease lasts unless renewed. 0: 30 s.
 	LeaseTTL time.Duration
@@ -64,8 +65,9 @@ type Policy struct {
 	// MaxRetries is how often, beside those, the handler is started again
 	// after a transient failure, with growing waits. 0: MaxAttempts - 1.
 	MaxRetries int
-	// Limit is how many operations of the kind run at once, so that long ones
-	// leave workers to others. 0: no limit but the queue's.
+	// Limit is how many operations of the kind run at once, those that only
+	// wait and what other operations do of the kind (IdleAs) included. 0: no
+	// limit but the queue's.
 	Limit int
 	// Abandon undoes an operation that will not be tried again though its
 	// handler did not end it: cancelled while it waited, interrupted or tried
@@ -115,8 +117,12 @@ type Queue struct {
 	waiting  []*entry          // those not active, in order of creation
 	kicked   []string          // ids whose rows are still to be read
 	busy     map[string]int    // active ones by target
-	perKind  map[string]int    // running handlers by kind
-	running  int               // running handlers
+	perKind  map[string]int    // running handlers by kind, and what others do of it
+	running  int               // handlers that have a worker
+
+	returning []*turn            // those who wait for a worker again, first come first served
+	entering  map[string][]*turn // those who wait for room among a kind, in order of creation
+
 	watchers map[string]map[*watcher]struct{}
 }
 
@@ -129,6 +135,7 @@ func New(cfg Config) *Queue {
 		entries:  make(map[string]*entry),
 		busy:     make(map[string]int),
 		perKind:  make(map[string]int),
+		entering: make(map[string][]*turn),
 		watchers: make(map[string]map[*watcher]struct{}),
 	}
 }
@@ -221,8 +228,9 @@ func (q *Queue) newEntry(op *Operation) *entry {
 // transactions may tell of their rows in another order than they made them.
 // q.mu is held.
 func (q *Queue) enqueue(e *entry) {
-	at, _ := slices.BinarySearchFunc(q.waiting, e, func(a, b *entry) int {
-		return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.id, b.id))
-	})
+	at, _ := slices.BinarySearchFunc(q.waiting, e, byAge)
 	q.waiting = slices.Insert(q.waiting, at, e)
 }
+
+// byAge compares entries by their creation, the older one being less.
+func byAge(a, b *entry) int { return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.id, b.id)) }

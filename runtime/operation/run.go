@@ -153,17 +153,19 @@ func (q *Queue) readKicked(ctx context.Context) time.Duration {
 }
 
 // dispatch starts all that may start: in order of creation, one per target,
-// within the limits. It returns how long until a waiting one becomes due, 0
+// within the limits. What works already and waits for room among a kind counts
+// by its age as well. It returns how long until a waiting one becomes due, 0
 // when only a wake-up can change something.
 func (q *Queue) dispatch(work context.Context, workers *sync.WaitGroup) (next time.Duration) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := time.Now()
 	blocked := make(map[string]bool)
+	keptFor := make(map[string]int) // by kind: room for those that lack only a worker
 	var kept []*entry
 	for _, e := range q.waiting {
-		work := fault.Within(work, "", e.kind)
 		if e.abandon != nil { // at once, whatever runs
+			work := fault.Within(work, "", e.kind)
 			q.activate(e)
 			workers.Go(func() { q.giveUp(work, e) })
 			continue
@@ -172,30 +174,47 @@ func (q *Queue) dispatch(work context.Context, workers *sync.WaitGroup) (next ti
 		if due > 0 && (next == 0 || due < next) {
 			next = due
 		}
-		r := q.handlers[e.kind]
-		if due > 0 || q.running >= q.cfg.Workers || (r.policy.Limit > 0 && q.perKind[e.kind] >= r.policy.Limit) ||
-			(e.target != "" && (blocked[e.target] || q.busy[e.target] > 0)) {
-			blocked[e.target] = true
-			kept = append(kept, e)
+		limit := q.handlers[e.kind].policy.Limit
+		q.admit(e.kind, keptFor[e.kind], e)
+		free := due <= 0 && (e.target == "" || (!blocked[e.target] && q.busy[e.target] == 0)) &&
+			(limit == 0 || q.perKind[e.kind]+keptFor[e.kind] < limit)
+		if free && q.running < q.cfg.Workers {
+			q.begin(work, workers, e)
 			continue
 		}
-		ctx, cancel := context.WithCancelCause(work)
-		q.activate(e)
-		e.cancel = cancel
-		q.running++
-		q.perKind[e.kind]++
-		workers.Go(func() {
-			q.execute(work, ctx, e)
-			cancel(nil)
-			q.mu.Lock()
-			q.running--
-			q.perKind[e.kind]--
-			q.mu.Unlock()
-			q.wakeUp()
-		})
+		if free && limit > 0 {
+			keptFor[e.kind]++
+		}
+		blocked[e.target] = true
+		kept = append(kept, e)
 	}
 	q.waiting = kept
+	for kind := range q.entering {
+		q.admit(kind, keptFor[kind], nil)
+	}
 	return next
+}
+
+// begin has a worker run an operation. q.mu is held.
+func (q *Queue) begin(work context.Context, workers *sync.WaitGroup, e *entry) {
+	work = fault.Within(work, "", e.kind)
+	ctx, cancel := context.WithCancelCause(work)
+	w := &worker{queue: q, entry: e, done: ctx.Done(), cause: func() error { return context.Cause(ctx) }}
+	handling := context.WithValue(ctx, workerKey{}, w)
+	q.activate(e)
+	e.cancel = cancel
+	q.occupy(w)
+	q.perKind[e.kind]++
+	workers.Go(func() {
+		q.execute(work, handling, e)
+		cancel(nil)
+		q.mu.Lock()
+		w.ended = true
+		q.release(w)
+		q.perKind[e.kind]--
+		q.mu.Unlock()
+		q.wakeUp()
+	})
 }
 
 // activate marks an entry as being worked on. q.mu is held.

@@ -15,6 +15,7 @@ import (
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/rootfs"
 	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
 // FakeEngine is a runtime.Engine in memory, on the images of a FakeImages. Its
@@ -350,13 +351,10 @@ func (e *FakeEngine) Stop(ctx context.Context, id string, timeout time.Duration)
 	if process == nil {
 		return exit, err
 	}
-	timer := time.NewTimer(timeout)
-	defer timer.Stop()
-	select {
-	case <-process.done:
-	case <-ctx.Done():
-		return exit, context.Cause(ctx)
-	case <-timer.C:
+	if timeout > 0 {
+		if err := process.grace(ctx, timeout); err != nil {
+			return exit, err
+		}
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -369,6 +367,21 @@ func (e *FakeEngine) Stop(ctx context.Context, id string, timeout time.Duration)
 	}
 	c.process = nil
 	return *process.exit, err
+}
+
+// grace waits until the process has ended or its time is over.
+func (p *fakeProcess) grace(ctx context.Context, timeout time.Duration) error {
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	return operation.Idle(ctx, func() error {
+		select {
+		case <-p.done:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-timer.C:
+		}
+		return nil
+	})
 }
 
 // Delete forgets the container.
