@@ -36,6 +36,10 @@ const (
 	metaRange  = "address_range"
 )
 
+// lockPatience is how long a daemon that was killed may keep its lock: a
+// program that it was just starting has it, too, until that is executed.
+const lockPatience = 5 * time.Second
+
 // lockDirectory makes sure that one daemon at a time works in a state
 // directory. The lock goes with the process.
 func lockDirectory(dir string) (*os.File, error) {
@@ -43,11 +47,19 @@ func lockDirectory(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open lock of state directory: %w", err)
 	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for until := time.Now().Add(lockPatience); ; <-tick.C {
+		err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return file, nil
+		}
+		if errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(until) {
+			continue
+		}
 		return nil, errors.Join(problem.New(problem.ConfigInvalid, "another remotegpud works in %s", dir).WithCause(err).
 			WithHint("stop it first, or give this one a state_dir of its own"), file.Close())
 	}
-	return file, nil
 }
 
 // identity is the node's stable id, made at the first start.
