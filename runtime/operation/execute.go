@@ -237,7 +237,10 @@ func (q *Queue) finish(work context.Context, e *entry, state State, why *Problem
 		if ended := q.registered(e.kind).policy.Ended; ended != nil {
 			ended(context.WithoutCancel(work), op)
 		}
+		// A watch that begins after this word reads the row: what is held of the
+		// work never says that it is done.
 		q.mu.Lock()
+		e.live = nil
 		q.publish(op)
 		q.mu.Unlock()
 	}

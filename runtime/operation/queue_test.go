@@ -540,6 +540,22 @@ func TestWatch(t *testing.T) {
 	})
 }
 
+// Who has learned that an operation is done reads it as done from then on, and
+// whoever begins to wait then is told.
+func TestDoneIsSeenByAllAtOnce(t *testing.T) {
+	// Not beside others: their ids would follow its clock, which is no bubble's.
+	q := newQueue(new(operationtest.Memory))
+	q.Handle("k", func(context.Context, *operation.Task) error { return nil }, operation.Policy{})
+	run(t, q)
+	for range 1000 {
+		id := submit(t, q, operationtest.Operation("k", ""))
+		waitFor(t, q, id)
+		if op, err := q.Get(t.Context(), id); err != nil || !op.State.Done() {
+			t.Fatalf("read as %+v, %v after it was told as done", op, err)
+		}
+	}
+}
+
 func TestLeaseIsRenewedAndProgressWrittenNowAndThen(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
