@@ -127,6 +127,9 @@ type ContainerStatus struct {
 	Paused  bool  // and is paused
 	PID     int   // 0 unless running
 	Exit    *Exit // how its task ended, while the dead task is there
+	// OOMKills is how many processes of its task the kernel has killed for
+	// memory, while the task is there.
+	OOMKills int
 }
 
 // Command is a command to run in a container.
@@ -163,6 +166,9 @@ type Event struct {
 	ID   string
 	Kind EventKind
 	Exit Exit // EventExit
+	// OOMKills of EventOOM is how many processes of the task were killed for
+	// memory up to now: one event may tell of several.
+	OOMKills int
 }
 
 // Builder builds the images whose sources the node carries; build implements

@@ -64,6 +64,7 @@ type Environment struct {
 	RestartAt    time.Time
 	ByPolicy     bool   // the operation at work was begun by the restart policy
 	RolledBack   string // id of the operation that last replaced its writable layer
+	OOMKills     int    // processes of its present or last run that the kernel killed for memory
 	// Applied is what its process was started with, while that differs from
 	// Spec in what a start alone can change; nil otherwise.
 	Applied *Spec
@@ -154,6 +155,6 @@ type Desktop struct {
 type Exit struct {
 	Code      int       `json:"code"`
 	Signal    int       `json:"signal,omitempty"`
-	OOMKilled bool      `json:"oom_killed,omitempty"`
-	At        time.Time `json:"at"` // zero when it ended unseen
+	OOMKilled bool      `json:"oom_killed,omitempty"` // the kernel killed a process of the run for memory, this or another
+	At        time.Time `json:"at"`                   // zero when it ended unseen
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -28,12 +29,13 @@ func ignoreNotFound(err error) error {
 	return err
 }
 
-// missedExits are the exits that came while an operation worked on their
-// environment. Its end looks at them: a process may end before the operation
-// has recorded that it runs.
+// missedExits are the exits, and counts of processes killed for memory, that
+// came while an operation worked on their environment. Its end looks at them: a
+// process may end before the operation has recorded that it runs.
 type missedExits struct {
 	mu    sync.Mutex
 	exits map[string]*Exit
+	kills map[string]int
 }
 
 func (x *missedExits) put(id string, exit *Exit) {
@@ -56,6 +58,24 @@ func (x *missedExits) take(id string) *Exit {
 	return exit
 }
 
+func (x *missedExits) putKills(id string, kills int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.kills == nil {
+		x.kills = make(map[string]int)
+	}
+	x.kills[id] = kills
+}
+
+// takeKills returns 0 when none came.
+func (x *missedExits) takeKills(id string) int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	kills := x.kills[id]
+	delete(x.kills, id)
+	return kills
+}
+
 // alone makes a handler the only one that changes its environment and the
 // container of it, and looks afterwards whether an exit came meanwhile.
 func (m *Manager) alone(handler operation.Handler) operation.Handler {
@@ -71,14 +91,23 @@ func (m *Manager) alone(handler operation.Handler) operation.Handler {
 	}
 }
 
-// lookAtExit records the exit that came while an operation was at work.
+// lookAtExit records the exit that came while an operation was at work, and
+// what was killed for memory.
 func (m *Manager) lookAtExit(ctx context.Context, id string) {
-	exit := m.missed.take(id)
-	if exit == nil {
+	kills, exit := m.missed.takeKills(id), m.missed.take(id)
+	if exit == nil && kills == 0 {
 		return
 	}
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
+	if kills > 0 {
+		if err := m.outOfMemory(ctx, id, kills); err != nil {
+			m.cfg.Log.ErrorContext(ctx, "recording that memory ran out failed; the reconciler will try again", "environment", id, "error", err)
+		}
+	}
+	if exit == nil {
+		return
+	}
 	if err := m.ended(ctx, id, exit); err != nil {
 		m.cfg.Log.ErrorContext(ctx, "recording an exit failed; the reconciler will try again", "environment", id, "error", err)
 	}
@@ -149,6 +178,7 @@ func (m *Manager) recordEnd(ctx context.Context, id string, exit *Exit) error {
 		wasPaused := env.Paused
 		env.Exit, env.Ready, env.Health, env.Paused, env.Applied = exit, false, HealthUnknown, false, nil
 		env.State, env.Problem = afterExit(exit)
+		env.OOMKills = max(env.OOMKills, status.OOMKills)
 		if exit == nil && m.rebooted.Load() {
 			env.State, env.Problem = Failed, problemOf(hostRebooted())
 		}
@@ -179,18 +209,22 @@ func (m *Manager) recordEnd(ctx context.Context, id string, exit *Exit) error {
 // afterExit is the state of an environment whose process ended unasked: it
 // stopped by itself, or it is in error.
 func afterExit(exit *Exit) (State, *operation.Problem) {
-	if exit != nil && exit.Code == 0 && !exit.OOMKilled {
+	if exit != nil && exit.Code == 0 {
 		return Stopped, nil
 	}
 	p := &operation.Problem{Reason: string(problem.ProcessExited), Message: "the process ended while nobody watched", Hint: "start it again; its files are kept"}
 	switch {
 	case exit == nil:
-	case exit.OOMKilled:
+	case exit.OOMKilled && exit.Signal == int(syscall.SIGKILL):
 		p.Message, p.Hint = "the process was killed because memory ran out", "give it more memory, or find what uses it"
 	case exit.Signal != 0:
 		p.Message = fmt.Sprintf("signal %d ended the process", exit.Signal)
 	default:
 		p.Message = fmt.Sprintf("the process ended with exit code %d", exit.Code)
+	}
+	if exit != nil && exit.OOMKilled && exit.Signal != int(syscall.SIGKILL) {
+		p.Message += "; memory had run out and the kernel had killed another"
+		p.Hint = "if it ended for that, give it more memory, or find what uses it"
 	}
 	return Failed, p
 }

@@ -21,9 +21,6 @@ type History struct {
 
 // HistoryStore keeps histories; what a change adds is written with the change.
 type HistoryStore interface {
-	// AppendHistory adds to the history of an environment that changes in
-	// nothing else. One that is unknown is no error.
-	AppendHistory(ctx context.Context, id string, news ...History) error
 	// History returns what happened to an environment, deleted ones included,
 	// newest first, and the cursor of the next page.
 	History(ctx context.Context, id string, limit int, after string) ([]History, string, error)
@@ -65,6 +62,11 @@ func recorded(change func(*Environment) error) func(*Environment) error {
 // news is what happened between two forms of one environment.
 func news(before, after *Environment, now time.Time) []History {
 	var found []History
+	if kills := after.OOMKills - before.OOMKills; kills == 1 {
+		found = append(found, History{Kind: HappenedOOM, Message: "memory ran out and the kernel killed a process"})
+	} else if kills > 1 {
+		found = append(found, History{Kind: HappenedOOM, Message: fmt.Sprintf("memory ran out and the kernel killed %d processes", kills)})
+	}
 	if entry := newsOfPause(before, after); entry.Kind != "" {
 		found = append(found, entry)
 	} else if entry := newsOfLife(before, after); entry.Kind != "" {
@@ -119,15 +121,6 @@ func newsOfPause(before, after *Environment) History {
 		return History{Kind: HappenedPaused, Message: "its process was paused"}
 	}
 	return History{Kind: HappenedResumed, Message: "its process goes on"}
-}
-
-// outOfMemory keeps that the kernel killed something in an environment. Its
-// first process may live on.
-func (m *Manager) outOfMemory(ctx context.Context, id string) {
-	entry := History{Time: time.Now(), Kind: HappenedOOM, Message: "memory ran out and the kernel killed a process"}
-	if err := m.cfg.Store.AppendHistory(ctx, id, entry); err != nil && ctx.Err() == nil {
-		m.cfg.Log.ErrorContext(ctx, "recording that memory ran out failed", "environment", id, "error", err)
-	}
 }
 
 // History returns what happened to an environment, newest first, and the

@@ -330,7 +330,7 @@ func (m *Manager) start(ctx context.Context, env *Environment, task *operation.T
 	running, err := m.update(recording, env.ID, func(env *Environment) error {
 		env.State, env.Problem, env.Exit, env.StartedAt, env.Ready = Running, nil, nil, time.Now(), false
 		env.Health, env.HealthDetail, env.ByPolicy, env.RestartAt = firstHealth(env), "", false, time.Time{}
-		env.Paused, env.Applied, env.Clear, env.Disk = false, nil, false, container.Disk
+		env.Paused, env.Applied, env.Clear, env.Disk, env.OOMKills = false, nil, false, container.Disk, 0
 		leave(env, task.Op.ID)
 		return nil
 	})

@@ -524,7 +524,9 @@ func TestProcessesThatEnd(t *testing.T) {
 		{"by itself", runtime.Exit{Code: 0}, runtime.Stopped, ""},
 		{"with an error", runtime.Exit{Code: 3}, runtime.Failed, "exit code 3"},
 		{"by a signal", runtime.Exit{Code: 139, Signal: 11}, runtime.Failed, "signal 11"},
-		{"for lack of memory", runtime.Exit{Code: 137, Signal: 9, OOMKilled: true}, runtime.Failed, "memory"},
+		{"for lack of memory", runtime.Exit{Code: 137, Signal: 9, OOMKilled: true}, runtime.Failed, "was killed because memory"},
+		{"with an error after another was killed", runtime.Exit{Code: 1, OOMKilled: true}, runtime.Failed, "exit code 1; memory had run out"},
+		{"well though another was killed", runtime.Exit{Code: 0, OOMKilled: true}, runtime.Stopped, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			h := newHost(t)

@@ -36,6 +36,7 @@ func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding)
 			f.settle(m.relabel(ctx, f.EnvID))
 		}
 	}
+	m.countKills(ctx, o)
 	m.ensureDrawing(o.environments)
 	declared := m.restorePorts(ctx)
 	torn := make(map[string]error)

@@ -124,7 +124,7 @@ func (m *Manager) happened(ctx context.Context, event Event) {
 	var err error
 	switch event.Kind {
 	case EventOOM:
-		m.outOfMemory(ctx, event.ID)
+		err = m.outOfMemory(ctx, event.ID, event.OOMKills)
 	case EventExit:
 		err = m.ended(ctx, event.ID, &event.Exit)
 	case EventPaused, EventResumed:

@@ -363,6 +363,75 @@ func TestHistoryAndOOM(t *testing.T) {
 	}
 }
 
+// What the kernel kills in an environment is a change of it, also when nobody
+// heard of it or an operation was at work. The next run begins at 0.
+func TestOOMKills(t *testing.T) {
+	h := newHost(t)
+	first := start(t, h)
+	env, _ := first.create(full("desk"))
+	changed := make(chan *runtime.Environment, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = first.Watch(ctx, runtime.Filter{}, "", func(c runtime.Change) error {
+			if !c.Synced && c.Environment.OOMKills > 0 {
+				changed <- c.Environment
+			}
+			return nil
+		})
+	}()
+	for kills := 1; kills <= 2; kills++ {
+		h.engine.OOM(env.ID)
+		select {
+		case env := <-changed:
+			if env.OOMKills != kills || env.State != runtime.Running {
+				t.Errorf("told %+v, want %d kills", env, kills)
+			}
+		case <-time.After(time.Minute):
+			t.Fatal("watchers are not told")
+		}
+	}
+	cancel()
+	<-ended
+	if again := first.get("desk"); again.OOMKills != 2 {
+		t.Errorf("kept %d kills, want 2", again.OOMKills)
+	}
+	first.stop()
+	h.engine.OOM(env.ID)
+	second := start(t, h)
+	waitFor(t, "the pass to find it", func() bool { return second.get("desk").OOMKills == 3 })
+	// It comes while a stop is at work.
+	h.faults.Hook(func(method string) {
+		if method == "Engine.Stop" {
+			h.engine.OOM(env.ID)
+		}
+	})
+	second.act(second.Stop, "desk")
+	h.faults.Hook(nil)
+	waitFor(t, "the end of the stop to look", func() bool { return second.get("desk").OOMKills == 4 })
+	if stopped := second.get("desk"); stopped.State != runtime.Stopped || stopped.Exit == nil || !stopped.Exit.OOMKilled {
+		t.Errorf("stopped: %+v", stopped)
+	}
+	second.act(second.Start, "desk")
+	if started := second.get("desk"); started.State != runtime.Running || started.OOMKills != 0 || started.Exit != nil {
+		t.Errorf("the next run: %+v", started)
+	}
+	h.engine.OOM(env.ID)
+	waitFor(t, "the next kill", func() bool { return second.get("desk").OOMKills == 1 })
+	kinds, entries := second.history("desk")
+	count := 0
+	for _, kind := range kinds {
+		if kind == runtime.HappenedOOM {
+			count++
+		}
+	}
+	if count != 5 || !strings.Contains(entries[0].Message, "killed a process") {
+		t.Errorf("history %v, want five times oom", kinds)
+	}
+}
+
 func TestWatchResumes(t *testing.T) {
 	h := newHost(t)
 	d := start(t, h)

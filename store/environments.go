@@ -38,6 +38,7 @@ type environmentDetail struct {
 	ByPolicy     bool              `json:"by_policy,omitempty"`
 	Paused       bool              `json:"paused,omitempty"`
 	RolledBack   string            `json:"rolled_back,omitempty"`
+	OOMKills     int               `json:"oom_kills,omitempty"`
 	Applied      *runtime.Spec     `json:"applied,omitempty"`
 	Clear        bool              `json:"clear,omitempty"`
 	Disk         runtime.DiskLimit `json:"disk,omitzero"`
@@ -75,7 +76,7 @@ func (r *environmentRow) decode() (*runtime.Environment, error) {
 	e.Health, e.HealthDetail = d.Health, d.HealthDetail
 	e.RestartCount, e.RestartAt, e.ByPolicy = d.RestartCount, fromMillis(d.RestartAt), d.ByPolicy
 	e.Paused, e.Applied, e.Clear = d.Paused, d.Applied, d.Clear
-	e.RolledBack = d.RolledBack
+	e.RolledBack, e.OOMKills = d.RolledBack, d.OOMKills
 	e.Disk = d.Disk
 	e.Slot = -1
 	if r.slot.Valid {
@@ -105,7 +106,7 @@ func environmentValues(e *runtime.Environment) ([]any, error) {
 	detail, err := toJSON(environmentDetail{
 		Problem: e.Problem, Exit: e.Exit, Digest: e.Digest, Warnings: e.Warnings, Health: e.Health, HealthDetail: e.HealthDetail,
 		RestartCount: e.RestartCount, RestartAt: millis(e.RestartAt), ByPolicy: e.ByPolicy, Paused: e.Paused, Applied: e.Applied,
-		Clear: e.Clear, RolledBack: e.RolledBack, Disk: e.Disk,
+		Clear: e.Clear, RolledBack: e.RolledBack, OOMKills: e.OOMKills, Disk: e.Disk,
 	})
 	if err != nil {
 		return nil, err

@@ -31,22 +31,6 @@ func insertHistory(ctx context.Context, tx *sql.Tx, id string, news []runtime.Hi
 	return err
 }
 
-// AppendHistory implements runtime.Store.
-func (s *Store) AppendHistory(ctx context.Context, id string, news ...runtime.History) error {
-	err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		var known bool
-		err := tx.QueryRowContext(ctx, "SELECT EXISTS (SELECT 1 FROM environments WHERE id = ?)", id).Scan(&known)
-		if err != nil || !known {
-			return err
-		}
-		return insertHistory(ctx, tx, id, news)
-	})
-	if err != nil {
-		return fmt.Errorf("add to history of environment %s: %w", id, err)
-	}
-	return nil
-}
-
 // History implements runtime.Store.
 func (s *Store) History(ctx context.Context, id string, limit int, after string) ([]runtime.History, string, error) {
 	query := "SELECT seq, at, kind, message, exit FROM environment_events WHERE env_id = ?"

@@ -273,6 +273,10 @@ func TestFailures(t *testing.T) {
 	f.ops = []*remotegpuv1.Operation{operation(succeeded, "", 0, 0)}
 	f.env.State, f.env.Problem = remotegpuv1.EnvironmentState_ENVIRONMENT_STATE_ERROR, problem
 	f.env.Exit = &remotegpuv1.ExitStatus{Code: 137, Signal: 9, OomKilled: true}
+	f.env.OomKills = 2
+	if code, stdout, _ := f.run(t, "env", "get", "demo"); code != 0 || !strings.Contains(stdout, "2 processes were killed") {
+		t.Errorf("get: code %d: %s", code, stdout)
+	}
 	code, _, stderr := f.run(t, "env", "create", "demo", "--image", "app")
 	if code != 8 || !strings.Contains(stderr, "code 137, signal 9, out of memory") || !strings.Contains(stderr, "Try: check the name") {
 		t.Errorf("code %d: %s", code, stderr)

@@ -148,6 +148,7 @@ func (a *app) showEnvironment(e *remotegpuv1.Environment) error {
 		{"Health check", healthCheckText(spec.GetHealthCheck())},
 		{"Health", e.GetHealthDetail()},
 		{"Restart", restartText(e)},
+		{"Out of memory", oomText(e.GetOomKills())},
 		{"Needs restart", strings.Join(e.GetRestartNeeded(), ", ")},
 		{"Operation", e.GetOperation()},
 		{"Image", spec.GetImage()},
@@ -194,6 +195,18 @@ func exitText(e *remotegpuv1.ExitStatus) string {
 		text += ", out of memory"
 	}
 	return strings.TrimSpace(text + " " + moment(e.GetAt()))
+}
+
+// oomText says how often the kernel killed for memory.
+func oomText(kills int32) string {
+	switch kills {
+	case 0:
+		return ""
+	case 1:
+		return "a process was killed since its start"
+	default:
+		return fmt.Sprintf("%d processes were killed since its start", kills)
+	}
 }
 
 func limitsText(r *remotegpuv1.Resources) string {

@@ -33,7 +33,7 @@ func toEnvironment(env *runtime.Environment) *remotegpuv1.Environment {
 		CreatedAt: timestamp(env.CreatedAt), UpdatedAt: timestamp(env.UpdatedAt), StartedAt: timestamp(env.StartedAt),
 		Health: healths.toProto[env.Health], HealthDetail: env.HealthDetail,
 		RestartCount: int32(env.RestartCount), RestartAt: timestamp(env.RestartAt), Exit: toExit(env.Exit), Paused: env.Paused,
-		RestartNeeded: env.RestartNeeded(),
+		RestartNeeded: env.RestartNeeded(), OomKills: int32(env.OOMKills),
 	}
 	if env.Disk != (runtime.DiskLimit{}) {
 		message.DiskLimit = &remotegpuv1.DiskLimit{Enforced: env.Disk.Bytes > 0, Bytes: env.Disk.Bytes, Reason: env.Disk.NotEnforced}

@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/runtime"
 )
@@ -32,7 +31,7 @@ const (
 func (e *Engine) Events(ctx context.Context) (<-chan runtime.Event, <-chan error) {
 	out, errs := make(chan runtime.Event), make(chan error, 1)
 	streaming, cancel := context.WithCancel(ctx)
-	oom := make(map[string]bool)
+	oom := &oomWatch{told: make(map[string]int), due: make(map[string]time.Time)}
 	var filters []string
 	for _, topic := range []string{topicExit, topicOOM, topicPaused, topicResumed, topicHere} {
 		filters = append(filters, fmt.Sprintf("namespace==%q,topic==%q", e.cfg.Namespace, topic))
@@ -57,7 +56,7 @@ func (e *Engine) Events(ctx context.Context) (<-chan runtime.Event, <-chan error
 // subscribed waits until an event of our own comes back, and returns what came
 // before it.
 func (e *Engine) subscribed(ctx context.Context, in <-chan *events.Envelope, broken <-chan error,
-	oom map[string]bool,
+	oom *oomWatch,
 ) ([]runtime.Event, error) {
 	var early []runtime.Event
 	token := rand.Text()
@@ -98,7 +97,7 @@ func (e *Engine) subscribed(ctx context.Context, in <-chan *events.Envelope, bro
 }
 
 func (e *Engine) forward(ctx context.Context, pending []runtime.Event, in <-chan *events.Envelope, broken <-chan error,
-	out chan<- runtime.Event, oom map[string]bool,
+	out chan<- runtime.Event, oom *oomWatch,
 ) error {
 	for {
 		for _, event := range pending {
@@ -109,7 +108,13 @@ func (e *Engine) forward(ctx context.Context, pending []runtime.Event, in <-chan
 			}
 		}
 		pending = pending[:0]
+		var again <-chan time.Time
+		if len(oom.due) > 0 {
+			again = time.After(oomPoll)
+		}
 		select {
+		case <-again:
+			pending = oom.look(pending, e.oomKills)
 		case envelope := <-in:
 			pending = e.appendEvent(ctx, pending, envelope, oom)
 		case err := <-broken:
@@ -128,10 +133,8 @@ func (e *Engine) ended(ctx context.Context, err error) error {
 	return e.explain(ctx, err)
 }
 
-// appendEvent reads one event. A shim that starts to watch for memory too late
-// does not tell of a first process that was killed at once, so an exit for
-// that reason tells it where it has not been told; oom is who it was told of.
-func (e *Engine) appendEvent(ctx context.Context, to []runtime.Event, envelope *events.Envelope, oom map[string]bool) []runtime.Event {
+// appendEvent reads one event.
+func (e *Engine) appendEvent(ctx context.Context, to []runtime.Event, envelope *events.Envelope, oom *oomWatch) []runtime.Event {
 	switch envelope.Topic {
 	case topicExit:
 		exit, ok := decode[*eventsapi.TaskExit](envelope)
@@ -139,17 +142,15 @@ func (e *Engine) appendEvent(ctx context.Context, to []runtime.Event, envelope *
 			e.cfg.Log.WarnContext(ctx, "event cannot be read", "topic", envelope.Topic)
 		} else if exit.ID == exit.ContainerID { // else a command's
 			ended := exitOf(exit.ExitStatus, exit.ExitedAt)
-			ended.OOMKilled = ended.Signal == int(unix.SIGKILL) && e.oomKilled(exit.ContainerID)
-			if ended.OOMKilled && !oom[exit.ContainerID] {
-				to = append(to, runtime.Event{ID: exit.ContainerID, Kind: runtime.EventOOM})
-			}
-			delete(oom, exit.ContainerID)
+			kills, _ := e.oomKills(exit.ContainerID) // its cgroup may be gone by now
+			ended.OOMKilled = kills > 0 || oom.told[exit.ContainerID] > 0
+			to = oom.ended(to, exit.ContainerID, kills)
 			to = append(to, runtime.Event{ID: exit.ContainerID, Kind: runtime.EventExit, Exit: ended})
 		}
 	case topicOOM:
 		if told, ok := decode[*eventsapi.TaskOOM](envelope); ok {
-			oom[told.ContainerID] = true
-			to = append(to, runtime.Event{ID: told.ContainerID, Kind: runtime.EventOOM})
+			kills, known := e.oomKills(told.ContainerID)
+			to = oom.struck(to, told.ContainerID, kills, known)
 		}
 	case topicPaused:
 		if told, ok := decode[*eventsapi.TaskPaused](envelope); ok {

@@ -1,8 +1,6 @@
 package containerd
 
 import (
-	"bufio"
-	"bytes"
 	"context"
 	"fmt"
 	"net"
@@ -138,25 +136,26 @@ func limitOf(pid int) (hard uint64, bound bool) {
 
 func (e *Engine) cgroup(id string) string { return filepath.Join(e.cfg.CgroupParent, id) }
 
-// oomKilled says whether the kernel has killed a process of the container for
-// memory since it was started. The counter lives in the container's cgroup,
-// which is there until its task is deleted, so it is known even when nobody
-// listened at that moment.
-func (e *Engine) oomKilled(id string) bool {
+// oomKills is how many processes of the container the kernel has killed for
+// memory since it was started, and whether that is known. The counter lives in
+// the container's cgroup, which is there until its task is deleted, so it is
+// known even when nobody listened at that moment.
+func (e *Engine) oomKills(id string) (count int, known bool) {
 	file := filepath.Join(cgroupRoot, "memory", e.cgroup(id), "memory.oom_control")
 	if e.host().unified {
 		file = filepath.Join(cgroupRoot, e.cgroup(id), "memory.events")
 	}
 	text, err := os.ReadFile(file)
 	if err != nil {
-		return false
+		return 0, false
 	}
-	for lines := bufio.NewScanner(bytes.NewReader(text)); lines.Scan(); {
-		if count, found := strings.CutPrefix(lines.Text(), "oom_kill "); found {
-			return count != "0"
+	for line := range strings.Lines(string(text)) {
+		if word, found := strings.CutPrefix(line, "oom_kill "); found {
+			count, err = strconv.Atoi(strings.TrimSpace(word))
+			return count, err == nil
 		}
 	}
-	return false
+	return 0, false
 }
 
 // awaitCgroupGone waits until a container's cgroup is no more: containerd

@@ -8,7 +8,6 @@ import (
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/runtime"
 )
@@ -60,9 +59,11 @@ func (e *Engine) status(record *containers.Container, process *task.Process) run
 	case process == nil || process.Status == task.Status_CREATED:
 	case running(process):
 		status.Running, status.PID, status.Paused = true, int(process.Pid), isPaused(process)
+		status.OOMKills, _ = e.oomKills(record.ID)
 	default:
 		exit := exitOf(process.ExitStatus, process.ExitedAt)
-		exit.OOMKilled = exit.Signal == int(unix.SIGKILL) && e.oomKilled(record.ID)
+		status.OOMKills, _ = e.oomKills(record.ID)
+		exit.OOMKilled = status.OOMKills > 0
 		status.Exit = &exit
 	}
 	return status

@@ -59,7 +59,8 @@ func (e *Engine) stop(ctx context.Context, id string, timeout time.Duration) (ru
 		last = waited{status: 128 + uint32(unix.SIGKILL)}
 	}
 	exit := exitOf(last.status, last.at)
-	exit.OOMKilled = exit.Signal == int(unix.SIGKILL) && !killed && e.oomKilled(id)
+	kills, _ := e.oomKills(id)
+	exit.OOMKilled = kills > 0
 	if err := e.roots.EndLive(ctx, id); err != nil {
 		return runtime.Exit{}, err
 	}

@@ -63,6 +63,7 @@ func Engine(t *testing.T, open func(t *testing.T) EngineSetup) {
 		{"RunRefuses", testRunRefuses},
 		{"Events", testEvents},
 		{"OutOfMemory", testOutOfMemory},
+		{"OutOfMemoryOfAnother", testOutOfMemoryOfAnother},
 		{"Reopen", testReopen},
 		{"List", testList},
 		{"Parts", testParts},

@@ -313,13 +313,47 @@ func testOutOfMemory(t *testing.T, s *suite) {
 	c := s.container("eat-memory", "268435456")
 	c.Resources.MemoryBytes = 32 << 20
 	s.start(t, c)
-	await(t, events, c.ID, runtime.EventOOM)
+	if event := await(t, events, c.ID, runtime.EventOOM); event.OOMKills < 1 {
+		t.Errorf("event %+v", event)
+	}
 	status := s.ended(t, c.ID)
 	if status.Exit == nil || !status.Exit.OOMKilled || status.Exit.Code != 137 || status.Exit.Signal != 9 {
 		t.Errorf("exit %+v, want killed for memory", status.Exit)
 	}
 	if exit, err := s.Engine.Stop(t.Context(), c.ID, time.Second); err != nil || !exit.OOMKilled {
 		t.Errorf("Stop() = %+v, %v, want killed for memory", exit, err)
+	}
+}
+
+// What is killed is not the first process: it lives on, and how it ends says
+// that memory ran out in the run.
+func testOutOfMemoryOfAnother(t *testing.T, s *suite) {
+	events := s.events(t)
+	c := s.container("ignore-term")
+	c.Resources.MemoryBytes = 64 << 20
+	s.start(t, c)
+	for kills := 1; kills <= 2; kills++ {
+		result, err := s.Engine.Run(t.Context(), c.ID, runtime.Command{
+			Argv: []string{"testprog", "eat-memory", "268435456"}, Timeout: time.Minute, OutputLimit: 1 << 10,
+		})
+		if err != nil || result.ExitCode != 137 {
+			t.Fatalf("eating memory: %+v %v", result, err)
+		}
+		if event := await(t, events, c.ID, runtime.EventOOM); event.OOMKills != kills {
+			t.Errorf("event %+v, want %d kills", event, kills)
+		}
+		if status := s.status(t, c.ID); !status.Running || status.OOMKills != kills {
+			t.Errorf("status %+v, want %d kills", status, kills)
+		}
+	}
+	if exit, err := s.Engine.Stop(t.Context(), c.ID, 0); err != nil || exit.Code != 137 || exit.Signal != 9 || !exit.OOMKilled {
+		t.Errorf("Stop() = %+v, %v", exit, err)
+	}
+	if _, err := s.Engine.Start(t.Context(), c); err != nil {
+		t.Fatal(err)
+	}
+	if status := s.status(t, c.ID); !status.Running || status.OOMKills != 0 {
+		t.Errorf("status of the next run: %+v", status)
 	}
 }
 

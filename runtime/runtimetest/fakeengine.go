@@ -58,6 +58,7 @@ type fakeProcess struct {
 	pid        int
 	ignoreTerm bool
 	paused     bool
+	oomKills   int
 	exit       *runtime.Exit // nil while it runs
 	done       chan struct{} // closed when it has ended
 }
@@ -120,11 +121,18 @@ func (e *FakeEngine) Exit(id string, exit runtime.Exit) error {
 	return nil
 }
 
-// OOM sends the event of a container that ran out of memory.
+// OOM kills a process of a running container for memory, not its first one.
 func (e *FakeEngine) OOM(id string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.publish(runtime.Event{ID: id, Kind: runtime.EventOOM})
+	if c := e.containers[id]; c != nil && c.running() {
+		e.oom(c)
+	}
+}
+
+func (e *FakeEngine) oom(c *fakeContainer) {
+	c.process.oomKills++
+	e.publish(runtime.Event{ID: c.ID, Kind: runtime.EventOOM, OOMKills: c.process.oomKills})
 }
 
 // Forget drops all tasks, as a reboot of the host does, without an event.
@@ -313,8 +321,8 @@ func (e *FakeEngine) runFirst(c *fakeContainer, args []string) {
 			return
 		case "eat-memory":
 			if limit := c.Resources.MemoryBytes; limit > 0 && limit < c.eaten() {
-				e.publish(runtime.Event{ID: c.ID, Kind: runtime.EventOOM})
-				e.end(c, runtime.Exit{Code: 137, Signal: 9, OOMKilled: true})
+				e.oom(c)
+				e.end(c, runtime.Exit{Code: 137, Signal: 9})
 			}
 			return
 		}
@@ -329,6 +337,7 @@ func (e *FakeEngine) end(c *fakeContainer, exit runtime.Exit) {
 	if exit.At.IsZero() {
 		exit.At = time.Now()
 	}
+	exit.OOMKilled = exit.OOMKilled || c.process.oomKills > 0
 	c.process.exit = &exit
 	close(c.process.done)
 	e.publish(runtime.Event{ID: c.ID, Kind: runtime.EventExit, Exit: exit})

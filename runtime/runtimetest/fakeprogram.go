@@ -62,6 +62,9 @@ func (c *fakeContainer) running() bool { return c.process != nil && c.process.ex
 
 func (c *fakeContainer) status() runtime.ContainerStatus {
 	status := runtime.ContainerStatus{ID: c.ID, Image: c.Image, Labels: c.Labels, Running: c.running()}
+	if c.process != nil {
+		status.OOMKills = c.process.oomKills
+	}
 	if status.Running {
 		status.PID, status.Paused = c.process.pid, c.process.paused
 	} else if c.process != nil {
@@ -78,6 +81,12 @@ func (c *fakeContainer) eaten() int64 {
 		return n
 	}
 	return 0
+}
+
+// tooMuch says whether a command that eats so many bytes is beyond the limit.
+func (c *fakeContainer) tooMuch(text string) bool {
+	n, _ := strconv.ParseInt(text, 10, 64) // testprog would not start
+	return c.Resources.MemoryBytes > 0 && n > c.Resources.MemoryBytes
 }
 
 // argv is what a container runs; as the image says where it says nothing.
@@ -222,6 +231,11 @@ func (e *FakeEngine) Run(ctx context.Context, id string, cmd runtime.Command) (r
 					seconds, _ := strconv.Atoi(command[1])
 					wait = time.Duration(seconds) * time.Second
 				}
+				break
+			}
+			if command[0] == "eat-memory" && len(command) > 1 && c.tooMuch(command[1]) {
+				e.oom(c)
+				result.ExitCode = 137
 				break
 			}
 			if result.ExitCode = c.exec(command, x); result.ExitCode != 0 {

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -94,6 +95,65 @@ func TestOutOfMemoryIsRestarted(t *testing.T) {
 	if kinds := n.events(t, "hungry"); !slices.Contains(kinds, "oom") {
 		t.Errorf("events: %v", kinds)
 	}
+}
+
+// A child that the kernel kills is seen while the first process lives on: by
+// watchers, in the environment, and in how the run ended.
+func TestOutOfMemoryOfAChild(t *testing.T) {
+	for _, kind := range both {
+		t.Run(string(kind), func(t *testing.T) {
+			n := Start(t, kind, "")
+			n.Must(t, "env", "create", "parent", "--image", n.Image, "--memory", "64MiB")
+			id := n.Get(t, "parent").ID
+			next := n.watch(t)
+			for !next().Synced {
+			}
+			eat := []string{"testprog", "eat-memory", "268435456"}
+			if _, errs, code := n.CLI(t, append([]string{"env", "exec", "--stdin=false", "parent", "--"}, eat...)...); code != 137 {
+				t.Fatalf("eating memory: exit %d: %s", code, errs)
+			}
+			if m := next(); m.Environment == nil || m.Environment.OOMs != 1 || m.Environment.State != running {
+				t.Errorf("told %+v, want one kill", m.Environment)
+			}
+			if out := n.Must(t, "env", "get", "parent"); !strings.Contains(out, "a process was killed") {
+				t.Errorf("get: %s", out)
+			}
+			// Nobody hears of the next one.
+			n.Stop(t, syscall.SIGKILL)
+			n.Containerd.Ctr(t, append([]string{"task", "exec", "--detach", "--exec-id", "eater", id}, eat...)...)
+			n.killsInCgroup(t, id, 2)
+			n.Run(t)
+			Eventually(t, "the second kill to be found", func() bool { return n.Get(t, "parent").OOMKills == 2 })
+			n.Must(t, "env", "stop", "--grace", "0s", "parent")
+			if env := n.Get(t, "parent"); env.OOMKills != 2 || env.Exit == nil || !env.Exit.OOM {
+				t.Errorf("stopped: %+v %+v", env, env.Exit)
+			}
+			if kinds := n.events(t, "parent"); !slices.Equal(kinds, []string{"created", "started", "oom", "oom", "stopped"}) {
+				t.Errorf("events: %v", kinds)
+			}
+			n.Must(t, "env", "start", "parent")
+			if env := n.Get(t, "parent"); env.OOMKills != 0 || env.Exit != nil {
+				t.Errorf("the next run: %+v", env)
+			}
+		})
+	}
+}
+
+// killsInCgroup waits until the kernel has counted so many kills.
+func (n *Node) killsInCgroup(tb testing.TB, id string, kills int) {
+	tb.Helper()
+	paths := []string{
+		filepath.Join("/sys/fs/cgroup/memory", n.Containerd.Cgroup, id, "memory.oom_control"),
+		filepath.Join("/sys/fs/cgroup", n.Containerd.Cgroup, id, "memory.events"),
+	}
+	Eventually(tb, "the kernel to kill", func() bool {
+		for _, path := range paths {
+			if text, err := os.ReadFile(path); err == nil && strings.Contains(string(text), fmt.Sprintf("oom_kill %d\n", kills)) {
+				return true
+			}
+		}
+		return false
+	})
 }
 
 func TestHealth(t *testing.T) {

@@ -285,6 +285,7 @@ type Environment struct {
 	State        string `json:"state"`
 	Address      string `json:"address"`
 	DesktopReady bool   `json:"desktopReady"`
+	OOMKills     int    `json:"oomKills"`
 	Exit         *struct {
 		Code   int  `json:"code"`
 		Signal int  `json:"signal"`

@@ -14,6 +14,7 @@ type watched struct {
 	Environment *struct {
 		Name  string `json:"name"`
 		State string `json:"state"`
+		OOMs  int    `json:"oomKills"`
 	} `json:"environment"`
 	Synced bool   `json:"synced"`
 	Token  string `json:"resumeToken"`

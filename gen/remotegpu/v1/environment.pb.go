@@ -435,7 +435,11 @@ type Environment struct {
 	RestartNeeded []string `protobuf:"bytes,25,rep,name=restart_needed,json=restartNeeded,proto3" json:"restart_needed,omitempty"`
 	// What became of spec.resources.disk_bytes at its last start. Absent when it
 	// was not asked for.
-	DiskLimit     *DiskLimit `protobuf:"bytes,30,opt,name=disk_limit,json=diskLimit,proto3" json:"disk_limit,omitempty"`
+	DiskLimit *DiskLimit `protobuf:"bytes,30,opt,name=disk_limit,json=diskLimit,proto3" json:"disk_limit,omitempty"`
+	// Processes of its present or last run that the kernel's OOM killer has
+	// killed, its first one included. Begins again at 0 when its process is
+	// started; a pause and what restarts the daemon do not change it.
+	OomKills      int32 `protobuf:"varint,31,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -652,6 +656,13 @@ func (x *Environment) GetDiskLimit() *DiskLimit {
 	return nil
 }
 
+func (x *Environment) GetOomKills() int32 {
+	if x != nil {
+		return x.OomKills
+	}
+	return 0
+}
+
 // ExitStatus is how a process ended.
 type ExitStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -659,7 +670,8 @@ type ExitStatus struct {
 	Code int32 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
 	// Signal number that ended it; 0 when none did.
 	Signal int32 `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"`
-	// True when the kernel's OOM killer struck in its cgroup during the run.
+	// True when the kernel's OOM killer struck in its cgroup during the run, be
+	// it that another process was killed than the one that ended the run.
 	OomKilled bool `protobuf:"varint,3,opt,name=oom_killed,json=oomKilled,proto3" json:"oom_killed,omitempty"`
 	// When. Absent when it ended unseen.
 	At            *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
@@ -5049,7 +5061,7 @@ var File_remotegpu_v1_environment_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\n" +
-	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\xec\b\n" +
+	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\x89\t\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -5082,7 +5094,8 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x06paused\x18\x18 \x01(\bR\x06paused\x12%\n" +
 	"\x0erestart_needed\x18\x19 \x03(\tR\rrestartNeeded\x126\n" +
 	"\n" +
-	"disk_limit\x18\x1e \x01(\v2\x17.remotegpu.v1.DiskLimitR\tdiskLimit\x1a9\n" +
+	"disk_limit\x18\x1e \x01(\v2\x17.remotegpu.v1.DiskLimitR\tdiskLimit\x12\x1b\n" +
+	"\toom_kills\x18\x1f \x01(\x05R\boomKills\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x01\n" +
