@@ -30,6 +30,7 @@ type ActionRequest struct {
 // actionArgs are the arguments that an operation keeps of an ActionRequest.
 type actionArgs struct {
 	Timeout time.Duration `json:"timeout"` // nanoseconds
+	Force   bool          `json:"force,omitempty"`
 }
 
 // Start starts a stopped or failed environment, or lets a paused one go on. The
@@ -128,7 +129,7 @@ func (m *Manager) act(ctx context.Context, kind string, req ActionRequest, check
 	if req.Timeout != nil {
 		timeout = *req.Timeout
 	}
-	op := m.newOperation(kind, env.Project, env.ID, req.RequestID, hash, actionArgs{Timeout: timeout})
+	op := m.newOperation(kind, env.Project, env.ID, req.RequestID, hash, actionArgs{Timeout: timeout, Force: req.Force && kind == KindDelete})
 	updated, existing, err := m.cfg.Store.UpdateEnvironment(fault.Within(ctx, "request ", kind), env.ID, op, recorded(func(env *Environment) error {
 		if req.Etag != "" && req.Etag != Etag(env.Revision) {
 			return etagMismatch(env.Name)

@@ -195,7 +195,7 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, 
 		Warnings: warnings, CreatedAt: now, UpdatedAt: now,
 		News: []History{{Time: now, Kind: HappenedCreated, Message: "it was asked for, from image " + req.Spec.Image + fromSnapshot(snapshot)}},
 	}
-	op := m.newOperation(KindCreate, env.Project, env.ID, req.RequestID, hash, nil)
+	op := m.newOperation(KindCreate, env.Project, env.ID, req.RequestID, hash, createArgs{Name: env.Name, Image: env.Spec.Image, Snapshot: env.Spec.Snapshot})
 	env.Operation = op.ID
 	existing, err := m.reserve(fault.Within(ctx, "request ", KindCreate), env, op)
 	if err != nil || existing != nil {

@@ -100,7 +100,7 @@ func (m *Manager) RollBack(ctx context.Context, req RollBackRequest) (*Environme
 	if err := usable(snapshot, "snapshot"); err != nil {
 		return nil, nil, err
 	}
-	args := snapshotArgs{Snapshot: snapshot.ID, Timeout: DefaultStopTimeout}
+	args := snapshotArgs{Snapshot: snapshot.ID, Timeout: DefaultStopTimeout, Force: req.Force}
 	if req.Timeout != nil {
 		args.Timeout = *req.Timeout
 	}

@@ -94,6 +94,7 @@ type snapshotArgs struct {
 	Snapshot  string        `json:"snapshot"`            // id
 	Timeout   time.Duration `json:"timeout,omitempty"`   // KindRollBack: nanoseconds between SIGTERM and SIGKILL
 	Restart   bool          `json:"restart,omitempty"`   // KindRollBack: it ran
+	Force     bool          `json:"force,omitempty"`     // KindRollBack: though it runs
 	Reference string        `json:"reference,omitempty"` // KindExport
 }
 

@@ -169,6 +169,13 @@ func (s *Store) Operations(ctx context.Context, filter operation.Filter) ([]*ope
 	if filter.Target != "" {
 		add("target = ?", filter.Target)
 	}
+	if len(filter.Kinds) > 0 {
+		var kinds []any
+		for _, kind := range filter.Kinds {
+			kinds = append(kinds, kind)
+		}
+		add("kind IN ("+placeholders(len(kinds))+")", kinds...)
+	}
 	if len(filter.States) > 0 {
 		var states []any
 		for _, state := range filter.States {

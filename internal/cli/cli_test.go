@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -280,6 +281,22 @@ func TestFailures(t *testing.T) {
 	code, _, stderr := f.run(t, "env", "create", "demo", "--image", "app")
 	if code != 8 || !strings.Contains(stderr, "code 137, signal 9, out of memory") || !strings.Contains(stderr, "Try: check the name") {
 		t.Errorf("code %d: %s", code, stderr)
+	}
+}
+
+func TestOperationsByKind(t *testing.T) {
+	f := newFake(t)
+	op := operation(succeeded, "", 0, 0)
+	op.Arguments = map[string]string{"timeout": "10s", "force": "true"}
+	f.ops = []*remotegpuv1.Operation{op}
+	if code, stdout, stderr := f.run(t, "op", "ls", "--kind", "image.pull,image.push"); code != 0 || !strings.Contains(stdout, "01OP") {
+		t.Errorf("code %d: %s%s", code, stdout, stderr)
+	}
+	if list, ok := f.last.(*remotegpuv1.ListOperationsRequest); !ok || !slices.Equal(list.GetKinds(), []string{"image.pull", "image.push"}) {
+		t.Errorf("request %v", f.last)
+	}
+	if code, stdout, stderr := f.run(t, "op", "get", "01OP"); code != 0 || !strings.Contains(stdout, "force=true,timeout=10s") {
+		t.Errorf("code %d: %s%s", code, stdout, stderr)
 	}
 }
 

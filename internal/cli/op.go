@@ -51,8 +51,12 @@ func (a *app) opList() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&request.Target, "target", "", "only those that work on this environment id or image reference")
+	cmd.Flags().StringSliceVar(&request.Kinds, "kind", nil, "only of these kinds, for example environment.create or image.pull")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only in these states: queued, running, succeeded, failed, cancelled")
 	page.register(cmd.Flags(), 50)
+	a.complete(cmd, "kind", "environment.create", "environment.start", "environment.stop", "environment.restart", "environment.delete",
+		"environment.pause", "environment.resume", "environment.update", "environment.snapshot", "environment.rollback",
+		"snapshot.export", "image.pull", "image.push", "image.build")
 	a.complete(cmd, "state", "queued", "running", "succeeded", "failed", "cancelled")
 	return cmd
 }
@@ -86,6 +90,7 @@ func (a *app) showOperation(op *remotegpuv1.Operation) error {
 		{"Problem", problemText(op.GetProblem())},
 		{"Try", op.GetProblem().GetHint()},
 		{"Labels", pairs(op.GetLabels())},
+		{"Arguments", pairs(op.GetArguments())},
 		{"Result", pairs(op.GetResult())},
 		{"Created", moment(op.GetCreatedAt())},
 		{"Started", moment(op.GetStartedAt())},

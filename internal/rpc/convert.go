@@ -147,7 +147,7 @@ func (s *services) toOperation(op *operation.Operation) *remotegpuv1.Operation {
 		Id: op.ID, Project: op.Project, Node: s.cfg.NodeName, Labels: op.Labels, Etag: etag(op.Revision), Kind: op.Kind, Target: op.Target,
 		State: operationStates.toProto[op.State], Attempts: int32(op.Attempts), Problem: toProblem(op.Problem),
 		CreatedAt: timestamp(op.CreatedAt), StartedAt: timestamp(op.StartedAt), FinishedAt: timestamp(op.FinishedAt),
-		CancelRequested: op.CancelRequested, Result: op.Result,
+		CancelRequested: op.CancelRequested, Result: op.Result, Arguments: runtime.Arguments(op),
 	}
 	if p := op.Progress; p != nil {
 		message.Progress = &remotegpuv1.OperationProgress{Step: p.Step, Done: p.Done, Total: p.Total, Log: p.Log}

@@ -32,7 +32,7 @@ func (s *operationService) GetOperation(ctx context.Context, req *remotegpuv1.Ge
 
 // ListOperations implements the RPC.
 func (s *operationService) ListOperations(ctx context.Context, req *remotegpuv1.ListOperationsRequest) (*remotegpuv1.ListOperationsResponse, error) {
-	filter := operation.Filter{Project: req.GetProject(), Target: req.GetTarget(), Limit: pageSize(req.GetPageSize()), After: req.GetPageToken()}
+	filter := operation.Filter{Project: req.GetProject(), Target: req.GetTarget(), Kinds: req.GetKinds(), Limit: pageSize(req.GetPageSize()), After: req.GetPageToken()}
 	for _, state := range req.GetStates() {
 		filter.States = append(filter.States, operationStates.toDomain[state])
 	}

@@ -95,6 +95,7 @@ type Operation struct {
 type Filter struct {
 	Project string
 	Target  string
+	Kinds   []string
 	States  []State
 	Limit   int    // 0: no limit
 	After   string // page cursor as returned by the store

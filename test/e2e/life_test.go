@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -85,6 +86,7 @@ func TestLifeOfAnEnvironment(t *testing.T) {
 			if out := n.Must(t, "env", "ls", "-l", "team=vision"); !strings.Contains(out, "web") {
 				t.Errorf("ls: %s", out)
 			}
+			n.operationsByKind(t, env.ID)
 			n.Must(t, "env", "rm", "--force", "web")
 			if _, _, code := n.CLI(t, "env", "get", "web"); code != 3 {
 				t.Errorf("getting a deleted environment: exit %d, want 3", code)
@@ -96,6 +98,32 @@ func TestLifeOfAnEnvironment(t *testing.T) {
 				t.Errorf("the volume: %q", out)
 			}
 		})
+	}
+}
+
+// operationsByKind lists what was done to an environment that was created,
+// stopped, started and restarted, by kind, with what was asked for.
+func (n *Node) operationsByKind(tb testing.TB, id string) {
+	tb.Helper()
+	var list struct {
+		Operations []struct {
+			Kind      string            `json:"kind"`
+			Arguments map[string]string `json:"arguments"`
+		} `json:"operations"`
+	}
+	n.call(tb, "OperationService/ListOperations",
+		fmt.Sprintf(`{"target": %q, "kinds": ["environment.create", "environment.stop", "never.done"]}`, id), &list)
+	if len(list.Operations) != 2 || list.Operations[0].Kind != "environment.stop" || list.Operations[1].Kind != "environment.create" {
+		tb.Fatalf("creates and stops: %+v", list)
+	}
+	if got := list.Operations[0].Arguments; !maps.Equal(got, map[string]string{"timeout": "10s"}) {
+		tb.Errorf("arguments of the stop: %v", got)
+	}
+	if got := list.Operations[1].Arguments; !maps.Equal(got, map[string]string{"name": "web", "image": "docker.io/remotegpu/test:latest"}) {
+		tb.Errorf("arguments of the create: %v", got)
+	}
+	if out := n.Must(tb, "op", "ls", "--kind", "environment.restart"); !strings.Contains(out, "environment.restart") || strings.Contains(out, "environment.stop") {
+		tb.Errorf("op ls: %s", out)
 	}
 }
 

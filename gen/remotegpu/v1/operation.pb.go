@@ -189,7 +189,11 @@ type Operation struct {
 	// True once CancelOperation was called.
 	CancelRequested bool `protobuf:"varint,15,opt,name=cancel_requested,json=cancelRequested,proto3" json:"cancel_requested,omitempty"`
 	// What it made, kind by kind: "image" and "digest" of a pull or a build.
-	Result        map[string]string `protobuf:"bytes,16,rep,name=result,proto3" json:"result,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Result map[string]string `protobuf:"bytes,16,rep,name=result,proto3" json:"result,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What was asked for, as far as it matters to who looks on: see "Operations
+	// and waiting" in docs/api.md. Names and references, never credentials or the
+	// values of variables. What was left to its default may be absent.
+	Arguments     map[string]string `protobuf:"bytes,17,rep,name=arguments,proto3" json:"arguments,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -332,6 +336,13 @@ func (x *Operation) GetCancelRequested() bool {
 func (x *Operation) GetResult() map[string]string {
 	if x != nil {
 		return x.Result
+	}
+	return nil
+}
+
+func (x *Operation) GetArguments() map[string]string {
+	if x != nil {
+		return x.Arguments
 	}
 	return nil
 }
@@ -595,7 +606,10 @@ type ListOperationsRequest struct {
 	// At most this many; 0 means 50, and more than 500 means 500.
 	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before. Empty for the first.
-	PageToken     string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only those of one of these kinds, for example "image.pull". Empty for all;
+	// of a kind that the node does not know there are none.
+	Kinds         []string `protobuf:"bytes,6,rep,name=kinds,proto3" json:"kinds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -663,6 +677,13 @@ func (x *ListOperationsRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *ListOperationsRequest) GetKinds() []string {
+	if x != nil {
+		return x.Kinds
+	}
+	return nil
 }
 
 // ListOperationsResponse is one page.
@@ -918,7 +939,7 @@ var File_remotegpu_v1_operation_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_operation_proto_rawDesc = "" +
 	"\n" +
-	"\x1cremotegpu/v1/operation.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aremotegpu/v1/problem.proto\"\x95\x06\n" +
+	"\x1cremotegpu/v1/operation.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aremotegpu/v1/problem.proto\"\x99\a\n" +
 	"\tOperation\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aproject\x18\x02 \x01(\tR\aproject\x12\x12\n" +
@@ -939,11 +960,15 @@ const file_remotegpu_v1_operation_proto_rawDesc = "" +
 	"\vfinished_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"finishedAt\x12)\n" +
 	"\x10cancel_requested\x18\x0f \x01(\bR\x0fcancelRequested\x12;\n" +
-	"\x06result\x18\x10 \x03(\v2#.remotegpu.v1.Operation.ResultEntryR\x06result\x1a9\n" +
+	"\x06result\x18\x10 \x03(\v2#.remotegpu.v1.Operation.ResultEntryR\x06result\x12D\n" +
+	"\targuments\x18\x11 \x03(\v2&.remotegpu.v1.Operation.ArgumentsEntryR\targuments\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
 	"\vResultEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a<\n" +
+	"\x0eArgumentsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x01\n" +
 	"\x11OperationProgress\x12\x12\n" +
@@ -960,14 +985,16 @@ const file_remotegpu_v1_operation_proto_rawDesc = "" +
 	"\x13GetOperationRequest\x12\x19\n" +
 	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\"M\n" +
 	"\x14GetOperationResponse\x125\n" +
-	"\toperation\x18\x01 \x01(\v2\x17.remotegpu.v1.OperationR\toperation\"\xf2\x01\n" +
+	"\toperation\x18\x01 \x01(\v2\x17.remotegpu.v1.OperationR\toperation\"\x9a\x02\n" +
 	"\x15ListOperationsRequest\x12!\n" +
 	"\aproject\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12 \n" +
 	"\x06target\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06target\x12E\n" +
 	"\x06states\x18\x03 \x03(\x0e2\x1c.remotegpu.v1.OperationStateB\x0f\xbaH\f\x92\x01\t\"\a\x82\x01\x04\x10\x01 \x00R\x06states\x12$\n" +
 	"\tpage_size\x18\x04 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\tpageToken\"y\n" +
+	"page_token\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\tpageToken\x12&\n" +
+	"\x05kinds\x18\x06 \x03(\tB\x10\xbaH\r\x92\x01\n" +
+	"\x10@\"\x06r\x04\x10\x01\x18@R\x05kinds\"y\n" +
 	"\x16ListOperationsResponse\x127\n" +
 	"\n" +
 	"operations\x18\x01 \x03(\v2\x17.remotegpu.v1.OperationR\n" +
@@ -1018,7 +1045,7 @@ func file_remotegpu_v1_operation_proto_rawDescGZIP() []byte {
 }
 
 var file_remotegpu_v1_operation_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_remotegpu_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_remotegpu_v1_operation_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_remotegpu_v1_operation_proto_goTypes = []any{
 	(OperationState)(0),             // 0: remotegpu.v1.OperationState
 	(LayerState)(0),                 // 1: remotegpu.v1.LayerState
@@ -1035,40 +1062,42 @@ var file_remotegpu_v1_operation_proto_goTypes = []any{
 	(*CancelOperationResponse)(nil), // 12: remotegpu.v1.CancelOperationResponse
 	nil,                             // 13: remotegpu.v1.Operation.LabelsEntry
 	nil,                             // 14: remotegpu.v1.Operation.ResultEntry
-	(*Problem)(nil),                 // 15: remotegpu.v1.Problem
-	(*timestamppb.Timestamp)(nil),   // 16: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),     // 17: google.protobuf.Duration
+	nil,                             // 15: remotegpu.v1.Operation.ArgumentsEntry
+	(*Problem)(nil),                 // 16: remotegpu.v1.Problem
+	(*timestamppb.Timestamp)(nil),   // 17: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),     // 18: google.protobuf.Duration
 }
 var file_remotegpu_v1_operation_proto_depIdxs = []int32{
 	13, // 0: remotegpu.v1.Operation.labels:type_name -> remotegpu.v1.Operation.LabelsEntry
 	0,  // 1: remotegpu.v1.Operation.state:type_name -> remotegpu.v1.OperationState
 	3,  // 2: remotegpu.v1.Operation.progress:type_name -> remotegpu.v1.OperationProgress
-	15, // 3: remotegpu.v1.Operation.problem:type_name -> remotegpu.v1.Problem
-	16, // 4: remotegpu.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
-	16, // 5: remotegpu.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
-	16, // 6: remotegpu.v1.Operation.finished_at:type_name -> google.protobuf.Timestamp
+	16, // 3: remotegpu.v1.Operation.problem:type_name -> remotegpu.v1.Problem
+	17, // 4: remotegpu.v1.Operation.created_at:type_name -> google.protobuf.Timestamp
+	17, // 5: remotegpu.v1.Operation.started_at:type_name -> google.protobuf.Timestamp
+	17, // 6: remotegpu.v1.Operation.finished_at:type_name -> google.protobuf.Timestamp
 	14, // 7: remotegpu.v1.Operation.result:type_name -> remotegpu.v1.Operation.ResultEntry
-	4,  // 8: remotegpu.v1.OperationProgress.layers:type_name -> remotegpu.v1.LayerProgress
-	1,  // 9: remotegpu.v1.LayerProgress.state:type_name -> remotegpu.v1.LayerState
-	2,  // 10: remotegpu.v1.GetOperationResponse.operation:type_name -> remotegpu.v1.Operation
-	0,  // 11: remotegpu.v1.ListOperationsRequest.states:type_name -> remotegpu.v1.OperationState
-	2,  // 12: remotegpu.v1.ListOperationsResponse.operations:type_name -> remotegpu.v1.Operation
-	2,  // 13: remotegpu.v1.WatchOperationResponse.operation:type_name -> remotegpu.v1.Operation
-	17, // 14: remotegpu.v1.CancelOperationRequest.wait:type_name -> google.protobuf.Duration
-	2,  // 15: remotegpu.v1.CancelOperationResponse.operation:type_name -> remotegpu.v1.Operation
-	5,  // 16: remotegpu.v1.OperationService.GetOperation:input_type -> remotegpu.v1.GetOperationRequest
-	7,  // 17: remotegpu.v1.OperationService.ListOperations:input_type -> remotegpu.v1.ListOperationsRequest
-	9,  // 18: remotegpu.v1.OperationService.WatchOperation:input_type -> remotegpu.v1.WatchOperationRequest
-	11, // 19: remotegpu.v1.OperationService.CancelOperation:input_type -> remotegpu.v1.CancelOperationRequest
-	6,  // 20: remotegpu.v1.OperationService.GetOperation:output_type -> remotegpu.v1.GetOperationResponse
-	8,  // 21: remotegpu.v1.OperationService.ListOperations:output_type -> remotegpu.v1.ListOperationsResponse
-	10, // 22: remotegpu.v1.OperationService.WatchOperation:output_type -> remotegpu.v1.WatchOperationResponse
-	12, // 23: remotegpu.v1.OperationService.CancelOperation:output_type -> remotegpu.v1.CancelOperationResponse
-	20, // [20:24] is the sub-list for method output_type
-	16, // [16:20] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	15, // 8: remotegpu.v1.Operation.arguments:type_name -> remotegpu.v1.Operation.ArgumentsEntry
+	4,  // 9: remotegpu.v1.OperationProgress.layers:type_name -> remotegpu.v1.LayerProgress
+	1,  // 10: remotegpu.v1.LayerProgress.state:type_name -> remotegpu.v1.LayerState
+	2,  // 11: remotegpu.v1.GetOperationResponse.operation:type_name -> remotegpu.v1.Operation
+	0,  // 12: remotegpu.v1.ListOperationsRequest.states:type_name -> remotegpu.v1.OperationState
+	2,  // 13: remotegpu.v1.ListOperationsResponse.operations:type_name -> remotegpu.v1.Operation
+	2,  // 14: remotegpu.v1.WatchOperationResponse.operation:type_name -> remotegpu.v1.Operation
+	18, // 15: remotegpu.v1.CancelOperationRequest.wait:type_name -> google.protobuf.Duration
+	2,  // 16: remotegpu.v1.CancelOperationResponse.operation:type_name -> remotegpu.v1.Operation
+	5,  // 17: remotegpu.v1.OperationService.GetOperation:input_type -> remotegpu.v1.GetOperationRequest
+	7,  // 18: remotegpu.v1.OperationService.ListOperations:input_type -> remotegpu.v1.ListOperationsRequest
+	9,  // 19: remotegpu.v1.OperationService.WatchOperation:input_type -> remotegpu.v1.WatchOperationRequest
+	11, // 20: remotegpu.v1.OperationService.CancelOperation:input_type -> remotegpu.v1.CancelOperationRequest
+	6,  // 21: remotegpu.v1.OperationService.GetOperation:output_type -> remotegpu.v1.GetOperationResponse
+	8,  // 22: remotegpu.v1.OperationService.ListOperations:output_type -> remotegpu.v1.ListOperationsResponse
+	10, // 23: remotegpu.v1.OperationService.WatchOperation:output_type -> remotegpu.v1.WatchOperationResponse
+	12, // 24: remotegpu.v1.OperationService.CancelOperation:output_type -> remotegpu.v1.CancelOperationResponse
+	21, // [21:25] is the sub-list for method output_type
+	17, // [17:21] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_operation_proto_init() }
@@ -1083,7 +1112,7 @@ func file_remotegpu_v1_operation_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_operation_proto_rawDesc), len(file_remotegpu_v1_operation_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

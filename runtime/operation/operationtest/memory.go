@@ -122,6 +122,7 @@ func (m *Memory) Operations(_ context.Context, filter operation.Filter) ([]*oper
 	for i := min(last, len(m.ops)) - 1; i >= 0; i-- {
 		op := m.ops[i]
 		if (filter.Project != "" && op.Project != filter.Project) || (filter.Target != "" && op.Target != filter.Target) ||
+			(len(filter.Kinds) > 0 && !slices.Contains(filter.Kinds, op.Kind)) ||
 			(len(filter.States) > 0 && !slices.Contains(filter.States, op.State)) {
 			continue
 		}

@@ -142,7 +142,7 @@ func ids(ops []*operation.Operation) []string {
 
 func testList(t *testing.T, s operation.Store) {
 	t.Helper()
-	a, b, c := insert(t, s, Operation("k", "x")), insert(t, s, Operation("k", "y")), Operation("k", "x")
+	a, b, c := insert(t, s, Operation("k", "x")), insert(t, s, Operation("l", "y")), Operation("k", "x")
 	c.Project = "other"
 	insert(t, s, c)
 	if _, err := s.UpdateOperation(t.Context(), a.ID, finish(time.Now())); err != nil {
@@ -157,6 +157,9 @@ func testList(t *testing.T, s operation.Store) {
 		{operation.Filter{Target: "x"}, []string{c.ID, a.ID}},
 		{operation.Filter{States: []operation.State{operation.Queued, operation.Running}}, []string{c.ID, b.ID}},
 		{operation.Filter{States: []operation.State{operation.Failed}}, nil},
+		{operation.Filter{Kinds: []string{"k"}}, []string{c.ID, a.ID}},
+		{operation.Filter{Kinds: []string{"l", "k"}, Project: "default"}, []string{b.ID, a.ID}},
+		{operation.Filter{Kinds: []string{"m"}}, nil},
 	} {
 		found, next, err := s.Operations(t.Context(), test.filter)
 		if err != nil || next != "" || !slices.Equal(ids(found), test.want) {
