@@ -76,6 +76,7 @@ type Manager struct {
 	passes    keylock.Map[struct{}] // one pass of the reconciler at a time
 	measuring keylock.Map[string]   // "usage" and "disk": one pass at a time
 	missed    missedExits
+	disks     diskSizes
 	// occupiedSlots are the address slots of networks that no environment
 	// holds, by id. nil: no pass has looked yet.
 	occupiedSlots atomic.Pointer[map[string]int]

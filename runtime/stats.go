@@ -59,7 +59,7 @@ type Stats struct {
 type StatsRequest struct {
 	Project      string
 	Environments []string // ids or names; none: all that run
-	Disk         bool     // measure the writable layers too
+	Disk         bool     // measure the writable layers too; a watch does at most every diskInterval
 	// Interval is the time between two messages of WatchStats;
 	// DefaultStatsInterval when 0.
 	Interval time.Duration
@@ -105,9 +105,19 @@ func (m *Manager) WatchStats(ctx context.Context, req StatsRequest, send func([]
 	if err != nil {
 		return err
 	}
+	walks := walker{manager: m, busy: make(chan struct{}, 1)}
+	if req.Disk {
+		defer walks.wait()
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithCancel(ctx)
+		defer cancel()
+	}
 	ticker := time.NewTicker(req.Interval)
 	defer ticker.Stop()
 	for {
+		if req.Disk {
+			walks.show(ctx, stats)
+		}
 		if err := send(stats); err != nil {
 			return err
 		}

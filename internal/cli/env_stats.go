@@ -45,7 +45,7 @@ func (a *app) showStatsOnce(cmd *cobra.Command, c *clients, request *remotegpuv1
 
 func (a *app) envTop() *cobra.Command {
 	var interval time.Duration
-	var once bool
+	var once, disk bool
 	cmd := &cobra.Command{
 		Use: "top [NAME...]", Short: "Show what environments use, again and again", ValidArgsFunction: a.completeEnvs,
 		Long: `top shows what the named environments use, or all that run, until it is
@@ -57,15 +57,16 @@ interrupted: on a terminal in place, elsewhere one table after the other, with
 				return err
 			}
 			if once {
-				return a.showStatsOnce(cmd, c, &remotegpuv1.GetStatsRequest{Environments: args, Project: a.project})
+				return a.showStatsOnce(cmd, c, &remotegpuv1.GetStatsRequest{Environments: args, Project: a.project, Disk: disk})
 			}
 			return a.followStats(cmd, c, &remotegpuv1.WatchStatsRequest{
-				Environments: args, Project: a.project, Interval: durationpb.New(interval),
+				Environments: args, Project: a.project, Interval: durationpb.New(interval), Disk: disk,
 			})
 		},
 	}
 	cmd.Flags().DurationVar(&interval, "interval", time.Second, "time between two tables, 100ms to 1h")
 	cmd.Flags().BoolVar(&once, "no-stream", false, "show it once")
+	cmd.Flags().BoolVar(&disk, "disk", false, "measure the writable layers too, each at most every 10 s")
 	return cmd
 }
 
@@ -105,7 +106,7 @@ func (a *app) followStats(cmd *cobra.Command, c *clients, request *remotegpuv1.W
 		if err != nil {
 			return err
 		}
-		if err := a.statsTable(message.GetStats(), false); err != nil {
+		if err := a.statsTable(message.GetStats(), request.GetDisk()); err != nil {
 			return err
 		}
 	}

@@ -23,7 +23,7 @@ func (s *environmentService) GetStats(ctx context.Context, req *remotegpuv1.GetS
 // WatchStats implements the RPC.
 func (s *environmentService) WatchStats(ctx context.Context, req *remotegpuv1.WatchStatsRequest, stream remotegpuv1connect.EnvironmentServiceWatchStatsServerStream) error {
 	return s.cfg.Manager.WatchStats(ctx, runtime.StatsRequest{
-		Project: req.GetProject(), Environments: req.GetEnvironments(), Interval: req.GetInterval().AsDuration(),
+		Project: req.GetProject(), Environments: req.GetEnvironments(), Interval: req.GetInterval().AsDuration(), Disk: req.GetDisk(),
 	}, func(stats []runtime.Stats) error {
 		return stream.Send(&remotegpuv1.WatchStatsResponse{Stats: toStats(stats)})
 	})

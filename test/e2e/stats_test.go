@@ -5,10 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/internal/testutil"
 )
@@ -26,6 +30,8 @@ type stats struct {
 	Received    int64  `json:"networkReceiveBytes,string"`
 	Sent        int64  `json:"networkTransmitBytes,string"`
 	Disk        *int64 `json:"diskBytes,string"`
+	Read        int64  `json:"blockReadBytes,string"`
+	Written     int64  `json:"blockWriteBytes,string"`
 }
 
 func (n *Node) stats(tb testing.TB, args ...string) map[string]stats {
@@ -99,6 +105,107 @@ func TestStats(t *testing.T) {
 			}
 			watchStats(t, n)
 		})
+	}
+}
+
+// What an environment writes to its volume and its writable layer is counted.
+// Linux counts for cgroup v1 what it throttles alone (since 6.10 it sets up the
+// counters of a disk when the first limit is set), so the environment gets a
+// limit there that nothing reaches. With cgroup v2 it needs none.
+func TestBlockIOIsCounted(t *testing.T) {
+	n := Start(t, testutil.Containerd2, "")
+	n.Must(t, "env", "create", "writer", "--image", n.Image, "-v", "data:/data")
+	if before := n.stats(t, "writer")["writer"]; before.Written >= 1<<20 {
+		t.Fatalf("before it has written anything: %+v", before)
+	}
+	disk, onDisk := diskOf(t, n.Dir)
+	limits := filepath.Join("/sys/fs/cgroup/blkio", n.Containerd.Cgroup, n.Get(t, "writer").ID, "blkio.throttle.write_bps_device")
+	if _, err := os.Stat(limits); err == nil && onDisk {
+		if err := os.WriteFile(limits, []byte(disk+" 1099511627776"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const size = 8 << 20
+	written := int64(0)
+	for _, file := range []string{"/data/file", "/file"} {
+		n.Must(t, "env", "exec", "--stdin=false", "writer", "--", "testprog", "fill-synced", file, strconv.Itoa(size>>20))
+		if !onDisk {
+			t.Logf("%s is on no block device: there is nothing to count", n.Dir)
+			if now := n.stats(t, "writer")["writer"]; now.Written != 0 {
+				t.Errorf("counted %d bytes of no disk", now.Written)
+			}
+			continue
+		}
+		now := n.stats(t, "writer")["writer"]
+		// Its file system writes a journal as well.
+		if grown := now.Written - written; grown < size || grown > 4*size {
+			t.Errorf("after %d bytes to %s the counter has grown by %d", size, file, grown)
+		}
+		written = now.Written
+	}
+	if out := n.Must(t, "env", "top", "--no-stream", "writer"); onDisk && !strings.Contains(out, "MiB") {
+		t.Errorf("top: %s", out)
+	}
+}
+
+// diskOf is the number of the whole disk that a directory is on; false when it
+// is on none, as in a tmpfs.
+func diskOf(tb testing.TB, dir string) (number string, found bool) {
+	tb.Helper()
+	var stat unix.Stat_t
+	if err := unix.Stat(dir, &stat); err != nil {
+		tb.Fatal(err)
+	}
+	device, err := filepath.EvalSymlinks(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev)))
+	if err != nil {
+		return "", false
+	}
+	if _, err := os.Stat(filepath.Join(device, "partition")); err == nil {
+		device = filepath.Dir(device)
+	}
+	text, err := os.ReadFile(filepath.Join(device, "dev"))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return strings.TrimSpace(string(text)), true
+}
+
+// A watch tells disk use as well, and learns of what is written.
+func TestWatchedDisks(t *testing.T) {
+	n := Start(t, testutil.Containerd2, "")
+	n.Must(t, "env", "create", "writer", "--image", n.Image)
+	cmd := n.command(t, testutil.Program("remotegpu"), "env", "top", "writer", "--disk", "--interval", "100ms", "-o", "json")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	lines := json.NewDecoder(out)
+	until := func(what string, holds func(disk int64) bool) int64 {
+		t.Helper()
+		for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); {
+			var message struct {
+				Stats []stats `json:"stats"`
+			}
+			if err := lines.Decode(&message); err != nil || len(message.Stats) != 1 {
+				t.Fatalf("message %+v: %v", message, err)
+			}
+			if disk := message.Stats[0].Disk; disk != nil && holds(*disk) {
+				return *disk
+			}
+		}
+		t.Fatalf("waited in vain for %s", what)
+		return 0
+	}
+	before := until("the first size", func(int64) bool { return true })
+	n.Must(t, "env", "exec", "--stdin=false", "writer", "--", "testprog", "fill", "/big", "8")
+	until("the next size", func(disk int64) bool { return disk >= before+8<<20 })
+	if table := n.Must(t, "env", "top", "--disk", "--no-stream", "writer"); !strings.Contains(table, "DISK") {
+		t.Errorf("top: %s", table)
 	}
 }
 

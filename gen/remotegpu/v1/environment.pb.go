@@ -3926,7 +3926,11 @@ type WatchStatsRequest struct {
 	// Project to look names up in, and to list; empty means "default".
 	Project string `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
 	// Time between messages. Absent: 1 s.
-	Interval      *durationpb.Duration `protobuf:"bytes,3,opt,name=interval,proto3" json:"interval,omitempty"`
+	Interval *durationpb.Duration `protobuf:"bytes,3,opt,name=interval,proto3" json:"interval,omitempty"`
+	// Tell disk use too. An environment's is measured beside the stream, at most
+	// every 10 s for all watches together; messages in between have the last
+	// value, and none before the first was measured.
+	Disk          bool `protobuf:"varint,4,opt,name=disk,proto3" json:"disk,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3980,6 +3984,13 @@ func (x *WatchStatsRequest) GetInterval() *durationpb.Duration {
 		return x.Interval
 	}
 	return nil
+}
+
+func (x *WatchStatsRequest) GetDisk() bool {
+	if x != nil {
+		return x.Disk
+	}
+	return false
 }
 
 // WatchStatsResponse is what they use.
@@ -5357,11 +5368,12 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12\x12\n" +
 	"\x04disk\x18\x03 \x01(\bR\x04disk\"=\n" +
 	"\x10GetStatsResponse\x12)\n" +
-	"\x05stats\x18\x01 \x03(\v2\x13.remotegpu.v1.StatsR\x05stats\"\xb0\x01\n" +
+	"\x05stats\x18\x01 \x03(\v2\x13.remotegpu.v1.StatsR\x05stats\"\xc4\x01\n" +
 	"\x11WatchStatsRequest\x12-\n" +
 	"\fenvironments\x18\x01 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xf4\x03R\fenvironments\x12!\n" +
 	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12I\n" +
-	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\binterval\"?\n" +
+	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\binterval\x12\x12\n" +
+	"\x04disk\x18\x04 \x01(\bR\x04disk\"?\n" +
 	"\x12WatchStatsResponse\x12)\n" +
 	"\x05stats\x18\x01 \x03(\v2\x13.remotegpu.v1.StatsR\x05stats\"\xef\x04\n" +
 	"\x05Stats\x12 \n" +

@@ -61,6 +61,7 @@ func commands() map[string]command {
 		"cat":         {0, cat},
 		"write":       {2, write},
 		"fill":        {2, fill},
+		"fill-synced": {2, fillSynced},
 		"rm":          {1, func(args []string) (int, error) { return 0, os.RemoveAll(args[0]) }},
 		"ls":          {1, list},
 		"stat":        {1, stat},
@@ -243,7 +244,15 @@ func write(args []string) (int, error) {
 
 // fill writes that many MiB to a file, and fails when there is no room.
 func fill(args []string) (int, error) {
-	file, err := os.Create(args[0])
+	return fillWith(args, 0)
+}
+
+// fillSynced is fill with each MiB on the disk before the next one: written by
+// this process, not by the kernel some time later.
+func fillSynced(args []string) (int, error) { return fillWith(args, os.O_SYNC) }
+
+func fillWith(args []string, flags int) (int, error) {
+	file, err := os.OpenFile(args[0], os.O_CREATE|os.O_TRUNC|os.O_WRONLY|flags, 0o644)
 	if err != nil {
 		return 1, err
 	}
