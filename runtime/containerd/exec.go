@@ -121,7 +121,7 @@ func (e *Engine) execProblem(ctx context.Context, id string, cmd *runtime.Comman
 			WithHint("name a program that the environment has, in its PATH or by its whole path").WithCause(err)
 	}
 	// The shim's own word counts: the environment may run again by now.
-	if errdefs.IsFailedPrecondition(native(err)) || ended(err) {
+	if errdefs.IsFailedPrecondition(native(err)) || ended(err) || strings.Contains(text, "cannot exec in a ") {
 		return fmt.Errorf("it did not run: %w", errdefs.ErrNotFound)
 	}
 	if first, gone := e.task(ctx, id); errdefs.IsNotFound(gone) || (gone == nil && (!running(first) || isPaused(first))) {

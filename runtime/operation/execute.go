@@ -208,6 +208,7 @@ func (q *Queue) abandonOnce(work context.Context, policy Policy, e *entry, why *
 func (q *Queue) finish(work context.Context, e *entry, state State, why *Problem) {
 	q.mu.Lock()
 	live := e.live
+	e.finishing = true // whoever reads the row from now on may find that it is done
 	q.mu.Unlock()
 	var present Operation
 	op, err := q.write(work, e, func(op *Operation) error {

@@ -103,6 +103,7 @@ type entry struct {
 	cancelled bool
 	retries   int  // transient failures, the present one included
 	dirty     bool // live has progress that is not written yet
+	finishing bool // the outcome is being written: the row may be ahead of live
 	written   time.Time
 }
 

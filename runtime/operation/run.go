@@ -228,7 +228,7 @@ func (q *Queue) deactivate(e *entry, again bool, notBefore time.Time) {
 		delete(q.busy, e.target)
 	}
 	cancelled := e.cancelled
-	e.cancel, e.live, e.dirty, e.cancelled = nil, nil, false, false
+	e.cancel, e.live, e.dirty, e.cancelled, e.finishing = nil, nil, false, false, false
 	if again {
 		e.notBefore = notBefore
 		if cancelled && e.abandon == nil {

@@ -28,14 +28,24 @@ func (q *Queue) publish(op *Operation) {
 // Get returns an operation with its progress as it is this moment, NotFound
 // (OPERATION_NOT_FOUND).
 func (q *Queue) Get(ctx context.Context, id string) (*Operation, error) {
+	var held *Operation
 	q.mu.Lock()
 	if e := q.entries[id]; e != nil && e.live != nil {
 		op := *e.live
-		q.mu.Unlock()
-		return &op, nil
+		if !e.finishing {
+			q.mu.Unlock()
+			return &op, nil
+		}
+		held = &op
 	}
 	q.mu.Unlock()
-	return q.cfg.Store.Operation(ctx, id)
+	if held == nil {
+		return q.cfg.Store.Operation(ctx, id)
+	}
+	if op, err := q.cfg.Store.Operation(ctx, id); err == nil && op.State.Done() {
+		return op, nil
+	}
+	return held, nil // its outcome is not written yet
 }
 
 // Watch delivers an operation as it is, then as it is after each change, and
