@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -282,9 +281,11 @@ func (e *Engine) explain(ctx context.Context, err error) error {
 // ended: it passes on what its own client said, of an unknown kind.
 func shimGone(err error) bool {
 	text := err.Error()
-	return slices.ContainsFunc([]string{"ttrpc: closed", "connection reset by peer", "broken pipe"}, func(mark string) bool {
-		return strings.Contains(text, mark)
-	})
+	if strings.Contains(text, "ttrpc: closed") {
+		return true
+	}
+	// Of its socket: a registry's connection breaks as well.
+	return strings.Contains(text, " unix ") && (strings.Contains(text, "connection reset by peer") || strings.Contains(text, "broken pipe"))
 }
 
 // native gives an error of a raw call the kind of its gRPC code. The client's

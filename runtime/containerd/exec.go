@@ -237,10 +237,16 @@ func (x *execution) drain(ctx context.Context) {
 	defer cancel()
 	done := make(chan struct{})
 	go func() { x.io.Wait(); close(done) }()
+	quiet(ctx, done, func() (int64, bool) { return x.stdout.moved() + x.stderr.moved(), false })
+}
+
+// quiet waits until done is closed, ctx ends, or drainTime has passed in which
+// moved neither told of more nor of something at work.
+func quiet(ctx context.Context, done <-chan struct{}, moved func() (count int64, busy bool)) {
 	tick := time.NewTicker(drainTime / 10)
 	defer tick.Stop()
-	idle, seen := 0, x.stdout.moved()+x.stderr.moved()
-	for idle < 10 {
+	seen, _ := moved()
+	for idle := 0; idle < 10; {
 		select {
 		case <-done:
 			return
@@ -248,7 +254,7 @@ func (x *execution) drain(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
-		if now := x.stdout.moved() + x.stderr.moved(); now != seen {
+		if now, busy := moved(); now != seen || busy {
 			idle, seen = 0, now
 		} else {
 			idle++

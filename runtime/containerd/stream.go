@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/pkg/cio"
@@ -279,24 +278,7 @@ func ended(err error) bool {
 func (x *session) drain(ctx context.Context) {
 	done := make(chan struct{})
 	x.closing.Go(func() { x.io.Wait(); close(done) })
-	tick := time.NewTicker(drainTime / 10)
-	defer tick.Stop()
-	idle, seen := 0, x.out.moved()+x.err.moved()
-	for idle < 10 {
-		select {
-		case <-done:
-			return
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		now := x.out.moved() + x.err.moved()
-		if now != seen || x.out.busy() || x.err.busy() {
-			idle, seen = 0, now
-		} else {
-			idle++
-		}
-	}
+	quiet(ctx, done, func() (int64, bool) { return x.out.moved() + x.err.moved(), x.out.busy() || x.err.busy() })
 }
 
 // remove forgets the process, whatever state it is in, and its pipes. No
