@@ -220,7 +220,7 @@ func (n *Networks) CleanUp(ctx context.Context) error {
 	for _, envID := range attached {
 		errs = append(errs, n.remove(ctx, envID))
 	}
-	errs = append(errs, removeStrays(), n.unprepare())
+	errs = append(errs, removeStrays(), removeNodeAddress(), n.unprepare())
 	if err := errors.Join(errs...); err != nil {
 		return failed("clean up networks", err)
 	}

@@ -71,6 +71,10 @@ type Config struct {
 	Upstreams []netip.Addr
 	// Search replaces the host's search domains when not nil.
 	Search []string
+	// Responder tells whether the node answers questions at NodeAddress, and
+	// in which domain environments have their names: then that is what
+	// Resolvers returns. nil: it does not.
+	Responder func() (domain string, serving bool)
 	// MTU of bridges and environments, bytes; 0 copies the MTU of the
 	// interface of the host's default route.
 	MTU int
@@ -89,6 +93,7 @@ type Networks struct {
 	addresses  keylock.Map[netip.Addr] // by address, held until a former user is gone
 	published  publisher
 	forgetter  forgetter
+	host       hostServers
 	background sync.WaitGroup
 
 	mu       sync.Mutex

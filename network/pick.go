@@ -69,8 +69,9 @@ func takenNetworks() ([]netip.Prefix, error) {
 		}
 	}
 	var taken []netip.Prefix
+	node := make(map[string]bool) // what an earlier daemon gave the loopback interface
 	add := func(link int, network *net.IPNet) {
-		if network == nil || own[link] {
+		if network == nil || own[link] || node[network.String()] {
 			return
 		}
 		address, ok := netip.AddrFromSlice(network.IP.To4())
@@ -81,6 +82,11 @@ func takenNetworks() ([]netip.Prefix, error) {
 	addresses, err := host.AddrList(nil, netlink.FAMILY_V4)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, address := range addresses {
+		if address.Label == nodeAddressLabel {
+			node[address.IPNet.String()] = true
+		}
 	}
 	for _, address := range addresses {
 		add(address.LinkIndex, address.IPNet)

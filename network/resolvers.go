@@ -17,9 +17,25 @@ import (
 const maxResolvers = 3
 
 // Resolvers returns the name servers and search domains for environments: the
-// host's, when they are not on the host itself; behind a local stub those that
-// systemd-resolved uses; else the configured ones; else NO_UPSTREAM_DNS.
+// node itself, while it answers; else the host's, when they are not on the host
+// itself; behind a local stub those that systemd-resolved uses; else the
+// configured ones; else NO_UPSTREAM_DNS.
 func (n *Networks) Resolvers() (servers []netip.Addr, search []string, err error) {
+	if n.cfg.Responder != nil {
+		if domain, serving := n.cfg.Responder(); serving {
+			_, host := n.Upstreams()
+			search = []string{domain}
+			for _, other := range n.search(host) {
+				if !slices.Contains(search, other) {
+					search = append(search, other)
+				}
+			}
+			// No second server: a resolver that asks both at once, or the
+			// other when one is slow, would learn from it that the names of
+			// environments do not exist.
+			return []netip.Addr{n.NodeAddress()}, search, nil
+		}
+	}
 	local, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil, nil, failed("list the host's addresses", err)

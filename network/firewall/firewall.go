@@ -44,6 +44,9 @@ type Config struct {
 	// Interface begins the names of the environments' bridges;
 	// DefaultInterface when empty.
 	Interface string
+	// Resolver is the address of the node at which environments may ask for
+	// names; invalid: there is none.
+	Resolver netip.Addr
 	// Path is the iptables program, whose -save and -restore twins lie beside
 	// it; the first iptables in PATH when empty. It decides the backend.
 	Path string

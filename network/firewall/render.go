@@ -45,6 +45,7 @@ func (f *Firewall) renderV4(desired Desired) (ruleset, error) {
 		fmt.Sprintf("-A %s-RAW -d 100.100.100.200/32 -i %s %s -j DROP", p, bridges, note("metadata")),
 	}}
 	filter := chains{
+		p + "-IN": f.renderInput(bridges, note("no host services")),
 		p + "-FWD": {
 			fmt.Sprintf("-A %s-FWD -j %s", p, f.v4.admin()),
 			fmt.Sprintf("-A %s-FWD -o %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", p, bridges),
@@ -52,11 +53,6 @@ func (f *Firewall) renderV4(desired Desired) (ruleset, error) {
 			fmt.Sprintf("-A %s-FWD -o %s -m conntrack --ctstate DNAT %s -j ACCEPT", p, bridges, note("published ports")),
 			fmt.Sprintf("-A %s-FWD -o %s %s -j DROP", p, bridges, note("all else towards environments")),
 			fmt.Sprintf("-A %s-FWD -i %s %s -j ACCEPT", p, bridges, note("egress")),
-		},
-		p + "-IN": {
-			fmt.Sprintf("-A %s-IN -i %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", p, bridges),
-			fmt.Sprintf("-A %s-IN -i %s -p icmp -m icmp --icmp-type 8 -m limit --limit 10/sec -j ACCEPT", p, bridges),
-			fmt.Sprintf("-A %s-IN -i %s %s -j DROP", p, bridges, note("no host services")),
 		},
 	}
 	// Hairpin and loopback connections get the gateway as their source, or
@@ -67,6 +63,22 @@ func (f *Firewall) renderV4(desired Desired) (ruleset, error) {
 		fmt.Sprintf("-A %s-POST -s %s ! -o %s %s -j MASQUERADE --random-fully", p, subnet, bridges, note("egress")),
 	}
 	return ruleset{"raw": raw, "filter": filter, "nat": nat}, nil
+}
+
+// renderInput renders what environments may have of the host itself: names,
+// and the knowledge that it is there.
+func (f *Firewall) renderInput(bridges, rest string) []string {
+	chain := "-A " + f.cfg.Prefix + "-IN"
+	rules := []string{fmt.Sprintf("%s -i %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", chain, bridges)}
+	if f.cfg.Resolver.IsValid() {
+		for _, protocol := range []port.Protocol{port.UDP, port.TCP} {
+			rules = append(rules, fmt.Sprintf("%s -d %s/32 -i %s -p %s -m %s --dport 53 -j ACCEPT",
+				chain, f.cfg.Resolver, bridges, protocol, protocol))
+		}
+	}
+	return append(rules,
+		fmt.Sprintf("%s -i %s -p icmp -m icmp --icmp-type 8 -m limit --limit 10/sec -j ACCEPT", chain, bridges),
+		fmt.Sprintf("%s -i %s %s -j DROP", chain, bridges, rest))
 }
 
 // renderPublished renders the tree of chains that lead to environments.
