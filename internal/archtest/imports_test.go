@@ -44,6 +44,7 @@ var soleImporters = map[string][]string{
 	"github.com/coreos/go-iptables":        {"network/firewall"},
 	"github.com/vishvananda/netlink":       {"network"},
 	"github.com/coder/websocket":           {"network/gateway"},
+	"github.com/miekg/dns":                 {"network/dns"},
 	"github.com/spf13/cobra":               {"internal/cli", "cmd/remotegpud"},
 	"github.com/pelletier/go-toml/v2":      {"internal/config"},
 	"connectrpc.com/":                      {"internal/rpc", "internal/cli", "internal/node", "gen"},

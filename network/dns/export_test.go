@@ -1,0 +1,26 @@
+package dns
+
+import "net/netip"
+
+// NewTestLimiter returns a limiter's answer for others than environments.
+func NewTestLimiter(cfg RateLimit) func(netip.Addr) bool {
+	l := newLimiter(cfg)
+	return func(from netip.Addr) bool { return l.take(from, false) == pass }
+}
+
+// HandleMessage answers one message as the server would over UDP or TCP. later
+// says that it would be forwarded.
+func (s *Server) HandleMessage(message []byte, from netip.Addr, tcp bool) (answer []byte, later bool) {
+	var q query
+	answer, asked := s.handle(&q, message, nil, from, tcp)
+	return answer, asked != nil
+}
+
+// ReverseZones are the reverse zones of a network, as text.
+func ReverseZones(network netip.Prefix) []string {
+	var names []string
+	for _, name := range reverseZones(network) {
+		names = append(names, name.text())
+	}
+	return names
+}

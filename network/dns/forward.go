@@ -1,0 +1,167 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	miekg "github.com/miekg/dns"
+)
+
+// ForwarderConfig says whom a Forwarder asks.
+type ForwarderConfig struct {
+	// Upstreams returns the name servers to ask, the preferred one first, and
+	// the domains that are the site's own: it is asked before each question
+	// that no answer is kept for, so it should be fast.
+	Upstreams func() (servers []netip.AddrPort, private []string)
+	// Private are further domains whose answers may hold private addresses and
+	// whose names are asked for though they look private.
+	Private []string
+	// CacheSize is how many answers are kept; 0: 8192.
+	CacheSize int
+	Log       *slog.Logger
+}
+
+// Question is a question to name servers.
+type Question struct {
+	Name             string // fully qualified, in the case the answer is to have
+	Type             uint16
+	DNSSEC           bool // the client wants signatures
+	CheckingDisabled bool
+}
+
+// Answer is what name servers know. Its records are the caller's own.
+type Answer struct {
+	Rcode  int
+	Answer []miekg.RR
+	Ns     []miekg.RR
+}
+
+// Forwarder asks name servers and keeps what they say for a while. Its methods
+// are safe for concurrent use.
+type Forwarder struct {
+	cfg       ForwarderConfig
+	cache     cache
+	upstreams upstreams
+	probe     string // the name that loops are found with
+
+	mu     sync.Mutex
+	flight map[cacheKey]*flight
+}
+
+// flight is a question that is being asked; others with the same one wait.
+type flight struct {
+	done   chan struct{}
+	answer *kept
+}
+
+// NewForwarder returns a Forwarder. It asks nobody yet.
+func NewForwarder(cfg ForwarderConfig) *Forwarder {
+	if cfg.CacheSize <= 0 {
+		cfg.CacheSize = 8192
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	f := &Forwarder{cfg: cfg, probe: probeName(), flight: make(map[cacheKey]*flight)}
+	f.cache.size = cfg.CacheSize
+	return f
+}
+
+// Resolve asks. It always answers: with SERVFAIL when nobody did.
+func (f *Forwarder) Resolve(ctx context.Context, q Question) Answer {
+	servers, site := f.cfg.Upstreams()
+	key := cacheKey{name: strings.ToLower(q.Name), kind: q.Type, dnssec: q.DNSSEC, unchecked: q.CheckingDisabled}
+	if strings.HasSuffix(key.name, f.probe) {
+		f.looped(key.name)
+		return Answer{Rcode: miekg.RcodeRefused}
+	}
+	private := f.isPrivate(key.name, site)
+	if answer, ours := local(key.name, q, private); ours {
+		return answer
+	}
+	if found := f.cache.get(key, time.Now()); found != nil {
+		return found.answer(q, time.Now())
+	}
+	found := f.once(ctx, key, func(ctx context.Context) *kept { return f.ask(ctx, q, key, servers, private) })
+	if found == nil {
+		return Answer{Rcode: miekg.RcodeServerFailure}
+	}
+	return found.answer(q, time.Now())
+}
+
+// once has a question asked by one of those who have it at the same time. Who
+// leaves does not end it for the others.
+func (f *Forwarder) once(ctx context.Context, key cacheKey, ask func(context.Context) *kept) *kept {
+	f.mu.Lock()
+	running := f.flight[key]
+	if running == nil {
+		running = &flight{done: make(chan struct{})}
+		f.flight[key] = running
+		go func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forwardTimeout)
+			defer cancel()
+			running.answer = ask(ctx)
+			f.mu.Lock()
+			delete(f.flight, key)
+			f.mu.Unlock()
+			close(running.done)
+		}()
+	}
+	f.mu.Unlock()
+	select {
+	case <-running.done:
+		return running.answer
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// ask asks the servers one after the other until one answers.
+func (f *Forwarder) ask(ctx context.Context, q Question, key cacheKey, servers []netip.AddrPort, private bool) *kept {
+	var last *miekg.Msg
+	var errs []error
+	for _, server := range f.upstreams.order(servers, time.Now()) {
+		if ctx.Err() != nil {
+			break
+		}
+		reply, err := exchange(ctx, server, q)
+		if err != nil {
+			f.upstreams.failed(server, time.Now())
+			errs = append(errs, err)
+			continue
+		}
+		f.upstreams.worked(server)
+		last = reply
+		if reply.Rcode == miekg.RcodeSuccess || reply.Rcode == miekg.RcodeNameError {
+			break // the others have nothing to add
+		}
+	}
+	if last == nil {
+		if len(servers) == 0 {
+			errs = append(errs, errors.New("the host names no name server"))
+		}
+		f.cfg.Log.DebugContext(ctx, "a question was not answered by any name server", "name", q.Name, "error", errors.Join(errs...))
+		last = &miekg.Msg{MsgHdr: miekg.MsgHdr{Rcode: miekg.RcodeServerFailure}}
+	}
+	answer := keep(last, key.name, !private, time.Now())
+	f.cache.put(key, answer)
+	return answer
+}
+
+// isPrivate says whether a name is in a domain whose answers may be private.
+func (f *Forwarder) isPrivate(name string, site []string) bool {
+	for _, domains := range [][]string{f.cfg.Private, site} {
+		for _, domain := range domains {
+			domain = miekg.Fqdn(strings.ToLower(strings.TrimPrefix(domain, ".")))
+			if domain != "." && (name == domain || strings.HasSuffix(name, "."+domain)) {
+				return true
+			}
+		}
+	}
+	return false
+}

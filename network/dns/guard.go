@@ -1,0 +1,118 @@
+package dns
+
+import (
+	"net/netip"
+	"strings"
+
+	miekg "github.com/miekg/dns"
+)
+
+// insideNetworks are addresses that no public name should lead to, besides
+// those that net/netip knows: private ones, loopback, link-local, those that
+// stand for them in IPv6.
+var insideNetworks = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),
+	netip.MustParsePrefix("100.64.0.0/10"), // carriers' NAT, and clouds' metadata
+	netip.MustParsePrefix("198.18.0.0/15"),
+	netip.MustParsePrefix("240.0.0.0/4"),
+	netip.MustParsePrefix("fec0::/10"),
+}
+
+// isInside says whether an address is of a network of its own.
+func isInside(address netip.Addr) bool {
+	address = address.Unmap()
+	if address.Is6() {
+		bytes := address.As16()
+		// 64:ff9b::/96 is translated to the IPv4 address at its end.
+		if strings.HasPrefix(string(bytes[:]), "\x00\x64\xff\x9b\x00\x00\x00\x00\x00\x00\x00\x00") {
+			return isInside(netip.AddrFrom4([4]byte(bytes[12:])))
+		}
+	}
+	if address.IsPrivate() || address.IsLoopback() || address.IsLinkLocalUnicast() || address.IsUnspecified() || address.IsMulticast() {
+		return true
+	}
+	for _, network := range insideNetworks {
+		if network.Contains(address) {
+			return true
+		}
+	}
+	return false
+}
+
+// leadsInside says whether a record leads to an address that is inside.
+func leadsInside(rr miekg.RR) bool {
+	switch rr := rr.(type) {
+	case *miekg.A:
+		address, ok := netip.AddrFromSlice(rr.A)
+		return !ok || isInside(address)
+	case *miekg.AAAA:
+		address, ok := netip.AddrFromSlice(rr.AAAA)
+		return !ok || isInside(address)
+	case *miekg.HTTPS:
+		return hintsInside(rr.Value)
+	case *miekg.SVCB:
+		return hintsInside(rr.Value)
+	}
+	return false
+}
+
+// hintsInside looks at the addresses that services are to be found at.
+func hintsInside(values []miekg.SVCBKeyValue) bool {
+	for _, value := range values {
+		if key := value.Key(); key != miekg.SVCB_IPV4HINT && key != miekg.SVCB_IPV6HINT {
+			continue
+		}
+		for text := range strings.SplitSeq(value.String(), ",") {
+			if address, err := netip.ParseAddr(text); err != nil || isInside(address) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// neverForwarded are domains that nobody else could know anything of.
+var neverForwarded = []string{"internal.", "invalid.", "onion.", "home.arpa."}
+
+// local answers what is never asked of others: names that are private, unless
+// the site has them; reverse names of private addresses; names of one label,
+// but for what validating resolvers ask of top-level domains; localhost.
+func local(name string, q Question, private bool) (answer Answer, ours bool) {
+	if name == "localhost." || strings.HasSuffix(name, ".localhost.") { // RFC 6761 section 6.3
+		answer := Answer{}
+		header := miekg.RR_Header{Name: q.Name, Rrtype: q.Type, Class: miekg.ClassINET, Ttl: zoneTTL}
+		switch q.Type {
+		case miekg.TypeA:
+			answer.Answer = []miekg.RR{&miekg.A{Hdr: header, A: []byte{127, 0, 0, 1}}}
+		case miekg.TypeAAAA:
+			loopback := netip.IPv6Loopback().As16()
+			answer.Answer = []miekg.RR{&miekg.AAAA{Hdr: header, AAAA: loopback[:]}}
+		}
+		return answer, true
+	}
+	if private || name == "." {
+		return Answer{}, false
+	}
+	missing := Answer{Rcode: miekg.RcodeNameError}
+	if strings.Count(name, ".") == 1 {
+		switch q.Type {
+		case miekg.TypeNS, miekg.TypeDS, miekg.TypeDNSKEY, miekg.TypeSOA:
+			return Answer{}, false
+		}
+		return missing, true
+	}
+	for _, domain := range neverForwarded {
+		if strings.HasSuffix(name, "."+domain) {
+			return missing, true
+		}
+	}
+	var reverse query
+	reverse.set(toWire(name))
+	if strings.HasSuffix(name, ".in-addr.arpa.") || strings.HasSuffix(name, ".ip6.arpa.") {
+		// The name of a network, too: it is private when its first address is.
+		if address, _, ok := reverse.reversed(); ok && isInside(address) {
+			return missing, true
+		}
+	}
+	return Answer{}, false
+}

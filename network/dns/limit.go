@@ -1,0 +1,146 @@
+package dns
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// RateLimit bounds the answers to one asker over UDP, whose address may be
+// forged: whoever sends questions in another's name must not have the node
+// flood that other. What comes over TCP is not counted.
+type RateLimit struct {
+	// PerSecond is how many questions of one environment, or of one /24 or /64
+	// of others, are answered in a second, as many at once; 0: no limit.
+	PerSecond int
+	// Slip is how many answers beyond that are left out before one says that
+	// TCP should be used (TC), so that a real client gets on; 0: all are left
+	// out.
+	Slip int
+	// Exempt are networks that are not limited.
+	Exempt []netip.Prefix
+}
+
+// verdict is what becomes of an answer.
+type verdict int
+
+const (
+	pass verdict = iota
+	slip         // say that TCP is to be used
+	drop
+)
+
+// buckets is how many askers are remembered; the memory is fixed, so a flood
+// from forged addresses costs none.
+const buckets = 1 << 14
+
+// probes is how many places an asker may have.
+const probes = 4
+
+type limiter struct {
+	RateLimit
+	interval int64 // nanoseconds between two answers
+	began    time.Time
+	seed     maphash.Seed
+	table    []bucket
+	over     atomic.Uint32
+}
+
+// bucket remembers when an asker has used up what it was given (GCRA). Its
+// parts are not changed together: two askers that meet in one share it for a
+// moment.
+type bucket struct {
+	tag  atomic.Uint64
+	free atomic.Int64 // nanoseconds since began
+}
+
+func newLimiter(cfg RateLimit) *limiter {
+	if cfg.PerSecond <= 0 {
+		return nil
+	}
+	return &limiter{
+		RateLimit: cfg, interval: int64(time.Second) / int64(cfg.PerSecond), began: time.Now(),
+		seed: maphash.MakeSeed(), table: make([]bucket, buckets),
+	}
+}
+
+// take asks for one answer. known askers count by themselves, others by their
+// network.
+func (l *limiter) take(from netip.Addr, known bool) verdict {
+	if l == nil || slices.ContainsFunc(l.Exempt, func(p netip.Prefix) bool { return p.Contains(from) }) {
+		return pass
+	}
+	bytes := from.As16()
+	switch {
+	case known:
+	case from.Is4():
+		bytes[15] = 0
+	default:
+		clear(bytes[8:])
+	}
+	now := int64(time.Since(l.began))
+	b := l.bucket(maphash.Bytes(l.seed, bytes[:]))
+	free := max(b.free.Load(), now)
+	if free-now < int64(time.Second) {
+		b.free.Store(free + l.interval)
+		return pass
+	}
+	if l.Slip > 0 && l.over.Add(1)%uint32(l.Slip) == 0 {
+		return slip
+	}
+	return drop
+}
+
+// bucket is that of an asker, or the one of its places that was idle longest.
+func (l *limiter) bucket(hash uint64) *bucket {
+	var idle *bucket
+	for i := range uint64(probes) {
+		b := &l.table[(hash+i)%buckets]
+		if b.tag.Load() == hash {
+			return b
+		}
+		if idle == nil || b.free.Load() < idle.free.Load() {
+			idle = b
+		}
+	}
+	idle.tag.Store(hash)
+	idle.free.Store(0)
+	return idle
+}
+
+// quota counts what each asker has at work, and all together.
+type quota struct {
+	each, all int
+
+	mu    sync.Mutex
+	total int
+	used  map[netip.Addr]int
+}
+
+// enter takes one place, unless there is none.
+func (q *quota) enter(who netip.Addr) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.total >= q.all || q.used[who] >= q.each {
+		return false
+	}
+	if q.used == nil {
+		q.used = make(map[netip.Addr]int)
+	}
+	q.total++
+	q.used[who]++
+	return true
+}
+
+// leave gives it back.
+func (q *quota) leave(who netip.Addr) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.total--
+	if q.used[who]--; q.used[who] == 0 {
+		delete(q.used, who)
+	}
+}

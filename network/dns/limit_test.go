@@ -1,0 +1,81 @@
+package dns_test
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	miekg "github.com/miekg/dns"
+
+	"github.com/remotegpu/remotegpu/network/dns"
+)
+
+// TestRateLimit: beyond its rate an asker gets some answers that say TCP, and
+// mostly none; TCP, other networks and those that are exempt are not limited.
+func TestRateLimit(t *testing.T) {
+	t.Parallel()
+	_, address := serve(t, dns.Config{
+		Sockets: 1,
+		Allow:   []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+		RateLimit: dns.RateLimit{PerSecond: 20, Slip: 2, Exempt: []netip.Prefix{
+			netip.MustParsePrefix("127.7.0.0/16"),
+		}},
+	})
+	const burst = 200 // no more than a socket holds
+	count := func(from string) (whole, cut int) {
+		conn, err := dialer("udp", from).Dial("udp", address.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		co := &miekg.Conn{Conn: conn}
+		for range burst {
+			if err := co.WriteMsg(question("demo.gpu.internal.", miekg.TypeA)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// What comes in time was answered; it is known how many at the least.
+		for {
+			conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+			reply, err := co.ReadMsg()
+			if err != nil {
+				return whole, cut
+			}
+			if reply.Truncated {
+				cut++
+			} else {
+				whole++
+			}
+		}
+	}
+	if whole, cut := count("127.1.0.1"); whole < 20 || whole > burst/2 || cut < 50 || whole+cut > burst*3/4 {
+		t.Errorf("of %d questions %d were answered and %d told to use TCP", burst, whole, cut)
+	}
+	if whole, cut := count("127.7.0.1"); whole != burst || cut != 0 {
+		t.Errorf("exempt: of %d questions %d were answered and %d told to use TCP", burst, whole, cut)
+	}
+	// The network counts, not the address, unless it is an environment.
+	if whole, _ := count("127.1.0.200"); whole > burst/2 {
+		t.Errorf("another address of the network: %d", whole)
+	}
+	for range 3 * 20 {
+		if reply, err := ask(t, "tcp", "127.1.0.1", address, question("demo.gpu.internal.", miekg.TypeA)); err != nil || reply.Truncated {
+			t.Fatalf("over TCP: %v %v", reply, err)
+		}
+	}
+}
+
+// TestFloodFromEverywhere: askers are forgotten rather than remembered without
+// end, and one that comes later is answered.
+func TestFloodFromEverywhere(t *testing.T) {
+	t.Parallel()
+	limit := dns.NewTestLimiter(dns.RateLimit{PerSecond: 5, Slip: 0})
+	var address [4]byte
+	for i := range 1 << 17 {
+		address = [4]byte{byte(i >> 16), byte(i >> 8), byte(i), 1}
+		limit(netip.AddrFrom4(address))
+	}
+	if !limit(netip.MustParseAddr("203.0.113.1")) {
+		t.Error("who was never seen is refused")
+	}
+}

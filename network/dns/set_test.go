@@ -1,0 +1,193 @@
+package dns_test
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	miekg "github.com/miekg/dns"
+
+	"github.com/remotegpu/remotegpu/network/dns"
+)
+
+// TestSet: what was set is answered when Set has returned, with a higher
+// serial; what cannot be served changes nothing.
+func TestSet(t *testing.T) {
+	t.Parallel()
+	server, address := serve(t, dns.Config{})
+	serial := func() uint32 {
+		soa, ok := resolve(t, "udp", lanAddress, address, "gpu.internal.", miekg.TypeSOA).Answer[0].(*miekg.SOA)
+		if !ok {
+			t.Fatal("no SOA")
+		}
+		return soa.Serial
+	}
+	first := serial()
+	desired := world()
+	desired.Hosts = append(desired.Hosts, &dns.Host{ID: "n", Name: "new", Project: "default", Address: netip.MustParseAddr("127.88.0.42")})
+	for i := range 20 {
+		if err := server.Set(desired); err != nil {
+			t.Fatal(err)
+		}
+		if reply := resolve(t, "udp", lanAddress, address, "new.gpu.internal.", miekg.TypeA); len(reply.Answer) != 1 {
+			t.Fatalf("after Set %d: %v", i, reply)
+		}
+		if err := server.Set(world()); err != nil {
+			t.Fatal(err)
+		}
+		if reply := resolve(t, "udp", lanAddress, address, "new.gpu.internal.", miekg.TypeA); reply.Rcode != miekg.RcodeNameError {
+			t.Fatalf("after Set %d without it: %v", i, reply)
+		}
+	}
+	if now := serial(); now != first+40 {
+		t.Errorf("serial %d, before 40 changes %d", now, first)
+	}
+	for name, change := range map[string]func(*dns.Desired){
+		"no zone":        func(d *dns.Desired) { d.Zones = nil },
+		"the root":       func(d *dns.Desired) { d.Zones[0].Name = "." },
+		"no domain name": func(d *dns.Desired) { d.Zones[0].Name = "a..b" },
+		"no server name": func(d *dns.Desired) { d.Zones[1].NS[1] = "a..b" },
+		"no mailbox":     func(d *dns.Desired) { d.Zones[1].Mailbox = strings.Repeat("a", 64) },
+	} {
+		desired := world()
+		change(&desired)
+		if err := server.Set(desired); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if now := serial(); now != first+40 {
+		t.Errorf("a refused Set changed the serial: %d", now)
+	}
+}
+
+// TestNamesInEachOthersWay: an environment is called as a project is, and as
+// the zone's server; the environments' own names win, the others are still
+// there.
+func TestNamesInEachOthersWay(t *testing.T) {
+	t.Parallel()
+	desired := world()
+	desired.Hosts = append(desired.Hosts,
+		&dns.Host{ID: "a", Name: "lab", Project: "default", Address: netip.MustParseAddr("127.88.1.2")},
+		&dns.Host{ID: "b", Name: "ns", Project: "default", Address: netip.MustParseAddr("127.88.1.10")},
+		&dns.Host{ID: "c", Name: "default", Project: "default", Address: netip.MustParseAddr("127.88.1.18")},
+	)
+	server := dns.NewServer(dns.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/16")}})
+	if err := server.Set(desired); err != nil {
+		t.Fatal(err)
+	}
+	address := listen(t, server)
+	for _, name := range []string{
+		"lab.gpu.internal.", "other.lab.gpu.internal.", "any.lab.gpu.internal.", "any.other.lab.gpu.internal.",
+		"ns.gpu.internal.", "default.gpu.internal.", "default.default.gpu.internal.", "demo.default.gpu.internal.",
+	} {
+		if reply := resolve(t, "udp", lanAddress, address, name, miekg.TypeA); len(reply.Answer) != 1 || !reply.Authoritative {
+			t.Errorf("%s: %v", name, reply)
+		}
+	}
+}
+
+// TestSetWhileAsked: nobody gets anything but what was served before or after.
+func TestSetWhileAsked(t *testing.T) {
+	t.Parallel()
+	server, address := serve(t, dns.Config{})
+	stop := make(chan struct{})
+	var asking sync.WaitGroup
+	for _, from := range []string{demoAddress, lanAddress, otherAddress} {
+		asking.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				reply, err := ask(t, "udp", from, address, question("_ssh._tcp.demo.gpu.internal.", miekg.TypeSRV))
+				if err != nil || reply.Rcode != miekg.RcodeSuccess && from != otherAddress {
+					t.Errorf("%v %v", reply, err)
+					return
+				}
+			}
+		})
+	}
+	desired := world()
+	for i := range 50 {
+		desired.Hosts = append(desired.Hosts, &dns.Host{
+			ID: fmt.Sprint(i), Name: fmt.Sprintf("h%d", i), Project: "default", Address: netip.AddrFrom4([4]byte{127, 88, 9, byte(i)}),
+		})
+		if err := server.Set(desired); err != nil {
+			t.Error(err)
+		}
+	}
+	close(stop)
+	asking.Wait()
+}
+
+func TestReverseZones(t *testing.T) {
+	t.Parallel()
+	for network, want := range map[string][]string{
+		"10.0.0.0/8":      {"10.in-addr.arpa."},
+		"10.88.0.0/16":    {"88.10.in-addr.arpa."},
+		"10.88.4.0/22":    {"4.88.10.in-addr.arpa.", "5.88.10.in-addr.arpa.", "6.88.10.in-addr.arpa.", "7.88.10.in-addr.arpa."},
+		"172.20.0.0/15":   {"20.172.in-addr.arpa.", "21.172.in-addr.arpa."},
+		"192.168.1.64/29": {"1.168.192.in-addr.arpa."},
+		"10.255.255.0/23": {"254.255.10.in-addr.arpa.", "255.255.10.in-addr.arpa."},
+		"fd88::/48":       {"0.0.0.0.0.0.0.0.8.8.d.f.ip6.arpa."},
+		"fd88::/47":       {"0.0.0.0.0.0.0.0.8.8.d.f.ip6.arpa.", "1.0.0.0.0.0.0.0.8.8.d.f.ip6.arpa."},
+	} {
+		if diff := cmp.Diff(want, dns.ReverseZones(netip.MustParsePrefix(network))); diff != "" && network != "fd88::/47" {
+			t.Errorf("%s (-want +got)\n%s", network, diff)
+		}
+	}
+}
+
+func TestRecordCheck(t *testing.T) {
+	t.Parallel()
+	for _, good := range []dns.Record{
+		{Type: dns.TXT, Data: "x"},
+		{Name: "a.b", Type: dns.A, Data: "192.0.2.1"},
+		{Name: "*", Type: dns.AAAA, Data: "2001:db8::1"},
+		{Name: "*.a", Type: dns.TXT, Data: "x"},
+		{Name: "_sip._udp", Type: dns.SRV, Data: "0 0 5060"},
+		{Name: "_sip._udp", Type: dns.SRV, Data: "0 0 5060 other"},
+		{Name: "www", Alias: true, Type: dns.CNAME},
+		{Name: "WWW", Alias: true, Type: dns.CNAME, Data: "a.example.com"},
+	} {
+		if err := good.Check(); err != nil {
+			t.Errorf("%+v: %v", good, err)
+		}
+	}
+	for _, bad := range []dns.Record{
+		{Name: "a", Type: "MX", Data: "x"},
+		{Name: "a", Type: dns.A},
+		{Name: "a", Type: dns.A, Data: "2001:db8::1"},
+		{Name: "a", Type: dns.AAAA, Data: "192.0.2.1"},
+		{Name: "a", Type: dns.AAAA, Data: "::ffff:192.0.2.1"},
+		{Name: "a", Type: dns.AAAA, Data: "fe80::1%eth0"},
+		{Name: "a", Type: dns.TXT},
+		{Name: "a", Type: dns.TXT, Data: strings.Repeat("x", dns.MaxText+1)},
+		{Name: "a", Type: dns.SRV, Data: "0 0"},
+		{Name: "a", Type: dns.SRV, Data: "0 0 65536"},
+		{Name: "a", Type: dns.CNAME, Data: "a..b"},
+		{Name: "a", Type: dns.CNAME, Data: "a b"},
+		{Name: "a.", Type: dns.TXT, Data: "x"},
+		{Name: "-a", Type: dns.TXT, Data: "x"},
+		{Name: "a*", Type: dns.TXT, Data: "x"},
+		{Name: "a.*", Type: dns.TXT, Data: "x"},
+		{Name: "*a", Type: dns.TXT, Data: "x"},
+		{Name: "*.", Type: dns.TXT, Data: "x"},
+		{Name: strings.Repeat("a", 64), Type: dns.TXT, Data: "x"},
+		{Name: strings.Repeat("a.", 100) + "a", Type: dns.TXT, Data: "x"},
+		{Name: "", Alias: true, Type: dns.CNAME},
+		{Name: "a.b", Alias: true, Type: dns.CNAME},
+		{Name: "_a", Alias: true, Type: dns.CNAME},
+		{Name: "*", Alias: true, Type: dns.CNAME},
+		{Name: "localhost", Alias: true, Type: dns.CNAME},
+	} {
+		if err := bad.Check(); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+}

@@ -1,0 +1,252 @@
+package dns
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/containerd/errdefs"
+	miekg "github.com/miekg/dns"
+)
+
+// snapshot is what is answered from. It does not change.
+type snapshot struct {
+	zones     map[wireName]*zone
+	maxLabels int // of the longest name of a zone
+	clients   map[netip.Addr]*client
+	reverse   map[netip.Addr]*reverse
+}
+
+// zone is a zone as it is answered from.
+type zone struct {
+	name     wireName
+	labels   int
+	reversed bool
+	outside  *node
+	inside   map[string]*node // by project
+	apex     []set            // SOA and NS
+	negative body             // the authority section of NODATA and NXDOMAIN
+	soa      *soa
+}
+
+// client is an environment that asks.
+type client struct {
+	project string
+	group   string
+	forward bool
+}
+
+// reverse is whose an address is.
+type reverse struct {
+	outside *body
+	inside  map[string]*body // by project; nil key: for all
+}
+
+// everybody is the key of what environments of all projects see.
+const everybody = ""
+
+// build makes the next snapshot. Names that are no domain names are
+// InvalidArgument, and nothing is changed then.
+func (c *compiler) build(d *Desired, serial uint32) (*snapshot, error) {
+	if len(d.Zones) == 0 {
+		return nil, fmt.Errorf("serve DNS: no zone: %w", errdefs.ErrInvalidArgument)
+	}
+	s := &snapshot{
+		zones: make(map[wireName]*zone), clients: make(map[netip.Addr]*client, len(d.Hosts)),
+		reverse: make(map[netip.Addr]*reverse, len(d.Hosts)+1),
+	}
+	c.begin(d.Node, d.Advertised)
+	var errs []error
+	for i := range d.Zones {
+		errs = append(errs, s.addZone(c, d, &d.Zones[i], serial, i == 0))
+	}
+	first := toWire(d.Zones[0].Name)
+	for _, network := range d.Reverse {
+		for _, name := range reverseZones(network) {
+			server, mailbox := server(&d.Zones[0], first), mailbox(&d.Zones[0], first)
+			errs = append(errs, s.insert(&zone{name: name, reversed: true},
+				&soa{zone: name, server: server, mailbox: mailbox, serial: serial}, []wireName{server}))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	for _, h := range d.Hosts {
+		if h.Address.IsValid() {
+			s.clients[h.Address] = &client{project: h.Project, group: h.Group, forward: h.Forward}
+		}
+	}
+	var p packer
+	p.add(answerSection, "", nameRecord(miekg.TypePTR, server(&d.Zones[0], first), DefaultTTL))
+	s.reverse[d.Node] = &reverse{outside: &p.body, inside: map[string]*body{everybody: &p.body}}
+	c.end()
+	return s, nil
+}
+
+func server(z *Zone, name wireName) wireName {
+	if len(z.NS) > 0 {
+		return toWire(z.NS[0])
+	}
+	return below("ns", name)
+}
+
+func mailbox(z *Zone, name wireName) wireName {
+	if z.Mailbox != "" {
+		return toWire(z.Mailbox)
+	}
+	return below("hostmaster", name)
+}
+
+// addZone puts the names of all environments into a zone.
+func (s *snapshot) addZone(c *compiler, d *Desired, configured *Zone, serial uint32, main bool) error {
+	name := toWire(configured.Name)
+	soa := &soa{zone: name, server: server(configured, name), mailbox: mailbox(configured, name), serial: serial}
+	if len(name) <= 1 || soa.server == "" || soa.mailbox == "" {
+		return fmt.Errorf("serve DNS: zone %q with name servers %q and mailbox %q: %w",
+			configured.Name, configured.NS, configured.Mailbox, errdefs.ErrInvalidArgument)
+	}
+	servers := []wireName{soa.server}
+	for _, ns := range configured.NS[min(1, len(configured.NS)):] {
+		servers = append(servers, toWire(ns))
+	}
+	z := &zone{name: name, outside: &node{}, inside: make(map[string]*node)}
+	if err := s.insert(z, soa, servers); err != nil {
+		return err
+	}
+	projects := make(map[string][]*Host)
+	for _, h := range d.Hosts {
+		projects[h.Project] = append(projects[h.Project], h)
+	}
+	under := make(map[string]*node, len(projects)) // the names of others, by project
+	for project, hosts := range projects {
+		domain := below(project, name)
+		if domain == "" {
+			continue
+		}
+		view := &node{}
+		s.hang(c, view, hosts, place{name, inside}, main)
+		long := &node{}
+		s.hang(c, long, hosts, place{domain, inside}, false)
+		view.adopt(project, long)
+		z.inside[project] = view
+		under[project] = &node{}
+		s.hang(c, under[project], hosts, place{domain, outside}, main && project != d.Default)
+		if project == d.Default {
+			s.hang(c, z.outside, hosts, place{name, outside}, main)
+		}
+	}
+	for project, names := range under {
+		z.outside.adopt(project, names)
+	}
+	if len(configured.NS) == 0 {
+		s.addServer(d, z)
+	}
+	return nil
+}
+
+// hang puts hosts below a node. An environment's name comes before an alias of
+// the same name. With reverse their addresses lead to the names here.
+func (s *snapshot) hang(c *compiler, n *node, hosts []*Host, at place, reversed bool) {
+	for _, h := range hosts {
+		done := c.compile(h, at)
+		n.adopt(h.Name, done.node)
+		if reversed && h.Address.IsValid() {
+			r := s.reverse[h.Address]
+			if r == nil {
+				r = &reverse{inside: make(map[string]*body)}
+				s.reverse[h.Address] = r
+			}
+			if at.side == inside {
+				r.inside[h.Project] = done.ptr
+			} else {
+				r.outside = done.ptr
+			}
+		}
+	}
+	for _, h := range hosts {
+		done := c.compile(h, at)
+		for label, alias := range done.aliases {
+			if n.children[label] == nil {
+				n.adopt(label, alias)
+			}
+		}
+	}
+}
+
+// addServer gives the zone's own server its addresses, unless an environment
+// is called as it is.
+func (s *snapshot) addServer(d *Desired, z *zone) {
+	add := func(n *node, addresses []netip.Addr) {
+		if n.children["ns"] != nil {
+			return
+		}
+		var records []record
+		for _, address := range addresses {
+			records = append(records, addressRecord(address.Unmap(), zoneTTL))
+		}
+		n.adopt("ns", &node{sets: fill(records, nil)})
+	}
+	add(z.outside, d.Advertised)
+	z.inside[everybody] = &node{} // for environments whose project has no names
+	for _, view := range z.inside {
+		add(view, []netip.Addr{d.Node})
+	}
+}
+
+// insert completes a zone with what is at its top.
+func (s *snapshot) insert(z *zone, soa *soa, servers []wireName) error {
+	if s.zones[z.name] != nil {
+		return nil // two networks may share the zone of their last label
+	}
+	var authority, start, ns packer
+	authority.addSOA(authoritySection, soa, min(zoneTTL, negativeTTL))
+	start.addSOA(answerSection, soa, zoneTTL)
+	for _, server := range servers {
+		if server == "" {
+			return fmt.Errorf("serve DNS: a name server's name is none: %w", errdefs.ErrInvalidArgument)
+		}
+		ns.add(answerSection, "", nameRecord(miekg.TypeNS, server, zoneTTL))
+	}
+	z.labels, z.soa = len(z.name.labels()), soa
+	z.negative = authority.body
+	z.apex = []set{{kind: miekg.TypeSOA, body: start.body}, {kind: miekg.TypeNS, body: ns.body}}
+	s.zones[z.name] = z
+	s.maxLabels = max(s.maxLabels, z.labels)
+	return nil
+}
+
+// zoneOf returns the zone that the question's name is in, nil when it is in
+// none of ours: the one with the longest name.
+func (s *snapshot) zoneOf(q *query) *zone {
+	for i := max(0, q.labels-s.maxLabels); i < q.labels; i++ {
+		if z := s.zones[wireName(q.suffix(i))]; z != nil {
+			return z
+		}
+	}
+	return nil
+}
+
+// view is the tree that a client sees; nil is everybody who is no environment.
+func (z *zone) view(c *client) *node {
+	if c == nil {
+		return z.outside
+	}
+	if view := z.inside[c.project]; view != nil {
+		return view
+	}
+	return z.inside[everybody]
+}
+
+// ptr is the answer to who has an address, nil when the client may not know.
+func (s *snapshot) ptr(c *client, address netip.Addr) *body {
+	r := s.reverse[address]
+	switch {
+	case r == nil:
+		return nil
+	case c == nil:
+		return r.outside
+	case r.inside[c.project] != nil:
+		return r.inside[c.project]
+	}
+	return r.inside[everybody]
+}

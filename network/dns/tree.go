@@ -1,0 +1,152 @@
+package dns
+
+import (
+	"maps"
+
+	miekg "github.com/miekg/dns"
+)
+
+// node is a name of a zone. Nodes do not change once they are in a snapshot;
+// snapshots share those of hosts that did not change.
+type node struct {
+	children map[string]*node // by label in lower case
+	wild     *node            // the child "*"
+	sets     []set
+	// near are the sets for those in group, nil: sets for all.
+	near  []set
+	group string
+}
+
+// set is all records of a type at a name.
+type set struct {
+	kind   uint16
+	body   body     // ready to be sent
+	target wireName // of a CNAME
+	plain  []record // what body was made of
+}
+
+// child returns the child of that label, which it makes when there is none.
+func (n *node) child(label string) *node {
+	if found := n.children[label]; found != nil {
+		return found
+	}
+	if n.children == nil {
+		n.children = make(map[string]*node)
+	}
+	made := &node{}
+	n.children[label] = made
+	if label == "*" {
+		n.wild = made
+	}
+	return made
+}
+
+// adopt puts a finished subtree at label. What is there already, such as the
+// names of a project that is called as an environment is, goes on top of it.
+func (n *node) adopt(label string, subtree *node) {
+	there := n.children[label]
+	if n.children == nil {
+		n.children = make(map[string]*node)
+	}
+	if there != nil {
+		subtree = merge(there, subtree)
+	}
+	n.children[label] = subtree
+	if label == "*" {
+		n.wild = subtree
+	}
+}
+
+// merge makes a node of two, of which the first one's records and children
+// count where both have some.
+func merge(first, second *node) *node {
+	if first == second {
+		return first
+	}
+	merged := &node{sets: first.sets, near: first.near, group: first.group}
+	if len(merged.sets) == 0 && len(merged.near) == 0 {
+		merged.sets, merged.near, merged.group = second.sets, second.near, second.group
+	}
+	merged.children = make(map[string]*node, len(first.children)+len(second.children))
+	maps.Copy(merged.children, second.children)
+	for label, child := range first.children {
+		if other := merged.children[label]; other != nil {
+			child = merge(child, other)
+		}
+		merged.children[label] = child
+	}
+	merged.wild = merged.children["*"]
+	return merged
+}
+
+// find looks the labels [0, labels) of the question up below n, as RFC 1034
+// section 4.3.2 and RFC 4592 have it: the name itself, or, unless something
+// closer to it is there, the wildcard at the closest name that is.
+func (n *node) find(q *query, labels int) *node {
+	for i := labels - 1; i >= 0; i-- {
+		next := n.children[string(q.label(i))]
+		if next == nil {
+			return n.wild
+		}
+		n = next
+	}
+	return n
+}
+
+// of returns the sets that somebody of a group sees.
+func (n *node) of(group string) []set {
+	if n.near != nil && group != "" && group == n.group {
+		return n.near
+	}
+	return n.sets
+}
+
+// pick returns the set of a type, or the CNAME in its place, nil when the name
+// has neither.
+func pick(sets []set, kind uint16) *set {
+	for i := range sets {
+		if sets[i].kind == kind || sets[i].kind == miekg.TypeCNAME {
+			return &sets[i]
+		}
+	}
+	return nil
+}
+
+// fill makes the sets of a node ready. extras are the records of names that
+// those of the node lead to, by name.
+func fill(records []record, extras map[wireName][]record) []set {
+	var sets []set
+	position := make(map[uint16]int)
+	for _, r := range records {
+		at, ok := position[r.kind]
+		if !ok {
+			at = len(sets)
+			position[r.kind] = at
+			sets = append(sets, set{kind: r.kind})
+		}
+		sets[at].plain = append(sets[at].plain, r)
+		if r.kind == miekg.TypeCNAME {
+			sets[at].target = r.target
+		}
+	}
+	for i := range sets {
+		var p packer
+		for _, r := range sets[i].plain {
+			p.add(answerSection, "", r)
+		}
+		if sets[i].kind == miekg.TypeSRV || sets[i].kind == miekg.TypeNS {
+			done := make(map[wireName]bool)
+			for _, r := range sets[i].plain {
+				if done[r.target] {
+					continue
+				}
+				done[r.target] = true
+				for _, extra := range extras[r.target] {
+					p.add(additionalSection, r.target, extra)
+				}
+			}
+		}
+		sets[i].body = p.body
+	}
+	return sets
+}
