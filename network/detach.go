@@ -17,8 +17,8 @@ import (
 	"github.com/remotegpu/remotegpu/internal/fault"
 )
 
-// Detach withdraws what the environment still publishes and removes what
-// Attach made; what is absent is removed. When it returns, the environment's
+// Detach withdraws what the environment still publishes and its policy, and
+// removes what Attach made; what is absent is removed. When it returns, the environment's
 // address is free and carries no traffic; to delete the interfaces takes the
 // kernel 20-60 ms (an RCU grace period), which passes in the background. A
 // following Attach waits for it, and so does Wait. What a crash leaves,
@@ -38,6 +38,11 @@ func (n *Networks) Detach(ctx context.Context, envID string) error {
 	if err != nil {
 		unlock()
 		return failed("detach network of environment "+envID, err)
+	}
+	// Nothing gets out of it any more, so nothing is opened by this.
+	if err := n.published.lift(ctx, envID); err != nil {
+		unlock()
+		return fmt.Errorf("withdraw policy of environment %s: %w", envID, err)
 	}
 	free := func() {}
 	if address.IsValid() {

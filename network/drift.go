@@ -13,37 +13,63 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 )
 
-// Drift tells what Restore of the same list would change on the host: ports
-// that are published and should not be, or the other way round, and chains and
-// hooks that are not as they should be. It changes nothing.
-func (n *Networks) Drift(ctx context.Context, published []port.Published) ([]port.Drift, error) {
-	all := make(map[string][]firewall.Mapping, len(published))
-	for _, p := range published {
-		all[p.EnvID] = append(all[p.EnvID], toFirewall(p.EnvID, p.Address, p.Mappings)...)
+// Drift tells what Restore of the same lists would change on the host: ports
+// that are published and should not be, or the other way round, policies that
+// are not in force, and chains and hooks that are not as they should be. It
+// changes nothing.
+func (n *Networks) Drift(ctx context.Context, published []port.Published, policies []policy.Declared) ([]port.Drift, error) {
+	around, err := n.surroundings(ctx)
+	if err != nil {
+		return nil, failed("compare the host's rules", err)
 	}
-	var desired firewall.Desired
-	merged := n.published.merged(all)
+	desired := firewall.Desired{Surroundings: around}
+	merged := n.published.merged(gather(published, policies))
 	for _, envID := range slices.Sorted(maps.Keys(merged)) { // so that the answer is in order
-		desired.Mappings = append(desired.Mappings, merged[envID]...)
+		one := merged[envID]
+		desired.Mappings = append(desired.Mappings, one.mappings...)
+		if !one.policy.IsDefault() {
+			desired.Policies = append(desired.Policies, one.policy)
+		}
 	}
 	there, differs, err := n.cfg.Firewall.Check(ctx, desired)
 	if err != nil {
 		return nil, fmt.Errorf("compare the host's rules: %w", err)
 	}
 	var drift []port.Drift
-	for _, m := range without(there, desired.Mappings) {
+	for _, m := range without(there.Mappings, desired.Mappings) {
 		drift = append(drift, port.Drift{EnvID: m.EnvID, Name: nameOf(m), Message: "the port is published and should not be"})
 	}
-	for _, m := range without(desired.Mappings, there) {
+	for _, m := range without(desired.Mappings, there.Mappings) {
 		drift = append(drift, port.Drift{EnvID: m.EnvID, Name: nameOf(m), Message: "the port should be published and is not"})
 	}
+	drift = append(drift, policyDrift(there.Policies, desired.Policies)...)
 	for _, name := range differs {
 		drift = append(drift, port.Drift{Name: name, Message: "it is not as it was declared"})
 	}
 	return drift, nil
+}
+
+// policyDrift names the environments whose policy in the kernel is another one.
+func policyDrift(there, wanted []firewall.Policy) (drift []port.Drift) {
+	found := make(map[string]*firewall.Policy, len(there))
+	for i := range there {
+		found[there[i].EnvID] = &there[i]
+	}
+	for i := range wanted {
+		envID := wanted[i].EnvID
+		if in := found[envID]; in == nil || !in.Equal(&wanted[i]) {
+			drift = append(drift, port.Drift{EnvID: envID, Name: "network policy", Message: "it is not in force as it should be"})
+		}
+		delete(found, envID)
+	}
+	for _, envID := range slices.Sorted(maps.Keys(found)) {
+		drift = append(drift, port.Drift{EnvID: envID, Name: "network policy", Message: "it is in force and should not be"})
+	}
+	return drift
 }
 
 func nameOf(m firewall.Mapping) string {
@@ -52,14 +78,14 @@ func nameOf(m firewall.Mapping) string {
 
 // merged is what would be published after a restore of all: what was changed
 // so recently that the caller may not have known outweighs the list.
-func (p *publisher) merged(all map[string][]firewall.Mapping) map[string][]firewall.Mapping {
+func (p *publisher) merged(all map[string]publication) map[string]publication {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	merged := make(map[string][]firewall.Mapping, len(all))
+	merged := make(map[string]publication, len(all))
 	maps.Copy(merged, all)
 	for envID, publication := range p.current {
 		if p.recent(envID) {
-			merged[envID] = publication.mappings
+			merged[envID] = publication
 		}
 	}
 	return merged

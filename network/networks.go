@@ -24,6 +24,7 @@ import (
 	"github.com/remotegpu/remotegpu/internal/keylock"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/policy"
 )
 
 const (
@@ -46,12 +47,12 @@ const (
 	hashSize    = 8 // characters of an environment in names of interfaces: 40 bits in base32
 )
 
-// Firewall is what publishes ports; *firewall.Firewall implements it.
+// Firewall is what publishes ports and enforces policies; *firewall.Firewall implements it.
 type Firewall interface {
 	Set(ctx context.Context, desired firewall.Desired) error
 	Restore(ctx context.Context, desired firewall.Desired) (mended []string, err error)
-	Published(ctx context.Context) ([]firewall.Mapping, error)
-	Check(ctx context.Context, desired firewall.Desired) (published []firewall.Mapping, differs []string, err error)
+	Published(ctx context.Context) (firewall.Desired, error)
+	Check(ctx context.Context, desired firewall.Desired) (published firewall.Desired, differs []string, err error)
 	CleanUp(ctx context.Context) error
 }
 
@@ -75,6 +76,9 @@ type Config struct {
 	// in which domain environments have their names: then that is what
 	// Resolvers returns. nil: it does not.
 	Responder func() (domain string, serving bool)
+	// Allow are destinations in closed networks (policy.Closed, and those that
+	// the host is in) that all environments reach whose egress is open.
+	Allow []policy.Destination
 	// MTU of bridges and environments, bytes; 0 copies the MTU of the
 	// interface of the host's default route.
 	MTU int
@@ -99,6 +103,7 @@ type Networks struct {
 	mu       sync.Mutex
 	removing map[string]bool // environments that Detach is removing
 	prepared bool            // NetNSDir is a shared mount
+	servers  []netip.Addr    // name servers that environments reach, as last read
 }
 
 // New checks the configuration. It makes nothing.
@@ -131,7 +136,7 @@ func New(cfg Config) (*Networks, error) {
 	}
 	n := &Networks{cfg: cfg, removing: make(map[string]bool)}
 	n.published = publisher{
-		firewall: cfg.Firewall, grace: cfg.RestoreGrace, log: cfg.Log,
+		firewall: cfg.Firewall, around: n.surroundings, grace: cfg.RestoreGrace, log: cfg.Log,
 		current: make(map[string]publication), background: &n.background,
 	}
 	return n, nil

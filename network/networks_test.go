@@ -265,19 +265,19 @@ func TestRestore(t *testing.T) {
 			}
 			answers(true, true, true)
 			fresh := l.open(t, nil)
-			if err := fresh.Restore(t.Context(), all[:2]); err != nil {
+			if err := fresh.Restore(t.Context(), all[:2], nil); err != nil {
 				t.Fatal(err)
 			}
 			answers(true, true, false)
 			testutil.Sh(t, l.iptables+" -t nat -F; "+l.iptables+" -D FORWARD 1; sysctl -qw net.ipv4.ip_forward=0")
-			if err := fresh.Restore(t.Context(), all); err != nil {
+			if err := fresh.Restore(t.Context(), all, nil); err != nil {
 				t.Fatal(err)
 			}
 			answers(true, true, true)
 			// Drift names what a Restore would change, and changes nothing.
 			drift := func(n *network.Networks, want ...string) {
 				t.Helper()
-				found, err := n.Drift(t.Context(), all[:2])
+				found, err := n.Drift(t.Context(), all[:2], nil)
 				var got []string
 				for _, d := range found {
 					if d.EnvID != "" {
@@ -290,14 +290,14 @@ func TestRestore(t *testing.T) {
 			}
 			drift(l.open(t, nil), "01ENV2 tcp 10002 to 10.88.0.18:80 the port is published and should not be")
 			answers(true, true, true)
-			if err := fresh.Restore(t.Context(), all[:2]); err != nil {
+			if err := fresh.Restore(t.Context(), all[:2], nil); err != nil {
 				t.Fatal(err)
 			}
 			drift(fresh)
 			testutil.Sh(t, l.iptables+" -t nat -F")
 			drift(fresh, "01ENV0 tcp 10000 to 10.88.0.2:80 the port should be published and is not",
 				"01ENV1 tcp 10001 to 10.88.0.10:80 the port should be published and is not")
-			if err := fresh.Restore(t.Context(), all); err != nil {
+			if err := fresh.Restore(t.Context(), all, nil); err != nil {
 				t.Fatal(err)
 			}
 			// A process that changes one environment before it knows the others
@@ -309,7 +309,7 @@ func TestRestore(t *testing.T) {
 			answers(true, false, true)
 			// Within the grace a Publish outweighs a list that may be older.
 			careful := l.open(t, func(cfg *network.Config) { cfg.RestoreGrace = time.Hour })
-			if err := careful.Restore(t.Context(), all[:1]); err != nil {
+			if err := careful.Restore(t.Context(), all[:1], nil); err != nil {
 				t.Fatal(err)
 			}
 			if err := careful.Publish(t.Context(), "01ENV1", all[1].Address, all[1].Mappings); err != nil {
@@ -318,11 +318,11 @@ func TestRestore(t *testing.T) {
 			if err := careful.Publish(t.Context(), "01ENV0", all[0].Address, nil); err != nil {
 				t.Fatal(err)
 			}
-			if err := careful.Restore(t.Context(), all[:1]); err != nil {
+			if err := careful.Restore(t.Context(), all[:1], nil); err != nil {
 				t.Fatal(err)
 			}
 			answers(false, true, false)
-			if drift, err := careful.Drift(t.Context(), all[:1]); err != nil || len(drift) > 0 {
+			if drift, err := careful.Drift(t.Context(), all[:1], nil); err != nil || len(drift) > 0 {
 				t.Errorf("drift within the grace: %v, %v", drift, err)
 			}
 			cleanUp(t, l)
@@ -355,16 +355,16 @@ func (r *recorder) Restore(ctx context.Context, desired firewall.Desired) ([]str
 	return nil, r.Set(ctx, desired)
 }
 
-func (r *recorder) Published(context.Context) ([]firewall.Mapping, error) {
+func (r *recorder) Published(context.Context) (firewall.Desired, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.applied) == 0 {
-		return nil, nil
+		return firewall.Desired{}, nil
 	}
-	return r.applied[len(r.applied)-1].Mappings, nil
+	return r.applied[len(r.applied)-1], nil
 }
 
-func (r *recorder) Check(ctx context.Context, _ firewall.Desired) ([]firewall.Mapping, []string, error) {
+func (r *recorder) Check(ctx context.Context, _ firewall.Desired) (firewall.Desired, []string, error) {
 	there, err := r.Published(ctx)
 	return there, nil, err
 }

@@ -38,7 +38,7 @@ func TestNodeAddress(t *testing.T) {
 	if got := n.NodeAddress().String(); got != "10.88.0.1" {
 		t.Fatalf("the node's address: %s", got)
 	}
-	if err := n.Restore(t.Context(), nil); err != nil {
+	if err := n.Restore(t.Context(), nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, network := range []string{"udp", "tcp"} {

@@ -55,10 +55,11 @@ func without(from, others []firewall.Mapping) []firewall.Mapping {
 	return slices.DeleteFunc(slices.Clone(from), func(m firewall.Mapping) bool { return slices.Contains(others, m) })
 }
 
-// publisher keeps what all environments publish and applies it, one
-// application at a time.
+// publisher keeps what all environments publish and may reach and applies it,
+// one application at a time.
 type publisher struct {
 	firewall   Firewall
+	around     func(context.Context) (firewall.Surroundings, error)
 	grace      time.Duration
 	log        *slog.Logger
 	background *sync.WaitGroup
@@ -66,16 +67,20 @@ type publisher struct {
 	seeding sync.Mutex // held while the kernel is asked what is published; before mu
 	seeded  bool       // current includes what an earlier process published
 
-	mu      sync.Mutex
-	current map[string]publication // by environment; empty ones are remembered for grace
-	next    *batch                 // what the next application will include, nil: nothing
-	running bool
-	dirty   bool // the last application failed: rules may be as before it
+	mu           sync.Mutex
+	current      map[string]publication // by environment; empty ones are remembered for grace
+	surroundings firewall.Surroundings  // as of the last seed, restrict or restore
+	next         *batch                 // what the next application will include, nil: nothing
+	running      bool
+	dirty        bool // the last application failed: rules may be as before it
+	applied      bool // one has succeeded
+	restored     bool // restore was called
 }
 
-// publication is what an environment publishes, and since when.
+// publication is what an environment publishes and may reach, and since when.
 type publication struct {
 	mappings []firewall.Mapping
+	policy   firewall.Policy // the zero value is the default
 	at       time.Time
 }
 
@@ -94,16 +99,17 @@ func (p *publisher) publish(ctx context.Context, envID string, mappings []firewa
 		return nil, nil, err
 	}
 	p.mu.Lock()
-	before = p.current[envID].mappings
-	if len(before) == 0 && len(mappings) == 0 && !p.dirty && p.next == nil && !p.running {
+	wanted := p.current[envID]
+	before, wanted.mappings, wanted.at = wanted.mappings, mappings, time.Now()
+	if len(before) == 0 && len(mappings) == 0 && p.idle() {
 		// Nothing to withdraw. It is noted, so that an older list does not
 		// publish it again.
-		p.current[envID] = publication{at: time.Now()}
+		p.current[envID] = wanted
 		p.mu.Unlock()
 		return nil, nil, nil
 	}
 	b := p.join(ctx)
-	b.change(p, envID, publication{mappings: mappings, at: time.Now()})
+	b.change(p, envID, wanted)
 	p.mu.Unlock()
 	return before, mappings, b.wait(ctx)
 }
@@ -115,17 +121,83 @@ func (p *publisher) withdraw(ctx context.Context, envID string) error {
 		return err
 	}
 	p.mu.Lock()
+	wanted := p.current[envID]
 	// What is being applied may withdraw its ports only now: whoever asked for
 	// that need not have waited.
-	if len(p.current[envID].mappings) == 0 && !p.dirty && p.next == nil && !p.running {
+	if len(wanted.mappings) == 0 && p.idle() {
 		p.mu.Unlock()
 		return nil
 	}
 	b := p.join(ctx)
-	b.change(p, envID, publication{at: time.Now()})
+	wanted.mappings, wanted.at = nil, time.Now()
+	b.change(p, envID, wanted)
 	p.mu.Unlock()
 	return b.wait(ctx)
 }
+
+// restrict sets one environment's policy and waits until it is applied. It
+// tells whether that, or what is around environments, was another one.
+func (p *publisher) restrict(ctx context.Context, policy firewall.Policy) (changed bool, err error) {
+	if err := p.seed(ctx); err != nil {
+		return false, err
+	}
+	around, err := p.around(ctx)
+	if err != nil {
+		return false, err
+	}
+	p.mu.Lock()
+	stale := p.holders(policy.Address, policy.EnvID)
+	wanted := p.current[policy.EnvID]
+	same := policy.IsDefault() && wanted.policy.IsDefault() || policy.Equal(&wanted.policy)
+	if same && len(stale) == 0 && p.surroundings.Equal(&around) && p.applied && p.idle() {
+		p.mu.Unlock()
+		return false, nil
+	}
+	changed = !same || !p.surroundings.Equal(&around)
+	p.surroundings = around
+	b := p.join(ctx)
+	for _, envID := range stale {
+		former := p.current[envID]
+		former.policy, former.at = firewall.Policy{}, time.Now()
+		b.change(p, envID, former)
+	}
+	wanted.policy, wanted.at = policy, time.Now()
+	b.change(p, policy.EnvID, wanted)
+	p.mu.Unlock()
+	return changed, b.wait(ctx)
+}
+
+// holders are other environments with a policy for an address: they had it
+// before, and what took it from them could not say so. The caller holds mu.
+func (p *publisher) holders(address netip.Addr, envID string) (others []string) {
+	for id, publication := range p.current {
+		if id != envID && publication.policy.Address == address && !publication.policy.IsDefault() {
+			others = append(others, id)
+		}
+	}
+	return others
+}
+
+// lift takes an environment's policy back. It must be able to send nothing.
+func (p *publisher) lift(ctx context.Context, envID string) error {
+	if err := p.seed(ctx); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	wanted := p.current[envID]
+	if wanted.policy.IsDefault() && p.idle() {
+		p.mu.Unlock()
+		return nil
+	}
+	b := p.join(ctx)
+	wanted.policy, wanted.at = firewall.Policy{}, time.Now()
+	b.change(p, envID, wanted)
+	p.mu.Unlock()
+	return b.wait(ctx)
+}
+
+// idle says that no application is needed or at work. The caller holds mu.
+func (p *publisher) idle() bool { return !p.dirty && p.next == nil && !p.running }
 
 // seed takes over what an earlier process published, once, so that the first
 // change before a restore does not withdraw everyone else's ports.
@@ -139,41 +211,61 @@ func (p *publisher) seed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	around, err := p.around(ctx)
+	if err != nil {
+		return err
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, m := range there {
+	p.surroundings = around
+	for _, m := range there.Mappings {
 		publication := p.current[m.EnvID]
 		publication.mappings = append(publication.mappings, m)
 		p.current[m.EnvID] = publication
+	}
+	for _, policy := range there.Policies {
+		publication := p.current[policy.EnvID]
+		publication.policy = policy
+		p.current[policy.EnvID] = publication
 	}
 	p.seeded = true
 	return nil
 }
 
-// restore replaces all mappings, except those changed so recently that the
-// caller may not have known, and waits until the kernel has exactly that.
-func (p *publisher) restore(ctx context.Context, all map[string][]firewall.Mapping) error {
+// restore replaces all mappings and policies, except those changed so recently
+// that the caller may not have known, and waits until the kernel has exactly
+// that. It tells whether that closes something that was open.
+func (p *publisher) restore(ctx context.Context, all map[string]publication) (closes bool, err error) {
+	around, err := p.around(ctx)
+	if err != nil {
+		return false, err
+	}
 	p.seeding.Lock()
 	p.seeded = true // all is more than the kernel knows
 	p.seeding.Unlock()
 	p.mu.Lock()
 	b := p.join(ctx)
 	b.verify = true
+	// An earlier process may have ended between closing and ending.
+	closes = !p.restored || !p.surroundings.Equal(&around)
+	p.surroundings, p.restored = around, true
 	for envID := range p.current {
 		if _, ok := all[envID]; !ok && !p.recent(envID) {
 			delete(p.current, envID)
 		}
 	}
-	for envID, mappings := range all {
+	for envID, publication := range all {
 		if !p.recent(envID) {
-			p.current[envID] = publication{mappings: mappings}
+			before := p.current[envID].policy
+			closes = closes || !before.IsDefault() && !before.Equal(&publication.policy) || before.IsDefault() && !publication.policy.IsDefault()
+			p.current[envID] = publication
 		}
 	}
 	p.mu.Unlock()
-	return b.wait(ctx)
+	return closes, b.wait(ctx)
 }
 
-// recent says whether an environment's mappings were changed so lately that a
+// recent says whether what an environment has was changed so lately that a
 // list may be older. The caller holds mu.
 func (p *publisher) recent(envID string) bool {
 	at := p.current[envID].at
@@ -184,7 +276,7 @@ func (p *publisher) forgetAll() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	clear(p.current)
-	p.dirty = false
+	p.dirty, p.applied = false, false
 }
 
 // join returns the batch that will be applied next, and sees to it that it is.
@@ -229,15 +321,24 @@ func (p *publisher) run(ctx context.Context) {
 			p.mu.Unlock()
 			return
 		}
-		var desired firewall.Desired
-		for _, publication := range p.current {
-			desired.Mappings = append(desired.Mappings, publication.mappings...)
-		}
+		desired := p.desired(p.current)
 		p.mu.Unlock()
 		b.err = p.apply(ctx, b.verify, desired)
 		p.settle(b)
 		close(b.done)
 	}
+}
+
+// desired is what the firewall is told to have. The caller holds mu.
+func (p *publisher) desired(all map[string]publication) firewall.Desired {
+	desired := firewall.Desired{Surroundings: p.surroundings}
+	for _, publication := range all {
+		desired.Mappings = append(desired.Mappings, publication.mappings...)
+		if !publication.policy.IsDefault() {
+			desired.Policies = append(desired.Policies, publication.policy)
+		}
+	}
+	return desired
 }
 
 func (p *publisher) apply(ctx context.Context, verify bool, desired firewall.Desired) error {
@@ -254,18 +355,26 @@ func (p *publisher) apply(ctx context.Context, verify bool, desired firewall.Des
 }
 
 // settle notes how an application went. A failed one takes back what it
-// published, unless that was changed since, so that one bad mapping does not
-// fail everyone's next application. What it withdrew stays withdrawn.
+// published and its policies, unless that was changed since, so that one bad
+// mapping does not fail everyone's next application. Ports that it withdrew
+// stay withdrawn.
 func (p *publisher) settle(b *batch) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.dirty = b.err != nil
 	if !p.dirty {
+		p.applied = true
 		return
 	}
 	for envID, changed := range b.changed {
-		if len(changed.mappings) > 0 && p.current[envID].at.Equal(changed.at) {
-			p.current[envID] = b.before[envID]
+		now, before := p.current[envID], b.before[envID]
+		if !now.at.Equal(changed.at) {
+			continue
 		}
+		if len(changed.mappings) > 0 {
+			now.mappings, now.at = before.mappings, before.at
+		}
+		now.policy = before.policy
+		p.current[envID] = now
 	}
 }

@@ -28,6 +28,10 @@ const (
 
 	hostIP = "203.0.113.1"
 	lanIP  = "203.0.113.2"
+	// privateIP and internetIP are beyond the host's own network; lanIP leads to
+	// both.
+	privateIP  = "192.168.77.7"
+	internetIP = "198.51.100.9"
 )
 
 var subnet = netip.MustParsePrefix("10.88.0.0/16")
@@ -53,7 +57,11 @@ func newLab(t *testing.T, backend string) *lab {
 		ip link add uplink mtu 1400 type veth peer name lan netns %s
 		ip addr add %s/24 dev uplink
 		ip link set uplink up`, l.lan.Path(), hostIP))
-	l.lan.Sh(t, fmt.Sprintf("ip addr add %s/24 dev lan; ip link set lan mtu 1400 up", lanIP))
+	l.lan.Sh(t, fmt.Sprintf("ip addr add %s/24 dev lan; ip link set lan mtu 1400 up; ip addr add %s/32 dev lo; ip addr add %s/32 dev lo",
+		lanIP, privateIP, internetIP))
+	if err := os.WriteFile(filepath.Join(dir, "resolv.conf"), []byte("nameserver "+lanIP+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	testutil.Sh(t, "ip route add default via "+lanIP)
 	t.Cleanup(func() {
 		if out, err := exec.Command("ip", "link", "del", "uplink").CombinedOutput(); err != nil {
@@ -71,7 +79,9 @@ func (l *lab) open(t *testing.T, change func(*network.Config)) *network.Networks
 	if err != nil {
 		t.Fatal(err)
 	}
-	cfg := network.Config{Range: subnet, NetNSDir: l.dir, Firewall: rules, RestoreGrace: -1}
+	cfg := network.Config{
+		Range: subnet, NetNSDir: l.dir, Firewall: rules, RestoreGrace: -1, ResolvConf: filepath.Join(filepath.Dir(l.dir), "resolv.conf"),
+	}
 	if change != nil {
 		change(&cfg)
 	}
@@ -160,6 +170,9 @@ func matrix(t *testing.T, l *lab) {
 		l.host.Answer(t, network, "127.0.0.1:7000", "loopback")
 		l.host.Answer(t, network, "0.0.0.0:7001", "service")
 		l.lan.Answer(t, network, "0.0.0.0:8000", "lan")
+		l.lan.Answer(t, network, lanIP+":53", "resolver")
+		l.lan.Answer(t, network, internetIP+":8080", "internet")
+		l.lan.Answer(t, network, privateIP+":8080", "private")
 	}
 	// The metadata address would be answered if it were let through.
 	l.lan.Sh(t, "ip addr add 169.254.169.254/32 dev lan; ip addr add 100.100.100.200/32 dev lan; ip route add 10.88.0.0/16 via "+hostIP)
@@ -187,7 +200,10 @@ func flowsOfMatrix(t *testing.T, l *lab) {
 		{"environment to its own published", hostIP + ":10000", a, "A " + gatewayA},
 		{"environment to the other's published", hostIP + ":10001", a, "B " + gatewayB},
 		{"environment to published by its gateway", gatewayA + ":10001", a, "B " + gatewayB},
-		{"environment to LAN, masqueraded", lanIP + ":8000", b, "lan " + hostIP},
+		{"environment to the internet, masqueraded", internetIP + ":8080", b, "internet " + hostIP},
+		{"environment to a name server in the LAN", lanIP + ":53", b, "resolver " + hostIP},
+		{"environment to LAN", lanIP + ":8000", b, ""},
+		{"environment to a private network", privateIP + ":8080", b, ""},
 		{"LAN to host service", hostIP + ":7001", l.lan, "service " + lanIP},
 		{"environment to the other's address", addressB + ":PORT", a, ""},
 		{"environment to host service by gateway", gatewayA + ":7001", a, ""},

@@ -36,6 +36,11 @@ func (n *Networks) Resolvers() (servers []netip.Addr, search []string, err error
 			return []netip.Addr{n.NodeAddress()}, search, nil
 		}
 	}
+	return n.direct()
+}
+
+// direct are the name servers that environments reach without the node's help.
+func (n *Networks) direct() (servers []netip.Addr, search []string, err error) {
 	local, err := net.InterfaceAddrs()
 	if err != nil {
 		return nil, nil, failed("list the host's addresses", err)

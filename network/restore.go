@@ -5,25 +5,45 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 )
 
-// Restore declares all published mappings at once and repairs the host's
-// rules and settings, whoever changed them. A Publish younger than the
-// configured grace outweighs the list, which may be older than it. Errors are
-// FIREWALL_FAILED and NETWORK_FAILED.
-func (n *Networks) Restore(ctx context.Context, published []port.Published) error {
-	all := make(map[string][]firewall.Mapping, len(published))
-	for _, p := range published {
-		all[p.EnvID] = append(all[p.EnvID], toFirewall(p.EnvID, p.Address, p.Mappings)...)
-	}
+// Restore declares all published mappings and policies at once and repairs the
+// host's rules and settings, whoever changed them. A Publish or SetPolicy
+// younger than the configured grace outweighs the lists, which may be older
+// than it. Errors are FIREWALL_FAILED and NETWORK_FAILED.
+func (n *Networks) Restore(ctx context.Context, published []port.Published, policies []policy.Declared) error {
 	var errs []error
 	if err := n.forward(ctx); err != nil {
 		errs = append(errs, failed("restore networks", err))
 	}
-	if err := n.published.restore(ctx, all); err != nil {
-		errs = append(errs, fmt.Errorf("restore published ports: %w", err))
+	closes, err := n.published.restore(ctx, gather(published, policies))
+	if err != nil {
+		errs = append(errs, fmt.Errorf("restore published ports and policies: %w", err))
+	} else if closes {
+		n.endRefused(ctx)
+	}
+	for i := range policies {
+		if err := n.restoreBandwidth(ctx, &policies[i]); err != nil {
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// gather is what each environment publishes and may reach.
+func gather(published []port.Published, policies []policy.Declared) map[string]publication {
+	all := make(map[string]publication, max(len(published), len(policies)))
+	for _, p := range published {
+		one := all[p.EnvID]
+		one.mappings = append(one.mappings, toFirewall(p.EnvID, p.Address, p.Mappings)...)
+		all[p.EnvID] = one
+	}
+	for i := range policies {
+		one := all[policies[i].EnvID]
+		one.policy = toPolicy(&policies[i])
+		all[policies[i].EnvID] = one
+	}
+	return all
 }

@@ -136,7 +136,8 @@ func (m *Manager) prepare(ctx context.Context, env *Environment, spans *spans,
 		if err := m.cfg.Networks.Attach(groupCtx, env.ID, env.Slot); err != nil {
 			return fmt.Errorf("attach network of environment %s: %w", env.ID, err)
 		}
-		return nil
+		// In force before a process is there.
+		return m.setPolicy(groupCtx, env)
 	})
 	group.Go(func() (err error) {
 		defer spans.beside("container")()
@@ -185,6 +186,14 @@ func (m *Manager) startPublished(ctx context.Context, env *Environment, containe
 func (m *Manager) publish(ctx context.Context, env *Environment) error {
 	if err := m.cfg.Networks.Publish(ctx, env.ID, env.Address, env.Ports); err != nil {
 		return fmt.Errorf("publish ports of environment %s: %w", env.ID, err)
+	}
+	return nil
+}
+
+// setPolicy puts an environment's network policy in force.
+func (m *Manager) setPolicy(ctx context.Context, env *Environment) error {
+	if err := m.cfg.Networks.SetPolicy(ctx, declaredPolicy(env)); err != nil {
+		return fmt.Errorf("set network policy of environment %s: %w", env.ID, err)
 	}
 	return nil
 }

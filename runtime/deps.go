@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 	"github.com/remotegpu/remotegpu/runtime/operation"
 	"github.com/remotegpu/remotegpu/runtime/volume"
@@ -200,6 +201,8 @@ type BuildResult struct {
 // Errors are *problem.Problem (NETWORK_FAILED, FIREWALL_FAILED) or errdefs
 // kinds. Everything is idempotent.
 type Networks interface {
+	Isolation
+
 	// NetNS is the path the environment's network namespace has or will have.
 	NetNS(envID string) string
 	// Address is the address that goes with a slot.
@@ -217,21 +220,32 @@ type Networks interface {
 	// Publish makes the mappings of one environment reachable, replacing
 	// those it had. No mappings withdraws them.
 	Publish(ctx context.Context, envID string, address netip.Addr, mappings []port.Mapping) error
-	// Restore declares all published mappings at once and repairs the host;
-	// called at boot and by the reconciler.
-	Restore(ctx context.Context, published []port.Published) error
+	// Restore declares all published mappings and policies at once and repairs
+	// the host; called at boot and by the reconciler.
+	Restore(ctx context.Context, published []port.Published, policies []policy.Declared) error
 	// Attached lists the environments that have a network, ours only.
 	Attached(ctx context.Context) ([]string, error)
 	// Occupied tells the slots of the networks that there are, by environment.
 	// A network that has no address of the range is left out.
 	Occupied(ctx context.Context) (map[string]int, error)
-	// Drift tells what Restore of the same list would change on the host.
-	Drift(ctx context.Context, published []port.Published) ([]port.Drift, error)
+	// Drift tells what Restore of the same lists would change on the host.
+	Drift(ctx context.Context, published []port.Published, policies []policy.Declared) ([]port.Drift, error)
 	// Strays lists interfaces that are ours by name and kind and belong to no
 	// environment.
 	Strays(ctx context.Context) ([]string, error)
 	// RemoveStray removes one, if it still is a stray.
 	RemoveStray(ctx context.Context, name string) error
+}
+
+// Isolation is what environments may reach, and how fast. Errors as of Networks.
+type Isolation interface {
+	// CheckPolicy refuses destinations that no environment's policy may open:
+	// DESTINATION_NOT_ALLOWED, each with its path below field.
+	CheckPolicy(wanted policy.Policy, field string) error
+	// SetPolicy puts the policy of an environment in force, in place of the one
+	// it had. It comes after Attach and before the first process; Detach takes
+	// it back.
+	SetPolicy(ctx context.Context, declared policy.Declared) error
 }
 
 // Ports allocates host ports; *port.Pool implements it.

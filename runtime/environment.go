@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 	"github.com/remotegpu/remotegpu/runtime/operation"
 	"github.com/remotegpu/remotegpu/runtime/volume"
@@ -103,6 +104,7 @@ type Spec struct {
 	AllowNewPrivileges bool              `json:"allow_new_privileges,omitempty"`
 	Restart            *RestartPolicy    `json:"restart,omitempty"`
 	HealthCheck        *HealthCheck      `json:"health_check,omitempty"`
+	Network            *policy.Policy    `json:"network,omitempty"`  // nil: the default policy
 	Snapshot           string            `json:"snapshot,omitempty"` // id of what it is made from in place of Image as it came
 	// OwnHostname says that Hostname was asked for; otherwise it follows the
 	// name.

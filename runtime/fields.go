@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 )
 
@@ -57,6 +58,7 @@ const (
 	fieldPorts    = "spec.ports"
 	fieldHealth   = "spec.health_check"
 	fieldRestart  = "spec.restart"
+	fieldNetwork  = "spec.network"
 	groupLimits   = "spec.resources"
 )
 
@@ -95,6 +97,7 @@ func fields() []field {
 		atStart("spec.allow_new_privileges", func(s *Spec) *bool { return &s.AllowNewPrivileges }),
 		live(fieldRestart, func(s *Spec) **RestartPolicy { return &s.Restart }),
 		live(fieldHealth, func(s *Spec) **HealthCheck { return &s.HealthCheck }),
+		live(fieldNetwork, func(s *Spec) **policy.Policy { return &s.Network }),
 	}
 }
 

@@ -91,7 +91,7 @@ func settled(findings []Finding, step step) bool {
 	return false
 }
 
-// restorePorts declares all published ports. It reads them anew: the pass may
+// restorePorts declares all published ports and policies. It reads them anew: the pass may
 // have taken minutes by now.
 func (m *Manager) restorePorts(ctx context.Context) error {
 	envs, _, err := m.cfg.Store.Environments(ctx, Filter{})
@@ -101,7 +101,7 @@ func (m *Manager) restorePorts(ctx context.Context) error {
 	for _, env := range envs {
 		m.fill(env)
 	}
-	err = m.cfg.Networks.Restore(ctx, published(envs))
+	err = m.cfg.Networks.Restore(ctx, published(envs), policies(envs))
 	m.setCondition(problem.FirewallFailed, err)
 	return err
 }

@@ -183,7 +183,7 @@ func (m *Manager) observeFates(ctx context.Context, o *observed) error {
 
 // observeDrift compares the host's rules with what should be published.
 func (m *Manager) observeDrift(ctx context.Context, o *observed) error {
-	drift, err := m.cfg.Networks.Drift(ctx, published(o.environments))
+	drift, err := m.cfg.Networks.Drift(ctx, published(o.environments), policies(o.environments))
 	if err != nil {
 		return fmt.Errorf("read the host's rules: %w", err)
 	}

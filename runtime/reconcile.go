@@ -27,6 +27,10 @@ const (
 // node serves what it knows, and Run tries again.
 func (m *Manager) Adopt(ctx context.Context) {
 	m.thawInterrupted(ctx)
+	// What protects does not wait for the engine, which may not answer.
+	if err := m.restorePorts(ctx); err != nil && ctx.Err() == nil {
+		m.cfg.Log.ErrorContext(ctx, "declaring ports and network policies failed; it is tried again", "error", err)
+	}
 	err := m.noticeReboot(ctx)
 	if err == nil {
 		err = m.Reconcile(ctx)

@@ -44,6 +44,14 @@ func (m *Manager) runUpdate(ctx context.Context, task *operation.Task) error {
 		}
 		spans.end("limits")
 	}
+	if env.Held && hasField(changed, fieldNetwork) {
+		after := *env
+		after.Spec.Network = args.Spec.Network
+		if err := m.setPolicy(ctx, &after); err != nil {
+			return m.failUpdate(ctx, env, task, err)
+		}
+		spans.end("policy")
+	}
 	return m.recordUpdate(ctx, env, task, &args, changed, labels, spans)
 }
 
@@ -175,7 +183,8 @@ func (m *Manager) failUpdate(ctx context.Context, env *Environment, task *operat
 	return operation.Permanent(cause)
 }
 
-// undoUpdate makes the host follow the store and frees the environment.
+// undoUpdate makes the host follow the store and frees the environment. What
+// fails here in the firewall the reconciler mends.
 func (m *Manager) undoUpdate(ctx context.Context, env *Environment, op *operation.Operation) error {
 	env, err := m.cfg.Store.Environment(ctx, env.ID)
 	if err != nil {
@@ -190,6 +199,10 @@ func (m *Manager) undoUpdate(ctx context.Context, env *Environment, op *operatio
 		default:
 			return fmt.Errorf("restore limits of environment %s: %w", env.ID, err)
 		}
+	}
+	m.fill(env)
+	if err := m.setPolicy(ctx, env); err != nil && env.Held {
+		m.cfg.Log.ErrorContext(ctx, "the former network policy is not in force again; the reconciler will try again", "environment", env.ID, "error", err)
 	}
 	return m.unlock(ctx, env.ID, op.ID)
 }

@@ -168,6 +168,7 @@ func (a *app) showEnvironment(e *remotegpuv1.Environment) error {
 	for _, m := range spec.GetMounts() {
 		rows = append(rows, []string{"Mount", mountText(m)})
 	}
+	rows = append(rows, networkRows(spec.GetNetwork())...)
 	if d := spec.GetDesktop(); d != nil {
 		rows = append(rows, []string{"Desktop", fmt.Sprintf("%dx%dx%d %s; remotegpu desktop url %s",
 			d.GetWidth(), d.GetHeight(), d.GetDepth(), envDesktop(e), e.GetName())})

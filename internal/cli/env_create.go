@@ -24,6 +24,7 @@ type createFlags struct {
 	desktop                                  string
 	newPrivileges                            bool
 	care                                     careFlags
+	network                                  networkFlags
 }
 
 const createHelp = `create makes an environment and waits until it runs.
@@ -43,6 +44,8 @@ Mounts: -v SOURCE:TARGET[:ro]. A source with a leading slash is a path of the
 node below one of its allowed roots; any other is a named volume, made when it
 does not exist. --tmpfs TARGET[:size=SIZE][,ro] is memory. --mount takes what
 has colons: --mount type=bind,source=/a:b,target=/data,readonly.
+
+` + networkHelp + `
 
 ` + careHelp + `
 
@@ -73,6 +76,7 @@ func (a *app) envCreate() *cobra.Command {
 	f.register(cmd)
 	a.complete(cmd, "pull", "missing", "always", "never")
 	a.complete(cmd, "restart", "no", "on-failure", "always", "unless-stopped")
+	a.complete(cmd, "egress", "open", "allow", "none")
 	a.complete(cmd, "publish", "ssh", "rdp", "jupyter", "vnc", "novnc", "custom:")
 	a.completeWith(cmd, "image", a.completeImages)
 	a.completeWith(cmd, "from-snapshot", a.completeSnapshots)
@@ -83,6 +87,7 @@ func (f *createFlags) register(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	f.waiting.register(flags)
 	f.care.register(flags)
+	f.network.register(flags)
 	flags.StringVar(&f.image, "image", "", "image reference")
 	flags.StringVar(&f.snapshot, "from-snapshot", "", "snapshot to make it from in place of an image: ENVIRONMENT/NAME, or an id")
 	flags.StringVar(&f.pull, "pull", "missing", "when to pull the image: missing, always, never")
@@ -160,6 +165,9 @@ func (a *app) createRequest(f *createFlags, changed func(string) bool, args []st
 		return nil, err
 	}
 	if spec.HealthCheck, err = f.care.healthCheck(changed); err != nil {
+		return nil, err
+	}
+	if spec.Network, err = f.network.apply(nil, changed); err != nil {
 		return nil, err
 	}
 	return request, nil

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
@@ -54,18 +55,21 @@ type updateFlags struct {
 	grace
 	etag                                string
 	unlabel, unset, unpublish, unmount  []string
+	disallow, ungroup                   []string
 	noDesktop, noHealth, noUlimits, now bool
 }
 
 const updateHelp = `update changes what is named and leaves the rest. Limits, labels, ports, the
-restart policy and the health check are in force at once. Everything else is
-when the environment is started the next time: --now restarts it for that. Its
+network policy, the restart policy and the health check are in force at once.
+Everything else is when the environment is started the next time: --now restarts it for that. Its
 files, address and remaining host ports are kept.
 
-Labels, variables, ports and mounts are added to those there are; a mount
-replaces the one at its target. --unlabel, --unset-env, --unpublish (HOSTPORT
-or SERVICE) and --unmount take away. --cpus 0 and --memory 0 take the limit
-away. A command comes after --.
+Labels, variables, ports, mounts, allowed destinations and groups are added to
+those there are; a mount replaces the one at its target. --unlabel,
+--unset-env, --unpublish (HOSTPORT or SERVICE), --unmount, --disallow and
+--ungroup take away. --cpus 0, --memory 0, --bandwidth-in 0 and
+--bandwidth-out 0 take the limit away; --egress none takes all allowed
+destinations away. A command comes after --.
 
 Ports, mounts, restart policies and health checks are written as for env
 create; see remotegpu env create --help.`
@@ -90,6 +94,7 @@ func (a *app) envUpdate() *cobra.Command {
 	}
 	f.register(cmd)
 	a.complete(cmd, "restart", "no", "on-failure", "always", "unless-stopped")
+	a.complete(cmd, "egress", "open", "allow", "none")
 	a.complete(cmd, "publish", "ssh", "rdp", "jupyter", "vnc", "novnc", "custom:")
 	return cmd
 }
@@ -104,6 +109,8 @@ func (f *updateFlags) register(cmd *cobra.Command) {
 	flags.StringArrayVar(&f.unset, "unset-env", nil, "take a variable away, by its name")
 	flags.StringArrayVar(&f.unpublish, "unpublish", nil, "give a port back: HOSTPORT, or SERVICE for all of it")
 	flags.StringArrayVar(&f.unmount, "unmount", nil, "take a mount away, by its target")
+	flags.StringArrayVar(&f.disallow, "disallow", nil, "take an allowed destination away, as it was written for --allow")
+	flags.StringArrayVar(&f.ungroup, "ungroup", nil, "take it out of a group")
 	flags.BoolVar(&f.noDesktop, "no-desktop", false, "offer no desktop any more")
 	flags.BoolVar(&f.noHealth, "no-health", false, "check its health no more")
 	flags.BoolVar(&f.noUlimits, "no-ulimits", false, "take all ulimits away")
@@ -179,7 +186,7 @@ func (a *app) updateRequest(f *updateFlags, e *remotegpuv1.Environment, changed 
 		}
 	}
 	for _, part := range []func(*remotegpuv1.EnvironmentSpec, *remotegpuv1.Environment, func(string) bool, func(string)) error{
-		f.setResources, f.setLists(a), f.setCare, f.setDesktop,
+		f.setResources, f.setLists(a), f.setCare, f.setDesktop, f.setNetwork,
 	} {
 		if err := part(request.GetSpec(), e, changed, set); err != nil {
 			return nil, err
@@ -212,7 +219,7 @@ func (a *app) updateRequest(f *updateFlags, e *remotegpuv1.Environment, changed 
 		spec.AllowNewPrivileges = f.newPrivileges
 	}
 	if slices.ContainsFunc(request.GetUpdateMask().GetPaths(), func(path string) bool {
-		return slices.Contains([]string{"labels", "spec.env", "spec.mounts", "spec.ports"}, path)
+		return slices.Contains([]string{"labels", "spec.env", "spec.mounts", "spec.ports", "spec.network"}, path)
 	}) {
 		request.Etag = orElse(f.etag, e.GetEtag())
 	}
@@ -319,6 +326,24 @@ func (f *updateFlags) setDesktop(spec *remotegpuv1.EnvironmentSpec, _ *remotegpu
 	}
 	var err error
 	spec.Desktop, err = parseDesktop(f.desktop)
+	return err
+}
+
+// setNetwork sets the whole policy: what there is, changed.
+func (f *updateFlags) setNetwork(spec *remotegpuv1.EnvironmentSpec, e *remotegpuv1.Environment, changed func(string) bool, set func(string)) error {
+	if !f.network.set(changed) && len(f.disallow)+len(f.ungroup) == 0 {
+		return nil
+	}
+	set("spec.network")
+	policy := proto.CloneOf(e.GetSpec().GetNetwork())
+	if policy == nil {
+		policy = &remotegpuv1.NetworkPolicy{}
+	}
+	if err := withoutNetwork(policy, f.disallow, f.ungroup); err != nil {
+		return err
+	}
+	var err error
+	spec.Network, err = f.network.apply(policy, changed)
 	return err
 }
 

@@ -92,6 +92,7 @@ type Network struct {
 	Search     []string `toml:"search" comment:"DNS search domains where upstreams are used."`
 	ResolvConf string   `toml:"resolv_conf" comment:"The host's resolv.conf."`
 	IPTables   string   `toml:"iptables" comment:"iptables program. Empty: the one on PATH."`
+	Allow      []string `toml:"allow" comment:"Destinations in private networks, in those of the host or at a cloud's metadata that environments reach: ADDRESS[/BITS][:PORT[-PORT]][/tcp|/udp], for example 192.168.7.20:5000/tcp. Empty: none but the name servers."`
 }
 
 // Mounts is what environments may mount.

@@ -27,6 +27,7 @@ import (
 	"github.com/remotegpu/remotegpu/network"
 	"github.com/remotegpu/remotegpu/network/firewall"
 	"github.com/remotegpu/remotegpu/network/gateway"
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/runtime"
 )
 
@@ -122,6 +123,20 @@ func parseAddresses(texts []string) []netip.Addr {
 		}
 	}
 	return addresses
+}
+
+// parseDestinations reads what all environments may reach.
+func parseDestinations(texts []string) ([]policy.Destination, error) {
+	destinations := make([]policy.Destination, 0, len(texts))
+	for _, text := range texts {
+		destination, err := policy.ParseDestination(text)
+		if err != nil {
+			return nil, problem.New(problem.ConfigInvalid, "network.allow: %v", err).WithField("network.allow").
+				WithHint("write ADDRESS[/BITS][:PORT[-PORT]][/tcp|/udp], for example 192.168.7.20:5000/tcp")
+		}
+		destinations = append(destinations, destination)
+	}
+	return destinations, nil
 }
 
 // readToken returns the API's bearer token, made at the first start.

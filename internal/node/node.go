@@ -107,8 +107,12 @@ func (n *Node) buildNetwork(ctx context.Context) (err error) {
 	if n.firewall, err = firewall.New(firewall.Config{Subnet: addresses, Path: n.cfg.Network.IPTables, Log: n.log}); err != nil {
 		return err
 	}
+	allow, err := parseDestinations(n.cfg.Network.Allow)
+	if err != nil {
+		return err
+	}
 	n.networks, err = network.New(network.Config{
-		Range: addresses, NetNSDir: n.runPath("netns"), ResolvConf: n.cfg.Network.ResolvConf,
+		Allow: allow, Range: addresses, NetNSDir: n.runPath("netns"), ResolvConf: n.cfg.Network.ResolvConf,
 		Upstreams: parseAddresses(n.cfg.Network.Upstreams), Search: n.cfg.Network.Search, Firewall: n.firewall, Log: n.log,
 	})
 	if err != nil {

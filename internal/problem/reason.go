@@ -16,201 +16,203 @@ type Reason string
 
 // The reasons, grouped by what they are about. docs/api.md documents each.
 const (
-	FieldInvalid         Reason = "FIELD_INVALID"
-	EnvNameInvalid       Reason = "ENV_NAME_INVALID"
-	EnvNameExists        Reason = "ENV_NAME_EXISTS"
-	EnvNotFound          Reason = "ENV_NOT_FOUND"
-	EnvBusy              Reason = "ENV_BUSY"
-	EnvNotRunning        Reason = "ENV_NOT_RUNNING"
-	EnvNotPaused         Reason = "ENV_NOT_PAUSED"
-	EnvNotStartable      Reason = "ENV_NOT_STARTABLE"
-	EnvRunning           Reason = "ENV_RUNNING"
-	EnvVariableReserved  Reason = "ENV_VARIABLE_RESERVED"
-	EtagMismatch         Reason = "ETAG_MISMATCH"
-	HostRebooted         Reason = "HOST_REBOOTED"
-	ResumeTokenTooOld    Reason = "RESUME_TOKEN_TOO_OLD"
-	RequestIDReused      Reason = "REQUEST_ID_REUSED"
-	PageTokenInvalid     Reason = "PAGE_TOKEN_INVALID"
-	RequestTooLarge      Reason = "REQUEST_TOO_LARGE"
-	RequestMalformed     Reason = "REQUEST_MALFORMED"
-	Unauthenticated      Reason = "UNAUTHENTICATED"
-	MemoryTooSmall       Reason = "MEMORY_TOO_SMALL"
-	LimitsRefused        Reason = "LIMITS_REFUSED"
-	DiskQuotaUnsupported Reason = "DISK_QUOTA_UNSUPPORTED"
-	UserNotFound         Reason = "USER_NOT_FOUND"
-	CommandNotFound      Reason = "COMMAND_NOT_FOUND"
-	CommandTimeout       Reason = "COMMAND_TIMEOUT"
-	ExecNotStarted       Reason = "EXEC_NOT_STARTED"
-	ExecLimit            Reason = "EXEC_LIMIT_REACHED"
-	ProcessStartFailed   Reason = "PROCESS_START_FAILED"
-	ProcessExited        Reason = "PROCESS_EXITED"
-	ImageReferenceBad    Reason = "IMAGE_REFERENCE_INVALID"
-	ImageNotFound        Reason = "IMAGE_NOT_FOUND"
-	ImageInUse           Reason = "IMAGE_IN_USE"
-	ImagePinned          Reason = "IMAGE_PINNED"
-	ImageIncomplete      Reason = "IMAGE_INCOMPLETE"
-	ImageArchiveInvalid  Reason = "IMAGE_ARCHIVE_INVALID"
-	ImageSourceNotFound  Reason = "IMAGE_SOURCE_NOT_FOUND"
-	ImagePlatform        Reason = "IMAGE_PLATFORM_MISMATCH"
-	RegistryUnavailable  Reason = "REGISTRY_UNAVAILABLE"
-	RegistryDenied       Reason = "REGISTRY_DENIED"
-	CredentialsUnusable  Reason = "REGISTRY_CREDENTIALS_UNUSABLE" //nolint:gosec // a name
-	CredentialsLost      Reason = "REGISTRY_CREDENTIALS_LOST"     //nolint:gosec // a name
-	BuildkitUnconfigured Reason = "BUILDKIT_NOT_CONFIGURED"
-	BuildkitUnavailable  Reason = "BUILDKIT_UNAVAILABLE"
-	BuildFailed          Reason = "BUILD_FAILED"
-	BaseBootstrapFailed  Reason = "BASE_BOOTSTRAP_FAILED"
-	PortOutsidePool      Reason = "PORT_OUTSIDE_POOL"
-	PortTaken            Reason = "PORT_TAKEN"
-	PortDuplicate        Reason = "PORT_DUPLICATE"
-	PortPoolExhausted    Reason = "PORT_POOL_EXHAUSTED"
-	PortRangeInvalid     Reason = "PORT_RANGE_INVALID"
-	AddressPoolExhausted Reason = "ADDRESS_POOL_EXHAUSTED"
-	NetworkFailed        Reason = "NETWORK_FAILED"
-	FirewallFailed       Reason = "FIREWALL_FAILED"
-	NoUpstreamDNS        Reason = "NO_UPSTREAM_DNS"
-	MountNotAllowed      Reason = "MOUNT_NOT_ALLOWED"
-	MountSourceNotFound  Reason = "MOUNT_SOURCE_NOT_FOUND"
-	VolumeNameInvalid    Reason = "VOLUME_NAME_INVALID"
-	VolumeExists         Reason = "VOLUME_EXISTS"
-	VolumeNotFound       Reason = "VOLUME_NOT_FOUND"
-	VolumeInUse          Reason = "VOLUME_IN_USE"
-	SnapshotNameInvalid  Reason = "SNAPSHOT_NAME_INVALID"
-	SnapshotNameExists   Reason = "SNAPSHOT_NAME_EXISTS"
-	SnapshotNotFound     Reason = "SNAPSHOT_NOT_FOUND"
-	SnapshotBusy         Reason = "SNAPSHOT_BUSY"
-	SnapshotInUse        Reason = "SNAPSHOT_IN_USE"
-	SnapshotTooDeep      Reason = "SNAPSHOT_TOO_DEEP"
-	SnapshotNotCopyable  Reason = "SNAPSHOT_NOT_COPYABLE"
-	SnapshotBaseMissing  Reason = "SNAPSHOT_BASE_MISSING"
-	SnapshotUnknown      Reason = "SNAPSHOT_UNKNOWN"
-	FileNotFound         Reason = "FILE_NOT_FOUND"
-	FileNotAllowed       Reason = "FILE_NOT_ALLOWED"
-	FileConflict         Reason = "FILE_CONFLICT"
-	FileExists           Reason = "FILE_EXISTS"
-	ArchiveInvalid       Reason = "ARCHIVE_INVALID"
-	NoSpace              Reason = "NO_SPACE"
-	UploadNotStarted     Reason = "UPLOAD_NOT_STARTED"
-	CopyInterrupted      Reason = "COPY_INTERRUPTED"
-	CopyLimit            Reason = "COPY_LIMIT_REACHED"
-	DesktopAbsent        Reason = "DESKTOP_ABSENT"
-	DesktopUnavailable   Reason = "DESKTOP_UNAVAILABLE"
-	DesktopSocketBad     Reason = "DESKTOP_SOCKET_REJECTED"
-	OperationNotFound    Reason = "OPERATION_NOT_FOUND"
-	OperationCancelled   Reason = "OPERATION_CANCELLED"
-	OperationInterrupted Reason = "OPERATION_INTERRUPTED"
-	NodeStopping         Reason = "NODE_STOPPING"
-	ContainerdDown       Reason = "CONTAINERD_UNAVAILABLE"
-	ContainerUnknown     Reason = "CONTAINER_UNKNOWN"
-	LogWriterMissing     Reason = "LOG_WRITER_MISSING"
-	DatabaseNewer        Reason = "DATABASE_NEWER"
-	DatabaseFailed       Reason = "DATABASE_FAILED"
-	DiskFull             Reason = "DISK_FULL"
-	ConfigInvalid        Reason = "CONFIG_INVALID"
-	NotFound             Reason = "NOT_FOUND"
-	Unavailable          Reason = "UNAVAILABLE"
-	DeadlineExceeded     Reason = "DEADLINE_EXCEEDED"
-	Canceled             Reason = "CANCELED"
-	Internal             Reason = "INTERNAL"
+	FieldInvalid          Reason = "FIELD_INVALID"
+	EnvNameInvalid        Reason = "ENV_NAME_INVALID"
+	EnvNameExists         Reason = "ENV_NAME_EXISTS"
+	EnvNotFound           Reason = "ENV_NOT_FOUND"
+	EnvBusy               Reason = "ENV_BUSY"
+	EnvNotRunning         Reason = "ENV_NOT_RUNNING"
+	EnvNotPaused          Reason = "ENV_NOT_PAUSED"
+	EnvNotStartable       Reason = "ENV_NOT_STARTABLE"
+	EnvRunning            Reason = "ENV_RUNNING"
+	EnvVariableReserved   Reason = "ENV_VARIABLE_RESERVED"
+	EtagMismatch          Reason = "ETAG_MISMATCH"
+	HostRebooted          Reason = "HOST_REBOOTED"
+	ResumeTokenTooOld     Reason = "RESUME_TOKEN_TOO_OLD"
+	RequestIDReused       Reason = "REQUEST_ID_REUSED"
+	PageTokenInvalid      Reason = "PAGE_TOKEN_INVALID"
+	RequestTooLarge       Reason = "REQUEST_TOO_LARGE"
+	RequestMalformed      Reason = "REQUEST_MALFORMED"
+	Unauthenticated       Reason = "UNAUTHENTICATED"
+	MemoryTooSmall        Reason = "MEMORY_TOO_SMALL"
+	LimitsRefused         Reason = "LIMITS_REFUSED"
+	DiskQuotaUnsupported  Reason = "DISK_QUOTA_UNSUPPORTED"
+	UserNotFound          Reason = "USER_NOT_FOUND"
+	CommandNotFound       Reason = "COMMAND_NOT_FOUND"
+	CommandTimeout        Reason = "COMMAND_TIMEOUT"
+	ExecNotStarted        Reason = "EXEC_NOT_STARTED"
+	ExecLimit             Reason = "EXEC_LIMIT_REACHED"
+	ProcessStartFailed    Reason = "PROCESS_START_FAILED"
+	ProcessExited         Reason = "PROCESS_EXITED"
+	ImageReferenceBad     Reason = "IMAGE_REFERENCE_INVALID"
+	ImageNotFound         Reason = "IMAGE_NOT_FOUND"
+	ImageInUse            Reason = "IMAGE_IN_USE"
+	ImagePinned           Reason = "IMAGE_PINNED"
+	ImageIncomplete       Reason = "IMAGE_INCOMPLETE"
+	ImageArchiveInvalid   Reason = "IMAGE_ARCHIVE_INVALID"
+	ImageSourceNotFound   Reason = "IMAGE_SOURCE_NOT_FOUND"
+	ImagePlatform         Reason = "IMAGE_PLATFORM_MISMATCH"
+	RegistryUnavailable   Reason = "REGISTRY_UNAVAILABLE"
+	RegistryDenied        Reason = "REGISTRY_DENIED"
+	CredentialsUnusable   Reason = "REGISTRY_CREDENTIALS_UNUSABLE" //nolint:gosec // a name
+	CredentialsLost       Reason = "REGISTRY_CREDENTIALS_LOST"     //nolint:gosec // a name
+	BuildkitUnconfigured  Reason = "BUILDKIT_NOT_CONFIGURED"
+	BuildkitUnavailable   Reason = "BUILDKIT_UNAVAILABLE"
+	BuildFailed           Reason = "BUILD_FAILED"
+	BaseBootstrapFailed   Reason = "BASE_BOOTSTRAP_FAILED"
+	PortOutsidePool       Reason = "PORT_OUTSIDE_POOL"
+	PortTaken             Reason = "PORT_TAKEN"
+	PortDuplicate         Reason = "PORT_DUPLICATE"
+	PortPoolExhausted     Reason = "PORT_POOL_EXHAUSTED"
+	PortRangeInvalid      Reason = "PORT_RANGE_INVALID"
+	AddressPoolExhausted  Reason = "ADDRESS_POOL_EXHAUSTED"
+	NetworkFailed         Reason = "NETWORK_FAILED"
+	FirewallFailed        Reason = "FIREWALL_FAILED"
+	NoUpstreamDNS         Reason = "NO_UPSTREAM_DNS"
+	DestinationNotAllowed Reason = "DESTINATION_NOT_ALLOWED"
+	MountNotAllowed       Reason = "MOUNT_NOT_ALLOWED"
+	MountSourceNotFound   Reason = "MOUNT_SOURCE_NOT_FOUND"
+	VolumeNameInvalid     Reason = "VOLUME_NAME_INVALID"
+	VolumeExists          Reason = "VOLUME_EXISTS"
+	VolumeNotFound        Reason = "VOLUME_NOT_FOUND"
+	VolumeInUse           Reason = "VOLUME_IN_USE"
+	SnapshotNameInvalid   Reason = "SNAPSHOT_NAME_INVALID"
+	SnapshotNameExists    Reason = "SNAPSHOT_NAME_EXISTS"
+	SnapshotNotFound      Reason = "SNAPSHOT_NOT_FOUND"
+	SnapshotBusy          Reason = "SNAPSHOT_BUSY"
+	SnapshotInUse         Reason = "SNAPSHOT_IN_USE"
+	SnapshotTooDeep       Reason = "SNAPSHOT_TOO_DEEP"
+	SnapshotNotCopyable   Reason = "SNAPSHOT_NOT_COPYABLE"
+	SnapshotBaseMissing   Reason = "SNAPSHOT_BASE_MISSING"
+	SnapshotUnknown       Reason = "SNAPSHOT_UNKNOWN"
+	FileNotFound          Reason = "FILE_NOT_FOUND"
+	FileNotAllowed        Reason = "FILE_NOT_ALLOWED"
+	FileConflict          Reason = "FILE_CONFLICT"
+	FileExists            Reason = "FILE_EXISTS"
+	ArchiveInvalid        Reason = "ARCHIVE_INVALID"
+	NoSpace               Reason = "NO_SPACE"
+	UploadNotStarted      Reason = "UPLOAD_NOT_STARTED"
+	CopyInterrupted       Reason = "COPY_INTERRUPTED"
+	CopyLimit             Reason = "COPY_LIMIT_REACHED"
+	DesktopAbsent         Reason = "DESKTOP_ABSENT"
+	DesktopUnavailable    Reason = "DESKTOP_UNAVAILABLE"
+	DesktopSocketBad      Reason = "DESKTOP_SOCKET_REJECTED"
+	OperationNotFound     Reason = "OPERATION_NOT_FOUND"
+	OperationCancelled    Reason = "OPERATION_CANCELLED"
+	OperationInterrupted  Reason = "OPERATION_INTERRUPTED"
+	NodeStopping          Reason = "NODE_STOPPING"
+	ContainerdDown        Reason = "CONTAINERD_UNAVAILABLE"
+	ContainerUnknown      Reason = "CONTAINER_UNKNOWN"
+	LogWriterMissing      Reason = "LOG_WRITER_MISSING"
+	DatabaseNewer         Reason = "DATABASE_NEWER"
+	DatabaseFailed        Reason = "DATABASE_FAILED"
+	DiskFull              Reason = "DISK_FULL"
+	ConfigInvalid         Reason = "CONFIG_INVALID"
+	NotFound              Reason = "NOT_FOUND"
+	Unavailable           Reason = "UNAVAILABLE"
+	DeadlineExceeded      Reason = "DEADLINE_EXCEEDED"
+	Canceled              Reason = "CANCELED"
+	Internal              Reason = "INTERNAL"
 )
 
 var kinds = map[Reason]error{
-	FieldInvalid:         errdefs.ErrInvalidArgument,
-	EnvNameInvalid:       errdefs.ErrInvalidArgument,
-	EnvNameExists:        errdefs.ErrAlreadyExists,
-	EnvNotFound:          errdefs.ErrNotFound,
-	EnvBusy:              errdefs.ErrFailedPrecondition,
-	EnvNotRunning:        errdefs.ErrFailedPrecondition,
-	EnvNotPaused:         errdefs.ErrFailedPrecondition,
-	EnvNotStartable:      errdefs.ErrFailedPrecondition,
-	EnvRunning:           errdefs.ErrFailedPrecondition,
-	EnvVariableReserved:  errdefs.ErrInvalidArgument,
-	EtagMismatch:         errdefs.ErrAborted,
-	HostRebooted:         errdefs.ErrFailedPrecondition,
-	ResumeTokenTooOld:    errdefs.ErrOutOfRange,
-	RequestIDReused:      errdefs.ErrAlreadyExists,
-	PageTokenInvalid:     errdefs.ErrInvalidArgument,
-	RequestTooLarge:      errdefs.ErrResourceExhausted,
-	RequestMalformed:     errdefs.ErrInvalidArgument,
-	Unauthenticated:      errdefs.ErrUnauthenticated,
-	MemoryTooSmall:       errdefs.ErrInvalidArgument,
-	LimitsRefused:        errdefs.ErrFailedPrecondition,
-	DiskQuotaUnsupported: errdefs.ErrFailedPrecondition,
-	UserNotFound:         errdefs.ErrInvalidArgument,
-	CommandNotFound:      errdefs.ErrInvalidArgument,
-	CommandTimeout:       context.DeadlineExceeded,
-	ExecNotStarted:       errdefs.ErrInvalidArgument,
-	ExecLimit:            errdefs.ErrResourceExhausted,
-	ProcessStartFailed:   errdefs.ErrFailedPrecondition,
-	ProcessExited:        errdefs.ErrFailedPrecondition,
-	ImageReferenceBad:    errdefs.ErrInvalidArgument,
-	ImageNotFound:        errdefs.ErrNotFound,
-	ImageInUse:           errdefs.ErrFailedPrecondition,
-	ImagePinned:          errdefs.ErrFailedPrecondition,
-	ImageIncomplete:      errdefs.ErrFailedPrecondition,
-	ImageArchiveInvalid:  errdefs.ErrInvalidArgument,
-	ImageSourceNotFound:  errdefs.ErrNotFound,
-	ImagePlatform:        errdefs.ErrFailedPrecondition,
-	RegistryUnavailable:  errdefs.ErrUnavailable,
-	RegistryDenied:       errdefs.ErrPermissionDenied,
-	CredentialsUnusable:  errdefs.ErrFailedPrecondition,
-	CredentialsLost:      errdefs.ErrFailedPrecondition,
-	BuildkitUnconfigured: errdefs.ErrFailedPrecondition,
-	BuildkitUnavailable:  errdefs.ErrUnavailable,
-	BuildFailed:          errdefs.ErrUnknown,
-	BaseBootstrapFailed:  errdefs.ErrUnavailable,
-	PortOutsidePool:      errdefs.ErrInvalidArgument,
-	PortTaken:            errdefs.ErrAlreadyExists,
-	PortDuplicate:        errdefs.ErrInvalidArgument,
-	PortPoolExhausted:    errdefs.ErrResourceExhausted,
-	PortRangeInvalid:     errdefs.ErrInvalidArgument,
-	AddressPoolExhausted: errdefs.ErrResourceExhausted,
-	NetworkFailed:        errdefs.ErrUnavailable,
-	FirewallFailed:       errdefs.ErrUnavailable,
-	NoUpstreamDNS:        errdefs.ErrFailedPrecondition,
-	MountNotAllowed:      errdefs.ErrInvalidArgument,
-	MountSourceNotFound:  errdefs.ErrInvalidArgument,
-	VolumeNameInvalid:    errdefs.ErrInvalidArgument,
-	VolumeExists:         errdefs.ErrAlreadyExists,
-	VolumeNotFound:       errdefs.ErrNotFound,
-	VolumeInUse:          errdefs.ErrFailedPrecondition,
-	SnapshotNameInvalid:  errdefs.ErrInvalidArgument,
-	SnapshotNameExists:   errdefs.ErrAlreadyExists,
-	SnapshotNotFound:     errdefs.ErrNotFound,
-	SnapshotBusy:         errdefs.ErrFailedPrecondition,
-	SnapshotInUse:        errdefs.ErrFailedPrecondition,
-	SnapshotTooDeep:      errdefs.ErrFailedPrecondition,
-	SnapshotNotCopyable:  errdefs.ErrFailedPrecondition,
-	SnapshotBaseMissing:  errdefs.ErrFailedPrecondition,
-	SnapshotUnknown:      errdefs.ErrFailedPrecondition,
-	FileNotFound:         errdefs.ErrNotFound,
-	FileNotAllowed:       errdefs.ErrFailedPrecondition,
-	FileConflict:         errdefs.ErrFailedPrecondition,
-	FileExists:           errdefs.ErrAlreadyExists,
-	ArchiveInvalid:       errdefs.ErrInvalidArgument,
-	NoSpace:              errdefs.ErrResourceExhausted,
-	UploadNotStarted:     errdefs.ErrInvalidArgument,
-	CopyInterrupted:      errdefs.ErrAborted,
-	CopyLimit:            errdefs.ErrResourceExhausted,
-	DesktopAbsent:        errdefs.ErrFailedPrecondition,
-	DesktopUnavailable:   errdefs.ErrUnavailable,
-	DesktopSocketBad:     errdefs.ErrPermissionDenied,
-	OperationNotFound:    errdefs.ErrNotFound,
-	OperationCancelled:   context.Canceled,
-	OperationInterrupted: errdefs.ErrAborted,
-	NodeStopping:         errdefs.ErrUnavailable,
-	ContainerdDown:       errdefs.ErrUnavailable,
-	ContainerUnknown:     errdefs.ErrFailedPrecondition,
-	LogWriterMissing:     errdefs.ErrFailedPrecondition,
-	DatabaseNewer:        errdefs.ErrFailedPrecondition,
-	DatabaseFailed:       errdefs.ErrInternal,
-	DiskFull:             errdefs.ErrResourceExhausted,
-	ConfigInvalid:        errdefs.ErrInvalidArgument,
-	NotFound:             errdefs.ErrNotFound,
-	Unavailable:          errdefs.ErrUnavailable,
-	DeadlineExceeded:     context.DeadlineExceeded,
-	Canceled:             context.Canceled,
-	Internal:             errdefs.ErrInternal,
+	FieldInvalid:          errdefs.ErrInvalidArgument,
+	EnvNameInvalid:        errdefs.ErrInvalidArgument,
+	EnvNameExists:         errdefs.ErrAlreadyExists,
+	EnvNotFound:           errdefs.ErrNotFound,
+	EnvBusy:               errdefs.ErrFailedPrecondition,
+	EnvNotRunning:         errdefs.ErrFailedPrecondition,
+	EnvNotPaused:          errdefs.ErrFailedPrecondition,
+	EnvNotStartable:       errdefs.ErrFailedPrecondition,
+	EnvRunning:            errdefs.ErrFailedPrecondition,
+	EnvVariableReserved:   errdefs.ErrInvalidArgument,
+	EtagMismatch:          errdefs.ErrAborted,
+	HostRebooted:          errdefs.ErrFailedPrecondition,
+	ResumeTokenTooOld:     errdefs.ErrOutOfRange,
+	RequestIDReused:       errdefs.ErrAlreadyExists,
+	PageTokenInvalid:      errdefs.ErrInvalidArgument,
+	RequestTooLarge:       errdefs.ErrResourceExhausted,
+	RequestMalformed:      errdefs.ErrInvalidArgument,
+	Unauthenticated:       errdefs.ErrUnauthenticated,
+	MemoryTooSmall:        errdefs.ErrInvalidArgument,
+	LimitsRefused:         errdefs.ErrFailedPrecondition,
+	DiskQuotaUnsupported:  errdefs.ErrFailedPrecondition,
+	UserNotFound:          errdefs.ErrInvalidArgument,
+	CommandNotFound:       errdefs.ErrInvalidArgument,
+	CommandTimeout:        context.DeadlineExceeded,
+	ExecNotStarted:        errdefs.ErrInvalidArgument,
+	ExecLimit:             errdefs.ErrResourceExhausted,
+	ProcessStartFailed:    errdefs.ErrFailedPrecondition,
+	ProcessExited:         errdefs.ErrFailedPrecondition,
+	ImageReferenceBad:     errdefs.ErrInvalidArgument,
+	ImageNotFound:         errdefs.ErrNotFound,
+	ImageInUse:            errdefs.ErrFailedPrecondition,
+	ImagePinned:           errdefs.ErrFailedPrecondition,
+	ImageIncomplete:       errdefs.ErrFailedPrecondition,
+	ImageArchiveInvalid:   errdefs.ErrInvalidArgument,
+	ImageSourceNotFound:   errdefs.ErrNotFound,
+	ImagePlatform:         errdefs.ErrFailedPrecondition,
+	RegistryUnavailable:   errdefs.ErrUnavailable,
+	RegistryDenied:        errdefs.ErrPermissionDenied,
+	CredentialsUnusable:   errdefs.ErrFailedPrecondition,
+	CredentialsLost:       errdefs.ErrFailedPrecondition,
+	BuildkitUnconfigured:  errdefs.ErrFailedPrecondition,
+	BuildkitUnavailable:   errdefs.ErrUnavailable,
+	BuildFailed:           errdefs.ErrUnknown,
+	BaseBootstrapFailed:   errdefs.ErrUnavailable,
+	PortOutsidePool:       errdefs.ErrInvalidArgument,
+	PortTaken:             errdefs.ErrAlreadyExists,
+	PortDuplicate:         errdefs.ErrInvalidArgument,
+	PortPoolExhausted:     errdefs.ErrResourceExhausted,
+	PortRangeInvalid:      errdefs.ErrInvalidArgument,
+	AddressPoolExhausted:  errdefs.ErrResourceExhausted,
+	NetworkFailed:         errdefs.ErrUnavailable,
+	FirewallFailed:        errdefs.ErrUnavailable,
+	NoUpstreamDNS:         errdefs.ErrFailedPrecondition,
+	DestinationNotAllowed: errdefs.ErrInvalidArgument,
+	MountNotAllowed:       errdefs.ErrInvalidArgument,
+	MountSourceNotFound:   errdefs.ErrInvalidArgument,
+	VolumeNameInvalid:     errdefs.ErrInvalidArgument,
+	VolumeExists:          errdefs.ErrAlreadyExists,
+	VolumeNotFound:        errdefs.ErrNotFound,
+	VolumeInUse:           errdefs.ErrFailedPrecondition,
+	SnapshotNameInvalid:   errdefs.ErrInvalidArgument,
+	SnapshotNameExists:    errdefs.ErrAlreadyExists,
+	SnapshotNotFound:      errdefs.ErrNotFound,
+	SnapshotBusy:          errdefs.ErrFailedPrecondition,
+	SnapshotInUse:         errdefs.ErrFailedPrecondition,
+	SnapshotTooDeep:       errdefs.ErrFailedPrecondition,
+	SnapshotNotCopyable:   errdefs.ErrFailedPrecondition,
+	SnapshotBaseMissing:   errdefs.ErrFailedPrecondition,
+	SnapshotUnknown:       errdefs.ErrFailedPrecondition,
+	FileNotFound:          errdefs.ErrNotFound,
+	FileNotAllowed:        errdefs.ErrFailedPrecondition,
+	FileConflict:          errdefs.ErrFailedPrecondition,
+	FileExists:            errdefs.ErrAlreadyExists,
+	ArchiveInvalid:        errdefs.ErrInvalidArgument,
+	NoSpace:               errdefs.ErrResourceExhausted,
+	UploadNotStarted:      errdefs.ErrInvalidArgument,
+	CopyInterrupted:       errdefs.ErrAborted,
+	CopyLimit:             errdefs.ErrResourceExhausted,
+	DesktopAbsent:         errdefs.ErrFailedPrecondition,
+	DesktopUnavailable:    errdefs.ErrUnavailable,
+	DesktopSocketBad:      errdefs.ErrPermissionDenied,
+	OperationNotFound:     errdefs.ErrNotFound,
+	OperationCancelled:    context.Canceled,
+	OperationInterrupted:  errdefs.ErrAborted,
+	NodeStopping:          errdefs.ErrUnavailable,
+	ContainerdDown:        errdefs.ErrUnavailable,
+	ContainerUnknown:      errdefs.ErrFailedPrecondition,
+	LogWriterMissing:      errdefs.ErrFailedPrecondition,
+	DatabaseNewer:         errdefs.ErrFailedPrecondition,
+	DatabaseFailed:        errdefs.ErrInternal,
+	DiskFull:              errdefs.ErrResourceExhausted,
+	ConfigInvalid:         errdefs.ErrInvalidArgument,
+	NotFound:              errdefs.ErrNotFound,
+	Unavailable:           errdefs.ErrUnavailable,
+	DeadlineExceeded:      context.DeadlineExceeded,
+	Canceled:              context.Canceled,
+	Internal:              errdefs.ErrInternal,
 }
 
 // Kind is the errdefs kind (or context error) of the reason.

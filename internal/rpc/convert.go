@@ -89,7 +89,7 @@ func toSpec(spec *runtime.Spec) *remotegpuv1.EnvironmentSpec {
 		message.Desktop = &remotegpuv1.Desktop{Width: int32(d.Width), Height: int32(d.Height), Depth: int32(d.Depth)}
 	}
 	message.Restart, message.HealthCheck = toRestart(spec.Restart), toHealthCheck(spec.HealthCheck)
-	message.Snapshot = spec.Snapshot
+	message.Snapshot, message.Network = spec.Snapshot, toNetworkPolicy(spec.Network)
 	return message
 }
 
@@ -126,7 +126,7 @@ func fromSpec(message *remotegpuv1.EnvironmentSpec) runtime.Spec {
 		spec.Desktop = &runtime.Desktop{Width: int(d.GetWidth()), Height: int(d.GetHeight()), Depth: int(d.GetDepth())}
 	}
 	spec.Restart, spec.HealthCheck = fromRestart(message.GetRestart()), fromHealthCheck(message.GetHealthCheck())
-	spec.Snapshot = message.GetSnapshot()
+	spec.Snapshot, spec.Network = message.GetSnapshot(), fromNetworkPolicy(message.GetNetwork())
 	return spec
 }
 

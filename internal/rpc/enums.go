@@ -2,6 +2,7 @@ package rpc
 
 import (
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 	"github.com/remotegpu/remotegpu/runtime"
 	"github.com/remotegpu/remotegpu/runtime/operation"
@@ -62,6 +63,11 @@ var (
 		remotegpuv1.ServiceType_SERVICE_TYPE_VNC:     port.VNC,
 		remotegpuv1.ServiceType_SERVICE_TYPE_NOVNC:   port.NoVNC,
 		remotegpuv1.ServiceType_SERVICE_TYPE_CUSTOM:  port.Custom,
+	})
+	egressModes = newEnum(map[remotegpuv1.EgressMode]policy.Egress{
+		remotegpuv1.EgressMode_EGRESS_MODE_OPEN:       policy.Open,
+		remotegpuv1.EgressMode_EGRESS_MODE_ALLOW_LIST: policy.AllowList,
+		remotegpuv1.EgressMode_EGRESS_MODE_NONE:       policy.None,
 	})
 	protocols = newEnum(map[remotegpuv1.Protocol]port.Protocol{
 		remotegpuv1.Protocol_PROTOCOL_TCP: port.TCP,

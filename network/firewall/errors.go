@@ -38,8 +38,8 @@ func failed(what string, err error) error {
 	case strings.Contains(said, "load match"), strings.Contains(said, "missing kernel module"),
 		strings.Contains(said, "Extension"), strings.Contains(said, "not supported"),
 		strings.Contains(said, "can't initialize iptables table"):
-		return p.WithHint("The kernel lacks a netfilter module; needed are conntrack, nat, addrtype, comment, limit, rpfilter: " +
-			"try modprobe -a xt_conntrack xt_nat xt_addrtype xt_comment xt_limit ipt_rpfilter xt_MASQUERADE iptable_raw")
+		return p.WithHint("The kernel lacks a netfilter module; needed are conntrack, nat, addrtype, comment, limit, rpfilter, REJECT: " +
+			"try modprobe -a xt_conntrack xt_nat xt_addrtype xt_comment xt_limit ipt_rpfilter ipt_REJECT xt_MASQUERADE iptable_raw")
 	case strings.Contains(said, "incompatible"):
 		return p.WithHint("A table holds nftables rules that iptables cannot read; see: nft list ruleset")
 	}

@@ -62,9 +62,11 @@ type Mapping struct {
 	To       netip.AddrPort // in the subnet
 }
 
-// Desired is everything that should be published.
+// Desired is everything that should be in force.
 type Desired struct {
-	Mappings []Mapping
+	Mappings     []Mapping
+	Policies     []Policy // of environments that differ from the default
+	Surroundings Surroundings
 }
 
 // Firewall declares the state of the host's packet filter.

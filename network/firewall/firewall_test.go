@@ -17,6 +17,7 @@ import (
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/testutil"
 	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 )
 
@@ -47,6 +48,14 @@ func newFirewall(t *testing.T, path string) *firewall.Firewall {
 
 func mapping(env string, service port.Service, protocol port.Protocol, hostPort uint16, to string) firewall.Mapping {
 	return firewall.Mapping{EnvID: env, Service: service, Protocol: protocol, HostPort: hostPort, To: netip.MustParseAddrPort(to)}
+}
+
+func destination(text string) policy.Destination {
+	d, err := policy.ParseDestination(text)
+	if err != nil {
+		panic(err)
+	}
+	return d
 }
 
 // saved is what iptables-save prints of our chains but the administrator's,
@@ -111,40 +120,62 @@ func same(t *testing.T, f *firewall.Firewall, path string) {
 // golden text and with the kernel.
 func TestStates(t *testing.T) {
 	ssh := mapping("01A", port.SSH, port.TCP, 22000, "10.88.0.2:22")
+	policies := []firewall.Policy{
+		{EnvID: "01A", Address: netip.MustParseAddr("10.88.0.2"), Egress: policy.None, Groups: []string{"default/web", "default/db"}},
+		{EnvID: "01B", Address: netip.MustParseAddr("10.88.0.10"), Egress: policy.AllowList, Allow: []policy.Destination{
+			destination("198.51.100.0/24"), destination("203.0.113.7:443/tcp"), destination("203.0.113.7:5000-5010"), destination("0.0.0.0/0:53/udp"),
+		}},
+		{EnvID: "01C", Address: netip.MustParseAddr("10.88.16.2"), Egress: policy.Open, Groups: []string{"default/web"}},
+		{EnvID: "01D", Address: netip.MustParseAddr("10.88.255.250"), Egress: policy.Open, Allow: []policy.Destination{destination("10.1.2.3/udp")}},
+	}
+	around := firewall.Surroundings{
+		Closed: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")},
+		Allow: []policy.Destination{
+			destination("192.168.7.20:5000/tcp"), destination("10.9.0.0/16"), destination("169.254.169.254:80/tcp"), destination("10.8.0.1:53"),
+		},
+		Resolvers: []netip.Addr{netip.MustParseAddr("192.168.7.1"), netip.MustParseAddr("168.63.129.16")},
+	}
 	states := []struct {
 		name     string
 		mappings []firewall.Mapping
+		policies []firewall.Policy
+		around   firewall.Surroundings
 	}{
-		{"nothing", nil},
-		{"one port", []firewall.Mapping{ssh}},
-		{"two environments in one leaf", []firewall.Mapping{ssh, mapping("01B", port.SSH, port.TCP, 22001, "10.88.0.10:22")}},
-		{"one in front, one elsewhere, udp", []firewall.Mapping{
+		{name: "nothing"},
+		{name: "one port", mappings: []firewall.Mapping{ssh}},
+		{name: "two environments in one leaf", mappings: []firewall.Mapping{ssh, mapping("01B", port.SSH, port.TCP, 22001, "10.88.0.10:22")}},
+		{name: "one in front, one elsewhere, udp", mappings: []firewall.Mapping{
 			mapping("01C", port.RDP, port.UDP, 33890, "10.88.0.18:3389"),
 			mapping("01C", port.RDP, port.TCP, 33890, "10.88.0.18:3389"),
 			mapping("01C", port.Custom, port.TCP, 21999, "10.88.0.18:80"),
 			ssh, mapping("01B", port.SSH, port.TCP, 22001, "10.88.0.10:22"),
 		}},
-		{"first gone", []firewall.Mapping{
+		{name: "first gone", mappings: []firewall.Mapping{
 			mapping("01C", port.RDP, port.UDP, 33890, "10.88.0.18:3389"),
 			mapping("01B", port.SSH, port.TCP, 22001, "10.88.0.10:22"),
 		}},
-		{"moved to another environment", []firewall.Mapping{mapping("01D", port.SSH, port.TCP, 22001, "10.88.0.26:22")}},
-		{"outermost ports", []firewall.Mapping{
+		{name: "moved to another environment", mappings: []firewall.Mapping{mapping("01D", port.SSH, port.TCP, 22001, "10.88.0.26:22")}},
+		{name: "outermost ports", mappings: []firewall.Mapping{
 			mapping("01D", "a service \"of\" mine", port.TCP, 1, "10.88.255.250:65535"),
 			mapping("01D", port.Custom, port.UDP, 65535, "10.88.255.250:1"),
 		}},
-		{"nothing again", nil},
+		{name: "nothing again"},
+		{name: "policies", mappings: []firewall.Mapping{ssh}, policies: policies, around: around},
+		{name: "policies without surroundings", policies: policies},
+		{name: "fewer policies", policies: []firewall.Policy{policies[0], policies[3]}, around: around},
+		{name: "nothing at last"},
 	}
 	onBackends(t, func(t *testing.T, path string) {
 		t.Helper()
 		f := newFirewall(t, path)
 		for _, state := range states {
-			if err := f.Set(t.Context(), firewall.Desired{Mappings: state.mappings}); err != nil {
+			desired := firewall.Desired{Mappings: state.mappings, Policies: state.policies, Surroundings: state.around}
+			if err := f.Set(t.Context(), desired); err != nil {
 				t.Fatalf("%s: %v", state.name, err)
 			}
 			same(t, f, path)
 			golden(t, state.name, text(t, f))
-			if err := f.Set(t.Context(), firewall.Desired{Mappings: state.mappings}); err != nil {
+			if err := f.Set(t.Context(), desired); err != nil {
 				t.Fatalf("%s twice: %v", state.name, err)
 			}
 			same(t, f, path)
@@ -155,11 +186,19 @@ func TestStates(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if diff := cmp.Diff(named(state.mappings), named(there)); diff != "" {
+			if diff := cmp.Diff(named(state.mappings), named(there.Mappings)); diff != "" {
 				t.Fatalf("%s: Published (-want +got):\n%s", state.name, diff)
 			}
+			if !slices.EqualFunc(state.policies, there.Policies, func(a, b firewall.Policy) bool { return a.Equal(&b) }) {
+				t.Fatalf("%s: policies are read back as %v, want %v", state.name, there.Policies, state.policies)
+			}
+			// What is read back is rendered as it was.
+			there.Surroundings = state.around
+			if _, differs, err := f.Check(t.Context(), there); err != nil || len(differs) > 0 {
+				t.Fatalf("%s: Check of what was read back: %v, %v", state.name, differs, err)
+			}
 			// A process that starts now finds nothing to do.
-			if mended, err := newFirewall(t, path).Restore(t.Context(), firewall.Desired{Mappings: state.mappings}); err != nil || len(mended) > 0 {
+			if mended, err := newFirewall(t, path).Restore(t.Context(), desired); err != nil || len(mended) > 0 {
 				t.Fatalf("%s: Restore by another process mended %v, %v", state.name, mended, err)
 			}
 		}
@@ -297,7 +336,7 @@ func TestRepair(t *testing.T) {
 			if mended, err := f.Repair(t.Context()); err != nil || len(mended) > 0 {
 				t.Errorf("%s: the second Repair mended %v, %v", name, mended, err)
 			}
-			if there, differs, err := f.Check(t.Context(), desired); err != nil || len(differs) > 0 || len(there) != len(desired.Mappings) {
+			if there, differs, err := f.Check(t.Context(), desired); err != nil || len(differs) > 0 || len(there.Mappings) != len(desired.Mappings) {
 				t.Errorf("%s: after the repair Check found %v, published %v, %v", name, differs, there, err)
 			}
 		}

@@ -10,42 +10,43 @@ import (
 	"github.com/remotegpu/remotegpu/network/port"
 )
 
-// Published returns the mappings that the kernel's rules hold, in no order:
-// what an earlier process published and nobody withdrew.
-func (f *Firewall) Published(ctx context.Context) ([]Mapping, error) {
+// Published returns the mappings, in no order, and the policies that the
+// kernel's rules hold: what an earlier process declared and nobody withdrew. It
+// does not tell the surroundings.
+func (f *Firewall) Published(ctx context.Context) (Desired, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	there, err := f.v4.read(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list published ports: %w", err)
+		return Desired{}, fmt.Errorf("list published ports and policies: %w", err)
 	}
 	return f.published(there), nil
 }
 
-func (f *Firewall) published(there ruleset) []Mapping {
-	var found []Mapping
+func (f *Firewall) published(there ruleset) Desired {
+	found := Desired{Policies: f.policies(there)}
 	for _, rules := range there.owned(f.v4.ours)["nat"] {
 		for _, rule := range rules {
 			if m, ok := parseMapping(rule, strings.ToLower(f.cfg.Prefix)+":env="); ok {
-				found = append(found, m)
+				found.Mappings = append(found.Mappings, m)
 			}
 		}
 	}
 	return found
 }
 
-// Check tells what the kernel's rules publish and the names of the chains and
+// Check tells what the kernel's rules hold, as Published does, and the names of the chains and
 // hooks that Restore of the same would mend. It changes nothing.
-func (f *Firewall) Check(ctx context.Context, desired Desired) (published []Mapping, differs []string, err error) {
+func (f *Firewall) Check(ctx context.Context, desired Desired) (published Desired, differs []string, err error) {
 	wanted, err := f.v4.render(desired)
 	if err != nil {
-		return nil, nil, err
+		return Desired{}, nil, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	there, err := f.v4.read(ctx)
 	if err != nil {
-		return nil, nil, fmt.Errorf("check rules: %w", err)
+		return Desired{}, nil, fmt.Errorf("check rules: %w", err)
 	}
 	return f.published(there), f.v4.differs(there, wanted), nil
 }

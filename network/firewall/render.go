@@ -3,11 +3,13 @@ package firewall
 import (
 	"cmp"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 )
 
@@ -27,33 +29,52 @@ func (f *Firewall) renderV4(desired Desired) (ruleset, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, subnet := f.cfg.Prefix, f.cfg.Subnet.String()
-	note := func(text string) string {
-		return fmt.Sprintf(`-m comment --comment "%s: %s"`, strings.ToLower(p), text)
-	}
+	p, subnet, note := f.cfg.Prefix, f.cfg.Subnet.String(), f.note
 	bridges := f.cfg.Interface + "+"
 	// Bridges have route_localnet, so that the host's loopback reaches
 	// published ports. Without the first rule the LAN and environments would
 	// reach services that listen on the host's loopback only
 	// (CVE-2020-8558). rpfilter is one rule for all environments: one per
 	// environment would cost every packet of the host.
-	raw := chains{p + "-RAW": {
+	raw := []string{
 		fmt.Sprintf("-A %s-RAW -d 127.0.0.0/8 ! -i lo %s -j DROP", p, note("no martian loopback")),
 		fmt.Sprintf("-A %s-RAW -d %s ! -i %s %s -j DROP", p, subnet, bridges, note("no direct-routed access")),
 		fmt.Sprintf("-A %s-RAW -i %s -m rpfilter --invert %s -j DROP", p, bridges, note("source spoofing")),
-		fmt.Sprintf("-A %s-RAW -d 169.254.0.0/16 -i %s %s -j DROP", p, bridges, note("metadata")),
-		fmt.Sprintf("-A %s-RAW -d 100.100.100.200/32 -i %s %s -j DROP", p, bridges, note("metadata")),
-	}}
+	}
+	// Whatever an environment's policy says: only the node's configuration
+	// opens these. Ports and protocols are looked at in the filter table. A
+	// cloud's name server may have the address of its metadata.
+	for _, server := range desired.Surroundings.Resolvers {
+		if !policy.IsMetadata(netip.PrefixFrom(server, 32)) {
+			continue
+		}
+		for _, protocol := range []port.Protocol{port.UDP, port.TCP} {
+			raw = append(raw, fmt.Sprintf("-A %s-RAW -d %s/32 -i %s -p %s -m %s --dport 53 -j RETURN", p, server, bridges, protocol, protocol))
+		}
+	}
+	for _, d := range desired.Surroundings.Allow {
+		if policy.IsMetadata(d.Prefix) {
+			raw = append(raw, fmt.Sprintf("-A %s-RAW -d %s -i %s %s -j RETURN", p, d.Prefix, bridges, note("allowed by the node")))
+		}
+	}
+	for _, network := range policy.Metadata() {
+		raw = append(raw, fmt.Sprintf("-A %s-RAW -d %s -i %s %s -j DROP", p, network, bridges, note("metadata")))
+	}
 	filter := chains{
 		p + "-IN": f.renderInput(bridges, note("no host services")),
 		p + "-FWD": {
 			fmt.Sprintf("-A %s-FWD -j %s", p, f.v4.admin()),
 			fmt.Sprintf("-A %s-FWD -o %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", p, bridges),
 			fmt.Sprintf("-A %s-FWD -i %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", p, bridges),
+			fmt.Sprintf("-A %s-FWD -i %s -o %s -m conntrack ! --ctstate DNAT -j %s-DIRECT", p, bridges, bridges, p),
+			fmt.Sprintf("-A %s-FWD -i %s -j %s-OUT", p, bridges, p),
 			fmt.Sprintf("-A %s-FWD -o %s -m conntrack --ctstate DNAT %s -j ACCEPT", p, bridges, note("published ports")),
 			fmt.Sprintf("-A %s-FWD -o %s %s -j DROP", p, bridges, note("all else towards environments")),
 			fmt.Sprintf("-A %s-FWD -i %s %s -j ACCEPT", p, bridges, note("egress")),
 		},
+	}
+	if err := f.renderPolicies(filter, &desired); err != nil {
+		return nil, err
 	}
 	// Hairpin and loopback connections get the gateway as their source, or
 	// the answer would not come back this way.
@@ -62,7 +83,17 @@ func (f *Firewall) renderV4(desired Desired) (ruleset, error) {
 		fmt.Sprintf("-A %s-POST -s 127.0.0.0/8 -o %s -m conntrack --ctstate DNAT %s -j MASQUERADE", p, bridges, note("localhost")),
 		fmt.Sprintf("-A %s-POST -s %s ! -o %s %s -j MASQUERADE --random-fully", p, subnet, bridges, note("egress")),
 	}
-	return ruleset{"raw": raw, "filter": filter, "nat": nat}, nil
+	return ruleset{"raw": {p + "-RAW": raw}, "filter": filter, "nat": nat}, nil
+}
+
+// note is a comment for people.
+func (f *Firewall) note(text string) string {
+	return fmt.Sprintf(`-m comment --comment "%s: %s"`, strings.ToLower(f.cfg.Prefix), text)
+}
+
+// owned is a comment that says whose a rule is, which is read back.
+func (f *Firewall) owned(envID, what string) string {
+	return fmt.Sprintf(`-m comment --comment "%s:env=%s:%s"`, strings.ToLower(f.cfg.Prefix), word(envID), what)
 }
 
 // renderInput renders what environments may have of the host itself: names,
@@ -109,8 +140,8 @@ func (f *Firewall) renderPublished(desired Desired) (chains, error) {
 			nat[group] = append(nat[group], dispatch(group, m.Protocol, first, leafSize, leaf))
 		}
 		nat[leaf] = append(nat[leaf], fmt.Sprintf(
-			`-A %s -p %s -m %s --dport %d -m comment --comment "%s:env=%s:%s" -j DNAT --to-destination %s`,
-			leaf, m.Protocol, m.Protocol, m.HostPort, strings.ToLower(f.cfg.Prefix), word(m.EnvID), word(string(m.Service)), m.To))
+			"-A %s -p %s -m %s --dport %d %s -j DNAT --to-destination %s",
+			leaf, m.Protocol, m.Protocol, m.HostPort, f.owned(m.EnvID, word(string(m.Service))), m.To))
 	}
 	return nat, nil
 }
@@ -134,11 +165,14 @@ func dispatch(chain string, protocol port.Protocol, first, size int, to string) 
 // word keeps what goes into a comment to characters that iptables-save prints
 // as they are, and short: a comment holds 255.
 func word(s string) string {
-	s = strings.Map(func(r rune) rune {
-		if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.' {
-			return r
-		}
-		return '_'
-	}, s)
+	s = strings.Map(plain, s)
 	return s[:min(len(s), 100)]
+}
+
+// plain is a character as a comment may have it.
+func plain(r rune) rune {
+	if r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '_' || r == '.' {
+		return r
+	}
+	return '_'
 }

@@ -6,11 +6,14 @@ import (
 	"maps"
 	"net/netip"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"sync"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 	"github.com/remotegpu/remotegpu/runtime"
 	"github.com/remotegpu/remotegpu/runtime/volume"
@@ -28,6 +31,7 @@ type FakeNetworks struct {
 	mu        sync.Mutex
 	attached  map[string]int
 	published map[string]port.Published
+	policies  map[string]policy.Declared
 	strays    []string
 }
 
@@ -82,12 +86,14 @@ func (n *FakeNetworks) Attach(_ context.Context, envID string, slot int) error {
 	})
 }
 
-// Detach forgets the environment's network, not what it has published.
+// Detach forgets the environment's network and policy, not what it has
+// published.
 func (n *FakeNetworks) Detach(_ context.Context, envID string) error {
 	return n.Faults.Do("Networks.Detach", func() error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		delete(n.attached, envID)
+		delete(n.policies, envID)
 		return nil
 	})
 }
@@ -119,11 +125,47 @@ func (n *FakeNetworks) Publish(_ context.Context, envID string, address netip.Ad
 	})
 }
 
-// Restore replaces everything that is published.
-func (n *FakeNetworks) Restore(_ context.Context, published []port.Published) error {
+// CheckPolicy refuses 169.254.0.0/16.
+func (n *FakeNetworks) CheckPolicy(wanted policy.Policy, field string) error {
+	for i, d := range wanted.Allow {
+		if policy.IsMetadata(d.Prefix) {
+			return problem.New(problem.DestinationNotAllowed, "%s is metadata", d).WithField(fmt.Sprintf("%s.allow[%d]", field, i))
+		}
+	}
+	return nil
+}
+
+// SetPolicy notes the policy, the default as none.
+func (n *FakeNetworks) SetPolicy(_ context.Context, declared policy.Declared) error {
+	return n.Faults.Do("Networks.SetPolicy", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		if n.policies == nil {
+			n.policies = make(map[string]policy.Declared)
+		}
+		if delete(n.policies, declared.EnvID); !reflect.DeepEqual(declared.Policy, policy.Policy{}) {
+			n.policies[declared.EnvID] = declared
+		}
+		return nil
+	})
+}
+
+// Policies are those in force that are not the default.
+func (n *FakeNetworks) Policies() map[string]policy.Declared {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.policies)
+}
+
+// Restore replaces everything that is published, and all policies.
+func (n *FakeNetworks) Restore(_ context.Context, published []port.Published, policies []policy.Declared) error {
 	return n.Faults.Do("Networks.Restore", func() error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
+		n.policies = make(map[string]policy.Declared)
+		for _, p := range policies {
+			n.policies[p.EnvID] = p
+		}
 		n.published = make(map[string]port.Published)
 		for _, p := range published {
 			if len(p.Mappings) > 0 {
@@ -158,7 +200,7 @@ func (n *FakeNetworks) Occupied(context.Context) (slots map[string]int, err erro
 }
 
 // Drift compares what is published, as a whole per environment.
-func (n *FakeNetworks) Drift(_ context.Context, published []port.Published) (drift []port.Drift, err error) {
+func (n *FakeNetworks) Drift(_ context.Context, published []port.Published, _ []policy.Declared) (drift []port.Drift, err error) {
 	err = n.Faults.Do("Networks.Drift", func() error {
 		n.mu.Lock()
 		defer n.mu.Unlock()

@@ -776,7 +776,10 @@ type EnvironmentSpec struct {
 	HealthCheck *HealthCheck `protobuf:"bytes,15,opt,name=health_check,json=healthCheck,proto3" json:"health_check,omitempty"`
 	// Snapshot that it is made from, in place of an image: an id, or
 	// ENVIRONMENT/NAME; answers have the id. The image is the snapshot's then.
-	Snapshot      string `protobuf:"bytes,17,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Snapshot string `protobuf:"bytes,17,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// What it may reach, and how fast. Absent: the internet, and neither private
+	// networks nor those of the host.
+	Network       *NetworkPolicy `protobuf:"bytes,18,opt,name=network,proto3" json:"network,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -921,6 +924,13 @@ func (x *EnvironmentSpec) GetSnapshot() string {
 		return x.Snapshot
 	}
 	return ""
+}
+
+func (x *EnvironmentSpec) GetNetwork() *NetworkPolicy {
+	if x != nil {
+		return x.Network
+	}
+	return nil
 }
 
 // RestartPolicy is what happens when a process ends unasked. Between restarts
@@ -5072,7 +5082,7 @@ var File_remotegpu_v1_environment_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\n" +
-	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\x89\t\n" +
+	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x1aremotegpu/v1/network.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\x89\t\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -5116,7 +5126,7 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x1d\n" +
 	"\n" +
 	"oom_killed\x18\x03 \x01(\bR\toomKilled\x12*\n" +
-	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xf2\x06\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xa9\a\n" +
 	"\x0fEnvironmentSpec\x12\x1e\n" +
 	"\x05image\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x05image\x12C\n" +
 	"\vpull_policy\x18\x02 \x01(\x0e2\x18.remotegpu.v1.PullPolicyB\b\xbaH\x05\x82\x01\x02\x10\x01R\n" +
@@ -5137,7 +5147,8 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x14allow_new_privileges\x18\r \x01(\bR\x12allowNewPrivileges\x125\n" +
 	"\arestart\x18\x0e \x01(\v2\x1b.remotegpu.v1.RestartPolicyR\arestart\x12<\n" +
 	"\fhealth_check\x18\x0f \x01(\v2\x19.remotegpu.v1.HealthCheckR\vhealthCheck\x12$\n" +
-	"\bsnapshot\x18\x11 \x01(\tB\b\xbaH\x05r\x03\x18\x82\x01R\bsnapshot\x1a6\n" +
+	"\bsnapshot\x18\x11 \x01(\tB\b\xbaH\x05r\x03\x18\x82\x01R\bsnapshot\x125\n" +
+	"\anetwork\x18\x12 \x01(\v2\x1b.remotegpu.v1.NetworkPolicyR\anetwork\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x01\n" +
@@ -5614,17 +5625,18 @@ var file_remotegpu_v1_environment_proto_goTypes = []any{
 	(*Problem)(nil),                       // 71: remotegpu.v1.Problem
 	(*PortMapping)(nil),                   // 72: remotegpu.v1.PortMapping
 	(*timestamppb.Timestamp)(nil),         // 73: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),           // 74: google.protobuf.Duration
-	(ServiceType)(0),                      // 75: remotegpu.v1.ServiceType
-	(Protocol)(0),                         // 76: remotegpu.v1.Protocol
-	(*Operation)(nil),                     // 77: remotegpu.v1.Operation
-	(*fieldmaskpb.FieldMask)(nil),         // 78: google.protobuf.FieldMask
-	(*StatFileRequest)(nil),               // 79: remotegpu.v1.StatFileRequest
-	(*UploadFilesRequest)(nil),            // 80: remotegpu.v1.UploadFilesRequest
-	(*DownloadFilesRequest)(nil),          // 81: remotegpu.v1.DownloadFilesRequest
-	(*StatFileResponse)(nil),              // 82: remotegpu.v1.StatFileResponse
-	(*UploadFilesResponse)(nil),           // 83: remotegpu.v1.UploadFilesResponse
-	(*DownloadFilesResponse)(nil),         // 84: remotegpu.v1.DownloadFilesResponse
+	(*NetworkPolicy)(nil),                 // 74: remotegpu.v1.NetworkPolicy
+	(*durationpb.Duration)(nil),           // 75: google.protobuf.Duration
+	(ServiceType)(0),                      // 76: remotegpu.v1.ServiceType
+	(Protocol)(0),                         // 77: remotegpu.v1.Protocol
+	(*Operation)(nil),                     // 78: remotegpu.v1.Operation
+	(*fieldmaskpb.FieldMask)(nil),         // 79: google.protobuf.FieldMask
+	(*StatFileRequest)(nil),               // 80: remotegpu.v1.StatFileRequest
+	(*UploadFilesRequest)(nil),            // 81: remotegpu.v1.UploadFilesRequest
+	(*DownloadFilesRequest)(nil),          // 82: remotegpu.v1.DownloadFilesRequest
+	(*StatFileResponse)(nil),              // 83: remotegpu.v1.StatFileResponse
+	(*UploadFilesResponse)(nil),           // 84: remotegpu.v1.UploadFilesResponse
+	(*DownloadFilesResponse)(nil),         // 85: remotegpu.v1.DownloadFilesResponse
 }
 var file_remotegpu_v1_environment_proto_depIdxs = []int32{
 	65,  // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
@@ -5648,124 +5660,125 @@ var file_remotegpu_v1_environment_proto_depIdxs = []int32{
 	19,  // 18: remotegpu.v1.EnvironmentSpec.desktop:type_name -> remotegpu.v1.Desktop
 	9,   // 19: remotegpu.v1.EnvironmentSpec.restart:type_name -> remotegpu.v1.RestartPolicy
 	10,  // 20: remotegpu.v1.EnvironmentSpec.health_check:type_name -> remotegpu.v1.HealthCheck
-	2,   // 21: remotegpu.v1.RestartPolicy.mode:type_name -> remotegpu.v1.RestartMode
-	11,  // 22: remotegpu.v1.HealthCheck.command:type_name -> remotegpu.v1.HealthCommand
-	12,  // 23: remotegpu.v1.HealthCheck.tcp:type_name -> remotegpu.v1.HealthTCP
-	13,  // 24: remotegpu.v1.HealthCheck.http:type_name -> remotegpu.v1.HealthHTTP
-	14,  // 25: remotegpu.v1.HealthCheck.desktop:type_name -> remotegpu.v1.HealthDesktop
-	74,  // 26: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	74,  // 27: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	74,  // 28: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
-	16,  // 29: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
-	4,   // 30: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
-	75,  // 31: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
-	76,  // 32: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
-	67,  // 33: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
-	8,   // 34: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	74,  // 35: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 36: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	77,  // 37: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,   // 38: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	1,   // 39: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
-	6,   // 40: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
-	74,  // 41: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 42: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	77,  // 43: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	74,  // 44: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	74,  // 45: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 46: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	77,  // 47: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	74,  // 48: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	74,  // 49: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 50: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	77,  // 51: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	74,  // 52: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	74,  // 53: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	77,  // 54: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,   // 55: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
-	68,  // 56: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
-	74,  // 57: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
-	39,  // 58: remotegpu.v1.ExecCommandRequest.start:type_name -> remotegpu.v1.ExecStart
-	40,  // 59: remotegpu.v1.ExecCommandRequest.eof:type_name -> remotegpu.v1.ExecEOF
-	41,  // 60: remotegpu.v1.ExecCommandRequest.resize:type_name -> remotegpu.v1.TerminalSize
-	69,  // 61: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
-	41,  // 62: remotegpu.v1.ExecStart.terminal:type_name -> remotegpu.v1.TerminalSize
-	43,  // 63: remotegpu.v1.ExecCommandResponse.started:type_name -> remotegpu.v1.ExecStarted
-	44,  // 64: remotegpu.v1.ExecCommandResponse.exit:type_name -> remotegpu.v1.ExecExit
-	73,  // 65: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
-	73,  // 66: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
-	5,   // 67: remotegpu.v1.GetLogsRequest.stream:type_name -> remotegpu.v1.LogStream
-	47,  // 68: remotegpu.v1.GetLogsResponse.lines:type_name -> remotegpu.v1.LogLine
-	73,  // 69: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
-	5,   // 70: remotegpu.v1.LogLine.stream:type_name -> remotegpu.v1.LogStream
-	52,  // 71: remotegpu.v1.GetStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	74,  // 72: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
-	52,  // 73: remotegpu.v1.WatchStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	73,  // 74: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
-	55,  // 75: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
-	73,  // 76: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
-	7,   // 77: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
-	74,  // 78: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 79: remotegpu.v1.PauseEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	77,  // 80: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	74,  // 81: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 82: remotegpu.v1.ResumeEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	77,  // 83: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,   // 84: remotegpu.v1.RenameEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	78,  // 85: remotegpu.v1.UpdateEnvironmentRequest.update_mask:type_name -> google.protobuf.FieldMask
-	70,  // 86: remotegpu.v1.UpdateEnvironmentRequest.labels:type_name -> remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
-	8,   // 87: remotegpu.v1.UpdateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	74,  // 88: remotegpu.v1.UpdateEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	74,  // 89: remotegpu.v1.UpdateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 90: remotegpu.v1.UpdateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	77,  // 91: remotegpu.v1.UpdateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	20,  // 92: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
-	22,  // 93: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
-	24,  // 94: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
-	26,  // 95: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
-	28,  // 96: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
-	30,  // 97: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
-	56,  // 98: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
-	58,  // 99: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
-	60,  // 100: remotegpu.v1.EnvironmentService.RenameEnvironment:input_type -> remotegpu.v1.RenameEnvironmentRequest
-	62,  // 101: remotegpu.v1.EnvironmentService.UpdateEnvironment:input_type -> remotegpu.v1.UpdateEnvironmentRequest
-	32,  // 102: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
-	34,  // 103: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
-	36,  // 104: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
-	38,  // 105: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
-	45,  // 106: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
-	48,  // 107: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
-	50,  // 108: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
-	53,  // 109: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
-	79,  // 110: remotegpu.v1.EnvironmentService.StatFile:input_type -> remotegpu.v1.StatFileRequest
-	80,  // 111: remotegpu.v1.EnvironmentService.UploadFiles:input_type -> remotegpu.v1.UploadFilesRequest
-	81,  // 112: remotegpu.v1.EnvironmentService.DownloadFiles:input_type -> remotegpu.v1.DownloadFilesRequest
-	21,  // 113: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
-	23,  // 114: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
-	25,  // 115: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
-	27,  // 116: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
-	29,  // 117: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
-	31,  // 118: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
-	57,  // 119: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
-	59,  // 120: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
-	61,  // 121: remotegpu.v1.EnvironmentService.RenameEnvironment:output_type -> remotegpu.v1.RenameEnvironmentResponse
-	63,  // 122: remotegpu.v1.EnvironmentService.UpdateEnvironment:output_type -> remotegpu.v1.UpdateEnvironmentResponse
-	33,  // 123: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
-	35,  // 124: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
-	37,  // 125: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
-	42,  // 126: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
-	46,  // 127: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
-	49,  // 128: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
-	51,  // 129: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
-	54,  // 130: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
-	82,  // 131: remotegpu.v1.EnvironmentService.StatFile:output_type -> remotegpu.v1.StatFileResponse
-	83,  // 132: remotegpu.v1.EnvironmentService.UploadFiles:output_type -> remotegpu.v1.UploadFilesResponse
-	84,  // 133: remotegpu.v1.EnvironmentService.DownloadFiles:output_type -> remotegpu.v1.DownloadFilesResponse
-	113, // [113:134] is the sub-list for method output_type
-	92,  // [92:113] is the sub-list for method input_type
-	92,  // [92:92] is the sub-list for extension type_name
-	92,  // [92:92] is the sub-list for extension extendee
-	0,   // [0:92] is the sub-list for field type_name
+	74,  // 21: remotegpu.v1.EnvironmentSpec.network:type_name -> remotegpu.v1.NetworkPolicy
+	2,   // 22: remotegpu.v1.RestartPolicy.mode:type_name -> remotegpu.v1.RestartMode
+	11,  // 23: remotegpu.v1.HealthCheck.command:type_name -> remotegpu.v1.HealthCommand
+	12,  // 24: remotegpu.v1.HealthCheck.tcp:type_name -> remotegpu.v1.HealthTCP
+	13,  // 25: remotegpu.v1.HealthCheck.http:type_name -> remotegpu.v1.HealthHTTP
+	14,  // 26: remotegpu.v1.HealthCheck.desktop:type_name -> remotegpu.v1.HealthDesktop
+	75,  // 27: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	75,  // 28: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	75,  // 29: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
+	16,  // 30: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
+	4,   // 31: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
+	76,  // 32: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	77,  // 33: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
+	67,  // 34: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	8,   // 35: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	75,  // 36: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 37: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	78,  // 38: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 39: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	1,   // 40: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
+	6,   // 41: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
+	75,  // 42: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 43: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	78,  // 44: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	75,  // 45: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	75,  // 46: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 47: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	78,  // 48: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	75,  // 49: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	75,  // 50: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 51: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	78,  // 52: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	75,  // 53: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	75,  // 54: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	78,  // 55: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 56: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
+	68,  // 57: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
+	75,  // 58: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
+	39,  // 59: remotegpu.v1.ExecCommandRequest.start:type_name -> remotegpu.v1.ExecStart
+	40,  // 60: remotegpu.v1.ExecCommandRequest.eof:type_name -> remotegpu.v1.ExecEOF
+	41,  // 61: remotegpu.v1.ExecCommandRequest.resize:type_name -> remotegpu.v1.TerminalSize
+	69,  // 62: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
+	41,  // 63: remotegpu.v1.ExecStart.terminal:type_name -> remotegpu.v1.TerminalSize
+	43,  // 64: remotegpu.v1.ExecCommandResponse.started:type_name -> remotegpu.v1.ExecStarted
+	44,  // 65: remotegpu.v1.ExecCommandResponse.exit:type_name -> remotegpu.v1.ExecExit
+	73,  // 66: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
+	73,  // 67: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
+	5,   // 68: remotegpu.v1.GetLogsRequest.stream:type_name -> remotegpu.v1.LogStream
+	47,  // 69: remotegpu.v1.GetLogsResponse.lines:type_name -> remotegpu.v1.LogLine
+	73,  // 70: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	5,   // 71: remotegpu.v1.LogLine.stream:type_name -> remotegpu.v1.LogStream
+	52,  // 72: remotegpu.v1.GetStatsResponse.stats:type_name -> remotegpu.v1.Stats
+	75,  // 73: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
+	52,  // 74: remotegpu.v1.WatchStatsResponse.stats:type_name -> remotegpu.v1.Stats
+	73,  // 75: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
+	55,  // 76: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
+	73,  // 77: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
+	7,   // 78: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
+	75,  // 79: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 80: remotegpu.v1.PauseEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	78,  // 81: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	75,  // 82: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 83: remotegpu.v1.ResumeEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	78,  // 84: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 85: remotegpu.v1.RenameEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	79,  // 86: remotegpu.v1.UpdateEnvironmentRequest.update_mask:type_name -> google.protobuf.FieldMask
+	70,  // 87: remotegpu.v1.UpdateEnvironmentRequest.labels:type_name -> remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
+	8,   // 88: remotegpu.v1.UpdateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	75,  // 89: remotegpu.v1.UpdateEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	75,  // 90: remotegpu.v1.UpdateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 91: remotegpu.v1.UpdateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	78,  // 92: remotegpu.v1.UpdateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	20,  // 93: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
+	22,  // 94: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
+	24,  // 95: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
+	26,  // 96: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
+	28,  // 97: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
+	30,  // 98: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
+	56,  // 99: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
+	58,  // 100: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
+	60,  // 101: remotegpu.v1.EnvironmentService.RenameEnvironment:input_type -> remotegpu.v1.RenameEnvironmentRequest
+	62,  // 102: remotegpu.v1.EnvironmentService.UpdateEnvironment:input_type -> remotegpu.v1.UpdateEnvironmentRequest
+	32,  // 103: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
+	34,  // 104: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
+	36,  // 105: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
+	38,  // 106: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
+	45,  // 107: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
+	48,  // 108: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
+	50,  // 109: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
+	53,  // 110: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
+	80,  // 111: remotegpu.v1.EnvironmentService.StatFile:input_type -> remotegpu.v1.StatFileRequest
+	81,  // 112: remotegpu.v1.EnvironmentService.UploadFiles:input_type -> remotegpu.v1.UploadFilesRequest
+	82,  // 113: remotegpu.v1.EnvironmentService.DownloadFiles:input_type -> remotegpu.v1.DownloadFilesRequest
+	21,  // 114: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
+	23,  // 115: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
+	25,  // 116: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
+	27,  // 117: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
+	29,  // 118: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
+	31,  // 119: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
+	57,  // 120: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
+	59,  // 121: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
+	61,  // 122: remotegpu.v1.EnvironmentService.RenameEnvironment:output_type -> remotegpu.v1.RenameEnvironmentResponse
+	63,  // 123: remotegpu.v1.EnvironmentService.UpdateEnvironment:output_type -> remotegpu.v1.UpdateEnvironmentResponse
+	33,  // 124: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
+	35,  // 125: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
+	37,  // 126: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
+	42,  // 127: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
+	46,  // 128: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
+	49,  // 129: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
+	51,  // 130: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
+	54,  // 131: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
+	83,  // 132: remotegpu.v1.EnvironmentService.StatFile:output_type -> remotegpu.v1.StatFileResponse
+	84,  // 133: remotegpu.v1.EnvironmentService.UploadFiles:output_type -> remotegpu.v1.UploadFilesResponse
+	85,  // 134: remotegpu.v1.EnvironmentService.DownloadFiles:output_type -> remotegpu.v1.DownloadFilesResponse
+	114, // [114:135] is the sub-list for method output_type
+	93,  // [93:114] is the sub-list for method input_type
+	93,  // [93:93] is the sub-list for extension type_name
+	93,  // [93:93] is the sub-list for extension extendee
+	0,   // [0:93] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_environment_proto_init() }
@@ -5774,6 +5787,7 @@ func file_remotegpu_v1_environment_proto_init() {
 		return
 	}
 	file_remotegpu_v1_file_proto_init()
+	file_remotegpu_v1_network_proto_init()
 	file_remotegpu_v1_operation_proto_init()
 	file_remotegpu_v1_port_proto_init()
 	file_remotegpu_v1_problem_proto_init()

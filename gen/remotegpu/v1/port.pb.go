@@ -96,7 +96,7 @@ func (ServiceType) EnumDescriptor() ([]byte, []int) {
 type Protocol int32
 
 const (
-	// TCP where a request leaves it out; never sent.
+	// In a port, TCP where a request leaves it out; never sent.
 	Protocol_PROTOCOL_UNSPECIFIED Protocol = 0
 	// TCP.
 	Protocol_PROTOCOL_TCP Protocol = 1

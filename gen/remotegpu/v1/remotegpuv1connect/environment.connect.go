@@ -251,7 +251,7 @@ type EnvironmentServiceClient interface {
 	// Errors: INVALID_ARGUMENT (FIELD_INVALID, ENV_NAME_INVALID,
 	// IMAGE_REFERENCE_INVALID, MEMORY_TOO_SMALL, PORT_OUTSIDE_POOL,
 	// PORT_DUPLICATE, MOUNT_NOT_ALLOWED, MOUNT_SOURCE_NOT_FOUND,
-	// ENV_VARIABLE_RESERVED), ALREADY_EXISTS (ENV_NAME_EXISTS, PORT_TAKEN, REQUEST_ID_REUSED), NOT_FOUND
+	// DESTINATION_NOT_ALLOWED, ENV_VARIABLE_RESERVED), ALREADY_EXISTS (ENV_NAME_EXISTS, PORT_TAKEN, REQUEST_ID_REUSED), NOT_FOUND
 	// (IMAGE_NOT_FOUND, SNAPSHOT_NOT_FOUND), RESOURCE_EXHAUSTED (PORT_POOL_EXHAUSTED,
 	// ADDRESS_POOL_EXHAUSTED), FAILED_PRECONDITION (NO_UPSTREAM_DNS),
 	// UNAVAILABLE (CONTAINERD_UNAVAILABLE, REGISTRY_UNAVAILABLE),
@@ -311,8 +311,9 @@ type EnvironmentServiceClient interface {
 	RenameEnvironment(context.Context, *v1.RenameEnvironmentRequest) (*v1.RenameEnvironmentResponse, error)
 	// UpdateEnvironment changes labels and spec of an environment, and keeps its
 	// writable layer, address and process. Labels, limits of CPU, memory, swap
-	// and processes, ports, restart policy and health check are in force at
-	// once. Everything else is when its process starts the next time:
+	// and processes, ports, network policy, restart policy and health check are
+	// in force at once; connections that a network policy does not allow any more
+	// are ended. Everything else is when its process starts the next time:
 	// restart_needed names these fields, and restart starts it again. The image
 	// cannot be changed. A refused request changed nothing.
 	//
@@ -322,9 +323,10 @@ type EnvironmentServiceClient interface {
 	// ENV_NOT_STARTABLE: its create failed), ABORTED (ETAG_MISMATCH). In the
 	// operation also FAILED_PRECONDITION (LIMITS_REFUSED: for example less memory
 	// than is in use), ALREADY_EXISTS (PORT_TAKEN), RESOURCE_EXHAUSTED
-	// (PORT_POOL_EXHAUSTED), UNAVAILABLE (FIREWALL_FAILED: the ports are its own,
-	// and the node goes on trying to publish them), and with restart those of a
-	// start.
+	// (PORT_POOL_EXHAUSTED), UNAVAILABLE (FIREWALL_FAILED: changed ports are its
+	// own, and the node goes on trying to publish them; a changed network policy
+	// is not in force and not kept; NETWORK_FAILED: the same), and with restart
+	// those of a start.
 	UpdateEnvironment(context.Context, *v1.UpdateEnvironmentRequest) (*v1.UpdateEnvironmentResponse, error)
 	// DeleteEnvironment removes an environment and gives back all it took.
 	//
@@ -579,7 +581,7 @@ type EnvironmentServiceHandler interface {
 	// Errors: INVALID_ARGUMENT (FIELD_INVALID, ENV_NAME_INVALID,
 	// IMAGE_REFERENCE_INVALID, MEMORY_TOO_SMALL, PORT_OUTSIDE_POOL,
 	// PORT_DUPLICATE, MOUNT_NOT_ALLOWED, MOUNT_SOURCE_NOT_FOUND,
-	// ENV_VARIABLE_RESERVED), ALREADY_EXISTS (ENV_NAME_EXISTS, PORT_TAKEN, REQUEST_ID_REUSED), NOT_FOUND
+	// DESTINATION_NOT_ALLOWED, ENV_VARIABLE_RESERVED), ALREADY_EXISTS (ENV_NAME_EXISTS, PORT_TAKEN, REQUEST_ID_REUSED), NOT_FOUND
 	// (IMAGE_NOT_FOUND, SNAPSHOT_NOT_FOUND), RESOURCE_EXHAUSTED (PORT_POOL_EXHAUSTED,
 	// ADDRESS_POOL_EXHAUSTED), FAILED_PRECONDITION (NO_UPSTREAM_DNS),
 	// UNAVAILABLE (CONTAINERD_UNAVAILABLE, REGISTRY_UNAVAILABLE),
@@ -639,8 +641,9 @@ type EnvironmentServiceHandler interface {
 	RenameEnvironment(context.Context, *v1.RenameEnvironmentRequest) (*v1.RenameEnvironmentResponse, error)
 	// UpdateEnvironment changes labels and spec of an environment, and keeps its
 	// writable layer, address and process. Labels, limits of CPU, memory, swap
-	// and processes, ports, restart policy and health check are in force at
-	// once. Everything else is when its process starts the next time:
+	// and processes, ports, network policy, restart policy and health check are
+	// in force at once; connections that a network policy does not allow any more
+	// are ended. Everything else is when its process starts the next time:
 	// restart_needed names these fields, and restart starts it again. The image
 	// cannot be changed. A refused request changed nothing.
 	//
@@ -650,9 +653,10 @@ type EnvironmentServiceHandler interface {
 	// ENV_NOT_STARTABLE: its create failed), ABORTED (ETAG_MISMATCH). In the
 	// operation also FAILED_PRECONDITION (LIMITS_REFUSED: for example less memory
 	// than is in use), ALREADY_EXISTS (PORT_TAKEN), RESOURCE_EXHAUSTED
-	// (PORT_POOL_EXHAUSTED), UNAVAILABLE (FIREWALL_FAILED: the ports are its own,
-	// and the node goes on trying to publish them), and with restart those of a
-	// start.
+	// (PORT_POOL_EXHAUSTED), UNAVAILABLE (FIREWALL_FAILED: changed ports are its
+	// own, and the node goes on trying to publish them; a changed network policy
+	// is not in force and not kept; NETWORK_FAILED: the same), and with restart
+	// those of a start.
 	UpdateEnvironment(context.Context, *v1.UpdateEnvironmentRequest) (*v1.UpdateEnvironmentResponse, error)
 	// DeleteEnvironment removes an environment and gives back all it took.
 	//

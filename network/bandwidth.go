@@ -1,0 +1,128 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/internal/fault"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/policy"
+)
+
+// Speeds are limited by token buckets at both ends of an environment's pair of
+// interfaces, each where packets leave: what it receives at the host's end,
+// what it sends at its own. There a full queue slows the sender down instead of
+// losing its packets. To change its end takes CAP_NET_ADMIN over the namespace,
+// which no environment has.
+
+const (
+	// bucketTime is how much a bucket holds, in seconds at its rate, but not
+	// less than bucketLeast bytes: one packet of the largest size with
+	// segmentation offload.
+	bucketTime  = 0.010
+	bucketLeast = 64 << 10
+	// queueTime is how long a packet waits at most, in seconds.
+	queueTime = 0.050
+)
+
+// setBandwidth limits, or does not limit any more, what an environment sends and
+// receives, when it has a network. Another Attach leaves the limits as they are.
+func (n *Networks) setBandwidth(ctx context.Context, declared *policy.Declared) error {
+	unlock, err := n.locks.Lock(ctx, declared.EnvID)
+	if err != nil {
+		return fmt.Errorf("limit bandwidth of environment %s: %w", declared.EnvID, err)
+	}
+	defer unlock()
+	if err := n.limit(ctx, declared); err != nil {
+		what := "limit bandwidth of environment " + declared.EnvID
+		if errors.Is(err, unix.ENOENT) {
+			return problem.New(problem.NetworkFailed, "%s", what).WithCause(err).
+				WithHint("The kernel lacks the token bucket filter: try modprobe sch_tbf")
+		}
+		return failed(what, err)
+	}
+	return nil
+}
+
+// restoreBandwidth sets the limits of an environment that has some again.
+func (n *Networks) restoreBandwidth(ctx context.Context, declared *policy.Declared) error {
+	if declared.Policy.IngressBits == 0 && declared.Policy.EgressBits == 0 {
+		return nil
+	}
+	return n.setBandwidth(ctx, declared)
+}
+
+func (n *Networks) limit(ctx context.Context, declared *policy.Declared) error {
+	names := n.names(declared.EnvID)
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer host.Close()
+	veth, err := find(host, names.veth)
+	if err != nil || veth == nil || veth.Attrs().Alias != names.alias {
+		return err // Attach makes it, and SetPolicy follows
+	}
+	if err := shape(host, veth, declared.Policy.IngressBits); err != nil {
+		return fmt.Errorf("limit what it receives: %w", err)
+	}
+	if err := fault.Point(ctx, "reception limited"); err != nil {
+		return err
+	}
+	there, err := pinned(names.netns)
+	if err != nil || !there {
+		return err
+	}
+	return inNamespace(names.netns, false, func(int) error {
+		inner, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("open netlink in namespace: %w", err)
+		}
+		defer inner.Close()
+		link, err := find(inner, inside)
+		if err != nil || link == nil {
+			return err
+		}
+		if err := shape(inner, link, declared.Policy.EgressBits); err != nil {
+			return fmt.Errorf("limit what it sends: %w", err)
+		}
+		return nil
+	})
+}
+
+// shape limits what leaves by a link to so many bits per second; 0 takes the
+// limit away.
+func shape(handle *netlink.Handle, link netlink.Link, bits int64) error {
+	root := netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(1, 0), Parent: netlink.HANDLE_ROOT}
+	if bits == 0 {
+		err := handle.QdiscDel(&netlink.Tbf{QdiscAttrs: root})
+		// There is none, or the kernel's own one.
+		if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) && !gone(err) {
+			return fmt.Errorf("remove bucket of %s: %w", link.Attrs().Name, err)
+		}
+		return nil
+	}
+	rate := float64(bits) / 8
+	bucket := max(rate*bucketTime, bucketLeast)
+	limit := min(rate*queueTime+bucket, math.MaxUint32)
+	ticks := bucket / rate * 1e6 * netlink.TickInUsec()
+	if err := handle.QdiscReplace(&netlink.Tbf{
+		QdiscAttrs: root, Rate: uint64(rate), Buffer: uint32(min(ticks, math.MaxUint32)), Limit: uint32(limit),
+	}); err != nil {
+		return fmt.Errorf("set bucket of %s: %w", link.Attrs().Name, err)
+	}
+	// Below it a fair queue, so that a download does not delay a shell. Kernels
+	// without one keep the queue that the bucket has.
+	fair := netlink.NewFqCodel(netlink.QdiscAttrs{
+		LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(2, 0), Parent: netlink.MakeHandle(1, 1),
+	})
+	if err := handle.QdiscReplace(fair); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("set fair queue of %s: %w", link.Attrs().Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,40 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Closed are the networks that are nobody's on the internet and somebody's
+// around the host: environments that are Open do not reach them. To these the
+// node adds the networks that the host has addresses in.
+func Closed() []netip.Prefix {
+	return []netip.Prefix{
+		netip.MustParsePrefix("10.0.0.0/8"),       // RFC 1918
+		netip.MustParsePrefix("100.64.0.0/10"),    // RFC 6598: carriers, overlays; Alibaba Cloud's metadata
+		netip.MustParsePrefix("168.63.129.16/32"), // Azure's WireServer, which hands out a machine's secrets
+		netip.MustParsePrefix("169.254.0.0/16"),   // RFC 3927; the metadata of most clouds
+		netip.MustParsePrefix("172.16.0.0/12"),    // RFC 1918
+		netip.MustParsePrefix("192.168.0.0/16"),   // RFC 1918
+	}
+}
+
+// Metadata are where clouds hand a machine's credentials to whoever asks from
+// it. No environment's policy opens them: the node's configuration does.
+func Metadata() []netip.Prefix {
+	return []netip.Prefix{
+		netip.MustParsePrefix("100.100.100.200/32"),
+		netip.MustParsePrefix("168.63.129.16/32"),
+		netip.MustParsePrefix("169.254.0.0/16"),
+	}
+}
+
+// Within tells whether one of the networks holds all of a prefix.
+func Within(networks []netip.Prefix, prefix netip.Prefix) bool {
+	return slices.ContainsFunc(networks, func(n netip.Prefix) bool {
+		return n.Bits() <= prefix.Bits() && n.Contains(prefix.Addr())
+	})
+}
+
+// IsMetadata tells whether all of a network belongs to Metadata.
+func IsMetadata(prefix netip.Prefix) bool { return Within(Metadata(), prefix) }

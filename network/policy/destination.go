@@ -1,0 +1,103 @@
+package policy
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/remotegpu/remotegpu/network/port"
+)
+
+// Destination is where connections may go to: addresses, and of those a
+// protocol and ports.
+type Destination struct {
+	Prefix   netip.Prefix  `json:"prefix"`             // IPv4, without host bits
+	Protocol port.Protocol `json:"protocol,omitempty"` // "": all; with ports TCP and UDP
+	First    uint16        `json:"first,omitempty"`    // 0: all ports
+	Last     uint16        `json:"last,omitempty"`     // included; not below First
+}
+
+// Contains tells whether something goes to the destination. A protocol that
+// has no ports is "", which only a destination without protocol and ports
+// contains.
+func (d Destination) Contains(to netip.Addr, protocol port.Protocol, number uint16) bool {
+	if !d.Prefix.Contains(to) || d.Protocol != "" && d.Protocol != protocol {
+		return false
+	}
+	return d.First == 0 || protocol != "" && number >= d.First && number <= d.Last
+}
+
+// String writes it as ParseDestination reads it.
+func (d Destination) String() string {
+	text := d.Prefix.String()
+	if d.Prefix.IsSingleIP() {
+		text = d.Prefix.Addr().String()
+	}
+	switch d.First {
+	case 0:
+	case d.Last:
+		text += fmt.Sprintf(":%d", d.First)
+	default:
+		text += fmt.Sprintf(":%d-%d", d.First, d.Last)
+	}
+	if d.Protocol != "" {
+		text += "/" + string(d.Protocol)
+	}
+	return text
+}
+
+// ParseDestination reads ADDRESS[/BITS][:PORT[-PORT]][/tcp|/udp].
+func ParseDestination(text string) (d Destination, err error) {
+	rest := text
+	for _, protocol := range []port.Protocol{port.TCP, port.UDP} {
+		if before, found := strings.CutSuffix(rest, "/"+string(protocol)); found {
+			rest, d.Protocol = before, protocol
+		}
+	}
+	addresses, ports, limited := strings.Cut(rest, ":")
+	if limited {
+		if d.First, d.Last, err = parsePorts(ports); err != nil {
+			return Destination{}, fmt.Errorf("destination %q: %w", text, err)
+		}
+	}
+	if d.Prefix, err = ParsePrefix(addresses); err != nil {
+		return Destination{}, fmt.Errorf("destination %q: %w", text, err)
+	}
+	return d, nil
+}
+
+func parsePorts(text string) (first, last uint16, err error) {
+	low, high, span := strings.Cut(text, "-")
+	if !span {
+		high = low
+	}
+	var numbers [2]uint16
+	for i, word := range []string{low, high} {
+		number, err := strconv.ParseUint(word, 10, 16)
+		if err != nil || number == 0 {
+			return 0, 0, fmt.Errorf("%q is not a port from 1 to 65535", word)
+		}
+		numbers[i] = uint16(number)
+	}
+	if numbers[1] < numbers[0] {
+		return 0, 0, fmt.Errorf("ports %s end before they begin", text)
+	}
+	return numbers[0], numbers[1], nil
+}
+
+// ParsePrefix reads an IPv4 address or network; host bits are cut off.
+func ParsePrefix(text string) (netip.Prefix, error) {
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil {
+		address, failed := netip.ParseAddr(text)
+		if failed != nil || address.Zone() != "" {
+			return netip.Prefix{}, fmt.Errorf("%q is neither an address nor a network such as 198.51.100.0/24", text)
+		}
+		prefix = netip.PrefixFrom(address, address.BitLen())
+	}
+	if !prefix.Addr().Is4() {
+		return netip.Prefix{}, fmt.Errorf("%q is IPv6, and environments have IPv4 alone", text)
+	}
+	return prefix.Masked(), nil
+}

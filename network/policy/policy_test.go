@@ -1,0 +1,68 @@
+package policy_test
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/remotegpu/remotegpu/network/policy"
+	"github.com/remotegpu/remotegpu/network/port"
+)
+
+func TestDestination(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		text, want string // "": refused
+	}{
+		{"198.51.100.7", "198.51.100.7"},
+		{"198.51.100.7/24", "198.51.100.0/24"},
+		{"198.51.100.0/24:443/tcp", "198.51.100.0/24:443/tcp"},
+		{"10.1.2.3:5000-5010", "10.1.2.3:5000-5010"},
+		{"10.1.2.3/udp", "10.1.2.3/udp"},
+		{"0.0.0.0/0:53/udp", "0.0.0.0/0:53/udp"},
+		{"10.1.2.3:5000-5000", "10.1.2.3:5000"},
+		{"", ""},
+		{"example.com", ""},
+		{"2001:db8::/32", ""},
+		{"10.1.2.3/33", ""},
+		{"10.1.2.3:0", ""},
+		{"10.1.2.3:70000", ""},
+		{"10.1.2.3:20-10", ""},
+		{"10.1.2.3:", ""},
+		{"10.1.2.3/sctp", ""},
+		{"fe80::1%eth0", ""},
+	} {
+		got, err := policy.ParseDestination(c.text)
+		if (err == nil) != (c.want != "") || err == nil && got.String() != c.want {
+			t.Errorf("%q: %s, %v, want %q", c.text, got, err, c.want)
+		}
+		if again, err := policy.ParseDestination(c.want); c.want != "" && (err != nil || again != got) {
+			t.Errorf("%q reads %s as %v, %v", c.text, c.want, again, err)
+		}
+	}
+}
+
+func TestContains(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		destination, to string
+		protocol        port.Protocol
+		number          uint16
+		want            bool
+	}{
+		{"198.51.100.0/24", "198.51.100.255", port.TCP, 1, true},
+		{"198.51.100.0/24", "198.51.100.255", "", 0, true},
+		{"198.51.100.0/24", "198.51.101.0", port.TCP, 1, false},
+		{"198.51.100.0/24:80-81", "198.51.100.1", port.UDP, 81, true},
+		{"198.51.100.0/24:80-81", "198.51.100.1", port.UDP, 82, false},
+		{"198.51.100.0/24:80-81", "198.51.100.1", "", 80, false},
+		{"198.51.100.0/24/udp", "198.51.100.1", port.TCP, 80, false},
+	} {
+		d, err := policy.ParseDestination(c.destination)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := d.Contains(netip.MustParseAddr(c.to), c.protocol, c.number); got != c.want {
+			t.Errorf("%s contains %s %s %d: %v", c.destination, c.to, c.protocol, c.number, got)
+		}
+	}
+}

@@ -1,0 +1,104 @@
+package network
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/internal/cleanup"
+	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/policy"
+	"github.com/remotegpu/remotegpu/network/port"
+)
+
+// endRefused drops, in the background, the tracked connections that
+// environments opened and may not open any more: rules look at new connections
+// alone.
+func (n *Networks) endRefused(ctx context.Context) {
+	n.background.Go(func() {
+		ctx, cancel := cleanup.Context(ctx)
+		defer cancel()
+		n.published.mu.Lock()
+		desired := n.published.desired(n.published.current)
+		n.published.mu.Unlock()
+		n.forgetter.later(n.refused(&desired), func(which ...flows) { n.forget(ctx, which...) })
+	})
+}
+
+// refused selects connections opened by environments that the rules would
+// refuse.
+func (n *Networks) refused(desired *firewall.Desired) flows {
+	rules := verdicts{networks: n, around: &desired.Surroundings, policies: make(map[netip.Addr]*firewall.Policy, len(desired.Policies))}
+	for i := range desired.Policies {
+		rules.policies[desired.Policies[i].Address] = &desired.Policies[i]
+	}
+	return func(flow *netlink.ConntrackFlow) bool {
+		from, ok := netip.AddrFromSlice(flow.Forward.SrcIP.To4())
+		if !ok || !n.isEnvironment(from) {
+			return false
+		}
+		to, _ := netip.AddrFromSlice(flow.Forward.DstIP.To4())
+		end, _ := netip.AddrFromSlice(flow.Reverse.SrcIP.To4())
+		var protocol port.Protocol
+		switch flow.Forward.Protocol {
+		case unix.IPPROTO_TCP:
+			protocol = port.TCP
+		case unix.IPPROTO_UDP:
+			protocol = port.UDP
+		}
+		return !rules.allow(from, to, end, protocol, flow.Forward.DstPort)
+	}
+}
+
+// isEnvironment tells whether an address is one that environments have.
+func (n *Networks) isEnvironment(address netip.Addr) bool {
+	return n.cfg.Range.Contains(address) && n.Address(n.slotOf(address)) == address
+}
+
+// verdicts say of a connection what the rules of the filter table say of its
+// first packet.
+type verdicts struct {
+	networks *Networks
+	around   *firewall.Surroundings
+	policies map[netip.Addr]*firewall.Policy
+}
+
+// allow decides about a connection that was addressed to one address and leads
+// to another where a published port was asked for.
+func (v *verdicts) allow(from, to, end netip.Addr, protocol port.Protocol, number uint16) bool {
+	own := v.policies[from]
+	if own == nil {
+		own = &firewall.Policy{Egress: policy.Open}
+	}
+	if v.networks.cfg.Range.Contains(end) && to == end {
+		// Its gateway is the host, which has rules of its own.
+		return from == end || !v.networks.isEnvironment(end) || v.grouped(own, end)
+	}
+	allowed := policy.Policy{Allow: own.Allow}
+	switch {
+	case allowed.Allows(to, protocol, number) && own.Egress != policy.None:
+		return true
+	case own.Egress == policy.None:
+		return false
+	case v.networks.cfg.Range.Contains(end):
+		return own.Egress != policy.AllowList
+	case number == 53 && protocol != "" && slices.Contains(v.around.Resolvers, to):
+		return true
+	case own.Egress == policy.AllowList:
+		return false
+	}
+	node := policy.Policy{Allow: v.around.Allow}
+	holds := func(network netip.Prefix) bool { return network.Contains(to) }
+	return node.Allows(to, protocol, number) ||
+		!slices.ContainsFunc(policy.Closed(), holds) && !slices.ContainsFunc(v.around.Closed, holds)
+}
+
+// grouped tells whether an environment shares a group with the one at an
+// address.
+func (v *verdicts) grouped(own *firewall.Policy, other netip.Addr) bool {
+	member := v.policies[other]
+	return member != nil && slices.ContainsFunc(own.Groups, func(name string) bool { return slices.Contains(member.Groups, name) })
+}

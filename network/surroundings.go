@@ -1,0 +1,148 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/policy"
+)
+
+// surroundings reads what holds for all environments: the networks that the
+// host is in, which are closed to them, and the name servers among these.
+func (n *Networks) surroundings(ctx context.Context) (firewall.Surroundings, error) {
+	connected, err := n.connected()
+	if err != nil {
+		return firewall.Surroundings{}, failed("look at the host's addresses", err)
+	}
+	return firewall.Surroundings{Closed: connected, Allow: n.cfg.Allow, Resolvers: n.resolvers(ctx)}, nil
+}
+
+// resolvers are the name servers of environments. While the host's files cannot
+// be read they are those read last: names must not fail because of that.
+func (n *Networks) resolvers(ctx context.Context) []netip.Addr {
+	servers, _, err := n.direct()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case err == nil, problem.Of(err).Reason == problem.NoUpstreamDNS:
+		n.servers = servers
+	default:
+		n.cfg.Log.WarnContext(ctx, "the host's name servers cannot be read; environments reach those of before", "error", err)
+	}
+	return slices.Clone(n.servers)
+}
+
+// lanBits is the least length of a network that is taken for the host's
+// neighbourhood: an address with a shorter one stands for the way to
+// everywhere, as with some tunnels.
+const lanBits = 8
+
+// connected are the networks that the host has addresses in, sorted, without
+// environments' own and those that are closed anyway.
+func (n *Networks) connected() ([]netip.Prefix, error) {
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	defer host.Close()
+	links, err := host.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
+	}
+	own := make(map[int]bool)
+	for _, link := range links {
+		if strings.HasPrefix(link.Attrs().Name, bridgePrefix) {
+			own[link.Attrs().Index] = true
+		}
+	}
+	addresses, err := host.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	var found []netip.Prefix
+	for i := range addresses {
+		network := addresses[i].IPNet
+		if peer := addresses[i].Peer; peer != nil {
+			network = peer
+		}
+		if network == nil || own[addresses[i].LinkIndex] {
+			continue
+		}
+		address, ok := netip.AddrFromSlice(network.IP.To4())
+		bits, _ := network.Mask.Size()
+		prefix := netip.PrefixFrom(address, bits).Masked()
+		if !ok || bits < lanBits || address.IsLoopback() || policy.Within(append(policy.Closed(), n.cfg.Range), prefix) {
+			continue
+		}
+		found = append(found, prefix)
+	}
+	slices.SortFunc(found, func(a, b netip.Prefix) int {
+		if order := a.Addr().Compare(b.Addr()); order != 0 {
+			return order
+		}
+		return a.Bits() - b.Bits()
+	})
+	return slices.Compact(found), nil
+}
+
+// CheckPolicy refuses destinations that no environment's policy opens:
+// DESTINATION_NOT_ALLOWED, each with its path below field.
+func (n *Networks) CheckPolicy(wanted policy.Policy, field string) error {
+	var errs []error
+	for i, d := range wanted.Allow {
+		at := fmt.Sprintf("%s.allow[%d]", field, i)
+		allowed := slices.ContainsFunc(n.cfg.Allow, func(a policy.Destination) bool { return policy.Within([]netip.Prefix{a.Prefix}, d.Prefix) })
+		switch {
+		case policy.IsMetadata(d.Prefix) && !allowed:
+			errs = append(errs, problem.New(problem.DestinationNotAllowed, "%s is where clouds hand out the machine's credentials", d).WithField(at).
+				WithHint("an administrator can open it to all environments: [network] allow in the node's configuration"))
+		case policy.Within([]netip.Prefix{n.cfg.Range}, d.Prefix):
+			errs = append(errs, problem.New(problem.DestinationNotAllowed, "%s is in the range of environments", d).WithField(at).
+				WithHint("put environments that shall reach each other into a group, or name an address of the host for published ports"))
+		case d.Prefix.Addr().IsLoopback() || d.Prefix.Addr().IsMulticast():
+			errs = append(errs, problem.New(problem.DestinationNotAllowed, "%s leads out of no environment", d).WithField(at).
+				WithHint("name addresses of other machines"))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// SetPolicy puts the policy of an environment in force, in place of the one it
+// had: where it may connect to, its groups, and how fast it sends and receives,
+// as far as its network is there. What it has open and may not open any more is
+// ended. It is called after Attach, before a process is in the environment.
+// Errors are FIREWALL_FAILED and NETWORK_FAILED; where it may connect to is as
+// before then.
+func (n *Networks) SetPolicy(ctx context.Context, declared policy.Declared) error {
+	if err := check(declared.EnvID); err != nil {
+		return err
+	}
+	changed, err := n.published.restrict(ctx, toPolicy(&declared))
+	if err != nil {
+		return fmt.Errorf("set policy of environment %s: %w", declared.EnvID, err)
+	}
+	if changed {
+		n.endRefused(ctx)
+	}
+	return n.setBandwidth(ctx, &declared)
+}
+
+// toPolicy is the firewall's part of a policy.
+func toPolicy(declared *policy.Declared) firewall.Policy {
+	rules := firewall.Policy{
+		EnvID: declared.EnvID, Address: declared.Address, Egress: declared.Policy.Mode(), Allow: slices.Clone(declared.Policy.Allow),
+	}
+	for _, name := range declared.Policy.Groups {
+		rules.Groups = append(rules.Groups, declared.Project+"/"+name)
+	}
+	return rules
+}
