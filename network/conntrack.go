@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,24 +48,64 @@ func staleUDP(added []firewall.Mapping) flows {
 	}
 }
 
-// withdrawn selects connections through mappings that are no more.
-func withdrawn(removed []firewall.Mapping) flows {
+// withdrawn selects connections through mappings that are no more, or that let
+// not everybody in any more: those that present lets in, and those of local
+// addresses, stay.
+func (n *Networks) withdrawn(removed, present []firewall.Mapping) flows {
 	if len(removed) == 0 {
 		return nil
 	}
+	local := sync.OnceValue(localAddresses)
 	return func(flow *netlink.ConntrackFlow) bool {
 		for _, m := range removed {
-			protocol := uint8(unix.IPPROTO_TCP)
-			if m.Protocol == port.UDP {
-				protocol = unix.IPPROTO_UDP
-			}
-			if flow.Forward.Protocol == protocol && flow.Forward.DstPort == m.HostPort &&
-				net.IP(m.To.Addr().AsSlice()).Equal(flow.Reverse.SrcIP) {
-				return true
+			if through(flow, m) {
+				return !slices.ContainsFunc(present, func(p firewall.Mapping) bool { return through(flow, p) && n.admits(p, flow.Forward.SrcIP, local) })
 			}
 		}
 		return false
 	}
+}
+
+// through tells whether a connection goes through a mapping.
+func through(flow *netlink.ConntrackFlow, m firewall.Mapping) bool {
+	protocol := uint8(unix.IPPROTO_TCP)
+	if m.Protocol == port.UDP {
+		protocol = unix.IPPROTO_UDP
+	}
+	return flow.Forward.Protocol == protocol && flow.Forward.DstPort == m.HostPort &&
+		net.IP(m.To.Addr().AsSlice()).Equal(flow.Reverse.SrcIP)
+}
+
+// admits tells whether the rules of a mapping let a source through.
+func (n *Networks) admits(m firewall.Mapping, source net.IP, local func() []netip.Addr) bool {
+	address, ok := netip.AddrFromSlice(source)
+	address = address.Unmap()
+	switch {
+	case len(m.Sources) == 0 && !m.Inside:
+		return true
+	case !ok:
+		return false
+	case m.Inside && n.cfg.Range.Contains(address):
+		return true
+	}
+	return address == m.To.Addr() || address.IsLoopback() || slices.Contains(local(), address) ||
+		slices.ContainsFunc(m.Sources, func(p netip.Prefix) bool { return p.Contains(address) })
+}
+
+// localAddresses are those of the host. None when they cannot be read: then
+// connections of the host end as those of others do.
+func localAddresses() []netip.Addr {
+	found, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	addresses := make([]netip.Addr, 0, len(found))
+	for _, address := range found {
+		if prefix, err := netip.ParsePrefix(address.String()); err == nil {
+			addresses = append(addresses, prefix.Addr().Unmap())
+		}
+	}
+	return addresses
 }
 
 // forget drops the tracked connections that one of the selections means. It

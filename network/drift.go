@@ -27,7 +27,7 @@ func (n *Networks) Drift(ctx context.Context, published []port.Published, polici
 		return nil, failed("compare the host's rules", err)
 	}
 	desired := firewall.Desired{Surroundings: around}
-	merged := n.published.merged(gather(published, policies))
+	merged := n.published.merged(n.gather(published, policies))
 	for _, envID := range slices.Sorted(maps.Keys(merged)) { // so that the answer is in order
 		one := merged[envID]
 		desired.Mappings = append(desired.Mappings, one.mappings...)

@@ -25,6 +25,7 @@ import (
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/network/firewall"
 	"github.com/remotegpu/remotegpu/network/policy"
+	"github.com/remotegpu/remotegpu/network/port"
 )
 
 const (
@@ -86,6 +87,13 @@ type Config struct {
 	// may have listed what is published before it; 1 minute when 0, none when
 	// negative.
 	RestoreGrace time.Duration
+	// ClosedByDefault lets only the host and environments reach a published
+	// port that names no sources.
+	ClosedByDefault bool
+	// ReservedFile names the ports that ReservePorts has added to
+	// net.ipv4.ip_local_reserved_ports. It has to go when the host restarts, as
+	// the setting does. Empty: none are reserved.
+	ReservedFile string
 	Firewall     Firewall
 	Log          *slog.Logger
 }
@@ -99,6 +107,9 @@ type Networks struct {
 	forgetter  forgetter
 	host       hostServers
 	background sync.WaitGroup
+
+	reserving sync.Mutex
+	ranges    []port.Range // whose ports are reserved
 
 	mu       sync.Mutex
 	removing map[string]bool // environments that Detach is removing

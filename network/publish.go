@@ -23,14 +23,14 @@ func (n *Networks) Publish(ctx context.Context, envID string, address netip.Addr
 	if err := check(envID); err != nil {
 		return err
 	}
-	before, after, err := n.published.publish(ctx, envID, toFirewall(envID, address, mappings))
+	before, after, err := n.published.publish(ctx, envID, n.toFirewall(envID, address, mappings))
 	if err != nil {
 		return fmt.Errorf("publish ports of environment %s: %w", envID, err)
 	}
 	if stale := staleUDP(without(after, before)); stale != nil {
 		n.forget(ctx, stale)
 	}
-	if removed := withdrawn(without(before, after)); removed != nil {
+	if removed := n.withdrawn(without(before, after), after); removed != nil {
 		n.background.Go(func() {
 			ctx, cancel := cleanup.Context(ctx)
 			defer cancel()
@@ -40,19 +40,40 @@ func (n *Networks) Publish(ctx context.Context, envID string, address netip.Addr
 	return nil
 }
 
-func toFirewall(envID string, address netip.Addr, mappings []port.Mapping) []firewall.Mapping {
+// toFirewall is how mappings are published. One that nobody is named for is
+// everybody's, or nobody's from outside with ClosedByDefault.
+func (n *Networks) toFirewall(envID string, address netip.Addr, mappings []port.Mapping) []firewall.Mapping {
 	rules := make([]firewall.Mapping, 0, len(mappings))
 	for _, m := range mappings {
-		rules = append(rules, firewall.Mapping{
+		rule := firewall.Mapping{
 			EnvID: envID, Service: m.Service, Protocol: m.Protocol, HostPort: m.External,
-			To: netip.AddrPortFrom(address, m.Internal),
-		})
+			To: netip.AddrPortFrom(address, m.Internal), Sources: m.Sources,
+		}
+		switch {
+		case len(m.Sources) == 0:
+			rule.Inside = n.cfg.ClosedByDefault
+		case port.Everybody(m.Sources):
+			rule.Sources = nil
+		}
+		rules = append(rules, rule)
 	}
 	return rules
 }
 
+// without is what of from is not the same in others.
 func without(from, others []firewall.Mapping) []firewall.Mapping {
-	return slices.DeleteFunc(slices.Clone(from), func(m firewall.Mapping) bool { return slices.Contains(others, m) })
+	type key struct {
+		protocol port.Protocol
+		port     uint16
+	}
+	there := make(map[key]firewall.Mapping, len(others))
+	for _, m := range others {
+		there[key{m.Protocol, m.HostPort}] = m
+	}
+	return slices.DeleteFunc(slices.Clone(from), func(m firewall.Mapping) bool {
+		other, ok := there[key{m.Protocol, m.HostPort}]
+		return ok && m.Equal(other)
+	})
 }
 
 // publisher keeps what all environments publish and may reach and applies it,

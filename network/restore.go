@@ -18,7 +18,7 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 	if err := n.forward(ctx); err != nil {
 		errs = append(errs, failed("restore networks", err))
 	}
-	closes, err := n.published.restore(ctx, gather(published, policies))
+	closes, err := n.published.restore(ctx, n.gather(published, policies))
 	if err != nil {
 		errs = append(errs, fmt.Errorf("restore published ports and policies: %w", err))
 	} else if closes {
@@ -29,15 +29,16 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 			errs = append(errs, err)
 		}
 	}
+	errs = append(errs, n.reserveAgain(ctx))
 	return errors.Join(errs...)
 }
 
 // gather is what each environment publishes and may reach.
-func gather(published []port.Published, policies []policy.Declared) map[string]publication {
+func (n *Networks) gather(published []port.Published, policies []policy.Declared) map[string]publication {
 	all := make(map[string]publication, max(len(published), len(policies)))
 	for _, p := range published {
 		one := all[p.EnvID]
-		one.mappings = append(one.mappings, toFirewall(p.EnvID, p.Address, p.Mappings)...)
+		one.mappings = append(one.mappings, n.toFirewall(p.EnvID, p.Address, p.Mappings)...)
 		all[p.EnvID] = one
 	}
 	for i := range policies {

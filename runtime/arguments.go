@@ -48,6 +48,17 @@ func Arguments(op *operation.Operation) map[string]string {
 			all.time("timeout", args.Timeout)
 		}
 		all.text("reference", args.Reference)
+	case KindPortCreate, KindPortUpdate, KindPortDelete:
+		args := read[portArgs](op)
+		all.text("mapping", args.Mapping)
+		if args.Host != 0 {
+			all.text("host_port", strconv.Itoa(int(args.Host)))
+		}
+		if op.Kind != KindPortDelete {
+			all.text("service", string(args.Request.Service))
+			all.text("internal_port", strconv.Itoa(int(args.Request.Internal)))
+			all.text("allowed_sources", strings.Join(args.Request.Sources, ","))
+		}
 	case KindPull, KindPush:
 		args := read[transferArgs](op)
 		all.text("destination", args.Destination)

@@ -182,9 +182,9 @@ func (m *Manager) startPublished(ctx context.Context, env *Environment, containe
 	return running
 }
 
-// publish makes the environment's ports reachable.
+// publish makes the environment's ports reachable, those that are not over.
 func (m *Manager) publish(ctx context.Context, env *Environment) error {
-	if err := m.cfg.Networks.Publish(ctx, env.ID, env.Address, env.Ports); err != nil {
+	if err := m.cfg.Networks.Publish(ctx, env.ID, env.Address, livePorts(env)); err != nil {
 		return fmt.Errorf("publish ports of environment %s: %w", env.ID, err)
 	}
 	return nil

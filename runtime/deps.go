@@ -266,6 +266,13 @@ type Ports interface {
 		apply func(context.Context, port.Change) error) error
 	// Released tells the pool that the store has released these mappings.
 	Released(mappings []port.Mapping)
+	// RequestOf is the index of the request that a held mapping comes of, -1
+	// when it comes of none.
+	RequestOf(held []port.Mapping, requests []port.Request, m port.Mapping) int
+	// Mapping returns one, released ones too: PORT_MAPPING_NOT_FOUND.
+	Mapping(ctx context.Context, id string) (port.Mapping, error)
+	// Conflicts tells which held ports something else on the host uses too.
+	Conflicts(ctx context.Context) ([]port.Conflict, error)
 }
 
 // Volumes prepares mounts; *volume.Manager implements it.

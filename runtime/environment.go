@@ -53,6 +53,8 @@ type Environment struct {
 	Ports     []port.Mapping     // reserved and active ones, read from their own table
 	Ready     bool               // its desktop has drawn
 	Warnings  []string
+	Access    []Access  // how people reach it; not stored
+	Conflicts []string  // what is wrong with its host ports; not stored
 	Disk      DiskLimit // of its present or last run
 	Operation string    // id of the operation at work on it
 	CreatedAt time.Time

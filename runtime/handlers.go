@@ -34,6 +34,9 @@ func (m *Manager) registerHandlers() {
 	m.cfg.Queue.Handle(KindRollBack, m.alone(m.runRollBack), environment)
 	m.cfg.Queue.Handle(KindExport, m.alone(m.runExport), operation.Policy{MaxAttempts: interruptions, Limit: 2, Abandon: m.abandon})
 	m.cfg.Queue.Handle(KindUpdate, m.alone(m.runUpdate), environment)
+	for _, kind := range []string{KindPortCreate, KindPortUpdate, KindPortDelete} {
+		m.cfg.Queue.Handle(kind, m.alone(m.runPort), environment)
+	}
 	transfer := operation.Policy{MaxAttempts: interruptions, Limit: 3, Ended: m.forgetLogin}
 	m.cfg.Queue.Handle(KindPull, m.runPull, transfer)
 	m.cfg.Queue.Handle(KindPush, m.runPush, transfer)

@@ -44,6 +44,10 @@ const (
 	HappenedDeleted    = "deleted"
 	HappenedSnapshot   = "snapshot"
 	HappenedRolledBack = "rolled-back"
+
+	HappenedPortAdded   = "port_added"
+	HappenedPortRemoved = "port_removed"
+	HappenedPortChanged = "port_changed"
 )
 
 // recorded adds to a change what it means for the environment's history, so

@@ -52,6 +52,9 @@ type Config struct {
 	Reconcile time.Duration
 	// BootID names this boot of the host. "": reboots are not noticed.
 	BootID string
+	// Addresses tells where people reach the node. nil: environments have no
+	// Access.
+	Addresses Addresses
 	// Dial connects health checks to environments. nil: as the host does.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -65,6 +68,7 @@ type Manager struct {
 	changes broadcaster
 	drawing drawWatch
 	restart *restarter
+	expiry  *expirer
 	health  *healthChecks
 
 	followMu sync.Mutex
@@ -76,6 +80,7 @@ type Manager struct {
 	passes    keylock.Map[struct{}] // one pass of the reconciler at a time
 	measuring keylock.Map[string]   // "usage" and "disk": one pass at a time
 	missed    missedExits
+	conflicts portConflicts
 	disks     diskSizes
 	// occupiedSlots are the address slots of networks that no environment
 	// holds, by id. nil: no pass has looked yet.
@@ -113,6 +118,10 @@ const (
 	KindSnapshot = "environment.snapshot"
 	KindRollBack = "environment.rollback"
 	KindExport   = "snapshot.export"
+
+	KindPortCreate = "port.create"
+	KindPortUpdate = "port.update"
+	KindPortDelete = "port.delete"
 )
 
 // DefaultStopTimeout is the time between SIGTERM and SIGKILL where a request
@@ -134,7 +143,7 @@ func New(cfg Config) *Manager {
 		m.cfg.Dial = new(net.Dialer).DialContext
 	}
 	m.drawing.manager = m
-	m.restart, m.health = newRestarter(m), newHealthChecks(m)
+	m.restart, m.health, m.expiry = newRestarter(m), newHealthChecks(m), newExpirer(m)
 	m.changes.recent.life = ulid.Make().String()
 	m.registerHandlers()
 	return m
@@ -367,6 +376,8 @@ func (m *Manager) fill(env *Environment) {
 	if detail, ok := m.health.detail(env); ok {
 		env.HealthDetail = detail
 	}
+	env.Access = access(env, m.cfg.Addresses)
+	env.Conflicts = m.conflicts.of(env.ID)
 }
 
 // update changes an environment in the store and tells the watchers.
@@ -396,6 +407,7 @@ func (m *Manager) follow(env *Environment) {
 	}
 	m.restart.follow(env)
 	m.health.follow(env)
+	m.expiry.follow(env)
 }
 
 // Conditions returns what is not as it should be.

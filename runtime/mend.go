@@ -103,7 +103,7 @@ func (m *Manager) restorePorts(ctx context.Context) error {
 	}
 	err = m.cfg.Networks.Restore(ctx, published(envs), policies(envs))
 	m.setCondition(problem.FirewallFailed, err)
-	return err
+	return errors.Join(err, m.lookForConflicts(ctx))
 }
 
 // freeAbandoned frees an environment from an operation that is done and could

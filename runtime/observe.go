@@ -195,8 +195,11 @@ func (m *Manager) observeDrift(ctx context.Context, o *observed) error {
 func published(envs []*Environment) []port.Published {
 	all := make([]port.Published, 0, len(envs))
 	for _, env := range envs {
-		if env.Held && !env.StartedAt.IsZero() && len(env.Ports) > 0 {
-			all = append(all, port.Published{EnvID: env.ID, Address: env.Address, Mappings: env.Ports})
+		if !env.Held || env.StartedAt.IsZero() {
+			continue
+		}
+		if live := livePorts(env); len(live) > 0 {
+			all = append(all, port.Published{EnvID: env.ID, Address: env.Address, Mappings: live})
 		}
 	}
 	return all

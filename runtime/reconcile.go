@@ -48,6 +48,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	defer m.drawing.wait()
 	group.Go(func() error { m.followEvents(ctx); return nil })
 	group.Go(func() error { m.restart.run(ctx); return nil })
+	group.Go(func() error { m.expiry.run(ctx); return nil })
 	group.Go(func() error { m.health.run(ctx); return nil })
 	group.Go(func() error {
 		m.watchUndrawn(ctx)

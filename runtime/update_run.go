@@ -137,20 +137,15 @@ func (m *Manager) changePorts(ctx context.Context, env *Environment, requests []
 		if err := m.withdraw(ctx, env, change.Drop); err != nil {
 			return err
 		}
-		changed, _, err = m.cfg.Store.ChangePorts(ctx, env.ID, change, recorded(apply))
+		changed, err = m.storePorts(ctx, env.ID, change, "", apply)
 		if err != nil && len(change.Drop) > 0 {
-			if back := m.publish(ctx, env); back != nil {
-				m.cfg.Log.ErrorContext(ctx, "ports could not be published again; the reconciler will try again", "environment", env.ID, "error", back)
-			}
+			m.publishAgain(ctx, env)
 		}
 		return err
 	})
 	if err != nil {
 		return env, fmt.Errorf("change ports of environment %s: %w", env.ID, err)
 	}
-	m.fill(changed)
-	m.follow(changed)
-	m.changes.publish(changed)
 	return changed, nil
 }
 
@@ -159,7 +154,7 @@ func (m *Manager) withdraw(ctx context.Context, env *Environment, dropped []port
 	if len(dropped) == 0 {
 		return nil
 	}
-	kept := slices.DeleteFunc(slices.Clone(env.Ports), func(m port.Mapping) bool {
+	kept := slices.DeleteFunc(livePorts(env), func(m port.Mapping) bool {
 		return slices.ContainsFunc(dropped, func(d port.Mapping) bool { return d.ID == m.ID })
 	})
 	if err := m.cfg.Networks.Publish(ctx, env.ID, env.Address, kept); err != nil {

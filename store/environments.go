@@ -227,16 +227,20 @@ func (s *Store) Fate(ctx context.Context, id string) (runtime.Fate, error) {
 	return fate, nil
 }
 
-// PurgeDeleted implements runtime.Store. The released mappings of what it
-// forgets go with it; an environment that still holds a mapping stays.
+// keepPortHistory is for how many years longer than its environment a released
+// mapping tells who had a host port.
+const keepPortHistory = 1
+
+// PurgeDeleted implements runtime.Store. An environment that still holds a
+// mapping stays; released mappings outlive what they were for.
 func (s *Store) PurgeDeleted(ctx context.Context, before time.Time) (int, error) {
 	var purged int64
 	err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		const which = `SELECT id FROM environments WHERE state = 'deleted' AND updated_at < ?1
 			AND NOT EXISTS (SELECT 1 FROM port_mappings WHERE env_id = environments.id
 				AND status IN ('reserved', 'active'))`
-		if _, err := tx.ExecContext(ctx,
-			"DELETE FROM port_mappings WHERE status = 'released' AND env_id IN ("+which+")", millis(before)); err != nil {
+		if _, err := tx.ExecContext(ctx, "DELETE FROM port_mappings WHERE status = 'released' AND released_at < ?",
+			millis(before.AddDate(-keepPortHistory, 0, 0))); err != nil {
 			return err
 		}
 		if _, err := tx.ExecContext(ctx, "DELETE FROM environment_events WHERE env_id IN ("+which+")", millis(before)); err != nil {

@@ -355,9 +355,18 @@ func TestFateAndPurge(t *testing.T) {
 	if fate, err := s.Fate(t.Context(), gone.ID); err != nil || fate != runtime.FateUnknown {
 		t.Errorf("fate after the purge: %v, error %v", fate, err)
 	}
-	left, _, err := s.PortMappings(t.Context(), porttest.Host, port.Filter{IncludeReleased: true})
-	if err != nil || len(left) != 1 || left[0].EnvID != held.ID {
-		t.Errorf("mappings left: %v, error %v", left, err)
+	// Who had a port is known for a year longer.
+	for _, step := range []struct {
+		later time.Duration
+		want  int
+	}{{time.Hour, 2}, {370 * 24 * time.Hour, 1}} {
+		if _, err := s.PurgeDeleted(t.Context(), time.Now().Add(step.later)); err != nil {
+			t.Fatal(err)
+		}
+		left, _, err := s.PortMappings(t.Context(), porttest.Host, port.Filter{IncludeReleased: true})
+		if err != nil || len(left) != step.want || left[0].EnvID != held.ID {
+			t.Errorf("mappings left after %s: %v, error %v", step.later, left, err)
+		}
 	}
 }
 

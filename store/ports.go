@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -14,21 +15,38 @@ import (
 )
 
 const mappingColumns = `id, env_id, project, host_id, service, internal_port, external_port, protocol,
-	description, status, created_at, updated_at, released_at, revision`
+	description, sources, expires_at, status, created_at, updated_at, released_at, revision`
 
 const selectMappings = "SELECT " + mappingColumns + ", seq FROM port_mappings WHERE "
 
 func scanMapping(row scanner, more ...any) (port.Mapping, error) {
 	var (
-		m                          port.Mapping
-		created, updated, released int64
+		m                                   port.Mapping
+		sources                             string
+		created, updated, released, expires int64
 	)
-	err := row.Scan(append([]any{
+	if err := row.Scan(append([]any{
 		&m.ID, &m.EnvID, &m.Project, &m.HostID, &m.Service, &m.Internal, &m.External, &m.Protocol,
-		&m.Description, &m.Status, &created, &updated, &released, &m.Revision,
-	}, more...)...)
-	m.CreatedAt, m.UpdatedAt, m.ReleasedAt = fromMillis(created), fromMillis(updated), fromMillis(released)
-	return m, err
+		&m.Description, &sources, &expires, &m.Status, &created, &updated, &released, &m.Revision,
+	}, more...)...); err != nil {
+		return m, err
+	}
+	m.CreatedAt, m.UpdatedAt, m.ReleasedAt, m.ExpiresAt = fromMillis(created), fromMillis(updated), fromMillis(released), fromMillis(expires)
+	if sources == noSources {
+		return m, nil
+	}
+	return m, fromJSON(sources, &m.Sources)
+}
+
+// noSources is an empty list of sources as it is kept.
+const noSources = "[]"
+
+// sourcesText is a list of sources as it is kept.
+func sourcesText(sources []netip.Prefix) (string, error) {
+	if len(sources) == 0 {
+		return noSources, nil
+	}
+	return toJSON(sources)
 }
 
 // PortMappings implements port.Store.
@@ -48,7 +66,22 @@ func (s *Store) PortMappings(ctx context.Context, hostID string, filter port.Fil
 	if filter.Service != "" {
 		add("service = ?", filter.Service)
 	}
-	if !filter.IncludeReleased {
+	if filter.ID != "" {
+		add("id = ?", filter.ID)
+	}
+	if filter.External != 0 {
+		add("external_port = ?", filter.External)
+	}
+	if filter.Protocol != "" {
+		add("protocol = ?", filter.Protocol)
+	}
+	if !filter.At.IsZero() {
+		add("created_at <= ? AND (released_at = 0 OR released_at > ?)", millis(filter.At), millis(filter.At))
+	}
+	switch {
+	case !filter.ReleasedSince.IsZero():
+		add("status = 'released' AND released_at >= ?", millis(filter.ReleasedSince))
+	case !filter.IncludeReleased && filter.At.IsZero():
 		add("status IN ('reserved', 'active')")
 	}
 	if filter.After != "" {
@@ -106,10 +139,14 @@ func (s *Store) InsertPortMappings(ctx context.Context, mappings []port.Mapping)
 
 func insertMappings(ctx context.Context, tx *sql.Tx, mappings []port.Mapping) error {
 	for _, m := range mappings {
-		_, err := tx.ExecContext(ctx, "INSERT INTO port_mappings ("+mappingColumns+
-			") VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+		sources, err := sourcesText(m.Sources)
+		if err != nil {
+			return err
+		}
+		_, err = tx.ExecContext(ctx, "INSERT INTO port_mappings ("+mappingColumns+
+			") VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
 			m.ID, m.EnvID, m.Project, m.HostID, m.Service, m.Internal, m.External, m.Protocol,
-			m.Description, m.Status, millis(m.CreatedAt), millis(m.UpdatedAt), millis(m.ReleasedAt), max(m.Revision, 1))
+			m.Description, sources, millis(m.ExpiresAt), m.Status, millis(m.CreatedAt), millis(m.UpdatedAt), millis(m.ReleasedAt), max(m.Revision, 1))
 		if err == nil {
 			continue
 		}
@@ -169,8 +206,13 @@ func releaseSome(ctx context.Context, tx *sql.Tx, envID string, mappings []port.
 
 func describeMappings(ctx context.Context, tx *sql.Tx, envID string, mappings []port.Mapping, at time.Time) error {
 	for _, m := range mappings {
-		if _, err := markMappings(ctx, tx, "description = ?1, updated_at = ?2 WHERE env_id = ?3 AND id = ?4",
-			m.Description, millis(at), envID, m.ID); err != nil {
+		sources, err := sourcesText(m.Sources)
+		if err != nil {
+			return err
+		}
+		if _, err := markMappings(ctx, tx, `description = ?1, sources = ?2, expires_at = ?3, updated_at = ?4
+			WHERE env_id = ?5 AND id = ?6 AND status IN ('reserved', 'active')`,
+			m.Description, sources, millis(m.ExpiresAt), millis(at), envID, m.ID); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,9 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -34,6 +37,7 @@ type Config struct {
 	Registries Registries `toml:"registries"`
 	BuildKit   BuildKit   `toml:"buildkit"`
 	Network    Network    `toml:"network"`
+	Ports      Ports      `toml:"ports"`
 	Mounts     Mounts     `toml:"mounts"`
 	Operations Operations `toml:"operations"`
 	Logs       Logs       `toml:"logs"`
@@ -42,10 +46,12 @@ type Config struct {
 
 // Node is who the node is and where it keeps things.
 type Node struct {
-	Name     string            `toml:"name" comment:"Name of the node. Empty: the host name."`
-	Labels   map[string]string `toml:"labels" comment:"Labels of the node."`
-	StateDir string            `toml:"state_dir" comment:"What survives a reboot: database, volumes, logs, keys."`
-	RunDir   string            `toml:"run_dir" comment:"What does not: sockets, network namespaces, desktop passwords. On a tmpfs."`
+	Name   string            `toml:"name" comment:"Name of the node. Empty: the host name."`
+	Labels map[string]string `toml:"labels" comment:"Labels of the node."`
+	// PublicHost is used in addresses that people are told.
+	PublicHost string `toml:"public_host" comment:"Host name or address that people reach published ports by. Empty: the address that the default route uses."`
+	StateDir   string `toml:"state_dir" comment:"What survives a reboot: database, volumes, logs, keys."`
+	RunDir     string `toml:"run_dir" comment:"What does not: sockets, network namespaces, desktop passwords. On a tmpfs."`
 }
 
 // API is where the API listens.
@@ -95,6 +101,64 @@ type Network struct {
 	Allow      []string `toml:"allow" comment:"Destinations in private networks, in those of the host or at a cloud's metadata that environments reach: ADDRESS[/BITS][:PORT[-PORT]][/tcp|/udp], for example 192.168.7.20:5000/tcp. Empty: none but the name servers."`
 }
 
+// Ports is how host ports are given to environments.
+type Ports struct {
+	ClosedByDefault bool     `toml:"closed_by_default" comment:"A published port that names no allowed sources is reached from the host and from environments only."`
+	Quarantine      int      `toml:"quarantine" comment:"Seconds that a released host port rests before it is given out again. 0: it does not."`
+	Deny            []string `toml:"deny" comment:"Host ports that are never given out: a port, or FIRST-LAST."`
+}
+
+// DefaultDeny are host ports inside the pools' default ranges that programs on
+// GPU hosts are found at: WinRM, TensorBoard, Redis and Ray, Kubernetes, Ceph,
+// Slurm, Prometheus with its exporters, Elasticsearch, Kafka, memcached, Ollama,
+// RabbitMQ, Netdata, Syncthing.
+func DefaultDeny() []string {
+	return []string{
+		"5985-5986", "6006", "6379", "6443", "6789", "6800-7300", "9090-9093", "9100", "9200", "9300", "9400", "10001", "10250-10259",
+		"11211", "11434", "15672", "19999", "22000",
+	}
+}
+
+// ParsePorts reads a port, or FIRST-LAST.
+func ParsePorts(text string) (first, last uint16, err error) {
+	from, to, isRange := strings.Cut(text, "-")
+	if !isRange {
+		to = from
+	}
+	low, err := strconv.ParseUint(from, 10, 16)
+	high, highErr := strconv.ParseUint(to, 10, 16)
+	if err != nil || highErr != nil || low == 0 || high < low {
+		return 0, 0, fmt.Errorf("%q is neither a port nor FIRST-LAST", text)
+	}
+	return uint16(low), uint16(high), nil
+}
+
+func (p *Ports) check() error {
+	var errs []error
+	if p.Quarantine < 0 || p.Quarantine > 86400 {
+		errs = append(errs, fault("ports.quarantine", "120 is the default", "%d is not between 0 and 86400 seconds", p.Quarantine))
+	}
+	for _, text := range p.Deny {
+		if _, _, err := ParsePorts(text); err != nil {
+			errs = append(errs, fault("ports.deny", `write "6006" or "6800-7300"`, "%v", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkPublicHost refuses what cannot be the host of a URL.
+func (n *Node) checkPublicHost() error {
+	if n.PublicHost == "" || publicHost.MatchString(n.PublicHost) {
+		return nil
+	}
+	if _, err := netip.ParseAddr(n.PublicHost); err == nil {
+		return nil
+	}
+	return fault("node.public_host", "write gpu1.example.com or an address, without a port", "%q is neither a host name nor an address", n.PublicHost)
+}
+
+var publicHost = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9.-]{0,251}[a-zA-Z0-9])?$`)
+
 // Mounts is what environments may mount.
 type Mounts struct {
 	AllowedRoots []string `toml:"allowed_roots" comment:"Host directories beneath which bind mounts are allowed. Empty: none."`
@@ -129,6 +193,7 @@ func Default() Config {
 		Containerd: Containerd{Address: "/run/containerd/containerd.sock", Namespace: "remotegpu", Snapshotter: "overlayfs", Cgroup: "/remotegpu"},
 		Registries: Registries{HostsDir: "/etc/containerd/certs.d", DockerConfig: "/root/.docker/config.json"},
 		Network:    Network{ResolvConf: "/etc/resolv.conf"},
+		Ports:      Ports{Quarantine: 120, Deny: DefaultDeny()},
 		Operations: Operations{Workers: 16, KeepDays: 30},
 		Logs:       Logs{MaxSize: 16 << 20, MaxFiles: 4},
 		Log:        Log{Format: "text", Level: "info"},
@@ -174,7 +239,7 @@ func (c *Config) complete() error {
 		c.API.Socket = filepath.Join(c.Node.RunDir, "node.sock")
 	}
 	c.Operations.Retention = time.Duration(c.Operations.KeepDays) * 24 * time.Hour
-	return errors.Join(c.check(), c.Network.check())
+	return errors.Join(c.check(), c.Network.check(), c.Ports.check(), c.Node.checkPublicHost())
 }
 
 func (c *Config) check() error {

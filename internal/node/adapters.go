@@ -2,18 +2,13 @@ package node
 
 import (
 	"context"
-	"net"
-	"net/url"
 	"time"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/remotegpu/remotegpu/desktop"
 	"github.com/remotegpu/remotegpu/internal/dockerconfig"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/rpc"
 	"github.com/remotegpu/remotegpu/network/gateway"
-	"github.com/remotegpu/remotegpu/network/port"
 	"github.com/remotegpu/remotegpu/runtime/operation"
 	"github.com/remotegpu/remotegpu/store"
 )
@@ -41,33 +36,6 @@ func (o operations) Watch(ctx context.Context, id string, send func(*operation.O
 	return nil
 }
 
-type ports struct {
-	*port.Pool
-	store  *store.Store
-	hostID string
-}
-
-func (p ports) Mappings(ctx context.Context, filter port.Filter) ([]port.Mapping, string, error) {
-	return p.store.PortMappings(ctx, p.hostID, filter)
-}
-
-// SetRange also answers how full the range is then.
-func (p ports) SetRange(ctx context.Context, service port.Service, first, last uint16, ifRevision int64) (port.Usage, error) {
-	if _, err := p.Pool.SetRange(ctx, service, first, last, ifRevision); err != nil {
-		return port.Usage{}, err
-	}
-	usages, err := p.Usage(ctx)
-	if err != nil {
-		return port.Usage{}, err
-	}
-	for _, usage := range usages {
-		if usage.Service == service {
-			return usage, nil
-		}
-	}
-	return port.Usage{}, errdefs.ErrNotFound
-}
-
 type desktops struct{ *desktop.Desktops }
 
 func (d desktops) Readiness(ctx context.Context, envID string) (rpc.Readiness, error) {
@@ -91,10 +59,7 @@ func credentials(path string) func(ctx context.Context, host string) (username, 
 }
 
 // sessions is the gateway, which may be off.
-type sessions struct {
-	gateway *gateway.Gateway
-	node    string
-}
+type sessions struct{ gateway *gateway.Gateway }
 
 func (s sessions) URL(envID string) string {
 	if s.gateway == nil {
@@ -114,18 +79,4 @@ func (s sessions) Session(envID string, viewOnly bool, ttl time.Duration) (pageU
 	}
 	pageURL, token, expires = s.gateway.Session(envID, access, ttl)
 	return pageURL, token, expires, nil
-}
-
-func (s sessions) Host() string {
-	if s.gateway == nil {
-		return s.node
-	}
-	parsed, err := url.Parse(s.gateway.URL(""))
-	if err != nil {
-		return s.node
-	}
-	if host, _, err := net.SplitHostPort(parsed.Host); err == nil {
-		return host
-	}
-	return parsed.Hostname()
 }

@@ -157,13 +157,21 @@ func readToken(path string) (string, error) {
 }
 
 // hostNames are the names and addresses that people may reach the node by, the
-// best first: the address it listens on, else its first global one.
-func hostNames(name, listen string) []string {
+// best first: the configured one, the address it listens on, that of the default
+// route, its other global ones.
+func hostNames(public, name, listen string) []string {
 	var names []string
+	if public != "" {
+		names = append(names, public)
+	}
 	host, _, _ := net.SplitHostPort(listen)
 	if address, err := netip.ParseAddr(host); host != "" && (err != nil || !address.IsUnspecified()) {
 		names = append(names, host)
 	}
+	if address, ok := defaultAddress(); ok {
+		names = append(names, address.String())
+	}
+	fixed := len(names)
 	interfaces, err := net.Interfaces()
 	if err != nil {
 		interfaces = nil // loopback and name still work
@@ -179,9 +187,14 @@ func hostNames(name, listen string) []string {
 			}
 		}
 	}
-	slices.SortStableFunc(names, func(a, b string) int { return strings.Count(a, ":") - strings.Count(b, ":") }) // IPv4 first
+	slices.SortStableFunc(names[fixed:], func(a, b string) int { return strings.Count(a, ":") - strings.Count(b, ":") }) // IPv4 first
 	names = append(names, "127.0.0.1", "localhost", name)
-	return slices.Compact(names)
+	seen := make(map[string]bool, len(names))
+	return slices.DeleteFunc(names, func(host string) bool {
+		twice := seen[host]
+		seen[host] = true
+		return twice
+	})
 }
 
 // Info tells about the node.

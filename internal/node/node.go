@@ -49,6 +49,7 @@ type Node struct {
 	gateway  *gateway.Gateway // nil: off
 	desktops *desktop.Desktops
 	pool     *port.Pool
+	sockets  port.Sockets // hold the pool's ports
 	volumes  *volume.Manager
 	prefix   string // address range
 	token    string
@@ -114,13 +115,17 @@ func (n *Node) buildNetwork(ctx context.Context) (err error) {
 	n.networks, err = network.New(network.Config{
 		Allow: allow, Range: addresses, NetNSDir: n.runPath("netns"), ResolvConf: n.cfg.Network.ResolvConf,
 		Upstreams: parseAddresses(n.cfg.Network.Upstreams), Search: n.cfg.Network.Search, Firewall: n.firewall, Log: n.log,
+		ClosedByDefault: n.cfg.Ports.ClosedByDefault, ReservedFile: n.runPath(reservedFile),
 	})
 	if err != nil {
 		return err
 	}
-	n.pool, err = port.New(ctx, port.Config{HostID: n.id, Store: n.store})
-	return err
+	return n.buildPorts(ctx)
 }
+
+// reservedFile, in the run directory, names the ports that are reserved because
+// of us.
+const reservedFile = "reserved-ports"
 
 // buildManager makes what leads environments through their life.
 func (n *Node) buildManager(ctx context.Context) error {
@@ -140,7 +145,7 @@ func (n *Node) buildManager(ctx context.Context) error {
 	})
 	if n.cfg.Gateway.Listen != "" {
 		if n.gateway, err = gateway.New(gateway.Config{
-			Listen: n.cfg.Gateway.Listen, PublicURL: n.cfg.Gateway.PublicURL, Hosts: hostNames(n.cfg.Node.Name, n.cfg.Gateway.Listen),
+			Listen: n.cfg.Gateway.Listen, PublicURL: n.cfg.Gateway.PublicURL, Hosts: hostNames(n.cfg.Node.PublicHost, n.cfg.Node.Name, n.cfg.Gateway.Listen),
 			CertFile: n.cfg.Gateway.TLSCert, KeyFile: n.cfg.Gateway.TLSKey, StateDir: n.statePath("gateway"),
 			FrameAncestors: n.cfg.Gateway.FrameAncestors, Desktops: n.desktops, Log: n.log,
 		}); err != nil {
@@ -164,8 +169,9 @@ func (n *Node) buildManager(ctx context.Context) error {
 	n.manager = runtime.New(runtime.Config{
 		NamedVolumes: volumes, Meters: meters{n.engine, n.networks, groups, n.cfg.Containerd.Cgroup},
 		Node: n.cfg.Node.Name, StateDir: n.statePath("environments"), LogDir: n.statePath("logs"), Store: n.store, Queue: n.queue,
-		Engine: n.engine, Executor: n.engine, Roots: n.engine, Snapshotter: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.pool, Volumes: volumes, Desktops: n.desktops, Log: n.log,
+		Engine: n.engine, Executor: n.engine, Roots: n.engine, Snapshotter: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.ports(), Volumes: volumes, Desktops: n.desktops, Log: n.log,
 		LoginDir: n.statePath("credentials"), BootID: bootID(),
+		Addresses: &addresses{node: n},
 	})
 	return ctx.Err()
 }
@@ -181,8 +187,8 @@ func (n *Node) Run(ctx context.Context) error {
 	n.manager.Adopt(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	handler := rpc.NewHandler(rpc.Config{
-		Manager: n.manager, Operations: operations{n.queue, n.store}, Ports: ports{n.pool, n.store, n.id}, Desktops: desktops{n.desktops},
-		Sessions: sessions{n.gateway, n.cfg.Node.Name}, Node: n, NodeName: n.cfg.Node.Name, Log: n.log,
+		Manager: n.manager, Operations: operations{n.queue, n.store}, Ports: n.ports(), Desktops: desktops{n.desktops},
+		Sessions: sessions{n.gateway}, Node: n, NodeName: n.cfg.Node.Name, Log: n.log,
 	})
 	for _, listener := range listeners {
 		group.Go(func() error { return listener.serve(ctx, handler, n.log) })
@@ -215,6 +221,7 @@ func (n *Node) Close() error {
 		errs = append(errs, n.networks.Wait(waiting))
 		cancel()
 	}
+	n.sockets.Close()
 	if n.engine != nil {
 		errs = append(errs, n.engine.Close())
 	}
@@ -257,7 +264,9 @@ func CleanUp(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	networks, err := network.New(network.Config{Range: prefix, NetNSDir: filepath.Join(cfg.Node.RunDir, "netns"), Firewall: rules, Log: log})
+	networks, err := network.New(network.Config{
+		Range: prefix, NetNSDir: filepath.Join(cfg.Node.RunDir, "netns"), ReservedFile: filepath.Join(cfg.Node.RunDir, reservedFile), Firewall: rules, Log: log,
+	})
 	if err != nil {
 		return err
 	}

@@ -61,7 +61,10 @@ const (
 	BuildFailed           Reason = "BUILD_FAILED"
 	BaseBootstrapFailed   Reason = "BASE_BOOTSTRAP_FAILED"
 	PortOutsidePool       Reason = "PORT_OUTSIDE_POOL"
+	PortDenied            Reason = "PORT_DENIED"
 	PortTaken             Reason = "PORT_TAKEN"
+	PortConflict          Reason = "PORT_CONFLICT"
+	PortNotFound          Reason = "PORT_MAPPING_NOT_FOUND"
 	PortDuplicate         Reason = "PORT_DUPLICATE"
 	PortPoolExhausted     Reason = "PORT_POOL_EXHAUSTED"
 	PortRangeInvalid      Reason = "PORT_RANGE_INVALID"
@@ -161,7 +164,10 @@ var kinds = map[Reason]error{
 	BuildFailed:           errdefs.ErrUnknown,
 	BaseBootstrapFailed:   errdefs.ErrUnavailable,
 	PortOutsidePool:       errdefs.ErrInvalidArgument,
+	PortDenied:            errdefs.ErrInvalidArgument,
 	PortTaken:             errdefs.ErrAlreadyExists,
+	PortConflict:          errdefs.ErrFailedPrecondition,
+	PortNotFound:          errdefs.ErrNotFound,
 	PortDuplicate:         errdefs.ErrInvalidArgument,
 	PortPoolExhausted:     errdefs.ErrResourceExhausted,
 	PortRangeInvalid:      errdefs.ErrInvalidArgument,

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"cmp"
+	"slices"
 	"strings"
 	"time"
 
@@ -29,7 +30,7 @@ func toEnvironment(env *runtime.Environment) *remotegpuv1.Environment {
 	message := &remotegpuv1.Environment{
 		Id: env.ID, Name: env.Name, Project: env.Project, Node: env.Node, Labels: env.Labels, Etag: runtime.Etag(env.Revision),
 		Spec: toSpec(&env.Spec), State: environmentStates.toProto[env.State], Problem: toProblem(env.Problem),
-		ImageDigest: env.Digest, DesktopReady: env.Ready, Warnings: env.Warnings, Operation: env.Operation,
+		ImageDigest: env.Digest, DesktopReady: env.Ready, Warnings: slices.Concat(env.Warnings, env.Conflicts), Operation: env.Operation,
 		CreatedAt: timestamp(env.CreatedAt), UpdatedAt: timestamp(env.UpdatedAt), StartedAt: timestamp(env.StartedAt),
 		Health: healths.toProto[env.Health], HealthDetail: env.HealthDetail,
 		RestartCount: int32(env.RestartCount), RestartAt: timestamp(env.RestartAt), Exit: toExit(env.Exit), Paused: env.Paused,
@@ -43,6 +44,9 @@ func toEnvironment(env *runtime.Environment) *remotegpuv1.Environment {
 	}
 	for i := range env.Ports {
 		message.PortMappings = append(message.PortMappings, toMapping(&env.Ports[i], env.Node))
+	}
+	for _, access := range env.Access {
+		message.Access = append(message.Access, &remotegpuv1.AccessURL{ServiceType: serviceTypes.toProto[access.Service], Url: access.URL})
 	}
 	return message
 }
@@ -83,6 +87,7 @@ func toSpec(spec *runtime.Spec) *remotegpuv1.EnvironmentSpec {
 		message.Ports = append(message.Ports, &remotegpuv1.PortRequest{
 			ServiceType: serviceTypes.toProto[request.Service], InternalPort: int32(request.Internal), ExternalPort: int32(request.External),
 			Protocol: protocols.toProto[request.Protocol], Description: request.Description,
+			AllowedSources: request.Sources, ExpiresAt: timestamp(request.ExpiresAt),
 		})
 	}
 	if d := spec.Desktop; d != nil {
@@ -120,6 +125,7 @@ func fromSpec(message *remotegpuv1.EnvironmentSpec) runtime.Spec {
 			Service: serviceTypes.toDomain[request.GetServiceType()], Internal: uint16(request.GetInternalPort()),
 			External: uint16(request.GetExternalPort()), Description: request.GetDescription(),
 			Protocol: cmp.Or(protocols.toDomain[request.GetProtocol()], port.TCP),
+			Sources:  request.GetAllowedSources(), ExpiresAt: toTime(request.GetExpiresAt()),
 		})
 	}
 	if d := message.GetDesktop(); d != nil {
@@ -131,12 +137,17 @@ func fromSpec(message *remotegpuv1.EnvironmentSpec) runtime.Spec {
 }
 
 func toMapping(mapping *port.Mapping, node string) *remotegpuv1.PortMapping {
-	return &remotegpuv1.PortMapping{
+	message := &remotegpuv1.PortMapping{
 		Id: mapping.ID, Project: mapping.Project, Node: node, Etag: etag(mapping.Revision), Environment: mapping.EnvID,
 		ServiceType: serviceTypes.toProto[mapping.Service], InternalPort: int32(mapping.Internal), ExternalPort: int32(mapping.External),
 		Protocol: protocols.toProto[mapping.Protocol], Description: mapping.Description, Status: mappingStatuses.toProto[mapping.Status],
 		CreatedAt: timestamp(mapping.CreatedAt), UpdatedAt: timestamp(mapping.UpdatedAt), ReleasedAt: timestamp(mapping.ReleasedAt),
+		ExpiresAt: timestamp(mapping.ExpiresAt),
 	}
+	for _, source := range mapping.Sources {
+		message.AllowedSources = append(message.AllowedSources, source.String())
+	}
+	return message
 }
 
 func (s *services) toOperation(op *operation.Operation) *remotegpuv1.Operation {

@@ -2,9 +2,7 @@ package rpc
 
 import (
 	"context"
-	"fmt"
-	"net"
-	"strconv"
+	"strings"
 	"time"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
@@ -49,13 +47,12 @@ func (s *desktopService) GetDesktop(ctx context.Context, req *remotegpuv1.GetDes
 		return nil, err
 	}
 	res := &remotegpuv1.GetDesktopResponse{Environment: env.ID, Url: s.cfg.Sessions.URL(env.ID)}
-	for _, mapping := range env.Ports {
-		address := net.JoinHostPort(s.cfg.Sessions.Host(), strconv.Itoa(int(mapping.External)))
-		switch mapping.Service { //nolint:exhaustive // only these two lead to a desktop
-		case port.NoVNC:
-			res.NovncUrl = fmt.Sprintf("http://%s/vnc.html", address)
-		case port.VNC:
-			res.VncAddress = address
+	for _, access := range env.Access {
+		switch {
+		case access.Service == port.VNC:
+			res.VncAddress = strings.TrimPrefix(access.URL, "vnc://")
+		case access.Service == port.NoVNC && access.URL != res.GetUrl():
+			res.NovncUrl = access.URL
 		}
 	}
 	if env.State != runtime.Running {

@@ -14,6 +14,10 @@ func (s *portService) ListPortMappings(ctx context.Context, req *remotegpuv1.Lis
 	filter := port.Filter{
 		Project: req.GetProject(), Service: serviceTypes.toDomain[req.GetServiceType()], IncludeReleased: req.GetIncludeReleased(),
 		Limit: pageSize(req.GetPageSize()), After: req.GetPageToken(),
+		External: uint16(req.GetExternalPort()), Protocol: protocols.toDomain[req.GetProtocol()],
+	}
+	if req.GetAt() != nil {
+		filter.At = req.GetAt().AsTime()
 	}
 	if name := req.GetEnvironment(); name != "" {
 		filter.EnvID = name // an id may be of an environment that is gone: history stays
@@ -70,5 +74,6 @@ func (s *portService) toPool(usage port.Usage) *remotegpuv1.PortPool {
 		ServiceType: serviceTypes.toProto[usage.Service], FirstPort: int32(usage.First), LastPort: int32(usage.Last),
 		DefaultInternalPort: int32(usage.Internal), InUse: int32(usage.InUse), Free: int32(usage.Free),
 		Etag: etag(usage.Revision), Node: s.cfg.NodeName,
+		Resting: int32(usage.Resting),
 	}
 }

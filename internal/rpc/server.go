@@ -86,8 +86,6 @@ type Sessions interface {
 	URL(envID string) string
 	// Session makes a token that opens connections until it expires.
 	Session(envID string, viewOnly bool, ttl time.Duration) (url, token string, expires time.Time, err error)
-	// Host is the host name or address that people reach the node by.
-	Host() string
 }
 
 // NewHandler returns the handler of the whole API: Connect, gRPC and gRPC-Web,

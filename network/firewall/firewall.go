@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -60,6 +61,19 @@ type Mapping struct {
 	Protocol port.Protocol
 	HostPort uint16
 	To       netip.AddrPort // in the subnet
+	// Sources are the IPv4 networks that reach it, masked, ascending and none
+	// within another; the host and the environment itself always do. Empty:
+	// everybody does, unless Inside.
+	Sources []netip.Prefix
+	// Inside lets only the host and the environments on it reach it. It has no
+	// Sources then.
+	Inside bool
+}
+
+// Equal tells whether both publish the same to the same.
+func (m Mapping) Equal(other Mapping) bool {
+	return m.EnvID == other.EnvID && m.Service == other.Service && m.Protocol == other.Protocol && m.HostPort == other.HostPort &&
+		m.To == other.To && m.Inside == other.Inside && slices.Equal(m.Sources, other.Sources)
 }
 
 // Desired is everything that should be in force.

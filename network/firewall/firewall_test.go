@@ -46,6 +46,15 @@ func newFirewall(t *testing.T, path string) *firewall.Firewall {
 	return f
 }
 
+// from is a mapping that only some reach.
+func from(m firewall.Mapping, sources ...string) firewall.Mapping {
+	m.Inside = len(sources) == 0
+	for _, source := range sources {
+		m.Sources = append(m.Sources, netip.MustParsePrefix(source))
+	}
+	return m
+}
+
 func mapping(env string, service port.Service, protocol port.Protocol, hostPort uint16, to string) firewall.Mapping {
 	return firewall.Mapping{EnvID: env, Service: service, Protocol: protocol, HostPort: hostPort, To: netip.MustParseAddrPort(to)}
 }
@@ -159,6 +168,17 @@ func TestStates(t *testing.T) {
 			mapping("01D", "a service \"of\" mine", port.TCP, 1, "10.88.255.250:65535"),
 			mapping("01D", port.Custom, port.UDP, 65535, "10.88.255.250:1"),
 		}},
+		{name: "for some only", mappings: []firewall.Mapping{
+			from(mapping("01E", port.SSH, port.TCP, 22001, "10.88.0.34:22"), "192.0.2.0/24", "203.0.113.7/32"),
+			mapping("01E", port.Custom, port.TCP, 22002, "10.88.0.34:80"),
+			from(mapping("01E", port.Custom, port.UDP, 10000, "10.88.0.34:53"), "10.0.0.0/8"),
+		}},
+		{name: "for the inside only", mappings: []firewall.Mapping{
+			from(mapping("01E", port.SSH, port.TCP, 22001, "10.88.0.34:22")),
+			from(mapping("01E", port.Custom, port.TCP, 22002, "10.88.0.34:80"), "192.0.2.0/25"),
+			from(mapping("01E", port.Custom, port.UDP, 10000, "10.88.0.34:53")),
+			mapping("01F", port.SSH, port.TCP, 22003, "10.88.0.42:22"),
+		}},
 		{name: "nothing again"},
 		{name: "policies", mappings: []firewall.Mapping{ssh}, policies: policies, around: around},
 		{name: "policies without surroundings", policies: policies},
@@ -209,7 +229,7 @@ func TestStates(t *testing.T) {
 func named(mappings []firewall.Mapping) (all []string) {
 	for _, m := range mappings {
 		service := strings.NewReplacer(" ", "_", `"`, "_").Replace(string(m.Service))
-		all = append(all, fmt.Sprint(m.EnvID, service, m.Protocol, m.HostPort, m.To))
+		all = append(all, fmt.Sprint(m.EnvID, service, m.Protocol, m.HostPort, m.To, m.Sources, m.Inside))
 	}
 	slices.Sort(all)
 	return all

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -24,12 +25,43 @@ func (f *Firewall) Published(ctx context.Context) (Desired, error) {
 }
 
 func (f *Firewall) published(there ruleset) Desired {
+	mark := strings.ToLower(f.cfg.Prefix) + ":env="
 	found := Desired{Policies: f.policies(there)}
-	for _, rules := range there.owned(f.v4.ours)["nat"] {
+	for chain, rules := range there.owned(f.v4.ours)["nat"] {
+		block := chain[strings.LastIndex(chain, "-")+1:]
+		if strings.HasPrefix(block, sourceMark) {
+			found.Mappings = append(found.Mappings, parseSources(rules, mark)...)
+			continue
+		}
 		for _, rule := range rules {
-			if m, ok := parseMapping(rule, strings.ToLower(f.cfg.Prefix)+":env="); ok {
+			if m, _, ok := parseMapping(rule, mark); ok {
+				m.Inside = strings.HasPrefix(block, nearMark)
 				found.Mappings = append(found.Mappings, m)
 			}
+		}
+	}
+	return found
+}
+
+// parseSources reads a chain as renderSources writes it. Of one that has lost
+// its sources the mapping is not more open for that.
+func parseSources(rules []string, mark string) []Mapping {
+	var found []Mapping
+	for _, rule := range rules {
+		m, source, ok := parseMapping(rule, mark)
+		if !ok {
+			continue
+		}
+		at := slices.IndexFunc(found, func(other Mapping) bool {
+			other.Sources, other.Inside = nil, false
+			return other.Equal(m)
+		})
+		if at < 0 {
+			at, m.Inside = len(found), true
+			found = append(found, m)
+		}
+		if source.IsValid() {
+			found[at].Sources, found[at].Inside = append(found[at].Sources, source), false
 		}
 	}
 	return found
@@ -51,34 +83,41 @@ func (f *Firewall) Check(ctx context.Context, desired Desired) (published Desire
 	return f.published(there), f.v4.differs(there, wanted), nil
 }
 
-// parseMapping reads a rule as renderPublished writes it.
-func parseMapping(rule, mark string) (m Mapping, ok bool) {
+// parseMapping reads a rule as translate writes it. source is whom it is for,
+// invalid when that is not one of the mapping's own sources.
+func parseMapping(rule, mark string) (m Mapping, source netip.Prefix, ok bool) {
 	fields := strings.Fields(rule)
+	environments := false
 	for i := 0; i+1 < len(fields); i++ {
 		value := fields[i+1]
+		var err error
 		switch fields[i] {
+		case "-s":
+			source, err = netip.ParsePrefix(value)
+		case "-i":
+			environments = true
 		case "-p":
 			m.Protocol = port.Protocol(value)
 		case "--dport":
-			number, err := strconv.ParseUint(value, 10, 16)
-			if err != nil {
-				return m, false
-			}
+			var number uint64
+			number, err = strconv.ParseUint(value, 10, 16)
 			m.HostPort = uint16(number)
 		case "--comment":
 			comment, ours := strings.CutPrefix(strings.Trim(value, `"`), mark)
 			if !ours {
-				return m, false
+				return m, source, false
 			}
 			env, service, _ := strings.Cut(comment, ":")
 			m.EnvID, m.Service = env, port.Service(service)
 		case "--to-destination":
-			to, err := netip.ParseAddrPort(value)
-			if err != nil {
-				return m, false
-			}
-			m.To = to
+			m.To, err = netip.ParseAddrPort(value)
+		}
+		if err != nil {
+			return m, source, false
 		}
 	}
-	return m, m.EnvID != "" && m.To.IsValid() && m.HostPort != 0
+	if environments {
+		source = netip.Prefix{}
+	}
+	return m, source, m.EnvID != "" && m.To.IsValid() && m.HostPort != 0
 }

@@ -1,13 +1,9 @@
 package firewall
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
@@ -110,51 +106,6 @@ func (f *Firewall) renderInput(bridges, rest string) []string {
 	return append(rules,
 		fmt.Sprintf("%s -i %s -p icmp -m icmp --icmp-type 8 -m limit --limit 10/sec -j ACCEPT", chain, bridges),
 		fmt.Sprintf("%s -i %s %s -j DROP", chain, bridges, rest))
-}
-
-// renderPublished renders the tree of chains that lead to environments.
-func (f *Firewall) renderPublished(desired Desired) (chains, error) {
-	mappings := slices.SortedFunc(slices.Values(desired.Mappings), func(a, b Mapping) int {
-		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.HostPort, b.HostPort))
-	})
-	root := f.cfg.Prefix + "-DNAT"
-	nat := chains{root: nil}
-	var last Mapping
-	for _, m := range mappings {
-		if err := f.check(m); err != nil {
-			return nil, err
-		}
-		if m.Protocol == last.Protocol && m.HostPort == last.HostPort {
-			return nil, fmt.Errorf("publish %s port %d of environments %s and %s: %w",
-				m.Protocol, m.HostPort, last.EnvID, m.EnvID, errdefs.ErrAlreadyExists)
-		}
-		last = m
-		kind := strings.ToUpper(string(m.Protocol))
-		first, firstOfGroup := int(m.HostPort)/leafSize*leafSize, int(m.HostPort)/groupSize*groupSize
-		group := fmt.Sprintf("%s-%s-G%d", f.cfg.Prefix, kind, firstOfGroup)
-		leaf := fmt.Sprintf("%s-%s-%d", f.cfg.Prefix, kind, first)
-		if _, ok := nat[group]; !ok {
-			nat[root] = append(nat[root], dispatch(root, m.Protocol, firstOfGroup, groupSize, group))
-		}
-		if _, ok := nat[leaf]; !ok {
-			nat[group] = append(nat[group], dispatch(group, m.Protocol, first, leafSize, leaf))
-		}
-		nat[leaf] = append(nat[leaf], fmt.Sprintf(
-			"-A %s -p %s -m %s --dport %d %s -j DNAT --to-destination %s",
-			leaf, m.Protocol, m.Protocol, m.HostPort, f.owned(m.EnvID, word(string(m.Service))), m.To))
-	}
-	return nat, nil
-}
-
-func (f *Firewall) check(m Mapping) error {
-	if m.Protocol != port.TCP && m.Protocol != port.UDP {
-		return fmt.Errorf("publish port %d of environment %s: protocol %q: %w", m.HostPort, m.EnvID, m.Protocol, errdefs.ErrInvalidArgument)
-	}
-	if m.HostPort == 0 || m.To.Port() == 0 || !f.cfg.Subnet.Contains(m.To.Addr()) {
-		return fmt.Errorf("publish %s port %d of environment %s to %s, which is not in %s: %w",
-			m.Protocol, m.HostPort, m.EnvID, m.To, f.cfg.Subnet, errdefs.ErrInvalidArgument)
-	}
-	return nil
 }
 
 func dispatch(chain string, protocol port.Protocol, first, size int, to string) string {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/oklog/ulid/v2"
@@ -36,8 +38,8 @@ func (p *Pool) normal(r Request) Request {
 }
 
 // Check refuses requests that could never be met, all of them at once:
-// FIELD_INVALID, PORT_OUTSIDE_POOL, PORT_DUPLICATE. field is where the
-// requests are in the API request.
+// FIELD_INVALID, PORT_OUTSIDE_POOL, PORT_DENIED, PORT_DUPLICATE. field is where
+// the requests are in the API request.
 func (p *Pool) Check(requests []Request, field string) error {
 	var errs []error
 	type key struct {
@@ -51,6 +53,13 @@ func (p *Pool) Check(requests []Request, field string) error {
 		if err := checkRequest(r, at); err != nil {
 			errs = append(errs, err)
 			continue
+		}
+		if _, bad := ParseSources(r.Sources, at+".allowed_sources"); len(bad) > 0 {
+			errs = append(errs, bad...)
+		}
+		if now := p.cfg.Now(); !r.ExpiresAt.IsZero() && !r.ExpiresAt.After(now) {
+			errs = append(errs, problem.New(problem.FieldInvalid, "the time is over: it is %s now", now.UTC().Format(time.RFC3339)).
+				WithField(at+".expires_at").WithHint("name a time to come, or none for a mapping that stays"))
 		}
 		if r.External == 0 {
 			continue
@@ -96,12 +105,20 @@ func (p *Pool) checkExternal(r Request, at string) error {
 	p.mu.Lock()
 	pool := p.ranges[r.Service]
 	p.mu.Unlock()
-	if r.External >= pool.First && r.External <= pool.Last {
-		return nil
+	hint := fmt.Sprintf("choose another of %d-%d, or leave it empty to have one picked", pool.First, pool.Last)
+	switch {
+	case r.External < pool.First || r.External > pool.Last:
+		return problem.New(problem.PortOutsidePool, "host port %d is outside the pool of %s", r.External, r.Service).
+			WithField(at+".external_port").
+			WithHint("choose one of %d-%d, or leave it empty to have one picked", pool.First, pool.Last)
+	case p.denied[r.Protocol].has(r.External):
+		return problem.New(problem.PortDenied, "host port %d is one that this node does not give out", r.External).
+			WithField(at+".external_port").WithHint("%s; the node's administrator names such ports in [ports] deny", hint)
+	case r.Service != Custom && openedInBrowsers(r.Service) && p.refused.has(r.External):
+		return problem.New(problem.PortDenied, "browsers refuse to open port %d", r.External).
+			WithField(at+".external_port").WithHint("%s", hint)
 	}
-	return problem.New(problem.PortOutsidePool, "host port %d is outside the pool of %s", r.External, r.Service).
-		WithField(at+".external_port").
-		WithHint("choose one of %d-%d, or leave it empty to have one picked", pool.First, pool.Last)
+	return nil
 }
 
 // Allocate picks host ports for all requests, or none, and persists them with
@@ -132,7 +149,7 @@ func (p *Pool) Allocate(ctx context.Context, owner Owner, requests []Request,
 		if err == nil {
 			return mappings, nil
 		}
-		p.Released(mappings)
+		p.giveBack(mappings, nil)
 		conflict, ok := errors.AsType[*ConflictError](err)
 		if !ok {
 			return nil, err
@@ -163,34 +180,40 @@ func wantAll(requests []Request) []want {
 // be had by who asks for it; they hold it again when nothing comes of it.
 func (p *Pool) pick(owner Owner, wants []want, dropped []Mapping) (picked []Mapping, err error) {
 	normal := make([]Request, len(wants))
+	sources := make([][]netip.Prefix, len(wants))
 	for i, w := range wants {
 		normal[i] = p.normal(w.Request)
+		sources[i], _ = ParseSources(w.Sources, "") // they were checked
 	}
 	picked = make([]Mapping, len(wants))
 	now := p.cfg.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.rests.pass(now)
 	hold := func(i int, external uint16) {
 		r := normal[i]
-		picked[i] = Mapping{
-			ID: ulid.Make().String(), EnvID: owner.EnvID, Project: owner.Project, HostID: p.cfg.HostID,
-			Service: r.Service, Internal: r.Internal, External: external, Protocol: r.Protocol,
-			Description: r.Description, Status: Reserved, CreatedAt: now, UpdatedAt: now, Revision: 1,
+		id := r.ID
+		if id == "" {
+			id = ulid.Make().String()
 		}
-		p.ports[r.Protocol].hold(external, picked[i].ID)
-		p.unsettled[picked[i].ID] = true
+		picked[i] = Mapping{
+			ID: id, EnvID: owner.EnvID, Project: owner.Project, HostID: p.cfg.HostID,
+			Service: r.Service, Internal: r.Internal, External: external, Protocol: r.Protocol,
+			Description: r.Description, Sources: sources[i], ExpiresAt: r.ExpiresAt,
+			Status: Reserved, CreatedAt: now, UpdatedAt: now, Revision: 1,
+		}
+		p.ports[r.Protocol].hold(external, id)
+		p.rests.end(r.Protocol, external)
+		p.unsettled[id] = true
 	}
 	defer func() {
 		if err == nil {
 			return
 		}
 		for _, m := range picked {
-			if m.ID != "" {
-				p.ports[m.Protocol].drop(m.External, m.ID)
-				delete(p.unsettled, m.ID)
-			}
+			delete(p.unsettled, m.ID)
 		}
-		p.holdAgain(dropped)
+		p.undo(picked, dropped)
 		picked = nil
 	}()
 	// Those that ask for a certain port come first, lest a picked one takes it.
@@ -198,10 +221,10 @@ func (p *Pool) pick(owner Owner, wants []want, dropped []Mapping) (picked []Mapp
 		if r.External == 0 {
 			continue
 		}
-		if !p.moves(dropped, r) && (p.ports[r.Protocol].taken.has(r.External) || !p.free(r.Protocol, r.External)) {
-			return picked, problem.New(problem.PortTaken, "host port %d/%s is taken", r.External, r.Protocol).
-				WithField(fmt.Sprintf("%s[%d].external_port", requestField, wants[i].index)).
-				WithHint("choose another, or leave it empty to have one picked")
+		if !p.moves(dropped, r) {
+			if err := p.takeCertain(owner, r, now); err != nil {
+				return picked, err.WithField(fmt.Sprintf("%s[%d].external_port", requestField, wants[i].index))
+			}
 		}
 		hold(i, r.External)
 	}
@@ -218,21 +241,79 @@ func (p *Pool) pick(owner Owner, wants []want, dropped []Mapping) (picked []Mapp
 	return picked, nil
 }
 
-// search finds the next free port of a service after the one it gave out last
-// (next fit), so that a released port rests as long as it can: connections in
-// TIME_WAIT and cached names still point to it. p.mu is held.
+// takeCertain takes the port that a request names: PORT_TAKEN. p.mu is held.
+func (p *Pool) takeCertain(owner Owner, r Request, now time.Time) *problem.Problem {
+	const hint = "choose another, or leave it empty to have one picked"
+	taken := problem.New(problem.PortTaken, "host port %d/%s is taken", r.External, r.Protocol).WithHint(hint)
+	if p.ports[r.Protocol].taken.has(r.External) {
+		return taken
+	}
+	if rule, foreign := p.foreign.rule(r.Protocol, r.External); foreign {
+		taken.Message += " by another tool's rule (" + rule + ")"
+		return taken
+	}
+	// Who had it may have it back: who comes by the old port means them.
+	if resting, is := p.rests.of(r.Protocol, r.External); is && resting.project != owner.Project {
+		until := resting.since.Add(p.rests.quarantine)
+		taken.Message = fmt.Sprintf("host port %d/%s was released by another project and rests", r.External, r.Protocol)
+		return taken.WithHint("%s; it can be had in %s", hint, until.Sub(now).Round(time.Second))
+	}
+	if !p.take(r.Protocol, r.External) {
+		if p.probeFailure != nil {
+			return taken.WithCause(p.probeFailure)
+		}
+		taken.Message += " by another program"
+		return taken
+	}
+	return nil
+}
+
+// giveBack frees the ports that were picked for mappings which were not stored,
+// and leaves to dropped ones what they held.
+func (p *Pool) giveBack(picked, dropped []Mapping) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.undo(picked, dropped)
+}
+
+// undo is giveBack; p.mu is held. A port that was to move is not let go of.
+func (p *Pool) undo(picked, dropped []Mapping) {
+	for _, m := range picked {
+		if m.ID == "" {
+			continue
+		}
+		at := slices.IndexFunc(dropped, func(d Mapping) bool { return d.External == m.External && d.Protocol == m.Protocol })
+		if at >= 0 {
+			p.ports[m.Protocol].hold(m.External, dropped[at].ID)
+			continue
+		}
+		p.free(m.Protocol, m.External, m.ID)
+	}
+}
+
+// search takes the next free port of a service after the one it gave out last
+// (next fit), so that ports are used evenly. Which are free is looked up 64 at
+// a time; only a port that another program has costs a look of its own. p.mu is
+// held.
 func (p *Pool) search(service Service, protocol Protocol) (uint16, bool) {
 	pool, key := p.ranges[service], cursorKey{service, protocol}
-	start := p.next[key]
-	if start < pool.First || start > pool.Last {
-		start = pool.First
+	first, last := int(pool.First), int(pool.Last)
+	start := int(p.next[key])
+	if start < first || start > last {
+		start = first
 	}
-	size := int(pool.Last) - int(pool.First) + 1
-	for i := range size {
-		candidate := pool.First + uint16((int(start-pool.First)+i)%size)
-		if p.available(service, protocol, candidate) {
-			p.next[key] = candidate + 1 // past the end, the next search begins anew
-			return candidate, true
+	sets := p.unavailable(service, protocol)
+	for _, part := range [][2]int{{start, last}, {first, start - 1}} {
+		for from := part[0]; from <= part[1]; {
+			candidate, found := inNone(from, part[1], sets)
+			if !found {
+				break
+			}
+			if p.take(protocol, candidate) {
+				p.next[key] = candidate + 1 // past the end, the next search begins anew
+				return candidate, true
+			}
+			from = int(candidate) + 1
 		}
 	}
 	return 0, false
@@ -243,10 +324,25 @@ var errExhausted = errors.New("every port is held or used by another program")
 
 func (p *Pool) exhausted(r Request, i int) error {
 	pool := p.ranges[r.Service]
-	return problem.New(problem.PortPoolExhausted, "no host port of the pool of %s is free", r.Service).
+	exhausted := problem.New(problem.PortPoolExhausted, "no host port of the pool of %s is free", r.Service).
 		WithField(fmt.Sprintf("%s[%d]", requestField, i)).WithCause(errExhausted).
 		WithHint("all %s ports of %d-%d are in use: delete environments, or widen the range (remotegpu port pool)",
 			r.Protocol, pool.First, pool.Last)
+	resting := 0
+	for port := int(pool.First); port <= int(pool.Last); port++ {
+		if p.rests.sets[r.Protocol].has(uint16(port)) {
+			resting++
+		}
+	}
+	switch {
+	case p.probeFailure != nil:
+		return exhausted.WithCause(errors.Join(errExhausted, p.probeFailure)).
+			WithHint("host ports cannot be taken; the node's log says why (for too many open files: LimitNOFILE of its unit)")
+	case resting > 0:
+		return exhausted.WithHint("%d of the ports of %d-%d were released less than %s ago and rest: try again later, or widen the range (remotegpu port pool)",
+			resting, pool.First, pool.Last, p.rests.quarantine)
+	}
+	return exhausted
 }
 
 // conflicted keeps a port that the store says somebody else holds.
@@ -275,6 +371,9 @@ func (p *Pool) reread(ctx context.Context) error {
 	}
 	p.mu.Unlock()
 	held, err := p.held(ctx)
+	if err == nil {
+		err = p.loadRests(ctx)
+	}
 	if err != nil {
 		p.cfg.Log.WarnContext(ctx, "held ports could not be read", "error", err)
 		return err
@@ -285,11 +384,14 @@ func (p *Pool) reread(ctx context.Context) error {
 		delete(settled[m.Protocol], m.External)
 		if _, known := p.ports[m.Protocol].holders[m.External]; !known {
 			p.ports[m.Protocol].hold(m.External, m.ID)
+			if p.cfg.Holder != nil {
+				p.take(m.Protocol, m.External) // where another process has it, that holds it
+			}
 		}
 	}
 	for protocol, gone := range settled {
 		for port, holder := range gone {
-			p.ports[protocol].drop(port, holder)
+			p.free(protocol, port, holder)
 		}
 	}
 	return nil

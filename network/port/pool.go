@@ -20,6 +20,14 @@ type Config struct {
 	Store Store
 	// Probe tells ports of other programs. nil: BindProbe.
 	Probe Probe
+	// Holder holds the ports that are given out. nil: they are probed, and
+	// another program may take one later.
+	Holder Holder
+	// Deny are ports that are never given out; what is held stays.
+	Deny []Span
+	// Quarantine is how long a released port rests before it is given out
+	// again. 0: DefaultQuarantine; negative: not at all.
+	Quarantine time.Duration
 	// Now is the clock. nil: time.Now.
 	Now func() time.Time
 	// Log gets probes that failed. nil: they are not logged.
@@ -28,7 +36,7 @@ type Config struct {
 
 // refusedByBrowsers are ports of the default ranges that browsers do not
 // connect to (WHATWG fetch, "bad ports"); no service that people open in a
-// browser is given one unasked.
+// browser is given one, but a custom port when it is asked for.
 func refusedByBrowsers() []uint16 {
 	return []uint16{6000, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080}
 }
@@ -42,15 +50,19 @@ const AnyRevision int64 = -1
 type Pool struct {
 	cfg     Config
 	refused bitmap
+	denied  map[Protocol]*bitmap
 
-	mu     sync.Mutex
-	ranges map[Service]Range
-	next   map[cursorKey]uint16 // where the next search begins
-	ports  map[Protocol]*ledger
+	mu      sync.Mutex
+	ranges  map[Service]Range
+	next    map[cursorKey]uint16 // where the next search begins
+	ports   map[Protocol]*ledger
+	rests   *rests
+	foreign *foreign
+	unheld  map[string]Mapping // by id: those whose port Holder could not take
 
 	unsettled map[string]bool // mapping ids that insert is writing
 
-	probeFailed bool // the last probe
+	probeFailure error // of the last probe
 }
 
 type cursorKey struct {
@@ -71,11 +83,26 @@ func (l *ledger) hold(p uint16, id string) {
 
 // drop frees a port if that mapping, or a conflict, still holds it: a late or
 // repeated notice must not free the port of the next holder.
-func (l *ledger) drop(p uint16, id string) {
-	if holder, held := l.holders[p]; held && (holder == id || holder == "") {
-		l.taken.remove(p)
-		delete(l.holders, p)
+func (l *ledger) drop(p uint16, id string) bool {
+	holder, held := l.holders[p]
+	if !held || holder != id && holder != "" {
+		return false
 	}
+	l.taken.remove(p)
+	delete(l.holders, p)
+	return true
+}
+
+// free frees a port as drop does and lets go of it. p.mu is held.
+func (p *Pool) free(protocol Protocol, port uint16, id string) bool {
+	if !p.ports[protocol].drop(port, id) {
+		return false
+	}
+	delete(p.unheld, id)
+	if p.cfg.Holder != nil {
+		p.cfg.Holder.Let(protocol, port)
+	}
+	return true
 }
 
 // New returns the pool of a host with what the store has of it.
@@ -89,10 +116,17 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Quarantine == 0 {
+		cfg.Quarantine = DefaultQuarantine
+	}
 	p := &Pool{
-		cfg:    cfg,
-		ranges: make(map[Service]Range),
-		next:   make(map[cursorKey]uint16),
+		cfg:     cfg,
+		denied:  newForeign(cfg.Deny).sets,
+		ranges:  make(map[Service]Range),
+		next:    make(map[cursorKey]uint16),
+		rests:   newRests(cfg.Quarantine),
+		foreign: newForeign(nil),
+		unheld:  make(map[string]Mapping),
 
 		unsettled: make(map[string]bool),
 		ports: map[Protocol]*ledger{
@@ -117,8 +151,9 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load port pool: %w", err)
 	}
-	for _, m := range held {
-		p.ports[m.Protocol].hold(m.External, m.ID)
+	p.holdAll(held)
+	if err := p.loadRests(ctx); err != nil {
+		return nil, fmt.Errorf("load port pool: %w", err)
 	}
 	// Searches go on after the youngest mapping, so that a restart does not
 	// make the pool give out again at once what was just released.
@@ -134,6 +169,48 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 func (p *Pool) held(ctx context.Context) ([]Mapping, error) {
 	held, _, err := p.cfg.Store.PortMappings(ctx, p.cfg.HostID, Filter{})
 	return held, err
+}
+
+// Review tells what about the ranges an operator should know, in sentences. None
+// of it is in the way of the pool: a port is given once, whatever overlaps.
+func (p *Pool) Review() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	defaults := make(map[Service]Range)
+	for _, r := range DefaultRanges() {
+		defaults[r.Service] = r
+	}
+	isDefault := func(r Range) bool { return defaults[r.Service].First == r.First && defaults[r.Service].Last == r.Last }
+	var found []string
+	for i, service := range Services() {
+		r := p.ranges[service]
+		for _, other := range Services()[i+1:] {
+			o := p.ranges[other]
+			if r.First <= o.Last && o.First <= r.Last && !(isDefault(r) && isDefault(o)) {
+				found = append(found, fmt.Sprintf("the pools of %s (%d-%d) and %s (%d-%d) overlap and share those ports",
+					service, r.First, r.Last, other, o.First, o.Last))
+			}
+		}
+		if _, left := inNone(int(r.First), int(r.Last), []*bitmap{p.denied[TCP], p.foreign.sets[TCP]}); !left {
+			found = append(found, fmt.Sprintf("no port of the pool of %s (%d-%d) can be given out: [ports] deny and rules of other tools have all of them",
+				service, r.First, r.Last))
+		}
+	}
+	return found
+}
+
+// Mapping returns a mapping of this host, released ones too:
+// PORT_MAPPING_NOT_FOUND.
+func (p *Pool) Mapping(ctx context.Context, id string) (Mapping, error) {
+	found, _, err := p.cfg.Store.PortMappings(ctx, p.cfg.HostID, Filter{ID: id, IncludeReleased: true})
+	if err != nil {
+		return Mapping{}, err
+	}
+	if len(found) == 0 {
+		return Mapping{}, problem.New(problem.PortNotFound, "there is no port mapping %q", id).WithField("id").
+			WithHint("list them with: remotegpu port ls")
+	}
+	return found[0], nil
 }
 
 // Ranges returns the range of each service.
@@ -170,34 +247,54 @@ func (p *Pool) Usage(ctx context.Context) ([]Usage, error) {
 func (p *Pool) count(u *Usage, first, last int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.rests.pass(p.cfg.Now())
 	for i := first; i <= last; i++ {
 		port := uint16(i)
-		if p.ports[TCP].taken.has(port) || p.ports[UDP].taken.has(port) {
+		taken := p.ports[TCP].taken.has(port) || p.ports[UDP].taken.has(port)
+		if taken {
 			u.InUse++
+		} else if p.rests.sets[TCP].has(port) || p.rests.sets[UDP].has(port) {
+			u.Resting++
 		}
-		if p.available(u.Service, TCP, port) {
+		if _, available := inNone(i, i, p.unavailable(u.Service, TCP)); available && p.probe(TCP, port) {
 			u.Free++
 		}
 	}
 }
 
-// available says whether the pool may pick a port for a service. p.mu is held.
-func (p *Pool) available(service Service, protocol Protocol, port uint16) bool {
-	if p.ports[protocol].taken.has(port) || (openedInBrowsers(service) && p.refused.has(port)) {
-		return false
+// unavailable are the ports that the pool does not pick for a service, beside
+// those that other programs have. p.mu is held.
+func (p *Pool) unavailable(service Service, protocol Protocol) []*bitmap {
+	sets := []*bitmap{&p.ports[protocol].taken, p.rests.sets[protocol], p.denied[protocol], p.foreign.sets[protocol]}
+	if openedInBrowsers(service) {
+		sets = append(sets, &p.refused)
 	}
-	return p.free(protocol, port)
+	return sets
 }
 
-// free says whether no other program has a port; what cannot be inspected is
+// probe says whether no other program has a port; what cannot be inspected is
 // not free. p.mu is held.
-func (p *Pool) free(protocol Protocol, port uint16) bool {
+func (p *Pool) probe(protocol Protocol, port uint16) bool {
 	free, err := p.cfg.Probe(protocol, port)
-	if err != nil && !p.probeFailed {
+	return p.probed(free, err, protocol, port)
+}
+
+// take makes sure that no other program has a port, and that none gets it
+// where there is a Holder. p.mu is held.
+func (p *Pool) take(protocol Protocol, port uint16) bool {
+	if p.cfg.Holder == nil {
+		return p.probe(protocol, port)
+	}
+	free, err := p.cfg.Holder.Hold(protocol, port)
+	return p.probed(free, err, protocol, port)
+}
+
+func (p *Pool) probed(free bool, err error, protocol Protocol, port uint16) bool {
+	if err != nil && p.probeFailure == nil {
 		p.cfg.Log.Warn("host ports cannot be probed; none is given out meanwhile", "port", port,
 			"protocol", string(protocol), "error", err)
 	}
-	p.probeFailed = err != nil // said once, not for each port of a range
+	p.probeFailure = err // said once, not for each port of a range
 	return free && err == nil
 }
 
@@ -264,13 +361,15 @@ func (p *Pool) Release(ctx context.Context, envID string) ([]Mapping, error) {
 	return released, nil
 }
 
-// Released tells the pool that the store has released these mappings.
+// Released tells the pool that the store has released these mappings. Their
+// ports rest from now on.
 func (p *Pool) Released(mappings []Mapping) {
+	now := p.cfg.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, m := range mappings {
-		if m.HostID == p.cfg.HostID {
-			p.ports[m.Protocol].drop(m.External, m.ID)
+		if m.HostID == p.cfg.HostID && p.free(m.Protocol, m.External, m.ID) {
+			p.rests.add(rest{m.Protocol, m.External, m.Project, now})
 		}
 	}
 }

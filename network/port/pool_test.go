@@ -36,7 +36,7 @@ func allFree(port.Protocol, uint16) (bool, error) { return true, nil }
 
 func newPool(tb testing.TB, s port.Store, probe port.Probe) *port.Pool {
 	tb.Helper()
-	pool, err := port.New(tb.Context(), port.Config{HostID: porttest.Host, Store: s, Probe: probe})
+	pool, err := port.New(tb.Context(), port.Config{HostID: porttest.Host, Store: s, Probe: probe, Quarantine: -1})
 	if err != nil {
 		tb.Fatal(err)
 	}

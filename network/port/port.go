@@ -60,11 +60,18 @@ type Mapping struct {
 	External    uint16 // port on the host
 	Protocol    Protocol
 	Description string
+	Sources     []netip.Prefix // as ParseSources returns them; none: the node's default
+	ExpiresAt   time.Time      // when it is withdrawn and released; zero: never
 	Status      Status
 	CreatedAt   time.Time
 	UpdatedAt   time.Time
 	ReleasedAt  time.Time // zero while held
 	Revision    int64     // counts changes, from 1
+}
+
+// Live says that something should lead through the mapping at that time.
+func (m *Mapping) Live(now time.Time) bool {
+	return m.Status != Released && (m.ExpiresAt.IsZero() || m.ExpiresAt.After(now))
 }
 
 // Range is the host ports of one service, both ends included.
@@ -96,13 +103,18 @@ type Request struct {
 	External    uint16   `json:"external,omitempty"` // 0: the pool picks
 	Protocol    Protocol `json:"protocol,omitempty"` // "": TCP
 	Description string   `json:"description,omitempty"`
+	// Sources are who reaches it, as ParseSources reads them.
+	Sources   []string  `json:"sources,omitempty"`
+	ExpiresAt time.Time `json:"expires_at,omitzero"` // zero: never
+	ID        string    `json:"-"`                   // of the mapping that comes of it; "": a new one
 }
 
 // Usage is a range and how full it is.
 type Usage struct {
 	Range
-	InUse int // ports of the range that are held, by whatever service
-	Free  int // ports of the range that could be given out now
+	InUse   int // ports of the range that are held, by whatever service
+	Resting int // ports of the range that were released so lately that they are not given out yet
+	Free    int // ports of the range that could be given out now
 }
 
 // Filter selects mappings. Zero fields select all.
@@ -111,8 +123,13 @@ type Filter struct {
 	Project         string
 	Service         Service
 	IncludeReleased bool
-	Limit           int    // 0: no limit
-	After           string // page cursor as returned by the store, "" for the first page
+	ID              string
+	External        uint16
+	Protocol        Protocol
+	At              time.Time // only what was held at that time, released ones included
+	ReleasedSince   time.Time // only what was released then or later
+	Limit           int       // 0: no limit
+	After           string    // page cursor as returned by the store, "" for the first page
 }
 
 // Store keeps mappings and ranges. Errors are errdefs kinds; a violated
@@ -157,7 +174,7 @@ type Drift struct {
 type Change struct {
 	Add      []Mapping // new rows
 	Drop     []Mapping // those to release
-	Describe []Mapping // those that are kept with another description
+	Describe []Mapping // those that are kept with another description, sources or expiry
 }
 
 // Empty says that nothing changes.

@@ -16,14 +16,12 @@ type Probe func(Protocol, uint16) (free bool, err error)
 // families at once, in the network namespace of the calling thread, and
 // letting go of it. Without SO_REUSEADDR that also fails on a port that is
 // bound but not listened on, and on the local port of an outgoing connection.
-// It does not see DNAT rules of other tools.
+// It does not see DNAT rules of other tools: see Pool.SetForeign.
 func BindProbe(protocol Protocol, port uint16) (bool, error) {
-	err := bind(unix.AF_INET6, protocol, port)
-	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
-		err = bind(unix.AF_INET, protocol, port) // no IPv6 on this host
-	}
+	fd, err := bindAll(protocol, port)
 	switch {
 	case err == nil:
+		unix.Close(fd) //nolint:errcheck,gosec // nothing was written to it
 		return true, nil
 	case errors.Is(err, unix.EADDRINUSE):
 		return false, nil
@@ -32,21 +30,34 @@ func BindProbe(protocol Protocol, port uint16) (bool, error) {
 	}
 }
 
-func bind(family int, protocol Protocol, port uint16) error {
+// bindAll makes a socket that is bound to the port on all addresses.
+func bindAll(protocol Protocol, port uint16) (fd int, err error) {
+	fd, err = bind(unix.AF_INET6, protocol, port)
+	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
+		fd, err = bind(unix.AF_INET, protocol, port) // no IPv6 on this host
+	}
+	return fd, err
+}
+
+func bind(family int, protocol Protocol, port uint16) (fd int, err error) {
 	kind := unix.SOCK_STREAM
 	if protocol == UDP {
 		kind = unix.SOCK_DGRAM
 	}
-	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
+	fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return os.NewSyscallError("socket", err)
+		return -1, os.NewSyscallError("socket", err)
 	}
-	defer unix.Close(fd) //nolint:errcheck // nothing was written to it
+	defer func() {
+		if err != nil {
+			unix.Close(fd) //nolint:errcheck,gosec // nothing was written to it
+		}
+	}()
 	if family == unix.AF_INET {
-		return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Port: int(port)}))
+		return fd, os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Port: int(port)}))
 	}
 	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0); err != nil {
-		return os.NewSyscallError("setsockopt", err)
+		return fd, os.NewSyscallError("setsockopt", err)
 	}
-	return os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet6{Port: int(port)}))
+	return fd, os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet6{Port: int(port)}))
 }

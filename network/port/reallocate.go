@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/containerd/errdefs"
 )
@@ -20,7 +22,8 @@ func (p *Pool) Reallocate(ctx context.Context, owner Owner, held []Mapping, requ
 	change, wants := p.compare(held, requests)
 	fresh := append([]Request(nil), requests...)
 	for i := range fresh {
-		fresh[i].External = 0 // what is kept may be outside a range that was changed since
+		// What is kept may be outside a range that was changed since, or be over by now.
+		fresh[i].External, fresh[i].ExpiresAt = 0, time.Time{}
 	}
 	for _, w := range wants {
 		fresh[w.index].External = w.External
@@ -46,10 +49,7 @@ func (p *Pool) Reallocate(ctx context.Context, owner Owner, held []Mapping, requ
 			p.Released(change.Drop)
 			return nil
 		}
-		p.Released(added)
-		p.mu.Lock()
-		p.holdAgain(change.Drop)
-		p.mu.Unlock()
+		p.giveBack(added, change.Drop)
 		conflict, ok := errors.AsType[*ConflictError](err)
 		if !ok {
 			return err
@@ -64,28 +64,18 @@ func (p *Pool) Reallocate(ctx context.Context, owner Owner, held []Mapping, requ
 
 // compare finds out which mappings are kept, and which requests none fits.
 func (p *Pool) compare(held []Mapping, requests []Request) (change Change, wants []want) {
-	kept := make(map[string]bool)
+	pairs := p.pair(held, requests)
 	fits := make([]bool, len(requests))
-	take := func(i int, r Request) {
-		for _, m := range held {
-			if kept[m.ID] || m.Service != r.Service || m.Internal != r.Internal || m.Protocol != r.Protocol ||
-				r.External != 0 && m.External != r.External {
-				continue
-			}
-			kept[m.ID], fits[i] = true, true
-			if m.Description != r.Description {
-				m.Description = r.Description
-				change.Describe = append(change.Describe, m)
-			}
-			return
+	for at, m := range held {
+		i := pairs[at]
+		if i < 0 {
+			change.Drop = append(change.Drop, m)
+			continue
 		}
-	}
-	// Those that ask for a certain port come first, lest another takes it.
-	for _, certain := range []bool{true, false} {
-		for i, r := range requests {
-			if (r.External != 0) == certain {
-				take(i, p.normal(r))
-			}
+		fits[i] = true
+		if !SameTerms(m, requests[i]) {
+			m.SetTerms(requests[i])
+			change.Describe = append(change.Describe, m)
 		}
 	}
 	for i, r := range requests {
@@ -93,12 +83,63 @@ func (p *Pool) compare(held []Mapping, requests []Request) (change Change, wants
 			wants = append(wants, want{r, i})
 		}
 	}
-	for _, m := range held {
-		if !kept[m.ID] {
-			change.Drop = append(change.Drop, m)
+	return change, wants
+}
+
+// pair finds the request that each mapping fits: its index, -1 for none. No
+// request is found twice.
+func (p *Pool) pair(held []Mapping, requests []Request) []int {
+	pairs := make([]int, len(held))
+	for at := range pairs {
+		pairs[at] = -1
+	}
+	fits := make([]bool, len(requests))
+	// Those that ask for a certain port come first, lest another takes it, then
+	// those for which a mapping is right as it is.
+	for _, fit := range []func(Mapping, Request) bool{
+		func(m Mapping, r Request) bool { return m.External == r.External },
+		func(m Mapping, r Request) bool { return r.External == 0 && SameTerms(m, r) },
+		func(_ Mapping, r Request) bool { return r.External == 0 },
+	} {
+		for i, r := range requests {
+			if fits[i] {
+				continue
+			}
+			r = p.normal(r)
+			for at, m := range held {
+				if pairs[at] < 0 && m.Service == r.Service && m.Internal == r.Internal && m.Protocol == r.Protocol && fit(m, r) {
+					pairs[at], fits[i] = i, true
+					break
+				}
+			}
 		}
 	}
-	return change, wants
+	return pairs
+}
+
+// RequestOf is the index of the request that one of the held mappings comes of,
+// -1 when it comes of none.
+func (p *Pool) RequestOf(held []Mapping, requests []Request, m Mapping) int {
+	at := slices.IndexFunc(held, func(h Mapping) bool { return h.ID == m.ID })
+	if at < 0 {
+		return -1
+	}
+	return p.pair(held, requests)[at]
+}
+
+// SetTerms gives a mapping what a request says that can be changed while it is
+// held: description, sources, expiry.
+func (m *Mapping) SetTerms(r Request) {
+	m.Description, m.ExpiresAt = r.Description, r.ExpiresAt
+	m.Sources, _ = ParseSources(r.Sources, "") // they are checked elsewhere
+}
+
+// SameTerms says that a mapping is on the terms of a request. A time is kept to
+// the millisecond.
+func SameTerms(m Mapping, r Request) bool {
+	sources, _ := ParseSources(r.Sources, "")
+	return m.Description == r.Description && slices.Equal(m.Sources, sources) &&
+		(m.ExpiresAt.Equal(r.ExpiresAt) || m.ExpiresAt.UnixMilli() == r.ExpiresAt.UnixMilli())
 }
 
 // moves says that a request asks for the host port of a mapping that goes.
@@ -110,13 +151,4 @@ func (p *Pool) moves(dropped []Mapping, r Request) bool {
 		}
 	}
 	return false
-}
-
-// holdAgain holds what mappings held that do not go after all. p.mu is held.
-func (p *Pool) holdAgain(dropped []Mapping) {
-	for _, m := range dropped {
-		if ledger := p.ports[m.Protocol]; !ledger.taken.has(m.External) {
-			ledger.hold(m.External, m.ID)
-		}
-	}
 }

@@ -439,7 +439,10 @@ type Environment struct {
 	// Processes of its present or last run that the kernel's OOM killer has
 	// killed, its first one included. Begins again at 0 when its process is
 	// started; a pause and what restarts the daemon do not change it.
-	OomKills      int32 `protobuf:"varint,31,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"`
+	OomKills int32 `protobuf:"varint,31,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"`
+	// How people reach its services. Empty while it holds no ports, or offers
+	// nothing that has an address.
+	Access        []*AccessURL `protobuf:"bytes,32,rep,name=access,proto3" json:"access,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -663,6 +666,70 @@ func (x *Environment) GetOomKills() int32 {
 	return 0
 }
 
+func (x *Environment) GetAccess() []*AccessURL {
+	if x != nil {
+		return x.Access
+	}
+	return nil
+}
+
+// AccessURL is an address of a service of an environment, for people. Its host
+// is the node's public_host. It never holds a token or a password.
+type AccessURL struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Which service. NOVNC is the desktop at the node's gateway, for which a
+	// session gives the token, or the noVNC that the image brings.
+	ServiceType ServiceType `protobuf:"varint,1,opt,name=service_type,json=serviceType,proto3,enum=remotegpu.v1.ServiceType" json:"service_type,omitempty"`
+	// Such as "ssh://node.example.com:22005".
+	Url           string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessURL) Reset() {
+	*x = AccessURL{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessURL) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessURL) ProtoMessage() {}
+
+func (x *AccessURL) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessURL.ProtoReflect.Descriptor instead.
+func (*AccessURL) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AccessURL) GetServiceType() ServiceType {
+	if x != nil {
+		return x.ServiceType
+	}
+	return ServiceType_SERVICE_TYPE_UNSPECIFIED
+}
+
+func (x *AccessURL) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
 // ExitStatus is how a process ended.
 type ExitStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -681,7 +748,7 @@ type ExitStatus struct {
 
 func (x *ExitStatus) Reset() {
 	*x = ExitStatus{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[1]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +760,7 @@ func (x *ExitStatus) String() string {
 func (*ExitStatus) ProtoMessage() {}
 
 func (x *ExitStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[1]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +773,7 @@ func (x *ExitStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExitStatus.ProtoReflect.Descriptor instead.
 func (*ExitStatus) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{1}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ExitStatus) GetCode() int32 {
@@ -786,7 +853,7 @@ type EnvironmentSpec struct {
 
 func (x *EnvironmentSpec) Reset() {
 	*x = EnvironmentSpec{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[2]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -798,7 +865,7 @@ func (x *EnvironmentSpec) String() string {
 func (*EnvironmentSpec) ProtoMessage() {}
 
 func (x *EnvironmentSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[2]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -811,7 +878,7 @@ func (x *EnvironmentSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvironmentSpec.ProtoReflect.Descriptor instead.
 func (*EnvironmentSpec) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{2}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *EnvironmentSpec) GetImage() string {
@@ -954,7 +1021,7 @@ type RestartPolicy struct {
 
 func (x *RestartPolicy) Reset() {
 	*x = RestartPolicy{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[3]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1033,7 @@ func (x *RestartPolicy) String() string {
 func (*RestartPolicy) ProtoMessage() {}
 
 func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[3]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1046,7 @@ func (x *RestartPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartPolicy.ProtoReflect.Descriptor instead.
 func (*RestartPolicy) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{3}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RestartPolicy) GetMode() RestartMode {
@@ -1029,7 +1096,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1041,7 +1108,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1054,7 +1121,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{4}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *HealthCheck) GetCheck() isHealthCheck_Check {
@@ -1173,7 +1240,7 @@ type HealthCommand struct {
 
 func (x *HealthCommand) Reset() {
 	*x = HealthCommand{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1252,7 @@ func (x *HealthCommand) String() string {
 func (*HealthCommand) ProtoMessage() {}
 
 func (x *HealthCommand) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1265,7 @@ func (x *HealthCommand) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCommand.ProtoReflect.Descriptor instead.
 func (*HealthCommand) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{5}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *HealthCommand) GetArgv() []string {
@@ -1219,7 +1286,7 @@ type HealthTCP struct {
 
 func (x *HealthTCP) Reset() {
 	*x = HealthTCP{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1298,7 @@ func (x *HealthTCP) String() string {
 func (*HealthTCP) ProtoMessage() {}
 
 func (x *HealthTCP) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1311,7 @@ func (x *HealthTCP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthTCP.ProtoReflect.Descriptor instead.
 func (*HealthTCP) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{6}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *HealthTCP) GetPort() int32 {
@@ -1267,7 +1334,7 @@ type HealthHTTP struct {
 
 func (x *HealthHTTP) Reset() {
 	*x = HealthHTTP{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1279,7 +1346,7 @@ func (x *HealthHTTP) String() string {
 func (*HealthHTTP) ProtoMessage() {}
 
 func (x *HealthHTTP) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1292,7 +1359,7 @@ func (x *HealthHTTP) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthHTTP.ProtoReflect.Descriptor instead.
 func (*HealthHTTP) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{7}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *HealthHTTP) GetPort() int32 {
@@ -1318,7 +1385,7 @@ type HealthDesktop struct {
 
 func (x *HealthDesktop) Reset() {
 	*x = HealthDesktop{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1330,7 +1397,7 @@ func (x *HealthDesktop) String() string {
 func (*HealthDesktop) ProtoMessage() {}
 
 func (x *HealthDesktop) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1343,7 +1410,7 @@ func (x *HealthDesktop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthDesktop.ProtoReflect.Descriptor instead.
 func (*HealthDesktop) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{8}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{9}
 }
 
 // Resources are limits. 0 and absent mean no limit unless said otherwise.
@@ -1375,7 +1442,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[9]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1454,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[9]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1467,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{9}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Resources) GetCpuMillis() int64 {
@@ -1474,7 +1541,7 @@ type Ulimit struct {
 
 func (x *Ulimit) Reset() {
 	*x = Ulimit{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[10]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1486,7 +1553,7 @@ func (x *Ulimit) String() string {
 func (*Ulimit) ProtoMessage() {}
 
 func (x *Ulimit) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[10]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1499,7 +1566,7 @@ func (x *Ulimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ulimit.ProtoReflect.Descriptor instead.
 func (*Ulimit) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{10}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Ulimit) GetName() string {
@@ -1542,7 +1609,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[11]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1554,7 +1621,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[11]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1567,7 +1634,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{11}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Mount) GetType() MountType {
@@ -1617,14 +1684,19 @@ type PortRequest struct {
 	// UNSPECIFIED: TCP.
 	Protocol Protocol `protobuf:"varint,4,opt,name=protocol,proto3,enum=remotegpu.v1.Protocol" json:"protocol,omitempty"`
 	// Free text.
-	Description   string `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
+	Description string `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
+	// IPv4 networks (203.0.113.0/24) and addresses from which it is reached; see
+	// PortMapping. 0.0.0.0/0 is everybody.
+	AllowedSources []string `protobuf:"bytes,6,rep,name=allowed_sources,json=allowedSources,proto3" json:"allowed_sources,omitempty"`
+	// When it is withdrawn and released, and leaves this list. Absent: never.
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *PortRequest) Reset() {
 	*x = PortRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[12]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1636,7 +1708,7 @@ func (x *PortRequest) String() string {
 func (*PortRequest) ProtoMessage() {}
 
 func (x *PortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[12]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1649,7 +1721,7 @@ func (x *PortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PortRequest.ProtoReflect.Descriptor instead.
 func (*PortRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{12}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PortRequest) GetServiceType() ServiceType {
@@ -1687,6 +1759,20 @@ func (x *PortRequest) GetDescription() string {
 	return ""
 }
 
+func (x *PortRequest) GetAllowedSources() []string {
+	if x != nil {
+		return x.AllowedSources
+	}
+	return nil
+}
+
+func (x *PortRequest) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
 // Desktop asks for a desktop in the browser; the image has to bring one.
 type Desktop struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1702,7 +1788,7 @@ type Desktop struct {
 
 func (x *Desktop) Reset() {
 	*x = Desktop{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[13]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1800,7 @@ func (x *Desktop) String() string {
 func (*Desktop) ProtoMessage() {}
 
 func (x *Desktop) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[13]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +1813,7 @@ func (x *Desktop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Desktop.ProtoReflect.Descriptor instead.
 func (*Desktop) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{13}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Desktop) GetWidth() int32 {
@@ -1772,7 +1858,7 @@ type CreateEnvironmentRequest struct {
 
 func (x *CreateEnvironmentRequest) Reset() {
 	*x = CreateEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[14]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1784,7 +1870,7 @@ func (x *CreateEnvironmentRequest) String() string {
 func (*CreateEnvironmentRequest) ProtoMessage() {}
 
 func (x *CreateEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[14]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1797,7 +1883,7 @@ func (x *CreateEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*CreateEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{14}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateEnvironmentRequest) GetRequestId() string {
@@ -1855,7 +1941,7 @@ type CreateEnvironmentResponse struct {
 
 func (x *CreateEnvironmentResponse) Reset() {
 	*x = CreateEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[15]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1867,7 +1953,7 @@ func (x *CreateEnvironmentResponse) String() string {
 func (*CreateEnvironmentResponse) ProtoMessage() {}
 
 func (x *CreateEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[15]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1880,7 +1966,7 @@ func (x *CreateEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*CreateEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{15}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateEnvironmentResponse) GetEnvironment() *Environment {
@@ -1910,7 +1996,7 @@ type GetEnvironmentRequest struct {
 
 func (x *GetEnvironmentRequest) Reset() {
 	*x = GetEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[16]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +2008,7 @@ func (x *GetEnvironmentRequest) String() string {
 func (*GetEnvironmentRequest) ProtoMessage() {}
 
 func (x *GetEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[16]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +2021,7 @@ func (x *GetEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*GetEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{16}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *GetEnvironmentRequest) GetEnvironment() string {
@@ -1963,7 +2049,7 @@ type GetEnvironmentResponse struct {
 
 func (x *GetEnvironmentResponse) Reset() {
 	*x = GetEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[17]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1975,7 +2061,7 @@ func (x *GetEnvironmentResponse) String() string {
 func (*GetEnvironmentResponse) ProtoMessage() {}
 
 func (x *GetEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[17]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1988,7 +2074,7 @@ func (x *GetEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*GetEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{17}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *GetEnvironmentResponse) GetEnvironment() *Environment {
@@ -2018,7 +2104,7 @@ type ListEnvironmentsRequest struct {
 
 func (x *ListEnvironmentsRequest) Reset() {
 	*x = ListEnvironmentsRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[18]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2030,7 +2116,7 @@ func (x *ListEnvironmentsRequest) String() string {
 func (*ListEnvironmentsRequest) ProtoMessage() {}
 
 func (x *ListEnvironmentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[18]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2043,7 +2129,7 @@ func (x *ListEnvironmentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEnvironmentsRequest.ProtoReflect.Descriptor instead.
 func (*ListEnvironmentsRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{18}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ListEnvironmentsRequest) GetProject() string {
@@ -2094,7 +2180,7 @@ type ListEnvironmentsResponse struct {
 
 func (x *ListEnvironmentsResponse) Reset() {
 	*x = ListEnvironmentsResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[19]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2106,7 +2192,7 @@ func (x *ListEnvironmentsResponse) String() string {
 func (*ListEnvironmentsResponse) ProtoMessage() {}
 
 func (x *ListEnvironmentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[19]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2119,7 +2205,7 @@ func (x *ListEnvironmentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEnvironmentsResponse.ProtoReflect.Descriptor instead.
 func (*ListEnvironmentsResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{19}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListEnvironmentsResponse) GetEnvironments() []*Environment {
@@ -2155,7 +2241,7 @@ type StartEnvironmentRequest struct {
 
 func (x *StartEnvironmentRequest) Reset() {
 	*x = StartEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[20]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2167,7 +2253,7 @@ func (x *StartEnvironmentRequest) String() string {
 func (*StartEnvironmentRequest) ProtoMessage() {}
 
 func (x *StartEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[20]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2180,7 +2266,7 @@ func (x *StartEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*StartEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{20}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StartEnvironmentRequest) GetRequestId() string {
@@ -2231,7 +2317,7 @@ type StartEnvironmentResponse struct {
 
 func (x *StartEnvironmentResponse) Reset() {
 	*x = StartEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[21]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2243,7 +2329,7 @@ func (x *StartEnvironmentResponse) String() string {
 func (*StartEnvironmentResponse) ProtoMessage() {}
 
 func (x *StartEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[21]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2256,7 +2342,7 @@ func (x *StartEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*StartEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{21}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StartEnvironmentResponse) GetEnvironment() *Environment {
@@ -2294,7 +2380,7 @@ type StopEnvironmentRequest struct {
 
 func (x *StopEnvironmentRequest) Reset() {
 	*x = StopEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[22]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2306,7 +2392,7 @@ func (x *StopEnvironmentRequest) String() string {
 func (*StopEnvironmentRequest) ProtoMessage() {}
 
 func (x *StopEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[22]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2319,7 +2405,7 @@ func (x *StopEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*StopEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{22}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StopEnvironmentRequest) GetRequestId() string {
@@ -2377,7 +2463,7 @@ type StopEnvironmentResponse struct {
 
 func (x *StopEnvironmentResponse) Reset() {
 	*x = StopEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[23]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2389,7 +2475,7 @@ func (x *StopEnvironmentResponse) String() string {
 func (*StopEnvironmentResponse) ProtoMessage() {}
 
 func (x *StopEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[23]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2402,7 +2488,7 @@ func (x *StopEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*StopEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{23}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StopEnvironmentResponse) GetEnvironment() *Environment {
@@ -2440,7 +2526,7 @@ type RestartEnvironmentRequest struct {
 
 func (x *RestartEnvironmentRequest) Reset() {
 	*x = RestartEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[24]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2538,7 @@ func (x *RestartEnvironmentRequest) String() string {
 func (*RestartEnvironmentRequest) ProtoMessage() {}
 
 func (x *RestartEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[24]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2551,7 @@ func (x *RestartEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*RestartEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{24}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *RestartEnvironmentRequest) GetRequestId() string {
@@ -2523,7 +2609,7 @@ type RestartEnvironmentResponse struct {
 
 func (x *RestartEnvironmentResponse) Reset() {
 	*x = RestartEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[25]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2535,7 +2621,7 @@ func (x *RestartEnvironmentResponse) String() string {
 func (*RestartEnvironmentResponse) ProtoMessage() {}
 
 func (x *RestartEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[25]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2548,7 +2634,7 @@ func (x *RestartEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*RestartEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{25}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *RestartEnvironmentResponse) GetEnvironment() *Environment {
@@ -2589,7 +2675,7 @@ type DeleteEnvironmentRequest struct {
 
 func (x *DeleteEnvironmentRequest) Reset() {
 	*x = DeleteEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[26]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2601,7 +2687,7 @@ func (x *DeleteEnvironmentRequest) String() string {
 func (*DeleteEnvironmentRequest) ProtoMessage() {}
 
 func (x *DeleteEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[26]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2614,7 +2700,7 @@ func (x *DeleteEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*DeleteEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{26}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DeleteEnvironmentRequest) GetRequestId() string {
@@ -2677,7 +2763,7 @@ type DeleteEnvironmentResponse struct {
 
 func (x *DeleteEnvironmentResponse) Reset() {
 	*x = DeleteEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[27]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2689,7 +2775,7 @@ func (x *DeleteEnvironmentResponse) String() string {
 func (*DeleteEnvironmentResponse) ProtoMessage() {}
 
 func (x *DeleteEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[27]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2702,7 +2788,7 @@ func (x *DeleteEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*DeleteEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{27}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DeleteEnvironmentResponse) GetOperation() *Operation {
@@ -2728,7 +2814,7 @@ type WatchEnvironmentsRequest struct {
 
 func (x *WatchEnvironmentsRequest) Reset() {
 	*x = WatchEnvironmentsRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[28]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2740,7 +2826,7 @@ func (x *WatchEnvironmentsRequest) String() string {
 func (*WatchEnvironmentsRequest) ProtoMessage() {}
 
 func (x *WatchEnvironmentsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[28]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2753,7 +2839,7 @@ func (x *WatchEnvironmentsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEnvironmentsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEnvironmentsRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{28}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *WatchEnvironmentsRequest) GetProject() string {
@@ -2793,7 +2879,7 @@ type WatchEnvironmentsResponse struct {
 
 func (x *WatchEnvironmentsResponse) Reset() {
 	*x = WatchEnvironmentsResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[29]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2805,7 +2891,7 @@ func (x *WatchEnvironmentsResponse) String() string {
 func (*WatchEnvironmentsResponse) ProtoMessage() {}
 
 func (x *WatchEnvironmentsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[29]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2818,7 +2904,7 @@ func (x *WatchEnvironmentsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEnvironmentsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEnvironmentsResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{29}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *WatchEnvironmentsResponse) GetEnvironment() *Environment {
@@ -2867,7 +2953,7 @@ type RunCommandRequest struct {
 
 func (x *RunCommandRequest) Reset() {
 	*x = RunCommandRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[30]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2879,7 +2965,7 @@ func (x *RunCommandRequest) String() string {
 func (*RunCommandRequest) ProtoMessage() {}
 
 func (x *RunCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[30]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2892,7 +2978,7 @@ func (x *RunCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunCommandRequest.ProtoReflect.Descriptor instead.
 func (*RunCommandRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{30}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *RunCommandRequest) GetEnvironment() string {
@@ -2970,7 +3056,7 @@ type RunCommandResponse struct {
 
 func (x *RunCommandResponse) Reset() {
 	*x = RunCommandResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[31]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2982,7 +3068,7 @@ func (x *RunCommandResponse) String() string {
 func (*RunCommandResponse) ProtoMessage() {}
 
 func (x *RunCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[31]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2995,7 +3081,7 @@ func (x *RunCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunCommandResponse.ProtoReflect.Descriptor instead.
 func (*RunCommandResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{31}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RunCommandResponse) GetExitCode() int32 {
@@ -3052,7 +3138,7 @@ type ExecCommandRequest struct {
 
 func (x *ExecCommandRequest) Reset() {
 	*x = ExecCommandRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[32]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3064,7 +3150,7 @@ func (x *ExecCommandRequest) String() string {
 func (*ExecCommandRequest) ProtoMessage() {}
 
 func (x *ExecCommandRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[32]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3077,7 +3163,7 @@ func (x *ExecCommandRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecCommandRequest.ProtoReflect.Descriptor instead.
 func (*ExecCommandRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{32}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ExecCommandRequest) GetMessage() isExecCommandRequest_Message {
@@ -3194,7 +3280,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[33]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3206,7 +3292,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[33]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3219,7 +3305,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{33}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ExecStart) GetEnvironment() string {
@@ -3280,7 +3366,7 @@ type ExecEOF struct {
 
 func (x *ExecEOF) Reset() {
 	*x = ExecEOF{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[34]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3292,7 +3378,7 @@ func (x *ExecEOF) String() string {
 func (*ExecEOF) ProtoMessage() {}
 
 func (x *ExecEOF) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[34]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3305,7 +3391,7 @@ func (x *ExecEOF) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecEOF.ProtoReflect.Descriptor instead.
 func (*ExecEOF) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{34}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{35}
 }
 
 // TerminalSize is the size of a terminal in characters.
@@ -3321,7 +3407,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[35]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3333,7 +3419,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[35]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3346,7 +3432,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{35}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *TerminalSize) GetColumns() int32 {
@@ -3381,7 +3467,7 @@ type ExecCommandResponse struct {
 
 func (x *ExecCommandResponse) Reset() {
 	*x = ExecCommandResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[36]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3393,7 +3479,7 @@ func (x *ExecCommandResponse) String() string {
 func (*ExecCommandResponse) ProtoMessage() {}
 
 func (x *ExecCommandResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[36]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3406,7 +3492,7 @@ func (x *ExecCommandResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecCommandResponse.ProtoReflect.Descriptor instead.
 func (*ExecCommandResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{36}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ExecCommandResponse) GetMessage() isExecCommandResponse_Message {
@@ -3493,7 +3579,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[37]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3505,7 +3591,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[37]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3518,7 +3604,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{37}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{38}
 }
 
 // ExecExit is how a command ended.
@@ -3534,7 +3620,7 @@ type ExecExit struct {
 
 func (x *ExecExit) Reset() {
 	*x = ExecExit{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[38]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3546,7 +3632,7 @@ func (x *ExecExit) String() string {
 func (*ExecExit) ProtoMessage() {}
 
 func (x *ExecExit) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[38]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3559,7 +3645,7 @@ func (x *ExecExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExit.ProtoReflect.Descriptor instead.
 func (*ExecExit) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{38}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ExecExit) GetCode() int32 {
@@ -3604,7 +3690,7 @@ type GetLogsRequest struct {
 
 func (x *GetLogsRequest) Reset() {
 	*x = GetLogsRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[39]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3616,7 +3702,7 @@ func (x *GetLogsRequest) String() string {
 func (*GetLogsRequest) ProtoMessage() {}
 
 func (x *GetLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[39]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3629,7 +3715,7 @@ func (x *GetLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLogsRequest.ProtoReflect.Descriptor instead.
 func (*GetLogsRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{39}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetLogsRequest) GetEnvironment() string {
@@ -3702,7 +3788,7 @@ type GetLogsResponse struct {
 
 func (x *GetLogsResponse) Reset() {
 	*x = GetLogsResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[40]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3714,7 +3800,7 @@ func (x *GetLogsResponse) String() string {
 func (*GetLogsResponse) ProtoMessage() {}
 
 func (x *GetLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[40]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3727,7 +3813,7 @@ func (x *GetLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetLogsResponse.ProtoReflect.Descriptor instead.
 func (*GetLogsResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{40}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetLogsResponse) GetLines() []*LogLine {
@@ -3761,7 +3847,7 @@ type LogLine struct {
 
 func (x *LogLine) Reset() {
 	*x = LogLine{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[41]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3773,7 +3859,7 @@ func (x *LogLine) String() string {
 func (*LogLine) ProtoMessage() {}
 
 func (x *LogLine) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[41]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3786,7 +3872,7 @@ func (x *LogLine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogLine.ProtoReflect.Descriptor instead.
 func (*LogLine) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{41}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LogLine) GetTime() *timestamppb.Timestamp {
@@ -3833,7 +3919,7 @@ type GetStatsRequest struct {
 
 func (x *GetStatsRequest) Reset() {
 	*x = GetStatsRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[42]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3845,7 +3931,7 @@ func (x *GetStatsRequest) String() string {
 func (*GetStatsRequest) ProtoMessage() {}
 
 func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[42]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3858,7 +3944,7 @@ func (x *GetStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsRequest.ProtoReflect.Descriptor instead.
 func (*GetStatsRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{42}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetStatsRequest) GetEnvironments() []string {
@@ -3893,7 +3979,7 @@ type GetStatsResponse struct {
 
 func (x *GetStatsResponse) Reset() {
 	*x = GetStatsResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[43]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3905,7 +3991,7 @@ func (x *GetStatsResponse) String() string {
 func (*GetStatsResponse) ProtoMessage() {}
 
 func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[43]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3918,7 +4004,7 @@ func (x *GetStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatsResponse.ProtoReflect.Descriptor instead.
 func (*GetStatsResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{43}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetStatsResponse) GetStats() []*Stats {
@@ -3947,7 +4033,7 @@ type WatchStatsRequest struct {
 
 func (x *WatchStatsRequest) Reset() {
 	*x = WatchStatsRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[44]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3959,7 +4045,7 @@ func (x *WatchStatsRequest) String() string {
 func (*WatchStatsRequest) ProtoMessage() {}
 
 func (x *WatchStatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[44]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3972,7 +4058,7 @@ func (x *WatchStatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatsRequest.ProtoReflect.Descriptor instead.
 func (*WatchStatsRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{44}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *WatchStatsRequest) GetEnvironments() []string {
@@ -4014,7 +4100,7 @@ type WatchStatsResponse struct {
 
 func (x *WatchStatsResponse) Reset() {
 	*x = WatchStatsResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[45]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4026,7 +4112,7 @@ func (x *WatchStatsResponse) String() string {
 func (*WatchStatsResponse) ProtoMessage() {}
 
 func (x *WatchStatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[45]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4039,7 +4125,7 @@ func (x *WatchStatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchStatsResponse.ProtoReflect.Descriptor instead.
 func (*WatchStatsResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{45}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *WatchStatsResponse) GetStats() []*Stats {
@@ -4090,7 +4176,7 @@ type Stats struct {
 
 func (x *Stats) Reset() {
 	*x = Stats{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[46]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4102,7 +4188,7 @@ func (x *Stats) String() string {
 func (*Stats) ProtoMessage() {}
 
 func (x *Stats) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[46]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4115,7 +4201,7 @@ func (x *Stats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stats.ProtoReflect.Descriptor instead.
 func (*Stats) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{46}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Stats) GetEnvironment() string {
@@ -4240,7 +4326,7 @@ type ListEnvironmentEventsRequest struct {
 
 func (x *ListEnvironmentEventsRequest) Reset() {
 	*x = ListEnvironmentEventsRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[47]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4252,7 +4338,7 @@ func (x *ListEnvironmentEventsRequest) String() string {
 func (*ListEnvironmentEventsRequest) ProtoMessage() {}
 
 func (x *ListEnvironmentEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[47]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4265,7 +4351,7 @@ func (x *ListEnvironmentEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEnvironmentEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEnvironmentEventsRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{47}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ListEnvironmentEventsRequest) GetEnvironment() string {
@@ -4309,7 +4395,7 @@ type ListEnvironmentEventsResponse struct {
 
 func (x *ListEnvironmentEventsResponse) Reset() {
 	*x = ListEnvironmentEventsResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[48]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4321,7 +4407,7 @@ func (x *ListEnvironmentEventsResponse) String() string {
 func (*ListEnvironmentEventsResponse) ProtoMessage() {}
 
 func (x *ListEnvironmentEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[48]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4334,7 +4420,7 @@ func (x *ListEnvironmentEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEnvironmentEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEnvironmentEventsResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{48}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListEnvironmentEventsResponse) GetEvents() []*EnvironmentEvent {
@@ -4357,7 +4443,8 @@ type EnvironmentEvent struct {
 	// When.
 	Time *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
 	// What, for example "created", "started", "exited", "oom", "stopped",
-	// "paused", "resumed", "updated", "renamed", "restarting", "unhealthy", "healthy", "error", "deleted".
+	// "paused", "resumed", "updated", "renamed", "restarting", "unhealthy", "healthy", "error", "deleted",
+	// "port_added", "port_changed", "port_removed".
 	Kind string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
 	// For people.
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
@@ -4369,7 +4456,7 @@ type EnvironmentEvent struct {
 
 func (x *EnvironmentEvent) Reset() {
 	*x = EnvironmentEvent{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[49]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4381,7 +4468,7 @@ func (x *EnvironmentEvent) String() string {
 func (*EnvironmentEvent) ProtoMessage() {}
 
 func (x *EnvironmentEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[49]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4394,7 +4481,7 @@ func (x *EnvironmentEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvironmentEvent.ProtoReflect.Descriptor instead.
 func (*EnvironmentEvent) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{49}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *EnvironmentEvent) GetTime() *timestamppb.Timestamp {
@@ -4444,7 +4531,7 @@ type PauseEnvironmentRequest struct {
 
 func (x *PauseEnvironmentRequest) Reset() {
 	*x = PauseEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[50]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4456,7 +4543,7 @@ func (x *PauseEnvironmentRequest) String() string {
 func (*PauseEnvironmentRequest) ProtoMessage() {}
 
 func (x *PauseEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[50]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4469,7 +4556,7 @@ func (x *PauseEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*PauseEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{50}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PauseEnvironmentRequest) GetRequestId() string {
@@ -4520,7 +4607,7 @@ type PauseEnvironmentResponse struct {
 
 func (x *PauseEnvironmentResponse) Reset() {
 	*x = PauseEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[51]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4532,7 +4619,7 @@ func (x *PauseEnvironmentResponse) String() string {
 func (*PauseEnvironmentResponse) ProtoMessage() {}
 
 func (x *PauseEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[51]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4545,7 +4632,7 @@ func (x *PauseEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*PauseEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{51}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PauseEnvironmentResponse) GetEnvironment() *Environment {
@@ -4581,7 +4668,7 @@ type ResumeEnvironmentRequest struct {
 
 func (x *ResumeEnvironmentRequest) Reset() {
 	*x = ResumeEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[52]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4593,7 +4680,7 @@ func (x *ResumeEnvironmentRequest) String() string {
 func (*ResumeEnvironmentRequest) ProtoMessage() {}
 
 func (x *ResumeEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[52]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4606,7 +4693,7 @@ func (x *ResumeEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*ResumeEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{52}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ResumeEnvironmentRequest) GetRequestId() string {
@@ -4657,7 +4744,7 @@ type ResumeEnvironmentResponse struct {
 
 func (x *ResumeEnvironmentResponse) Reset() {
 	*x = ResumeEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[53]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4669,7 +4756,7 @@ func (x *ResumeEnvironmentResponse) String() string {
 func (*ResumeEnvironmentResponse) ProtoMessage() {}
 
 func (x *ResumeEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[53]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4682,7 +4769,7 @@ func (x *ResumeEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*ResumeEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{53}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ResumeEnvironmentResponse) GetEnvironment() *Environment {
@@ -4716,7 +4803,7 @@ type RenameEnvironmentRequest struct {
 
 func (x *RenameEnvironmentRequest) Reset() {
 	*x = RenameEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[54]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4728,7 +4815,7 @@ func (x *RenameEnvironmentRequest) String() string {
 func (*RenameEnvironmentRequest) ProtoMessage() {}
 
 func (x *RenameEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[54]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4741,7 +4828,7 @@ func (x *RenameEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*RenameEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{54}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *RenameEnvironmentRequest) GetEnvironment() string {
@@ -4783,7 +4870,7 @@ type RenameEnvironmentResponse struct {
 
 func (x *RenameEnvironmentResponse) Reset() {
 	*x = RenameEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[55]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4795,7 +4882,7 @@ func (x *RenameEnvironmentResponse) String() string {
 func (*RenameEnvironmentResponse) ProtoMessage() {}
 
 func (x *RenameEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[55]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4808,7 +4895,7 @@ func (x *RenameEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*RenameEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{55}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RenameEnvironmentResponse) GetEnvironment() *Environment {
@@ -4837,7 +4924,8 @@ type UpdateEnvironmentRequest struct {
 	// All labels it is to have.
 	Labels map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Holds the fields that change. Of ports, one that it has already keeps its
-	// host port, one that is not there any more is released.
+	// host port, one that is not there any more is released, be it that
+	// CreatePortMapping added it.
 	Spec *EnvironmentSpec `protobuf:"bytes,7,opt,name=spec,proto3" json:"spec,omitempty"`
 	// Start its process again if a field needs it.
 	Restart bool `protobuf:"varint,8,opt,name=restart,proto3" json:"restart,omitempty"`
@@ -4851,7 +4939,7 @@ type UpdateEnvironmentRequest struct {
 
 func (x *UpdateEnvironmentRequest) Reset() {
 	*x = UpdateEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[56]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4863,7 +4951,7 @@ func (x *UpdateEnvironmentRequest) String() string {
 func (*UpdateEnvironmentRequest) ProtoMessage() {}
 
 func (x *UpdateEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[56]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4876,7 +4964,7 @@ func (x *UpdateEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*UpdateEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{56}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *UpdateEnvironmentRequest) GetRequestId() string {
@@ -4965,7 +5053,7 @@ type UpdateEnvironmentResponse struct {
 
 func (x *UpdateEnvironmentResponse) Reset() {
 	*x = UpdateEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[57]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4977,7 +5065,7 @@ func (x *UpdateEnvironmentResponse) String() string {
 func (*UpdateEnvironmentResponse) ProtoMessage() {}
 
 func (x *UpdateEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[57]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4990,7 +5078,7 @@ func (x *UpdateEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*UpdateEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{57}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *UpdateEnvironmentResponse) GetEnvironment() *Environment {
@@ -5029,7 +5117,7 @@ type DiskLimit struct {
 
 func (x *DiskLimit) Reset() {
 	*x = DiskLimit{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[58]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5041,7 +5129,7 @@ func (x *DiskLimit) String() string {
 func (*DiskLimit) ProtoMessage() {}
 
 func (x *DiskLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[58]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5054,7 +5142,7 @@ func (x *DiskLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskLimit.ProtoReflect.Descriptor instead.
 func (*DiskLimit) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{58}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DiskLimit) GetEnforced() bool {
@@ -5082,7 +5170,7 @@ var File_remotegpu_v1_environment_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\n" +
-	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x1aremotegpu/v1/network.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\x89\t\n" +
+	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x1aremotegpu/v1/network.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\xba\t\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -5116,10 +5204,14 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x0erestart_needed\x18\x19 \x03(\tR\rrestartNeeded\x126\n" +
 	"\n" +
 	"disk_limit\x18\x1e \x01(\v2\x17.remotegpu.v1.DiskLimitR\tdiskLimit\x12\x1b\n" +
-	"\toom_kills\x18\x1f \x01(\x05R\boomKills\x1a9\n" +
+	"\toom_kills\x18\x1f \x01(\x05R\boomKills\x12/\n" +
+	"\x06access\x18  \x03(\v2\x17.remotegpu.v1.AccessURLR\x06access\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x83\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"[\n" +
+	"\tAccessURL\x12<\n" +
+	"\fservice_type\x18\x01 \x01(\x0e2\x19.remotegpu.v1.ServiceTypeR\vserviceType\x12\x10\n" +
+	"\x03url\x18\x02 \x01(\tR\x03url\"\x83\x01\n" +
 	"\n" +
 	"ExitStatus\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
@@ -5203,14 +5295,17 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"r\b\x10\x01\x18\x80 :\x01/R\x06target\x12\x1b\n" +
 	"\tread_only\x18\x04 \x01(\bR\breadOnly\x12&\n" +
 	"\n" +
-	"size_bytes\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tsizeBytes\"\xa5\x02\n" +
+	"size_bytes\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\tsizeBytes\"\x99\x03\n" +
 	"\vPortRequest\x12H\n" +
 	"\fservice_type\x18\x01 \x01(\x0e2\x19.remotegpu.v1.ServiceTypeB\n" +
 	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\vserviceType\x120\n" +
 	"\rinternal_port\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xff\xff\x03(\x00R\finternalPort\x120\n" +
 	"\rexternal_port\x18\x03 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xff\xff\x03(\x00R\fexternalPort\x12<\n" +
 	"\bprotocol\x18\x04 \x01(\x0e2\x16.remotegpu.v1.ProtocolB\b\xbaH\x05\x82\x01\x02\x10\x01R\bprotocol\x12*\n" +
-	"\vdescription\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vdescription\"r\n" +
+	"\vdescription\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vdescription\x127\n" +
+	"\x0fallowed_sources\x18\x06 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10@\"\x04r\x02\x18@R\x0eallowedSources\x129\n" +
+	"\n" +
+	"expires_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"r\n" +
 	"\aDesktop\x12 \n" +
 	"\x05width\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\x80<(\x00R\x05width\x12\"\n" +
@@ -5549,7 +5644,7 @@ func file_remotegpu_v1_environment_proto_rawDescGZIP() []byte {
 }
 
 var file_remotegpu_v1_environment_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_remotegpu_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_remotegpu_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
 var file_remotegpu_v1_environment_proto_goTypes = []any{
 	(Health)(0),                           // 0: remotegpu.v1.Health
 	(EnvironmentState)(0),                 // 1: remotegpu.v1.EnvironmentState
@@ -5558,227 +5653,231 @@ var file_remotegpu_v1_environment_proto_goTypes = []any{
 	(MountType)(0),                        // 4: remotegpu.v1.MountType
 	(LogStream)(0),                        // 5: remotegpu.v1.LogStream
 	(*Environment)(nil),                   // 6: remotegpu.v1.Environment
-	(*ExitStatus)(nil),                    // 7: remotegpu.v1.ExitStatus
-	(*EnvironmentSpec)(nil),               // 8: remotegpu.v1.EnvironmentSpec
-	(*RestartPolicy)(nil),                 // 9: remotegpu.v1.RestartPolicy
-	(*HealthCheck)(nil),                   // 10: remotegpu.v1.HealthCheck
-	(*HealthCommand)(nil),                 // 11: remotegpu.v1.HealthCommand
-	(*HealthTCP)(nil),                     // 12: remotegpu.v1.HealthTCP
-	(*HealthHTTP)(nil),                    // 13: remotegpu.v1.HealthHTTP
-	(*HealthDesktop)(nil),                 // 14: remotegpu.v1.HealthDesktop
-	(*Resources)(nil),                     // 15: remotegpu.v1.Resources
-	(*Ulimit)(nil),                        // 16: remotegpu.v1.Ulimit
-	(*Mount)(nil),                         // 17: remotegpu.v1.Mount
-	(*PortRequest)(nil),                   // 18: remotegpu.v1.PortRequest
-	(*Desktop)(nil),                       // 19: remotegpu.v1.Desktop
-	(*CreateEnvironmentRequest)(nil),      // 20: remotegpu.v1.CreateEnvironmentRequest
-	(*CreateEnvironmentResponse)(nil),     // 21: remotegpu.v1.CreateEnvironmentResponse
-	(*GetEnvironmentRequest)(nil),         // 22: remotegpu.v1.GetEnvironmentRequest
-	(*GetEnvironmentResponse)(nil),        // 23: remotegpu.v1.GetEnvironmentResponse
-	(*ListEnvironmentsRequest)(nil),       // 24: remotegpu.v1.ListEnvironmentsRequest
-	(*ListEnvironmentsResponse)(nil),      // 25: remotegpu.v1.ListEnvironmentsResponse
-	(*StartEnvironmentRequest)(nil),       // 26: remotegpu.v1.StartEnvironmentRequest
-	(*StartEnvironmentResponse)(nil),      // 27: remotegpu.v1.StartEnvironmentResponse
-	(*StopEnvironmentRequest)(nil),        // 28: remotegpu.v1.StopEnvironmentRequest
-	(*StopEnvironmentResponse)(nil),       // 29: remotegpu.v1.StopEnvironmentResponse
-	(*RestartEnvironmentRequest)(nil),     // 30: remotegpu.v1.RestartEnvironmentRequest
-	(*RestartEnvironmentResponse)(nil),    // 31: remotegpu.v1.RestartEnvironmentResponse
-	(*DeleteEnvironmentRequest)(nil),      // 32: remotegpu.v1.DeleteEnvironmentRequest
-	(*DeleteEnvironmentResponse)(nil),     // 33: remotegpu.v1.DeleteEnvironmentResponse
-	(*WatchEnvironmentsRequest)(nil),      // 34: remotegpu.v1.WatchEnvironmentsRequest
-	(*WatchEnvironmentsResponse)(nil),     // 35: remotegpu.v1.WatchEnvironmentsResponse
-	(*RunCommandRequest)(nil),             // 36: remotegpu.v1.RunCommandRequest
-	(*RunCommandResponse)(nil),            // 37: remotegpu.v1.RunCommandResponse
-	(*ExecCommandRequest)(nil),            // 38: remotegpu.v1.ExecCommandRequest
-	(*ExecStart)(nil),                     // 39: remotegpu.v1.ExecStart
-	(*ExecEOF)(nil),                       // 40: remotegpu.v1.ExecEOF
-	(*TerminalSize)(nil),                  // 41: remotegpu.v1.TerminalSize
-	(*ExecCommandResponse)(nil),           // 42: remotegpu.v1.ExecCommandResponse
-	(*ExecStarted)(nil),                   // 43: remotegpu.v1.ExecStarted
-	(*ExecExit)(nil),                      // 44: remotegpu.v1.ExecExit
-	(*GetLogsRequest)(nil),                // 45: remotegpu.v1.GetLogsRequest
-	(*GetLogsResponse)(nil),               // 46: remotegpu.v1.GetLogsResponse
-	(*LogLine)(nil),                       // 47: remotegpu.v1.LogLine
-	(*GetStatsRequest)(nil),               // 48: remotegpu.v1.GetStatsRequest
-	(*GetStatsResponse)(nil),              // 49: remotegpu.v1.GetStatsResponse
-	(*WatchStatsRequest)(nil),             // 50: remotegpu.v1.WatchStatsRequest
-	(*WatchStatsResponse)(nil),            // 51: remotegpu.v1.WatchStatsResponse
-	(*Stats)(nil),                         // 52: remotegpu.v1.Stats
-	(*ListEnvironmentEventsRequest)(nil),  // 53: remotegpu.v1.ListEnvironmentEventsRequest
-	(*ListEnvironmentEventsResponse)(nil), // 54: remotegpu.v1.ListEnvironmentEventsResponse
-	(*EnvironmentEvent)(nil),              // 55: remotegpu.v1.EnvironmentEvent
-	(*PauseEnvironmentRequest)(nil),       // 56: remotegpu.v1.PauseEnvironmentRequest
-	(*PauseEnvironmentResponse)(nil),      // 57: remotegpu.v1.PauseEnvironmentResponse
-	(*ResumeEnvironmentRequest)(nil),      // 58: remotegpu.v1.ResumeEnvironmentRequest
-	(*ResumeEnvironmentResponse)(nil),     // 59: remotegpu.v1.ResumeEnvironmentResponse
-	(*RenameEnvironmentRequest)(nil),      // 60: remotegpu.v1.RenameEnvironmentRequest
-	(*RenameEnvironmentResponse)(nil),     // 61: remotegpu.v1.RenameEnvironmentResponse
-	(*UpdateEnvironmentRequest)(nil),      // 62: remotegpu.v1.UpdateEnvironmentRequest
-	(*UpdateEnvironmentResponse)(nil),     // 63: remotegpu.v1.UpdateEnvironmentResponse
-	(*DiskLimit)(nil),                     // 64: remotegpu.v1.DiskLimit
-	nil,                                   // 65: remotegpu.v1.Environment.LabelsEntry
-	nil,                                   // 66: remotegpu.v1.EnvironmentSpec.EnvEntry
-	nil,                                   // 67: remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
-	nil,                                   // 68: remotegpu.v1.RunCommandRequest.EnvEntry
-	nil,                                   // 69: remotegpu.v1.ExecStart.EnvEntry
-	nil,                                   // 70: remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
-	(*Problem)(nil),                       // 71: remotegpu.v1.Problem
-	(*PortMapping)(nil),                   // 72: remotegpu.v1.PortMapping
-	(*timestamppb.Timestamp)(nil),         // 73: google.protobuf.Timestamp
-	(*NetworkPolicy)(nil),                 // 74: remotegpu.v1.NetworkPolicy
-	(*durationpb.Duration)(nil),           // 75: google.protobuf.Duration
-	(ServiceType)(0),                      // 76: remotegpu.v1.ServiceType
-	(Protocol)(0),                         // 77: remotegpu.v1.Protocol
-	(*Operation)(nil),                     // 78: remotegpu.v1.Operation
-	(*fieldmaskpb.FieldMask)(nil),         // 79: google.protobuf.FieldMask
-	(*StatFileRequest)(nil),               // 80: remotegpu.v1.StatFileRequest
-	(*UploadFilesRequest)(nil),            // 81: remotegpu.v1.UploadFilesRequest
-	(*DownloadFilesRequest)(nil),          // 82: remotegpu.v1.DownloadFilesRequest
-	(*StatFileResponse)(nil),              // 83: remotegpu.v1.StatFileResponse
-	(*UploadFilesResponse)(nil),           // 84: remotegpu.v1.UploadFilesResponse
-	(*DownloadFilesResponse)(nil),         // 85: remotegpu.v1.DownloadFilesResponse
+	(*AccessURL)(nil),                     // 7: remotegpu.v1.AccessURL
+	(*ExitStatus)(nil),                    // 8: remotegpu.v1.ExitStatus
+	(*EnvironmentSpec)(nil),               // 9: remotegpu.v1.EnvironmentSpec
+	(*RestartPolicy)(nil),                 // 10: remotegpu.v1.RestartPolicy
+	(*HealthCheck)(nil),                   // 11: remotegpu.v1.HealthCheck
+	(*HealthCommand)(nil),                 // 12: remotegpu.v1.HealthCommand
+	(*HealthTCP)(nil),                     // 13: remotegpu.v1.HealthTCP
+	(*HealthHTTP)(nil),                    // 14: remotegpu.v1.HealthHTTP
+	(*HealthDesktop)(nil),                 // 15: remotegpu.v1.HealthDesktop
+	(*Resources)(nil),                     // 16: remotegpu.v1.Resources
+	(*Ulimit)(nil),                        // 17: remotegpu.v1.Ulimit
+	(*Mount)(nil),                         // 18: remotegpu.v1.Mount
+	(*PortRequest)(nil),                   // 19: remotegpu.v1.PortRequest
+	(*Desktop)(nil),                       // 20: remotegpu.v1.Desktop
+	(*CreateEnvironmentRequest)(nil),      // 21: remotegpu.v1.CreateEnvironmentRequest
+	(*CreateEnvironmentResponse)(nil),     // 22: remotegpu.v1.CreateEnvironmentResponse
+	(*GetEnvironmentRequest)(nil),         // 23: remotegpu.v1.GetEnvironmentRequest
+	(*GetEnvironmentResponse)(nil),        // 24: remotegpu.v1.GetEnvironmentResponse
+	(*ListEnvironmentsRequest)(nil),       // 25: remotegpu.v1.ListEnvironmentsRequest
+	(*ListEnvironmentsResponse)(nil),      // 26: remotegpu.v1.ListEnvironmentsResponse
+	(*StartEnvironmentRequest)(nil),       // 27: remotegpu.v1.StartEnvironmentRequest
+	(*StartEnvironmentResponse)(nil),      // 28: remotegpu.v1.StartEnvironmentResponse
+	(*StopEnvironmentRequest)(nil),        // 29: remotegpu.v1.StopEnvironmentRequest
+	(*StopEnvironmentResponse)(nil),       // 30: remotegpu.v1.StopEnvironmentResponse
+	(*RestartEnvironmentRequest)(nil),     // 31: remotegpu.v1.RestartEnvironmentRequest
+	(*RestartEnvironmentResponse)(nil),    // 32: remotegpu.v1.RestartEnvironmentResponse
+	(*DeleteEnvironmentRequest)(nil),      // 33: remotegpu.v1.DeleteEnvironmentRequest
+	(*DeleteEnvironmentResponse)(nil),     // 34: remotegpu.v1.DeleteEnvironmentResponse
+	(*WatchEnvironmentsRequest)(nil),      // 35: remotegpu.v1.WatchEnvironmentsRequest
+	(*WatchEnvironmentsResponse)(nil),     // 36: remotegpu.v1.WatchEnvironmentsResponse
+	(*RunCommandRequest)(nil),             // 37: remotegpu.v1.RunCommandRequest
+	(*RunCommandResponse)(nil),            // 38: remotegpu.v1.RunCommandResponse
+	(*ExecCommandRequest)(nil),            // 39: remotegpu.v1.ExecCommandRequest
+	(*ExecStart)(nil),                     // 40: remotegpu.v1.ExecStart
+	(*ExecEOF)(nil),                       // 41: remotegpu.v1.ExecEOF
+	(*TerminalSize)(nil),                  // 42: remotegpu.v1.TerminalSize
+	(*ExecCommandResponse)(nil),           // 43: remotegpu.v1.ExecCommandResponse
+	(*ExecStarted)(nil),                   // 44: remotegpu.v1.ExecStarted
+	(*ExecExit)(nil),                      // 45: remotegpu.v1.ExecExit
+	(*GetLogsRequest)(nil),                // 46: remotegpu.v1.GetLogsRequest
+	(*GetLogsResponse)(nil),               // 47: remotegpu.v1.GetLogsResponse
+	(*LogLine)(nil),                       // 48: remotegpu.v1.LogLine
+	(*GetStatsRequest)(nil),               // 49: remotegpu.v1.GetStatsRequest
+	(*GetStatsResponse)(nil),              // 50: remotegpu.v1.GetStatsResponse
+	(*WatchStatsRequest)(nil),             // 51: remotegpu.v1.WatchStatsRequest
+	(*WatchStatsResponse)(nil),            // 52: remotegpu.v1.WatchStatsResponse
+	(*Stats)(nil),                         // 53: remotegpu.v1.Stats
+	(*ListEnvironmentEventsRequest)(nil),  // 54: remotegpu.v1.ListEnvironmentEventsRequest
+	(*ListEnvironmentEventsResponse)(nil), // 55: remotegpu.v1.ListEnvironmentEventsResponse
+	(*EnvironmentEvent)(nil),              // 56: remotegpu.v1.EnvironmentEvent
+	(*PauseEnvironmentRequest)(nil),       // 57: remotegpu.v1.PauseEnvironmentRequest
+	(*PauseEnvironmentResponse)(nil),      // 58: remotegpu.v1.PauseEnvironmentResponse
+	(*ResumeEnvironmentRequest)(nil),      // 59: remotegpu.v1.ResumeEnvironmentRequest
+	(*ResumeEnvironmentResponse)(nil),     // 60: remotegpu.v1.ResumeEnvironmentResponse
+	(*RenameEnvironmentRequest)(nil),      // 61: remotegpu.v1.RenameEnvironmentRequest
+	(*RenameEnvironmentResponse)(nil),     // 62: remotegpu.v1.RenameEnvironmentResponse
+	(*UpdateEnvironmentRequest)(nil),      // 63: remotegpu.v1.UpdateEnvironmentRequest
+	(*UpdateEnvironmentResponse)(nil),     // 64: remotegpu.v1.UpdateEnvironmentResponse
+	(*DiskLimit)(nil),                     // 65: remotegpu.v1.DiskLimit
+	nil,                                   // 66: remotegpu.v1.Environment.LabelsEntry
+	nil,                                   // 67: remotegpu.v1.EnvironmentSpec.EnvEntry
+	nil,                                   // 68: remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	nil,                                   // 69: remotegpu.v1.RunCommandRequest.EnvEntry
+	nil,                                   // 70: remotegpu.v1.ExecStart.EnvEntry
+	nil,                                   // 71: remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
+	(*Problem)(nil),                       // 72: remotegpu.v1.Problem
+	(*PortMapping)(nil),                   // 73: remotegpu.v1.PortMapping
+	(*timestamppb.Timestamp)(nil),         // 74: google.protobuf.Timestamp
+	(ServiceType)(0),                      // 75: remotegpu.v1.ServiceType
+	(*NetworkPolicy)(nil),                 // 76: remotegpu.v1.NetworkPolicy
+	(*durationpb.Duration)(nil),           // 77: google.protobuf.Duration
+	(Protocol)(0),                         // 78: remotegpu.v1.Protocol
+	(*Operation)(nil),                     // 79: remotegpu.v1.Operation
+	(*fieldmaskpb.FieldMask)(nil),         // 80: google.protobuf.FieldMask
+	(*StatFileRequest)(nil),               // 81: remotegpu.v1.StatFileRequest
+	(*UploadFilesRequest)(nil),            // 82: remotegpu.v1.UploadFilesRequest
+	(*DownloadFilesRequest)(nil),          // 83: remotegpu.v1.DownloadFilesRequest
+	(*StatFileResponse)(nil),              // 84: remotegpu.v1.StatFileResponse
+	(*UploadFilesResponse)(nil),           // 85: remotegpu.v1.UploadFilesResponse
+	(*DownloadFilesResponse)(nil),         // 86: remotegpu.v1.DownloadFilesResponse
 }
 var file_remotegpu_v1_environment_proto_depIdxs = []int32{
-	65,  // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
-	8,   // 1: remotegpu.v1.Environment.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	66,  // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
+	9,   // 1: remotegpu.v1.Environment.spec:type_name -> remotegpu.v1.EnvironmentSpec
 	1,   // 2: remotegpu.v1.Environment.state:type_name -> remotegpu.v1.EnvironmentState
-	71,  // 3: remotegpu.v1.Environment.problem:type_name -> remotegpu.v1.Problem
-	7,   // 4: remotegpu.v1.Environment.exit:type_name -> remotegpu.v1.ExitStatus
-	72,  // 5: remotegpu.v1.Environment.port_mappings:type_name -> remotegpu.v1.PortMapping
-	73,  // 6: remotegpu.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
-	73,  // 7: remotegpu.v1.Environment.updated_at:type_name -> google.protobuf.Timestamp
-	73,  // 8: remotegpu.v1.Environment.started_at:type_name -> google.protobuf.Timestamp
+	72,  // 3: remotegpu.v1.Environment.problem:type_name -> remotegpu.v1.Problem
+	8,   // 4: remotegpu.v1.Environment.exit:type_name -> remotegpu.v1.ExitStatus
+	73,  // 5: remotegpu.v1.Environment.port_mappings:type_name -> remotegpu.v1.PortMapping
+	74,  // 6: remotegpu.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	74,  // 7: remotegpu.v1.Environment.updated_at:type_name -> google.protobuf.Timestamp
+	74,  // 8: remotegpu.v1.Environment.started_at:type_name -> google.protobuf.Timestamp
 	0,   // 9: remotegpu.v1.Environment.health:type_name -> remotegpu.v1.Health
-	73,  // 10: remotegpu.v1.Environment.restart_at:type_name -> google.protobuf.Timestamp
-	64,  // 11: remotegpu.v1.Environment.disk_limit:type_name -> remotegpu.v1.DiskLimit
-	73,  // 12: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
-	3,   // 13: remotegpu.v1.EnvironmentSpec.pull_policy:type_name -> remotegpu.v1.PullPolicy
-	66,  // 14: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
-	15,  // 15: remotegpu.v1.EnvironmentSpec.resources:type_name -> remotegpu.v1.Resources
-	17,  // 16: remotegpu.v1.EnvironmentSpec.mounts:type_name -> remotegpu.v1.Mount
-	18,  // 17: remotegpu.v1.EnvironmentSpec.ports:type_name -> remotegpu.v1.PortRequest
-	19,  // 18: remotegpu.v1.EnvironmentSpec.desktop:type_name -> remotegpu.v1.Desktop
-	9,   // 19: remotegpu.v1.EnvironmentSpec.restart:type_name -> remotegpu.v1.RestartPolicy
-	10,  // 20: remotegpu.v1.EnvironmentSpec.health_check:type_name -> remotegpu.v1.HealthCheck
-	74,  // 21: remotegpu.v1.EnvironmentSpec.network:type_name -> remotegpu.v1.NetworkPolicy
-	2,   // 22: remotegpu.v1.RestartPolicy.mode:type_name -> remotegpu.v1.RestartMode
-	11,  // 23: remotegpu.v1.HealthCheck.command:type_name -> remotegpu.v1.HealthCommand
-	12,  // 24: remotegpu.v1.HealthCheck.tcp:type_name -> remotegpu.v1.HealthTCP
-	13,  // 25: remotegpu.v1.HealthCheck.http:type_name -> remotegpu.v1.HealthHTTP
-	14,  // 26: remotegpu.v1.HealthCheck.desktop:type_name -> remotegpu.v1.HealthDesktop
-	75,  // 27: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	75,  // 28: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	75,  // 29: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
-	16,  // 30: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
-	4,   // 31: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
-	76,  // 32: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
-	77,  // 33: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
-	67,  // 34: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
-	8,   // 35: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	75,  // 36: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 37: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	78,  // 38: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,   // 39: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	1,   // 40: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
-	6,   // 41: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
-	75,  // 42: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 43: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	78,  // 44: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	75,  // 45: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	75,  // 46: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 47: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	78,  // 48: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	75,  // 49: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	75,  // 50: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 51: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	78,  // 52: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	75,  // 53: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	75,  // 54: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	78,  // 55: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,   // 56: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
-	68,  // 57: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
-	75,  // 58: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
-	39,  // 59: remotegpu.v1.ExecCommandRequest.start:type_name -> remotegpu.v1.ExecStart
-	40,  // 60: remotegpu.v1.ExecCommandRequest.eof:type_name -> remotegpu.v1.ExecEOF
-	41,  // 61: remotegpu.v1.ExecCommandRequest.resize:type_name -> remotegpu.v1.TerminalSize
-	69,  // 62: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
-	41,  // 63: remotegpu.v1.ExecStart.terminal:type_name -> remotegpu.v1.TerminalSize
-	43,  // 64: remotegpu.v1.ExecCommandResponse.started:type_name -> remotegpu.v1.ExecStarted
-	44,  // 65: remotegpu.v1.ExecCommandResponse.exit:type_name -> remotegpu.v1.ExecExit
-	73,  // 66: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
-	73,  // 67: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
-	5,   // 68: remotegpu.v1.GetLogsRequest.stream:type_name -> remotegpu.v1.LogStream
-	47,  // 69: remotegpu.v1.GetLogsResponse.lines:type_name -> remotegpu.v1.LogLine
-	73,  // 70: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
-	5,   // 71: remotegpu.v1.LogLine.stream:type_name -> remotegpu.v1.LogStream
-	52,  // 72: remotegpu.v1.GetStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	75,  // 73: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
-	52,  // 74: remotegpu.v1.WatchStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	73,  // 75: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
-	55,  // 76: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
-	73,  // 77: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
-	7,   // 78: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
-	75,  // 79: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 80: remotegpu.v1.PauseEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	78,  // 81: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	75,  // 82: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 83: remotegpu.v1.ResumeEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	78,  // 84: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,   // 85: remotegpu.v1.RenameEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	79,  // 86: remotegpu.v1.UpdateEnvironmentRequest.update_mask:type_name -> google.protobuf.FieldMask
-	70,  // 87: remotegpu.v1.UpdateEnvironmentRequest.labels:type_name -> remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
-	8,   // 88: remotegpu.v1.UpdateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	75,  // 89: remotegpu.v1.UpdateEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	75,  // 90: remotegpu.v1.UpdateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 91: remotegpu.v1.UpdateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	78,  // 92: remotegpu.v1.UpdateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	20,  // 93: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
-	22,  // 94: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
-	24,  // 95: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
-	26,  // 96: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
-	28,  // 97: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
-	30,  // 98: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
-	56,  // 99: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
-	58,  // 100: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
-	60,  // 101: remotegpu.v1.EnvironmentService.RenameEnvironment:input_type -> remotegpu.v1.RenameEnvironmentRequest
-	62,  // 102: remotegpu.v1.EnvironmentService.UpdateEnvironment:input_type -> remotegpu.v1.UpdateEnvironmentRequest
-	32,  // 103: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
-	34,  // 104: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
-	36,  // 105: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
-	38,  // 106: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
-	45,  // 107: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
-	48,  // 108: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
-	50,  // 109: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
-	53,  // 110: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
-	80,  // 111: remotegpu.v1.EnvironmentService.StatFile:input_type -> remotegpu.v1.StatFileRequest
-	81,  // 112: remotegpu.v1.EnvironmentService.UploadFiles:input_type -> remotegpu.v1.UploadFilesRequest
-	82,  // 113: remotegpu.v1.EnvironmentService.DownloadFiles:input_type -> remotegpu.v1.DownloadFilesRequest
-	21,  // 114: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
-	23,  // 115: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
-	25,  // 116: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
-	27,  // 117: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
-	29,  // 118: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
-	31,  // 119: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
-	57,  // 120: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
-	59,  // 121: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
-	61,  // 122: remotegpu.v1.EnvironmentService.RenameEnvironment:output_type -> remotegpu.v1.RenameEnvironmentResponse
-	63,  // 123: remotegpu.v1.EnvironmentService.UpdateEnvironment:output_type -> remotegpu.v1.UpdateEnvironmentResponse
-	33,  // 124: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
-	35,  // 125: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
-	37,  // 126: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
-	42,  // 127: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
-	46,  // 128: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
-	49,  // 129: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
-	51,  // 130: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
-	54,  // 131: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
-	83,  // 132: remotegpu.v1.EnvironmentService.StatFile:output_type -> remotegpu.v1.StatFileResponse
-	84,  // 133: remotegpu.v1.EnvironmentService.UploadFiles:output_type -> remotegpu.v1.UploadFilesResponse
-	85,  // 134: remotegpu.v1.EnvironmentService.DownloadFiles:output_type -> remotegpu.v1.DownloadFilesResponse
-	114, // [114:135] is the sub-list for method output_type
-	93,  // [93:114] is the sub-list for method input_type
-	93,  // [93:93] is the sub-list for extension type_name
-	93,  // [93:93] is the sub-list for extension extendee
-	0,   // [0:93] is the sub-list for field type_name
+	74,  // 10: remotegpu.v1.Environment.restart_at:type_name -> google.protobuf.Timestamp
+	65,  // 11: remotegpu.v1.Environment.disk_limit:type_name -> remotegpu.v1.DiskLimit
+	7,   // 12: remotegpu.v1.Environment.access:type_name -> remotegpu.v1.AccessURL
+	75,  // 13: remotegpu.v1.AccessURL.service_type:type_name -> remotegpu.v1.ServiceType
+	74,  // 14: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
+	3,   // 15: remotegpu.v1.EnvironmentSpec.pull_policy:type_name -> remotegpu.v1.PullPolicy
+	67,  // 16: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
+	16,  // 17: remotegpu.v1.EnvironmentSpec.resources:type_name -> remotegpu.v1.Resources
+	18,  // 18: remotegpu.v1.EnvironmentSpec.mounts:type_name -> remotegpu.v1.Mount
+	19,  // 19: remotegpu.v1.EnvironmentSpec.ports:type_name -> remotegpu.v1.PortRequest
+	20,  // 20: remotegpu.v1.EnvironmentSpec.desktop:type_name -> remotegpu.v1.Desktop
+	10,  // 21: remotegpu.v1.EnvironmentSpec.restart:type_name -> remotegpu.v1.RestartPolicy
+	11,  // 22: remotegpu.v1.EnvironmentSpec.health_check:type_name -> remotegpu.v1.HealthCheck
+	76,  // 23: remotegpu.v1.EnvironmentSpec.network:type_name -> remotegpu.v1.NetworkPolicy
+	2,   // 24: remotegpu.v1.RestartPolicy.mode:type_name -> remotegpu.v1.RestartMode
+	12,  // 25: remotegpu.v1.HealthCheck.command:type_name -> remotegpu.v1.HealthCommand
+	13,  // 26: remotegpu.v1.HealthCheck.tcp:type_name -> remotegpu.v1.HealthTCP
+	14,  // 27: remotegpu.v1.HealthCheck.http:type_name -> remotegpu.v1.HealthHTTP
+	15,  // 28: remotegpu.v1.HealthCheck.desktop:type_name -> remotegpu.v1.HealthDesktop
+	77,  // 29: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	77,  // 30: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	77,  // 31: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
+	17,  // 32: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
+	4,   // 33: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
+	75,  // 34: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	78,  // 35: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
+	74,  // 36: remotegpu.v1.PortRequest.expires_at:type_name -> google.protobuf.Timestamp
+	68,  // 37: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	9,   // 38: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	77,  // 39: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 40: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	79,  // 41: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 42: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	1,   // 43: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
+	6,   // 44: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
+	77,  // 45: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 46: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	79,  // 47: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	77,  // 48: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	77,  // 49: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 50: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	79,  // 51: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	77,  // 52: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	77,  // 53: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 54: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	79,  // 55: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	77,  // 56: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	77,  // 57: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	79,  // 58: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 59: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
+	69,  // 60: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
+	77,  // 61: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
+	40,  // 62: remotegpu.v1.ExecCommandRequest.start:type_name -> remotegpu.v1.ExecStart
+	41,  // 63: remotegpu.v1.ExecCommandRequest.eof:type_name -> remotegpu.v1.ExecEOF
+	42,  // 64: remotegpu.v1.ExecCommandRequest.resize:type_name -> remotegpu.v1.TerminalSize
+	70,  // 65: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
+	42,  // 66: remotegpu.v1.ExecStart.terminal:type_name -> remotegpu.v1.TerminalSize
+	44,  // 67: remotegpu.v1.ExecCommandResponse.started:type_name -> remotegpu.v1.ExecStarted
+	45,  // 68: remotegpu.v1.ExecCommandResponse.exit:type_name -> remotegpu.v1.ExecExit
+	74,  // 69: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
+	74,  // 70: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
+	5,   // 71: remotegpu.v1.GetLogsRequest.stream:type_name -> remotegpu.v1.LogStream
+	48,  // 72: remotegpu.v1.GetLogsResponse.lines:type_name -> remotegpu.v1.LogLine
+	74,  // 73: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	5,   // 74: remotegpu.v1.LogLine.stream:type_name -> remotegpu.v1.LogStream
+	53,  // 75: remotegpu.v1.GetStatsResponse.stats:type_name -> remotegpu.v1.Stats
+	77,  // 76: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
+	53,  // 77: remotegpu.v1.WatchStatsResponse.stats:type_name -> remotegpu.v1.Stats
+	74,  // 78: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
+	56,  // 79: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
+	74,  // 80: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
+	8,   // 81: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
+	77,  // 82: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 83: remotegpu.v1.PauseEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	79,  // 84: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	77,  // 85: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 86: remotegpu.v1.ResumeEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	79,  // 87: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 88: remotegpu.v1.RenameEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	80,  // 89: remotegpu.v1.UpdateEnvironmentRequest.update_mask:type_name -> google.protobuf.FieldMask
+	71,  // 90: remotegpu.v1.UpdateEnvironmentRequest.labels:type_name -> remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
+	9,   // 91: remotegpu.v1.UpdateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	77,  // 92: remotegpu.v1.UpdateEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	77,  // 93: remotegpu.v1.UpdateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 94: remotegpu.v1.UpdateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	79,  // 95: remotegpu.v1.UpdateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	21,  // 96: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
+	23,  // 97: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
+	25,  // 98: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
+	27,  // 99: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
+	29,  // 100: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
+	31,  // 101: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
+	57,  // 102: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
+	59,  // 103: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
+	61,  // 104: remotegpu.v1.EnvironmentService.RenameEnvironment:input_type -> remotegpu.v1.RenameEnvironmentRequest
+	63,  // 105: remotegpu.v1.EnvironmentService.UpdateEnvironment:input_type -> remotegpu.v1.UpdateEnvironmentRequest
+	33,  // 106: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
+	35,  // 107: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
+	37,  // 108: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
+	39,  // 109: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
+	46,  // 110: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
+	49,  // 111: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
+	51,  // 112: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
+	54,  // 113: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
+	81,  // 114: remotegpu.v1.EnvironmentService.StatFile:input_type -> remotegpu.v1.StatFileRequest
+	82,  // 115: remotegpu.v1.EnvironmentService.UploadFiles:input_type -> remotegpu.v1.UploadFilesRequest
+	83,  // 116: remotegpu.v1.EnvironmentService.DownloadFiles:input_type -> remotegpu.v1.DownloadFilesRequest
+	22,  // 117: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
+	24,  // 118: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
+	26,  // 119: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
+	28,  // 120: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
+	30,  // 121: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
+	32,  // 122: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
+	58,  // 123: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
+	60,  // 124: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
+	62,  // 125: remotegpu.v1.EnvironmentService.RenameEnvironment:output_type -> remotegpu.v1.RenameEnvironmentResponse
+	64,  // 126: remotegpu.v1.EnvironmentService.UpdateEnvironment:output_type -> remotegpu.v1.UpdateEnvironmentResponse
+	34,  // 127: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
+	36,  // 128: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
+	38,  // 129: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
+	43,  // 130: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
+	47,  // 131: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
+	50,  // 132: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
+	52,  // 133: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
+	55,  // 134: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
+	84,  // 135: remotegpu.v1.EnvironmentService.StatFile:output_type -> remotegpu.v1.StatFileResponse
+	85,  // 136: remotegpu.v1.EnvironmentService.UploadFiles:output_type -> remotegpu.v1.UploadFilesResponse
+	86,  // 137: remotegpu.v1.EnvironmentService.DownloadFiles:output_type -> remotegpu.v1.DownloadFilesResponse
+	117, // [117:138] is the sub-list for method output_type
+	96,  // [96:117] is the sub-list for method input_type
+	96,  // [96:96] is the sub-list for extension type_name
+	96,  // [96:96] is the sub-list for extension extendee
+	0,   // [0:96] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_environment_proto_init() }
@@ -5791,35 +5890,35 @@ func file_remotegpu_v1_environment_proto_init() {
 	file_remotegpu_v1_operation_proto_init()
 	file_remotegpu_v1_port_proto_init()
 	file_remotegpu_v1_problem_proto_init()
-	file_remotegpu_v1_environment_proto_msgTypes[4].OneofWrappers = []any{
+	file_remotegpu_v1_environment_proto_msgTypes[5].OneofWrappers = []any{
 		(*HealthCheck_Command)(nil),
 		(*HealthCheck_Tcp)(nil),
 		(*HealthCheck_Http)(nil),
 		(*HealthCheck_Desktop)(nil),
 	}
-	file_remotegpu_v1_environment_proto_msgTypes[9].OneofWrappers = []any{}
-	file_remotegpu_v1_environment_proto_msgTypes[32].OneofWrappers = []any{
+	file_remotegpu_v1_environment_proto_msgTypes[10].OneofWrappers = []any{}
+	file_remotegpu_v1_environment_proto_msgTypes[33].OneofWrappers = []any{
 		(*ExecCommandRequest_Start)(nil),
 		(*ExecCommandRequest_Stdin)(nil),
 		(*ExecCommandRequest_Eof)(nil),
 		(*ExecCommandRequest_Resize)(nil),
 		(*ExecCommandRequest_Signal)(nil),
 	}
-	file_remotegpu_v1_environment_proto_msgTypes[36].OneofWrappers = []any{
+	file_remotegpu_v1_environment_proto_msgTypes[37].OneofWrappers = []any{
 		(*ExecCommandResponse_Started)(nil),
 		(*ExecCommandResponse_Stdout)(nil),
 		(*ExecCommandResponse_Stderr)(nil),
 		(*ExecCommandResponse_Exit)(nil),
 	}
-	file_remotegpu_v1_environment_proto_msgTypes[39].OneofWrappers = []any{}
-	file_remotegpu_v1_environment_proto_msgTypes[46].OneofWrappers = []any{}
+	file_remotegpu_v1_environment_proto_msgTypes[40].OneofWrappers = []any{}
+	file_remotegpu_v1_environment_proto_msgTypes[47].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_environment_proto_rawDesc), len(file_remotegpu_v1_environment_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   65,
+			NumMessages:   66,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -10,6 +10,8 @@ import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	fieldmaskpb "google.golang.org/protobuf/types/known/fieldmaskpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -234,7 +236,13 @@ type PortMapping struct {
 	// When it last changed.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// When it was given back. Absent before.
-	ReleasedAt    *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=released_at,json=releasedAt,proto3" json:"released_at,omitempty"`
+	ReleasedAt *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=released_at,json=releasedAt,proto3" json:"released_at,omitempty"`
+	// Networks (IPv4, CIDR) from which it is reached; the host itself and the
+	// environment always reach it. Empty: everybody does, or with the node's
+	// [ports] closed_by_default only the host and environments of the node.
+	AllowedSources []string `protobuf:"bytes,16,rep,name=allowed_sources,json=allowedSources,proto3" json:"allowed_sources,omitempty"`
+	// When it is withdrawn and released. Absent: never.
+	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -374,6 +382,20 @@ func (x *PortMapping) GetReleasedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *PortMapping) GetAllowedSources() []string {
+	if x != nil {
+		return x.AllowedSources
+	}
+	return nil
+}
+
+func (x *PortMapping) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
 // PortPool is the range of host ports of one service type.
 type PortPool struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -392,7 +414,10 @@ type PortPool struct {
 	// Changes with every change of the range.
 	Etag string `protobuf:"bytes,7,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Name of the node whose pool it is.
-	Node          string `protobuf:"bytes,8,opt,name=node,proto3" json:"node,omitempty"`
+	Node string `protobuf:"bytes,8,opt,name=node,proto3" json:"node,omitempty"`
+	// Ports of the range that were released so lately that they are not given
+	// out yet.
+	Resting       int32 `protobuf:"varint,9,opt,name=resting,proto3" json:"resting,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -483,6 +508,13 @@ func (x *PortPool) GetNode() string {
 	return ""
 }
 
+func (x *PortPool) GetResting() int32 {
+	if x != nil {
+		return x.Resting
+	}
+	return 0
+}
+
 // ListPortMappingsRequest selects mappings.
 type ListPortMappingsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -497,7 +529,14 @@ type ListPortMappingsRequest struct {
 	// At most this many; 0 means 50, and more than 500 means 500.
 	PageSize int32 `protobuf:"varint,5,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before. Empty for the first.
-	PageToken     string `protobuf:"bytes,6,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	PageToken string `protobuf:"bytes,6,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// Only those of this host port. 0 for all.
+	ExternalPort int32 `protobuf:"varint,7,opt,name=external_port,json=externalPort,proto3" json:"external_port,omitempty"`
+	// Only those of this protocol. UNSPECIFIED for all.
+	Protocol Protocol `protobuf:"varint,8,opt,name=protocol,proto3,enum=remotegpu.v1.Protocol" json:"protocol,omitempty"`
+	// Only those that were held at this time, whatever became of them since.
+	// Released mappings are kept for a year and more.
+	At            *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -572,6 +611,27 @@ func (x *ListPortMappingsRequest) GetPageToken() string {
 		return x.PageToken
 	}
 	return ""
+}
+
+func (x *ListPortMappingsRequest) GetExternalPort() int32 {
+	if x != nil {
+		return x.ExternalPort
+	}
+	return 0
+}
+
+func (x *ListPortMappingsRequest) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func (x *ListPortMappingsRequest) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
 }
 
 // ListPortMappingsResponse is one page.
@@ -831,11 +891,626 @@ func (x *UpdatePortPoolResponse) GetPool() *PortPool {
 	return nil
 }
 
+// GetPortMappingRequest names a mapping.
+type GetPortMappingRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the mapping.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPortMappingRequest) Reset() {
+	*x = GetPortMappingRequest{}
+	mi := &file_remotegpu_v1_port_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPortMappingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPortMappingRequest) ProtoMessage() {}
+
+func (x *GetPortMappingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_port_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPortMappingRequest.ProtoReflect.Descriptor instead.
+func (*GetPortMappingRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_port_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *GetPortMappingRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// GetPortMappingResponse carries it.
+type GetPortMappingResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The mapping.
+	PortMapping   *PortMapping `protobuf:"bytes,1,opt,name=port_mapping,json=portMapping,proto3" json:"port_mapping,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetPortMappingResponse) Reset() {
+	*x = GetPortMappingResponse{}
+	mi := &file_remotegpu_v1_port_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetPortMappingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetPortMappingResponse) ProtoMessage() {}
+
+func (x *GetPortMappingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_port_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetPortMappingResponse.ProtoReflect.Descriptor instead.
+func (*GetPortMappingResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_port_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *GetPortMappingResponse) GetPortMapping() *PortMapping {
+	if x != nil {
+		return x.PortMapping
+	}
+	return nil
+}
+
+// CreatePortMappingRequest asks for one more published port.
+type CreatePortMappingRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes a retry safe.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Id or name of the environment.
+	Environment string `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Project to look a name up in; empty means "default".
+	Project string `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
+	// etag of the environment as last read; empty to act whatever it is.
+	Etag string `protobuf:"bytes,4,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Pool to take the host port from.
+	ServiceType ServiceType `protobuf:"varint,5,opt,name=service_type,json=serviceType,proto3,enum=remotegpu.v1.ServiceType" json:"service_type,omitempty"`
+	// Port inside. 0: the service type's own; CUSTOM has none and must say.
+	InternalPort int32 `protobuf:"varint,6,opt,name=internal_port,json=internalPort,proto3" json:"internal_port,omitempty"`
+	// Host port, inside the pool. 0: the node picks one.
+	ExternalPort int32 `protobuf:"varint,7,opt,name=external_port,json=externalPort,proto3" json:"external_port,omitempty"`
+	// UNSPECIFIED: TCP.
+	Protocol Protocol `protobuf:"varint,8,opt,name=protocol,proto3,enum=remotegpu.v1.Protocol" json:"protocol,omitempty"`
+	// Free text.
+	Description string `protobuf:"bytes,9,opt,name=description,proto3" json:"description,omitempty"`
+	// IPv4 networks (203.0.113.0/24) and addresses from which it is reached; see
+	// PortMapping. 0.0.0.0/0 is everybody.
+	AllowedSources []string `protobuf:"bytes,10,rep,name=allowed_sources,json=allowedSources,proto3" json:"allowed_sources,omitempty"`
+	// When it is withdrawn and released. Absent: never, or expires_in.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// The same, as the time from now. At most one of both.
+	ExpiresIn *durationpb.Duration `protobuf:"bytes,12,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
+	// Wait this long at most. 0 answers at once.
+	Wait          *durationpb.Duration `protobuf:"bytes,13,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreatePortMappingRequest) Reset() {
+	*x = CreatePortMappingRequest{}
+	mi := &file_remotegpu_v1_port_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreatePortMappingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreatePortMappingRequest) ProtoMessage() {}
+
+func (x *CreatePortMappingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_port_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreatePortMappingRequest.ProtoReflect.Descriptor instead.
+func (*CreatePortMappingRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_port_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CreatePortMappingRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *CreatePortMappingRequest) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *CreatePortMappingRequest) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
+}
+
+func (x *CreatePortMappingRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *CreatePortMappingRequest) GetServiceType() ServiceType {
+	if x != nil {
+		return x.ServiceType
+	}
+	return ServiceType_SERVICE_TYPE_UNSPECIFIED
+}
+
+func (x *CreatePortMappingRequest) GetInternalPort() int32 {
+	if x != nil {
+		return x.InternalPort
+	}
+	return 0
+}
+
+func (x *CreatePortMappingRequest) GetExternalPort() int32 {
+	if x != nil {
+		return x.ExternalPort
+	}
+	return 0
+}
+
+func (x *CreatePortMappingRequest) GetProtocol() Protocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return Protocol_PROTOCOL_UNSPECIFIED
+}
+
+func (x *CreatePortMappingRequest) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *CreatePortMappingRequest) GetAllowedSources() []string {
+	if x != nil {
+		return x.AllowedSources
+	}
+	return nil
+}
+
+func (x *CreatePortMappingRequest) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *CreatePortMappingRequest) GetExpiresIn() *durationpb.Duration {
+	if x != nil {
+		return x.ExpiresIn
+	}
+	return nil
+}
+
+func (x *CreatePortMappingRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+// CreatePortMappingResponse carries it.
+type CreatePortMappingResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The mapping. Absent while the operation has not made it.
+	PortMapping *PortMapping `protobuf:"bytes,1,opt,name=port_mapping,json=portMapping,proto3" json:"port_mapping,omitempty"`
+	// The operation; its result has mapping (the id) and host_port.
+	Operation *Operation `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
+	// Fields of the environment's spec that its process was started without: an
+	// image starts its own VNC servers for ports that it was started with.
+	RestartNeeded []string `protobuf:"bytes,3,rep,name=restart_needed,json=restartNeeded,proto3" json:"restart_needed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreatePortMappingResponse) Reset() {
+	*x = CreatePortMappingResponse{}
+	mi := &file_remotegpu_v1_port_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreatePortMappingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreatePortMappingResponse) ProtoMessage() {}
+
+func (x *CreatePortMappingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_port_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreatePortMappingResponse.ProtoReflect.Descriptor instead.
+func (*CreatePortMappingResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_port_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CreatePortMappingResponse) GetPortMapping() *PortMapping {
+	if x != nil {
+		return x.PortMapping
+	}
+	return nil
+}
+
+func (x *CreatePortMappingResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+func (x *CreatePortMappingResponse) GetRestartNeeded() []string {
+	if x != nil {
+		return x.RestartNeeded
+	}
+	return nil
+}
+
+// UpdatePortMappingRequest changes a mapping.
+type UpdatePortMappingRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes a retry safe.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Id of the mapping.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// etag of the mapping as last read; empty to act whatever it is.
+	Etag string `protobuf:"bytes,3,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Fields that change: "description", "allowed_sources", "expires_at",
+	// "expires_in". One that is not set is back at its default: no text, no list,
+	// no end. Absent: the fields that are set.
+	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,4,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
+	// Free text.
+	Description string `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
+	// All networks and addresses from which it is to be reached.
+	AllowedSources []string `protobuf:"bytes,6,rep,name=allowed_sources,json=allowedSources,proto3" json:"allowed_sources,omitempty"`
+	// When it is to be withdrawn and released.
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// The same, as the time from now.
+	ExpiresIn *durationpb.Duration `protobuf:"bytes,8,opt,name=expires_in,json=expiresIn,proto3" json:"expires_in,omitempty"`
+	// Wait this long at most. 0 answers at once.
+	Wait          *durationpb.Duration `protobuf:"bytes,9,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdatePortMappingRequest) Reset() {
+	*x = UpdatePortMappingRequest{}
+	mi := &file_remotegpu_v1_port_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdatePortMappingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdatePortMappingRequest) ProtoMessage() {}
+
+func (x *UpdatePortMappingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_port_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdatePortMappingRequest.ProtoReflect.Descriptor instead.
+func (*UpdatePortMappingRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_port_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *UpdatePortMappingRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *UpdatePortMappingRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *UpdatePortMappingRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *UpdatePortMappingRequest) GetUpdateMask() *fieldmaskpb.FieldMask {
+	if x != nil {
+		return x.UpdateMask
+	}
+	return nil
+}
+
+func (x *UpdatePortMappingRequest) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+func (x *UpdatePortMappingRequest) GetAllowedSources() []string {
+	if x != nil {
+		return x.AllowedSources
+	}
+	return nil
+}
+
+func (x *UpdatePortMappingRequest) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *UpdatePortMappingRequest) GetExpiresIn() *durationpb.Duration {
+	if x != nil {
+		return x.ExpiresIn
+	}
+	return nil
+}
+
+func (x *UpdatePortMappingRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+// UpdatePortMappingResponse carries it.
+type UpdatePortMappingResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The mapping as it is now.
+	PortMapping *PortMapping `protobuf:"bytes,1,opt,name=port_mapping,json=portMapping,proto3" json:"port_mapping,omitempty"`
+	// The operation. Absent when nothing was to be done.
+	Operation     *Operation `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdatePortMappingResponse) Reset() {
+	*x = UpdatePortMappingResponse{}
+	mi := &file_remotegpu_v1_port_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdatePortMappingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdatePortMappingResponse) ProtoMessage() {}
+
+func (x *UpdatePortMappingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_port_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdatePortMappingResponse.ProtoReflect.Descriptor instead.
+func (*UpdatePortMappingResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_port_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UpdatePortMappingResponse) GetPortMapping() *PortMapping {
+	if x != nil {
+		return x.PortMapping
+	}
+	return nil
+}
+
+func (x *UpdatePortMappingResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
+// DeletePortMappingRequest names a mapping.
+type DeletePortMappingRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Makes a retry safe.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Id of the mapping.
+	Id string `protobuf:"bytes,2,opt,name=id,proto3" json:"id,omitempty"`
+	// etag of the mapping as last read; empty to act whatever it is.
+	Etag string `protobuf:"bytes,3,opt,name=etag,proto3" json:"etag,omitempty"`
+	// Wait this long at most. 0 answers at once.
+	Wait          *durationpb.Duration `protobuf:"bytes,4,opt,name=wait,proto3" json:"wait,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeletePortMappingRequest) Reset() {
+	*x = DeletePortMappingRequest{}
+	mi := &file_remotegpu_v1_port_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeletePortMappingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeletePortMappingRequest) ProtoMessage() {}
+
+func (x *DeletePortMappingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_port_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeletePortMappingRequest.ProtoReflect.Descriptor instead.
+func (*DeletePortMappingRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_port_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *DeletePortMappingRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *DeletePortMappingRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *DeletePortMappingRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *DeletePortMappingRequest) GetWait() *durationpb.Duration {
+	if x != nil {
+		return x.Wait
+	}
+	return nil
+}
+
+// DeletePortMappingResponse carries it.
+type DeletePortMappingResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The mapping as it is now: released once the operation is done.
+	PortMapping *PortMapping `protobuf:"bytes,1,opt,name=port_mapping,json=portMapping,proto3" json:"port_mapping,omitempty"`
+	// The operation. Absent when nothing was to be done.
+	Operation     *Operation `protobuf:"bytes,2,opt,name=operation,proto3" json:"operation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeletePortMappingResponse) Reset() {
+	*x = DeletePortMappingResponse{}
+	mi := &file_remotegpu_v1_port_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeletePortMappingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeletePortMappingResponse) ProtoMessage() {}
+
+func (x *DeletePortMappingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_port_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeletePortMappingResponse.ProtoReflect.Descriptor instead.
+func (*DeletePortMappingResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_port_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *DeletePortMappingResponse) GetPortMapping() *PortMapping {
+	if x != nil {
+		return x.PortMapping
+	}
+	return nil
+}
+
+func (x *DeletePortMappingResponse) GetOperation() *Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return nil
+}
+
 var File_remotegpu_v1_port_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_port_proto_rawDesc = "" +
 	"\n" +
-	"\x17remotegpu/v1/port.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc5\x05\n" +
+	"\x17remotegpu/v1/port.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremotegpu/v1/operation.proto\"\xa9\x06\n" +
 	"\vPortMapping\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aproject\x18\x02 \x01(\tR\aproject\x12\x12\n" +
@@ -855,10 +1530,13 @@ const file_remotegpu_v1_port_proto_rawDesc = "" +
 	"\n" +
 	"updated_at\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12;\n" +
 	"\vreleased_at\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"releasedAt\x1a9\n" +
+	"releasedAt\x12'\n" +
+	"\x0fallowed_sources\x18\x10 \x03(\tR\x0eallowedSources\x129\n" +
+	"\n" +
+	"expires_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8b\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa5\x02\n" +
 	"\bPortPool\x12<\n" +
 	"\fservice_type\x18\x01 \x01(\x0e2\x19.remotegpu.v1.ServiceTypeR\vserviceType\x12\x1d\n" +
 	"\n" +
@@ -868,7 +1546,8 @@ const file_remotegpu_v1_port_proto_rawDesc = "" +
 	"\x06in_use\x18\x05 \x01(\x05R\x05inUse\x12\x12\n" +
 	"\x04free\x18\x06 \x01(\x05R\x04free\x12\x12\n" +
 	"\x04etag\x18\a \x01(\tR\x04etag\x12\x12\n" +
-	"\x04node\x18\b \x01(\tR\x04node\"\xa9\x02\n" +
+	"\x04node\x18\b \x01(\tR\x04node\x12\x18\n" +
+	"\aresting\x18\t \x01(\x05R\aresting\"\xc5\x03\n" +
 	"\x17ListPortMappingsRequest\x12!\n" +
 	"\aproject\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12)\n" +
 	"\venvironment\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\venvironment\x12F\n" +
@@ -876,7 +1555,10 @@ const file_remotegpu_v1_port_proto_rawDesc = "" +
 	"\x10include_released\x18\x04 \x01(\bR\x0fincludeReleased\x12$\n" +
 	"\tpage_size\x18\x05 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12'\n" +
 	"\n" +
-	"page_token\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\tpageToken\"\x82\x01\n" +
+	"page_token\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\tpageToken\x120\n" +
+	"\rexternal_port\x18\a \x01(\x05B\v\xbaH\b\x1a\x06\x18\xff\xff\x03(\x00R\fexternalPort\x12<\n" +
+	"\bprotocol\x18\b \x01(\x0e2\x16.remotegpu.v1.ProtocolB\b\xbaH\x05\x82\x01\x02\x10\x01R\bprotocol\x12*\n" +
+	"\x02at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\x82\x01\n" +
 	"\x18ListPortMappingsResponse\x12>\n" +
 	"\rport_mappings\x18\x01 \x03(\v2\x19.remotegpu.v1.PortMappingR\fportMappings\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x16\n" +
@@ -891,7 +1573,65 @@ const file_remotegpu_v1_port_proto_rawDesc = "" +
 	"\tlast_port\x18\x03 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xff\xff\x03(\x01R\blastPort\x12\x1b\n" +
 	"\x04etag\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\"D\n" +
 	"\x16UpdatePortPoolResponse\x12*\n" +
-	"\x04pool\x18\x01 \x01(\v2\x16.remotegpu.v1.PortPoolR\x04pool*\xb8\x01\n" +
+	"\x04pool\x18\x01 \x01(\v2\x16.remotegpu.v1.PortPoolR\x04pool\"2\n" +
+	"\x15GetPortMappingRequest\x12\x19\n" +
+	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\"V\n" +
+	"\x16GetPortMappingResponse\x12<\n" +
+	"\fport_mapping\x18\x01 \x01(\v2\x19.remotegpu.v1.PortMappingR\vportMapping\"\xc6\x05\n" +
+	"\x18CreatePortMappingRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12+\n" +
+	"\venvironment\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +
+	"\aproject\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12\x1b\n" +
+	"\x04etag\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12H\n" +
+	"\fservice_type\x18\x05 \x01(\x0e2\x19.remotegpu.v1.ServiceTypeB\n" +
+	"\xbaH\a\x82\x01\x04\x10\x01 \x00R\vserviceType\x120\n" +
+	"\rinternal_port\x18\x06 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xff\xff\x03(\x00R\finternalPort\x120\n" +
+	"\rexternal_port\x18\a \x01(\x05B\v\xbaH\b\x1a\x06\x18\xff\xff\x03(\x00R\fexternalPort\x12<\n" +
+	"\bprotocol\x18\b \x01(\x0e2\x16.remotegpu.v1.ProtocolB\b\xbaH\x05\x82\x01\x02\x10\x01R\bprotocol\x12*\n" +
+	"\vdescription\x18\t \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vdescription\x127\n" +
+	"\x0fallowed_sources\x18\n" +
+	" \x03(\tB\x0e\xbaH\v\x92\x01\b\x10@\"\x04r\x02\x18@R\x0eallowedSources\x129\n" +
+	"\n" +
+	"expires_at\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12J\n" +
+	"\n" +
+	"expires_in\x18\f \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x06\b\x80\x86\xb0\x96\x01*\x00R\texpiresIn\x12<\n" +
+	"\x04wait\x18\r \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\x04wait\"\xb7\x01\n" +
+	"\x19CreatePortMappingResponse\x12<\n" +
+	"\fport_mapping\x18\x01 \x01(\v2\x19.remotegpu.v1.PortMappingR\vportMapping\x125\n" +
+	"\toperation\x18\x02 \x01(\v2\x17.remotegpu.v1.OperationR\toperation\x12%\n" +
+	"\x0erestart_needed\x18\x03 \x03(\tR\rrestartNeeded\"\xe2\x03\n" +
+	"\x18UpdatePortMappingRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12\x19\n" +
+	"\x02id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\x12\x1b\n" +
+	"\x04etag\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12;\n" +
+	"\vupdate_mask\x18\x04 \x01(\v2\x1a.google.protobuf.FieldMaskR\n" +
+	"updateMask\x12*\n" +
+	"\vdescription\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vdescription\x127\n" +
+	"\x0fallowed_sources\x18\x06 \x03(\tB\x0e\xbaH\v\x92\x01\b\x10@\"\x04r\x02\x18@R\x0eallowedSources\x129\n" +
+	"\n" +
+	"expires_at\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12J\n" +
+	"\n" +
+	"expires_in\x18\b \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x06\b\x80\x86\xb0\x96\x01*\x00R\texpiresIn\x12<\n" +
+	"\x04wait\x18\t \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\x04wait\"\x90\x01\n" +
+	"\x19UpdatePortMappingResponse\x12<\n" +
+	"\fport_mapping\x18\x01 \x01(\v2\x19.remotegpu.v1.PortMappingR\vportMapping\x125\n" +
+	"\toperation\x18\x02 \x01(\v2\x17.remotegpu.v1.OperationR\toperation\"\xb9\x01\n" +
+	"\x18DeletePortMappingRequest\x12'\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12\x19\n" +
+	"\x02id\x18\x02 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\x12\x1b\n" +
+	"\x04etag\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\x12<\n" +
+	"\x04wait\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
+	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\x04wait\"\x90\x01\n" +
+	"\x19DeletePortMappingResponse\x12<\n" +
+	"\fport_mapping\x18\x01 \x01(\v2\x19.remotegpu.v1.PortMappingR\vportMapping\x125\n" +
+	"\toperation\x18\x02 \x01(\v2\x17.remotegpu.v1.OperationR\toperation*\xb8\x01\n" +
 	"\vServiceType\x12\x1c\n" +
 	"\x18SERVICE_TYPE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10SERVICE_TYPE_SSH\x10\x01\x12\x14\n" +
@@ -908,9 +1648,13 @@ const file_remotegpu_v1_port_proto_rawDesc = "" +
 	"\x1fPORT_MAPPING_STATUS_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cPORT_MAPPING_STATUS_RESERVED\x10\x01\x12\x1e\n" +
 	"\x1aPORT_MAPPING_STATUS_ACTIVE\x10\x02\x12 \n" +
-	"\x1cPORT_MAPPING_STATUS_RELEASED\x10\x032\xb1\x02\n" +
+	"\x1cPORT_MAPPING_STATUS_RELEASED\x10\x032\xc5\x05\n" +
 	"\vPortService\x12f\n" +
-	"\x10ListPortMappings\x12%.remotegpu.v1.ListPortMappingsRequest\x1a&.remotegpu.v1.ListPortMappingsResponse\"\x03\x90\x02\x01\x12]\n" +
+	"\x10ListPortMappings\x12%.remotegpu.v1.ListPortMappingsRequest\x1a&.remotegpu.v1.ListPortMappingsResponse\"\x03\x90\x02\x01\x12`\n" +
+	"\x0eGetPortMapping\x12#.remotegpu.v1.GetPortMappingRequest\x1a$.remotegpu.v1.GetPortMappingResponse\"\x03\x90\x02\x01\x12d\n" +
+	"\x11CreatePortMapping\x12&.remotegpu.v1.CreatePortMappingRequest\x1a'.remotegpu.v1.CreatePortMappingResponse\x12d\n" +
+	"\x11UpdatePortMapping\x12&.remotegpu.v1.UpdatePortMappingRequest\x1a'.remotegpu.v1.UpdatePortMappingResponse\x12d\n" +
+	"\x11DeletePortMapping\x12&.remotegpu.v1.DeletePortMappingRequest\x1a'.remotegpu.v1.DeletePortMappingResponse\x12]\n" +
 	"\rListPortPools\x12\".remotegpu.v1.ListPortPoolsRequest\x1a#.remotegpu.v1.ListPortPoolsResponse\"\x03\x90\x02\x01\x12[\n" +
 	"\x0eUpdatePortPool\x12#.remotegpu.v1.UpdatePortPoolRequest\x1a$.remotegpu.v1.UpdatePortPoolResponseB\xab\x01\n" +
 	"\x10com.remotegpu.v1B\tPortProtoP\x01Z;github.com/remotegpu/remotegpu/gen/remotegpu/v1;remotegpuv1\xa2\x02\x03RXX\xaa\x02\fRemotegpu.V1\xca\x02\fRemotegpu\\V1\xe2\x02\x18Remotegpu\\V1\\GPBMetadata\xea\x02\rRemotegpu::V1b\x06proto3"
@@ -928,47 +1672,86 @@ func file_remotegpu_v1_port_proto_rawDescGZIP() []byte {
 }
 
 var file_remotegpu_v1_port_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_remotegpu_v1_port_proto_msgTypes = make([]protoimpl.MessageInfo, 9)
+var file_remotegpu_v1_port_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_remotegpu_v1_port_proto_goTypes = []any{
-	(ServiceType)(0),                 // 0: remotegpu.v1.ServiceType
-	(Protocol)(0),                    // 1: remotegpu.v1.Protocol
-	(PortMappingStatus)(0),           // 2: remotegpu.v1.PortMappingStatus
-	(*PortMapping)(nil),              // 3: remotegpu.v1.PortMapping
-	(*PortPool)(nil),                 // 4: remotegpu.v1.PortPool
-	(*ListPortMappingsRequest)(nil),  // 5: remotegpu.v1.ListPortMappingsRequest
-	(*ListPortMappingsResponse)(nil), // 6: remotegpu.v1.ListPortMappingsResponse
-	(*ListPortPoolsRequest)(nil),     // 7: remotegpu.v1.ListPortPoolsRequest
-	(*ListPortPoolsResponse)(nil),    // 8: remotegpu.v1.ListPortPoolsResponse
-	(*UpdatePortPoolRequest)(nil),    // 9: remotegpu.v1.UpdatePortPoolRequest
-	(*UpdatePortPoolResponse)(nil),   // 10: remotegpu.v1.UpdatePortPoolResponse
-	nil,                              // 11: remotegpu.v1.PortMapping.LabelsEntry
-	(*timestamppb.Timestamp)(nil),    // 12: google.protobuf.Timestamp
+	(ServiceType)(0),                  // 0: remotegpu.v1.ServiceType
+	(Protocol)(0),                     // 1: remotegpu.v1.Protocol
+	(PortMappingStatus)(0),            // 2: remotegpu.v1.PortMappingStatus
+	(*PortMapping)(nil),               // 3: remotegpu.v1.PortMapping
+	(*PortPool)(nil),                  // 4: remotegpu.v1.PortPool
+	(*ListPortMappingsRequest)(nil),   // 5: remotegpu.v1.ListPortMappingsRequest
+	(*ListPortMappingsResponse)(nil),  // 6: remotegpu.v1.ListPortMappingsResponse
+	(*ListPortPoolsRequest)(nil),      // 7: remotegpu.v1.ListPortPoolsRequest
+	(*ListPortPoolsResponse)(nil),     // 8: remotegpu.v1.ListPortPoolsResponse
+	(*UpdatePortPoolRequest)(nil),     // 9: remotegpu.v1.UpdatePortPoolRequest
+	(*UpdatePortPoolResponse)(nil),    // 10: remotegpu.v1.UpdatePortPoolResponse
+	(*GetPortMappingRequest)(nil),     // 11: remotegpu.v1.GetPortMappingRequest
+	(*GetPortMappingResponse)(nil),    // 12: remotegpu.v1.GetPortMappingResponse
+	(*CreatePortMappingRequest)(nil),  // 13: remotegpu.v1.CreatePortMappingRequest
+	(*CreatePortMappingResponse)(nil), // 14: remotegpu.v1.CreatePortMappingResponse
+	(*UpdatePortMappingRequest)(nil),  // 15: remotegpu.v1.UpdatePortMappingRequest
+	(*UpdatePortMappingResponse)(nil), // 16: remotegpu.v1.UpdatePortMappingResponse
+	(*DeletePortMappingRequest)(nil),  // 17: remotegpu.v1.DeletePortMappingRequest
+	(*DeletePortMappingResponse)(nil), // 18: remotegpu.v1.DeletePortMappingResponse
+	nil,                               // 19: remotegpu.v1.PortMapping.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 20: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 21: google.protobuf.Duration
+	(*Operation)(nil),                 // 22: remotegpu.v1.Operation
+	(*fieldmaskpb.FieldMask)(nil),     // 23: google.protobuf.FieldMask
 }
 var file_remotegpu_v1_port_proto_depIdxs = []int32{
-	11, // 0: remotegpu.v1.PortMapping.labels:type_name -> remotegpu.v1.PortMapping.LabelsEntry
+	19, // 0: remotegpu.v1.PortMapping.labels:type_name -> remotegpu.v1.PortMapping.LabelsEntry
 	0,  // 1: remotegpu.v1.PortMapping.service_type:type_name -> remotegpu.v1.ServiceType
 	1,  // 2: remotegpu.v1.PortMapping.protocol:type_name -> remotegpu.v1.Protocol
 	2,  // 3: remotegpu.v1.PortMapping.status:type_name -> remotegpu.v1.PortMappingStatus
-	12, // 4: remotegpu.v1.PortMapping.created_at:type_name -> google.protobuf.Timestamp
-	12, // 5: remotegpu.v1.PortMapping.updated_at:type_name -> google.protobuf.Timestamp
-	12, // 6: remotegpu.v1.PortMapping.released_at:type_name -> google.protobuf.Timestamp
-	0,  // 7: remotegpu.v1.PortPool.service_type:type_name -> remotegpu.v1.ServiceType
-	0,  // 8: remotegpu.v1.ListPortMappingsRequest.service_type:type_name -> remotegpu.v1.ServiceType
-	3,  // 9: remotegpu.v1.ListPortMappingsResponse.port_mappings:type_name -> remotegpu.v1.PortMapping
-	4,  // 10: remotegpu.v1.ListPortPoolsResponse.pools:type_name -> remotegpu.v1.PortPool
-	0,  // 11: remotegpu.v1.UpdatePortPoolRequest.service_type:type_name -> remotegpu.v1.ServiceType
-	4,  // 12: remotegpu.v1.UpdatePortPoolResponse.pool:type_name -> remotegpu.v1.PortPool
-	5,  // 13: remotegpu.v1.PortService.ListPortMappings:input_type -> remotegpu.v1.ListPortMappingsRequest
-	7,  // 14: remotegpu.v1.PortService.ListPortPools:input_type -> remotegpu.v1.ListPortPoolsRequest
-	9,  // 15: remotegpu.v1.PortService.UpdatePortPool:input_type -> remotegpu.v1.UpdatePortPoolRequest
-	6,  // 16: remotegpu.v1.PortService.ListPortMappings:output_type -> remotegpu.v1.ListPortMappingsResponse
-	8,  // 17: remotegpu.v1.PortService.ListPortPools:output_type -> remotegpu.v1.ListPortPoolsResponse
-	10, // 18: remotegpu.v1.PortService.UpdatePortPool:output_type -> remotegpu.v1.UpdatePortPoolResponse
-	16, // [16:19] is the sub-list for method output_type
-	13, // [13:16] is the sub-list for method input_type
-	13, // [13:13] is the sub-list for extension type_name
-	13, // [13:13] is the sub-list for extension extendee
-	0,  // [0:13] is the sub-list for field type_name
+	20, // 4: remotegpu.v1.PortMapping.created_at:type_name -> google.protobuf.Timestamp
+	20, // 5: remotegpu.v1.PortMapping.updated_at:type_name -> google.protobuf.Timestamp
+	20, // 6: remotegpu.v1.PortMapping.released_at:type_name -> google.protobuf.Timestamp
+	20, // 7: remotegpu.v1.PortMapping.expires_at:type_name -> google.protobuf.Timestamp
+	0,  // 8: remotegpu.v1.PortPool.service_type:type_name -> remotegpu.v1.ServiceType
+	0,  // 9: remotegpu.v1.ListPortMappingsRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	1,  // 10: remotegpu.v1.ListPortMappingsRequest.protocol:type_name -> remotegpu.v1.Protocol
+	20, // 11: remotegpu.v1.ListPortMappingsRequest.at:type_name -> google.protobuf.Timestamp
+	3,  // 12: remotegpu.v1.ListPortMappingsResponse.port_mappings:type_name -> remotegpu.v1.PortMapping
+	4,  // 13: remotegpu.v1.ListPortPoolsResponse.pools:type_name -> remotegpu.v1.PortPool
+	0,  // 14: remotegpu.v1.UpdatePortPoolRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	4,  // 15: remotegpu.v1.UpdatePortPoolResponse.pool:type_name -> remotegpu.v1.PortPool
+	3,  // 16: remotegpu.v1.GetPortMappingResponse.port_mapping:type_name -> remotegpu.v1.PortMapping
+	0,  // 17: remotegpu.v1.CreatePortMappingRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	1,  // 18: remotegpu.v1.CreatePortMappingRequest.protocol:type_name -> remotegpu.v1.Protocol
+	20, // 19: remotegpu.v1.CreatePortMappingRequest.expires_at:type_name -> google.protobuf.Timestamp
+	21, // 20: remotegpu.v1.CreatePortMappingRequest.expires_in:type_name -> google.protobuf.Duration
+	21, // 21: remotegpu.v1.CreatePortMappingRequest.wait:type_name -> google.protobuf.Duration
+	3,  // 22: remotegpu.v1.CreatePortMappingResponse.port_mapping:type_name -> remotegpu.v1.PortMapping
+	22, // 23: remotegpu.v1.CreatePortMappingResponse.operation:type_name -> remotegpu.v1.Operation
+	23, // 24: remotegpu.v1.UpdatePortMappingRequest.update_mask:type_name -> google.protobuf.FieldMask
+	20, // 25: remotegpu.v1.UpdatePortMappingRequest.expires_at:type_name -> google.protobuf.Timestamp
+	21, // 26: remotegpu.v1.UpdatePortMappingRequest.expires_in:type_name -> google.protobuf.Duration
+	21, // 27: remotegpu.v1.UpdatePortMappingRequest.wait:type_name -> google.protobuf.Duration
+	3,  // 28: remotegpu.v1.UpdatePortMappingResponse.port_mapping:type_name -> remotegpu.v1.PortMapping
+	22, // 29: remotegpu.v1.UpdatePortMappingResponse.operation:type_name -> remotegpu.v1.Operation
+	21, // 30: remotegpu.v1.DeletePortMappingRequest.wait:type_name -> google.protobuf.Duration
+	3,  // 31: remotegpu.v1.DeletePortMappingResponse.port_mapping:type_name -> remotegpu.v1.PortMapping
+	22, // 32: remotegpu.v1.DeletePortMappingResponse.operation:type_name -> remotegpu.v1.Operation
+	5,  // 33: remotegpu.v1.PortService.ListPortMappings:input_type -> remotegpu.v1.ListPortMappingsRequest
+	11, // 34: remotegpu.v1.PortService.GetPortMapping:input_type -> remotegpu.v1.GetPortMappingRequest
+	13, // 35: remotegpu.v1.PortService.CreatePortMapping:input_type -> remotegpu.v1.CreatePortMappingRequest
+	15, // 36: remotegpu.v1.PortService.UpdatePortMapping:input_type -> remotegpu.v1.UpdatePortMappingRequest
+	17, // 37: remotegpu.v1.PortService.DeletePortMapping:input_type -> remotegpu.v1.DeletePortMappingRequest
+	7,  // 38: remotegpu.v1.PortService.ListPortPools:input_type -> remotegpu.v1.ListPortPoolsRequest
+	9,  // 39: remotegpu.v1.PortService.UpdatePortPool:input_type -> remotegpu.v1.UpdatePortPoolRequest
+	6,  // 40: remotegpu.v1.PortService.ListPortMappings:output_type -> remotegpu.v1.ListPortMappingsResponse
+	12, // 41: remotegpu.v1.PortService.GetPortMapping:output_type -> remotegpu.v1.GetPortMappingResponse
+	14, // 42: remotegpu.v1.PortService.CreatePortMapping:output_type -> remotegpu.v1.CreatePortMappingResponse
+	16, // 43: remotegpu.v1.PortService.UpdatePortMapping:output_type -> remotegpu.v1.UpdatePortMappingResponse
+	18, // 44: remotegpu.v1.PortService.DeletePortMapping:output_type -> remotegpu.v1.DeletePortMappingResponse
+	8,  // 45: remotegpu.v1.PortService.ListPortPools:output_type -> remotegpu.v1.ListPortPoolsResponse
+	10, // 46: remotegpu.v1.PortService.UpdatePortPool:output_type -> remotegpu.v1.UpdatePortPoolResponse
+	40, // [40:47] is the sub-list for method output_type
+	33, // [33:40] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_port_proto_init() }
@@ -976,13 +1759,14 @@ func file_remotegpu_v1_port_proto_init() {
 	if File_remotegpu_v1_port_proto != nil {
 		return
 	}
+	file_remotegpu_v1_operation_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_port_proto_rawDesc), len(file_remotegpu_v1_port_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   9,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"sync"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/oklog/ulid/v2"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -37,7 +39,7 @@ func TestStore(t *testing.T, open func(t *testing.T) port.Store) {
 	t.Helper()
 	tests := map[string]func(*testing.T, port.Store){
 		"RoundTrip": testRoundTrip, "InsertIsAllOrNothing": testAllOrNothing, "Conflict": testConflict,
-		"Release": testRelease, "Filter": testFilter, "Pages": testPages, "BadCursor": testBadCursor,
+		"Release": testRelease, "Filter": testFilter, "When": testWhen, "Pages": testPages, "BadCursor": testBadCursor,
 		"Ranges": testRanges, "ConcurrentInserts": testConcurrentInserts,
 	}
 	for name, test := range tests {
@@ -64,8 +66,10 @@ func list(t *testing.T, s port.Store, filter port.Filter) []port.Mapping {
 func testRoundTrip(t *testing.T, s port.Store) {
 	t.Helper()
 	m := Mapping("env-1", port.UDP, 65535)
+	m.Sources = []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("203.0.113.7/32")}
+	m.ExpiresAt = m.CreatedAt.Add(time.Hour)
 	insert(t, s, m)
-	if diff := cmp.Diff([]port.Mapping{m}, list(t, s, port.Filter{})); diff != "" {
+	if diff := cmp.Diff([]port.Mapping{m}, list(t, s, port.Filter{}), cmpopts.EquateComparable(netip.Prefix{})); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -167,6 +171,43 @@ func testFilter(t *testing.T, s port.Store) {
 	}
 	if found, _, err := s.PortMappings(t.Context(), "host-b", port.Filter{}); err != nil || len(found) != 0 {
 		t.Errorf("mappings of another host: %v, error %v", found, err)
+	}
+}
+
+// testWhen: who had a port at a time, and what was released since one.
+func testWhen(t *testing.T, s port.Store) {
+	t.Helper()
+	const external = 22005
+	begin := time.Now().UTC().Truncate(time.Millisecond)
+	at := func(minutes int) time.Time { return begin.Add(time.Duration(minutes) * time.Minute) }
+	var ids []string
+	for i, envID := range []string{"env-1", "env-2"} { // from 0 to 10, from 20 on
+		m := Mapping(envID, port.TCP, external)
+		m.CreatedAt = at(20 * i)
+		insert(t, s, m, Mapping(envID, port.UDP, uint16(external+i)), Mapping(envID, port.TCP, uint16(external+1+i)))
+		ids = append(ids, m.ID)
+		if i == 0 {
+			if _, err := s.ReleasePortMappings(t.Context(), Host, envID, at(10)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for minutes, want := range map[int][]string{-1: nil, 0: ids[:1], 9: ids[:1], 10: nil, 19: nil, 20: ids[1:], 99: ids[1:]} {
+		var got []string
+		for _, m := range list(t, s, port.Filter{External: external, Protocol: port.TCP, At: at(minutes)}) {
+			got = append(got, m.ID)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("who had the port at %d minutes: %v, want %v", minutes, got, want)
+		}
+	}
+	if found := list(t, s, port.Filter{ID: ids[0], IncludeReleased: true}); len(found) != 1 || found[0].EnvID != "env-1" {
+		t.Errorf("by id: %v", found)
+	}
+	for minutes, want := range map[int]int{10: 3, 11: 0} {
+		if found := list(t, s, port.Filter{ReleasedSince: at(minutes)}); len(found) != want {
+			t.Errorf("%d were released since %d minutes, want %d", len(found), minutes, want)
+		}
 	}
 }
 

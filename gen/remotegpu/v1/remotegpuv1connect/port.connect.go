@@ -27,6 +27,17 @@ const (
 	// PortServiceListPortMappingsProcedure is the procedure name of the PortService's ListPortMappings
 	// RPC.
 	PortServiceListPortMappingsProcedure = "/remotegpu.v1.PortService/ListPortMappings"
+	// PortServiceGetPortMappingProcedure is the procedure name of the PortService's GetPortMapping RPC.
+	PortServiceGetPortMappingProcedure = "/remotegpu.v1.PortService/GetPortMapping"
+	// PortServiceCreatePortMappingProcedure is the procedure name of the PortService's
+	// CreatePortMapping RPC.
+	PortServiceCreatePortMappingProcedure = "/remotegpu.v1.PortService/CreatePortMapping"
+	// PortServiceUpdatePortMappingProcedure is the procedure name of the PortService's
+	// UpdatePortMapping RPC.
+	PortServiceUpdatePortMappingProcedure = "/remotegpu.v1.PortService/UpdatePortMapping"
+	// PortServiceDeletePortMappingProcedure is the procedure name of the PortService's
+	// DeletePortMapping RPC.
+	PortServiceDeletePortMappingProcedure = "/remotegpu.v1.PortService/DeletePortMapping"
 	// PortServiceListPortPoolsProcedure is the procedure name of the PortService's ListPortPools RPC.
 	PortServiceListPortPoolsProcedure = "/remotegpu.v1.PortService/ListPortPools"
 	// PortServiceUpdatePortPoolProcedure is the procedure name of the PortService's UpdatePortPool RPC.
@@ -40,6 +51,35 @@ var (
 			Schema:           v1.File_remotegpu_v1_port_proto.Services().ByName("PortService").Methods().ByName("ListPortMappings"),
 			Procedure:        PortServiceListPortMappingsProcedure,
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	portServiceGetPortMappingSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_remotegpu_v1_port_proto.Services().ByName("PortService").Methods().ByName("GetPortMapping"),
+			Procedure:        PortServiceGetPortMappingProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	portServiceCreatePortMappingSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_remotegpu_v1_port_proto.Services().ByName("PortService").Methods().ByName("CreatePortMapping"),
+			Procedure:  PortServiceCreatePortMappingProcedure,
+		}
+	})
+	portServiceUpdatePortMappingSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_remotegpu_v1_port_proto.Services().ByName("PortService").Methods().ByName("UpdatePortMapping"),
+			Procedure:  PortServiceUpdatePortMappingProcedure,
+		}
+	})
+	portServiceDeletePortMappingSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType: connect.StreamTypeUnary,
+			Schema:     v1.File_remotegpu_v1_port_proto.Services().ByName("PortService").Methods().ByName("DeletePortMapping"),
+			Procedure:  PortServiceDeletePortMappingProcedure,
 		}
 	})
 	portServiceListPortPoolsSpec = sync.OnceValue(func() connect.Spec {
@@ -65,6 +105,36 @@ type PortServiceClient interface {
 	//
 	// Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListPortMappings(context.Context, *v1.ListPortMappingsRequest) (*v1.ListPortMappingsResponse, error)
+	// GetPortMapping answers one mapping, released ones too.
+	//
+	// Errors: NOT_FOUND (PORT_MAPPING_NOT_FOUND).
+	GetPortMapping(context.Context, *v1.GetPortMappingRequest) (*v1.GetPortMappingResponse, error)
+	// CreatePortMapping publishes one more port of an environment that runs or is
+	// stopped.
+	//
+	// Errors: INVALID_ARGUMENT (FIELD_INVALID, PORT_OUTSIDE_POOL, PORT_DENIED),
+	// ALREADY_EXISTS (REQUEST_ID_REUSED), NOT_FOUND (ENV_NOT_FOUND),
+	// FAILED_PRECONDITION (ENV_BUSY, ENV_NOT_STARTABLE: its create failed),
+	// ABORTED (ETAG_MISMATCH). In the operation also ALREADY_EXISTS (PORT_TAKEN),
+	// RESOURCE_EXHAUSTED (PORT_POOL_EXHAUSTED), UNAVAILABLE (FIREWALL_FAILED: the
+	// mapping is the environment's, and the node goes on trying to publish it).
+	CreatePortMapping(context.Context, *v1.CreatePortMappingRequest) (*v1.CreatePortMappingResponse, error)
+	// UpdatePortMapping changes who reaches a mapping, until when it is, or its
+	// description. Connections of those who do not reach it any more end.
+	//
+	// Errors: INVALID_ARGUMENT (FIELD_INVALID), NOT_FOUND
+	// (PORT_MAPPING_NOT_FOUND: none, or released), ALREADY_EXISTS
+	// (REQUEST_ID_REUSED), FAILED_PRECONDITION (ENV_BUSY), ABORTED
+	// (ETAG_MISMATCH). In the operation also UNAVAILABLE (FIREWALL_FAILED).
+	UpdatePortMapping(context.Context, *v1.UpdatePortMappingRequest) (*v1.UpdatePortMappingResponse, error)
+	// DeletePortMapping withdraws a mapping, ends its connections and gives the
+	// host port back, which rests for a while. One that is released already is
+	// left as it is.
+	//
+	// Errors: NOT_FOUND (PORT_MAPPING_NOT_FOUND), ALREADY_EXISTS
+	// (REQUEST_ID_REUSED), FAILED_PRECONDITION (ENV_BUSY), ABORTED
+	// (ETAG_MISMATCH). In the operation also UNAVAILABLE (FIREWALL_FAILED).
+	DeletePortMapping(context.Context, *v1.DeletePortMappingRequest) (*v1.DeletePortMappingResponse, error)
 	// ListPortPools answers the pool of each service type.
 	ListPortPools(context.Context, *v1.ListPortPoolsRequest) (*v1.ListPortPoolsResponse, error)
 	// UpdatePortPool changes the range of one service type. Mappings outside the
@@ -87,6 +157,36 @@ type PortServiceHandler interface {
 	//
 	// Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListPortMappings(context.Context, *v1.ListPortMappingsRequest) (*v1.ListPortMappingsResponse, error)
+	// GetPortMapping answers one mapping, released ones too.
+	//
+	// Errors: NOT_FOUND (PORT_MAPPING_NOT_FOUND).
+	GetPortMapping(context.Context, *v1.GetPortMappingRequest) (*v1.GetPortMappingResponse, error)
+	// CreatePortMapping publishes one more port of an environment that runs or is
+	// stopped.
+	//
+	// Errors: INVALID_ARGUMENT (FIELD_INVALID, PORT_OUTSIDE_POOL, PORT_DENIED),
+	// ALREADY_EXISTS (REQUEST_ID_REUSED), NOT_FOUND (ENV_NOT_FOUND),
+	// FAILED_PRECONDITION (ENV_BUSY, ENV_NOT_STARTABLE: its create failed),
+	// ABORTED (ETAG_MISMATCH). In the operation also ALREADY_EXISTS (PORT_TAKEN),
+	// RESOURCE_EXHAUSTED (PORT_POOL_EXHAUSTED), UNAVAILABLE (FIREWALL_FAILED: the
+	// mapping is the environment's, and the node goes on trying to publish it).
+	CreatePortMapping(context.Context, *v1.CreatePortMappingRequest) (*v1.CreatePortMappingResponse, error)
+	// UpdatePortMapping changes who reaches a mapping, until when it is, or its
+	// description. Connections of those who do not reach it any more end.
+	//
+	// Errors: INVALID_ARGUMENT (FIELD_INVALID), NOT_FOUND
+	// (PORT_MAPPING_NOT_FOUND: none, or released), ALREADY_EXISTS
+	// (REQUEST_ID_REUSED), FAILED_PRECONDITION (ENV_BUSY), ABORTED
+	// (ETAG_MISMATCH). In the operation also UNAVAILABLE (FIREWALL_FAILED).
+	UpdatePortMapping(context.Context, *v1.UpdatePortMappingRequest) (*v1.UpdatePortMappingResponse, error)
+	// DeletePortMapping withdraws a mapping, ends its connections and gives the
+	// host port back, which rests for a while. One that is released already is
+	// left as it is.
+	//
+	// Errors: NOT_FOUND (PORT_MAPPING_NOT_FOUND), ALREADY_EXISTS
+	// (REQUEST_ID_REUSED), FAILED_PRECONDITION (ENV_BUSY), ABORTED
+	// (ETAG_MISMATCH). In the operation also UNAVAILABLE (FIREWALL_FAILED).
+	DeletePortMapping(context.Context, *v1.DeletePortMappingRequest) (*v1.DeletePortMappingResponse, error)
 	// ListPortPools answers the pool of each service type.
 	ListPortPools(context.Context, *v1.ListPortPoolsRequest) (*v1.ListPortPoolsResponse, error)
 	// UpdatePortPool changes the range of one service type. Mappings outside the
@@ -103,6 +203,10 @@ func RegisterPortServiceHandler(server *connect.Server, svc PortServiceHandler) 
 	adapter := portServiceHandler{svc: svc}
 	server.Register(
 		connect.Method{Spec: portServiceListPortMappingsSpec(), Handler: adapter.listPortMappings},
+		connect.Method{Spec: portServiceGetPortMappingSpec(), Handler: adapter.getPortMapping},
+		connect.Method{Spec: portServiceCreatePortMappingSpec(), Handler: adapter.createPortMapping},
+		connect.Method{Spec: portServiceUpdatePortMappingSpec(), Handler: adapter.updatePortMapping},
+		connect.Method{Spec: portServiceDeletePortMappingSpec(), Handler: adapter.deletePortMapping},
 		connect.Method{Spec: portServiceListPortPoolsSpec(), Handler: adapter.listPortPools},
 		connect.Method{Spec: portServiceUpdatePortPoolSpec(), Handler: adapter.updatePortPool},
 	)
@@ -113,6 +217,22 @@ type UnimplementedPortServiceHandler struct{}
 
 func (UnimplementedPortServiceHandler) ListPortMappings(context.Context, *v1.ListPortMappingsRequest) (*v1.ListPortMappingsResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.PortService.ListPortMappings is not implemented")
+}
+
+func (UnimplementedPortServiceHandler) GetPortMapping(context.Context, *v1.GetPortMappingRequest) (*v1.GetPortMappingResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.PortService.GetPortMapping is not implemented")
+}
+
+func (UnimplementedPortServiceHandler) CreatePortMapping(context.Context, *v1.CreatePortMappingRequest) (*v1.CreatePortMappingResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.PortService.CreatePortMapping is not implemented")
+}
+
+func (UnimplementedPortServiceHandler) UpdatePortMapping(context.Context, *v1.UpdatePortMappingRequest) (*v1.UpdatePortMappingResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.PortService.UpdatePortMapping is not implemented")
+}
+
+func (UnimplementedPortServiceHandler) DeletePortMapping(context.Context, *v1.DeletePortMappingRequest) (*v1.DeletePortMappingResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.PortService.DeletePortMapping is not implemented")
 }
 
 func (UnimplementedPortServiceHandler) ListPortPools(context.Context, *v1.ListPortPoolsRequest) (*v1.ListPortPoolsResponse, error) {
@@ -130,6 +250,38 @@ type portServiceClient struct {
 func (c *portServiceClient) ListPortMappings(ctx context.Context, req *v1.ListPortMappingsRequest) (*v1.ListPortMappingsResponse, error) {
 	var res v1.ListPortMappingsResponse
 	if err := c.client.CallUnary(ctx, portServiceListPortMappingsSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *portServiceClient) GetPortMapping(ctx context.Context, req *v1.GetPortMappingRequest) (*v1.GetPortMappingResponse, error) {
+	var res v1.GetPortMappingResponse
+	if err := c.client.CallUnary(ctx, portServiceGetPortMappingSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *portServiceClient) CreatePortMapping(ctx context.Context, req *v1.CreatePortMappingRequest) (*v1.CreatePortMappingResponse, error) {
+	var res v1.CreatePortMappingResponse
+	if err := c.client.CallUnary(ctx, portServiceCreatePortMappingSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *portServiceClient) UpdatePortMapping(ctx context.Context, req *v1.UpdatePortMappingRequest) (*v1.UpdatePortMappingResponse, error) {
+	var res v1.UpdatePortMappingResponse
+	if err := c.client.CallUnary(ctx, portServiceUpdatePortMappingSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *portServiceClient) DeletePortMapping(ctx context.Context, req *v1.DeletePortMappingRequest) (*v1.DeletePortMappingResponse, error) {
+	var res v1.DeletePortMappingResponse
+	if err := c.client.CallUnary(ctx, portServiceDeletePortMappingSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -159,6 +311,54 @@ func (h portServiceHandler) listPortMappings(ctx context.Context, _ connect.Spec
 		return err
 	}
 	res, err := h.svc.ListPortMappings(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h portServiceHandler) getPortMapping(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetPortMappingRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetPortMapping(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h portServiceHandler) createPortMapping(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.CreatePortMappingRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.CreatePortMapping(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h portServiceHandler) updatePortMapping(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.UpdatePortMappingRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.UpdatePortMapping(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h portServiceHandler) deletePortMapping(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.DeletePortMappingRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.DeletePortMapping(ctx, &req)
 	if err != nil {
 		return err
 	}

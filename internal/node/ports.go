@@ -1,0 +1,126 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/internal/config"
+	"github.com/remotegpu/remotegpu/network"
+	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/port"
+	"github.com/remotegpu/remotegpu/store"
+)
+
+// wantedFiles is how many files the daemon may have open: a socket for each
+// host port of the pools, twice where both protocols are published, and what
+// streams and databases need.
+const wantedFiles = 65536
+
+// raiseFiles raises the limit of open files as far as it may be. Go raises the
+// soft limit at start by itself.
+func raiseFiles(log *slog.Logger) {
+	var limit unix.Rlimit
+	err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit)
+	if err == nil && limit.Cur >= wantedFiles {
+		return
+	}
+	if err == nil {
+		raised := unix.Rlimit{Cur: wantedFiles, Max: max(limit.Max, wantedFiles)}
+		if err = unix.Setrlimit(unix.RLIMIT_NOFILE, &raised); err == nil {
+			return
+		}
+	}
+	log.Warn("the limit of open files is low: each published port takes one (LimitNOFILE of the unit)", "files", limit.Cur, "wanted", wantedFiles, "error", err)
+}
+
+// buildPorts makes the port pool. The ports that environments have are taken
+// before anything else of the daemon could take one.
+func (n *Node) buildPorts(ctx context.Context) (err error) {
+	raiseFiles(n.log)
+	cfg := port.Config{HostID: n.id, Store: n.store, Holder: &n.sockets, Quarantine: -1, Log: n.log}
+	if seconds := n.cfg.Ports.Quarantine; seconds > 0 {
+		cfg.Quarantine = time.Duration(seconds) * time.Second
+	}
+	for _, text := range n.cfg.Ports.Deny {
+		first, last, err := config.ParsePorts(text)
+		if err != nil {
+			return fmt.Errorf("read ports that are denied: %w", err)
+		}
+		for _, protocol := range []port.Protocol{port.TCP, port.UDP} {
+			cfg.Deny = append(cfg.Deny, port.Span{Protocol: protocol, First: first, Last: last, Rule: "[ports] deny"})
+		}
+	}
+	if n.pool, err = port.New(ctx, cfg); err != nil {
+		return err
+	}
+	for _, warning := range n.pool.Review() {
+		n.log.WarnContext(ctx, "look at the port pools", "warning", warning)
+	}
+	if err := n.networks.ReservePorts(ctx, n.pool.Ranges()); err != nil {
+		n.log.ErrorContext(ctx, "outgoing connections may take ports of a pool; it is tried again", "error", err)
+	}
+	if err := n.ports().lookForRules(ctx); err != nil {
+		n.log.WarnContext(ctx, "rules of other tools are not known; it is tried again", "error", err)
+	}
+	return nil
+}
+
+func (n *Node) ports() ports {
+	return ports{Pool: n.pool, store: n.store, hostID: n.id, firewall: n.firewall, networks: n.networks}
+}
+
+// ports is the pool with what it needs to know of the host.
+type ports struct {
+	*port.Pool
+	store    *store.Store
+	hostID   string
+	firewall *firewall.Firewall
+	networks *network.Networks
+}
+
+func (p ports) Mappings(ctx context.Context, filter port.Filter) ([]port.Mapping, string, error) {
+	return p.store.PortMappings(ctx, p.hostID, filter)
+}
+
+// lookForRules tells the pool which ports rules of other tools have.
+func (p ports) lookForRules(ctx context.Context) error {
+	spans, err := p.firewall.Foreign(ctx)
+	if err != nil {
+		return err
+	}
+	p.SetForeign(spans)
+	return nil
+}
+
+// Conflicts looks anew for rules of other tools first.
+func (p ports) Conflicts(ctx context.Context) ([]port.Conflict, error) {
+	if err := p.lookForRules(ctx); err != nil {
+		return nil, err
+	}
+	return p.Pool.Conflicts(ctx)
+}
+
+// SetRange also reserves the range, and answers how full it is then.
+func (p ports) SetRange(ctx context.Context, service port.Service, first, last uint16, ifRevision int64) (port.Usage, error) {
+	if _, err := p.Pool.SetRange(ctx, service, first, last, ifRevision); err != nil {
+		return port.Usage{}, err
+	}
+	if err := p.networks.ReservePorts(ctx, p.Ranges()); err != nil {
+		return port.Usage{}, err
+	}
+	usages, err := p.Usage(ctx)
+	if err != nil {
+		return port.Usage{}, err
+	}
+	for _, usage := range usages {
+		if usage.Service == service {
+			return usage, nil
+		}
+	}
+	return port.Usage{}, errdefs.ErrNotFound
+}

@@ -1,0 +1,148 @@
+package firewall
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/remotegpu/remotegpu/internal/hostexec"
+	"github.com/remotegpu/remotegpu/network/port"
+)
+
+// legacyTables names the tables of the legacy backend that the kernel has in
+// the calling thread's network namespace. Asking iptables-legacy for one that is
+// not there would make it.
+const legacyTables = "/proc/thread-self/net/ip_tables_names"
+
+// Foreign tells which host ports rules of other tools lead elsewhere, in both
+// backends: no program has them bound, so nobody else finds them. Rules of
+// Docker, Podman and CNI's portmap, node ports of Kubernetes, and what an
+// administrator wrote are meant, not those for addresses that are not the
+// host's.
+func (f *Firewall) Foreign(ctx context.Context) ([]port.Span, error) {
+	var found []port.Span
+	local := localAddresses()
+	for _, save := range f.savePrograms() {
+		var out []byte
+		if err := retry(ctx, func() (err error) {
+			out, err = hostexec.Run(ctx, nil, save, "-t", "nat")
+			return err
+		}); err != nil {
+			return nil, failed("read the rules of other tools", err)
+		}
+		for chain, rules := range parse(out)["nat"] {
+			if f.v4.prefixed(chain) {
+				continue
+			}
+			for _, rule := range rules {
+				found = append(found, foreignSpans(rule, local)...)
+			}
+		}
+	}
+	return found, nil
+}
+
+// savePrograms are the iptables-save of each backend that may have rules.
+func (f *Firewall) savePrograms() []string {
+	programs := []string{f.v4.save}
+	other := map[string]string{"nf_tables": "iptables-legacy-save", "legacy": "iptables-nft-save"}
+	backend := "legacy"
+	resolved, err := filepath.EvalSymlinks(f.v4.program)
+	if err != nil || strings.Contains(resolved, "nft") {
+		backend = "nf_tables"
+	}
+	twin := filepath.Join(filepath.Dir(f.v4.program), other[backend])
+	if _, err := exec.LookPath(twin); err != nil {
+		return programs // there is one backend only
+	}
+	if backend == "nf_tables" {
+		tables, err := os.ReadFile(legacyTables)
+		if err != nil || !strings.Contains(string(tables), "nat") {
+			return programs
+		}
+	}
+	return append(programs, twin)
+}
+
+// quoted is a comment, which may say anything.
+var quoted = regexp.MustCompile(`"(\\.|[^"\\])*"`)
+
+// foreignSpans are the host ports that a rule leads elsewhere.
+func foreignSpans(rule string, local []netip.Addr) []port.Span {
+	fields := strings.Fields(quoted.ReplaceAllString(rule, "-"))
+	values := make(map[string]string)
+	for i := 0; i+1 < len(fields); i++ {
+		if i > 0 && fields[i-1] == "!" {
+			continue // for all but that
+		}
+		values[fields[i]] = fields[i+1]
+	}
+	protocol := port.Protocol(values["-p"])
+	if protocol != port.TCP && protocol != port.UDP || !redirects(values["-j"]) || !addressed(values["-d"], local) {
+		return nil
+	}
+	var spans []port.Span
+	for text := range strings.SplitSeq(values["--dport"]+","+values["--dports"], ",") {
+		from, to, isRange := strings.Cut(text, ":")
+		if !isRange {
+			to = from
+		}
+		first, err := strconv.ParseUint(from, 10, 16)
+		last, lastErr := strconv.ParseUint(to, 10, 16)
+		if err != nil || lastErr != nil {
+			continue
+		}
+		spans = append(spans, port.Span{
+			Protocol: protocol, First: uint16(first), Last: uint16(last), Rule: fmt.Sprintf("chain %s of iptables", values["-A"]),
+		})
+	}
+	return spans
+}
+
+// redirects tells whether a target leads to another address or port. Kubernetes
+// does so in a chain for each service.
+func redirects(target string) bool {
+	return target == "DNAT" || target == "REDIRECT" || strings.HasPrefix(target, "KUBE-EXT-") || strings.HasPrefix(target, "KUBE-SVC-")
+}
+
+// addressed tells whether packets to one of the host's addresses may match.
+func addressed(destination string, local []netip.Addr) bool {
+	if destination == "" {
+		return true
+	}
+	prefix, err := netip.ParsePrefix(destination)
+	if err != nil {
+		return true // not understood, so not ruled out
+	}
+	if prefix.Addr().IsLoopback() {
+		return true
+	}
+	for _, address := range local {
+		if prefix.Contains(address) {
+			return true
+		}
+	}
+	return false
+}
+
+// localAddresses are those of the host; none when they cannot be read.
+func localAddresses() []netip.Addr {
+	found, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	var addresses []netip.Addr
+	for _, address := range found {
+		if prefix, err := netip.ParsePrefix(address.String()); err == nil {
+			addresses = append(addresses, prefix.Addr())
+		}
+	}
+	return addresses
+}
