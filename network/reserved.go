@@ -109,10 +109,10 @@ func (n *Networks) reservedByUs() (*portSet, error) {
 // nameReserved writes ReservedFile, unless it says so already. Without a port
 // there is none.
 func (n *Networks) nameReserved(ports, named *portSet) error {
-	switch {
-	case *ports == *named:
+	if *ports == *named {
 		return nil
-	case *ports == portSet{}:
+	}
+	if (*ports == portSet{}) {
 		if err := os.Remove(n.cfg.ReservedFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("forget which ports were reserved: %w", err)
 		}

@@ -49,31 +49,28 @@ func sourcesText(sources []netip.Prefix) (string, error) {
 	return toJSON(sources)
 }
 
-// PortMappings implements port.Store.
-func (s *Store) PortMappings(ctx context.Context, hostID string, filter port.Filter) ([]port.Mapping, string, error) {
+// selectsMappings is the condition that a filter means. It is made of constants;
+// what callers name is in args.
+func selectsMappings(hostID string, filter port.Filter) (condition string, args []any, err error) {
 	where := []string{"host_id = ?"}
-	args := []any{hostID}
+	args = []any{hostID}
 	add := func(condition string, values ...any) {
 		where = append(where, condition)
 		args = append(args, values...)
 	}
-	if filter.EnvID != "" {
-		add("env_id = ?", filter.EnvID)
-	}
-	if filter.Project != "" {
-		add("project = ?", filter.Project)
-	}
-	if filter.Service != "" {
-		add("service = ?", filter.Service)
-	}
-	if filter.ID != "" {
-		add("id = ?", filter.ID)
+	for _, by := range []struct{ column, value string }{ // in one order, so that statements stay prepared
+		{"env_id", filter.EnvID},
+		{"project", filter.Project},
+		{"service", string(filter.Service)},
+		{"id", filter.ID},
+		{"protocol", string(filter.Protocol)},
+	} {
+		if by.value != "" {
+			add(by.column+" = ?", by.value)
+		}
 	}
 	if filter.External != 0 {
 		add("external_port = ?", filter.External)
-	}
-	if filter.Protocol != "" {
-		add("protocol = ?", filter.Protocol)
 	}
 	if !filter.At.IsZero() {
 		add("created_at <= ? AND (released_at = 0 OR released_at > ?)", millis(filter.At), millis(filter.At))
@@ -87,11 +84,20 @@ func (s *Store) PortMappings(ctx context.Context, hostID string, filter port.Fil
 	if filter.After != "" {
 		var external, seq int64
 		if err := parseCursor(filter.After, "p", &external, &seq); err != nil {
-			return nil, "", err
+			return "", nil, err
 		}
 		add("(external_port, seq) > (?, ?)", external, seq)
 	}
-	query := selectMappings + strings.Join(where, " AND ") + " ORDER BY external_port, seq" //nolint:gosec // conditions are constants of this function
+	return strings.Join(where, " AND "), args, nil
+}
+
+// PortMappings implements port.Store.
+func (s *Store) PortMappings(ctx context.Context, hostID string, filter port.Filter) ([]port.Mapping, string, error) {
+	where, args, err := selectsMappings(hostID, filter)
+	if err != nil {
+		return nil, "", err
+	}
+	query := selectMappings + where + " ORDER BY external_port, seq" //nolint:gosec // the condition is made of constants
 	if filter.Limit > 0 {
 		query += " LIMIT ?"
 		args = append(args, filter.Limit+1) // one more tells whether there is another page
@@ -101,7 +107,7 @@ func (s *Store) PortMappings(ctx context.Context, hostID string, filter port.Fil
 		next  string
 		seqs  []int64
 	)
-	err := s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) error {
+	err = s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		rows, err := tx.QueryContext(ctx, query, args...)
 		if err != nil {
 			return err

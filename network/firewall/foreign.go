@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -121,15 +122,7 @@ func addressed(destination string, local []netip.Addr) bool {
 	if err != nil {
 		return true // not understood, so not ruled out
 	}
-	if prefix.Addr().IsLoopback() {
-		return true
-	}
-	for _, address := range local {
-		if prefix.Contains(address) {
-			return true
-		}
-	}
-	return false
+	return prefix.Addr().IsLoopback() || slices.ContainsFunc(local, prefix.Contains)
 }
 
 // localAddresses are those of the host; none when they cannot be read.

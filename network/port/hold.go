@@ -53,7 +53,7 @@ func (s *Sockets) Hold(protocol Protocol, port uint16) (bool, error) {
 	if protocol == UDP {
 		// What arrives would fill the socket's buffer, and nobody reads it.
 		if err := dropAll(fd); err != nil {
-			unix.Close(fd) //nolint:errcheck,gosec // nothing was written to it
+			unix.Close(fd) //nolint:errcheck // nothing was written to it
 			return false, fmt.Errorf("hold host port %d/%s: %w", port, protocol, err)
 		}
 	}
@@ -70,7 +70,7 @@ func (s *Sockets) Let(protocol Protocol, port uint16) {
 	defer s.mu.Unlock()
 	key := heldPort{protocol, port}
 	if fd, held := s.held[key]; held {
-		unix.Close(fd) //nolint:errcheck,gosec // nothing was written to it
+		unix.Close(fd) //nolint:errcheck // nothing was written to it
 		delete(s.held, key)
 	}
 }
@@ -87,7 +87,7 @@ func (s *Sockets) Close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, fd := range s.held {
-		unix.Close(fd) //nolint:errcheck,gosec // nothing was written to it
+		unix.Close(fd) //nolint:errcheck // nothing was written to it
 	}
 	s.held = nil
 }

@@ -186,7 +186,7 @@ func (p *Pool) Review() []string {
 		r := p.ranges[service]
 		for _, other := range Services()[i+1:] {
 			o := p.ranges[other]
-			if r.First <= o.Last && o.First <= r.Last && !(isDefault(r) && isDefault(o)) {
+			if r.First <= o.Last && o.First <= r.Last && (!isDefault(r) || !isDefault(o)) {
 				found = append(found, fmt.Sprintf("the pools of %s (%d-%d) and %s (%d-%d) overlap and share those ports",
 					service, r.First, r.Last, other, o.First, o.Last))
 			}

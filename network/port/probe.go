@@ -21,7 +21,7 @@ func BindProbe(protocol Protocol, port uint16) (bool, error) {
 	fd, err := bindAll(protocol, port)
 	switch {
 	case err == nil:
-		unix.Close(fd) //nolint:errcheck,gosec // nothing was written to it
+		unix.Close(fd) //nolint:errcheck // nothing was written to it
 		return true, nil
 	case errors.Is(err, unix.EADDRINUSE):
 		return false, nil
@@ -50,7 +50,7 @@ func bind(family int, protocol Protocol, port uint16) (fd int, err error) {
 	}
 	defer func() {
 		if err != nil {
-			unix.Close(fd) //nolint:errcheck,gosec // nothing was written to it
+			unix.Close(fd) //nolint:errcheck // nothing was written to it
 		}
 	}()
 	if family == unix.AF_INET {
