@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/remotegpu/internal/cleanup"
 	"github.com/remotegpu/remotegpu/network/firewall"
 	"github.com/remotegpu/remotegpu/network/port"
 )
@@ -125,6 +126,21 @@ func (n *Networks) forget(ctx context.Context, which ...flows) {
 	if err != nil {
 		n.cfg.Log.WarnContext(ctx, "stale tracked connections are not dropped", "error", err)
 	}
+}
+
+// forgetStrayed drops, in the background, tracked datagrams to published ports
+// that began while the rules were gone: as long as their sender goes on they
+// would lead nowhere.
+func (n *Networks) forgetStrayed(ctx context.Context) {
+	strayed := staleUDP(n.published.all().Mappings)
+	if strayed == nil {
+		return
+	}
+	n.background.Go(func() {
+		ctx, cancel := cleanup.Context(ctx)
+		defer cancel()
+		n.forgetter.later(strayed, func(which ...flows) { n.forget(ctx, which...) })
+	})
 }
 
 // gatherTime is how long selections are gathered before the table is walked:

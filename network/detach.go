@@ -219,7 +219,7 @@ func (n *Networks) CleanUp(ctx context.Context) error {
 		return fmt.Errorf("clean up networks: %w", err)
 	}
 	n.published.forgetAll()
-	errs := []error{n.cfg.Firewall.CleanUp(ctx), n.unreserve(ctx)}
+	errs := []error{n.cfg.Firewall.CleanUp(ctx), n.unreserve(ctx), distrustBridges(ctx)}
 	attached, err := n.Attached(ctx)
 	errs = append(errs, err)
 	for _, envID := range attached {

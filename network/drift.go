@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/network/firewall"
 	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
@@ -70,6 +71,30 @@ func policyDrift(there, wanted []firewall.Policy) (drift []port.Drift) {
 		drift = append(drift, port.Drift{EnvID: envID, Name: "network policy", Message: "it is in force and should not be"})
 	}
 	return drift
+}
+
+// Differences tells how the host's rules differ from what is published now, and
+// changes nothing. FIREWALL_FAILED when they cannot be read, or before anything
+// was declared.
+func (n *Networks) Differences(ctx context.Context) ([]firewall.Difference, error) {
+	if !n.published.knows() {
+		return nil, undeclared()
+	}
+	return n.cfg.Firewall.Differences(ctx, n.published.all())
+}
+
+// Rules is what is published now as rules, in the form of iptables-save. Errors
+// as of Differences.
+func (n *Networks) Rules(context.Context) (string, error) {
+	if !n.published.knows() {
+		return "", undeclared()
+	}
+	return n.cfg.Firewall.Render(n.published.all())
+}
+
+func undeclared() error {
+	return problem.New(problem.FirewallFailed, "the node has not declared any rule yet").
+		WithHint("It does so at its start; try again in a moment.")
 }
 
 func nameOf(m firewall.Mapping) string {

@@ -54,6 +54,11 @@ type Firewall interface {
 	Restore(ctx context.Context, desired firewall.Desired) (mended []string, err error)
 	Published(ctx context.Context) (firewall.Desired, error)
 	Check(ctx context.Context, desired firewall.Desired) (published firewall.Desired, differs []string, err error)
+	Differences(ctx context.Context, desired firewall.Desired) ([]firewall.Difference, error)
+	Render(desired firewall.Desired) (string, error)
+	Watch(ctx context.Context, poll time.Duration, changed func(context.Context, firewall.Change)) error
+	Watches(ctx context.Context) (string, error)
+	Conflicts(ctx context.Context, trusted bool) ([]*problem.Problem, error)
 	CleanUp(ctx context.Context) error
 }
 
@@ -94,8 +99,11 @@ type Config struct {
 	// net.ipv4.ip_local_reserved_ports. It has to go when the host restarts, as
 	// the setting does. Empty: none are reserved.
 	ReservedFile string
-	Firewall     Firewall
-	Log          *slog.Logger
+	// Poll is how often Run looks at what tells nothing by itself; DefaultPoll
+	// when 0. Negative: Run does nothing, only Restore mends.
+	Poll     time.Duration
+	Firewall Firewall
+	Log      *slog.Logger
 }
 
 // Networks makes and removes the networks of environments.
@@ -106,6 +114,7 @@ type Networks struct {
 	published  publisher
 	forgetter  forgetter
 	host       hostServers
+	healer     healer
 	background sync.WaitGroup
 
 	reserving sync.Mutex
@@ -142,6 +151,9 @@ func New(cfg Config) (*Networks, error) {
 	if cfg.RestoreGrace == 0 {
 		cfg.RestoreGrace = time.Minute
 	}
+	if cfg.Poll == 0 {
+		cfg.Poll = DefaultPoll
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -150,6 +162,7 @@ func New(cfg Config) (*Networks, error) {
 		firewall: cfg.Firewall, around: n.surroundings, grace: cfg.RestoreGrace, log: cfg.Log,
 		current: make(map[string]publication), background: &n.background,
 	}
+	n.healer.networks, n.healer.pace.burst, n.healer.pace.interval = n, healBurst, healInterval
 	return n, nil
 }
 

@@ -336,6 +336,8 @@ type recorder struct {
 	applied []firewall.Desired
 	fail    error
 	block   chan struct{}
+	mends   []string             // by Restore
+	changes chan firewall.Change // for Watch
 }
 
 func (r *recorder) Set(_ context.Context, desired firewall.Desired) error {
@@ -352,7 +354,7 @@ func (r *recorder) Set(_ context.Context, desired firewall.Desired) error {
 }
 
 func (r *recorder) Restore(ctx context.Context, desired firewall.Desired) ([]string, error) {
-	return nil, r.Set(ctx, desired)
+	return r.mends, r.Set(ctx, desired)
 }
 
 func (r *recorder) Published(context.Context) (firewall.Desired, error) {
@@ -370,6 +372,34 @@ func (r *recorder) Check(ctx context.Context, _ firewall.Desired) (firewall.Desi
 }
 
 func (r *recorder) CleanUp(context.Context) error { return nil }
+
+func (r *recorder) Differences(context.Context, firewall.Desired) ([]firewall.Difference, error) {
+	return nil, nil
+}
+
+func (r *recorder) Render(firewall.Desired) (string, error) { return "", nil }
+
+func (r *recorder) Watches(context.Context) (string, error) { return "events", nil }
+
+func (r *recorder) Conflicts(context.Context, bool) ([]*problem.Problem, error) { return nil, nil }
+
+func (r *recorder) Watch(ctx context.Context, _ time.Duration, changed func(context.Context, firewall.Change)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case change := <-r.changes:
+			changed(ctx, change)
+		}
+	}
+}
+
+// set has the following calls fail, nil: not any more.
+func (r *recorder) set(fail error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fail = fail
+}
 
 func (r *recorder) last() (ports []uint16) {
 	r.mu.Lock()

@@ -111,6 +111,7 @@ type batch struct {
 	before  map[string]publication
 	changed map[string]publication
 	done    chan struct{} // closed when applied
+	mended  []string      // by a verification
 	err     error
 }
 
@@ -255,11 +256,12 @@ func (p *publisher) seed(ctx context.Context) error {
 
 // restore replaces all mappings and policies, except those changed so recently
 // that the caller may not have known, and waits until the kernel has exactly
-// that. It tells whether that closes something that was open.
-func (p *publisher) restore(ctx context.Context, all map[string]publication) (closes bool, err error) {
+// that. It tells whether that closes something that was open,
+// and what differed.
+func (p *publisher) restore(ctx context.Context, all map[string]publication) (closes bool, mended []string, err error) {
 	around, err := p.around(ctx)
 	if err != nil {
-		return false, err
+		return false, nil, err
 	}
 	p.seeding.Lock()
 	p.seeded = true // all is more than the kernel knows
@@ -283,7 +285,42 @@ func (p *publisher) restore(ctx context.Context, all map[string]publication) (cl
 		}
 	}
 	p.mu.Unlock()
-	return closes, b.wait(ctx)
+	if err := b.wait(ctx); err != nil {
+		return false, nil, err
+	}
+	return closes, b.mended, nil
+}
+
+// verify compares the kernel's rules with what is published and mends what
+// differs. Before anything was declared or seeded it does nothing: what should
+// be is not known then.
+func (p *publisher) verify(ctx context.Context) (mended []string, err error) {
+	if !p.knows() {
+		return nil, nil
+	}
+	p.mu.Lock()
+	b := p.join(ctx)
+	b.verify = true
+	p.mu.Unlock()
+	err = b.wait(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return b.mended, nil
+}
+
+// knows tells whether what should be published is known.
+func (p *publisher) knows() bool {
+	p.seeding.Lock()
+	defer p.seeding.Unlock()
+	return p.seeded
+}
+
+// all is everything that is declared, or should be.
+func (p *publisher) all() firewall.Desired {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.desired(p.current)
 }
 
 // recent says whether what an environment has was changed so lately that a
@@ -344,7 +381,7 @@ func (p *publisher) run(ctx context.Context) {
 		}
 		desired := p.desired(p.current)
 		p.mu.Unlock()
-		b.err = p.apply(ctx, b.verify, desired)
+		b.mended, b.err = p.apply(ctx, b.verify, desired)
 		p.settle(b)
 		close(b.done)
 	}
@@ -362,17 +399,13 @@ func (p *publisher) desired(all map[string]publication) firewall.Desired {
 	return desired
 }
 
-func (p *publisher) apply(ctx context.Context, verify bool, desired firewall.Desired) error {
+func (p *publisher) apply(ctx context.Context, verify bool, desired firewall.Desired) (mended []string, err error) {
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
 	if !verify {
-		return p.firewall.Set(ctx, desired)
+		return nil, p.firewall.Set(ctx, desired)
 	}
-	mended, err := p.firewall.Restore(ctx, desired)
-	if len(mended) > 0 {
-		p.log.InfoContext(ctx, "firewall brought in order", "what", mended)
-	}
-	return err
+	return p.firewall.Restore(ctx, desired)
 }
 
 // settle notes how an application went. A failed one takes back what it

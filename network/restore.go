@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
@@ -18,7 +19,13 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 	if err := n.forward(ctx); err != nil {
 		errs = append(errs, failed("restore networks", err))
 	}
-	closes, err := n.published.restore(ctx, n.gather(published, policies))
+	known, began := n.published.knows(), time.Now()
+	settings, err := n.routeLocal()
+	if err != nil {
+		errs = append(errs, failed("restore networks", err))
+	}
+	closes, mended, err := n.published.restore(ctx, n.gather(published, policies))
+	n.healer.failed(err)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("restore published ports and policies: %w", err))
 	} else if closes {
@@ -30,6 +37,13 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 		}
 	}
 	errs = append(errs, n.reserveAgain(ctx))
+	mended = append(settings, mended...)
+	switch {
+	case len(mended) > 0 && known:
+		n.healer.note(ctx, Repair{At: time.Now(), What: mended, Took: time.Since(began)})
+	case len(mended) > 0:
+		n.cfg.Log.InfoContext(ctx, "firewall brought in order", "what", mended)
+	}
 	return errors.Join(errs...)
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // sysctl is a setting below /proc/sys/net of the calling thread's namespace.
@@ -65,17 +66,56 @@ func ofInside() []sysctl {
 // forward makes the host forward packets. It stays on when we go: others may
 // have come to rely on it.
 func (n *Networks) forward(ctx context.Context) error {
+	_, err := n.forwarding(ctx)
+	return err
+}
+
+// forwarding does as forward and tells whether there was something to do.
+func (n *Networks) forwarding(ctx context.Context) (changed bool, err error) {
 	const path = "/proc/sys/net/ipv4/ip_forward"
 	value, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("read ip_forward: %w", err)
+		return false, fmt.Errorf("read ip_forward: %w", err)
 	}
 	if string(bytes.TrimSpace(value)) != "0" {
-		return nil
+		return false, nil
 	}
 	if err := os.WriteFile(path, []byte("1"), 0); err != nil {
-		return fmt.Errorf("set net.ipv4.ip_forward to 1: %w", err)
+		return false, fmt.Errorf("set net.ipv4.ip_forward to 1: %w", err)
 	}
 	n.cfg.Log.InfoContext(ctx, "net.ipv4.ip_forward was 0 and is now 1: environments need it")
-	return nil
+	return true, nil
+}
+
+// routeLocal gives bridges back their route_localnet, which programs that set
+// all interfaces alike take: without it the host's loopback reaches no
+// published port. It returns the settings that were wrong.
+func (n *Networks) routeLocal() (mended []string, err error) {
+	links, err := ours()
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, link := range links {
+		name := link.Attrs().Name
+		if link.Type() != "bridge" || !strings.HasPrefix(link.Attrs().Alias, aliasPrefix) {
+			continue
+		}
+		path := filepath.Join("/proc/sys/net/ipv4/conf", name, "route_localnet")
+		value, err := os.ReadFile(path)
+		if err == nil && string(bytes.TrimSpace(value)) == "1" {
+			continue
+		}
+		if err == nil {
+			err = os.WriteFile(path, []byte("1"), 0)
+		}
+		switch {
+		case errors.Is(err, os.ErrNotExist): // it has been removed since
+		case err != nil:
+			errs = append(errs, fmt.Errorf("set route_localnet of %s: %w", name, err))
+		default:
+			mended = append(mended, "net.ipv4.conf."+name+".route_localnet")
+		}
+	}
+	return mended, errors.Join(errs...)
 }

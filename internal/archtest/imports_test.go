@@ -43,6 +43,7 @@ var soleImporters = map[string][]string{
 	"github.com/mattn/go-sqlite3":          {"internal/sqlite"},
 	"github.com/coreos/go-iptables":        {"network/firewall"},
 	"github.com/vishvananda/netlink":       {"network"},
+	"github.com/godbus/dbus/v5":            {"network"},
 	"github.com/coder/websocket":           {"network/gateway"},
 	"github.com/miekg/dns":                 {"network/dns"},
 	"github.com/spf13/cobra":               {"internal/cli", "cmd/remotegpud"},

@@ -11,7 +11,7 @@ import (
 )
 
 func (a *app) nodeCommand() *cobra.Command {
-	return group("node", "The node itself", a.nodeInfo(), a.nodeReconcile())
+	return group("node", "The node itself", a.nodeInfo(), a.nodeReconcile(), a.nodeFirewall())
 }
 
 func (a *app) nodeInfo() *cobra.Command {
@@ -55,6 +55,7 @@ func (a *app) showNode(node *remotegpuv1.Node) error {
 		{"containerd", containerd},
 		{"cgroup", node.GetCgroup()},
 		{"iptables", node.GetIptables()},
+		{"Firewall", firewallText(node.GetFirewall())},
 		{"Addresses", node.GetAddressRange()},
 		{"Disk limits", diskQuotaText(node.GetDiskQuota())},
 		{"Gateway", node.GetGatewayUrl()},

@@ -48,6 +48,8 @@ type fake struct {
 	result   *remotegpuv1.RunCommandResponse
 	desktops []*remotegpuv1.GetDesktopResponse
 	findings []*remotegpuv1.Finding
+	differs  []*remotegpuv1.FirewallDifference
+	repairs  *remotegpuv1.FirewallState
 	quota    *remotegpuv1.DiskQuota
 	drop     int // this many watches break after their first message
 
@@ -320,10 +322,22 @@ func (f *fake) Reconcile(_ context.Context, r *remotegpuv1.ReconcileRequest) (*r
 	return &remotegpuv1.ReconcileResponse{Findings: f.findings}, f.got(r)
 }
 
+func (f *fake) DiffFirewall(_ context.Context, r *remotegpuv1.DiffFirewallRequest) (*remotegpuv1.DiffFirewallResponse, error) {
+	var text strings.Builder
+	for _, d := range f.differs {
+		text.WriteString("- " + d.GetTable() + " " + d.GetRule() + "\n")
+	}
+	return &remotegpuv1.DiffFirewallResponse{Differences: f.differs, Text: text.String()}, f.got(r)
+}
+
+func (f *fake) GetFirewall(_ context.Context, r *remotegpuv1.GetFirewallRequest) (*remotegpuv1.GetFirewallResponse, error) {
+	return &remotegpuv1.GetFirewallResponse{Rules: "*nat\n:RGPU-DNAT - [0:0]\nCOMMIT\n"}, f.got(r)
+}
+
 func (f *fake) GetNodeInfo(_ context.Context, r *remotegpuv1.GetNodeInfoRequest) (*remotegpuv1.GetNodeInfoResponse, error) {
 	return &remotegpuv1.GetNodeInfoResponse{Node: &remotegpuv1.Node{
-		DiskQuota: f.quota,
-		Id:        "01NODE", Name: "gpu1", Version: "v0.1.0", Os: "Debian GNU/Linux 12 (bookworm)", Kernel: "6.1.0", Architecture: "amd64",
+		DiskQuota: f.quota, Firewall: f.repairs,
+		Id: "01NODE", Name: "gpu1", Version: "v0.1.0", Os: "Debian GNU/Linux 12 (bookworm)", Kernel: "6.1.0", Architecture: "amd64",
 		Cpus: 8, MemoryBytes: 32 << 30, Cgroup: "v2", AddressRange: "10.88.0.0/16",
 		Containerd:   &remotegpuv1.Containerd{Address: "/run/containerd/containerd.sock", Version: "1.6.20", Namespace: "remotegpu", Snapshotter: "overlayfs"},
 		Environments: map[string]int32{"running": 2, "error": 1},

@@ -99,6 +99,7 @@ type Network struct {
 	ResolvConf string   `toml:"resolv_conf" comment:"The host's resolv.conf."`
 	IPTables   string   `toml:"iptables" comment:"iptables program. Empty: the one on PATH."`
 	Allow      []string `toml:"allow" comment:"Destinations in private networks, in those of the host or at a cloud's metadata that environments reach: ADDRESS[/BITS][:PORT[-PORT]][/tcp|/udp], for example 192.168.7.20:5000/tcp. Empty: none but the name servers."`
+	Poll       int      `toml:"firewall_poll" comment:"Seconds between looks at rules and settings that others may change where the kernel does not tell (1 to 3600). 0: rules are mended once a minute only, also where it tells."`
 }
 
 // Ports is how host ports are given to environments.
@@ -192,7 +193,7 @@ func Default() Config {
 		Gateway:    Gateway{Listen: "0.0.0.0:7443"},
 		Containerd: Containerd{Address: "/run/containerd/containerd.sock", Namespace: "remotegpu", Snapshotter: "overlayfs", Cgroup: "/remotegpu"},
 		Registries: Registries{HostsDir: "/etc/containerd/certs.d", DockerConfig: "/root/.docker/config.json"},
-		Network:    Network{ResolvConf: "/etc/resolv.conf"},
+		Network:    Network{ResolvConf: "/etc/resolv.conf", Poll: 2},
 		Ports:      Ports{Quarantine: 120, Deny: DefaultDeny()},
 		Operations: Operations{Workers: 16, KeepDays: 30},
 		Logs:       Logs{MaxSize: 16 << 20, MaxFiles: 4},
@@ -306,6 +307,9 @@ func (n *Network) check() error {
 		if prefix, err := netip.ParsePrefix(n.Range); err != nil || !prefix.Addr().Is4() || prefix.Bits() > 29 || prefix != prefix.Masked() {
 			errs = append(errs, fault("network.range", "write it like 10.88.0.0/16", "%q is not an IPv4 range of at least a /29", n.Range))
 		}
+	}
+	if n.Poll < 0 || n.Poll > 3600 {
+		errs = append(errs, fault("network.firewall_poll", "2 is a good value", "%d is not between 0 and 3600 seconds", n.Poll))
 	}
 	for _, server := range n.Upstreams {
 		if _, err := netip.ParseAddr(server); err != nil {

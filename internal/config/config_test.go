@@ -48,6 +48,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"a range that is none", "version = 1\n[network]\nrange = \"10.88.0.1/16\"\n", "network.range"},
 		{"an IPv6 range", "version = 1\n[network]\nrange = \"fd00::/64\"\n", "network.range"},
 		{"a key without its certificate", "version = 1\n[api]\ntls_key = \"/k\"\n", "tls_cert"},
+		{"a poll that never comes", "version = 1\n[network]\nfirewall_poll = 3601\n", "firewall_poll"},
 		{"an upstream that is a name", "version = 1\n[network]\nupstreams = [\"dns.example\"]\n", "upstreams"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -230,6 +230,14 @@ func (n *Node) Info(ctx context.Context) rpc.Node {
 	if info.IPTables, err = n.firewall.Backend(ctx); err != nil {
 		info.Conditions = addCondition(info.Conditions, problem.Of(err))
 	}
+	info.Repairs = n.networks.Repairs()
+	for _, p := range n.networks.Conditions() {
+		if p.Reason == problem.FirewallConflict { // there may be several
+			info.Conditions = append(info.Conditions, runtime.Condition{Reason: p.Reason, Message: p.Error(), Hint: p.Hint})
+			continue
+		}
+		info.Conditions = addCondition(info.Conditions, p)
+	}
 	if writer := n.logWriter(); !writer.There() {
 		info.Conditions = addCondition(info.Conditions, logWriterMissing(writer))
 	}

@@ -116,6 +116,7 @@ func (n *Node) buildNetwork(ctx context.Context) (err error) {
 		Allow: allow, Range: addresses, NetNSDir: n.runPath("netns"), ResolvConf: n.cfg.Network.ResolvConf,
 		Upstreams: parseAddresses(n.cfg.Network.Upstreams), Search: n.cfg.Network.Search, Firewall: n.firewall, Log: n.log,
 		ClosedByDefault: n.cfg.Ports.ClosedByDefault, ReservedFile: n.runPath(reservedFile),
+		Poll: pollInterval(n.cfg.Network.Poll),
 	})
 	if err != nil {
 		return err
@@ -126,6 +127,14 @@ func (n *Node) buildNetwork(ctx context.Context) (err error) {
 // reservedFile, in the run directory, names the ports that are reserved because
 // of us.
 const reservedFile = "reserved-ports"
+
+// pollInterval is the setting in seconds as network.Config takes it: 0 is off.
+func pollInterval(seconds int) time.Duration {
+	if seconds == 0 {
+		return -1
+	}
+	return time.Duration(seconds) * time.Second
+}
 
 // buildManager makes what leads environments through their life.
 func (n *Node) buildManager(ctx context.Context) error {
@@ -188,13 +197,14 @@ func (n *Node) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	handler := rpc.NewHandler(rpc.Config{
 		Manager: n.manager, Operations: operations{n.queue, n.store}, Ports: n.ports(), Desktops: desktops{n.desktops},
-		Sessions: sessions{n.gateway}, Node: n, NodeName: n.cfg.Node.Name, Log: n.log,
+		Sessions: sessions{n.gateway}, Node: n, Firewall: n.networks, NodeName: n.cfg.Node.Name, Log: n.log,
 	})
 	for _, listener := range listeners {
 		group.Go(func() error { return listener.serve(ctx, handler, n.log) })
 	}
 	group.Go(func() error { return n.queue.Run(ctx) })
 	group.Go(func() error { return n.manager.Run(ctx) })
+	group.Go(func() error { return n.networks.Run(ctx) })
 	group.Go(func() error {
 		if err := n.volumes.RemoveDeleted(ctx); err != nil && ctx.Err() == nil {
 			n.log.WarnContext(ctx, "files of deleted volumes stay until the next start", "error", err)

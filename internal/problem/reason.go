@@ -71,6 +71,8 @@ const (
 	AddressPoolExhausted  Reason = "ADDRESS_POOL_EXHAUSTED"
 	NetworkFailed         Reason = "NETWORK_FAILED"
 	FirewallFailed        Reason = "FIREWALL_FAILED"
+	FirewallConflict      Reason = "FIREWALL_CONFLICT"
+	FirewallContested     Reason = "FIREWALL_CONTESTED"
 	NoUpstreamDNS         Reason = "NO_UPSTREAM_DNS"
 	DestinationNotAllowed Reason = "DESTINATION_NOT_ALLOWED"
 	MountNotAllowed       Reason = "MOUNT_NOT_ALLOWED"
@@ -174,6 +176,8 @@ var kinds = map[Reason]error{
 	AddressPoolExhausted:  errdefs.ErrResourceExhausted,
 	NetworkFailed:         errdefs.ErrUnavailable,
 	FirewallFailed:        errdefs.ErrUnavailable,
+	FirewallConflict:      errdefs.ErrFailedPrecondition,
+	FirewallContested:     errdefs.ErrFailedPrecondition,
 	NoUpstreamDNS:         errdefs.ErrFailedPrecondition,
 	DestinationNotAllowed: errdefs.ErrInvalidArgument,
 	MountNotAllowed:       errdefs.ErrInvalidArgument,

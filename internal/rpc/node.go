@@ -5,6 +5,7 @@ import (
 	"time"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+	"github.com/remotegpu/remotegpu/network"
 	"github.com/remotegpu/remotegpu/runtime"
 )
 
@@ -32,6 +33,7 @@ type Node struct {
 	GatewayURL   string
 	Conditions   []runtime.Condition
 	DiskQuota    *runtime.DiskQuota // nil while it is not known
+	Repairs      network.Repairs
 }
 
 // GetNodeInfo implements the RPC.
@@ -55,6 +57,7 @@ func (s *nodeService) GetNodeInfo(ctx context.Context, _ *remotegpuv1.GetNodeInf
 			Supported: quota.Supported, Method: quota.Method, Filesystem: quota.Filesystem, Path: quota.Path, Reason: quota.Reason, Hint: quota.Hint,
 		}
 	}
+	message.Firewall = toFirewallState(node.Repairs)
 	for state, count := range counts {
 		message.Environments[string(state)] = int32(count)
 	}

@@ -33,6 +33,7 @@ type Config struct {
 	Desktops   Desktops
 	Sessions   Sessions
 	Node       NodeInfo
+	Firewall   Firewall
 	NodeName   string
 	Log        *slog.Logger
 }

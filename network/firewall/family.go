@@ -23,6 +23,8 @@ type family struct {
 	hooks                  []hook
 	prefix                 string
 	log                    *slog.Logger
+	// own runs what changes rules in so many transactions.
+	own func(ctx context.Context, commits int, change func() error) error
 }
 
 // hook is the jump from a built-in chain into one of ours.
@@ -44,11 +46,6 @@ func hooksV4(prefix string) []hook {
 		{"nat", "PREROUTING", local, prefix + "-DNAT"},
 		{"nat", "OUTPUT", local, prefix + "-DNAT"},
 	}
-}
-
-// spec is the hook as arguments of iptables.
-func (h hook) spec(prefix string) []string {
-	return slices.Concat(h.match, []string{"-m", "comment", "--comment", strings.ToLower(prefix) + ":hook", "-j", h.to})
 }
 
 // line is the hook as iptables-save prints it.
@@ -84,9 +81,11 @@ func (f *family) read(ctx context.Context) (ruleset, error) {
 // run applies a script for iptables-restore. Each table in it is committed
 // whole or not at all.
 func (f *family) run(ctx context.Context, script string) error {
-	err := retry(ctx, func() error {
-		_, err := hostexec.Run(ctx, strings.NewReader(script), f.restore, fmt.Sprintf("--wait=%d", lockWait), "--noflush")
-		return err
+	err := f.own(ctx, strings.Count(script, "COMMIT\n"), func() error {
+		return retry(ctx, func() error {
+			_, err := hostexec.Run(ctx, strings.NewReader(script), f.restore, fmt.Sprintf("--wait=%d", lockWait), "--noflush")
+			return err
+		})
 	})
 	if err != nil {
 		return failed("apply rules", err)
@@ -137,7 +136,7 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 		return nil, err
 	}
 	if _, ok := there["filter"][f.admin()]; !ok {
-		if err := f.ipt.NewChain("filter", f.admin()); err != nil {
+		if err := f.own(ctx, 1, func() error { return f.ipt.NewChain("filter", f.admin()) }); err != nil {
 			return nil, failed("make chain "+f.admin(), err)
 		}
 		mended = append(mended, f.admin())
@@ -164,19 +163,36 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 			return mended, err
 		}
 	}
-	for _, h := range f.hooks {
-		if f.inPlace(there, h) {
-			continue
+	script, names := f.missingHooks(there)
+	if script != "" {
+		if err := f.run(ctx, script); err != nil {
+			return mended, fmt.Errorf("hook into %s: %w", strings.Join(names, ", "), err)
 		}
-		if err := f.ipt.Insert(h.table, h.chain, 1, h.spec(f.prefix)...); err != nil {
-			return mended, failed("hook into "+h.table+" "+h.chain, err)
-		}
-		mended = append(mended, h.name())
+		mended = append(mended, names...)
 	}
 	if len(mended) > 0 {
 		f.log.DebugContext(ctx, "firewall mended", "what", mended)
 	}
 	return mended, nil
+}
+
+// missingHooks is a script that puts the hooks that are not in place in front
+// of everything else, and names them.
+func (f *family) missingHooks(there ruleset) (script string, names []string) {
+	var b strings.Builder
+	for _, table := range tables() {
+		var rules strings.Builder
+		for _, h := range f.hooks {
+			if h.table == table && !f.inPlace(there, h) {
+				fmt.Fprintf(&rules, "-I %s 1%s\n", h.chain, strings.TrimPrefix(h.line(f.prefix), "-A "+h.chain))
+				names = append(names, h.name())
+			}
+		}
+		if rules.Len() > 0 {
+			fmt.Fprintf(&b, "*%s\n%sCOMMIT\n", table, rules.String())
+		}
+	}
+	return b.String(), names
 }
 
 // differs names what repair would mend.
@@ -202,13 +218,16 @@ func (f *family) inPlace(there ruleset, h hook) bool {
 	return slices.Contains(there[h.table][h.chain], h.line(f.prefix))
 }
 
-// strayHooks is a script that removes every jump to our chains from built-in
-// chains that is doubled, of another form than we make, or that comes after a
-// rule which lets no packet pass (which repair then puts in front again).
-func (f *family) strayHooks(there ruleset) string {
-	var b strings.Builder
+// stray is a jump to our chains from a built-in chain that should not be
+// there.
+type stray struct{ table, chain, rule string }
+
+// strays lists every jump to our chains from built-in chains that is doubled,
+// of another form than we make, or that comes after a rule which lets no packet
+// pass. removed has table and rule of them.
+func (f *family) strays(there ruleset) (all []stray, removed map[string]bool) {
+	removed = make(map[string]bool)
 	for _, table := range tables() {
-		var rules strings.Builder
 		for _, chain := range slices.Sorted(maps.Keys(there[table])) {
 			if f.prefixed(chain) {
 				continue
@@ -222,9 +241,26 @@ func (f *family) strayHooks(there ruleset) string {
 				}
 				known := slices.ContainsFunc(f.hooks, func(h hook) bool { return h.table == table && h.line(f.prefix) == rule })
 				if !known || seen[rule] || sealed {
-					fmt.Fprintf(&rules, "-D%s\n", strings.TrimPrefix(rule, "-A"))
+					all = append(all, stray{table, chain, rule})
+					removed[table+rule] = removed[table+rule] || !seen[rule]
 				}
 				seen[rule] = true
+			}
+		}
+	}
+	return all, removed
+}
+
+// strayHooks is a script that removes all strays. Repair then puts the hooks
+// in front again.
+func (f *family) strayHooks(there ruleset) string {
+	all, _ := f.strays(there)
+	var b strings.Builder
+	for _, table := range tables() {
+		var rules strings.Builder
+		for _, s := range all {
+			if s.table == table {
+				fmt.Fprintf(&rules, "-D%s\n", strings.TrimPrefix(s.rule, "-A"))
 			}
 		}
 		if rules.Len() > 0 {
@@ -263,71 +299,6 @@ func (f *family) cleanUp(there ruleset) string {
 		}
 	}
 	return b.String()
-}
-
-// diff tells how our chains there differ from wanted.
-func (f *family) diff(there, wanted ruleset) string {
-	var b strings.Builder
-	owned := there.owned(f.ours)
-	for _, table := range tables() {
-		for _, name := range slices.Sorted(maps.Keys(mergeKeys(owned[table], wanted[table]))) {
-			have, exists := owned[table][name]
-			want, expected := wanted[table][name]
-			switch {
-			case !exists:
-				fmt.Fprintf(&b, "- %s :%s\n", table, name)
-			case !expected:
-				fmt.Fprintf(&b, "+ %s :%s\n", table, name)
-			}
-			diffRules(&b, table, have, want)
-		}
-	}
-	for _, h := range f.hooks {
-		if !f.inPlace(there, h) {
-			fmt.Fprintf(&b, "- %s %s\n", h.table, h.line(f.prefix))
-		}
-	}
-	return b.String()
-}
-
-func diffRules(b *strings.Builder, table string, have, want []string) {
-	before := b.Len()
-	for _, rule := range want {
-		if !slices.Contains(have, rule) {
-			fmt.Fprintf(b, "- %s %s\n", table, rule)
-		}
-	}
-	for _, rule := range have {
-		if !slices.Contains(want, rule) {
-			fmt.Fprintf(b, "+ %s %s\n", table, rule)
-		}
-	}
-	if b.Len() == before && !slices.Equal(have, want) {
-		name, _, _ := strings.Cut(strings.TrimPrefix(want[0], "-A "), " ")
-		fmt.Fprintf(b, "! %s :%s has its rules in another order or doubled\n", table, name)
-	}
-}
-
-func mergeKeys(a, b chains) chains {
-	all := make(chains, len(a)+len(b))
-	maps.Copy(all, a)
-	maps.Copy(all, b)
-	return all
-}
-
-// changed names the chains in which a and b differ.
-func changed(a, b ruleset) []string {
-	var names []string
-	for _, table := range tables() {
-		for _, name := range slices.Sorted(maps.Keys(mergeKeys(a[table], b[table]))) {
-			have, inA := a[table][name]
-			want, inB := b[table][name]
-			if inA != inB || !slices.Equal(have, want) {
-				names = append(names, name)
-			}
-		}
-	}
-	return names
 }
 
 // retry runs do again while another program holds the xtables lock.

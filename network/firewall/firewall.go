@@ -12,15 +12,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 
 	"github.com/coreos/go-iptables/iptables"
 
-	"github.com/remotegpu/remotegpu/internal/hostexec"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/network/port"
 )
@@ -85,13 +82,14 @@ type Desired struct {
 
 // Firewall declares the state of the host's packet filter.
 type Firewall struct {
-	cfg     Config
-	backend string
-	v4      family
+	cfg Config
+	v4  family
 
 	mu      sync.Mutex
+	backend string // "": not asked for yet
 	desired Desired
 	applied ruleset // what the kernel holds as far as we know; nil: unknown
+	mine    ownership
 }
 
 // New checks the configuration and finds the iptables programs. It touches no
@@ -123,49 +121,9 @@ func New(cfg Config) (*Firewall, error) {
 	f := &Firewall{cfg: cfg}
 	f.v4 = family{
 		ipt: ipt, program: path, save: path + "-save", restore: path + "-restore",
-		render: f.renderV4, hooks: hooksV4(cfg.Prefix), prefix: cfg.Prefix, log: cfg.Log,
+		render: f.renderV4, hooks: hooksV4(cfg.Prefix), prefix: cfg.Prefix, log: cfg.Log, own: f.own,
 	}
 	return f, nil
-}
-
-func findProgram(path string) (string, error) {
-	candidates := []string{path}
-	if path == "" {
-		candidates = []string{"iptables", "/usr/sbin/iptables", "/sbin/iptables"}
-	}
-	for _, candidate := range candidates {
-		found, err := exec.LookPath(candidate)
-		if err != nil {
-			continue
-		}
-		for _, twin := range []string{"-save", "-restore"} {
-			if _, err := exec.LookPath(found + twin); err != nil {
-				return "", problem.New(problem.FirewallFailed, "%s%s is not there", found, twin).
-					WithHint("Install the iptables package; the three programs must lie side by side.")
-			}
-		}
-		return filepath.Clean(found), nil
-	}
-	return "", problem.New(problem.FirewallFailed, "iptables is not installed").WithHint("Install the iptables package.")
-}
-
-// Backend tells which kernel interface iptables speaks: "nf_tables" or
-// "legacy".
-func (f *Firewall) Backend(ctx context.Context) (string, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.backend != "" {
-		return f.backend, nil
-	}
-	out, err := hostexec.Run(ctx, nil, f.v4.program, "--version")
-	if err != nil {
-		return "", failed("ask iptables for its version", err)
-	}
-	f.backend = "legacy" // programs before 1.8 do not name it and have no other
-	if strings.Contains(string(out), "nf_tables") {
-		f.backend = "nf_tables"
-	}
-	return f.backend, nil
 }
 
 // Set makes desired what is published. What it knows to be applied already is
@@ -229,6 +187,7 @@ func (f *Firewall) Repair(ctx context.Context) (mended []string, err error) {
 
 func (f *Firewall) restore(ctx context.Context, desired Desired, wanted ruleset) ([]string, error) {
 	f.applied = nil
+	f.look(ctx)
 	mended, err := f.v4.repair(ctx, wanted)
 	if err != nil {
 		return mended, err
@@ -237,37 +196,9 @@ func (f *Firewall) restore(ctx context.Context, desired Desired, wanted ruleset)
 	return mended, nil
 }
 
-// Diff tells how the kernel's rules differ from what was last set, one line
-// per chain or rule: "-" is missing, "+" is there and should not be. It is
-// empty when nothing differs.
-func (f *Firewall) Diff(ctx context.Context) (string, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	wanted, err := f.v4.render(f.desired)
-	if err != nil {
-		return "", err
-	}
-	there, err := f.v4.read(ctx)
-	if err != nil {
-		return "", err
-	}
-	return f.v4.diff(there, wanted), nil
-}
-
-// Text returns what was last set, as iptables-save would print our chains.
-func (f *Firewall) Text() (string, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	wanted, err := f.v4.render(f.desired)
-	if err != nil {
-		return "", err
-	}
-	return wanted.text(), nil
-}
-
 // CleanUp removes every jump to a chain with our prefix and every such chain,
 // the administrator's included. It needs no state: what another process or a
-// crash left is removed too. What is not ours stays.
+// crash left, in either backend, is removed too. What is not ours stays.
 func (f *Firewall) CleanUp(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -276,12 +207,10 @@ func (f *Firewall) CleanUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	script := f.v4.cleanUp(there)
-	if script == "" {
-		return nil
+	if script := f.v4.cleanUp(there); script != "" {
+		if err := f.v4.run(ctx, script); err != nil {
+			return fmt.Errorf("remove chains %s: %w", f.cfg.Prefix, err)
+		}
 	}
-	if err := f.v4.run(ctx, script); err != nil {
-		return fmt.Errorf("remove chains %s: %w", f.cfg.Prefix, err)
-	}
-	return nil
+	return f.leaveOther(ctx)
 }

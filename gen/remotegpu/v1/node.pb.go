@@ -9,6 +9,7 @@ package remotegpuv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -85,6 +86,63 @@ func (x ReconcileAction) Number() protoreflect.EnumNumber {
 // Deprecated: Use ReconcileAction.Descriptor instead.
 func (ReconcileAction) EnumDescriptor() ([]byte, []int) {
 	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{0}
+}
+
+// FirewallDifferenceKind is how a rule or chain differs.
+type FirewallDifferenceKind int32
+
+const (
+	// Never sent.
+	FirewallDifferenceKind_FIREWALL_DIFFERENCE_KIND_UNSPECIFIED FirewallDifferenceKind = 0
+	// It should be there and is not.
+	FirewallDifferenceKind_FIREWALL_DIFFERENCE_KIND_MISSING FirewallDifferenceKind = 1
+	// It is there and should not be.
+	FirewallDifferenceKind_FIREWALL_DIFFERENCE_KIND_UNEXPECTED FirewallDifferenceKind = 2
+	// The rules of the chain are in another order, or doubled.
+	FirewallDifferenceKind_FIREWALL_DIFFERENCE_KIND_MISORDERED FirewallDifferenceKind = 3
+)
+
+// Enum value maps for FirewallDifferenceKind.
+var (
+	FirewallDifferenceKind_name = map[int32]string{
+		0: "FIREWALL_DIFFERENCE_KIND_UNSPECIFIED",
+		1: "FIREWALL_DIFFERENCE_KIND_MISSING",
+		2: "FIREWALL_DIFFERENCE_KIND_UNEXPECTED",
+		3: "FIREWALL_DIFFERENCE_KIND_MISORDERED",
+	}
+	FirewallDifferenceKind_value = map[string]int32{
+		"FIREWALL_DIFFERENCE_KIND_UNSPECIFIED": 0,
+		"FIREWALL_DIFFERENCE_KIND_MISSING":     1,
+		"FIREWALL_DIFFERENCE_KIND_UNEXPECTED":  2,
+		"FIREWALL_DIFFERENCE_KIND_MISORDERED":  3,
+	}
+)
+
+func (x FirewallDifferenceKind) Enum() *FirewallDifferenceKind {
+	p := new(FirewallDifferenceKind)
+	*p = x
+	return p
+}
+
+func (x FirewallDifferenceKind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FirewallDifferenceKind) Descriptor() protoreflect.EnumDescriptor {
+	return file_remotegpu_v1_node_proto_enumTypes[1].Descriptor()
+}
+
+func (FirewallDifferenceKind) Type() protoreflect.EnumType {
+	return &file_remotegpu_v1_node_proto_enumTypes[1]
+}
+
+func (x FirewallDifferenceKind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FirewallDifferenceKind.Descriptor instead.
+func (FirewallDifferenceKind) EnumDescriptor() ([]byte, []int) {
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{1}
 }
 
 // GetNodeInfoRequest asks for the node's facts.
@@ -211,7 +269,9 @@ type Node struct {
 	Conditions []*NodeCondition `protobuf:"bytes,18,rep,name=conditions,proto3" json:"conditions,omitempty"`
 	// Whether the sizes of writable layers can be limited
 	// (Resources.disk_bytes). Absent while containerd does not answer.
-	DiskQuota     *DiskQuota `protobuf:"bytes,19,opt,name=disk_quota,json=diskQuota,proto3" json:"disk_quota,omitempty"`
+	DiskQuota *DiskQuota `protobuf:"bytes,19,opt,name=disk_quota,json=diskQuota,proto3" json:"disk_quota,omitempty"`
+	// How the packet filter is watched, and what had to be mended.
+	Firewall      *FirewallState `protobuf:"bytes,20,opt,name=firewall,proto3" json:"firewall,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -379,6 +439,152 @@ func (x *Node) GetDiskQuota() *DiskQuota {
 	return nil
 }
 
+func (x *Node) GetFirewall() *FirewallState {
+	if x != nil {
+		return x.Firewall
+	}
+	return nil
+}
+
+// FirewallState is how the node's part of the host's packet filter fares.
+type FirewallState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How changes by others are noticed: "events" (the kernel tells), "poll" (it
+	// is looked at each few seconds). Empty: only by the reconciler, each minute.
+	Watch string `protobuf:"bytes,1,opt,name=watch,proto3" json:"watch,omitempty"`
+	// How often something had to be mended since the daemon started.
+	Repairs int64 `protobuf:"varint,2,opt,name=repairs,proto3" json:"repairs,omitempty"`
+	// The last of them, oldest first, at most 32.
+	LatestRepairs []*FirewallRepair `protobuf:"bytes,3,rep,name=latest_repairs,json=latestRepairs,proto3" json:"latest_repairs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FirewallState) Reset() {
+	*x = FirewallState{}
+	mi := &file_remotegpu_v1_node_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FirewallState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FirewallState) ProtoMessage() {}
+
+func (x *FirewallState) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_node_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FirewallState.ProtoReflect.Descriptor instead.
+func (*FirewallState) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *FirewallState) GetWatch() string {
+	if x != nil {
+		return x.Watch
+	}
+	return ""
+}
+
+func (x *FirewallState) GetRepairs() int64 {
+	if x != nil {
+		return x.Repairs
+	}
+	return 0
+}
+
+func (x *FirewallState) GetLatestRepairs() []*FirewallRepair {
+	if x != nil {
+		return x.LatestRepairs
+	}
+	return nil
+}
+
+// FirewallRepair is one time that the node put back what others had changed.
+type FirewallRepair struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it was mended.
+	At *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=at,proto3" json:"at,omitempty"`
+	// Chains, hooks and settings that were not as declared.
+	What []string `protobuf:"bytes,2,rep,name=what,proto3" json:"what,omitempty"`
+	// Programs that changed them, as "name[pid]". Empty where the kernel does not
+	// tell.
+	By []string `protobuf:"bytes,3,rep,name=by,proto3" json:"by,omitempty"`
+	// From when it was known until it was mended.
+	Took          *durationpb.Duration `protobuf:"bytes,4,opt,name=took,proto3" json:"took,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FirewallRepair) Reset() {
+	*x = FirewallRepair{}
+	mi := &file_remotegpu_v1_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FirewallRepair) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FirewallRepair) ProtoMessage() {}
+
+func (x *FirewallRepair) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FirewallRepair.ProtoReflect.Descriptor instead.
+func (*FirewallRepair) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *FirewallRepair) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *FirewallRepair) GetWhat() []string {
+	if x != nil {
+		return x.What
+	}
+	return nil
+}
+
+func (x *FirewallRepair) GetBy() []string {
+	if x != nil {
+		return x.By
+	}
+	return nil
+}
+
+func (x *FirewallRepair) GetTook() *durationpb.Duration {
+	if x != nil {
+		return x.Took
+	}
+	return nil
+}
+
 // Containerd is the containerd the node uses.
 type Containerd struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -396,7 +602,7 @@ type Containerd struct {
 
 func (x *Containerd) Reset() {
 	*x = Containerd{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[3]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -408,7 +614,7 @@ func (x *Containerd) String() string {
 func (*Containerd) ProtoMessage() {}
 
 func (x *Containerd) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[3]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -421,7 +627,7 @@ func (x *Containerd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Containerd.ProtoReflect.Descriptor instead.
 func (*Containerd) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Containerd) GetAddress() string {
@@ -473,7 +679,7 @@ type DiskQuota struct {
 
 func (x *DiskQuota) Reset() {
 	*x = DiskQuota{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -485,7 +691,7 @@ func (x *DiskQuota) String() string {
 func (*DiskQuota) ProtoMessage() {}
 
 func (x *DiskQuota) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -498,7 +704,7 @@ func (x *DiskQuota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskQuota.ProtoReflect.Descriptor instead.
 func (*DiskQuota) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *DiskQuota) GetSupported() bool {
@@ -558,7 +764,7 @@ type NodeCondition struct {
 
 func (x *NodeCondition) Reset() {
 	*x = NodeCondition{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -570,7 +776,7 @@ func (x *NodeCondition) String() string {
 func (*NodeCondition) ProtoMessage() {}
 
 func (x *NodeCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -583,7 +789,7 @@ func (x *NodeCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeCondition.ProtoReflect.Descriptor instead.
 func (*NodeCondition) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *NodeCondition) GetReason() string {
@@ -618,7 +824,7 @@ type ReconcileRequest struct {
 
 func (x *ReconcileRequest) Reset() {
 	*x = ReconcileRequest{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -630,7 +836,7 @@ func (x *ReconcileRequest) String() string {
 func (*ReconcileRequest) ProtoMessage() {}
 
 func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -643,7 +849,7 @@ func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileRequest.ProtoReflect.Descriptor instead.
 func (*ReconcileRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ReconcileRequest) GetDryRun() bool {
@@ -665,7 +871,7 @@ type ReconcileResponse struct {
 
 func (x *ReconcileResponse) Reset() {
 	*x = ReconcileResponse{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -677,7 +883,7 @@ func (x *ReconcileResponse) String() string {
 func (*ReconcileResponse) ProtoMessage() {}
 
 func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -690,7 +896,7 @@ func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileResponse.ProtoReflect.Descriptor instead.
 func (*ReconcileResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReconcileResponse) GetFindings() []*Finding {
@@ -734,7 +940,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -746,7 +952,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -759,7 +965,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Finding) GetKind() string {
@@ -825,14 +1031,273 @@ func (x *Finding) GetProblem() *Problem {
 	return nil
 }
 
+// DiffFirewallRequest asks how the host's rules differ.
+type DiffFirewallRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffFirewallRequest) Reset() {
+	*x = DiffFirewallRequest{}
+	mi := &file_remotegpu_v1_node_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffFirewallRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffFirewallRequest) ProtoMessage() {}
+
+func (x *DiffFirewallRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_node_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffFirewallRequest.ProtoReflect.Descriptor instead.
+func (*DiffFirewallRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{11}
+}
+
+// DiffFirewallResponse carries the differences.
+type DiffFirewallResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// All of them, by table and chain, hooks at the end. Empty when the rules are
+	// as declared.
+	Differences []*FirewallDifference `protobuf:"bytes,1,rep,name=differences,proto3" json:"differences,omitempty"`
+	// The same as text, a line each: "-" is missing, "+" is there and should not
+	// be, "!" is in disorder.
+	Text          string `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiffFirewallResponse) Reset() {
+	*x = DiffFirewallResponse{}
+	mi := &file_remotegpu_v1_node_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiffFirewallResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiffFirewallResponse) ProtoMessage() {}
+
+func (x *DiffFirewallResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_node_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiffFirewallResponse.ProtoReflect.Descriptor instead.
+func (*DiffFirewallResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *DiffFirewallResponse) GetDifferences() []*FirewallDifference {
+	if x != nil {
+		return x.Differences
+	}
+	return nil
+}
+
+func (x *DiffFirewallResponse) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+// FirewallDifference is one rule or chain that is not as declared.
+type FirewallDifference struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How it differs.
+	Kind FirewallDifferenceKind `protobuf:"varint,1,opt,name=kind,proto3,enum=remotegpu.v1.FirewallDifferenceKind" json:"kind,omitempty"`
+	// Table, for example "nat".
+	Table string `protobuf:"bytes,2,opt,name=table,proto3" json:"table,omitempty"`
+	// Chain.
+	Chain string `protobuf:"bytes,3,opt,name=chain,proto3" json:"chain,omitempty"`
+	// The rule as iptables-save prints it. Empty when it is about the chain.
+	Rule string `protobuf:"bytes,4,opt,name=rule,proto3" json:"rule,omitempty"`
+	// Id of the environment that the rule serves. Empty when it serves none alone.
+	Environment   string `protobuf:"bytes,5,opt,name=environment,proto3" json:"environment,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FirewallDifference) Reset() {
+	*x = FirewallDifference{}
+	mi := &file_remotegpu_v1_node_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FirewallDifference) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FirewallDifference) ProtoMessage() {}
+
+func (x *FirewallDifference) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_node_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FirewallDifference.ProtoReflect.Descriptor instead.
+func (*FirewallDifference) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *FirewallDifference) GetKind() FirewallDifferenceKind {
+	if x != nil {
+		return x.Kind
+	}
+	return FirewallDifferenceKind_FIREWALL_DIFFERENCE_KIND_UNSPECIFIED
+}
+
+func (x *FirewallDifference) GetTable() string {
+	if x != nil {
+		return x.Table
+	}
+	return ""
+}
+
+func (x *FirewallDifference) GetChain() string {
+	if x != nil {
+		return x.Chain
+	}
+	return ""
+}
+
+func (x *FirewallDifference) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *FirewallDifference) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+// GetFirewallRequest asks for the declared rules.
+type GetFirewallRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetFirewallRequest) Reset() {
+	*x = GetFirewallRequest{}
+	mi := &file_remotegpu_v1_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetFirewallRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetFirewallRequest) ProtoMessage() {}
+
+func (x *GetFirewallRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetFirewallRequest.ProtoReflect.Descriptor instead.
+func (*GetFirewallRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{14}
+}
+
+// GetFirewallResponse carries them.
+type GetFirewallResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Tables, chains and rules in the form of iptables-save.
+	Rules         string `protobuf:"bytes,1,opt,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetFirewallResponse) Reset() {
+	*x = GetFirewallResponse{}
+	mi := &file_remotegpu_v1_node_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetFirewallResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetFirewallResponse) ProtoMessage() {}
+
+func (x *GetFirewallResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_node_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetFirewallResponse.ProtoReflect.Descriptor instead.
+func (*GetFirewallResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *GetFirewallResponse) GetRules() string {
+	if x != nil {
+		return x.Rules
+	}
+	return ""
+}
+
 var File_remotegpu_v1_node_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x17remotegpu/v1/node.proto\x12\fremotegpu.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aremotegpu/v1/problem.proto\"\x14\n" +
+	"\x17remotegpu/v1/node.proto\x12\fremotegpu.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aremotegpu/v1/problem.proto\"\x14\n" +
 	"\x12GetNodeInfoRequest\"=\n" +
 	"\x13GetNodeInfoResponse\x12&\n" +
-	"\x04node\x18\x01 \x01(\v2\x12.remotegpu.v1.NodeR\x04node\"\xbd\x06\n" +
+	"\x04node\x18\x01 \x01(\v2\x12.remotegpu.v1.NodeR\x04node\"\xf6\x06\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x126\n" +
@@ -860,13 +1325,23 @@ const file_remotegpu_v1_node_proto_rawDesc = "" +
 	"conditions\x18\x12 \x03(\v2\x1b.remotegpu.v1.NodeConditionR\n" +
 	"conditions\x126\n" +
 	"\n" +
-	"disk_quota\x18\x13 \x01(\v2\x17.remotegpu.v1.DiskQuotaR\tdiskQuota\x1a9\n" +
+	"disk_quota\x18\x13 \x01(\v2\x17.remotegpu.v1.DiskQuotaR\tdiskQuota\x127\n" +
+	"\bfirewall\x18\x14 \x01(\v2\x1b.remotegpu.v1.FirewallStateR\bfirewall\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a?\n" +
 	"\x11EnvironmentsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\x80\x01\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\x84\x01\n" +
+	"\rFirewallState\x12\x14\n" +
+	"\x05watch\x18\x01 \x01(\tR\x05watch\x12\x18\n" +
+	"\arepairs\x18\x02 \x01(\x03R\arepairs\x12C\n" +
+	"\x0elatest_repairs\x18\x03 \x03(\v2\x1c.remotegpu.v1.FirewallRepairR\rlatestRepairs\"\x8f\x01\n" +
+	"\x0eFirewallRepair\x12*\n" +
+	"\x02at\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
+	"\x04what\x18\x02 \x03(\tR\x04what\x12\x0e\n" +
+	"\x02by\x18\x03 \x03(\tR\x02by\x12-\n" +
+	"\x04took\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x04took\"\x80\x01\n" +
 	"\n" +
 	"Containerd\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x18\n" +
@@ -899,17 +1374,37 @@ const file_remotegpu_v1_node_proto_rawDesc = "" +
 	"\x06action\x18\x06 \x01(\x0e2\x1d.remotegpu.v1.ReconcileActionR\x06action\x12\x12\n" +
 	"\x04ours\x18\a \x01(\bR\x04ours\x12\x12\n" +
 	"\x04done\x18\b \x01(\bR\x04done\x12/\n" +
-	"\aproblem\x18\t \x01(\v2\x15.remotegpu.v1.ProblemR\aproblem*\xc1\x01\n" +
+	"\aproblem\x18\t \x01(\v2\x15.remotegpu.v1.ProblemR\aproblem\"\x15\n" +
+	"\x13DiffFirewallRequest\"n\n" +
+	"\x14DiffFirewallResponse\x12B\n" +
+	"\vdifferences\x18\x01 \x03(\v2 .remotegpu.v1.FirewallDifferenceR\vdifferences\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"\xb0\x01\n" +
+	"\x12FirewallDifference\x128\n" +
+	"\x04kind\x18\x01 \x01(\x0e2$.remotegpu.v1.FirewallDifferenceKindR\x04kind\x12\x14\n" +
+	"\x05table\x18\x02 \x01(\tR\x05table\x12\x14\n" +
+	"\x05chain\x18\x03 \x01(\tR\x05chain\x12\x12\n" +
+	"\x04rule\x18\x04 \x01(\tR\x04rule\x12 \n" +
+	"\venvironment\x18\x05 \x01(\tR\venvironment\"\x14\n" +
+	"\x12GetFirewallRequest\"+\n" +
+	"\x13GetFirewallResponse\x12\x14\n" +
+	"\x05rules\x18\x01 \x01(\tR\x05rules*\xc1\x01\n" +
 	"\x0fReconcileAction\x12 \n" +
 	"\x1cRECONCILE_ACTION_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15RECONCILE_ACTION_NONE\x10\x01\x12\x1b\n" +
 	"\x17RECONCILE_ACTION_RECORD\x10\x02\x12\x1c\n" +
 	"\x18RECONCILE_ACTION_RELEASE\x10\x03\x12\x1b\n" +
 	"\x17RECONCILE_ACTION_REMOVE\x10\x04\x12\x19\n" +
-	"\x15RECONCILE_ACTION_MEND\x10\x052\xb9\x01\n" +
+	"\x15RECONCILE_ACTION_MEND\x10\x05*\xba\x01\n" +
+	"\x16FirewallDifferenceKind\x12(\n" +
+	"$FIREWALL_DIFFERENCE_KIND_UNSPECIFIED\x10\x00\x12$\n" +
+	" FIREWALL_DIFFERENCE_KIND_MISSING\x10\x01\x12'\n" +
+	"#FIREWALL_DIFFERENCE_KIND_UNEXPECTED\x10\x02\x12'\n" +
+	"#FIREWALL_DIFFERENCE_KIND_MISORDERED\x10\x032\xee\x02\n" +
 	"\vNodeService\x12W\n" +
 	"\vGetNodeInfo\x12 .remotegpu.v1.GetNodeInfoRequest\x1a!.remotegpu.v1.GetNodeInfoResponse\"\x03\x90\x02\x01\x12Q\n" +
-	"\tReconcile\x12\x1e.remotegpu.v1.ReconcileRequest\x1a\x1f.remotegpu.v1.ReconcileResponse\"\x03\x90\x02\x02B\xab\x01\n" +
+	"\tReconcile\x12\x1e.remotegpu.v1.ReconcileRequest\x1a\x1f.remotegpu.v1.ReconcileResponse\"\x03\x90\x02\x02\x12Z\n" +
+	"\fDiffFirewall\x12!.remotegpu.v1.DiffFirewallRequest\x1a\".remotegpu.v1.DiffFirewallResponse\"\x03\x90\x02\x01\x12W\n" +
+	"\vGetFirewall\x12 .remotegpu.v1.GetFirewallRequest\x1a!.remotegpu.v1.GetFirewallResponse\"\x03\x90\x02\x01B\xab\x01\n" +
 	"\x10com.remotegpu.v1B\tNodeProtoP\x01Z;github.com/remotegpu/remotegpu/gen/remotegpu/v1;remotegpuv1\xa2\x02\x03RXX\xaa\x02\fRemotegpu.V1\xca\x02\fRemotegpu\\V1\xe2\x02\x18Remotegpu\\V1\\GPBMetadata\xea\x02\rRemotegpu::V1b\x06proto3"
 
 var (
@@ -924,44 +1419,63 @@ func file_remotegpu_v1_node_proto_rawDescGZIP() []byte {
 	return file_remotegpu_v1_node_proto_rawDescData
 }
 
-var file_remotegpu_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_remotegpu_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_remotegpu_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_remotegpu_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_remotegpu_v1_node_proto_goTypes = []any{
 	(ReconcileAction)(0),          // 0: remotegpu.v1.ReconcileAction
-	(*GetNodeInfoRequest)(nil),    // 1: remotegpu.v1.GetNodeInfoRequest
-	(*GetNodeInfoResponse)(nil),   // 2: remotegpu.v1.GetNodeInfoResponse
-	(*Node)(nil),                  // 3: remotegpu.v1.Node
-	(*Containerd)(nil),            // 4: remotegpu.v1.Containerd
-	(*DiskQuota)(nil),             // 5: remotegpu.v1.DiskQuota
-	(*NodeCondition)(nil),         // 6: remotegpu.v1.NodeCondition
-	(*ReconcileRequest)(nil),      // 7: remotegpu.v1.ReconcileRequest
-	(*ReconcileResponse)(nil),     // 8: remotegpu.v1.ReconcileResponse
-	(*Finding)(nil),               // 9: remotegpu.v1.Finding
-	nil,                           // 10: remotegpu.v1.Node.LabelsEntry
-	nil,                           // 11: remotegpu.v1.Node.EnvironmentsEntry
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
-	(*Problem)(nil),               // 13: remotegpu.v1.Problem
+	(FirewallDifferenceKind)(0),   // 1: remotegpu.v1.FirewallDifferenceKind
+	(*GetNodeInfoRequest)(nil),    // 2: remotegpu.v1.GetNodeInfoRequest
+	(*GetNodeInfoResponse)(nil),   // 3: remotegpu.v1.GetNodeInfoResponse
+	(*Node)(nil),                  // 4: remotegpu.v1.Node
+	(*FirewallState)(nil),         // 5: remotegpu.v1.FirewallState
+	(*FirewallRepair)(nil),        // 6: remotegpu.v1.FirewallRepair
+	(*Containerd)(nil),            // 7: remotegpu.v1.Containerd
+	(*DiskQuota)(nil),             // 8: remotegpu.v1.DiskQuota
+	(*NodeCondition)(nil),         // 9: remotegpu.v1.NodeCondition
+	(*ReconcileRequest)(nil),      // 10: remotegpu.v1.ReconcileRequest
+	(*ReconcileResponse)(nil),     // 11: remotegpu.v1.ReconcileResponse
+	(*Finding)(nil),               // 12: remotegpu.v1.Finding
+	(*DiffFirewallRequest)(nil),   // 13: remotegpu.v1.DiffFirewallRequest
+	(*DiffFirewallResponse)(nil),  // 14: remotegpu.v1.DiffFirewallResponse
+	(*FirewallDifference)(nil),    // 15: remotegpu.v1.FirewallDifference
+	(*GetFirewallRequest)(nil),    // 16: remotegpu.v1.GetFirewallRequest
+	(*GetFirewallResponse)(nil),   // 17: remotegpu.v1.GetFirewallResponse
+	nil,                           // 18: remotegpu.v1.Node.LabelsEntry
+	nil,                           // 19: remotegpu.v1.Node.EnvironmentsEntry
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
+	(*Problem)(nil),               // 22: remotegpu.v1.Problem
 }
 var file_remotegpu_v1_node_proto_depIdxs = []int32{
-	3,  // 0: remotegpu.v1.GetNodeInfoResponse.node:type_name -> remotegpu.v1.Node
-	10, // 1: remotegpu.v1.Node.labels:type_name -> remotegpu.v1.Node.LabelsEntry
-	12, // 2: remotegpu.v1.Node.started_at:type_name -> google.protobuf.Timestamp
-	4,  // 3: remotegpu.v1.Node.containerd:type_name -> remotegpu.v1.Containerd
-	11, // 4: remotegpu.v1.Node.environments:type_name -> remotegpu.v1.Node.EnvironmentsEntry
-	6,  // 5: remotegpu.v1.Node.conditions:type_name -> remotegpu.v1.NodeCondition
-	5,  // 6: remotegpu.v1.Node.disk_quota:type_name -> remotegpu.v1.DiskQuota
-	9,  // 7: remotegpu.v1.ReconcileResponse.findings:type_name -> remotegpu.v1.Finding
-	0,  // 8: remotegpu.v1.Finding.action:type_name -> remotegpu.v1.ReconcileAction
-	13, // 9: remotegpu.v1.Finding.problem:type_name -> remotegpu.v1.Problem
-	1,  // 10: remotegpu.v1.NodeService.GetNodeInfo:input_type -> remotegpu.v1.GetNodeInfoRequest
-	7,  // 11: remotegpu.v1.NodeService.Reconcile:input_type -> remotegpu.v1.ReconcileRequest
-	2,  // 12: remotegpu.v1.NodeService.GetNodeInfo:output_type -> remotegpu.v1.GetNodeInfoResponse
-	8,  // 13: remotegpu.v1.NodeService.Reconcile:output_type -> remotegpu.v1.ReconcileResponse
-	12, // [12:14] is the sub-list for method output_type
-	10, // [10:12] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	4,  // 0: remotegpu.v1.GetNodeInfoResponse.node:type_name -> remotegpu.v1.Node
+	18, // 1: remotegpu.v1.Node.labels:type_name -> remotegpu.v1.Node.LabelsEntry
+	20, // 2: remotegpu.v1.Node.started_at:type_name -> google.protobuf.Timestamp
+	7,  // 3: remotegpu.v1.Node.containerd:type_name -> remotegpu.v1.Containerd
+	19, // 4: remotegpu.v1.Node.environments:type_name -> remotegpu.v1.Node.EnvironmentsEntry
+	9,  // 5: remotegpu.v1.Node.conditions:type_name -> remotegpu.v1.NodeCondition
+	8,  // 6: remotegpu.v1.Node.disk_quota:type_name -> remotegpu.v1.DiskQuota
+	5,  // 7: remotegpu.v1.Node.firewall:type_name -> remotegpu.v1.FirewallState
+	6,  // 8: remotegpu.v1.FirewallState.latest_repairs:type_name -> remotegpu.v1.FirewallRepair
+	20, // 9: remotegpu.v1.FirewallRepair.at:type_name -> google.protobuf.Timestamp
+	21, // 10: remotegpu.v1.FirewallRepair.took:type_name -> google.protobuf.Duration
+	12, // 11: remotegpu.v1.ReconcileResponse.findings:type_name -> remotegpu.v1.Finding
+	0,  // 12: remotegpu.v1.Finding.action:type_name -> remotegpu.v1.ReconcileAction
+	22, // 13: remotegpu.v1.Finding.problem:type_name -> remotegpu.v1.Problem
+	15, // 14: remotegpu.v1.DiffFirewallResponse.differences:type_name -> remotegpu.v1.FirewallDifference
+	1,  // 15: remotegpu.v1.FirewallDifference.kind:type_name -> remotegpu.v1.FirewallDifferenceKind
+	2,  // 16: remotegpu.v1.NodeService.GetNodeInfo:input_type -> remotegpu.v1.GetNodeInfoRequest
+	10, // 17: remotegpu.v1.NodeService.Reconcile:input_type -> remotegpu.v1.ReconcileRequest
+	13, // 18: remotegpu.v1.NodeService.DiffFirewall:input_type -> remotegpu.v1.DiffFirewallRequest
+	16, // 19: remotegpu.v1.NodeService.GetFirewall:input_type -> remotegpu.v1.GetFirewallRequest
+	3,  // 20: remotegpu.v1.NodeService.GetNodeInfo:output_type -> remotegpu.v1.GetNodeInfoResponse
+	11, // 21: remotegpu.v1.NodeService.Reconcile:output_type -> remotegpu.v1.ReconcileResponse
+	14, // 22: remotegpu.v1.NodeService.DiffFirewall:output_type -> remotegpu.v1.DiffFirewallResponse
+	17, // 23: remotegpu.v1.NodeService.GetFirewall:output_type -> remotegpu.v1.GetFirewallResponse
+	20, // [20:24] is the sub-list for method output_type
+	16, // [16:20] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_node_proto_init() }
@@ -975,8 +1489,8 @@ func file_remotegpu_v1_node_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_node_proto_rawDesc), len(file_remotegpu_v1_node_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   11,
+			NumEnums:      2,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -28,6 +28,10 @@ const (
 	NodeServiceGetNodeInfoProcedure = "/remotegpu.v1.NodeService/GetNodeInfo"
 	// NodeServiceReconcileProcedure is the procedure name of the NodeService's Reconcile RPC.
 	NodeServiceReconcileProcedure = "/remotegpu.v1.NodeService/Reconcile"
+	// NodeServiceDiffFirewallProcedure is the procedure name of the NodeService's DiffFirewall RPC.
+	NodeServiceDiffFirewallProcedure = "/remotegpu.v1.NodeService/DiffFirewall"
+	// NodeServiceGetFirewallProcedure is the procedure name of the NodeService's GetFirewall RPC.
+	NodeServiceGetFirewallProcedure = "/remotegpu.v1.NodeService/GetFirewall"
 )
 
 var (
@@ -47,6 +51,22 @@ var (
 			IdempotencyLevel: connect.IdempotencyIdempotent,
 		}
 	})
+	nodeServiceDiffFirewallSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_remotegpu_v1_node_proto.Services().ByName("NodeService").Methods().ByName("DiffFirewall"),
+			Procedure:        NodeServiceDiffFirewallProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	nodeServiceGetFirewallSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_remotegpu_v1_node_proto.Services().ByName("NodeService").Methods().ByName("GetFirewall"),
+			Procedure:        NodeServiceGetFirewallProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
 )
 
 // NodeServiceClient is a client for the remotegpu.v1.NodeService service.
@@ -59,6 +79,15 @@ type NodeServiceClient interface {
 	// its finding; the next pass tries it again.
 	// Errors: CONTAINERD_UNAVAILABLE, FIREWALL_FAILED, NETWORK_FAILED.
 	Reconcile(context.Context, *v1.ReconcileRequest) (*v1.ReconcileResponse, error)
+	// DiffFirewall compares the host's packet filter with what the node has
+	// declared, and changes nothing. What differs for more than a moment is
+	// mended by the node itself; see Node.firewall.
+	// Errors: FIREWALL_FAILED.
+	DiffFirewall(context.Context, *v1.DiffFirewallRequest) (*v1.DiffFirewallResponse, error)
+	// GetFirewall answers the rules that the node has declared, whatever the host
+	// has.
+	// Errors: FIREWALL_FAILED.
+	GetFirewall(context.Context, *v1.GetFirewallRequest) (*v1.GetFirewallResponse, error)
 }
 
 // NewNodeServiceClient constructs a client for the remotegpu.v1.NodeService service. Multiple
@@ -77,6 +106,15 @@ type NodeServiceHandler interface {
 	// its finding; the next pass tries it again.
 	// Errors: CONTAINERD_UNAVAILABLE, FIREWALL_FAILED, NETWORK_FAILED.
 	Reconcile(context.Context, *v1.ReconcileRequest) (*v1.ReconcileResponse, error)
+	// DiffFirewall compares the host's packet filter with what the node has
+	// declared, and changes nothing. What differs for more than a moment is
+	// mended by the node itself; see Node.firewall.
+	// Errors: FIREWALL_FAILED.
+	DiffFirewall(context.Context, *v1.DiffFirewallRequest) (*v1.DiffFirewallResponse, error)
+	// GetFirewall answers the rules that the node has declared, whatever the host
+	// has.
+	// Errors: FIREWALL_FAILED.
+	GetFirewall(context.Context, *v1.GetFirewallRequest) (*v1.GetFirewallResponse, error)
 }
 
 // RegisterNodeServiceHandler registers svc as the remotegpu.v1.NodeService implementation on
@@ -86,6 +124,8 @@ func RegisterNodeServiceHandler(server *connect.Server, svc NodeServiceHandler) 
 	server.Register(
 		connect.Method{Spec: nodeServiceGetNodeInfoSpec(), Handler: adapter.getNodeInfo},
 		connect.Method{Spec: nodeServiceReconcileSpec(), Handler: adapter.reconcile},
+		connect.Method{Spec: nodeServiceDiffFirewallSpec(), Handler: adapter.diffFirewall},
+		connect.Method{Spec: nodeServiceGetFirewallSpec(), Handler: adapter.getFirewall},
 	)
 }
 
@@ -98,6 +138,14 @@ func (UnimplementedNodeServiceHandler) GetNodeInfo(context.Context, *v1.GetNodeI
 
 func (UnimplementedNodeServiceHandler) Reconcile(context.Context, *v1.ReconcileRequest) (*v1.ReconcileResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.NodeService.Reconcile is not implemented")
+}
+
+func (UnimplementedNodeServiceHandler) DiffFirewall(context.Context, *v1.DiffFirewallRequest) (*v1.DiffFirewallResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.NodeService.DiffFirewall is not implemented")
+}
+
+func (UnimplementedNodeServiceHandler) GetFirewall(context.Context, *v1.GetFirewallRequest) (*v1.GetFirewallResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.NodeService.GetFirewall is not implemented")
 }
 
 type nodeServiceClient struct {
@@ -115,6 +163,22 @@ func (c *nodeServiceClient) GetNodeInfo(ctx context.Context, req *v1.GetNodeInfo
 func (c *nodeServiceClient) Reconcile(ctx context.Context, req *v1.ReconcileRequest) (*v1.ReconcileResponse, error) {
 	var res v1.ReconcileResponse
 	if err := c.client.CallUnary(ctx, nodeServiceReconcileSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *nodeServiceClient) DiffFirewall(ctx context.Context, req *v1.DiffFirewallRequest) (*v1.DiffFirewallResponse, error) {
+	var res v1.DiffFirewallResponse
+	if err := c.client.CallUnary(ctx, nodeServiceDiffFirewallSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *nodeServiceClient) GetFirewall(ctx context.Context, req *v1.GetFirewallRequest) (*v1.GetFirewallResponse, error) {
+	var res v1.GetFirewallResponse
+	if err := c.client.CallUnary(ctx, nodeServiceGetFirewallSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -140,6 +204,30 @@ func (h nodeServiceHandler) reconcile(ctx context.Context, _ connect.Spec, strea
 		return err
 	}
 	res, err := h.svc.Reconcile(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h nodeServiceHandler) diffFirewall(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.DiffFirewallRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.DiffFirewall(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h nodeServiceHandler) getFirewall(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetFirewallRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetFirewall(ctx, &req)
 	if err != nil {
 		return err
 	}

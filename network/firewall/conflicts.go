@@ -1,0 +1,165 @@
+package firewall
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/remotegpu/remotegpu/internal/hostexec"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/firewall/nft"
+)
+
+// Conflicts tells what others have on the host that keeps packets from where
+// our rules lead them and that no rule of ours can overrule, each as a
+// FIREWALL_CONFLICT problem with what to do. It removes chains of ours from the
+// backend that is not in use, where an iptables of before left them, and changes
+// nothing else. trusted says that firewalld was told to let our bridges through.
+func (f *Firewall) Conflicts(ctx context.Context, trusted bool) ([]*problem.Problem, error) {
+	conflicts := f.turned()
+	others, err := f.otherBackend(ctx)
+	if err != nil {
+		return nil, err
+	}
+	conflicts = append(conflicts, others...)
+	barriers, err := nft.Barriers(f.cfg.Interface)
+	if err != nil {
+		// A kernel without nftables has no such chains.
+		f.cfg.Log.DebugContext(ctx, "chains of nftables cannot be listed", "error", err)
+	}
+	for _, barrier := range barriers {
+		if conflict := f.barrier(barrier, trusted); conflict != nil {
+			conflicts = append(conflicts, conflict)
+		}
+	}
+	return conflicts, nil
+}
+
+// turned tells when the name iptables leads to another program by now than it
+// did when we started.
+func (f *Firewall) turned() []*problem.Problem {
+	now, err := findProgram(f.cfg.Path)
+	if err != nil {
+		return []*problem.Problem{problem.New(problem.FirewallConflict, "iptables is not there any more").WithCause(err).
+			WithHint("Install the iptables package again: rules cannot be changed without it.")}
+	}
+	if now == f.v4.program {
+		return nil
+	}
+	return []*problem.Problem{problem.New(problem.FirewallConflict,
+		"iptables was %s when the node started and is %s now; the node goes on with the former", filepath.Base(f.v4.program), filepath.Base(now)).
+		WithHint("Restart remotegpud: it makes its rules in the new backend and removes those in the old one. Or turn it back with update-alternatives.")}
+}
+
+// otherBackend looks at the rules of the backend that is not in use. Packets
+// pass both.
+func (f *Firewall) otherBackend(ctx context.Context) ([]*problem.Problem, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	other, err := f.other(ctx)
+	if err != nil || other == nil {
+		return nil, err
+	}
+	saved, err := hostexec.Run(ctx, nil, other.save)
+	if err != nil {
+		// The kernel may not have that backend at all.
+		f.cfg.Log.DebugContext(ctx, "rules of the other backend cannot be read", "program", other.save, "error", err)
+		return nil, nil // then there are no rules in it
+	}
+	if f.applied != nil {
+		if err := leave(ctx, other, parse(saved)); err != nil {
+			return nil, err
+		}
+	}
+	rules, drops := foreignRules(other, saved)
+	name := filepath.Base(other.program)
+	switch {
+	case drops:
+		return []*problem.Problem{problem.New(problem.FirewallConflict, "the policy of FORWARD is DROP in the other backend (%s): "+
+			"nothing gets to environments or from them", name).
+			WithHint("Try: %s -P FORWARD ACCEPT; then find out what uses %s and have it use %s as well.", name, name, filepath.Base(f.v4.program))}, nil
+	case rules > 0:
+		return []*problem.Problem{problem.New(problem.FirewallConflict, "the other backend (%s) has %d rules, which packets of environments pass as well", name, rules).
+			WithHint("Look at them with: %s-save. Have what made them use %s as well.", name, filepath.Base(f.v4.program))}, nil
+	}
+	return nil, nil
+}
+
+// foreignRules counts the rules that are not ours, and tells whether the policy
+// drops forwarded packets.
+func foreignRules(other *family, saved []byte) (rules int, drops bool) {
+	table := ""
+	lines := bufio.NewScanner(bytes.NewReader(saved))
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		line := lines.Text()
+		switch {
+		case strings.HasPrefix(line, "*"):
+			table = line[1:]
+		case table == "filter" && strings.HasPrefix(line, ":FORWARD DROP"):
+			drops = true
+		case strings.HasPrefix(line, "-A "):
+			if chain, _, _ := strings.Cut(line[3:], " "); !other.prefixed(chain) && !other.prefixed(target(line)) {
+				rules++
+			}
+		}
+	}
+	return rules, drops
+}
+
+// leaveOther removes everything of ours from the backend that is not in use.
+// The caller holds mu.
+func (f *Firewall) leaveOther(ctx context.Context) error {
+	other, err := f.other(ctx)
+	if err != nil || other == nil {
+		return err
+	}
+	saved, err := hostexec.Run(ctx, nil, other.save)
+	if err != nil {
+		return nil //nolint:nilerr // the kernel does not have that backend, so nothing is in it
+	}
+	return leave(ctx, other, parse(saved))
+}
+
+// leave removes everything of ours that is there.
+func leave(ctx context.Context, other *family, there ruleset) error {
+	script := other.cleanUp(there)
+	if script == "" {
+		return nil
+	}
+	if err := other.run(ctx, script); err != nil {
+		return fmt.Errorf("remove chains %s of %s: %w", other.prefix, filepath.Base(other.program), err)
+	}
+	other.log.InfoContext(ctx, "rules of ours in the other backend are removed", "program", filepath.Base(other.program))
+	return nil
+}
+
+// barrier is the conflict that a chain of nftables makes, nil when it lets pass
+// what we need.
+func (f *Firewall) barrier(b nft.Barrier, trusted bool) *problem.Problem {
+	// firewalld has the bridges in a chain of their zone.
+	bridges := b.Accepts.Bridges || trusted && b.Table == firewalldTable
+	if b.Accepts.Known && b.Accepts.DNAT && bridges {
+		return nil
+	}
+	how := "its last rule drops or rejects"
+	if b.Policy {
+		how = "its policy is drop"
+	}
+	p := problem.New(problem.FirewallConflict, "chain %s of the nftables table %s %s stops forwarded packets (%s)", b.Chain, b.Family, b.Table, how)
+	if b.Table == firewalldTable && !bridges {
+		return p.WithHint("Have firewalld trust environments: firewall-cmd --permanent --zone=trusted --add-interface=%s+ && firewall-cmd --reload", f.cfg.Interface)
+	}
+	if b.Table == firewalldTable {
+		return p.WithHint("Published ports need StrictForwardPorts=no in /etc/firewalld/firewalld.conf.")
+	}
+	at := fmt.Sprintf("nft insert rule %s %s %s", b.Family, b.Table, b.Chain)
+	return p.WithHint("An accept elsewhere does not help; let packets of environments through there: %s ct status dnat accept; "+
+		"%s ct state established,related accept; %s iifname \"%s*\" accept. Put the same into the file that makes the table.", at, at, at, f.cfg.Interface)
+}
+
+// firewalldTable is the table that firewalld makes with nftables.
+const firewalldTable = "firewalld"

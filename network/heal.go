@@ -1,0 +1,285 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/firewall"
+)
+
+const (
+	// DefaultPoll is how often what tells nothing by itself is looked at.
+	DefaultPoll = 2 * time.Second
+
+	// healBurst is how often the host's rules are mended at once; after that,
+	// once each healInterval.
+	healBurst    = 20
+	healInterval = 3 * time.Second
+	// retryFirst and retryLast are the pauses before a repair that failed is
+	// tried again.
+	retryFirst = 500 * time.Millisecond
+	retryLast  = 10 * time.Second
+	// conflictInterval is how often conflicts are looked for.
+	conflictInterval = time.Minute
+	// repairsKept is how many repairs are remembered one by one.
+	repairsKept = 32
+	// contestedBy is how many repairs within contestedTime mean that somebody
+	// changes our rules again and again.
+	contestedBy   = 10
+	contestedTime = time.Minute
+)
+
+// Repair is one time that the node put back what others had changed on the
+// host.
+type Repair struct {
+	At   time.Time
+	What []string      // chains, hooks and settings
+	By   []string      // programs that changed them, "name[pid]"; empty: not known
+	Took time.Duration // from when it was known until it was mended
+}
+
+// Repairs tells what had to be mended since the daemon began.
+type Repairs struct {
+	Watch  string // how changes are noticed: "events" or "poll"; "": only by the reconciler
+	Count  int64
+	Latest []Repair // oldest first
+}
+
+// healer mends what others change.
+type healer struct {
+	networks *Networks
+	pace     pace
+	working  sync.Mutex // one repair at a time
+
+	mu        sync.Mutex
+	watch     string
+	count     int64
+	latest    []Repair
+	failure   *problem.Problem // of the last attempt; nil: it went well
+	conflicts []*problem.Problem
+	trusted   bool // firewalld lets our bridges through
+}
+
+// Run mends the host's rules and settings as soon as others change them, until
+// ctx ends: with nf_tables the kernel tells, firewalld tells on the system bus,
+// the rest is looked at each Config.Poll. It needs a Restore before, which says
+// what should be.
+func (n *Networks) Run(ctx context.Context) error {
+	if n.cfg.Poll < 0 {
+		return nil
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { n.healer.followRules(ctx); return nil })
+	group.Go(func() error { n.healer.followFirewalld(ctx); return nil })
+	group.Go(func() error { n.healer.followSettings(ctx); return nil })
+	group.Go(func() error { n.healer.followConflicts(ctx); return nil })
+	return group.Wait()
+}
+
+// Repairs tells what had to be mended.
+func (n *Networks) Repairs() Repairs {
+	h := &n.healer
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return Repairs{Watch: h.watch, Count: h.count, Latest: slices.Clone(h.latest)}
+}
+
+// Conditions tells what about the host's packet filter is not as it should be:
+// FIREWALL_FAILED, FIREWALL_CONTESTED and FIREWALL_CONFLICT.
+func (n *Networks) Conditions() []*problem.Problem {
+	h := &n.healer
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var conditions []*problem.Problem
+	if h.failure != nil {
+		conditions = append(conditions, h.failure)
+	}
+	if contested := h.contested(time.Now()); contested != nil {
+		conditions = append(conditions, contested)
+	}
+	return append(conditions, h.conflicts...)
+}
+
+// contested is the condition that somebody changes our rules again and again,
+// nil when nobody does. The caller holds mu.
+func (h *healer) contested(now time.Time) *problem.Problem {
+	var times int
+	var by []string
+	for _, repair := range h.latest {
+		if now.Sub(repair.At) > contestedTime {
+			continue
+		}
+		times++
+		for _, who := range repair.By {
+			if !slices.Contains(by, who) {
+				by = append(by, who)
+			}
+		}
+	}
+	if times < contestedBy {
+		return nil
+	}
+	const named = 4
+	who := "somebody"
+	if len(by) > 0 {
+		who = strings.Join(by[:min(named, len(by))], ", ")
+	}
+	return problem.New(problem.FirewallContested, "%s changes the node's rules again and again: %d repairs in the last minute", who, times).
+		WithHint("Find out what flushes or rewrites iptables on this host and stop it. Until then the rules are mended every %s.", healInterval)
+}
+
+// followRules watches the host's rules.
+func (h *healer) followRules(ctx context.Context) {
+	for ctx.Err() == nil {
+		watch, err := h.networks.cfg.Firewall.Watches(ctx)
+		if err == nil {
+			h.mu.Lock()
+			h.watch = watch
+			h.mu.Unlock()
+			err = h.networks.cfg.Firewall.Watch(ctx, h.networks.cfg.Poll, func(ctx context.Context, change firewall.Change) { h.heal(ctx, change.By) })
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		h.networks.cfg.Log.WarnContext(ctx, "the host's rules are not watched; it is tried again", "error", err)
+		h.mu.Lock()
+		h.watch = ""
+		h.mu.Unlock()
+		if !pause(ctx, retryLast) {
+			return
+		}
+		h.heal(ctx, nil) // what happened meanwhile nobody told
+	}
+}
+
+// followSettings looks at settings of the host that environments need.
+func (h *healer) followSettings(ctx context.Context) {
+	ticker := time.NewTicker(h.networks.cfg.Poll)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		began := time.Now()
+		if changed, err := h.networks.forwarding(ctx); err != nil {
+			h.networks.cfg.Log.WarnContext(ctx, "forwarding cannot be looked at", "error", err)
+		} else if changed {
+			h.note(ctx, Repair{At: time.Now(), What: []string{"net.ipv4.ip_forward"}, Took: time.Since(began)})
+		}
+	}
+}
+
+// followConflicts looks for rules of others that are in the way.
+func (h *healer) followConflicts(ctx context.Context) {
+	ticker := time.NewTicker(conflictInterval)
+	defer ticker.Stop()
+	for {
+		h.lookForConflicts(ctx)
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// lookForConflicts brings the conditions up to date.
+func (h *healer) lookForConflicts(ctx context.Context) {
+	h.mu.Lock()
+	trusted := h.trusted
+	h.mu.Unlock()
+	conflicts, err := h.networks.cfg.Firewall.Conflicts(ctx, trusted)
+	if err != nil {
+		if ctx.Err() == nil {
+			h.networks.cfg.Log.WarnContext(ctx, "conflicts with other rules cannot be looked for", "error", err)
+		}
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, conflict := range conflicts {
+		if !slices.ContainsFunc(h.conflicts, func(known *problem.Problem) bool { return known.Message == conflict.Message }) {
+			h.networks.cfg.Log.WarnContext(ctx, "rules of others are in the way of environments", "what", conflict.Message, "hint", conflict.Hint)
+		}
+	}
+	h.conflicts = conflicts
+}
+
+// heal mends the host's rules, by whom they were changed. What fails is tried
+// again until it succeeds or ctx ends.
+func (h *healer) heal(ctx context.Context, by []string) {
+	h.working.Lock()
+	defer h.working.Unlock()
+	if !pause(ctx, h.pace.wait(time.Now())) {
+		return
+	}
+	began := time.Now()
+	for retry := retryFirst; ; retry = min(2*retry, retryLast) {
+		mended, err := h.networks.published.verify(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		h.failed(err)
+		if err == nil {
+			if len(mended) > 0 {
+				h.note(ctx, Repair{At: time.Now(), What: mended, By: by, Took: time.Since(began)})
+			}
+			return
+		}
+		h.networks.cfg.Log.WarnContext(ctx, "the host's rules were changed and cannot be mended; it is tried again", "by", by, "error", err)
+		if !pause(ctx, retry) {
+			return
+		}
+	}
+}
+
+// failed remembers how the last attempt went.
+func (h *healer) failed(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.failure = nil
+	if err != nil {
+		p := problem.Of(err)
+		h.failure = problem.New(problem.FirewallFailed, "%s", fmt.Errorf("mend the host's rules: %w", err).Error()).WithHint("%s", p.Hint)
+	}
+}
+
+// note remembers a repair and drops tracked connections that began without the
+// rules and lead nowhere, or to where they may not.
+func (h *healer) note(ctx context.Context, repair Repair) {
+	h.networks.cfg.Log.WarnContext(ctx, "others changed the host's rules or settings; they are mended",
+		"what", repair.What, "by", repair.By, "took", repair.Took)
+	h.mu.Lock()
+	h.count++
+	h.latest = append(h.latest, repair)
+	if extra := len(h.latest) - repairsKept; extra > 0 {
+		h.latest = slices.Delete(h.latest, 0, extra)
+	}
+	h.mu.Unlock()
+	h.networks.forgetStrayed(ctx)
+	h.networks.endRefused(ctx)
+}
+
+// pause waits; it is false when ctx ends first.
+func pause(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
