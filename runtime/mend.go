@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime/operation"
@@ -15,7 +16,27 @@ import (
 // observed is a while ago by now: each step looks again, under the lock of the
 // environment, before it changes anything. The error is of what belongs to no
 // finding.
-func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding) error {
+func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding, mode passMode) error {
+	declared := m.bringUp(ctx, o, findings)
+	for i := range findings {
+		if f := &findings[i]; f.step == stepDeclare {
+			f.settle(declared)
+		}
+	}
+	if mode == wholePass {
+		m.removeLeftovers(ctx, findings)
+	}
+	m.reportStrangers(findings)
+	m.reportSnapshots(o)
+	if settled(findings, stepDeclare) {
+		declared = nil // the findings have it
+	}
+	return errors.Join(declared, m.tidyLogins(ctx), m.purge(ctx, keepDeleted))
+}
+
+// bringUp makes the database follow what is, and then the host follow the
+// database. The error is of the host's ports.
+func (m *Manager) bringUp(ctx context.Context, o *observed, findings []Finding) error {
 	m.removeStaleExecs(ctx)
 	for i := range findings {
 		f := &findings[i]
@@ -38,30 +59,39 @@ func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding)
 	}
 	m.countKills(ctx, o)
 	m.ensureDrawing(o.environments)
-	declared := m.restorePorts(ctx)
-	torn := make(map[string]error)
+	return m.restorePorts(ctx)
+}
+
+// removersAtOnce is how many leftovers are removed at the same time: each is
+// mostly waited for.
+const removersAtOnce = 4
+
+// removeLeftovers removes what belongs to nobody.
+func (m *Manager) removeLeftovers(ctx context.Context, findings []Finding) {
+	left := make(map[string][]*Finding) // by environment
 	for i := range findings {
-		f := &findings[i]
-		switch f.step { //nolint:exhaustive // the others came above
-		case stepDeclare:
-			f.settle(declared)
-		case stepTeardown:
-			err, seen := torn[f.EnvID]
-			if !seen {
-				err = m.removeLeftover(ctx, f.EnvID)
-				torn[f.EnvID] = err
+		if f := &findings[i]; f.step == stepTeardown {
+			left[f.EnvID] = append(left[f.EnvID], f)
+		}
+	}
+	group := new(errgroup.Group)
+	group.SetLimit(removersAtOnce)
+	for id, found := range left {
+		group.Go(func() error {
+			err := m.removeLeftover(ctx, id)
+			for _, f := range found {
+				f.settle(err)
 			}
-			f.settle(err)
-		case stepPart:
+			return nil
+		})
+	}
+	_ = group.Wait() // each finding has its error
+	// These may depend on each other, as snapshots do.
+	for i := range findings {
+		if f := &findings[i]; f.step == stepPart {
 			f.settle(m.removePart(ctx, Part{Kind: f.Kind, Name: f.Name}))
 		}
 	}
-	m.reportStrangers(findings)
-	m.reportSnapshots(o)
-	if settled(findings, stepDeclare) {
-		declared = nil // the findings have it
-	}
-	return errors.Join(declared, m.tidyLogins(ctx), m.purge(ctx, keepDeleted))
 }
 
 // ensureDrawing has the desktops watched that have not drawn.

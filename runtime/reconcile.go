@@ -23,7 +23,7 @@ const (
 
 // Adopt makes the store follow what survived the daemon: containers that run
 // are kept, those that ended meanwhile are recorded, published ports are
-// declared anew. Call it before serving. When the engine does not answer the
+// declared anew. Call it before serving; what was left behind is removed by Run. When the engine does not answer the
 // node serves what it knows, and Run tries again.
 func (m *Manager) Adopt(ctx context.Context) {
 	m.thawInterrupted(ctx)
@@ -33,7 +33,7 @@ func (m *Manager) Adopt(ctx context.Context) {
 	}
 	err := m.noticeReboot(ctx)
 	if err == nil {
-		err = m.Reconcile(ctx)
+		err = m.reconcile(ctx, adoptPass)
 	}
 	if err != nil && ctx.Err() == nil {
 		m.cfg.Log.ErrorContext(ctx, "adopting environments failed; it is tried again", "error", err)
@@ -144,8 +144,10 @@ func (m *Manager) happened(ctx context.Context, event Event) {
 // Reconcile compares what should be with what is, once, and brings it in order:
 // it records processes that ended, finishes what could not be undone, removes
 // what belongs to environments that are gone, and declares all published ports.
-func (m *Manager) Reconcile(ctx context.Context) error {
-	findings, err := m.pass(ctx, false)
+func (m *Manager) Reconcile(ctx context.Context) error { return m.reconcile(ctx, wholePass) }
+
+func (m *Manager) reconcile(ctx context.Context, mode passMode) error {
+	findings, err := m.pass(ctx, mode)
 	errs := []error{err}
 	for i := range findings {
 		errs = append(errs, findings[i].err)
@@ -162,11 +164,23 @@ func (m *Manager) Reconcile(ctx context.Context) error {
 // next pass. CONTAINERD_UNAVAILABLE; with part of the host unread an error
 // too, though what was found is brought in order.
 func (m *Manager) ReconcileNow(ctx context.Context, dryRun bool) ([]Finding, error) {
-	return m.pass(ctx, dryRun)
+	if dryRun {
+		return m.pass(ctx, dryPass)
+	}
+	return m.pass(ctx, wholePass)
 }
 
+// passMode is what a pass does about what it finds.
+type passMode int
+
+const (
+	dryPass   passMode = iota // nothing
+	adoptPass                 // all but what takes its time and nobody waits for: removing what was left behind
+	wholePass                 // everything
+)
+
 // pass is one pass of the reconciler.
-func (m *Manager) pass(ctx context.Context, dryRun bool) ([]Finding, error) {
+func (m *Manager) pass(ctx context.Context, mode passMode) ([]Finding, error) {
 	ctx, cancel := context.WithTimeout(ctx, passTimeout)
 	defer cancel()
 	// The timer, the events and people all ask for passes; two at once would
@@ -181,8 +195,8 @@ func (m *Manager) pass(ctx context.Context, dryRun bool) ([]Finding, error) {
 		return nil, err
 	}
 	findings := plan(o)
-	if dryRun {
+	if mode == dryPass {
 		return findings, err
 	}
-	return findings, errors.Join(err, m.carryOut(ctx, o, findings))
+	return findings, errors.Join(err, m.carryOut(ctx, o, findings, mode))
 }

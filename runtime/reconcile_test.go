@@ -308,3 +308,23 @@ func TestPassBesideCreatesAndDeletes(t *testing.T) {
 	}
 	t.Error("it takes too long")
 }
+
+// The API is served before what was left behind is removed: a host may be full
+// of that.
+func TestAdoptRemovesNothing(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	h.engine.AddPart(runtime.Part{Kind: runtime.FoundLog, Name: "/logs/" + nobody + ".log.3", EnvID: nobody})
+	h.engine.AddPart(runtime.Part{Kind: runtime.FoundLease, Name: "lease-1"})
+	before := h.leftovers()
+	d.Adopt(t.Context())
+	if diff := cmp.Diff(before, h.leftovers()); diff != "" || len(before) == 0 {
+		t.Errorf("adopting changed what was left behind: %s", diff)
+	}
+	if err := d.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if left := h.leftovers(); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}

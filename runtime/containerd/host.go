@@ -161,8 +161,16 @@ func (e *Engine) oomKills(id string) (count int, known bool) {
 // awaitCgroupGone waits until a container's cgroup is no more: containerd
 // clears up after a shim that died by itself, in its own time, and has no call
 // that tells when it is done. A cgroup that nobody removes is removed, and the
-// processes that are left in it are killed: its container has no task.
-func (e *Engine) awaitCgroupGone(ctx context.Context, id string) error {
+// processes that are left in it are killed: its container has no task. An empty
+// one that is abandoned, whose container has no record either, is removed at
+// once.
+func (e *Engine) awaitCgroupGone(ctx context.Context, id string, abandoned bool) error {
+	if abandoned {
+		for _, dir := range e.cgroupDirs(id) {
+			clearCgroup(dir, func(int) {})
+		}
+	}
+
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	limit := time.NewTimer(killTimeout)
@@ -175,7 +183,7 @@ func (e *Engine) awaitCgroupGone(ctx context.Context, id string) error {
 		if polls > 50 { // a second: whoever would remove it is gone itself
 			e.thawCgroup(id)
 			for _, dir := range left {
-				killAll(dir)
+				clearCgroup(dir, func(pid int) { _ = unix.Kill(pid, unix.SIGKILL) })
 			}
 		}
 		select {
@@ -188,9 +196,9 @@ func (e *Engine) awaitCgroupGone(ctx context.Context, id string) error {
 	}
 }
 
-// killAll kills the processes in a cgroup and in those that the container has
-// made below it, and removes these.
-func killAll(dir string) {
+// clearCgroup ends the processes in a cgroup and in those that the container has
+// made below it, and removes those that are empty.
+func clearCgroup(dir string, end func(pid int)) {
 	var below []string
 	_ = filepath.WalkDir(dir, func(path string, entry os.DirEntry, err error) error {
 		if err != nil || !entry.IsDir() {
@@ -202,7 +210,7 @@ func killAll(dir string) {
 		}
 		for line := range strings.FieldsSeq(string(text)) {
 			if pid, err := strconv.Atoi(line); err == nil && pid > 1 {
-				_ = unix.Kill(pid, unix.SIGKILL)
+				end(pid)
 			}
 		}
 		below = append(below, path)

@@ -285,7 +285,7 @@ func (e *Engine) remove(ctx context.Context, id string) error {
 	if err := e.removeTask(ctx, id); err != nil {
 		return err
 	}
-	if err := e.awaitCgroupGone(ctx, id); err != nil {
+	if err := e.awaitCgroupGone(ctx, id, unrecorded); err != nil {
 		return err
 	}
 	if unrecorded {

@@ -2,10 +2,12 @@ package e2e_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -122,6 +124,8 @@ func TestExec(t *testing.T) {
 			t.Run("terminal", func(t *testing.T) { testExecTerminal(t, n) })
 			t.Run("exit codes", func(t *testing.T) { testExecCodes(t, n) })
 			t.Run("streams", func(t *testing.T) { testExecStreams(t, n) })
+			t.Run("signals", func(t *testing.T) { testExecSignals(t, n) })
+			t.Run("input", func(t *testing.T) { testExecInput(t, n) })
 			t.Run("vanishing", func(t *testing.T) { testExecVanishing(t, n) })
 			t.Run("cost", func(t *testing.T) {
 				for _, unary := range []string{"--unary=false", "--unary=true"} {
@@ -221,6 +225,25 @@ func testExecStreams(t *testing.T, n *Node) {
 	cmd.Stdin = strings.NewReader("over TCP")
 	if text, err := cmd.CombinedOutput(); err != nil || string(text) != "over TCP" {
 		t.Errorf("over TCP: %q %v", text, err)
+	}
+}
+
+// testExecInput gives commands as much input as one plain call takes, and more.
+func testExecInput(t *testing.T, n *Node) {
+	t.Helper()
+	body := func(size int) string {
+		return fmt.Sprintf(`{"environment":"box","argv":["cat"],"stdin":%q}`, base64.StdEncoding.EncodeToString(bytes.Repeat([]byte("x"), size)))
+	}
+	var result struct {
+		Stdout    string `json:"stdout"`
+		Truncated bool   `json:"stdoutTruncated"`
+	}
+	n.call(t, "EnvironmentService/RunCommand", body(1<<20), &result)
+	if text, err := base64.StdEncoding.DecodeString(result.Stdout); err != nil || len(text) != 1<<20 || result.Truncated {
+		t.Errorf("1 MiB of input: %d bytes of output, cut %v, error %v", len(text), result.Truncated, err)
+	}
+	if answer := n.curl(t, "EnvironmentService/RunCommand", body(1<<20+1)); answer.Code != "invalid_argument" || !slices.Equal(answer.Fields, []string{"stdin"}) {
+		t.Errorf("more than 1 MiB of input: %+v", answer)
 	}
 }
 

@@ -52,6 +52,15 @@ func TestFullDisk(t *testing.T) {
 	reference := startRegistry(t, n, registry).host + "/team/big:1"
 	registry.Push("team/big", "1", testutil.TestImage(t, testutil.ImageOptions{Name: reference, Files: map[string]string{"/etc/big": string(big)}}))
 
+	// An image that is there, and was never unpacked.
+	const local = "docker.io/team/local:1"
+	path := filepath.Join(t.TempDir(), "local.tar")
+	image := testutil.TestImage(t, testutil.ImageOptions{Name: local, Files: map[string]string{"/etc/local": string(big[:12<<20])}})
+	if err := os.WriteFile(path, image.Tar(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	containerd.Ctr(t, "images", "import", "--no-unpack", path)
+
 	fails := func(args ...string) {
 		t.Helper()
 		if out, errs, code := n.CLI(t, args...); code == 0 || !strings.Contains(errs, "full") || !strings.Contains(errs, "Try: ") {
@@ -64,11 +73,13 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	fails("image", "pull", reference)
-	fails("env", "create", "big", "--image", reference)
-	if env := n.Get(t, "big"); env.State != "ENVIRONMENT_STATE_ERROR" || env.Problem == nil || env.Problem.Reason != "DISK_FULL" {
-		t.Errorf("created on a full disk: %+v", env)
+	for name, image := range map[string]string{"big": reference, "local": local} {
+		fails("env", "create", name, "--image", image)
+		if env := n.Get(t, name); env.State != "ENVIRONMENT_STATE_ERROR" || env.Problem == nil || env.Problem.Reason != "DISK_FULL" {
+			t.Errorf("created on a full disk: %+v", env)
+		}
+		n.Must(t, "env", "rm", name)
 	}
-	n.Must(t, "env", "rm", "big")
 	// Full to the last byte.
 	empty()
 	empty = fill(t, n.Dir)
@@ -92,8 +103,9 @@ func TestFullDisk(t *testing.T) {
 	Eventually(t, "the database to write again", func() bool { _, _, code := n.CLI(t, "env", "stop", "writer"); return code == 0 })
 	n.Must(t, "env", "start", "writer")
 	n.Must(t, "env", "create", "big", "--image", reference)
+	n.Must(t, "env", "create", "local", "--image", local)
 	var list listed
-	if err := json.Unmarshal([]byte(n.Must(t, "env", "ls", "-o", "json")), &list); err != nil || len(list.Environments) != 2 {
+	if err := json.Unmarshal([]byte(n.Must(t, "env", "ls", "-o", "json")), &list); err != nil || len(list.Environments) != 3 {
 		t.Errorf("environments: %+v, error %v", list, err)
 	}
 }

@@ -57,6 +57,15 @@ func TestLogsSurviveTheDaemon(t *testing.T) {
 			if out := n.Must(t, "env", "logs", "--since", "1h", "--timestamps", "--tail", "1", "web"); !strings.HasPrefix(out, "20") || !strings.Contains(out, "Z tick ") {
 				t.Errorf("timestamps: %q", out)
 			}
+			// What one instant divides is all there is.
+			stamped := n.Must(t, "env", "logs", "--timestamps", "--tail", "5", "web")
+			instant, _, _ := strings.Cut(stamped, " ")
+			before := n.Must(t, "env", "logs", "--until", instant, "web")
+			since := n.Must(t, "env", "logs", "--since", instant, "web")
+			check("before and since an instant", before+since, first)
+			if line := strings.SplitN(strings.SplitN(stamped, "\n", 2)[0], " ", 2)[1]; before == "" || !strings.HasPrefix(since, line+"\n") {
+				t.Errorf("since %s begins with %.40q, want %q", instant, since, line)
+			}
 			n.Must(t, "env", "rm", "--force", "web")
 			if left, err := filepath.Glob(filepath.Join(n.Dir, "*", "logs", id+"*")); err != nil || len(left) > 0 {
 				t.Errorf("left %q %v", left, err)

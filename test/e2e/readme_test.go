@@ -85,6 +85,8 @@ func TestReadme(t *testing.T) {
 	if proof := run("bin/remotegpu env exec --stdin=false demo -- cat /home/gpu/proof", time.Minute); strings.TrimSpace(proof) != "typed in demo by gpu" {
 		t.Errorf("the command that was typed in the browser wrote %q", proof)
 	}
+	t.Run("health of the desktop", func(t *testing.T) { t.Log(run(desktopHealth, 5*time.Minute)) })
+	t.Run("packages in a snapshot", func(t *testing.T) { t.Log(run(packageInSnapshot, 5*time.Minute)) })
 	before := time.Now()
 	if again := run(blocks[0], 5*time.Minute); strings.Contains(again, "starting remotegpud") || strings.Contains(again, "building docker.io") {
 		t.Errorf("a second make up starts over:\n%s", again)
@@ -112,6 +114,49 @@ func TestReadme(t *testing.T) {
 		t.Errorf("make down leaves processes:\n%s", out)
 	}
 }
+
+// becomes waits in a script until the health of demo is what it is called with.
+const becomes = `
+becomes() {
+	for _ in $(seq 300); do
+		if bin/remotegpu env get demo -o json | grep -q '"health": *"HEALTH_'"$1"'"'; then echo "demo is $1"; return; fi
+		sleep 0.2
+	done
+	bin/remotegpu env get demo; echo "demo does not become $1" >&2; return 1
+}
+`
+
+// desktopHealth checks a desktop that has drawn, that is taken away, and that
+// is there again.
+const desktopHealth = becomes + `
+bin/remotegpu env update demo --health-desktop --health-interval 500ms --health-timeout 2s --health-retries 1
+becomes HEALTHY
+bin/remotegpu env exec --stdin=false -u root demo -- s6-svc -d /run/service/xvnc
+becomes UNHEALTHY
+bin/remotegpu env exec --stdin=false -u root demo -- s6-svc -u /run/service/xvnc
+becomes HEALTHY
+bin/remotegpu env update demo --no-health
+`
+
+// packageInSnapshot installs a package, and looks for it in an environment that
+// is made from a snapshot.
+const packageInSnapshot = `
+dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
+mkdir -p "$dir/p/DEBIAN" "$dir/p/usr/share/remotegpu-test"
+printf '%s\n' 'Package: remotegpu-test' 'Version: 1.2' 'Architecture: all' 'Maintainer: nobody <nobody@example.com>' \
+	'Description: is installed by a test' > "$dir/p/DEBIAN/control"
+echo installed > "$dir/p/usr/share/remotegpu-test/file"
+dpkg-deb --root-owner-group --build "$dir/p" "$dir/test.deb"
+bin/remotegpu env cp "$dir/test.deb" demo:/tmp/test.deb
+bin/remotegpu env exec --stdin=false -u root demo -- dpkg -i /tmp/test.deb
+bin/remotegpu env snapshot create demo --name packages
+bin/remotegpu env exec --stdin=false -u root demo -- dpkg --purge remotegpu-test
+bin/remotegpu env create kept --from-snapshot demo/packages
+test "$(bin/remotegpu env exec --stdin=false kept -- dpkg-query -f '${Status} ${Version}' -W remotegpu-test)" = "install ok installed 1.2"
+test "$(bin/remotegpu env exec --stdin=false kept -- cat /usr/share/remotegpu-test/file)" = installed
+bin/remotegpu env rm --force kept
+bin/remotegpu env snapshot rm demo/packages
+`
 
 // useDesktop opens the address in Chromium, looks at the desktop, opens a
 // terminal and types a command there.

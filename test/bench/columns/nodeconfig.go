@@ -28,6 +28,7 @@ func (r *remoteGPU) writeNodeConfig(dir string) (file, api string, err error) {
 	settings.Gateway.Listen = ""
 	settings.Containerd.Address = r.engine.address
 	settings.Containerd.Namespace = r.config.Name
+	settings.Containerd.Cgroup = "/" + r.config.Name + "/" + RemoteGPU // it goes with the run
 	settings.BuildKit.Address = ""
 	text, err := settings.Marshal()
 	if err != nil {

@@ -32,8 +32,7 @@ const (
 // standard input, and decodes the JSON that it answers with into reply. dir is
 // a directory on a disk for what the run keeps in files; name is the cgroup
 // (in every hierarchy) under which it makes others. Both are gone when Run
-// returns, and so is the node's cgroup unless it was there before. The end of
-// ctx, or of this process, ends everything in the sandbox.
+// returns. The end of ctx, or of this process, ends everything in the sandbox.
 func Run(ctx context.Context, dir, name string, request, reply any, progress io.Writer) (err error) {
 	input, err := json.Marshal(request)
 	if err != nil {
@@ -42,13 +41,8 @@ func Run(ctx context.Context, dir, name string, request, reply any, progress io.
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make directory of the run: %w", err)
 	}
-	newNode := len(cgroups(nodeCgroup)) == 0
 	defer func() {
 		err = errors.Join(err, removeAll(dir), eventually(func() error { return removeCgroups(name) }))
-		if newNode {
-			// Once, and whatever comes of it: by now a node outside may use it.
-			_ = removeCgroups(nodeCgroup)
-		}
 	}()
 
 	// The child dies with the thread that started it, so this goroutine keeps
@@ -82,9 +76,6 @@ func removeAll(dir string) error {
 		return nil
 	})
 }
-
-// nodeCgroup is the cgroup under which a node puts its environments.
-const nodeCgroup = "remotegpu"
 
 // removeCgroups removes the cgroup of a name with all below it, in every
 // hierarchy. The kernel refuses to remove one that has processes.
