@@ -130,11 +130,15 @@ func TestFailedActionIsTold(t *testing.T) {
 	}
 	h.faults.FailCall("Networks.Detach", 1, broken)
 	findings := d.reconcile(false)
+	// Several are removed at the same time: either may be the one that fails.
+	if len(findings) == 2 && findings[0].Done {
+		slices.Reverse(findings)
+	}
 	if len(findings) != 2 || findings[0].Done || findings[0].Problem == nil || !strings.Contains(findings[0].Problem.Message, "broken") ||
 		!findings[1].Done || findings[1].Problem != nil {
 		t.Fatalf("got %+v", findings)
 	}
-	if left := h.networks.Leftovers(); len(left) != 1 || !strings.Contains(left[0], nobody) {
+	if left := h.networks.Leftovers(); len(left) != 1 || !strings.Contains(left[0], findings[0].EnvID) {
 		t.Errorf("left: %v", left)
 	}
 	if findings = d.reconcile(false); len(findings) != 1 || !findings[0].Done {
