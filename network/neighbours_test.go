@@ -38,7 +38,7 @@ func TestForgedNeighbours(t *testing.T) {
 		t.Errorf("routes before:\n%s\nafter:\n%s", before, after)
 	}
 	bridge := testutil.Sh(t, "ip -o -4 addr | grep ' 10.88.0.1/29 ' | awk '{print $2}'")
-	for _, entry := range strings.Split(testutil.Sh(t, "ip neigh show dev "+bridge), "\n") {
+	for entry := range strings.SplitSeq(testutil.Sh(t, "ip neigh show dev "+bridge), "\n") {
 		if entry != "" && !strings.HasPrefix(entry, m.address(0).String()+" ") {
 			t.Errorf("the host believes %q on %s", entry, bridge)
 		}

@@ -135,19 +135,23 @@ func TestPolicies(t *testing.T) {
 			}{
 				{"default", policy.Policy{}, "internet resolver published own !private !lan !service"},
 				{
-					"open, with a private destination", policy.Policy{Allow: destinations(t, privateIP+":8080/tcp")},
+					"open, with a private destination",
+					policy.Policy{Allow: destinations(t, privateIP+":8080/tcp")},
 					"internet published private/tcp !private/udp !lan",
 				},
 				{
-					"allow-list", policy.Policy{Egress: policy.AllowList, Allow: destinations(t, internetIP+":8080")},
+					"allow-list",
+					policy.Policy{Egress: policy.AllowList, Allow: destinations(t, internetIP+":8080")},
 					"internet resolver !private !lan !published !own",
 				},
 				{
-					"allow-list of a published port", policy.Policy{Egress: policy.AllowList, Allow: destinations(t, hostIP+":10001/tcp")},
+					"allow-list of a published port",
+					policy.Policy{Egress: policy.AllowList, Allow: destinations(t, hostIP+":10001/tcp")},
 					"published/tcp !published/udp !internet !own/tcp",
 				},
 				{
-					"allow-list of everything", policy.Policy{Egress: policy.AllowList, Allow: destinations(t, "0.0.0.0/0")},
+					"allow-list of everything",
+					policy.Policy{Egress: policy.AllowList, Allow: destinations(t, "0.0.0.0/0")},
 					"internet private lan published !b/tcp !service/tcp",
 				},
 				{"none", policy.Policy{Egress: policy.None}, "!internet !resolver !private !lan !published !own"},
@@ -195,7 +199,9 @@ func grouped(t *testing.T, m *members) {
 // gets an address in.
 func surrounded(t *testing.T, m *members) {
 	t.Helper()
-	opened := m.open(t, func(cfg *network.Config) { cfg.Allow = destinations(t, privateIP+":8080/tcp", "169.254.169.254:80/tcp") })
+	opened := m.open(t, func(cfg *network.Config) {
+		cfg.Allow = destinations(t, privateIP+":8080/tcp", "169.254.169.254:80/tcp")
+	})
 	if err := opened.Restore(t.Context(), m.all(), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -348,9 +354,9 @@ func TestPolicyEndsConnections(t *testing.T) {
 		return
 	}
 	m := newMembers(t, "nft")
-	echo(t, m.lan, internetIP+":9001")
-	echo(t, m.lan, internetIP+":9002")
-	echo(t, m.in[1], "0.0.0.0:9003")
+	reflectLines(t, m.lan, internetIP+":9001")
+	reflectLines(t, m.lan, internetIP+":9002")
+	reflectLines(t, m.in[1], "0.0.0.0:9003")
 	dial := func(address string) (conn net.Conn) {
 		t.Helper()
 		var err error
@@ -418,8 +424,8 @@ func TestPolicyEndsConnections(t *testing.T) {
 	cleanUp(t, m.lab)
 }
 
-// echo sends back what comes, until the test ends.
-func echo(t *testing.T, in *testutil.Namespace, address string) {
+// reflectLines sends back what comes, until the test ends.
+func reflectLines(t *testing.T, in *testutil.Namespace, address string) {
 	t.Helper()
 	var listener net.Listener
 	var err error

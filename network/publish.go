@@ -157,67 +157,6 @@ func (p *publisher) withdraw(ctx context.Context, envID string) error {
 	return b.wait(ctx)
 }
 
-// restrict sets one environment's policy and waits until it is applied. It
-// tells whether that, or what is around environments, was another one.
-func (p *publisher) restrict(ctx context.Context, policy firewall.Policy) (changed bool, err error) {
-	if err := p.seed(ctx); err != nil {
-		return false, err
-	}
-	around, err := p.around(ctx)
-	if err != nil {
-		return false, err
-	}
-	p.mu.Lock()
-	stale := p.holders(policy.Address, policy.EnvID)
-	wanted := p.current[policy.EnvID]
-	same := policy.IsDefault() && wanted.policy.IsDefault() || policy.Equal(&wanted.policy)
-	if same && len(stale) == 0 && p.surroundings.Equal(&around) && p.applied && p.idle() {
-		p.mu.Unlock()
-		return false, nil
-	}
-	changed = !same || !p.surroundings.Equal(&around)
-	p.surroundings = around
-	b := p.join(ctx)
-	for _, envID := range stale {
-		former := p.current[envID]
-		former.policy, former.at = firewall.Policy{}, time.Now()
-		b.change(p, envID, former)
-	}
-	wanted.policy, wanted.at = policy, time.Now()
-	b.change(p, policy.EnvID, wanted)
-	p.mu.Unlock()
-	return changed, b.wait(ctx)
-}
-
-// holders are other environments with a policy for an address: they had it
-// before, and what took it from them could not say so. The caller holds mu.
-func (p *publisher) holders(address netip.Addr, envID string) (others []string) {
-	for id, publication := range p.current {
-		if id != envID && publication.policy.Address == address && !publication.policy.IsDefault() {
-			others = append(others, id)
-		}
-	}
-	return others
-}
-
-// lift takes an environment's policy back. It must be able to send nothing.
-func (p *publisher) lift(ctx context.Context, envID string) error {
-	if err := p.seed(ctx); err != nil {
-		return err
-	}
-	p.mu.Lock()
-	wanted := p.current[envID]
-	if wanted.policy.IsDefault() && p.idle() {
-		p.mu.Unlock()
-		return nil
-	}
-	b := p.join(ctx)
-	wanted.policy, wanted.at = firewall.Policy{}, time.Now()
-	b.change(p, envID, wanted)
-	p.mu.Unlock()
-	return b.wait(ctx)
-}
-
 // idle says that no application is needed or at work. The caller holds mu.
 func (p *publisher) idle() bool { return !p.dirty && p.next == nil && !p.running }
 

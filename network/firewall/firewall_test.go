@@ -425,9 +425,10 @@ func TestRandom(t *testing.T) {
 			for _, m := range current {
 				desired.Mappings = append(desired.Mappings, m)
 			}
+			desired.Policies = randomPolicies(random)
 			damage := random.IntN(6) == 0
 			if damage {
-				testutil.Sh(t, path+" -t nat -F")
+				testutil.Sh(t, path+" -t "+[]string{"nat", "filter"}[random.IntN(2)]+" -F")
 			}
 			if err := f.Set(t.Context(), desired); err != nil {
 				t.Fatal(err)
@@ -438,8 +439,39 @@ func TestRandom(t *testing.T) {
 				}
 			}
 			same(t, f, path)
+			there, err := newFirewall(t, path).Published(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.EqualFunc(desired.Policies, there.Policies, func(a, b firewall.Policy) bool { return a.Equal(&b) }) {
+				t.Fatalf("policies are read back as %v, want %v", there.Policies, desired.Policies)
+			}
 		}
 	})
+}
+
+// randomPolicies are some policies that differ from the default, by address.
+func randomPolicies(random *rand.Rand) (all []firewall.Policy) {
+	for slot := range 40 {
+		one := firewall.Policy{
+			EnvID: fmt.Sprintf("01P%d", slot), Address: netip.AddrFrom4([4]byte{10, 88, byte(slot * 5), byte(slot%32*8 + 2)}),
+			Egress: []policy.Egress{policy.Open, policy.Open, policy.AllowList, policy.None}[random.IntN(4)],
+		}
+		if one.Egress == policy.AllowList || one.Egress == policy.Open && random.IntN(2) == 0 {
+			for range 1 + random.IntN(3) {
+				one.Allow = append(one.Allow, destination(fmt.Sprintf("198.51.%d.0/24:%d", random.IntN(9), 1+random.IntN(3))))
+			}
+		}
+		for _, name := range []string{"default/web", "default/db", "other/web"} {
+			if random.IntN(3) == 0 {
+				one.Groups = append(one.Groups, name)
+			}
+		}
+		if random.IntN(2) == 0 && !one.IsDefault() {
+			all = append(all, one)
+		}
+	}
+	return all
 }
 
 func TestSetRefuses(t *testing.T) {
@@ -459,6 +491,23 @@ func TestSetRefuses(t *testing.T) {
 			if err := f.Set(t.Context(), firewall.Desired{Mappings: []firewall.Mapping{good, bad}}); !errdefs.IsInvalidArgument(err) {
 				t.Errorf("%s: %v", name, err)
 			}
+		}
+		here := netip.MustParseAddr("10.88.0.2")
+		for name, bad := range map[string]firewall.Policy{
+			"address":     {EnvID: "01B", Address: netip.MustParseAddr("192.0.2.1"), Egress: policy.None},
+			"mode":        {EnvID: "01B", Address: here, Egress: "some"},
+			"destination": {EnvID: "01B", Address: here, Allow: []policy.Destination{{Prefix: netip.MustParsePrefix("fd00::/8")}}},
+			"ports":       {EnvID: "01B", Address: here, Allow: []policy.Destination{{Prefix: netip.MustParsePrefix("192.0.2.0/24"), First: 2, Last: 1}}},
+			"group":       {EnvID: "01B", Address: here, Groups: []string{`default/we"b`}},
+		} {
+			if err := f.Set(t.Context(), firewall.Desired{Policies: []firewall.Policy{bad}}); !errdefs.IsInvalidArgument(err) {
+				t.Errorf("policy with a bad %s: %v", name, err)
+			}
+		}
+		if err := f.Set(t.Context(), firewall.Desired{Policies: []firewall.Policy{
+			{EnvID: "01A", Address: here, Egress: policy.None}, {EnvID: "01B", Address: here, Egress: policy.None},
+		}}); !errdefs.IsAlreadyExists(err) {
+			t.Errorf("two policies for an address: %v", err)
 		}
 		twice := mapping("01B", port.SSH, port.TCP, 22000, "10.88.0.10:22")
 		if err := f.Set(t.Context(), firewall.Desired{Mappings: []firewall.Mapping{good, twice}}); !errdefs.IsAlreadyExists(err) {

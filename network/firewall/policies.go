@@ -36,12 +36,14 @@ func (p *Policy) Equal(other *Policy) bool {
 		slices.Equal(single(p.Allow), single(other.Allow)) && slices.Equal(p.Groups, other.Groups)
 }
 
-// single are destinations of one rule each: as they are read back.
+// single are destinations of one rule each, each once: as they are read back.
 func single(all []policy.Destination) (expanded []policy.Destination) {
 	for _, d := range all {
 		for _, protocol := range protocols(d) {
 			d.Protocol = protocol
-			expanded = append(expanded, d)
+			if !slices.Contains(expanded, d) {
+				expanded = append(expanded, d)
+			}
 		}
 	}
 	return expanded
@@ -126,10 +128,8 @@ func (f *Firewall) renderEgress(filter chains, out *tree, one *Policy) {
 	chain := fmt.Sprintf("%s-ENV-%s", f.cfg.Prefix, one.Address)
 	out.add(one.Address, fmt.Sprintf("%s -j %s", mark, chain))
 	var rules []string
-	for _, d := range one.Allow {
-		for _, match := range original(d) {
-			rules = append(rules, fmt.Sprintf("-A %s %s%s -j ACCEPT", chain, match, f.owned(one.EnvID, "allow")))
-		}
+	for _, d := range single(one.Allow) {
+		rules = append(rules, fmt.Sprintf("-A %s %s %s -j ACCEPT", chain, original(d), f.owned(one.EnvID, "allow")))
 	}
 	if mode == policy.AllowList {
 		rules = append(rules, fmt.Sprintf("-A %s -j %s-DNS", chain, f.cfg.Prefix), fmt.Sprintf("-A %s -j %s-REFUSE", chain, f.cfg.Prefix))
@@ -137,25 +137,22 @@ func (f *Firewall) renderEgress(filter chains, out *tree, one *Policy) {
 	filter[chain] = rules
 }
 
-// original are the matches, each with a space at its end, for connections that
-// were addressed to a destination.
-func original(d policy.Destination) (matches []string) {
+// original is the match for connections that were addressed to a destination
+// of single.
+func original(d policy.Destination) string {
+	match := ""
+	if d.Protocol != "" {
+		match = fmt.Sprintf("-p %s ", d.Protocol)
+	}
 	to := d.Prefix.String()
 	if d.Prefix.IsSingleIP() { // as iptables-save prints it
 		to = d.Prefix.Addr().String()
 	}
-	for _, protocol := range protocols(d) {
-		match := ""
-		if protocol != "" {
-			match = fmt.Sprintf("-p %s ", protocol)
-		}
-		match += "-m conntrack --ctorigdst " + to
-		if d.First != 0 {
-			match += " --ctorigdstport " + span(d)
-		}
-		matches = append(matches, match+" ")
+	match += "-m conntrack --ctorigdst " + to
+	if d.First != 0 {
+		match += " --ctorigdstport " + span(d)
 	}
-	return matches
+	return match
 }
 
 // protocols are those a destination needs rules for, "" for one of all.
@@ -181,17 +178,15 @@ func (f *Firewall) renderDefaults(all *Surroundings) (rules []string) {
 	rules = append(rules,
 		fmt.Sprintf("-A %s-OUT -o %s+ %s -j RETURN", p, f.cfg.Interface, f.note("published ports")),
 		fmt.Sprintf("-A %s-OUT -j %s-DNS", p, p))
-	for _, d := range all.Allow {
-		for _, protocol := range protocols(d) {
-			match := "-d " + d.Prefix.String()
-			if protocol != "" {
-				match += fmt.Sprintf(" -p %s", protocol)
-			}
-			if d.First != 0 {
-				match += fmt.Sprintf(" -m %s --dport %s", protocol, span(d))
-			}
-			rules = append(rules, fmt.Sprintf("-A %s-OUT %s %s -j ACCEPT", p, match, f.note("allowed by the node")))
+	for _, d := range single(all.Allow) {
+		match := "-d " + d.Prefix.String()
+		if d.Protocol != "" {
+			match += fmt.Sprintf(" -p %s", d.Protocol)
 		}
+		if d.First != 0 {
+			match += fmt.Sprintf(" -m %s --dport %s", d.Protocol, span(d))
+		}
+		rules = append(rules, fmt.Sprintf("-A %s-OUT %s %s -j ACCEPT", p, match, f.note("allowed by the node")))
 	}
 	for _, network := range policy.Closed() {
 		rules = append(rules, fmt.Sprintf("-A %s-OUT -d %s %s -j %s-REFUSE", p, network, f.note("private networks"), p))
