@@ -29,16 +29,18 @@ const image = "docker.io/test/app:latest"
 
 // host is what outlives a daemon: the fakes and the state directory.
 type host struct {
-	dir      string
-	boot     string // names the boot
-	workers  int    // of the queue; 0: its default
-	dial     func(context.Context, string, string) (net.Conn, error)
-	faults   runtimetest.Faults
-	engine   *runtimetest.FakeEngine
-	images   *runtimetest.FakeImages
-	networks runtimetest.FakeNetworks
-	volumes  runtimetest.FakeVolumes
-	desktops runtimetest.FakeDesktops
+	dir     string
+	boot    string // names the boot
+	workers int    // of the queue; 0: its default
+	// addresses is where people reach the node. nil: nowhere.
+	addresses runtime.Addresses
+	dial      func(context.Context, string, string) (net.Conn, error)
+	faults    runtimetest.Faults
+	engine    *runtimetest.FakeEngine
+	images    *runtimetest.FakeImages
+	networks  runtimetest.FakeNetworks
+	volumes   runtimetest.FakeVolumes
+	desktops  runtimetest.FakeDesktops
 	// afterList, when set, is called once between a list of containers and its use.
 	afterList atomic.Pointer[func()]
 	// afterUpdate, when set, is called between a change in the store and what follows.
@@ -123,7 +125,7 @@ func start(t *testing.T, h *host) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pool, err := port.New(t.Context(), port.Config{HostID: "host", Store: db, Probe: freePorts})
+	pool, err := port.New(t.Context(), port.Config{HostID: "host", Store: db, Probe: freePorts, Quarantine: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +135,7 @@ func start(t *testing.T, h *host) *daemon {
 		Node: "node", StateDir: filepath.Join(h.dir, "environments"), LogDir: filepath.Join(h.dir, "logs"),
 		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Executor: h.engine, Roots: h.engine, Snapshotter: h.engine, Images: h.images,
 		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,
-		BootID: h.boot, Dial: h.dial, LoginDir: filepath.Join(h.dir, "credentials"),
+		BootID: h.boot, Dial: h.dial, Addresses: h.addresses, LoginDir: filepath.Join(h.dir, "credentials"),
 	})
 	// Adopting, and after subscribing: what a pass sees first and does last.
 	seen, restored := h.faults.Count("Desktops.Prepared")+2, h.faults.Count("Networks.Restore")+2

@@ -162,8 +162,10 @@ func (a *app) showEnvironment(e *remotegpuv1.Environment) error {
 		{"Labels", pairs(e.GetLabels())},
 	}
 	for _, m := range e.GetPortMappings() {
-		rows = append(rows, []string{"Port", strings.TrimSpace(fmt.Sprintf("%s %d->%d/%s %s", state(m.GetServiceType(), "SERVICE_TYPE_"),
-			m.GetExternalPort(), m.GetInternalPort(), state(m.GetProtocol(), "PROTOCOL_"), m.GetDescription()))})
+		rows = append(rows, []string{"Port", portText(m)})
+	}
+	for _, access := range e.GetAccess() {
+		rows = append(rows, []string{"Access", state(access.GetServiceType(), "SERVICE_TYPE_") + " " + access.GetUrl()})
 	}
 	for _, m := range spec.GetMounts() {
 		rows = append(rows, []string{"Mount", mountText(m)})
@@ -175,6 +177,18 @@ func (a *app) showEnvironment(e *remotegpuv1.Environment) error {
 	}
 	rows = append(rows, []string{"Created", moment(e.GetCreatedAt())}, []string{"Started", moment(e.GetStartedAt())})
 	return a.facts(rows)
+}
+
+func portText(m *remotegpuv1.PortMapping) string {
+	text := strings.TrimSpace(fmt.Sprintf("%s %d->%d/%s %s", state(m.GetServiceType(), "SERVICE_TYPE_"),
+		m.GetExternalPort(), m.GetInternalPort(), state(m.GetProtocol(), "PROTOCOL_"), m.GetDescription()))
+	if sources := m.GetAllowedSources(); len(sources) > 0 {
+		text += ", for " + strings.Join(sources, ", ")
+	}
+	if m.GetExpiresAt() != nil {
+		text += ", until " + moment(m.GetExpiresAt())
+	}
+	return text
 }
 
 func problemText(p *remotegpuv1.Problem) string {

@@ -400,7 +400,7 @@ func (f *updateFlags) portsOf(e *remotegpuv1.Environment) ([]*remotegpuv1.PortRe
 		for _, m := range held {
 			all = append(all, &remotegpuv1.PortRequest{
 				ServiceType: m.GetServiceType(), InternalPort: m.GetInternalPort(), ExternalPort: m.GetExternalPort(),
-				Protocol: m.GetProtocol(), Description: m.GetDescription(),
+				Protocol: m.GetProtocol(), Description: m.GetDescription(), AllowedSources: m.GetAllowedSources(), ExpiresAt: m.GetExpiresAt(),
 			})
 		}
 	}

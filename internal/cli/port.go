@@ -4,19 +4,21 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
 )
 
 func (a *app) portCommand() *cobra.Command {
-	return group("port", "Published ports and their pools", a.portList(), a.portPool())
+	return group("port", "Published ports and their pools", a.portList(), a.portGet(), a.portAdd(), a.portUpdate(), a.portRemove(), a.portPool())
 }
 
 func (a *app) portList() *cobra.Command {
 	request := &remotegpuv1.ListPortMappingsRequest{}
-	var service string
+	var service, at string
 	var page paging
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List port mappings by host port", Args: cobra.NoArgs,
@@ -30,6 +32,13 @@ func (a *app) portList() *cobra.Command {
 				if request.ServiceType, err = parseService(service); err != nil {
 					return err
 				}
+			}
+			if at != "" {
+				when, err := time.Parse(time.RFC3339, at)
+				if err != nil {
+					return usagef("write it like 2026-11-26T14:30:00+01:00", "--at %q is not a time", at)
+				}
+				request.At = timestamppb.New(when)
 			}
 			all, next, err := pages(&page, func(size int32, token string) ([]*remotegpuv1.PortMapping, string, error) {
 				request.PageSize, request.PageToken = size, token
@@ -47,19 +56,29 @@ func (a *app) portList() *cobra.Command {
 				rows = append(rows, []string{
 					fmt.Sprint(m.GetExternalPort()), fmt.Sprint(m.GetInternalPort()), state(m.GetProtocol(), "PROTOCOL_"),
 					state(m.GetServiceType(), "SERVICE_TYPE_"), state(m.GetStatus(), "PORT_MAPPING_STATUS_"),
-					m.GetEnvironment(), age(m.GetCreatedAt()), m.GetDescription(),
+					m.GetEnvironment(), age(m.GetCreatedAt()), dash(until(m.GetExpiresAt())), dash(strings.Join(m.GetAllowedSources(), ",")), m.GetDescription(),
 				})
 			}
-			return a.table([]string{"HOST", "INSIDE", "PROTOCOL", "SERVICE", "STATUS", "ENVIRONMENT", "AGE", "DESCRIPTION"}, rows)
+			return a.table([]string{"HOST", "INSIDE", "PROTOCOL", "SERVICE", "STATUS", "ENVIRONMENT", "AGE", "EXPIRES", "ALLOWED", "DESCRIPTION"}, rows)
 		},
 	}
 	cmd.Flags().StringVar(&request.Environment, "env", "", "only those of this environment")
 	cmd.Flags().StringVar(&service, "service", "", "only those of this service: ssh, rdp, jupyter, vnc, novnc, custom")
 	cmd.Flags().BoolVarP(&request.IncludeReleased, "all", "a", false, "released ones too")
+	cmd.Flags().Int32Var(&request.ExternalPort, "external", 0, "only those of this host port")
+	cmd.Flags().StringVar(&at, "at", "", "those that were held at this time (RFC 3339): who had a port then")
 	page.register(cmd.Flags(), 0)
 	a.complete(cmd, "service", services()...)
 	a.completeWith(cmd, "env", a.completeEnvs)
 	return cmd
+}
+
+// until is how long it is until a time, "" for none.
+func until(at *timestamppb.Timestamp) string {
+	if at == nil {
+		return ""
+	}
+	return "in " + short(time.Until(at.AsTime()))
 }
 
 func services() []string { return []string{"ssh", "rdp", "jupyter", "vnc", "novnc", "custom"} }
@@ -103,10 +122,10 @@ func (a *app) poolTable(pools []*remotegpuv1.PortPool) error {
 		}
 		rows = append(rows, []string{
 			state(pool.GetServiceType(), "SERVICE_TYPE_"), fmt.Sprintf("%d-%d", pool.GetFirstPort(), pool.GetLastPort()),
-			inside, fmt.Sprint(pool.GetInUse()), fmt.Sprint(pool.GetFree()),
+			inside, fmt.Sprint(pool.GetInUse()), fmt.Sprint(pool.GetResting()), fmt.Sprint(pool.GetFree()),
 		})
 	}
-	return a.table([]string{"SERVICE", "RANGE", "INSIDE", "IN USE", "FREE"}, rows)
+	return a.table([]string{"SERVICE", "RANGE", "INSIDE", "IN USE", "RESTING", "FREE"}, rows)
 }
 
 func (a *app) portPoolSet() *cobra.Command {

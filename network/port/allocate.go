@@ -22,6 +22,9 @@ const requestField = "spec.ports"
 // store knew of a holder that the pool did not.
 const conflictLimit = 64
 
+// rereadEvery is after how many conflicts in turn the store is read again.
+const rereadEvery = 8
+
 func isAborted(err error) bool { return errdefs.IsAborted(err) }
 
 // normal is a request with its defaults filled in.
@@ -154,7 +157,7 @@ func (p *Pool) Allocate(ctx context.Context, owner Owner, requests []Request,
 		if !ok {
 			return nil, err
 		}
-		p.conflicted(conflict)
+		p.conflicted(ctx, conflict, conflicts)
 		if conflicts++; conflicts == conflictLimit {
 			return nil, fmt.Errorf("allocate ports of environment %s: %d conflicts in turn: %w", owner.EnvID, conflicts,
 				errors.Join(errdefs.ErrUnavailable, err))
@@ -345,13 +348,18 @@ func (p *Pool) exhausted(r Request, i int) error {
 	return exhausted
 }
 
-// conflicted keeps a port that the store says somebody else holds.
-func (p *Pool) conflicted(c *ConflictError) {
+// conflicted keeps a port that the store says somebody else holds. Whoever that
+// is holds others too: they are looked up now and then, lest each is met by
+// itself.
+func (p *Pool) conflicted(ctx context.Context, c *ConflictError, before int) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	ledger := p.ports[c.Protocol]
 	if _, held := ledger.holders[c.Port]; !held {
 		ledger.hold(c.Port, "")
+	}
+	p.mu.Unlock()
+	if before%rereadEvery == 0 {
+		_ = p.reread(ctx) // it has logged why not; the next port may be free
 	}
 }
 

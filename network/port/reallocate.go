@@ -54,7 +54,7 @@ func (p *Pool) Reallocate(ctx context.Context, owner Owner, held []Mapping, requ
 		if !ok {
 			return err
 		}
-		p.conflicted(conflict)
+		p.conflicted(ctx, conflict, conflicts)
 		if conflicts++; conflicts == conflictLimit {
 			return fmt.Errorf("change ports of environment %s: %d conflicts in turn: %w", owner.EnvID, conflicts,
 				errors.Join(errdefs.ErrUnavailable, err))

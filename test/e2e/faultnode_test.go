@@ -58,7 +58,9 @@ type faultNode struct {
 	// struck are the points that operations before have been killed at.
 	struck map[string]bool
 	armed  int
-	http   *http.Client
+	// mapping is the port mapping that a scenario is about.
+	mapping string
+	http    *http.Client
 }
 
 // startTestDaemon starts a node with the daemon of testDaemon. The race

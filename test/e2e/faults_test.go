@@ -22,7 +22,8 @@ type faultScenario struct {
 	// before brings about what the operation starts from, whatever the run
 	// before has left.
 	before func(testing.TB, *faultNode)
-	// method and body are the request; %s in body is the request id.
+	// method and body are the request; %s in body is the request id, MAPPING the
+	// port mapping that before has chosen.
 	method, body string
 	// state is what the environment "one" is in when all went well; "": gone.
 	state string
@@ -96,6 +97,19 @@ func faultScenarios(f *faultNode, registry *testutil.ImageRegistry, pulled strin
 		{
 			kind: "environment.snapshot", method: "SnapshotService/CreateSnapshot", body: on(""), keep: true,
 			before: then(exists(stateStopped), noSnapshots), more: oneSnapshot(stateStopped),
+		},
+		{
+			kind: "port.create", method: "PortService/CreatePortMapping", body: on(addedPort), keep: true,
+			before: then(exists(stateRunning), notUpdated), more: portsAre("8080", "8081 198.51.100.0/24"),
+		},
+		{
+			kind: "port.update", method: "PortService/UpdatePortMapping", keep: true,
+			body:   `{"request_id":%s,"wait":"60s",` + mappingOf + `,"allowed_sources":["198.51.100.0/24"]}`,
+			before: then(exists(stateRunning), chosenPort(8080)), more: portsAre("8080 198.51.100.0/24"),
+		},
+		{
+			kind: "port.delete", method: "PortService/DeletePortMapping", body: `{"request_id":%s,"wait":"60s",` + mappingOf + `}`, keep: true,
+			before: then(exists(stateRunning), chosenPort(8081)), more: portsAre("8080"),
 		},
 		{kind: "environment.delete", before: then(exists(stateRunning), noSnapshots), method: "EnvironmentService/DeleteEnvironment", body: on(`,"timeout":"0s","force":true`)},
 		{
@@ -237,7 +251,7 @@ func (f *faultNode) strike(t *testing.T, s faultScenario, action string, p fault
 	s.before(t, f)
 	f.arm(t, action, p)
 	id := fmt.Sprintf("request-%d-%d", f.armed, time.Now().UnixNano())
-	status, text, err := f.ask(s.method, fmt.Sprintf(s.body, `"`+id+`"`), nil)
+	status, text, err := f.ask(s.method, f.body(s, id), nil)
 	if err == nil && status == http.StatusOK && p.scope == s.kind {
 		// What goes on in the background may get there yet.
 		for deadline := time.Now().Add(time.Second); !f.fired() && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
@@ -259,7 +273,7 @@ func (f *faultNode) strike(t *testing.T, s faultScenario, action string, p fault
 	f.died(t)
 	f.disarm()
 	f.Run(t)
-	if status, text, again := f.ask(s.method, fmt.Sprintf(s.body, `"`+id+`"`), nil); again != nil || status != http.StatusOK {
+	if status, text, again := f.ask(s.method, f.body(s, id), nil); again != nil || status != http.StatusOK {
 		t.Errorf("%v: the same request after the kill (%v before it): %d %s %v", p, err, status, text, again)
 	}
 	f.settled(t, s, true)
@@ -269,7 +283,12 @@ func (f *faultNode) strike(t *testing.T, s faultScenario, action string, p fault
 // request has the scenario's operation done.
 func (f *faultNode) request(t *testing.T, s faultScenario, id string) {
 	t.Helper()
-	f.must(t, s.method, fmt.Sprintf(s.body, fmt.Sprintf(`"%s-%d"`, id, time.Now().UnixNano())))
+	f.must(t, s.method, f.body(s, fmt.Sprintf("%s-%d", id, time.Now().UnixNano())))
+}
+
+// body is the request with that id.
+func (f *faultNode) body(s faultScenario, id string) string {
+	return strings.ReplaceAll(fmt.Sprintf(s.body, `"`+id+`"`), "MAPPING", f.mapping)
 }
 
 // settled checks what an operation has left. done says that it succeeded: else

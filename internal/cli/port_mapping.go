@@ -1,0 +1,302 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+)
+
+// termsHelp is about the flags that port add and port update share.
+const termsHelp = `--allow names who reaches it from outside: IPv4 networks and addresses, such as
+203.0.113.0/24,198.51.100.7. The host and the environment itself always do.
+Without it everybody does, or nobody from outside where the node's [ports]
+closed_by_default is set; --allow 0.0.0.0/0 is everybody there, too.
+--expires withdraws it by itself after that time.`
+
+// termsFlags are the terms of a mapping, as written.
+type termsFlags struct {
+	waiting
+	description string
+	allow       []string
+	expires     string
+}
+
+func (f *termsFlags) register(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	f.waiting.register(flags)
+	flags.StringVar(&f.description, "description", "", "free text")
+	flags.StringSliceVar(&f.allow, "allow", nil, "networks and addresses that reach it, see above")
+	flags.StringVar(&f.expires, "expires", "", "withdraw it after this time, for example 2h")
+}
+
+// expiresIn reads --expires; nil: never.
+func (f *termsFlags) expiresIn() (*durationpb.Duration, error) {
+	if f.expires == "" || f.expires == "never" {
+		return nil, nil //nolint:nilnil // no end is the usual one
+	}
+	after, err := time.ParseDuration(f.expires)
+	if err != nil || after <= 0 {
+		return nil, usagef("write a time such as 90m or 48h", "--expires %q is not one", f.expires)
+	}
+	return durationpb.New(after), nil
+}
+
+func (a *app) portAdd() *cobra.Command {
+	f := &termsFlags{}
+	request := &remotegpuv1.CreatePortMappingRequest{}
+	var service string
+	var udp bool
+	cmd := &cobra.Command{
+		Use: "add ENVIRONMENT", Short: "Publish one more port of an environment, without a restart", Args: cobra.ExactArgs(1),
+		Long: "add publishes a port of an environment that runs or is stopped. The node picks the\nhost port from the service's pool unless --external names one.\n\n" +
+			termsHelp,
+		Example: `  remotegpu port add demo --internal 8080
+  remotegpu port add demo --service ssh --allow 203.0.113.0/24 --expires 2h
+  remotegpu port add demo --internal 5353 --external 15001 --udp`,
+		ValidArgsFunction: a.completeEnvs,
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			request.Environment, request.Project, request.RequestId = args[0], a.project, f.id()
+			request.Description, request.AllowedSources = f.description, f.allow
+			if request.ServiceType, err = parseService(service); err != nil {
+				return err
+			}
+			if udp {
+				request.Protocol = remotegpuv1.Protocol_PROTOCOL_UDP
+			}
+			if request.ExpiresIn, err = f.expiresIn(); err != nil {
+				return err
+			}
+			return a.addPort(cmd.Context(), f, request)
+		},
+	}
+	f.register(cmd)
+	flags := cmd.Flags()
+	flags.StringVar(&service, "service", "custom", "what it is for: ssh, rdp, jupyter, vnc, novnc, custom")
+	flags.Int32Var(&request.InternalPort, "internal", 0, "port inside; custom has none of its own")
+	flags.Int32Var(&request.ExternalPort, "external", 0, "host port; 0: the node picks one")
+	flags.BoolVar(&udp, "udp", false, "UDP in place of TCP")
+	etagFlag(flags, &request.Etag)
+	a.complete(cmd, "service", services()...)
+	return cmd
+}
+
+func (a *app) addPort(ctx context.Context, f *termsFlags, request *remotegpuv1.CreatePortMappingRequest) error {
+	c, err := a.dial()
+	if err != nil {
+		return err
+	}
+	response, err := c.ports.CreatePortMapping(ctx, request)
+	if err != nil {
+		return err
+	}
+	m, err := a.mappingDone(ctx, c, &f.waiting, response.GetOperation(), response.GetPortMapping())
+	if err != nil || m == nil {
+		return err
+	}
+	e, err := a.environment(ctx, c, m.GetEnvironment())
+	if err != nil {
+		return err
+	}
+	a.sayRestartNeeded(e.GetName(), e.GetRestartNeeded())
+	return a.showMapping(m, fmt.Sprintf("%s: host port %d leads to port %d", e.GetName(), m.GetExternalPort(), m.GetInternalPort()))
+}
+
+// mappingDone waits for an operation on a mapping and returns the mapping as it
+// is then; nil when nobody waits.
+func (a *app) mappingDone(ctx context.Context, c *clients, w *waiting, op *remotegpuv1.Operation, m *remotegpuv1.PortMapping) (*remotegpuv1.PortMapping, error) {
+	id := m.GetId()
+	if op != nil {
+		done, err := a.await(ctx, c, w, op)
+		if err != nil || w.noWait {
+			return nil, err
+		}
+		id = orElse(done.GetResult()["mapping"], id)
+	}
+	response, err := c.ports.GetPortMapping(ctx, &remotegpuv1.GetPortMappingRequest{Id: id})
+	if err != nil {
+		return nil, err
+	}
+	return response.GetPortMapping(), nil
+}
+
+// showMapping shows a mapping that was changed.
+func (a *app) showMapping(m *remotegpuv1.PortMapping, text string) error {
+	if a.output == "json" {
+		return a.json(m)
+	}
+	if m.GetProtocol() == remotegpuv1.Protocol_PROTOCOL_UDP {
+		text += ", UDP"
+	}
+	if sources := m.GetAllowedSources(); len(sources) > 0 {
+		text += ", for " + strings.Join(sources, ", ")
+	}
+	if m.GetExpiresAt() != nil {
+		text += ", until " + moment(m.GetExpiresAt())
+	}
+	return a.printf("%s\n", plain(text))
+}
+
+func (a *app) portGet() *cobra.Command {
+	return &cobra.Command{
+		Use: "get MAPPING", Short: "Show one port mapping, by its id or HOSTPORT[/udp]", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			m, err := a.mapping(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(m)
+			}
+			return a.facts([][]string{
+				{"Id", m.GetId()},
+				{"Environment", m.GetEnvironment()},
+				{"Project", m.GetProject()},
+				{"Service", state(m.GetServiceType(), "SERVICE_TYPE_")},
+				{"Host port", fmt.Sprintf("%d/%s", m.GetExternalPort(), state(m.GetProtocol(), "PROTOCOL_"))},
+				{"Inside", fmt.Sprint(m.GetInternalPort())},
+				{"Status", state(m.GetStatus(), "PORT_MAPPING_STATUS_")},
+				{"Allowed", strings.Join(m.GetAllowedSources(), ", ")},
+				{"Description", m.GetDescription()},
+				{"Created", moment(m.GetCreatedAt())},
+				{"Expires", moment(m.GetExpiresAt())},
+				{"Released", moment(m.GetReleasedAt())},
+			})
+		},
+	}
+}
+
+// mapping finds a mapping by its id, or the one that holds a host port.
+func (a *app) mapping(ctx context.Context, c *clients, word string) (*remotegpuv1.PortMapping, error) {
+	number, protocol, said := strings.Cut(word, "/")
+	host, err := strconv.ParseUint(number, 10, 16)
+	if err != nil {
+		response, err := c.ports.GetPortMapping(ctx, &remotegpuv1.GetPortMappingRequest{Id: word})
+		return response.GetPortMapping(), err
+	}
+	request := &remotegpuv1.ListPortMappingsRequest{ExternalPort: int32(host), Protocol: remotegpuv1.Protocol_PROTOCOL_TCP, PageSize: 1}
+	if said {
+		value := remotegpuv1.Protocol_value["PROTOCOL_"+strings.ToUpper(protocol)]
+		if value == 0 {
+			return nil, usagef("write 15000 or 15000/udp", "protocol %q is neither tcp nor udp", protocol)
+		}
+		request.Protocol = remotegpuv1.Protocol(value)
+	}
+	response, err := c.ports.ListPortMappings(ctx, request)
+	if err != nil {
+		return nil, err
+	}
+	if len(response.GetPortMappings()) == 0 {
+		return nil, &failure{
+			Code: "not_found", Reason: "PORT_MAPPING_NOT_FOUND", Message: "host port " + word + " is not published",
+			Hints: []string{"remotegpu port ls lists those that are"}, exit: exitNotFound,
+		}
+	}
+	return response.GetPortMappings()[0], nil
+}
+
+func (a *app) portUpdate() *cobra.Command {
+	f := &termsFlags{}
+	request := &remotegpuv1.UpdatePortMappingRequest{}
+	var everybody bool
+	cmd := &cobra.Command{
+		Use: "update MAPPING", Short: "Change who reaches a published port, and until when", Args: cobra.ExactArgs(1),
+		Long: "update changes a mapping, named by its id or HOSTPORT[/udp], at once. What is not\nnamed stays. Connections of those who do not reach it any more end.\n\n" +
+			termsHelp + "\n--expires never takes the end away, --allow-default the list.",
+		RunE: func(cmd *cobra.Command, args []string) (err error) {
+			changed := cmd.Flags().Changed
+			mask := &fieldmaskpb.FieldMask{}
+			request.RequestId, request.Description, request.AllowedSources, request.UpdateMask = f.id(), f.description, f.allow, mask
+			if changed("description") {
+				mask.Paths = append(mask.Paths, "description")
+			}
+			if changed("allow") || everybody {
+				mask.Paths = append(mask.Paths, "allowed_sources")
+			}
+			if request.ExpiresIn, err = f.expiresIn(); err != nil {
+				return err
+			}
+			switch {
+			case request.GetExpiresIn() != nil:
+				mask.Paths = append(mask.Paths, "expires_in")
+			case changed("expires"):
+				mask.Paths = append(mask.Paths, "expires_at")
+			}
+			if len(mask.GetPaths()) == 0 || changed("allow") && everybody {
+				return usagef("name --allow, --allow-default, --expires or --description", "it is not said what is to change")
+			}
+			return a.updatePort(cmd.Context(), f, args[0], request)
+		},
+	}
+	f.register(cmd)
+	cmd.Flags().BoolVar(&everybody, "allow-default", false, "take the list of --allow away")
+	etagFlag(cmd.Flags(), &request.Etag)
+	return cmd
+}
+
+func (a *app) updatePort(ctx context.Context, f *termsFlags, word string, request *remotegpuv1.UpdatePortMappingRequest) error {
+	c, err := a.dial()
+	if err != nil {
+		return err
+	}
+	m, err := a.mapping(ctx, c, word)
+	if err != nil {
+		return err
+	}
+	request.Id = m.GetId()
+	response, err := c.ports.UpdatePortMapping(ctx, request)
+	if err != nil {
+		return err
+	}
+	m, err = a.mappingDone(ctx, c, &f.waiting, response.GetOperation(), response.GetPortMapping())
+	if err != nil || m == nil {
+		return err
+	}
+	what := "updated"
+	if response.GetOperation() == nil {
+		what = "nothing to do"
+	}
+	return a.showMapping(m, fmt.Sprintf("host port %d: %s", m.GetExternalPort(), what))
+}
+
+func (a *app) portRemove() *cobra.Command {
+	w := &waiting{}
+	request := &remotegpuv1.DeletePortMappingRequest{}
+	cmd := &cobra.Command{
+		Use: "rm MAPPING", Aliases: []string{"remove", "delete"}, Short: "Withdraw a published port, by its id or HOSTPORT[/udp]", Args: cobra.ExactArgs(1),
+		Long: "rm withdraws a port of an environment, ends its connections and gives the host port\nback, without a restart.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			m, err := a.mapping(cmd.Context(), c, args[0])
+			if err != nil {
+				return err
+			}
+			request.Id, request.RequestId = m.GetId(), w.id()
+			response, err := c.ports.DeletePortMapping(cmd.Context(), request)
+			if err != nil {
+				return err
+			}
+			if m, err = a.mappingDone(cmd.Context(), c, w, response.GetOperation(), response.GetPortMapping()); err != nil || m == nil {
+				return err
+			}
+			return a.showMapping(m, fmt.Sprintf("host port %d: released", m.GetExternalPort()))
+		},
+	}
+	w.register(cmd.Flags())
+	etagFlag(cmd.Flags(), &request.Etag)
+	return cmd
+}

@@ -1,0 +1,186 @@
+package port_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/port"
+	"github.com/remotegpu/remotegpu/network/port/porttest"
+)
+
+// clock is a time that a test sets.
+type clock struct{ now time.Time }
+
+func (c *clock) Now() time.Time { return c.now }
+
+func newClock() *clock { return &clock{time.Now().UTC().Truncate(time.Millisecond)} }
+
+// restingPool is a pool with three ports for SSH and a quarantine of a minute.
+func restingPool(t *testing.T, s port.Store, c *clock) *port.Pool {
+	t.Helper()
+	pool, err := port.New(t.Context(), port.Config{HostID: porttest.Host, Store: s, Probe: allFree, Now: c.Now, Quarantine: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := pool.SetRange(t.Context(), port.SSH, 30000, 30002, port.AnyRevision); err != nil {
+		t.Fatal(err)
+	}
+	return pool
+}
+
+func TestReleasedPortIsNotGivenOutBeforeItHasRested(t *testing.T) {
+	t.Parallel()
+	s, c := open(t), newClock()
+	pool := restingPool(t, s, c)
+	ssh := port.Request{Service: port.SSH}
+	if got := must(t, pool, s, "a", ssh, ssh, ssh); !slices.Equal(got, []uint16{30000, 30001, 30002}) {
+		t.Fatalf("got %v", got)
+	}
+	if _, err := pool.Release(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(pool *port.Pool, when string) {
+		t.Helper()
+		_, err := allocate(t, pool, s, "b", ssh)
+		want(t, err, problem.PortPoolExhausted, "spec.ports[0]")
+		if p := problem.Of(err); p != nil && !strings.Contains(p.Hint, "3 of the ports") {
+			t.Errorf("%s: the hint %q does not say that they rest", when, p.Hint)
+		}
+	}
+	c.now = c.now.Add(59 * time.Second)
+	refused(pool, "before it is over")
+	refused(restingPool(t, s, c), "after a restart")
+	usage, err := pool.Usage(t.Context())
+	if err != nil || usage[0].Resting != 3 || usage[0].Free != 0 || usage[0].InUse != 0 {
+		t.Errorf("usage %+v, error %v", usage[0], err)
+	}
+	c.now = c.now.Add(time.Second)
+	for _, pool := range []*port.Pool{pool, restingPool(t, s, c)} {
+		if usage, err := pool.Usage(t.Context()); err != nil || usage[0].Resting != 0 || usage[0].Free != 3 {
+			t.Errorf("usage after the rest %+v, error %v", usage[0], err)
+		}
+	}
+	must(t, pool, s, "b", ssh, ssh, ssh)
+}
+
+// Who comes by the number of a port that rests means whoever had it: the
+// project that did may have it back, no other may.
+func TestRestingPortGoesBackToItsProject(t *testing.T) {
+	t.Parallel()
+	s, c := open(t), newClock()
+	pool := restingPool(t, s, c)
+	certain := port.Request{Service: port.SSH, External: 30001}
+	must(t, pool, s, "a", certain)
+	if _, err := pool.Release(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	for _, pool := range []*port.Pool{pool, restingPool(t, s, c)} {
+		_, err := pool.Allocate(t.Context(), port.Owner{EnvID: "b", Project: "other"}, []port.Request{certain}, s.InsertPortMappings)
+		want(t, err, problem.PortTaken, "spec.ports[0].external_port")
+		if p := problem.Of(err); p != nil && !strings.Contains(p.Hint, "1m0s") {
+			t.Errorf("the hint %q does not say for how long", p.Hint)
+		}
+	}
+	must(t, pool, s, "c", certain)
+	if _, err := pool.Release(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	// It rests from its last release on.
+	c.now = c.now.Add(59 * time.Second)
+	if got := must(t, pool, s, "d", port.Request{Service: port.SSH}, port.Request{Service: port.SSH}); slices.Contains(got, 30001) {
+		t.Errorf("got %v, of which one rests", got)
+	}
+	// What another one's failed allocation had is free at once.
+	c.now = c.now.Add(time.Minute)
+	must(t, pool, s, "e", certain)
+}
+
+func TestDeniedAndRefusedPortsAreNotGivenOut(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	pool, err := port.New(t.Context(), port.Config{
+		HostID: porttest.Host, Store: s, Probe: allFree, Quarantine: -1,
+		Deny: []port.Span{{Protocol: port.TCP, First: 22000, Last: 22001}, {Protocol: port.TCP, First: 19999, Last: 22000}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := must(t, pool, s, "a", port.Request{Service: port.SSH}, port.Request{Service: port.SSH, Protocol: port.UDP}); !slices.Equal(got, []uint16{22002, 22000}) {
+		t.Errorf("got %v, want the first that is not denied, which goes by protocol", got)
+	}
+	for _, request := range []port.Request{
+		{Service: port.SSH, External: 22001}, {Service: port.NoVNC, External: 6566},
+	} {
+		_, err := allocate(t, pool, s, "b", request)
+		want(t, err, problem.PortDenied, "spec.ports[0].external_port")
+	}
+	must(t, pool, s, "b", port.Request{Service: port.Custom, Internal: 80, External: 10080}) // who asks knows
+	if _, err := pool.SetRange(t.Context(), port.RDP, 19999, 22001, port.AnyRevision); err != nil {
+		t.Fatal(err)
+	}
+	if found := strings.Join(pool.Review(), "\n"); !strings.Contains(found, "pool of rdp (19999-22001)") || !strings.Contains(found, "ssh (22000-22999) and rdp") {
+		t.Errorf("the review says %q", found)
+	}
+	if found := newPool(t, open(t), allFree).Review(); len(found) != 0 {
+		t.Errorf("of the defaults the review says %q", found)
+	}
+}
+
+func TestPortsOfOtherToolsRulesAreNotGivenOut(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	pool := newPool(t, s, allFree)
+	held := must(t, pool, s, "a", port.Request{Service: port.SSH})
+	if conflicts, err := pool.Conflicts(t.Context()); err != nil || len(conflicts) != 0 {
+		t.Errorf("conflicts %v, error %v", conflicts, err)
+	}
+	pool.SetForeign([]port.Span{{Protocol: port.TCP, First: 22000, Last: 22004, Rule: "chain DOCKER"}})
+	if got := must(t, pool, s, "b", port.Request{Service: port.SSH}); got[0] != 22005 {
+		t.Errorf("got %v", got)
+	}
+	_, err := allocate(t, pool, s, "c", port.Request{Service: port.SSH, External: 22003})
+	want(t, err, problem.PortTaken, "spec.ports[0].external_port")
+	if !strings.Contains(err.Error(), "chain DOCKER") {
+		t.Errorf("%v does not say who has it", err)
+	}
+	conflicts, err := pool.Conflicts(t.Context())
+	if err != nil || len(conflicts) != 1 || conflicts[0].Mapping.External != held[0] || !strings.Contains(conflicts[0].String(), "chain DOCKER") {
+		t.Errorf("conflicts %v, error %v", conflicts, err)
+	}
+	pool.SetForeign(nil)
+	if conflicts, err := pool.Conflicts(t.Context()); err != nil || len(conflicts) != 0 {
+		t.Errorf("conflicts that are over %v, error %v", conflicts, err)
+	}
+}
+
+func TestTermsAreChecked(t *testing.T) {
+	t.Parallel()
+	pool := newPool(t, open(t), allFree)
+	many := make([]string, port.SourceLimit+1)
+	err := pool.Check([]port.Request{
+		{Service: port.SSH, Sources: []string{"203.0.113.0/24", "203.0.113.5/24", "nowhere", "2001:db8::/32"}},
+		{Service: port.SSH, ExpiresAt: time.Now().Add(-time.Second)},
+		{Service: port.SSH, Sources: many},
+		{Service: port.SSH, Sources: []string{"198.51.100.7", "0.0.0.0/0"}, ExpiresAt: time.Now().Add(time.Hour)},
+	}, "spec.ports")
+	var got []string
+	for _, p := range problem.All(err) {
+		got = append(got, string(p.Reason)+" "+p.Field)
+		if p.Hint == "" {
+			t.Errorf("%v has no hint", p)
+		}
+	}
+	if want := []string{
+		"FIELD_INVALID spec.ports[0].allowed_sources[1]", "FIELD_INVALID spec.ports[0].allowed_sources[2]",
+		"FIELD_INVALID spec.ports[0].allowed_sources[3]", "FIELD_INVALID spec.ports[1].expires_at", "FIELD_INVALID spec.ports[2].allowed_sources",
+	}; !slices.Equal(got, want) {
+		t.Errorf("problems %q, want %q", got, want)
+	}
+	sources, bad := port.ParseSources([]string{"203.0.113.9", "203.0.113.0/24", "10.0.0.0/8", "203.0.113.0/24", "10.1.0.0/16"}, "f")
+	if len(bad) != 0 || len(sources) != 2 || sources[0].String() != "10.0.0.0/8" || sources[1].String() != "203.0.113.0/24" {
+		t.Errorf("sources %v, %v", sources, bad)
+	}
+}
