@@ -31,18 +31,15 @@ func (d *daemon) addPort(req runtime.PortCreateRequest) port.Mapping {
 	return m
 }
 
-func (d *daemon) settle(op *operation.Operation, err error) *operation.Operation {
+// settle waits for an operation that has to succeed.
+func (d *daemon) settle(op *operation.Operation, err error) {
 	d.t.Helper()
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	if op == nil {
-		return nil
-	}
 	if op = d.done(op); op.State != operation.Succeeded {
 		d.t.Fatalf("%s: %+v", op.Kind, op.Problem)
 	}
-	return op
 }
 
 func web(internal uint16) port.Request {
@@ -217,8 +214,12 @@ func TestAccess(t *testing.T) {
 	d := start(t, h)
 	req := full("desk")
 	req.Spec.Ports = []port.Request{
-		{Service: port.SSH, External: 22007, Protocol: port.TCP}, {Service: port.RDP, External: 33891, Protocol: port.TCP}, {Service: port.RDP, External: 33891, Protocol: port.UDP},
-		{Service: port.Jupyter, External: 8890, Protocol: port.TCP}, {Service: port.VNC, External: 5902, Protocol: port.TCP}, {Service: port.NoVNC, External: 6081, Protocol: port.TCP},
+		{Service: port.SSH, External: 22007, Protocol: port.TCP},
+		{Service: port.RDP, External: 33891, Protocol: port.TCP},
+		{Service: port.RDP, External: 33891, Protocol: port.UDP},
+		{Service: port.Jupyter, External: 8890, Protocol: port.TCP},
+		{Service: port.VNC, External: 5902, Protocol: port.TCP},
+		{Service: port.NoVNC, External: 6081, Protocol: port.TCP},
 		web(80),
 	}
 	env, _ := d.create(req)

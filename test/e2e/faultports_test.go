@@ -73,7 +73,7 @@ func portsAre(want ...string) func(testing.TB, *faultNode) {
 		rules := f.Sh(tb, "iptables-save -t nat")
 		for _, m := range env.Ports {
 			sources := ""
-			for _, rule := range strings.Split(rules, "\n") {
+			for rule := range strings.SplitSeq(rules, "\n") {
 				if !strings.Contains(rule, fmt.Sprintf("--dport %d ", m.External)) || !strings.Contains(rule, fmt.Sprintf("%s:%d", env.Address, m.Internal)) {
 					continue
 				}
