@@ -8,8 +8,8 @@ set -euo pipefail
 declare -A programs=(
 	[node]="containerd:containerd containerd-shim-runc-v2:containerd runc:runc iptables:iptables iptables-restore:iptables ip:iproute2 nsenter:util-linux"
 	[build]="gcc:gcc curl:curl npm:npm node:nodejs mmdebstrap:mmdebstrap"
-	[test]="chromium:chromium conntrack:conntrack jq:jq sysctl:procps shellcheck:shellcheck Xvnc:tigervnc-standalone-server xsetroot:x11-xserver-utils xterm:xterm setpriv:util-linux mkfs.ext4:e2fsprogs"
-	[bench]="dockerd:docker.io podman:podman conntrack:conntrack"
+	[test]="chromium:chromium conntrack:conntrack nft:nftables jq:jq sysctl:procps shellcheck:shellcheck Xvnc:tigervnc-standalone-server xsetroot:x11-xserver-utils xterm:xterm setpriv:util-linux mkfs.ext4:e2fsprogs"
+	[bench]="dockerd:docker.io podman:podman conntrack:conntrack firewalld:firewalld"
 	[vm]="mmdebstrap:mmdebstrap mke2fs:e2fsprogs qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils"
 )
 # Headers that no program stands for.
@@ -38,6 +38,12 @@ command -v apt-get >/dev/null || {
 	exit 1
 }
 echo "installing ${missing[*]}"
+# Tests run a firewalld of their own. The package would start one for the whole
+# host, and close it.
+if [[ " ${missing[*]} " == *" firewalld "* ]] && [ ! -e /etc/systemd/system/firewalld.service ] && [ -d /etc/systemd/system ]; then
+	ln -s /dev/null /etc/systemd/system/firewalld.service
+	echo "firewalld is masked; to use it: systemctl unmask firewalld"
+fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q >/dev/null
 for i in "${!missing[@]}"; do

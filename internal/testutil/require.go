@@ -18,13 +18,13 @@ type Need string
 // skipped and says so; one that is named and missing fails the test.
 const (
 	Root        Need = "root"        // uid 0, network namespaces, mounts
-	IPTables    Need = "iptables"    // iptables, ip, conntrack
+	IPTables    Need = "iptables"    // iptables, ip, conntrack, nft
 	Containerd  Need = "containerd"  // the distribution's containerd and runc
 	Containerd2 Need = "containerd2" // containerd 2.x built by "make tools"
 	BuildKit    Need = "buildkit"    // buildkitd built by "make tools", mmdebstrap
 	Browser     Need = "browser"     // Chromium, node and playwright-core
 	Programs    Need = "programs"    // the built programs in bin/
-	Peers       Need = "peers"       // docker and podman
+	Peers       Need = "peers"       // docker, podman, firewalld
 	VM          Need = "vm"          // QEMU, mke2fs, and the image that test/vm/image.sh makes
 	DiskQuota   Need = "diskquota"   // a kernel with project quotas of ext4 and XFS, mkfs of both
 )
@@ -66,7 +66,7 @@ func missing(need Need) string {
 			return "this is not root"
 		}
 	case IPTables:
-		return missingPrograms("iptables", "iptables-restore", "iptables-save", "ip", "conntrack")
+		return missingPrograms("iptables", "iptables-restore", "iptables-save", "ip", "conntrack", "nft")
 	case Containerd:
 		return missingPrograms("containerd", "containerd-shim-runc-v2", "runc")
 	case Containerd2:
@@ -83,7 +83,7 @@ func missing(need Need) string {
 	case DiskQuota:
 		return missingPrograms("mkfs.ext4", "mkfs.xfs")
 	case Peers:
-		return missingPrograms("dockerd", "podman")
+		return missingPrograms("dockerd", "podman", "firewalld", "dbus-daemon")
 	case VM:
 		if m := missingFiles(Repository() + "/.tools/vm/image/root.ext4"); m != "" {
 			return m
