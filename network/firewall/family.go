@@ -35,13 +35,14 @@ type hook struct {
 }
 
 // hooksV4 are the hooks of IPv4. DNAT applies to what is addressed to the host
-// itself, whatever its addresses are at the time.
-func hooksV4(prefix string) []hook {
+// itself, whatever its addresses are at the time. The host's own packets pass
+// as few of our rules as can be: INPUT leads to ours only from bridges.
+func hooksV4(prefix, bridges string) []hook {
 	local := []string{"-m", "addrtype", "--dst-type", "LOCAL"}
 	return []hook{
 		{"raw", "PREROUTING", nil, prefix + "-RAW"},
 		{"filter", "FORWARD", nil, prefix + "-FWD"},
-		{"filter", "INPUT", nil, prefix + "-IN"},
+		{"filter", "INPUT", []string{"-i", bridges}, prefix + "-IN"},
 		{"nat", "POSTROUTING", nil, prefix + "-POST"},
 		{"nat", "PREROUTING", local, prefix + "-DNAT"},
 		{"nat", "OUTPUT", local, prefix + "-DNAT"},
@@ -148,6 +149,12 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 		}
 		mended = append(mended, changed(owned, wanted)...)
 	}
+	// Before strays go, which may be hooks of an earlier release in another
+	// form: what they close stays closed.
+	if mended, err = f.hook(ctx, there, mended); err != nil {
+		return mended, err
+	}
+	strays := f.strayHooks(there) != ""
 	for round := range strayRounds {
 		script := f.strayHooks(there)
 		if script == "" {
@@ -163,17 +170,27 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 			return mended, err
 		}
 	}
-	script, names := f.missingHooks(there)
-	if script != "" {
-		if err := f.run(ctx, script); err != nil {
-			return mended, fmt.Errorf("hook into %s: %w", strings.Join(names, ", "), err)
+	if strays {
+		if mended, err = f.hook(ctx, there, mended); err != nil {
+			return mended, err
 		}
-		mended = append(mended, names...)
 	}
 	if len(mended) > 0 {
 		f.log.DebugContext(ctx, "firewall mended", "what", mended)
 	}
 	return mended, nil
+}
+
+// hook puts hooks that are not in place there, and adds their names to mended.
+func (f *family) hook(ctx context.Context, there ruleset, mended []string) ([]string, error) {
+	script, names := f.missingHooks(there)
+	if script == "" {
+		return mended, nil
+	}
+	if err := f.run(ctx, script); err != nil {
+		return mended, fmt.Errorf("hook into %s: %w", strings.Join(names, ", "), err)
+	}
+	return append(mended, names...), nil
 }
 
 // missingHooks is a script that puts the hooks that are not in place in front

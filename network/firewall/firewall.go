@@ -121,7 +121,7 @@ func New(cfg Config) (*Firewall, error) {
 	f := &Firewall{cfg: cfg}
 	f.v4 = family{
 		ipt: ipt, program: path, save: path + "-save", restore: path + "-restore",
-		render: f.renderV4, hooks: hooksV4(cfg.Prefix), prefix: cfg.Prefix, log: cfg.Log, own: f.own,
+		render: f.renderV4, hooks: hooksV4(cfg.Prefix, cfg.Interface+"+"), prefix: cfg.Prefix, log: cfg.Log, own: f.own,
 	}
 	return f, nil
 }

@@ -79,16 +79,17 @@ func (f *Firewall) renderSources(chain string, m Mapping) []string {
 // leaf is the chain of a mapping's block of ports in the tree below root, which
 // gets the chains that lead there.
 func (f *Firewall) leaf(nat chains, root, mark string, m Mapping) string {
-	first, firstOfGroup := int(m.HostPort)/leafSize*leafSize, int(m.HostPort)/groupSize*groupSize
-	group := fmt.Sprintf("%s-%s-%sG%d", f.cfg.Prefix, kindOf(m), mark, firstOfGroup)
-	leaf := fmt.Sprintf("%s-%s-%s%d", f.cfg.Prefix, kindOf(m), mark, first)
-	if _, ok := nat[group]; !ok {
-		nat[root] = append(nat[root], dispatch(root, m.Protocol, firstOfGroup, groupSize, group))
+	above := root
+	for _, level := range levels() {
+		first := int(m.HostPort) / level.size * level.size
+		chain := fmt.Sprintf("%s-%s-%s%s%d", f.cfg.Prefix, kindOf(m), mark, level.mark, first)
+		if _, ok := nat[chain]; !ok {
+			nat[above] = append(nat[above], dispatch(above, m.Protocol, first, level.size, chain))
+			nat[chain] = nil
+		}
+		above = chain
 	}
-	if _, ok := nat[leaf]; !ok {
-		nat[group] = append(nat[group], dispatch(group, m.Protocol, first, leafSize, leaf))
-	}
-	return leaf
+	return above
 }
 
 // translate is the rule that leads to the environment, for what before and

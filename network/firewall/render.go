@@ -9,14 +9,19 @@ import (
 	"github.com/remotegpu/remotegpu/network/port"
 )
 
-// Published ports are found through a tree of chains over fixed, aligned
-// blocks: a packet passes at most 32 rules of the root (one per protocol and
-// groupSize ports in use), 16 of a group and leafSize of a leaf, whatever the
-// number of environments. Blocks without a mapping have no chain.
-const (
-	groupSize = 4096
-	leafSize  = 256
-)
+// level is a level of the tree of chains that leads to published ports.
+type level struct {
+	size int    // ports of a block
+	mark string // in the names of its chains
+}
+
+// levels are those of the tree, from the root on: fixed, aligned blocks of
+// which each has sixteen of the next. A packet passes at most 32 rules of the
+// root (one per protocol and block in use) and 16 of each level, whatever the
+// number of environments. Blocks without a mapping have no chain. Fewer and
+// larger blocks would cost a packet more (a rule is about as dear as a jump),
+// smaller ones would be more chains to make.
+func levels() []level { return []level{{4096, "G"}, {256, "B"}, {16, ""}} }
 
 // renderV4 renders the whole desired state, every line byte for byte as
 // iptables-save prints it, so that reading back can compare strings.
@@ -35,6 +40,7 @@ func (f *Firewall) renderV4(desired Desired) (ruleset, error) {
 	raw := []string{
 		fmt.Sprintf("-A %s-RAW -d 127.0.0.0/8 ! -i lo %s -j DROP", p, note("no martian loopback")),
 		fmt.Sprintf("-A %s-RAW -d %s ! -i %s %s -j DROP", p, subnet, bridges, note("no direct-routed access")),
+		fmt.Sprintf("-A %s-RAW ! -i %s -j RETURN", p, bridges), // every packet of the host comes here
 		fmt.Sprintf("-A %s-RAW -i %s -m rpfilter --invert %s -j DROP", p, bridges, note("source spoofing")),
 	}
 	// Whatever an environment's policy says: only the node's configuration
@@ -60,7 +66,8 @@ func (f *Firewall) renderV4(desired Desired) (ruleset, error) {
 		p + "-IN": f.renderInput(bridges, note("no host services")),
 		p + "-FWD": {
 			fmt.Sprintf("-A %s-FWD -j %s", p, f.v4.admin()),
-			fmt.Sprintf("-A %s-FWD -o %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", p, bridges),
+			// Of what others send, the first packet and all others alike.
+			fmt.Sprintf("-A %s-FWD ! -i %s -o %s -m conntrack --ctstate RELATED,ESTABLISHED,DNAT -j ACCEPT", p, bridges, bridges),
 			fmt.Sprintf("-A %s-FWD -i %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", p, bridges),
 			fmt.Sprintf("-A %s-FWD -i %s -o %s -m conntrack ! --ctstate DNAT -j %s-DIRECT", p, bridges, bridges, p),
 			fmt.Sprintf("-A %s-FWD -i %s -j %s-OUT", p, bridges, p),

@@ -92,7 +92,7 @@ func TestWatch(t *testing.T) {
 				{"a rule of ours", "$I -t nat -F RGPU-DNAT"},
 				{"a hook", "$I -D FORWARD 1"},
 				{"a rule replaced by one of the same size", "$I -R RGPU-FWD 2 -o rgpu+ -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"},
-				{"a chain renamed", "$I -t nat -E RGPU-TCP-9984 RENAMED"},
+				{"a chain renamed", "$I -t nat -E RGPU-TCP-10000 RENAMED"},
 				{"all", "$I -t nat -F; $I -t nat -X"},
 			} {
 				foreign(test.do)
