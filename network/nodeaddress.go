@@ -39,7 +39,15 @@ func (n *Networks) EnsureNodeAddress() error {
 	return nil
 }
 
-// removeNodeAddress takes the node's address from the loopback interface.
+// RemoveNodeAddress takes from the loopback interface what EnsureNodeAddress
+// gave it. NETWORK_FAILED.
+func (n *Networks) RemoveNodeAddress() error {
+	if err := removeNodeAddress(); err != nil {
+		return failed("take the node's address", err)
+	}
+	return nil
+}
+
 func removeNodeAddress() error {
 	return eachNodeAddress(func(handle *netlink.Handle, lo netlink.Link, address *netlink.Addr) error {
 		err := handle.AddrDel(lo, address)

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/remotegpu/remotegpu/network/dns"
 	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 	"github.com/remotegpu/remotegpu/runtime/operation"
@@ -248,6 +249,20 @@ type Isolation interface {
 	SetPolicy(ctx context.Context, declared policy.Declared) error
 }
 
+// Names serves the names of environments; the node's responder implements it.
+type Names interface {
+	// Zones are the zones that names are in, without a dot at the end; the
+	// first is the main one.
+	Zones() []string
+	// Advertised are the addresses by which others than environments reach the
+	// node.
+	Advertised() []netip.Addr
+	// Declare says which environments have names, all of them. Questions that
+	// come after it returns are answered so. One that is the same pointer as
+	// in the call before has not changed.
+	Declare(ctx context.Context, hosts []*dns.Host) error
+}
+
 // Ports allocates host ports; *port.Pool implements it.
 type Ports interface {
 	// Check refuses what could never be given: FIELD_INVALID,
@@ -312,10 +327,11 @@ type Store interface {
 	MetaStore
 	SnapshotStore
 	PortStore
+	DNSStore
 
 	// CreateEnvironment writes, in one transaction, the environment, its
 	// operation, its port mappings and a free subnet slot of slots, which it
-	// sets in env.Slot. ENV_NAME_EXISTS, ADDRESS_POOL_EXHAUSTED,
+	// sets in env.Slot. ENV_NAME_EXISTS, DNS_NAME_TAKEN, ADDRESS_POOL_EXHAUSTED,
 	// *port.ConflictError. When the operation's request id is known it writes
 	// nothing and returns that operation.
 	CreateEnvironment(ctx context.Context, env *Environment, op *operation.Operation,
@@ -354,8 +370,8 @@ type Slots struct {
 // as of Store.
 type PortStore interface {
 	// ReleaseEnvironment does as UpdateEnvironment and in the same transaction
-	// releases the environment's ports and slot. It returns the released
-	// mappings.
+	// releases the environment's ports and slot and removes its DNS records. It
+	// returns the released mappings.
 	ReleaseEnvironment(ctx context.Context, id string,
 		change func(*Environment) error) (*Environment, []port.Mapping, error)
 	// ActivateEnvironment does as UpdateEnvironment and in the same

@@ -40,10 +40,12 @@ type Config struct {
 	Images      Images
 	Builder     Builder // nil: nothing can be built
 	Networks    Networks
-	Ports       Ports
-	Volumes     Volumes
-	Desktops    Desktops
-	Meters      Meters
+	// Names are where environments have theirs; nil: nowhere.
+	Names    Names
+	Ports    Ports
+	Volumes  Volumes
+	Desktops Desktops
+	Meters   Meters
 	// NamedVolumes are the volumes behind Volumes.
 	NamedVolumes NamedVolumes
 	Log          *slog.Logger
@@ -70,6 +72,7 @@ type Manager struct {
 	restart *restarter
 	expiry  *expirer
 	health  *healthChecks
+	names   names
 
 	followMu sync.Mutex
 	followed map[string]int64 // revisions
@@ -144,6 +147,7 @@ func New(cfg Config) *Manager {
 	}
 	m.drawing.manager = m
 	m.restart, m.health, m.expiry = newRestarter(m), newHealthChecks(m), newExpirer(m)
+	m.names.manager = m
 	m.changes.recent.life = ulid.Make().String()
 	m.registerHandlers()
 	return m
@@ -408,6 +412,7 @@ func (m *Manager) follow(env *Environment) {
 	m.restart.follow(env)
 	m.health.follow(env)
 	m.expiry.follow(env)
+	m.names.follow(env)
 }
 
 // Conditions returns what is not as it should be.

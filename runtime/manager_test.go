@@ -41,6 +41,7 @@ type host struct {
 	networks  runtimetest.FakeNetworks
 	volumes   runtimetest.FakeVolumes
 	desktops  runtimetest.FakeDesktops
+	names     runtimetest.FakeNames
 	// afterList, when set, is called once between a list of containers and its use.
 	afterList atomic.Pointer[func()]
 	// afterUpdate, when set, is called between a change in the store and what follows.
@@ -135,7 +136,7 @@ func start(t *testing.T, h *host) *daemon {
 		Node: "node", StateDir: filepath.Join(h.dir, "environments"), LogDir: filepath.Join(h.dir, "logs"),
 		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Executor: h.engine, Roots: h.engine, Snapshotter: h.engine, Images: h.images,
 		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,
-		BootID: h.boot, Dial: h.dial, Addresses: h.addresses, LoginDir: filepath.Join(h.dir, "credentials"),
+		BootID: h.boot, Dial: h.dial, Addresses: h.addresses, LoginDir: filepath.Join(h.dir, "credentials"), Names: &h.names,
 	})
 	// Adopting, and after subscribing: what a pass sees first and does last.
 	seen, restored := h.faults.Count("Desktops.Prepared")+2, h.faults.Count("Networks.Restore")+2

@@ -31,6 +31,9 @@ func (m *Manager) Adopt(ctx context.Context) {
 	if err := m.restorePorts(ctx); err != nil && ctx.Err() == nil {
 		m.cfg.Log.ErrorContext(ctx, "declaring ports and network policies failed; it is tried again", "error", err)
 	}
+	if err := m.names.load(ctx); err != nil && ctx.Err() == nil {
+		m.cfg.Log.ErrorContext(ctx, "the names of environments were not all read; it is tried again", "error", err)
+	}
 	err := m.noticeReboot(ctx)
 	if err == nil {
 		err = m.reconcile(ctx, adoptPass)

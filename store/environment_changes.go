@@ -65,6 +65,9 @@ func insertEnvironment(ctx context.Context, tx *sql.Tx, env *runtime.Environment
 	if err != nil {
 		return err
 	}
+	if err := aliasFree(ctx, tx, env); err != nil {
+		return err
+	}
 	_, err = tx.ExecContext(ctx, insertEnvironmentRow, values...)
 	return nameTaken(ctx, tx, env, err)
 }
@@ -169,9 +172,11 @@ func (s *Store) ReleaseEnvironment(ctx context.Context, id string, change func(*
 ) {
 	var released []port.Mapping
 	after := func(ctx context.Context, tx *sql.Tx, env *runtime.Environment, at time.Time) (err error) {
-		released, err = releaseMappings(ctx, tx, id, at)
+		if released, err = releaseMappings(ctx, tx, id, at); err != nil {
+			return err
+		}
 		env.Ports = nil
-		return err
+		return deleteDNSRecords(ctx, tx, id)
 	}
 	env, err := s.changeEnvironment(ctx, id, nil, func(env *runtime.Environment) error {
 		if err := change(env); err != nil {
@@ -256,8 +261,14 @@ func (s *Store) changeEnvironment(ctx context.Context, id string,
 		if err != nil {
 			return environmentNotFound(err, id)
 		}
+		name := env.Name
 		if changeErr = change(env); changeErr != nil {
 			return changeErr
+		}
+		if env.Name != name {
+			if err := aliasFree(ctx, tx, env); err != nil {
+				return err
+			}
 		}
 		now := stored(s.now())
 		env.Revision++

@@ -27,6 +27,7 @@ type clients struct {
 	operations   remotegpuv1connect.OperationServiceClient
 	images       remotegpuv1connect.ImageServiceClient
 	ports        remotegpuv1connect.PortServiceClient
+	dns          remotegpuv1connect.DNSServiceClient
 	desktops     remotegpuv1connect.DesktopServiceClient
 	node         remotegpuv1connect.NodeServiceClient
 	volumes      remotegpuv1connect.VolumeServiceClient
@@ -45,6 +46,7 @@ func (a *app) dial() (*clients, error) {
 		operations:   remotegpuv1connect.NewOperationServiceClient(c),
 		images:       remotegpuv1connect.NewImageServiceClient(c),
 		ports:        remotegpuv1connect.NewPortServiceClient(c),
+		dns:          remotegpuv1connect.NewDNSServiceClient(c),
 		desktops:     remotegpuv1connect.NewDesktopServiceClient(c),
 		node:         remotegpuv1connect.NewNodeServiceClient(c),
 		volumes:      remotegpuv1connect.NewVolumeServiceClient(c),

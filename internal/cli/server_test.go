@@ -54,6 +54,7 @@ type fake struct {
 	drop     int // this many watches break after their first message
 
 	snapshots *snapshots
+	names     *dnsFake
 	created   *remotegpuv1.CreateEnvironmentRequest
 
 	files   string       // directory with the files of every environment and volume
@@ -82,6 +83,8 @@ func newFake(t *testing.T) *fake {
 	f.snapshots = &snapshots{fake: f}
 	remotegpuv1connect.RegisterSnapshotServiceHandler(server, f.snapshots)
 	remotegpuv1connect.RegisterVolumeServiceHandler(server, f)
+	f.names = &dnsFake{fake: f}
+	remotegpuv1connect.RegisterDNSServiceHandler(server, f.names)
 	mux := http.NewServeMux()
 	connecthttp.Mount(mux, server)
 	f.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

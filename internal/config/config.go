@@ -38,6 +38,7 @@ type Config struct {
 	BuildKit   BuildKit   `toml:"buildkit"`
 	Network    Network    `toml:"network"`
 	Ports      Ports      `toml:"ports"`
+	DNS        DNS        `toml:"dns"`
 	Mounts     Mounts     `toml:"mounts"`
 	Operations Operations `toml:"operations"`
 	Logs       Logs       `toml:"logs"`
@@ -195,6 +196,7 @@ func Default() Config {
 		Registries: Registries{HostsDir: "/etc/containerd/certs.d", DockerConfig: "/root/.docker/config.json"},
 		Network:    Network{ResolvConf: "/etc/resolv.conf", Poll: 2},
 		Ports:      Ports{Quarantine: 120, Deny: DefaultDeny()},
+		DNS:        defaultDNS(),
 		Operations: Operations{Workers: 16, KeepDays: 30},
 		Logs:       Logs{MaxSize: 16 << 20, MaxFiles: 4},
 		Log:        Log{Format: "text", Level: "info"},
@@ -240,7 +242,7 @@ func (c *Config) complete() error {
 		c.API.Socket = filepath.Join(c.Node.RunDir, "node.sock")
 	}
 	c.Operations.Retention = time.Duration(c.Operations.KeepDays) * 24 * time.Hour
-	return errors.Join(c.check(), c.Network.check(), c.Ports.check(), c.Node.checkPublicHost())
+	return errors.Join(c.check(), c.Network.check(), c.Ports.check(), c.DNS.check(), c.Node.checkPublicHost())
 }
 
 func (c *Config) check() error {

@@ -49,6 +49,14 @@ func TestLoadRefuses(t *testing.T) {
 		{"an IPv6 range", "version = 1\n[network]\nrange = \"fd00::/64\"\n", "network.range"},
 		{"a key without its certificate", "version = 1\n[api]\ntls_key = \"/k\"\n", "tls_cert"},
 		{"a poll that never comes", "version = 1\n[network]\nfirewall_poll = 3601\n", "firewall_poll"},
+		{"DNS on all addresses", "version = 1\n[dns]\nlisten = [\"0.0.0.0\"]\n", "dns.listen"},
+		{"DNS at a name", "version = 1\n[dns]\nlisten = [\"localhost:53\"]\n", "dns.listen"},
+		{"a zone that is none", "version = 1\n[dns]\nzone = \"gpu..internal\"\n", "dns.zone"},
+		{"no zone", "version = 1\n[dns]\nzone = \"\"\n", "dns.zone"},
+		{"a name server that is none", "version = 1\n[[dns.zones]]\nname = \"env.example.com\"\nns = [\"a b\"]\n", "dns.zones[0].ns[0]"},
+		{"an address in place of a network", "version = 1\n[dns]\nallow = [\"192.0.2.1\"]\n", "dns.allow"},
+		{"an advertised name", "version = 1\n[dns]\nadvertise = [\"gpu1\"]\n", "dns.advertise"},
+		{"a negative rate", "version = 1\n[dns]\nrate_limit = -1\n", "dns.rate_limit"},
 		{"an upstream that is a name", "version = 1\n[network]\nupstreams = [\"dns.example\"]\n", "upstreams"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

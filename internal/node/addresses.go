@@ -29,7 +29,7 @@ func (a *addresses) Host() string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if now := time.Now(); now.After(a.until) {
-		a.host, a.until = hostNames("", a.node.cfg.Node.Name, "")[0], now.Add(hostFor)
+		a.host, a.until = hostNames("", a.node.cfg.Node.Name, "", a.node.addresses)[0], now.Add(hostFor)
 	}
 	return a.host
 }

@@ -25,7 +25,6 @@ import (
 	"github.com/remotegpu/remotegpu/internal/rpc"
 	"github.com/remotegpu/remotegpu/internal/version"
 	"github.com/remotegpu/remotegpu/network"
-	"github.com/remotegpu/remotegpu/network/firewall"
 	"github.com/remotegpu/remotegpu/network/gateway"
 	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/runtime"
@@ -158,8 +157,9 @@ func readToken(path string) (string, error) {
 
 // hostNames are the names and addresses that people may reach the node by, the
 // best first: the configured one, the address it listens on, that of the default
-// route, its other global ones.
-func hostNames(public, name, listen string) []string {
+// route, its other global ones that are not of
+// environments.
+func hostNames(public, name, listen string, environments netip.Prefix) []string {
 	var names []string
 	if public != "" {
 		names = append(names, public)
@@ -172,19 +172,13 @@ func hostNames(public, name, listen string) []string {
 		names = append(names, address.String())
 	}
 	fixed := len(names)
-	interfaces, err := net.Interfaces()
+	addresses, err := net.InterfaceAddrs()
 	if err != nil {
-		interfaces = nil // loopback and name still work
+		addresses = nil // loopback and name still work
 	}
-	for _, link := range interfaces {
-		addresses, err := link.Addrs()
-		if err != nil || strings.HasPrefix(link.Name, firewall.DefaultInterface) {
-			continue
-		}
-		for _, address := range addresses {
-			if prefix, err := netip.ParsePrefix(address.String()); err == nil && prefix.Addr().IsGlobalUnicast() {
-				names = append(names, prefix.Addr().String())
-			}
+	for _, address := range addresses {
+		if prefix, err := netip.ParsePrefix(address.String()); err == nil && prefix.Addr().IsGlobalUnicast() && !environments.Contains(prefix.Addr()) {
+			names = append(names, prefix.Addr().String())
 		}
 	}
 	slices.SortStableFunc(names[fixed:], func(a, b string) int { return strings.Count(a, ":") - strings.Count(b, ":") }) // IPv4 first
@@ -229,6 +223,9 @@ func (n *Node) Info(ctx context.Context) rpc.Node {
 	}
 	if info.IPTables, err = n.firewall.Backend(ctx); err != nil {
 		info.Conditions = addCondition(info.Conditions, problem.Of(err))
+	}
+	for _, p := range n.names.problems() {
+		info.Conditions = addCondition(info.Conditions, p)
 	}
 	info.Repairs = n.networks.Repairs()
 	for _, p := range n.networks.Conditions() {

@@ -70,7 +70,7 @@ func (n *Node) listen(ctx context.Context) ([]*apiListener, error) {
 func (n *Node) apiCertificate() (*tls.Config, error) {
 	source, err := certificate.New(certificate.Config{
 		CertFile: n.cfg.API.TLSCert, KeyFile: n.cfg.API.TLSKey, Path: n.statePath("api-tls.pem"),
-		Hosts: hostNames(n.cfg.Node.PublicHost, n.cfg.Node.Name, n.cfg.API.Listen), Name: "remotegpu " + n.cfg.Node.Name, Log: n.log,
+		Hosts: hostNames(n.cfg.Node.PublicHost, n.cfg.Node.Name, n.cfg.API.Listen, n.addresses), Name: "remotegpu " + n.cfg.Node.Name, Log: n.log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("certificate of the API: %w", err)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
@@ -36,24 +37,26 @@ import (
 
 // Node is a node daemon.
 type Node struct {
-	cfg      config.Config
-	log      *slog.Logger
-	id       string
-	lock     *os.File
-	store    *store.Store
-	engine   *containerd.Engine
-	firewall *firewall.Firewall
-	networks *network.Networks
-	queue    *operation.Queue
-	manager  *runtime.Manager
-	gateway  *gateway.Gateway // nil: off
-	desktops *desktop.Desktops
-	pool     *port.Pool
-	sockets  port.Sockets // hold the pool's ports
-	volumes  *volume.Manager
-	prefix   string // address range
-	token    string
-	started  time.Time
+	cfg       config.Config
+	log       *slog.Logger
+	id        string
+	lock      *os.File
+	store     *store.Store
+	engine    *containerd.Engine
+	firewall  *firewall.Firewall
+	networks  *network.Networks
+	names     *names // nil: off
+	queue     *operation.Queue
+	manager   *runtime.Manager
+	gateway   *gateway.Gateway // nil: off
+	desktops  *desktop.Desktops
+	pool      *port.Pool
+	sockets   port.Sockets // hold the pool's ports
+	volumes   *volume.Manager
+	prefix    string // address range
+	addresses netip.Prefix
+	token     string
+	started   time.Time
 }
 
 // New builds the node: it takes the state directory's lock, opens the database
@@ -104,22 +107,37 @@ func (n *Node) buildNetwork(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	n.prefix = addresses.String()
-	if n.firewall, err = firewall.New(firewall.Config{Subnet: addresses, Path: n.cfg.Network.IPTables, Log: n.log}); err != nil {
+	n.prefix, n.addresses = addresses.String(), addresses
+	if n.names, err = newNames(n.cfg.DNS, n.cfg.Node.PublicHost, addresses, n.log); err != nil {
+		return err
+	}
+	rules := firewall.Config{Subnet: addresses, Path: n.cfg.Network.IPTables, Log: n.log}
+	if n.names != nil {
+		rules.Resolver = addresses.Addr().Next()
+	}
+	if n.firewall, err = firewall.New(rules); err != nil {
 		return err
 	}
 	allow, err := parseDestinations(n.cfg.Network.Allow)
 	if err != nil {
 		return err
 	}
-	n.networks, err = network.New(network.Config{
+	networks := network.Config{
 		Allow: allow, Range: addresses, NetNSDir: n.runPath("netns"), ResolvConf: n.cfg.Network.ResolvConf,
 		Upstreams: parseAddresses(n.cfg.Network.Upstreams), Search: n.cfg.Network.Search, Firewall: n.firewall, Log: n.log,
 		ClosedByDefault: n.cfg.Ports.ClosedByDefault, ReservedFile: n.runPath(reservedFile),
 		Poll: pollInterval(n.cfg.Network.Poll),
-	})
-	if err != nil {
+	}
+	if n.names != nil {
+		networks.Responder = n.names.resolver
+	}
+	if n.networks, err = network.New(networks); err != nil {
 		return err
+	}
+	if n.names != nil {
+		n.names.networks = n.networks
+	} else if err := n.networks.RemoveNodeAddress(); err != nil {
+		n.log.WarnContext(ctx, "the address that names were asked for at stays", "error", err)
 	}
 	return n.buildPorts(ctx)
 }
@@ -154,7 +172,7 @@ func (n *Node) buildManager(ctx context.Context) error {
 	})
 	if n.cfg.Gateway.Listen != "" {
 		if n.gateway, err = gateway.New(gateway.Config{
-			Listen: n.cfg.Gateway.Listen, PublicURL: n.cfg.Gateway.PublicURL, Hosts: hostNames(n.cfg.Node.PublicHost, n.cfg.Node.Name, n.cfg.Gateway.Listen),
+			Listen: n.cfg.Gateway.Listen, PublicURL: n.cfg.Gateway.PublicURL, Hosts: hostNames(n.cfg.Node.PublicHost, n.cfg.Node.Name, n.cfg.Gateway.Listen, n.addresses),
 			CertFile: n.cfg.Gateway.TLSCert, KeyFile: n.cfg.Gateway.TLSKey, StateDir: n.statePath("gateway"),
 			FrameAncestors: n.cfg.Gateway.FrameAncestors, Desktops: n.desktops, Log: n.log,
 		}); err != nil {
@@ -175,11 +193,15 @@ func (n *Node) buildManager(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var served runtime.Names
+	if n.names != nil {
+		served = n.names
+	}
 	n.manager = runtime.New(runtime.Config{
 		NamedVolumes: volumes, Meters: meters{n.engine, n.networks, groups, n.cfg.Containerd.Cgroup},
 		Node: n.cfg.Node.Name, StateDir: n.statePath("environments"), LogDir: n.statePath("logs"), Store: n.store, Queue: n.queue,
 		Engine: n.engine, Executor: n.engine, Roots: n.engine, Snapshotter: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.ports(), Volumes: volumes, Desktops: n.desktops, Log: n.log,
-		LoginDir: n.statePath("credentials"), BootID: bootID(),
+		LoginDir: n.statePath("credentials"), BootID: bootID(), Names: served,
 		Addresses: &addresses{node: n},
 	})
 	return ctx.Err()
@@ -192,6 +214,9 @@ func (n *Node) Run(ctx context.Context) error {
 	listeners, err := n.listen(ctx)
 	if err != nil {
 		return err
+	}
+	if n.names != nil {
+		n.names.start(ctx)
 	}
 	n.manager.Adopt(ctx)
 	group, ctx := errgroup.WithContext(ctx)
@@ -213,6 +238,9 @@ func (n *Node) Run(ctx context.Context) error {
 	})
 	if n.gateway != nil {
 		group.Go(func() error { return n.gateway.Run(ctx) })
+	}
+	if n.names != nil {
+		group.Go(func() error { return n.names.run(ctx) })
 	}
 	n.log.InfoContext(ctx, "the node serves", "node", n.cfg.Node.Name, "socket", n.cfg.API.Socket, "api", n.cfg.API.Listen,
 		"gateway", n.gatewayURL(), "range", n.prefix)

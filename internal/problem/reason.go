@@ -74,6 +74,16 @@ const (
 	FirewallConflict      Reason = "FIREWALL_CONFLICT"
 	FirewallContested     Reason = "FIREWALL_CONTESTED"
 	NoUpstreamDNS         Reason = "NO_UPSTREAM_DNS"
+	DNSDisabled           Reason = "DNS_DISABLED"
+	DNSListenFailed       Reason = "DNS_LISTEN_FAILED"
+	DNSUpstreamLoops      Reason = "DNS_UPSTREAM_LOOPS"
+	DNSNameInvalid        Reason = "DNS_NAME_INVALID"
+	DNSNameTaken          Reason = "DNS_NAME_TAKEN"
+	DNSDataInvalid        Reason = "DNS_DATA_INVALID"
+	DNSRecordExists       Reason = "DNS_RECORD_EXISTS"
+	DNSRecordConflict     Reason = "DNS_RECORD_CONFLICT"
+	DNSRecordNotFound     Reason = "DNS_RECORD_NOT_FOUND"
+	DNSRecordLimit        Reason = "DNS_RECORD_LIMIT_REACHED"
 	DestinationNotAllowed Reason = "DESTINATION_NOT_ALLOWED"
 	MountNotAllowed       Reason = "MOUNT_NOT_ALLOWED"
 	MountSourceNotFound   Reason = "MOUNT_SOURCE_NOT_FOUND"
@@ -179,6 +189,16 @@ var kinds = map[Reason]error{
 	FirewallConflict:      errdefs.ErrFailedPrecondition,
 	FirewallContested:     errdefs.ErrFailedPrecondition,
 	NoUpstreamDNS:         errdefs.ErrFailedPrecondition,
+	DNSDisabled:           errdefs.ErrFailedPrecondition,
+	DNSListenFailed:       errdefs.ErrUnavailable,
+	DNSUpstreamLoops:      errdefs.ErrFailedPrecondition,
+	DNSNameInvalid:        errdefs.ErrInvalidArgument,
+	DNSNameTaken:          errdefs.ErrAlreadyExists,
+	DNSDataInvalid:        errdefs.ErrInvalidArgument,
+	DNSRecordExists:       errdefs.ErrAlreadyExists,
+	DNSRecordConflict:     errdefs.ErrFailedPrecondition,
+	DNSRecordNotFound:     errdefs.ErrNotFound,
+	DNSRecordLimit:        errdefs.ErrResourceExhausted,
 	DestinationNotAllowed: errdefs.ErrInvalidArgument,
 	MountNotAllowed:       errdefs.ErrInvalidArgument,
 	MountSourceNotFound:   errdefs.ErrInvalidArgument,

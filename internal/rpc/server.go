@@ -98,6 +98,7 @@ func NewHandler(cfg Config) http.Handler {
 	remotegpuv1connect.RegisterOperationServiceHandler(server, (*operationService)(services))
 	remotegpuv1connect.RegisterImageServiceHandler(server, (*imageService)(services))
 	remotegpuv1connect.RegisterPortServiceHandler(server, (*portService)(services))
+	remotegpuv1connect.RegisterDNSServiceHandler(server, (*dnsService)(services))
 	remotegpuv1connect.RegisterDesktopServiceHandler(server, (*desktopService)(services))
 	remotegpuv1connect.RegisterNodeServiceHandler(server, (*nodeService)(services))
 	remotegpuv1connect.RegisterVolumeServiceHandler(server, (*volumeService)(services))

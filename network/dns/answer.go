@@ -63,18 +63,18 @@ func (a *answerer) answer(q *query, out []byte, limit int) (answer []byte, resul
 	if n == nil {
 		return reply(miekg.RcodeNameError, &z.negative)
 	}
-	group := ""
+	var groups []string
 	if a.client != nil {
-		group = a.client.group
+		groups = a.client.groups
 	}
-	found := pick(n.of(group), q.qtype)
+	found := pick(n.of(groups), q.qtype)
 	switch {
 	case found == nil:
 		return reply(noError, &z.negative)
 	case found.kind != miekg.TypeCNAME || q.qtype == miekg.TypeCNAME:
 		return reply(noError, &found.body)
 	}
-	b, rcode, rest := a.chase(z, q.qtype, found, group)
+	b, rcode, rest := a.chase(z, q.qtype, found, groups)
 	return q.respond(out, a.flags(true), rcode, b, len(z.name), limit), answered, rest
 }
 
@@ -98,7 +98,7 @@ func (a *answerer) reverse(q *query, z *zone) (rcode int, b *body) {
 }
 
 // chase follows a CNAME within our zones. from is the zone it is in.
-func (a *answerer) chase(from *zone, kind uint16, found *set, group string) (b *body, rcode int, rest wireName) {
+func (a *answerer) chase(from *zone, kind uint16, found *set, groups []string) (b *body, rcode int, rest wireName) {
 	var p packer
 	ends := func(z *zone, rcode int) (*body, int, wireName) {
 		if z == from { // of another zone the body could not point to the name
@@ -123,7 +123,7 @@ func (a *answerer) chase(from *zone, kind uint16, found *set, group string) (b *
 			if n == nil {
 				return ends(z, miekg.RcodeNameError)
 			}
-			sets = n.of(group)
+			sets = n.of(groups)
 		}
 		next := pick(sets, kind)
 		if next == nil || next.plain == nil {

@@ -71,11 +71,11 @@ func (c *compiler) make(h *Host, at place) *compiled {
 		far = []netip.Addr{c.node}
 	}
 	made := c.subtree(h, at, far, func(s Service) uint16 { return s.Port })
-	if at.side == inside && h.Group != "" {
+	if at.side == inside && len(h.Groups) > 0 {
 		near := c.subtree(h, at, []netip.Addr{h.Address}, func(s Service) uint16 { return s.Internal })
-		made.node = pair(made.node, near.node, h.Group)
+		made.node = pair(made.node, near.node, h.Groups)
 		for label, alias := range near.aliases {
-			made.aliases[label] = pair(made.aliases[label], alias, h.Group)
+			made.aliases[label] = pair(made.aliases[label], alias, h.Groups)
 		}
 	}
 	var p packer
@@ -84,11 +84,11 @@ func (c *compiler) make(h *Host, at place) *compiled {
 	return made
 }
 
-// pair gives a tree the sets of one of the same shape for those in a group.
-func pair(far, near *node, group string) *node {
-	far.near, far.group = near.sets, group
+// pair gives a tree the sets of one of the same shape for those in groups.
+func pair(far, near *node, groups []string) *node {
+	far.near, far.groups = near.sets, groups
 	for label, child := range far.children {
-		pair(child, near.children[label], group)
+		pair(child, near.children[label], groups)
 	}
 	return far
 }
@@ -104,8 +104,8 @@ func (c *compiler) subtree(h *Host, at place, addresses []netip.Addr, port func(
 	extras := map[wireName][]record{own: addressed}
 	add := func(n *node, rs ...record) { records[n] = append(records[n], rs...) }
 	add(made.node, addressed...)
-	if len(h.Text) > 0 {
-		add(made.node, textRecord(h.Text, DefaultTTL))
+	for _, text := range h.Text {
+		add(made.node, textRecord(text, DefaultTTL))
 	}
 	add(made.node.child("*"), addressed...)
 	for _, s := range h.Services {

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/containerd/errdefs"
 	miekg "github.com/miekg/dns"
@@ -31,10 +32,10 @@ func (r *Record) parse(own, domain wireName) (record, error) {
 		target, err := r.target(r.Data, own, domain)
 		return nameRecord(miekg.TypeCNAME, target, ttl), err
 	case TXT:
-		if r.Data == "" || len(r.Data) > MaxText {
-			return record{}, badData(r, fmt.Sprintf("1 to %d bytes of text", MaxText))
+		if r.Data == "" || len(r.Data) > MaxText || strings.ContainsFunc(r.Data, unicode.IsControl) {
+			return record{}, badData(r, fmt.Sprintf("1 to %d bytes of text in one line", MaxText))
 		}
-		return textRecord([]string{r.Data}, ttl), nil
+		return textRecord(r.Data, ttl), nil
 	case SRV:
 		fields := strings.Fields(r.Data)
 		if len(fields) == 3 {

@@ -53,14 +53,14 @@ type Host struct {
 	ID      string
 	Name    string // DNS label
 	Project string // DNS label
-	// Group names those that reach each other's addresses directly: "" is no
-	// group. It counts within a project.
-	Group string
+	// Groups name those that reach each other's addresses directly: who has one
+	// in common. They count within a project.
+	Groups []string
 	// Address is its own, which its questions come from.
 	Address  netip.Addr
 	Services []Service
 	Records  []Record
-	Text     []string // of its TXT record, each at most 255 bytes
+	Text     []string // a TXT record each
 	// Forward says that questions about other names are forwarded for it.
 	Forward bool
 }

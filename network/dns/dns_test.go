@@ -38,7 +38,7 @@ func world() dns.Desired {
 		Node: netip.MustParseAddr("127.88.0.1"), Advertised: []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")},
 		Hosts: []*dns.Host{
 			{
-				ID: "1", Name: "demo", Project: "default", Group: "g", Address: netip.MustParseAddr(demoAddress), Forward: true,
+				ID: "1", Name: "demo", Project: "default", Groups: []string{"f", "g"}, Address: netip.MustParseAddr(demoAddress), Forward: true,
 				Text: []string{"id=1"},
 				Services: []dns.Service{
 					{Name: "ssh", Protocol: "tcp", Port: 22000, Internal: 22},
@@ -57,9 +57,9 @@ func world() dns.Desired {
 					{Name: "mate", Alias: true, Type: dns.A, Data: "192.0.2.66"}, // an environment's name: not served
 				},
 			},
-			{ID: "2", Name: "mate", Project: "default", Group: "g", Address: netip.MustParseAddr(mateAddress), Forward: true},
+			{ID: "2", Name: "mate", Project: "default", Groups: []string{"g", "h"}, Address: netip.MustParseAddr(mateAddress), Forward: true},
 			{ID: "3", Name: "loose", Project: "default", Address: netip.MustParseAddr(looseAddress), Forward: true},
-			{ID: "4", Name: "other", Project: "lab", Address: netip.MustParseAddr(otherAddress), Forward: true},
+			{ID: "4", Name: "other", Project: "lab", Groups: []string{"g"}, Address: netip.MustParseAddr(otherAddress), Forward: true},
 			{ID: "5", Name: "closed", Project: "lab", Address: netip.MustParseAddr(closeAddress)},
 		},
 	}

@@ -68,20 +68,17 @@ func srvRecord(priority, weight, port uint16, target wireName, ttl uint32) recor
 	return record{kind: miekg.TypeSRV, ttl: ttl, data: append(data, target...), target: target}
 }
 
-// textRecord keeps each text whole: those longer than 255 bytes become several
+// textRecord is a text, of which what is longer than 255 bytes becomes several
 // strings, which readers join (RFC 7208 section 3.3).
-func textRecord(texts []string, ttl uint32) record {
+func textRecord(text string, ttl uint32) record {
 	var data []byte
-	for _, text := range texts {
-		for {
-			part := text[:min(len(text), 255)]
-			data = append(append(data, byte(len(part))), part...)
-			if text = text[len(part):]; text == "" {
-				break
-			}
+	for {
+		part := text[:min(len(text), 255)]
+		data = append(append(data, byte(len(part))), part...)
+		if text = text[len(part):]; text == "" {
+			return record{kind: miekg.TypeTXT, ttl: ttl, data: data}
 		}
 	}
-	return record{kind: miekg.TypeTXT, ttl: ttl, data: data}
 }
 
 // body is what follows the question of an answer, ready to be sent. Pointers

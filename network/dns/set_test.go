@@ -167,6 +167,7 @@ func TestRecordCheck(t *testing.T) {
 		{Name: "a", Type: dns.AAAA, Data: "::ffff:192.0.2.1"},
 		{Name: "a", Type: dns.AAAA, Data: "fe80::1%eth0"},
 		{Name: "a", Type: dns.TXT},
+		{Name: "a", Type: dns.TXT, Data: "a\x00b"},
 		{Name: "a", Type: dns.TXT, Data: strings.Repeat("x", dns.MaxText+1)},
 		{Name: "a", Type: dns.SRV, Data: "0 0"},
 		{Name: "a", Type: dns.SRV, Data: "0 0 65536"},

@@ -32,7 +32,7 @@ type zone struct {
 // client is an environment that asks.
 type client struct {
 	project string
-	group   string
+	groups  []string
 	forward bool
 }
 
@@ -73,7 +73,7 @@ func (c *compiler) build(d *Desired, serial uint32) (*snapshot, error) {
 	}
 	for _, h := range d.Hosts {
 		if h.Address.IsValid() {
-			s.clients[h.Address] = &client{project: h.Project, group: h.Group, forward: h.Forward}
+			s.clients[h.Address] = &client{project: h.Project, groups: h.Groups, forward: h.Forward}
 		}
 	}
 	var p packer

@@ -47,7 +47,7 @@ func TestAnswers(t *testing.T) {
 		{name: "AAAA of what has IPv4 only is NODATA", from: looseAddress, ask: "demo.gpu.internal.", kind: miekg.TypeAAAA, ns: []string{soa}},
 		{name: "for another project", from: otherAddress, ask: "demo.gpu.internal.", kind: miekg.TypeA, rcode: miekg.RcodeNameError, ns: []string{soa}},
 		{name: "for another project, in full", from: otherAddress, ask: "demo.default.gpu.internal.", kind: miekg.TypeA, rcode: miekg.RcodeNameError, ns: []string{soa}},
-		{name: "of its own project, in full", from: otherAddress, ask: "other.lab.gpu.internal.", kind: miekg.TypeA, answer: []string{"other.lab.gpu.internal. 5 IN A 127.88.0.1"}},
+		{name: "of its own project, in full", from: otherAddress, ask: "other.lab.gpu.internal.", kind: miekg.TypeA, answer: []string{"other.lab.gpu.internal. 5 IN A 127.88.0.26"}},
 		{name: "TXT", ask: "demo.gpu.internal.", kind: miekg.TypeTXT, answer: []string{`demo.gpu.internal. 5 IN TXT "id=1"`}},
 		{name: "a long TXT", ask: "text.demo.gpu.internal.", kind: miekg.TypeTXT, answer: []string{
 			`text.demo.gpu.internal. 5 IN TXT "` + strings.Repeat("x", 255) + `" "` + strings.Repeat("x", 45) + `"`,

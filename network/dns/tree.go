@@ -2,6 +2,7 @@ package dns
 
 import (
 	"maps"
+	"slices"
 
 	miekg "github.com/miekg/dns"
 )
@@ -12,9 +13,9 @@ type node struct {
 	children map[string]*node // by label in lower case
 	wild     *node            // the child "*"
 	sets     []set
-	// near are the sets for those in group, nil: sets for all.
-	near  []set
-	group string
+	// near are the sets for those in one of groups, nil: sets for all.
+	near   []set
+	groups []string
 }
 
 // set is all records of a type at a name.
@@ -63,9 +64,9 @@ func merge(first, second *node) *node {
 	if first == second {
 		return first
 	}
-	merged := &node{sets: first.sets, near: first.near, group: first.group}
+	merged := &node{sets: first.sets, near: first.near, groups: first.groups}
 	if len(merged.sets) == 0 && len(merged.near) == 0 {
-		merged.sets, merged.near, merged.group = second.sets, second.near, second.group
+		merged.sets, merged.near, merged.groups = second.sets, second.near, second.groups
 	}
 	merged.children = make(map[string]*node, len(first.children)+len(second.children))
 	maps.Copy(merged.children, second.children)
@@ -93,10 +94,14 @@ func (n *node) find(q *query, labels int) *node {
 	return n
 }
 
-// of returns the sets that somebody of a group sees.
-func (n *node) of(group string) []set {
-	if n.near != nil && group != "" && group == n.group {
-		return n.near
+// of returns the sets that somebody in these groups sees.
+func (n *node) of(groups []string) []set {
+	if n.near != nil {
+		for _, group := range groups {
+			if slices.Contains(n.groups, group) {
+				return n.near
+			}
+		}
 	}
 	return n.sets
 }

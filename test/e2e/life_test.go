@@ -55,7 +55,7 @@ func TestLifeOfAnEnvironment(t *testing.T) {
 				{"the image's variables", []string{"testprog", "env"}, "IMAGE_VARIABLE=from image"},
 				{"its host name", []string{"testprog", "hostname"}, "host1"},
 				{"the name in hosts", []string{"cat", "/etc/hosts"}, env.Address + " host1"},
-				{"its name servers", []string{"cat", "/etc/resolv.conf"}, "nameserver 192.0.2.53"},
+				{"its name servers", []string{"cat", "/etc/resolv.conf"}, "nameserver 10.88.0.1"},
 				{"the bound directory", []string{"cat", "/shared/hello"}, "from the host"},
 			} {
 				if out := n.Must(t, append([]string{"env", "exec", "--stdin=false", "web", "--"}, test.argv...)...); !strings.Contains(out, test.want) {

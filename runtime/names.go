@@ -1,0 +1,169 @@
+package runtime
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"reflect"
+	"slices"
+	"sync"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/dns"
+	"github.com/remotegpu/remotegpu/network/policy"
+	"github.com/remotegpu/remotegpu/network/port"
+)
+
+// names keeps what environments are called as the store has it: it follows
+// every change, and what it declares is served when it returns.
+type names struct {
+	manager *Manager
+
+	mu      sync.Mutex
+	loaded  bool
+	hosts   map[string]*dns.Host // of environments that have a name, by id
+	records map[string][]*DNSRecord
+	envs    map[string]*Environment // as they were last told of
+	dirty   bool                    // the last declaration failed
+}
+
+// load reads all environments and records and declares them at once.
+func (n *names) load(ctx context.Context) error {
+	m := n.manager
+	if m.cfg.Names == nil {
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	// Records first: those of an environment that is deleted in between are
+	// harmless, those of one that is not known would be missing.
+	records, err := m.cfg.Store.DNSRecords(ctx, DNSFilter{})
+	if err != nil {
+		return err
+	}
+	envs, _, err := m.cfg.Store.Environments(ctx, Filter{})
+	if err != nil {
+		return err
+	}
+	n.records, n.envs, n.hosts = make(map[string][]*DNSRecord), make(map[string]*Environment), make(map[string]*dns.Host)
+	for _, record := range records {
+		n.records[record.EnvID] = append(n.records[record.EnvID], record)
+	}
+	for _, env := range envs {
+		m.fill(env)
+		n.envs[env.ID] = env
+		if host := hostOf(env, n.records[env.ID]); host != nil {
+			n.hosts[env.ID] = host
+		}
+	}
+	n.loaded = true
+	return n.declare(ctx)
+}
+
+// follow is told of every change of an environment, in the order of its
+// revisions.
+func (n *names) follow(env *Environment) {
+	if n.manager.cfg.Names == nil {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.loaded {
+		return // load reads it
+	}
+	if env.State == Deleted || !env.Held {
+		delete(n.records, env.ID)
+	}
+	n.envs[env.ID] = env
+	if env.State == Deleted {
+		delete(n.envs, env.ID)
+	}
+	n.set(context.Background(), env) //nolint:contextcheck,forbidigo // it is in memory, and nobody may cancel it
+}
+
+// reload reads the records of an environment after they changed.
+func (n *names) reload(ctx context.Context, envID string) error {
+	if n.manager.cfg.Names == nil {
+		return nil
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	records, err := n.manager.cfg.Store.DNSRecords(ctx, DNSFilter{EnvID: envID})
+	if err != nil {
+		return fmt.Errorf("serve records of environment %s: %w", envID, err)
+	}
+	if env := n.envs[envID]; env != nil {
+		n.records[envID] = records
+		n.set(ctx, env)
+	}
+	return nil
+}
+
+// set declares one environment's names, when they are not what they were. The
+// caller holds mu.
+func (n *names) set(ctx context.Context, env *Environment) {
+	host, before := hostOf(env, n.records[env.ID]), n.hosts[env.ID]
+	if reflect.DeepEqual(host, before) && !n.dirty {
+		return
+	}
+	if host == nil {
+		delete(n.hosts, env.ID)
+	} else {
+		n.hosts[env.ID] = host
+	}
+	if err := n.declare(ctx); err != nil {
+		n.manager.cfg.Log.ErrorContext(ctx, "names were not declared; the next change tries again", "environment", env.ID, "error", err)
+	}
+}
+
+func (n *names) declare(ctx context.Context) error {
+	hosts := make([]*dns.Host, 0, len(n.hosts))
+	for _, host := range n.hosts {
+		hosts = append(hosts, host)
+	}
+	slices.SortFunc(hosts, func(a, b *dns.Host) int { return cmp.Compare(a.ID, b.ID) })
+	err := n.manager.cfg.Names.Declare(ctx, hosts)
+	n.dirty = err != nil
+	return err
+}
+
+// hostOf is what an environment is called, nil when it has no address that
+// could be reached: it has a name for as long as its ports are published.
+func hostOf(env *Environment, records []*DNSRecord) *dns.Host {
+	if env.State == Deleted || !env.Held || env.StartedAt.IsZero() || !env.Address.IsValid() {
+		return nil
+	}
+	host := &dns.Host{
+		ID: env.ID, Name: env.Name, Project: env.Project, Address: env.Address, Forward: true,
+		Text: []string{"id=" + env.ID, "project=" + env.Project, "node=" + env.Node},
+	}
+	if network := env.Spec.Network; network != nil {
+		// One that may reach nothing shall not send data out in questions.
+		host.Groups, host.Forward = network.Groups, network.Mode() != policy.None
+	}
+	for i := range env.Ports {
+		host.Services = append(host.Services, dns.Service{
+			Name: serviceLabel(&env.Ports[i]), Protocol: string(env.Ports[i].Protocol),
+			Port: env.Ports[i].External, Internal: env.Ports[i].Internal,
+		})
+	}
+	for _, record := range records {
+		host.Records = append(host.Records, record.Record)
+	}
+	return host
+}
+
+// serviceLabel is what a published port is called in SRV records: its service,
+// or its number where that says nothing.
+func serviceLabel(m *port.Mapping) string {
+	if m.Service == port.Custom {
+		return fmt.Sprintf("port%d", m.Internal)
+	}
+	return string(m.Service)
+}
+
+// dnsDisabled is the refusal of a node without names.
+func dnsDisabled() error {
+	return problem.New(problem.DNSDisabled, "this node's DNS responder is off").
+		WithHint("set dns.enabled = true in the node's configuration")
+}
