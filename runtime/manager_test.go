@@ -139,7 +139,7 @@ func start(t *testing.T, h *host) *daemon {
 		BootID: h.boot, Dial: h.dial, Addresses: h.addresses, LoginDir: filepath.Join(h.dir, "credentials"), Names: &h.names,
 	})
 	// Adopting, and after subscribing: what a pass sees first and does last.
-	seen, restored := h.faults.Count("Desktops.Prepared")+2, h.faults.Count("Networks.Restore")+2
+	seen, restored, subscribed := h.faults.Count("Desktops.Prepared")+2, h.faults.Count("Networks.Restore")+2, h.faults.Count("Engine.Events")
 	d.Adopt(t.Context())
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var running sync.WaitGroup
@@ -153,8 +153,11 @@ func start(t *testing.T, h *host) *daemon {
 		}
 	})
 	t.Cleanup(d.stop)
-	for range 400 { // an engine that is down lets no pass end
+	for range 6000 {
 		if h.faults.Count("Desktops.Prepared") >= seen && h.faults.Count("Networks.Restore") >= restored {
+			break
+		}
+		if h.faults.Count("Engine.Events") > subscribed+1 { // an engine that is down lets no pass end
 			break
 		}
 		time.Sleep(5 * time.Millisecond)
