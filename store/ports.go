@@ -52,7 +52,11 @@ func sourcesText(sources []netip.Prefix) (string, error) {
 // selectsMappings is the condition that a filter means. It is made of constants;
 // what callers name is in args.
 func selectsMappings(hostID string, filter port.Filter) (condition string, args []any, err error) {
+	// The plus keeps SQLite from going through all that a host ever released.
 	where := []string{"host_id = ?"}
+	if !filter.ReleasedSince.IsZero() {
+		where[0] = "+host_id = ?"
+	}
 	args = []any{hostID}
 	add := func(condition string, values ...any) {
 		where = append(where, condition)
@@ -80,6 +84,8 @@ func selectsMappings(hostID string, filter port.Filter) (condition string, args 
 		add("status = 'released' AND released_at >= ?", millis(filter.ReleasedSince))
 	case !filter.IncludeReleased && filter.At.IsZero():
 		add("status IN ('reserved', 'active')")
+	case filter.External != 0:
+		add("status IN ('reserved', 'active', 'released')") // all: so that the index of ports is used
 	}
 	if filter.After != "" {
 		var external, seq int64
@@ -177,7 +183,7 @@ func (s *Store) ReleasePortMappings(ctx context.Context, hostID, envID string, a
 	err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		var err error
 		released, err = markMappings(ctx, tx, `status = 'released', released_at = max(?1, 1), updated_at = ?1
-			WHERE host_id = ?2 AND env_id = ?3 AND status IN ('reserved', 'active')`, millis(at), hostID, envID)
+			WHERE +host_id = ?2 AND env_id = ?3 AND status IN ('reserved', 'active')`, millis(at), hostID, envID)
 		return err
 	})
 	if err != nil {

@@ -2,7 +2,6 @@
 ALTER TABLE port_mappings ADD COLUMN sources TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(sources));
 ALTER TABLE port_mappings ADD COLUMN expires_at INTEGER NOT NULL DEFAULT 0;
 
--- Who had a port at some time.
-CREATE INDEX port_mappings_history ON port_mappings (host_id, external_port, created_at);
--- What was released lately, and what was so long ago that it is forgotten.
+-- What was released lately, and what was so long ago that it is forgotten. Who
+-- had a port at some time is found by port_mappings_host.
 CREATE INDEX port_mappings_released ON port_mappings (released_at) WHERE status = 'released';

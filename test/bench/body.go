@@ -11,6 +11,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/test/bench/columns"
 	"github.com/remotegpu/remotegpu/test/bench/measure"
+	"github.com/remotegpu/remotegpu/test/bench/pools"
 	"github.com/remotegpu/remotegpu/test/bench/report"
 )
 
@@ -23,6 +24,9 @@ func body(ctx context.Context, in io.Reader, out, errs io.Writer) error {
 	suite := report.NewSuite(asked.Suite, asked.Options.Title(asked.Suite))
 	begun := time.Now()
 	say := func(text string) { fmt.Fprintf(errs, "bench: %s: %s\n", asked.Suite, text) }
+	if measure.Bare(asked.Suite) {
+		return bare(ctx, &asked, suite, out, say)
+	}
 	var started []columns.Column
 	byName := map[string]*report.Column{}
 	for _, name := range asked.Columns {
@@ -50,6 +54,24 @@ func body(ctx context.Context, in io.Reader, out, errs io.Writer) error {
 		if err := measure.Run(ctx, asked.Suite, asked.Options, started, byName, say); err != nil {
 			return err
 		}
+	}
+	suite.Seconds = time.Since(begun).Seconds()
+	if err := json.NewEncoder(out).Encode(suite); err != nil {
+		return fmt.Errorf("encode result: %w", err)
+	}
+	return nil
+}
+
+// bare measures a suite that makes no containers.
+func bare(ctx context.Context, asked *request, suite *report.Suite, out io.Writer, say func(string)) error {
+	begun := time.Now()
+	byName := map[string]*report.Column{}
+	for _, name := range asked.Columns {
+		byName[name] = report.NewColumn(name)
+		suite.Columns = append(suite.Columns, byName[name])
+	}
+	if err := pools.Measure(ctx, asked.Config.Dir, asked.Options.Rounds, asked.Options.Ports, byName, say); err != nil {
+		return err
 	}
 	suite.Seconds = time.Since(begun).Seconds()
 	if err := json.NewEncoder(out).Encode(suite); err != nil {

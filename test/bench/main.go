@@ -143,6 +143,8 @@ func optionFlags(flags *flag.FlagSet, o *measure.Options) {
 	flags.DurationVar(&o.Idle, "idle", 10*time.Second, "idle: for how long the use of CPU is watched")
 	flags.IntVar(&o.Deaths, "deaths", 100, "events: ends that are awaited")
 	flags.IntVar(&o.Floods, "floods", 3, "logs: rounds with one container")
+	flags.IntVar(&o.Rounds, "rounds", 5, "ports: rounds")
+	flags.IntVar(&o.Ports, "ports", 10000, "ports: host ports of each round, at most 10000")
 	flags.IntVar(&o.Flood, "flood", 128, "logs: MiB that one container writes")
 	o.Scale = []int{1, 50, 200, 500}
 	flags.Func("scale", "list: the `numbers` of containers, of 1, 50, 200 and 500 (default 1,50,200,500)", func(text string) error {
@@ -162,13 +164,16 @@ func optionFlags(flags *flag.FlagSet, o *measure.Options) {
 }
 
 func check(o *measure.Options) error {
-	for _, n := range []int{o.Runs, o.Lists, o.Bursts, o.Burst, o.Many, o.Deaths, o.Floods, o.Flood} {
+	for _, n := range []int{o.Runs, o.Lists, o.Bursts, o.Burst, o.Many, o.Deaths, o.Floods, o.Flood, o.Rounds, o.Ports} {
 		if n < 1 {
 			return errors.New("what is counted must be at least 1")
 		}
 	}
 	if o.Many > 200 || o.Burst > 200 {
 		return errors.New("-many and -burst are at most 200: the lower bound has no more networks")
+	}
+	if o.Ports > 10000 {
+		return errors.New("-ports is at most 10000: the range has no more")
 	}
 	if o.Warmup < 0 || o.Pause < 0 || o.Idle <= 0 {
 		return errors.New("-warmup and -pause are at least 0, -idle is more")
@@ -202,8 +207,10 @@ func run(ctx context.Context, args []string, out, errs io.Writer) (err error) {
 		return fmt.Errorf("make directory of the run: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(s.Config.Dir)) }()
-	if err := buildImage(ctx, &s.Config); err != nil {
-		return err
+	if !bareOnly(s) {
+		if err := buildImage(ctx, &s.Config); err != nil {
+			return err
+		}
 	}
 	result, err := measureAll(ctx, s, errs)
 	if err != nil {
@@ -258,6 +265,9 @@ func measureAll(ctx context.Context, s *settings, errs io.Writer) (*report.Resul
 // missing tells what is not installed, and fails when all of it is required.
 func missing(s *settings, errs io.Writer) error {
 	var lacks []error
+	if bareOnly(s) {
+		return nil
+	}
 	for _, name := range s.Columns {
 		column, err := columns.New(name, &s.Config)
 		if err != nil {
@@ -274,6 +284,11 @@ func missing(s *settings, errs io.Writer) error {
 		return errors.Join(lacks...)
 	}
 	return nil
+}
+
+// bareOnly says that no suite makes a container.
+func bareOnly(s *settings) bool {
+	return !slices.ContainsFunc(s.suites, func(suite report.SuiteName) bool { return !measure.Bare(suite) })
 }
 
 // buildImage compiles the image's program and writes the image.

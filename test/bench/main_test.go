@@ -31,6 +31,8 @@ func TestRefusesBadFlags(t *testing.T) {
 		{"-many", "201"},
 		{"-deaths", "0"},
 		{"-idle", "0"},
+		{"-ports", "10001"},
+		{"-rounds", "0"},
 	} {
 		var out, errs bytes.Buffer
 		if err := run(t.Context(), args, &out, &errs); err == nil {
@@ -141,6 +143,33 @@ func TestMeasuresAndLeavesNothing(t *testing.T) {
 		}
 		if !strings.Contains(string(table), column.Name) {
 			t.Errorf("the table has no %s:\n%s", column.Name, table)
+		}
+	}
+}
+
+// Ports needs nothing but the database and sockets.
+func TestPortsMeasures(t *testing.T) {
+	testutil.Require(t, testutil.Root)
+	file := filepath.Join(t.TempDir(), "result.json")
+	cmd, dir, errs := bench(t, "-suites", "ports", "-rounds", "2", "-ports", "100", "-json", file)
+	if table, err := cmd.Output(); err != nil {
+		t.Fatalf("%v\n%s\n%s", err, errs, table)
+	}
+	assertNothingLeft(t, cmd.Process.Pid, dir)
+	encoded, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var result report.Result
+	if err := json.Unmarshal(encoded, &result); err != nil {
+		t.Fatal(err)
+	}
+	if len(result.Suites) != 1 || len(result.Suites[0].Columns) != 2 {
+		t.Fatalf("measured %s", encoded)
+	}
+	for _, column := range result.Suites[0].Columns {
+		if column.Failure != "" || column.Summary[report.PortsSingly].N != 2 || (column.Summary[report.PortsInFives].N == 2) != (column.Name == columns.RemoteGPU) {
+			t.Errorf("column %s: %+v %s", column.Name, column.Summary, column.Failure)
 		}
 	}
 }

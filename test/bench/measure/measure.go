@@ -27,10 +27,15 @@ type Options struct {
 	Floods int           // samples of Logs with one container
 	Flood  int           // MiB that it writes
 	Scale  []int         // how many containers List has, ascending
+	Rounds int           // samples of Ports
+	Ports  int           // that each of them finds
 }
 
 // Columns are the columns that a suite can measure, of those asked for.
 func Columns(suite report.SuiteName, asked []string) []string {
+	if Bare(suite) {
+		return []string{columns.RemoteGPU, report.Naive}
+	}
 	var chosen []string
 	for _, name := range asked {
 		if suite == report.Life || columns.IsComplete(name) {
@@ -39,6 +44,10 @@ func Columns(suite report.SuiteName, asked []string) []string {
 	}
 	return chosen
 }
+
+// Bare says whether a suite makes no containers, so that its columns need not be
+// started.
+func Bare(suite report.SuiteName) bool { return suite == report.Ports }
 
 // Alone says whether each column of a suite needs a machine of its own: what
 // others hold would count, or would not fit beside it.
@@ -58,6 +67,8 @@ func (o *Options) Title(suite report.SuiteName) string {
 		return fmt.Sprintf("what the daemons and their helpers use that are not in containers, with 0 and %d containers that do nothing; CPU over %s", o.Many, o.Idle)
 	case report.Events:
 		return fmt.Sprintf("from the end of a process until the API's stream tells of it; %d times; ms", o.Deaths)
+	case report.Ports:
+		return fmt.Sprintf("%d host ports found and held while other programs have some, interleaved, %d rounds; medians of the whole in ms (min–max)", o.Ports, o.Rounds)
 	case report.Logs:
 		return fmt.Sprintf("containers that write lines of %d bytes: one all it can, one 50 MB/s, %d at once; medians (min–max)", lineLength, o.Many)
 	}
@@ -90,6 +101,7 @@ func Run(ctx context.Context, suite report.SuiteName, options Options, cols []co
 		return m.events(ctx)
 	case report.Logs:
 		return m.logs(ctx)
+	case report.Ports: // it is bare
 	}
 	return fmt.Errorf("no suite %q", suite)
 }

@@ -11,10 +11,11 @@ const (
 	Idle     SuiteName = "idle"
 	Events   SuiteName = "events"
 	Logs     SuiteName = "logs"
+	Ports    SuiteName = "ports"
 )
 
 // Suites are all suites.
-func Suites() []SuiteName { return []SuiteName{Life, List, Parallel, Idle, Events, Logs} }
+func Suites() []SuiteName { return []SuiteName{Life, List, Parallel, Idle, Events, Logs, Ports} }
 
 // Rows of Life.
 const (
@@ -68,6 +69,16 @@ const (
 	LogSlowest  Row = "100 at once, spread" // the slowest of them: its time to the median time
 )
 
+// Rows of Ports: so many host ports found for environments that hold them from
+// then on.
+const (
+	PortsInFives Row = "in fives"
+	PortsSingly  Row = "one by one"
+)
+
+// Naive is the column of Ports that asks the database and probes for each port.
+const Naive = "naive"
+
 // rowsOf are the rows of a suite in the order of its table.
 func rowsOf(suite SuiteName) []Row {
 	switch suite {
@@ -81,6 +92,8 @@ func rowsOf(suite SuiteName) []Row {
 		return []Row{Memory0, Memory100, CPU0, CPU100}
 	case Events:
 		return []Row{Death}
+	case Ports:
+		return []Row{PortsInFives, PortsSingly}
 	case Logs:
 		return []Row{LogRate, LogPaced, LogStall, LogTogether, LogSlowest}
 	}
@@ -132,6 +145,11 @@ func targets(suite SuiteName, names Names) []Target {
 		return []Target{{
 			Of: Quantity{Column: names.Of, Row: Death, Stat: P99},
 			To: &Quantity{Column: names.Docker, Row: Death, Stat: P99}, AtMost: 1,
+		}}
+	case Ports:
+		// At least fifty times faster, as environments take them.
+		return []Target{{
+			Of: Quantity{Column: names.Of, Row: PortsInFives}, To: &Quantity{Column: Naive, Row: PortsSingly}, AtMost: 0.02,
 		}}
 	case Logs:
 		return []Target{
