@@ -30,13 +30,7 @@ func (n *Networks) Publish(ctx context.Context, envID string, address netip.Addr
 	if stale := staleUDP(without(after, before)); stale != nil {
 		n.forget(ctx, stale)
 	}
-	if removed := n.withdrawn(without(before, after), after); removed != nil {
-		n.background.Go(func() {
-			ctx, cancel := cleanup.Context(ctx)
-			defer cancel()
-			n.forgetter.later(removed, func(which ...flows) { n.forget(ctx, which...) })
-		})
-	}
+	n.endWithdrawn(ctx, before, after)
 	return nil
 }
 

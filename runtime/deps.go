@@ -247,6 +247,9 @@ type Isolation interface {
 	// it had. It comes after Attach and before the first process; Detach takes
 	// it back.
 	SetPolicy(ctx context.Context, declared policy.Declared) error
+	// Withdraw makes some mappings unreachable and publishes nothing: it may be
+	// called beside whatever an operation does with the environment's ports.
+	Withdraw(ctx context.Context, envID string, mappings []port.Mapping) error
 }
 
 // Names serves the names of environments; the node's responder implements it.

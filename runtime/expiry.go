@@ -80,8 +80,16 @@ func (x *expirer) again(id string) {
 	x.due[id] = time.Now().Add(expiryRetry)
 }
 
-// run ends what is due until ctx ends.
+// run ends what is due until ctx ends. What the store says is looked up first:
+// nobody may have read it since the daemon began, as when containerd is away.
 func (x *expirer) run(ctx context.Context) {
+	envs, _, err := x.manager.cfg.Store.Environments(ctx, Filter{})
+	if err != nil && ctx.Err() == nil {
+		x.manager.cfg.Log.ErrorContext(ctx, "listing environments failed; mappings end with the next pass", "error", err)
+	}
+	for _, env := range envs {
+		x.follow(env)
+	}
 	for ctx.Err() == nil {
 		due, wait := x.take(time.Now())
 		for _, id := range due {
@@ -116,16 +124,15 @@ func (m *Manager) expirePorts(ctx context.Context, id string) error {
 		return ignoreNotFound(err)
 	}
 	m.fill(env)
-	if len(overPorts(env)) == 0 {
+	over := overPorts(env)
+	if len(over) == 0 {
 		m.expiry.follow(env) // it was changed meanwhile
 		return nil
 	}
-	// What is over is left out. An operation that publishes beside this leaves
-	// it out too.
-	if env.Held && !env.StartedAt.IsZero() {
-		if err := m.publish(ctx, env); err != nil {
-			return err
-		}
+	// At once, whatever works on the environment: an operation that publishes
+	// its ports beside this leaves out what is over.
+	if err := m.cfg.Networks.Withdraw(ctx, id, over); err != nil {
+		return err
 	}
 	if env.Operation != "" {
 		return errWorkedOn
@@ -138,8 +145,7 @@ func (m *Manager) expirePorts(ctx context.Context, id string) error {
 		return err
 	}
 	defer unlock()
-	over := overPorts(env)
-	if len(over) == 0 {
+	if over = overPorts(env); len(over) == 0 {
 		return nil
 	}
 	requests := env.Spec.Ports

@@ -239,3 +239,31 @@ type fixed struct{}
 
 func (fixed) Host() string                { return "2001:db8::1" }
 func (fixed) Desktop(envID string) string { return "https://gw/desktop/" + envID }
+
+// A mapping ends although an operation works on the environment, and what that
+// one does to the ports is not undone.
+func TestPortsExpireBesideAnOperation(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(full("desk"))
+	m := d.addPort(runtime.PortCreateRequest{Port: web(8080), ExpiresIn: 400 * time.Millisecond})
+	release := make(chan struct{})
+	h.faults.Hook(func(method string) {
+		if method == "Engine.Stop" {
+			<-release
+		}
+	})
+	_, op, err := d.Stop(t.Context(), runtime.ActionRequest{Environment: "desk"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := m.EnvID
+	waitFor(t, "the mapping to be withdrawn", func() bool { return len(h.networks.Published(id)) == 2 })
+	if held, err := d.Port(t.Context(), m.ID); err != nil || held.Status != port.Active {
+		t.Errorf("while an operation works on its environment it is %+v, %v", held, err)
+	}
+	close(release)
+	d.done(op)
+	waitFor(t, "the mapping to be released", func() bool { held, err := d.Port(t.Context(), m.ID); return err == nil && held.Status == port.Released })
+	d.agrees("after both")
+}

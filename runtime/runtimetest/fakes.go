@@ -249,6 +249,25 @@ func (n *FakeNetworks) RemoveStray(_ context.Context, name string) error {
 	})
 }
 
+// Withdraw forgets some of an environment's mappings.
+func (n *FakeNetworks) Withdraw(_ context.Context, envID string, mappings []port.Mapping) error {
+	return n.Faults.Do("Networks.Withdraw", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		p, there := n.published[envID]
+		p.Mappings = slices.DeleteFunc(slices.Clone(p.Mappings), func(m port.Mapping) bool {
+			return slices.ContainsFunc(mappings, func(o port.Mapping) bool { return o.External == m.External && o.Protocol == m.Protocol })
+		})
+		if there {
+			n.published[envID] = p
+		}
+		if len(p.Mappings) == 0 {
+			delete(n.published, envID)
+		}
+		return nil
+	})
+}
+
 // Published returns the mappings of an environment, for tests.
 func (n *FakeNetworks) Published(envID string) []port.Mapping {
 	n.mu.Lock()
