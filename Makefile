@@ -89,7 +89,7 @@ test-all: build ## The CI tier and what compares with peers (COUNT=1 times), the
 	@deploy/dev/packages.sh node build test bench
 	tools/install.sh containerd buildkit
 	test/browser/fetch.sh
-	REMOTEGPU_TEST=all go test -race -shuffle=on -count=$(or $(COUNT),1) -p 2 -timeout 60m ./...
+	REMOTEGPU_TEST=all REMOTEGPU_CONTAINERD=both go test -race -shuffle=on -count=$(or $(COUNT),1) -p 2 -timeout 60m ./...
 	REMOTEGPU_TEST=all REMOTEGPU_CONTAINERD=containerd go test -race -shuffle=on -timeout 60m ./test/e2e
 	REMOTEGPU_TEST=all REMOTEGPU_TEST_LONG=1 go test -race -v -timeout 90m -run 'TestFaultTable|TestSoak' ./test/e2e
 

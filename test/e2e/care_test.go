@@ -100,7 +100,7 @@ func TestOutOfMemoryIsRestarted(t *testing.T) {
 // A child that the kernel kills is seen while the first process lives on: by
 // watchers, in the environment, and in how the run ended.
 func TestOutOfMemoryOfAChild(t *testing.T) {
-	for _, kind := range both {
+	for _, kind := range either(t) {
 		t.Run(string(kind), func(t *testing.T) {
 			n := Start(t, kind, "")
 			n.Must(t, "env", "create", "parent", "--image", n.Image, "--memory", "64MiB")
@@ -218,7 +218,7 @@ func TestKillBeforeRestart(t *testing.T) {
 // All tasks, namespaces, mounts and rules are gone, and /run is empty: what
 // ran comes back with its address, ports and files.
 func TestReboot(t *testing.T) {
-	for _, kind := range both {
+	for _, kind := range either(t) {
 		t.Run(string(kind), func(t *testing.T) {
 			n := Start(t, kind, "")
 			policies := []string{"no", "on-failure", "always", "unless-stopped", "stopped"}

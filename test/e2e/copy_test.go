@@ -16,7 +16,7 @@ import (
 )
 
 func TestCopy(t *testing.T) {
-	for _, kind := range both {
+	for _, kind := range either(t) {
 		t.Run(string(kind), func(t *testing.T) {
 			n := Start(t, kind, "")
 			n.Must(t, "env", "create", "box", "--image", n.Image, "-v", "data:/data", "--tmpfs", "/scratch")

@@ -117,7 +117,7 @@ func (n *Node) nothingHolds(tb testing.TB, env string) {
 }
 
 func TestExec(t *testing.T) {
-	for _, kind := range both {
+	for _, kind := range either(t) {
 		t.Run(string(kind), func(t *testing.T) {
 			n := Start(t, kind, "")
 			n.Must(t, "env", "create", "box", "--image", n.Image)

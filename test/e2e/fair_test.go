@@ -12,7 +12,7 @@ import (
 // end, and as many creates for a registry that does not answer: they hold up no
 // other environment, and go by a forced delete or when they are cancelled.
 func TestWaitingHoldsUpNobody(t *testing.T) {
-	for _, kind := range both {
+	for _, kind := range either(t) {
 		t.Run(string(kind), func(t *testing.T) {
 			n := Start(t, kind, "[operations]\nworkers = 2\n")
 			registry := testutil.Registry(t)

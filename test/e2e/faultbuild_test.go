@@ -20,7 +20,7 @@ func TestFaultTableBuild(t *testing.T) {
 		t.Skip("a part of make test-all: REMOTEGPU_TEST_LONG=1")
 	}
 	testutil.Require(t, testutil.Root, testutil.BuildKit)
-	for _, kind := range both {
+	for _, kind := range either(t) {
 		t.Run(string(kind), func(t *testing.T) {
 			containerd := testutil.StartContainerd(t, kind)
 			address := testutil.StartBuildKit(t, containerd.Address, containerd.Namespace)

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"hash/fnv"
 	"maps"
 	"os"
 	"path/filepath"
@@ -17,11 +18,29 @@ import (
 // usual is the containerd of the tests that run on one: 2.x, or what
 // REMOTEGPU_CONTAINERD says. Then it is the only one of those that run on both.
 var usual, both = func() (testutil.Need, []testutil.Need) {
-	if kind := testutil.Need(os.Getenv("REMOTEGPU_CONTAINERD")); kind != "" {
+	if kind := testutil.Need(os.Getenv("REMOTEGPU_CONTAINERD")); kind != "" && kind != bothKinds {
 		return kind, []testutil.Need{kind}
 	}
 	return testutil.Containerd2, []testutil.Need{testutil.Containerd, testutil.Containerd2}
 }()
+
+// bothKinds is the value of REMOTEGPU_CONTAINERD that runs each main story on
+// both.
+const bothKinds = "both"
+
+// either is both with that value, and else one of them, which follows from the
+// test's name: the engine's own tests run on both, so the CI tier gives each
+// containerd half of the stories.
+func either(t *testing.T) []testutil.Need {
+	t.Helper()
+	if os.Getenv("REMOTEGPU_CONTAINERD") == bothKinds || len(both) == 1 {
+		return both
+	}
+	hash := fnv.New32a()
+	_, _ = hash.Write([]byte(t.Name()))
+	i := hash.Sum32() % 2
+	return both[i : i+1]
+}
 
 func TestLifeOfAnEnvironment(t *testing.T) {
 	for _, kind := range both {

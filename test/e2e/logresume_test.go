@@ -109,7 +109,7 @@ func (f *follower) GoesOn(t *testing.T, to int) {
 // it is told, and what comes after it comes.
 func TestFollowerResumes(t *testing.T) {
 	testutil.Require(t, testutil.Programs)
-	for _, kind := range both {
+	for _, kind := range either(t) {
 		t.Run(string(kind), func(t *testing.T) {
 			n := Start(t, kind, "[logs]\nmax_size = 65536\nmax_files = 1000\n")
 			n.Must(t, "env", "create", "box", "--image", n.Image, "--", "count")

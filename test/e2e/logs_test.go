@@ -15,7 +15,7 @@ import (
 // come back find what was written meanwhile.
 func TestLogsSurviveTheDaemon(t *testing.T) {
 	testutil.Require(t, testutil.Programs)
-	for _, kind := range both {
+	for _, kind := range either(t) {
 		t.Run(string(kind), func(t *testing.T) {
 			n := Start(t, kind, "[logs]\nmax_size = 65536\nmax_files = 100\n")
 			n.Must(t, "env", "create", "web", "--image", n.Image, "--", "tick")

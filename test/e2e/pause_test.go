@@ -23,7 +23,7 @@ func (n *Node) greets(tb testing.TB, env Environment) bool {
 // A paused environment stands still, whatever becomes of the daemon and
 // containerd, and goes on where it was.
 func TestPause(t *testing.T) {
-	for _, kind := range both {
+	for _, kind := range either(t) {
 		t.Run(string(kind), func(t *testing.T) {
 			n := Start(t, kind, "")
 			n.Must(t, "env", "create", "web", "--image", n.Image, "-p", "custom:8080", "--restart", "always", "--health-tcp", "8080", "--health-interval", "200ms",

@@ -50,7 +50,7 @@ func (n *Node) task(tb testing.TB, id string) (pid, state string) {
 // What somebody installs is kept: by a snapshot while it runs and while it does
 // not, through a roll back, in clones, and in an image.
 func TestSnapshots(t *testing.T) {
-	for _, kind := range both {
+	for _, kind := range either(t) {
 		t.Run(string(kind), func(t *testing.T) {
 			n := Start(t, kind, "")
 			installed := func(env, want string) {

@@ -50,7 +50,7 @@ func (n *Node) stats(tb testing.TB, args ...string) map[string]stats {
 }
 
 func TestStats(t *testing.T) {
-	for _, kind := range both {
+	for _, kind := range either(t) {
 		t.Run(string(kind), func(t *testing.T) {
 			n := Start(t, kind, "")
 			n.Must(t, "env", "create", "burner", "--image", n.Image, "--cpus", "0.5", "--memory", "64MiB", "--", "burn")

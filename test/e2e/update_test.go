@@ -65,7 +65,7 @@ func (e *Environment) at(internal int) int {
 }
 
 func TestUpdateAndRename(t *testing.T) {
-	for _, kind := range both {
+	for _, kind := range either(t) {
 		t.Run(string(kind), func(t *testing.T) {
 			n := Start(t, kind, "")
 			n.Must(t, "env", "create", "web", "--image", n.Image, "--memory", "256MiB", "-p", "custom:8080", "-e", "COLOUR=blue", "-l", "team=vision",
