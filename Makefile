@@ -110,6 +110,7 @@ fuzz: check-go ## Fuzz what parses input from outside, each target for a while (
 .PHONY: bench
 bench: build ## Measure against a plain containerd client, ctr, podman and docker (RUNS=15, SUITES=life,list,…)
 	@deploy/dev/packages.sh node build bench
+	tools/install.sh coredns
 	go run ./test/bench -require -runs $(or $(RUNS),15) $(if $(SUITES),-suites $(SUITES)) -json bench.json
 
 .PHONY: clean

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds pinned tools from the Go module proxy into .tools/bin. Every version
-# of a tool is here or in buildkit/go.mod and protodeps/go.mod beside it.
-# Usage: tools/install.sh SET…   sets: proto lint containerd buildkit
+# of a tool is here or in the go.mod of a directory beside it.
+# Usage: tools/install.sh SET…   sets: proto lint containerd buildkit coredns
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -33,6 +33,10 @@ build_buildkit() {
 	(cd tools/buildkit && CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$GOBIN/buildkitd" github.com/moby/buildkit/cmd/buildkitd)
 }
 
+build_coredns() {
+	(cd tools/coredns && CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$GOBIN/coredns" .)
+}
+
 write_protodeps() {
 	rm -rf .tools/proto
 	(cd tools/protodeps && go run . "$root/.tools/proto")
@@ -59,6 +63,9 @@ for set in "$@"; do
 		;;
 	buildkit)
 		once buildkitd "$(checksum tools/buildkit/go.sum)" build_buildkit
+		;;
+	coredns)
+		once coredns "$(checksum tools/coredns/go.sum tools/coredns/main.go)" build_coredns
 		;;
 	*)
 		echo "tools/install.sh: unknown set $set" >&2

@@ -11,6 +11,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/test/bench/columns"
 	"github.com/remotegpu/remotegpu/test/bench/measure"
+	"github.com/remotegpu/remotegpu/test/bench/names"
 	"github.com/remotegpu/remotegpu/test/bench/pools"
 	"github.com/remotegpu/remotegpu/test/bench/report"
 )
@@ -24,6 +25,9 @@ func body(ctx context.Context, in io.Reader, out, errs io.Writer) error {
 	suite := report.NewSuite(asked.Suite, asked.Options.Title(asked.Suite))
 	begun := time.Now()
 	say := func(text string) { fmt.Fprintf(errs, "bench: %s: %s\n", asked.Suite, text) }
+	if asked.Suite == report.DNS {
+		return answer(out, suite, begun, names.Compare(ctx, names.Config{Dir: asked.Config.Dir, Tools: asked.Config.Tools}, asked.Options.Names, suite, say))
+	}
 	if measure.Bare(asked.Suite) {
 		return bare(ctx, &asked, suite, out, say)
 	}
@@ -54,6 +58,14 @@ func body(ctx context.Context, in io.Reader, out, errs io.Writer) error {
 		if err := measure.Run(ctx, asked.Suite, asked.Options, started, byName, say); err != nil {
 			return err
 		}
+	}
+	return answer(out, suite, begun, nil)
+}
+
+// answer sends what was measured, unless that failed.
+func answer(out io.Writer, suite *report.Suite, begun time.Time, failed error) error {
+	if failed != nil {
+		return failed
 	}
 	suite.Seconds = time.Since(begun).Seconds()
 	if err := json.NewEncoder(out).Encode(suite); err != nil {

@@ -23,6 +23,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/test/bench/columns"
 	"github.com/remotegpu/remotegpu/test/bench/measure"
+	"github.com/remotegpu/remotegpu/test/bench/names"
 	"github.com/remotegpu/remotegpu/test/bench/report"
 	"github.com/remotegpu/remotegpu/test/bench/sandbox"
 )
@@ -41,6 +42,8 @@ func main() {
 			os.Exit(code)
 		case columns.WarmArg:
 			exit(columns.KeepWarm(os.Args[2], os.Stdin))
+		case names.ServeArg:
+			exit(names.Serve(context.Background(), os.Args[2]))
 		case sandbox.BodyArg:
 			exit(body(context.Background(), os.Stdin, os.Stdout, os.Stderr))
 		}
@@ -145,6 +148,8 @@ func optionFlags(flags *flag.FlagSet, o *measure.Options) {
 	flags.IntVar(&o.Floods, "floods", 3, "logs: rounds with one container")
 	flags.IntVar(&o.Rounds, "rounds", 5, "ports: rounds")
 	flags.IntVar(&o.Ports, "ports", 10000, "ports: host ports of each round, at most 10000")
+	flags.IntVar(&o.Names.Rounds, "dns-rounds", 5, "dns: rounds that count")
+	flags.DurationVar(&o.Names.Time, "dns-time", 4*time.Second, "dns: time of each run")
 	flags.IntVar(&o.Flood, "flood", 128, "logs: MiB that one container writes")
 	o.Scale = []int{1, 50, 200, 500}
 	flags.Func("scale", "list: the `numbers` of containers, of 1, 50, 200 and 500 (default 1,50,200,500)", func(text string) error {
@@ -164,7 +169,7 @@ func optionFlags(flags *flag.FlagSet, o *measure.Options) {
 }
 
 func check(o *measure.Options) error {
-	for _, n := range []int{o.Runs, o.Lists, o.Bursts, o.Burst, o.Many, o.Deaths, o.Floods, o.Flood, o.Rounds, o.Ports} {
+	for _, n := range []int{o.Runs, o.Lists, o.Bursts, o.Burst, o.Many, o.Deaths, o.Floods, o.Flood, o.Rounds, o.Ports, o.Names.Rounds} {
 		if n < 1 {
 			return errors.New("what is counted must be at least 1")
 		}
@@ -240,6 +245,9 @@ func measureAll(ctx context.Context, s *settings, errs io.Writer) (*report.Resul
 	}
 	for _, name := range s.suites {
 		chosen := measure.Columns(name, s.Columns)
+		if name == report.DNS {
+			chosen = []string{report.OurDNS} // and all that it is compared with
+		}
 		groups := [][]string{chosen}
 		if len(chosen) == 0 || measure.Alone(name) {
 			groups = slices.Collect(slices.Chunk(chosen, 1))
@@ -279,6 +287,10 @@ func missing(s *settings, errs io.Writer) error {
 				lacks = append(lacks, fmt.Errorf("column %s: %s", name, lack))
 			}
 		}
+	}
+	if lack := names.Missing(s.Config.Tools); lack != "" && slices.Contains(s.suites, report.DNS) {
+		fmt.Fprintf(errs, "bench: names cannot be compared: %s\n", lack)
+		lacks = append(lacks, fmt.Errorf("suite dns: %s", lack))
 	}
 	if s.require {
 		return errors.Join(lacks...)

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/remotegpu/remotegpu/test/bench/columns"
+	"github.com/remotegpu/remotegpu/test/bench/names"
 	"github.com/remotegpu/remotegpu/test/bench/report"
 )
 
@@ -26,6 +27,7 @@ type Options struct {
 	Deaths int           // samples of Events
 	Floods int           // samples of Logs with one container
 	Flood  int           // MiB that it writes
+	Names  names.Options // of DNS
 	Scale  []int         // how many containers List has, ascending
 	Rounds int           // samples of Ports
 	Ports  int           // that each of them finds
@@ -69,6 +71,9 @@ func (o *Options) Title(suite report.SuiteName) string {
 		return fmt.Sprintf("from the end of a process until the API's stream tells of it; %d times; ms", o.Deaths)
 	case report.Ports:
 		return fmt.Sprintf("%d host ports found and held while other programs have some, interleaved, %d rounds; medians of the whole in ms (min–max)", o.Ports, o.Rounds)
+	case report.DNS:
+		return fmt.Sprintf("1000 names; server on one CPU, dnsperf on another; %d interleaved rounds of %s; p99 at 5000 questions a second; medians (min–max)",
+			o.Names.Rounds, o.Names.Time)
 	case report.Logs:
 		return fmt.Sprintf("containers that write lines of %d bytes: one all it can, one 50 MB/s, %d at once; medians (min–max)", lineLength, o.Many)
 	}
@@ -102,6 +107,7 @@ func Run(ctx context.Context, suite report.SuiteName, options Options, cols []co
 	case report.Logs:
 		return m.logs(ctx)
 	case report.Ports: // it is bare
+	case report.DNS: // it has no containers: names.Compare does it
 	}
 	return fmt.Errorf("no suite %q", suite)
 }

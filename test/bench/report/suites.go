@@ -12,10 +12,11 @@ const (
 	Events   SuiteName = "events"
 	Logs     SuiteName = "logs"
 	Ports    SuiteName = "ports"
+	DNS      SuiteName = "dns"
 )
 
 // Suites are all suites.
-func Suites() []SuiteName { return []SuiteName{Life, List, Parallel, Idle, Events, Logs, Ports} }
+func Suites() []SuiteName { return []SuiteName{Life, List, Parallel, Idle, Events, Logs, Ports, DNS} }
 
 // Rows of Life.
 const (
@@ -79,6 +80,24 @@ const (
 // Naive is the column of Ports that asks the database and probes for each port.
 const Naive = "naive"
 
+// The columns of DNS.
+const (
+	OurDNS     = "remotegpu-dns"
+	LimitedDNS = "remotegpu-dns-limited" // with a rate limit, from which the asker is exempt
+	CoreDNS    = "coredns-file"
+)
+
+// Rows of DNS: answers per second, the 99th percentile at a fixed rate, and
+// questions without an answer.
+const (
+	UDPRate Row = "UDP, 1000/s"
+	UDPTime Row = "UDP, p99 ms"
+	UDPLost Row = "UDP, lost"
+	TCPRate Row = "TCP, 1000/s"
+	TCPTime Row = "TCP, p99 ms"
+	TCPLost Row = "TCP, lost"
+)
+
 // rowsOf are the rows of a suite in the order of its table.
 func rowsOf(suite SuiteName) []Row {
 	switch suite {
@@ -96,6 +115,8 @@ func rowsOf(suite SuiteName) []Row {
 		return []Row{PortsInFives, PortsSingly}
 	case Logs:
 		return []Row{LogRate, LogPaced, LogStall, LogTogether, LogSlowest}
+	case DNS:
+		return []Row{UDPRate, UDPTime, UDPLost, TCPRate, TCPTime, TCPLost}
 	}
 	return nil
 }
@@ -151,6 +172,8 @@ func targets(suite SuiteName, names Names) []Target {
 		return []Target{{
 			Of: Quantity{Column: names.Of, Row: PortsInFives}, To: &Quantity{Column: Naive, Row: PortsSingly}, AtMost: 0.02,
 		}}
+	case DNS:
+		return dnsTargets()
 	case Logs:
 		return []Target{
 			{Of: Quantity{Column: names.Of, Row: LogRate}, AtLeast: 50},
@@ -158,4 +181,18 @@ func targets(suite SuiteName, names Names) []Target {
 		}
 	}
 	return nil
+}
+
+func dnsTargets() []Target {
+	var all []Target
+	for _, row := range []Row{UDPRate, TCPRate} {
+		all = append(all, Target{Of: Quantity{Column: OurDNS, Row: row}, To: &Quantity{Column: CoreDNS, Row: row}, AtLeast: 1.5})
+	}
+	for _, row := range []Row{UDPTime, TCPTime} {
+		all = append(all, Target{Of: Quantity{Column: OurDNS, Row: row}, To: &Quantity{Column: CoreDNS, Row: row}, AtMost: 1})
+	}
+	for _, row := range []Row{UDPLost, TCPLost} {
+		all = append(all, Target{Of: Quantity{Column: OurDNS, Row: row}})
+	}
+	return all
 }
