@@ -94,9 +94,10 @@ func (f *family) run(ctx context.Context, script string) error {
 	return nil
 }
 
-// script is what turns our chains there into wanted, or "". It declares only
-// chains that must be made or emptied, and removes those nobody wants.
-func (f *family) script(there, wanted ruleset) string {
+// script is what turns our chains there into wanted and then adds hooks, by
+// table, or "". It declares only chains that must be made or emptied, and
+// removes those nobody wants.
+func (f *family) script(there, wanted ruleset, hooks map[string]string) string {
 	var b strings.Builder
 	for _, table := range tables() {
 		var declared, rules, removed strings.Builder
@@ -117,6 +118,7 @@ func (f *family) script(there, wanted ruleset) string {
 				fmt.Fprintf(&removed, "-X %s\n", name)
 			}
 		}
+		rules.WriteString(hooks[table])
 		if declared.Len()+rules.Len()+removed.Len() > 0 {
 			fmt.Fprintf(&b, "*%s\n%s%s%sCOMMIT\n", table, declared.String(), rules.String(), removed.String())
 		}
@@ -129,8 +131,8 @@ func (f *family) script(there, wanted ruleset) string {
 // be behind a barrier, and is found in the next round.
 const strayRounds = 3
 
-// repair reads the kernel's rules and mends what differs from wanted: chains
-// first, hooks last, so that no hook leads to a chain that is not complete.
+// repair reads the kernel's rules and mends what differs from wanted, each
+// table at once, so that no hook leads to a chain that is not complete.
 func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, err error) {
 	there, err := f.read(ctx)
 	if err != nil {
@@ -143,16 +145,14 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 		mended = append(mended, f.admin())
 	}
 	owned := there.owned(f.ours)
-	if script := f.script(owned, wanted); script != "" {
+	// Before strays go, which may be hooks of an earlier release in another
+	// form: what they close stays closed.
+	hooks, names := f.missingHooks(there)
+	if script := f.script(owned, wanted, hooks); script != "" {
 		if err := f.run(ctx, script); err != nil {
 			return mended, err
 		}
-		mended = append(mended, changed(owned, wanted)...)
-	}
-	// Before strays go, which may be hooks of an earlier release in another
-	// form: what they close stays closed.
-	if mended, err = f.hook(ctx, there, mended); err != nil {
-		return mended, err
+		mended = append(append(mended, changed(owned, wanted)...), names...)
 	}
 	strays := f.strayHooks(there) != ""
 	for round := range strayRounds {
@@ -170,10 +170,11 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 			return mended, err
 		}
 	}
-	if strays {
-		if mended, err = f.hook(ctx, there, mended); err != nil {
-			return mended, err
+	if hooks, names := f.missingHooks(there); strays && len(names) > 0 {
+		if err := f.run(ctx, f.script(nil, nil, hooks)); err != nil {
+			return mended, fmt.Errorf("hook into %s: %w", strings.Join(names, ", "), err)
 		}
+		mended = append(mended, names...)
 	}
 	if len(mended) > 0 {
 		f.log.DebugContext(ctx, "firewall mended", "what", mended)
@@ -181,35 +182,17 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 	return mended, nil
 }
 
-// hook puts hooks that are not in place there, and adds their names to mended.
-func (f *family) hook(ctx context.Context, there ruleset, mended []string) ([]string, error) {
-	script, names := f.missingHooks(there)
-	if script == "" {
-		return mended, nil
-	}
-	if err := f.run(ctx, script); err != nil {
-		return mended, fmt.Errorf("hook into %s: %w", strings.Join(names, ", "), err)
-	}
-	return append(mended, names...), nil
-}
-
-// missingHooks is a script that puts the hooks that are not in place in front
-// of everything else, and names them.
-func (f *family) missingHooks(there ruleset) (script string, names []string) {
-	var b strings.Builder
-	for _, table := range tables() {
-		var rules strings.Builder
-		for _, h := range f.hooks {
-			if h.table == table && !f.inPlace(there, h) {
-				fmt.Fprintf(&rules, "-I %s 1%s\n", h.chain, strings.TrimPrefix(h.line(f.prefix), "-A "+h.chain))
-				names = append(names, h.name())
-			}
-		}
-		if rules.Len() > 0 {
-			fmt.Fprintf(&b, "*%s\n%sCOMMIT\n", table, rules.String())
+// missingHooks are rules by table that put the hooks that are not in place in
+// front of everything else, and their names.
+func (f *family) missingHooks(there ruleset) (rules map[string]string, names []string) {
+	rules = make(map[string]string)
+	for _, h := range f.hooks {
+		if !f.inPlace(there, h) {
+			rules[h.table] += fmt.Sprintf("-I %s 1%s\n", h.chain, strings.TrimPrefix(h.line(f.prefix), "-A "+h.chain))
+			names = append(names, h.name())
 		}
 	}
-	return b.String(), names
+	return rules, names
 }
 
 // differs names what repair would mend.

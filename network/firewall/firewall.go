@@ -85,11 +85,12 @@ type Firewall struct {
 	cfg Config
 	v4  family
 
-	mu      sync.Mutex
-	backend string // "": not asked for yet
-	desired Desired
-	applied ruleset // what the kernel holds as far as we know; nil: unknown
-	mine    ownership
+	mu       sync.Mutex
+	backend  string // "": not asked for yet
+	desired  Desired
+	rendered rendering
+	applied  ruleset // what the kernel holds as far as we know, rendered before; nil: unknown
+	mine     ownership
 }
 
 // New checks the configuration and finds the iptables programs. It touches no
@@ -127,25 +128,28 @@ func New(cfg Config) (*Firewall, error) {
 }
 
 // Set makes desired what is published. What it knows to be applied already is
-// not read back: publishing costs one program run. The first call, and one
-// after an error, compares with the kernel first. Errors are FIREWALL_FAILED
-// problems and leave each table either as it was or as desired.
+// neither rendered again nor read back: publishing costs one program run,
+// however much is published. The first call, and one after an error, compares
+// with the kernel first. Errors are FIREWALL_FAILED problems and leave each
+// table either as it was or as desired.
 func (f *Firewall) Set(ctx context.Context, desired Desired) error {
-	wanted, err := f.v4.render(desired)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	changed, err := f.rendered.take(f, desired)
 	if err != nil {
 		return err
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	if f.applied == nil {
-		_, err := f.restore(ctx, desired, wanted)
+		_, err := f.restore(ctx, desired)
 		return err
 	}
-	script := f.v4.script(f.applied, wanted)
+	wanted := f.rendered.only(changed)
+	script := f.v4.script(f.applied.only(changed), wanted, nil)
 	if script == "" {
 		f.desired = desired
 		return nil
 	}
+	applied := f.applied
 	f.applied = nil
 	if err := f.v4.run(ctx, script); err != nil {
 		if ctx.Err() != nil {
@@ -153,10 +157,11 @@ func (f *Firewall) Set(ctx context.Context, desired Desired) error {
 		}
 		// Most likely something else changed our chains under us.
 		f.cfg.Log.WarnContext(ctx, "firewall is not as it was left, repairing", "cause", err)
-		_, err := f.restore(ctx, desired, wanted)
+		_, err := f.restore(ctx, desired)
 		return err
 	}
-	f.applied, f.desired = wanted, desired
+	applied.update(changed, wanted)
+	f.applied, f.desired = applied, desired
 	return nil
 }
 
@@ -164,13 +169,12 @@ func (f *Firewall) Set(ctx context.Context, desired Desired) error {
 // rules, mends what differs and returns the names of the chains and hooks it
 // mended.
 func (f *Firewall) Restore(ctx context.Context, desired Desired) (mended []string, err error) {
-	wanted, err := f.v4.render(desired)
-	if err != nil {
-		return nil, err
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.restore(ctx, desired, wanted)
+	if _, err := f.rendered.take(f, desired); err != nil {
+		return nil, err
+	}
+	return f.restore(ctx, desired)
 }
 
 // Repair mends whatever differs from what was last set, and returns the names
@@ -178,16 +182,17 @@ func (f *Firewall) Restore(ctx context.Context, desired Desired) (mended []strin
 func (f *Firewall) Repair(ctx context.Context) (mended []string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	wanted, err := f.v4.render(f.desired)
-	if err != nil {
+	if _, err := f.rendered.take(f, f.desired); err != nil {
 		return nil, err
 	}
-	return f.restore(ctx, f.desired, wanted)
+	return f.restore(ctx, f.desired)
 }
 
-func (f *Firewall) restore(ctx context.Context, desired Desired, wanted ruleset) ([]string, error) {
+// restore brings the kernel's rules to what is rendered, which is desired.
+func (f *Firewall) restore(ctx context.Context, desired Desired) ([]string, error) {
 	f.applied = nil
 	f.look(ctx)
+	wanted := f.rendered.state()
 	mended, err := f.v4.repair(ctx, wanted)
 	if err != nil {
 		return mended, err

@@ -415,8 +415,15 @@ func TestRandom(t *testing.T) {
 					delete(current, key)
 					continue
 				}
-				current[key] = mapping(fmt.Sprintf("01%d", random.IntN(9)), port.SSH, protocol, hostPort,
+				m := mapping(fmt.Sprintf("01%d", random.IntN(9)), port.SSH, protocol, hostPort,
 					fmt.Sprintf("10.88.0.%d:%d", 2+8*random.IntN(20), 1+random.IntN(65535)))
+				switch random.IntN(5) {
+				case 0:
+					m.Inside = true
+				case 1:
+					m.Sources = []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("192.0.2.%d/32", random.IntN(256))), netip.MustParsePrefix("198.51.100.0/24")}
+				}
+				current[key] = m
 			}
 			if random.IntN(10) == 0 {
 				current = map[string]firewall.Mapping{}

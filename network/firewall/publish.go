@@ -1,11 +1,9 @@
 package firewall
 
 import (
-	"cmp"
 	"fmt"
 	"net/netip"
-	"slices"
-	"strings"
+	"strconv"
 
 	"github.com/containerd/errdefs"
 
@@ -22,46 +20,8 @@ const (
 	sourceMark = "S" // in the names of chains of one mapping's sources
 )
 
-// renderPublished renders the trees of chains that lead to environments.
-func (f *Firewall) renderPublished(desired Desired) (chains, error) {
-	mappings := slices.SortedFunc(slices.Values(desired.Mappings), func(a, b Mapping) int {
-		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.HostPort, b.HostPort))
-	})
-	root, near := f.cfg.Prefix+"-DNAT", f.cfg.Prefix+"-NEAR"
-	nat := chains{root: nil}
-	var last Mapping
-	for _, m := range mappings {
-		if err := f.check(m); err != nil {
-			return nil, err
-		}
-		if m.Protocol == last.Protocol && m.HostPort == last.HostPort {
-			return nil, fmt.Errorf("publish %s port %d of environments %s and %s: %w",
-				m.Protocol, m.HostPort, last.EnvID, m.EnvID, errdefs.ErrAlreadyExists)
-		}
-		last = m
-		switch {
-		case m.Inside:
-			leaf := f.leaf(nat, near, nearMark, m)
-			nat[leaf] = append(nat[leaf], f.translate(leaf, "", "", m))
-		case len(m.Sources) > 0:
-			leaf := f.leaf(nat, root, "", m)
-			own := fmt.Sprintf("%s-%s-%s%d", f.cfg.Prefix, kindOf(m), sourceMark, m.HostPort)
-			nat[leaf] = append(nat[leaf], fmt.Sprintf("-A %s -p %s -m %s --dport %d -j %s", leaf, m.Protocol, m.Protocol, m.HostPort, own))
-			nat[own] = f.renderSources(own, m)
-		default:
-			leaf := f.leaf(nat, root, "", m)
-			nat[leaf] = append(nat[leaf], f.translate(leaf, "", "", m))
-		}
-	}
-	if _, ok := nat[near]; ok {
-		// An address of an environment counts only where environments are, or a
-		// neighbour could send datagrams in its name.
-		nat[root] = append(nat[root],
-			fmt.Sprintf("-A %s -s %s -i %s+ -j %s", root, f.cfg.Subnet, f.cfg.Interface, near),
-			fmt.Sprintf("-A %s -m addrtype --src-type LOCAL -j %s", root, near))
-	}
-	return nat, nil
-}
+// portKinds are protocols in the names of chains.
+var portKinds = [len(portProtocols)]string{"TCP", "UDP"} //nolint:gochecknoglobals // a constant but for its type
 
 // renderSources renders the chain of a mapping that not everybody reaches. Who
 // matches none of its rules meets the host itself, as on any port that is not
@@ -76,30 +36,14 @@ func (f *Firewall) renderSources(chain string, m Mapping) []string {
 		f.translate(chain, "", "-m addrtype --src-type LOCAL ", m))
 }
 
-// leaf is the chain of a mapping's block of ports in the tree below root, which
-// gets the chains that lead there.
-func (f *Firewall) leaf(nat chains, root, mark string, m Mapping) string {
-	above := root
-	for _, level := range levels() {
-		first := int(m.HostPort) / level.size * level.size
-		chain := fmt.Sprintf("%s-%s-%s%s%d", f.cfg.Prefix, kindOf(m), mark, level.mark, first)
-		if _, ok := nat[chain]; !ok {
-			nat[above] = append(nat[above], dispatch(above, m.Protocol, first, level.size, chain))
-			nat[chain] = nil
-		}
-		above = chain
-	}
-	return above
-}
-
 // translate is the rule that leads to the environment, for what before and
 // after the port let through.
 func (f *Firewall) translate(chain, before, after string, m Mapping) string {
-	return fmt.Sprintf("-A %s %s-p %s -m %s --dport %d %s%s -j DNAT --to-destination %s",
-		chain, before, m.Protocol, m.Protocol, m.HostPort, after, f.owned(m.EnvID, word(string(m.Service))), m.To)
+	// Put together by hand: there are ten thousand of them.
+	protocol := string(m.Protocol)
+	return "-A " + chain + " " + before + "-p " + protocol + " -m " + protocol + " --dport " + strconv.Itoa(int(m.HostPort)) + " " + after +
+		f.owned(m.EnvID, word(string(m.Service))) + " -j DNAT --to-destination " + m.To.String()
 }
-
-func kindOf(m Mapping) string { return strings.ToUpper(string(m.Protocol)) }
 
 func (f *Firewall) check(m Mapping) error {
 	if m.Protocol != port.TCP && m.Protocol != port.UDP {

@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"strings"
 
@@ -9,27 +10,23 @@ import (
 	"github.com/remotegpu/remotegpu/network/port"
 )
 
-// level is a level of the tree of chains that leads to published ports.
-type level struct {
-	size int    // ports of a block
-	mark string // in the names of its chains
-}
-
-// levels are those of the tree, from the root on: fixed, aligned blocks of
-// which each has sixteen of the next. A packet passes at most 32 rules of the
-// root (one per protocol and block in use) and 16 of each level, whatever the
-// number of environments. Blocks without a mapping have no chain. Fewer and
-// larger blocks would cost a packet more (a rule is about as dear as a jump),
-// smaller ones would be more chains to make.
-func levels() []level { return []level{{4096, "G"}, {256, "B"}, {16, ""}} }
-
 // renderV4 renders the whole desired state, every line byte for byte as
 // iptables-save prints it, so that reading back can compare strings.
 func (f *Firewall) renderV4(desired Desired) (ruleset, error) {
-	nat, err := f.renderPublished(desired)
+	rules, err := f.renderAround(&desired)
 	if err != nil {
 		return nil, err
 	}
+	published := newPortTree(f)
+	if _, err := published.take(desired.Mappings); err != nil {
+		return nil, err
+	}
+	maps.Copy(rules["nat"], published.chains)
+	return rules, nil
+}
+
+// renderAround renders everything but what leads to published ports.
+func (f *Firewall) renderAround(desired *Desired) (ruleset, error) {
 	p, subnet, note := f.cfg.Prefix, f.cfg.Subnet.String(), f.note
 	bridges := f.cfg.Interface + "+"
 	// Bridges have route_localnet, so that the host's loopback reaches
@@ -76,16 +73,16 @@ func (f *Firewall) renderV4(desired Desired) (ruleset, error) {
 			fmt.Sprintf("-A %s-FWD -i %s %s -j ACCEPT", p, bridges, note("egress")),
 		},
 	}
-	if err := f.renderPolicies(filter, &desired); err != nil {
+	if err := f.renderPolicies(filter, desired); err != nil {
 		return nil, err
 	}
 	// Hairpin and loopback connections get the gateway as their source, or
 	// the answer would not come back this way.
-	nat[p+"-POST"] = []string{
+	nat := chains{p + "-POST": {
 		fmt.Sprintf("-A %s-POST -s %s -d %s -o %s -m conntrack --ctstate DNAT %s -j MASQUERADE", p, subnet, subnet, bridges, note("hairpin")),
 		fmt.Sprintf("-A %s-POST -s 127.0.0.0/8 -o %s -m conntrack --ctstate DNAT %s -j MASQUERADE", p, bridges, note("localhost")),
 		fmt.Sprintf("-A %s-POST -s %s ! -o %s %s -j MASQUERADE --random-fully", p, subnet, bridges, note("egress")),
-	}
+	}}
 	return ruleset{"raw": {p + "-RAW": raw}, "filter": filter, "nat": nat}, nil
 }
 
@@ -96,7 +93,7 @@ func (f *Firewall) note(text string) string {
 
 // owned is a comment that says whose a rule is, which is read back.
 func (f *Firewall) owned(envID, what string) string {
-	return fmt.Sprintf(`-m comment --comment "%s:env=%s:%s"`, strings.ToLower(f.cfg.Prefix), word(envID), what)
+	return `-m comment --comment "` + strings.ToLower(f.cfg.Prefix) + ":env=" + word(envID) + ":" + what + `"`
 }
 
 // renderInput renders what environments may have of the host itself: names,
