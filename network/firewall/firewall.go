@@ -188,15 +188,30 @@ func (f *Firewall) Repair(ctx context.Context) (mended []string, err error) {
 	return f.restore(ctx, f.desired)
 }
 
+// repairRounds is how often the legacy backend is looked at anew after a repair.
+// What others change between the end of a change of ours and the look at its
+// outcome would count as ours; nf_tables counts changes, which tells them apart.
+const repairRounds = 3
+
 // restore brings the kernel's rules to what is rendered, which is desired.
 func (f *Firewall) restore(ctx context.Context, desired Desired) ([]string, error) {
 	f.applied = nil
-	f.look(ctx)
 	wanted := f.rendered.state()
-	mended, err := f.v4.repair(ctx, wanted)
-	if err != nil {
-		return mended, err
+	var mended []string
+	for range repairRounds {
+		f.look(ctx)
+		more, err := f.v4.repair(ctx, wanted)
+		mended = append(mended, more...)
+		if err != nil {
+			return mended, err
+		}
+		if len(more) == 0 || f.backend == nftBackend {
+			f.applied, f.desired = wanted, desired
+			return mended, nil
+		}
 	}
+	// Somebody is as quick as we are: whoever watches has to come back.
+	f.mine.tables = [3]legacyTable{}
 	f.applied, f.desired = wanted, desired
 	return mended, nil
 }
