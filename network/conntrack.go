@@ -67,13 +67,28 @@ func (n *Networks) withdrawn(removed, present []firewall.Mapping) flows {
 	}
 }
 
+// throughAny selects connections through mappings of which it is not known any
+// more to whom they led.
+func (n *Networks) throughAny(mappings []port.Mapping) flows {
+	return func(flow *netlink.ConntrackFlow) bool {
+		to, ok := netip.AddrFromSlice(flow.Reverse.SrcIP)
+		return ok && n.cfg.Range.Contains(to.Unmap()) && slices.ContainsFunc(mappings, func(m port.Mapping) bool {
+			return flow.Forward.Protocol == numberOf(m.Protocol) && flow.Forward.DstPort == m.External && flow.Reverse.SrcPort == m.Internal
+		})
+	}
+}
+
+// numberOf is the number of a protocol (IANA).
+func numberOf(protocol port.Protocol) uint8 {
+	if protocol == port.UDP {
+		return unix.IPPROTO_UDP
+	}
+	return unix.IPPROTO_TCP
+}
+
 // through tells whether a connection goes through a mapping.
 func through(flow *netlink.ConntrackFlow, m firewall.Mapping) bool {
-	protocol := uint8(unix.IPPROTO_TCP)
-	if m.Protocol == port.UDP {
-		protocol = unix.IPPROTO_UDP
-	}
-	return flow.Forward.Protocol == protocol && flow.Forward.DstPort == m.HostPort &&
+	return flow.Forward.Protocol == numberOf(m.Protocol) && flow.Forward.DstPort == m.HostPort &&
 		net.IP(m.To.Addr().AsSlice()).Equal(flow.Reverse.SrcIP)
 }
 

@@ -51,6 +51,9 @@ func (n *Networks) Drift(ctx context.Context, published []port.Published, polici
 	for _, name := range differs {
 		drift = append(drift, port.Drift{Name: name, Message: "it is not as it was declared"})
 	}
+	if lost, err := n.reservationLost(); err == nil && lost != "" { // Restore says why it cannot be read
+		drift = append(drift, port.Drift{Name: "net.ipv4.ip_local_reserved_ports", Message: "outgoing connections may take ports of the pools: " + lost})
+	}
 	return drift, nil
 }
 

@@ -48,17 +48,47 @@ func (n *Networks) reserve(ctx context.Context) error {
 	if n.cfg.ReservedFile == "" {
 		return nil
 	}
-	ephemeral, err := readPorts(ephemeralSetting)
+	wanted, err := n.wantedReserved()
 	if err != nil {
 		return failed("reserve host ports", err)
 	}
-	var wanted portSet
+	return n.setReserved(ctx, wanted)
+}
+
+// wantedReserved are the ports of the ranges that are ephemeral.
+func (n *Networks) wantedReserved() (*portSet, error) {
+	ephemeral, err := readPorts(ephemeralSetting)
+	if err != nil {
+		return nil, err
+	}
+	wanted := &portSet{}
 	for _, r := range n.ranges {
 		for p := int(r.First); p <= int(r.Last); p++ {
 			wanted[p] = ephemeral[p]
 		}
 	}
-	return n.setReserved(ctx, &wanted)
+	return wanted, nil
+}
+
+// reservationLost are the ports that should be reserved and are not.
+func (n *Networks) reservationLost() (string, error) {
+	n.reserving.Lock()
+	defer n.reserving.Unlock()
+	if n.ranges == nil || n.cfg.ReservedFile == "" {
+		return "", nil
+	}
+	wanted, err := n.wantedReserved()
+	if err != nil {
+		return "", err
+	}
+	present, err := readPorts(reservedSetting)
+	if err != nil {
+		return "", err
+	}
+	for p := range wanted {
+		wanted[p] = wanted[p] && !present[p]
+	}
+	return wanted.String(), nil
 }
 
 // setReserved has the wanted ports reserved, and of those that are reserved

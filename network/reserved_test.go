@@ -1,6 +1,7 @@
 package network_test
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -50,6 +51,9 @@ func TestReservedPorts(t *testing.T) {
 	reserved("at first", "33890-34889,40000")
 	ours("at first", "33890-33999,34011-34889")
 	set("40000") // as sysctl --system does
+	if drift, err := networks.Drift(t.Context(), nil, nil); err != nil || !strings.Contains(fmt.Sprint(drift), "33890-34889") {
+		t.Errorf("what is lost is not told: %v, %v", drift, err)
+	}
 	if err := networks.Restore(t.Context(), nil, nil); err != nil {
 		t.Fatal(err)
 	}

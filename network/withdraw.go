@@ -19,21 +19,24 @@ func (n *Networks) Withdraw(ctx context.Context, envID string, mappings []port.M
 	if err := check(envID); err != nil {
 		return err
 	}
-	before, after, err := n.published.without(ctx, envID, mappings)
-	if err != nil {
+	if err := n.published.without(ctx, envID, mappings); err != nil {
 		return fmt.Errorf("withdraw ports of environment %s: %w", envID, err)
 	}
-	n.endWithdrawn(ctx, before, after)
+	// Also of those that an earlier daemon published, or a restore left out.
+	n.end(ctx, n.throughAny(mappings))
 	return nil
 }
 
 // endWithdrawn ends, in the background, the connections through mappings that
 // are not published any more.
 func (n *Networks) endWithdrawn(ctx context.Context, before, after []firewall.Mapping) {
-	removed := n.withdrawn(without(before, after), after)
-	if removed == nil {
-		return
+	if removed := n.withdrawn(without(before, after), after); removed != nil {
+		n.end(ctx, removed)
 	}
+}
+
+// end ends connections in the background.
+func (n *Networks) end(ctx context.Context, removed flows) {
 	n.background.Go(func() {
 		ctx, cancel := cleanup.Context(ctx)
 		defer cancel()
@@ -43,23 +46,22 @@ func (n *Networks) endWithdrawn(ctx context.Context, before, after []firewall.Ma
 
 // without publishes what an environment publishes but for some mappings, and
 // waits until that is applied.
-func (p *publisher) without(ctx context.Context, envID string, dropped []port.Mapping) (before, after []firewall.Mapping, err error) {
+func (p *publisher) without(ctx context.Context, envID string, dropped []port.Mapping) error {
 	if err := p.seed(ctx); err != nil {
-		return nil, nil, err
+		return err
 	}
 	p.mu.Lock()
 	wanted := p.current[envID]
-	before = wanted.mappings
-	after = slices.DeleteFunc(slices.Clone(before), func(m firewall.Mapping) bool {
+	left := slices.DeleteFunc(slices.Clone(wanted.mappings), func(m firewall.Mapping) bool {
 		return slices.ContainsFunc(dropped, func(d port.Mapping) bool { return d.Protocol == m.Protocol && d.External == m.HostPort })
 	})
-	if len(after) == len(before) && p.idle() {
+	if len(left) == len(wanted.mappings) && p.idle() {
 		p.mu.Unlock()
-		return before, before, nil
+		return nil
 	}
 	b := p.join(ctx)
-	wanted.mappings, wanted.at = after, time.Now()
+	wanted.mappings, wanted.at = left, time.Now()
 	b.change(p, envID, wanted)
 	p.mu.Unlock()
-	return before, after, b.wait(ctx)
+	return b.wait(ctx)
 }

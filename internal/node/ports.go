@@ -110,9 +110,7 @@ func (p ports) SetRange(ctx context.Context, service port.Service, first, last u
 	if _, err := p.Pool.SetRange(ctx, service, first, last, ifRevision); err != nil {
 		return port.Usage{}, err
 	}
-	if err := p.networks.ReservePorts(ctx, p.Ranges()); err != nil {
-		return port.Usage{}, err
-	}
+	_ = p.networks.ReservePorts(ctx, p.Ranges()) // the range is set; the reconciler tries again, and says why not
 	usages, err := p.Usage(ctx)
 	if err != nil {
 		return port.Usage{}, err
