@@ -83,14 +83,14 @@ func TestSourcesOfPublishedPorts(t *testing.T) {
 			}
 			publish(l.networks, lanIP+"/32")
 			check("one address", "L-HPA-")
-			conn := connect(t, l.lan, hostIP+":10001")
+			conn := connect(t, l.lan)
 			publish(l.networks, otherIP+"/32", "10.88.0.0/16")
 			check("another, and environments", "-OHPAB")
 			if err := converseTCP(conn); err == nil {
 				t.Error("a connection of who is left out goes on")
 			}
 			publish(l.networks, lanIP+"/32")
-			conn = connect(t, l.lan, hostIP+":10001")
+			conn = connect(t, l.lan)
 			publish(l.networks, lanIP+"/31", "198.51.100.0/24")
 			if err := converseTCP(conn); err != nil {
 				t.Errorf("a connection of who is let in still has ended: %v", err)
@@ -108,7 +108,7 @@ func TestSourcesOfPublishedPorts(t *testing.T) {
 				t.Fatal(err)
 			}
 			check("after a restart", "--HPAB")
-			conn = connect(t, l.host, hostIP+":10001")
+			conn = connect(t, l.host)
 			// Of a restore that leaves a mapping out nobody knows what led there.
 			if err := closed.Restore(t.Context(), nil, nil); err != nil {
 				t.Fatal(err)
@@ -129,7 +129,7 @@ func TestSourcesOfPublishedPorts(t *testing.T) {
 			if got, err := ask(t, l.host, "tcp", hostIP+":10000", true); !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Errorf("a withdrawn port: %q, %v, want it refused", got, err)
 			}
-			if err := converseTCP(connect(t, l.host, hostIP+":10001")); err != nil {
+			if err := converseTCP(connect(t, l.host)); err != nil {
 				t.Errorf("what was not withdrawn: %v", err)
 			}
 			cleanUp(t, l)
@@ -186,11 +186,11 @@ func echo(t *testing.T, on *testutil.Namespace, address string) {
 	}()
 }
 
-// connect opens a connection that stays.
-func connect(t *testing.T, from *testutil.Namespace, address string) (conn net.Conn) {
+// connect opens a connection to the echo that stays.
+func connect(t *testing.T, from *testutil.Namespace) (conn net.Conn) {
 	t.Helper()
 	var err error
-	from.Do(t, func() { conn, err = net.DialTimeout("tcp4", address, patience) })
+	from.Do(t, func() { conn, err = net.DialTimeout("tcp4", hostIP+":10001", patience) })
 	if err != nil {
 		t.Fatal(err)
 	}

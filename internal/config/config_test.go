@@ -57,6 +57,9 @@ func TestLoadRefuses(t *testing.T) {
 		{"an address in place of a network", "version = 1\n[dns]\nallow = [\"192.0.2.1\"]\n", "dns.allow"},
 		{"an advertised name", "version = 1\n[dns]\nadvertise = [\"gpu1\"]\n", "dns.advertise"},
 		{"a negative rate", "version = 1\n[dns]\nrate_limit = -1\n", "dns.rate_limit"},
+		{"a denied port that is none", "version = 1\n[ports]\ndeny = [\"6006\", \"7300-6800\"]\n", "ports.deny"},
+		{"a negative quarantine", "version = 1\n[ports]\nquarantine = -1\n", "ports.quarantine"},
+		{"a public host with a port", "version = 1\n[node]\npublic_host = \"gpu1:22\"\n", "node.public_host"},
 		{"an upstream that is a name", "version = 1\n[network]\nupstreams = [\"dns.example\"]\n", "upstreams"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -65,6 +68,21 @@ func TestLoadRefuses(t *testing.T) {
 				t.Errorf("got %v, want CONFIG_INVALID that mentions %q", err, test.says)
 			}
 		})
+	}
+}
+
+// A list in the file takes the place of the default one.
+func TestListsReplaceTheirDefault(t *testing.T) {
+	for text, want := range map[string]int{"deny = []": 0, `deny = ["6006"]`: 1, "": len(config.DefaultDeny())} {
+		cfg, err := config.Load(write(t, "version = 1\n[ports]\n"+text+"\n"), false)
+		if err != nil || len(cfg.Ports.Deny) != want {
+			t.Errorf("%q: denied %v, %v, want %d", text, cfg.Ports.Deny, err, want)
+		}
+	}
+	for _, text := range config.DefaultDeny() {
+		if _, _, err := config.ParsePorts(text); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -67,6 +67,11 @@ func TestBadInput(t *testing.T) {
 		{"command that takes too long", run, `{"environment":"taken","argv":["testprog","sleep"],"timeout":"0.3s"}`, 504, "deadline_exceeded", "COMMAND_TIMEOUT", []string{"timeout"}},
 		{"desktop of what has none", "DesktopService/GetScreenshot", `{"environment":"taken"}`, 400, "failed_precondition", "DESKTOP_ABSENT", []string{"environment"}},
 		{"operation that is absent", "OperationService/GetOperation", `{"id":"absent"}`, 404, "not_found", "OPERATION_NOT_FOUND", []string{"id"}},
+		{"port that nobody may have", "PortService/CreatePortMapping", `{"environment":"taken","service_type":"SERVICE_TYPE_CUSTOM","internal_port":80,"external_port":11434}`, 400, "invalid_argument", "PORT_DENIED", []string{"external_port"}},
+		{"sources that are none", "PortService/CreatePortMapping", `{"environment":"taken","service_type":"SERVICE_TYPE_CUSTOM","internal_port":80,"allowed_sources":["10.0.0.0/8","10.0.0.1/8","::1"]}`, 400, "invalid_argument", "FIELD_INVALID", []string{"allowed_sources[1]", "allowed_sources[2]"}},
+		{"end that is over", create, spec("x", `,"ports":[{"service_type":"SERVICE_TYPE_SSH","expires_at":"2020-01-01T00:00:00Z"}]`), 400, "invalid_argument", "FIELD_INVALID", []string{"spec.ports[0].expires_at"}},
+		{"port of what is absent", "PortService/CreatePortMapping", `{"environment":"absent","service_type":"SERVICE_TYPE_SSH"}`, 404, "not_found", "ENV_NOT_FOUND", []string{"environment"}},
+		{"mapping that is absent", "PortService/DeletePortMapping", `{"id":"absent"}`, 404, "not_found", "PORT_MAPPING_NOT_FOUND", []string{"id"}},
 		{"image that is used", "ImageService/DeleteImage", `{"reference":"` + n.Image + `"}`, 400, "failed_precondition", "IMAGE_IN_USE", []string{"reference"}},
 		{"image source that is absent", "ImageService/BuildImage", `{"source":"absent"}`, 400, "failed_precondition", "BUILDKIT_NOT_CONFIGURED", []string{"source"}},
 	}
