@@ -138,8 +138,9 @@ func start(t *testing.T, h *host) *daemon {
 		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,
 		BootID: h.boot, Dial: h.dial, Addresses: h.addresses, LoginDir: filepath.Join(h.dir, "credentials"), Names: &h.names,
 	})
-	// Adopting, and after subscribing: what a pass sees first and does last.
-	seen, restored, subscribed := h.faults.Count("Desktops.Prepared")+2, h.faults.Count("Networks.Restore")+2, h.faults.Count("Engine.Events")
+	// Adopting, which restores twice, and after subscribing: what a pass sees
+	// first and does last.
+	seen, restored, subscribed := h.faults.Count("Desktops.Prepared")+2, h.faults.Count("Networks.Restore")+3, h.faults.Count("Engine.Events")
 	d.Adopt(t.Context())
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var running sync.WaitGroup

@@ -286,6 +286,9 @@ func (n *FakeNetworks) Leftovers() []string {
 	for _, id := range slices.Sorted(maps.Keys(n.published)) {
 		left = append(left, "published ports of "+id)
 	}
+	for _, id := range slices.Sorted(maps.Keys(n.policies)) {
+		left = append(left, "network policy of "+id)
+	}
 	for _, name := range n.strays {
 		left = append(left, "interface "+name)
 	}
