@@ -80,6 +80,7 @@ func (n *Networks) Run(ctx context.Context) error {
 	group.Go(func() error { n.healer.followFirewalld(ctx); return nil })
 	group.Go(func() error { n.healer.followSettings(ctx); return nil })
 	group.Go(func() error { n.healer.followConflicts(ctx); return nil })
+	group.Go(func() error { n.followAddresses(ctx); return nil })
 	return group.Wait()
 }
 

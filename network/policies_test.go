@@ -1,6 +1,7 @@
 package network_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -225,6 +226,30 @@ func surrounded(t *testing.T, m *members) {
 		t.Errorf("a policy opens metadata: %q", got)
 	}
 	testutil.Sh(t, "ip addr del 198.51.100.1/24 dev uplink")
+	// A daemon that runs notices such a network at once, and that it has gone.
+	ctx, stop := context.WithCancel(t.Context())
+	running := make(chan error)
+	go func() { running <- m.networks.Run(ctx) }()
+	for _, step := range []struct {
+		do     string
+		closed bool
+	}{{"true", false}, {"ip addr add 198.51.100.1/24 dev uplink", true}, {"ip addr del 198.51.100.1/24 dev uplink", false}} {
+		testutil.Sh(t, step.do)
+		for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+			_, err := m.in[0].Ask(t, "tcp", internetIP+":8080", quiet)
+			if (err != nil) == step.closed {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Errorf("after %s: %v, want it closed: %v", step.do, err, step.closed)
+				break
+			}
+		}
+	}
+	stop()
+	if err := <-running; err != nil {
+		t.Error(err)
+	}
 	for _, bad := range []string{"169.254.169.254", "100.100.100.200/32:80/tcp", "10.88.3.0/24", "127.0.0.1", "224.0.0.1"} {
 		err := m.networks.CheckPolicy(policy.Policy{Allow: destinations(t, "198.51.100.7", bad)}, "spec.network")
 		if err == nil || !strings.Contains(err.Error(), strings.Split(bad, "/")[0]) {

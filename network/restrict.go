@@ -40,6 +40,24 @@ func (p *publisher) restrict(ctx context.Context, policy firewall.Policy) (chang
 	return changed, b.wait(ctx)
 }
 
+// surround looks at what is around environments and applies it when it is
+// another than before, which it tells. Before a restore it does nothing.
+func (p *publisher) surround(ctx context.Context) (changed bool, err error) {
+	around, err := p.around(ctx)
+	if err != nil {
+		return false, err
+	}
+	p.mu.Lock()
+	if !p.restored || p.surroundings.Equal(&around) {
+		p.mu.Unlock()
+		return false, nil
+	}
+	p.surroundings = around
+	b := p.join(ctx)
+	p.mu.Unlock()
+	return true, b.wait(ctx)
+}
+
 // holders are other environments with a policy for an address: they had it
 // before, and what took it from them could not say so. The caller holds mu.
 func (p *publisher) holders(address netip.Addr, envID string) (others []string) {

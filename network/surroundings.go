@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -54,16 +54,6 @@ func (n *Networks) connected() ([]netip.Prefix, error) {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	defer host.Close()
-	links, err := host.LinkList()
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
-	}
-	own := make(map[int]bool)
-	for _, link := range links {
-		if strings.HasPrefix(link.Attrs().Name, bridgePrefix) {
-			own[link.Attrs().Index] = true
-		}
-	}
 	addresses, err := host.AddrList(nil, netlink.FAMILY_V4)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
@@ -74,13 +64,13 @@ func (n *Networks) connected() ([]netip.Prefix, error) {
 		if peer := addresses[i].Peer; peer != nil {
 			network = peer
 		}
-		if network == nil || own[addresses[i].LinkIndex] {
+		address := addressOf(network)
+		if !address.IsValid() || address.IsLoopback() {
 			continue
 		}
-		address, ok := netip.AddrFromSlice(network.IP.To4())
 		bits, _ := network.Mask.Size()
 		prefix := netip.PrefixFrom(address, bits).Masked()
-		if !ok || bits < lanBits || address.IsLoopback() || policy.Within(append(policy.Closed(), n.cfg.Range), prefix) {
+		if bits < lanBits || policy.Within(append(policy.Closed(), n.cfg.Range), prefix) {
 			continue
 		}
 		found = append(found, prefix)
@@ -92,6 +82,16 @@ func (n *Networks) connected() ([]netip.Prefix, error) {
 		return a.Bits() - b.Bits()
 	})
 	return slices.Compact(found), nil
+}
+
+// addressOf is the IPv4 address of an address with its network, invalid when it
+// is none.
+func addressOf(network *net.IPNet) netip.Addr {
+	if network == nil {
+		return netip.Addr{}
+	}
+	address, _ := netip.AddrFromSlice(network.IP.To4())
+	return address
 }
 
 // CheckPolicy refuses destinations that no environment's policy opens:

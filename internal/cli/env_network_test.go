@@ -43,8 +43,8 @@ func TestNetworkFlags(t *testing.T) {
 			t.Errorf("%s: code %d, %s", test.args, code, stderr)
 			continue
 		}
-		got := f.last.(*remotegpuv1.CreateEnvironmentRequest).GetSpec().GetNetwork()
-		if diff := cmp.Diff(test.want, got, protocmp.Transform()); diff != "" {
+		created, _ := f.last.(*remotegpuv1.CreateEnvironmentRequest)
+		if diff := cmp.Diff(test.want, created.GetSpec().GetNetwork(), protocmp.Transform()); diff != "" {
 			t.Errorf("%s: %s", test.args, diff)
 		}
 	}
@@ -73,7 +73,7 @@ func TestNetworkFlags(t *testing.T) {
 			t.Errorf("%s: code %d, %s", test.args, code, stderr)
 			continue
 		}
-		update := f.last.(*remotegpuv1.UpdateEnvironmentRequest)
+		update, _ := f.last.(*remotegpuv1.UpdateEnvironmentRequest)
 		if diff := cmp.Diff(test.want, update.GetSpec().GetNetwork(), protocmp.Transform()); diff != "" || update.GetEtag() != "3" {
 			t.Errorf("%s, etag %q: %s", test.args, update.GetEtag(), diff)
 		}

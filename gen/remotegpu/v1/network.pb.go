@@ -36,9 +36,10 @@ const (
 	// them to all environments, allow to this one. Ports published on the host's
 	// addresses are reached, whatever network these are in.
 	EgressMode_EGRESS_MODE_OPEN EgressMode = 1
-	// What allow names, and the node's name servers on port 53.
+	// What allow names, and names: the node's responder, and the name servers of
+	// the host on port 53.
 	EgressMode_EGRESS_MODE_ALLOW_LIST EgressMode = 2
-	// Nothing, no name servers either.
+	// Nothing. Of names only those of the node's own zones are answered.
 	EgressMode_EGRESS_MODE_NONE EgressMode = 3
 )
 

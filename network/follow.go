@@ -1,0 +1,76 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+// settleTime is how long changes of addresses are gathered: a network that
+// comes up brings several.
+const settleTime = 50 * time.Millisecond
+
+// followAddresses closes networks to environments as soon as the host gets an
+// address in them, until ctx ends.
+func (n *Networks) followAddresses(ctx context.Context) {
+	for ctx.Err() == nil {
+		err := n.watchAddresses(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		n.cfg.Log.WarnContext(ctx, "the host's addresses are not watched; it is tried again", "error", err)
+		if !pause(ctx, retryLast) {
+			return
+		}
+	}
+}
+
+func (n *Networks) watchAddresses(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	updates := make(chan netlink.AddrUpdate, 64)
+	var failure error // written before updates is closed
+	err := netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: func(err error) { failure = err }})
+	if err != nil {
+		return fmt.Errorf("subscribe to addresses: %w", err)
+	}
+	n.lookAround(ctx) // what changed before
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case update, open := <-updates:
+			if !open {
+				return fmt.Errorf("the kernel tells of addresses no more: %w", failure)
+			}
+			if n.cfg.Range.Contains(addressOf(&update.LinkAddress)) {
+				continue // an environment comes or goes
+			}
+		}
+		if !pause(ctx, settleTime) {
+			return ctx.Err()
+		}
+		for len(updates) > 0 {
+			<-updates
+		}
+		n.lookAround(ctx)
+	}
+}
+
+// lookAround declares what holds for all environments when it is another than
+// before. A failure is logged: the reconciler comes by.
+func (n *Networks) lookAround(ctx context.Context) {
+	changed, err := n.published.surround(ctx)
+	if err != nil {
+		if ctx.Err() == nil {
+			n.cfg.Log.WarnContext(ctx, "networks that the host is in now are not closed to environments yet", "error", err)
+		}
+		return
+	}
+	if changed {
+		n.cfg.Log.InfoContext(ctx, "the host is in other networks than before, which are closed to environments")
+		n.endRefused(ctx)
+	}
+}
