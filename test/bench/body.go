@@ -12,6 +12,7 @@ import (
 	"github.com/remotegpu/remotegpu/test/bench/columns"
 	"github.com/remotegpu/remotegpu/test/bench/measure"
 	"github.com/remotegpu/remotegpu/test/bench/names"
+	"github.com/remotegpu/remotegpu/test/bench/netbench"
 	"github.com/remotegpu/remotegpu/test/bench/pools"
 	"github.com/remotegpu/remotegpu/test/bench/report"
 )
@@ -82,14 +83,12 @@ func bare(ctx context.Context, asked *request, suite *report.Suite, out io.Write
 		byName[name] = report.NewColumn(name)
 		suite.Columns = append(suite.Columns, byName[name])
 	}
-	if err := pools.Measure(ctx, asked.Config.Dir, asked.Options.Rounds, asked.Options.Ports, byName, say); err != nil {
-		return err
+	options := &asked.Options
+	if netbench.Columns(asked.Suite) != nil {
+		return answer(out, suite, begun, netbench.Run(ctx, asked.Suite,
+			netbench.Options{Mappings: options.Mappings, Rounds: options.Rounds, Connects: options.Connects}, byName, say))
 	}
-	suite.Seconds = time.Since(begun).Seconds()
-	if err := json.NewEncoder(out).Encode(suite); err != nil {
-		return fmt.Errorf("encode result: %w", err)
-	}
-	return nil
+	return answer(out, suite, begun, pools.Measure(ctx, asked.Config.Dir, options.Rounds, options.Ports, byName, say))
 }
 
 // kernel is the kernel's release.

@@ -24,6 +24,7 @@ import (
 	"github.com/remotegpu/remotegpu/test/bench/columns"
 	"github.com/remotegpu/remotegpu/test/bench/measure"
 	"github.com/remotegpu/remotegpu/test/bench/names"
+	"github.com/remotegpu/remotegpu/test/bench/netbench"
 	"github.com/remotegpu/remotegpu/test/bench/report"
 	"github.com/remotegpu/remotegpu/test/bench/sandbox"
 )
@@ -146,7 +147,9 @@ func optionFlags(flags *flag.FlagSet, o *measure.Options) {
 	flags.DurationVar(&o.Idle, "idle", 10*time.Second, "idle: for how long the use of CPU is watched")
 	flags.IntVar(&o.Deaths, "deaths", 100, "events: ends that are awaited")
 	flags.IntVar(&o.Floods, "floods", 3, "logs: rounds with one container")
-	flags.IntVar(&o.Rounds, "rounds", 5, "ports: rounds")
+	flags.IntVar(&o.Rounds, "rounds", 5, "ports, firewall, packets: rounds")
+	flags.IntVar(&o.Mappings, "mappings", 10000, "firewall, packets: published ports, 200 to 10000")
+	flags.IntVar(&o.Connects, "connects", 4000, "packets: connections of each row in a round; firewall: ten times as many while rules are rewritten")
 	flags.IntVar(&o.Ports, "ports", 10000, "ports: host ports of each round, at most 10000")
 	flags.IntVar(&o.Names.Rounds, "dns-rounds", 5, "dns: rounds that count")
 	flags.DurationVar(&o.Names.Time, "dns-time", 4*time.Second, "dns: time of each run")
@@ -169,13 +172,16 @@ func optionFlags(flags *flag.FlagSet, o *measure.Options) {
 }
 
 func check(o *measure.Options) error {
-	for _, n := range []int{o.Runs, o.Lists, o.Bursts, o.Burst, o.Many, o.Deaths, o.Floods, o.Flood, o.Rounds, o.Ports, o.Names.Rounds} {
+	for _, n := range []int{o.Runs, o.Lists, o.Bursts, o.Burst, o.Many, o.Deaths, o.Floods, o.Flood, o.Rounds, o.Ports, o.Names.Rounds, o.Connects} {
 		if n < 1 {
 			return errors.New("what is counted must be at least 1")
 		}
 	}
 	if o.Many > 200 || o.Burst > 200 {
 		return errors.New("-many and -burst are at most 200: the lower bound has no more networks")
+	}
+	if o.Mappings < 200 || o.Mappings > 10000 {
+		return errors.New("-mappings is 200 to 10000")
 	}
 	if o.Ports > 10000 {
 		return errors.New("-ports is at most 10000: the range has no more")
@@ -273,6 +279,9 @@ func measureAll(ctx context.Context, s *settings, errs io.Writer) (*report.Resul
 // missing tells what is not installed, and fails when all of it is required.
 func missing(s *settings, errs io.Writer) error {
 	var lacks []error
+	if lack := netbench.Missing(); lack != "" && slices.ContainsFunc(s.suites, func(suite report.SuiteName) bool { return netbench.Columns(suite) != nil }) {
+		return errors.New(lack)
+	}
 	if bareOnly(s) {
 		return nil
 	}

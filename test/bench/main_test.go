@@ -32,6 +32,8 @@ func TestRefusesBadFlags(t *testing.T) {
 		{"-deaths", "0"},
 		{"-idle", "0"},
 		{"-ports", "10001"},
+		{"-mappings", "20"},
+		{"-connects", "0"},
 		{"-rounds", "0"},
 	} {
 		var out, errs bytes.Buffer
@@ -170,6 +172,36 @@ func TestPortsMeasures(t *testing.T) {
 	for _, column := range result.Suites[0].Columns {
 		if column.Failure != "" || column.Summary[report.PortsSingly].N != 2 || (column.Summary[report.PortsInFives].N == 2) != (column.Name == columns.RemoteGPU) {
 			t.Errorf("column %s: %+v %s", column.Name, column.Summary, column.Failure)
+		}
+	}
+}
+
+// Firewall and Packets need nothing but iptables, nft and namespaces.
+func TestRulesMeasure(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables)
+	file := filepath.Join(t.TempDir(), "result.json")
+	cmd, dir, errs := bench(t, "-suites", "firewall,packets", "-rounds", "1", "-mappings", "200", "-connects", "20", "-json", file)
+	table, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v\n%s\n%s", err, errs, table)
+	}
+	assertNothingLeft(t, cmd.Process.Pid, dir)
+	encoded, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var result report.Result
+	if err := json.Unmarshal(encoded, &result); err != nil {
+		t.Fatal(err)
+	}
+	for _, suite := range result.Suites {
+		for _, target := range suite.Targets {
+			if target.Verdict == report.Unjudged {
+				t.Errorf("suite %s does not judge %+v", suite.Name, target)
+			}
+			if target.Of.Row == report.RefusedNFT && target.Value > 0 {
+				t.Errorf("%v connections were refused while rules were rewritten", target.Value)
+			}
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/test/bench/columns"
 	"github.com/remotegpu/remotegpu/test/bench/names"
+	"github.com/remotegpu/remotegpu/test/bench/netbench"
 	"github.com/remotegpu/remotegpu/test/bench/report"
 )
 
@@ -29,12 +30,18 @@ type Options struct {
 	Flood  int           // MiB that it writes
 	Names  names.Options // of DNS
 	Scale  []int         // how many containers List has, ascending
-	Rounds int           // samples of Ports
+	Rounds int           // samples of Ports, Firewall and Packets
 	Ports  int           // that each of them finds
+
+	Mappings int // published ports of Firewall and Packets
+	Connects int // connections of each row and round of Packets
 }
 
 // Columns are the columns that a suite can measure, of those asked for.
 func Columns(suite report.SuiteName, asked []string) []string {
+	if of := netbench.Columns(suite); of != nil {
+		return of
+	}
 	if Bare(suite) {
 		return []string{columns.RemoteGPU, report.Naive}
 	}
@@ -49,7 +56,9 @@ func Columns(suite report.SuiteName, asked []string) []string {
 
 // Bare says whether a suite makes no containers, so that its columns need not be
 // started.
-func Bare(suite report.SuiteName) bool { return suite == report.Ports }
+func Bare(suite report.SuiteName) bool {
+	return suite == report.Ports || netbench.Columns(suite) != nil
+}
 
 // Alone says whether each column of a suite needs a machine of its own: what
 // others hold would count, or would not fit beside it.
@@ -74,6 +83,12 @@ func (o *Options) Title(suite report.SuiteName) string {
 	case report.DNS:
 		return fmt.Sprintf("1000 names; server on one CPU, dnsperf on another; %d interleaved rounds of %s; p99 at 5000 questions a second; medians (min–max)",
 			o.Names.Rounds, o.Names.Time)
+	case report.Firewall:
+		return fmt.Sprintf("rules of %d published ports on both backends, in turns, %d rounds; what is appended one by one is extrapolated from 1000; "+
+			"connections refused of %d while rules are rewritten; medians in ms (min–max)", o.Mappings, o.Rounds, 10*o.Connects)
+	case report.Packets:
+		return fmt.Sprintf("%d published ports; time of a connection, in turns of 100, on one CPU; %d connections in each of %d rounds; medians of the rounds' medians (min–max)",
+			o.Mappings, o.Connects, o.Rounds)
 	case report.Logs:
 		return fmt.Sprintf("containers that write lines of %d bytes: one all it can, one 50 MB/s, %d at once; medians (min–max)", lineLength, o.Many)
 	}
@@ -106,7 +121,7 @@ func Run(ctx context.Context, suite report.SuiteName, options Options, cols []co
 		return m.events(ctx)
 	case report.Logs:
 		return m.logs(ctx)
-	case report.Ports: // it is bare
+	case report.Ports, report.Firewall, report.Packets: // they are bare
 	case report.DNS: // it has no containers: names.Compare does it
 	}
 	return fmt.Errorf("no suite %q", suite)

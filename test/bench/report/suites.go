@@ -13,10 +13,14 @@ const (
 	Logs     SuiteName = "logs"
 	Ports    SuiteName = "ports"
 	DNS      SuiteName = "dns"
+	Firewall SuiteName = "firewall"
+	Packets  SuiteName = "packets"
 )
 
 // Suites are all suites.
-func Suites() []SuiteName { return []SuiteName{Life, List, Parallel, Idle, Events, Logs, Ports, DNS} }
+func Suites() []SuiteName {
+	return []SuiteName{Life, List, Parallel, Idle, Events, Logs, Ports, DNS, Firewall, Packets}
+}
 
 // Rows of Life.
 const (
@@ -113,6 +117,10 @@ func rowsOf(suite SuiteName) []Row {
 		return []Row{Death}
 	case Ports:
 		return []Row{PortsInFives, PortsSingly}
+	case Firewall:
+		return []Row{AddNFT, SetNFT, RefusedNFT, HealNFT, AddLegacy, SetLegacy, RefusedLegacy, HealLegacy}
+	case Packets:
+		return []Row{HitFirst, HitWorst, Miss}
 	case Logs:
 		return []Row{LogRate, LogPaced, LogStall, LogTogether, LogSlowest}
 	case DNS:
@@ -174,6 +182,10 @@ func targets(suite SuiteName, names Names) []Target {
 		}}
 	case DNS:
 		return dnsTargets()
+	case Firewall:
+		return firewallTargets(names.Of)
+	case Packets:
+		return packetTargets(names.Of)
 	case Logs:
 		return []Target{
 			{Of: Quantity{Column: names.Of, Row: LogRate}, AtLeast: 50},

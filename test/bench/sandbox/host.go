@@ -36,6 +36,9 @@ func NewHost() (*Host, error) {
 	return host, nil
 }
 
+// Client is the namespace of the client.
+func (h *Host) Client() *NetNS { return h.client }
+
 // Close lets go of both.
 func (h *Host) Close() error {
 	var failures []error

@@ -1,0 +1,247 @@
+package netbench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-iptables/iptables"
+
+	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/test/bench/columns"
+	"github.com/remotegpu/remotegpu/test/bench/report"
+	"github.com/remotegpu/remotegpu/test/bench/sandbox"
+)
+
+const (
+	// added is how many ports an environment more has.
+	added = 5
+	// appended is how many rules are appended one by one. The time of all is
+	// extrapolated from it, in proportion, which favours that column: each rule
+	// takes longer than the one before.
+	appended = 1000
+	// flatChain is the chain of those that have one.
+	flatChain = "BENCH"
+)
+
+// rows are those of a backend.
+var rows = map[string]struct{ add, set, refused, heal report.Row }{
+	"nft":    {report.AddNFT, report.SetNFT, report.RefusedNFT, report.HealNFT},
+	"legacy": {report.AddLegacy, report.SetLegacy, report.RefusedLegacy, report.HealLegacy},
+}
+
+// rules is a backend under measurement.
+type rules struct {
+	Options
+	backend string
+	results map[string]*report.Column
+	say     func(string)
+}
+
+// measureRules measures both backends, one after the other.
+func measureRules(ctx context.Context, options Options, results map[string]*report.Column, say func(string)) error {
+	for _, backend := range []string{"nft", "legacy"} {
+		r := &rules{Options: options, backend: backend, results: results, say: func(text string) { say(backend + ": " + text) }}
+		for _, step := range []func(context.Context) error{r.add, r.set, r.refused, r.heal} {
+			err := step(ctx)
+			if ctx.Err() != nil {
+				return fmt.Errorf("measure rules: %w", context.Cause(ctx))
+			}
+			if err != nil {
+				results[columns.RemoteGPU].Failure = err.Error()
+				return nil //nolint:nilerr // it is told in the result
+			}
+		}
+	}
+	return nil
+}
+
+// add times five ports more, in turns: as the node does it, the same file by
+// hand, and rule by rule into one flat chain, which is in a namespace of its
+// own.
+func (r *rules) add(ctx context.Context) error {
+	without, with := mappings(r.Mappings), mappings(r.Mappings+added)
+	f, err := newFirewall(r.backend)
+	if err != nil {
+		return err
+	}
+	if err := f.Set(ctx, firewall.Desired{Mappings: without}); err != nil {
+		return err
+	}
+	file, err := growth(f, without, with)
+	if err != nil {
+		return err
+	}
+	flat, err := sandbox.NewNetNS()
+	if err != nil {
+		return err
+	}
+	defer flat.Close()
+	if err := flat.Do(func() error { return restore(ctx, r.backend, flatFile("", without)) }); err != nil {
+		return err
+	}
+	row := rows[r.backend].add
+	for round := -1; round < r.Rounds; round++ { // the first does not count
+		ours, err := timed(func() error { return f.Set(ctx, firewall.Desired{Mappings: with}) })
+		if err != nil {
+			return err
+		}
+		if err := f.Set(ctx, firewall.Desired{Mappings: without}); err != nil {
+			return err
+		}
+		byHand, err := timed(func() error { return restore(ctx, r.backend, file) })
+		if err != nil {
+			return err
+		}
+		if _, err := f.Restore(ctx, firewall.Desired{Mappings: without}); err != nil {
+			return err
+		}
+		unique, err := r.addUnique(ctx, flat, with[len(without):])
+		if err != nil {
+			return err
+		}
+		if round >= 0 {
+			r.results[columns.RemoteGPU].Add(row, ours)
+			r.results[report.ByHand].Add(row, byHand)
+			r.results[report.Unique].Add(row, unique)
+		}
+	}
+	r.say("five ports were added")
+	return f.CleanUp(ctx)
+}
+
+// addUnique adds rules one by one as go-iptables does it, and takes them back.
+func (r *rules) addUnique(ctx context.Context, flat *sandbox.NetNS, more []firewall.Mapping) (took time.Duration, err error) {
+	err = flat.Do(func() error {
+		ipt, err := iptables.New(iptables.Path(program(r.backend)), iptables.Timeout(5))
+		if err != nil {
+			return err
+		}
+		took, err = timed(func() error {
+			for _, m := range more {
+				if err := ipt.AppendUnique("nat", flatChain, flatRule(m)...); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		return errors.Join(err, restore(ctx, r.backend, flatFile("-D", more)))
+	})
+	return took, err
+}
+
+// set times a whole table, from nothing.
+func (r *rules) set(ctx context.Context) error {
+	all, row := mappings(r.Mappings), rows[r.backend].set
+	f, err := newFirewall(r.backend)
+	if err != nil {
+		return err
+	}
+	text, err := f.Render(firewall.Desired{Mappings: all})
+	if err != nil {
+		return err
+	}
+	// The administrator's chain is made apart from the rest.
+	byHand := strings.Replace(text, "*filter\n", "*filter\n:"+firewall.DefaultPrefix+"-USER - [0:0]\n", 1)
+	for range r.Rounds {
+		fresh, err := newFirewall(r.backend)
+		if err != nil {
+			return err
+		}
+		ours, err := timed(func() error { return fresh.Set(ctx, firewall.Desired{Mappings: all}) })
+		if err != nil {
+			return err
+		}
+		if err := fresh.CleanUp(ctx); err != nil {
+			return err
+		}
+		hand, err := timed(func() error { return restore(ctx, r.backend, byHand) })
+		if err != nil {
+			return err
+		}
+		if err := fresh.CleanUp(ctx); err != nil {
+			return err
+		}
+		r.results[columns.RemoteGPU].Add(row, ours)
+		r.results[report.ByHand].Add(row, hand)
+	}
+	flat, err := sandbox.NewNetNS()
+	if err != nil {
+		return err
+	}
+	defer flat.Close()
+	return flat.Do(func() error {
+		few := all[:min(appended, len(all))]
+		ipt, err := iptables.New(iptables.Path(program(r.backend)), iptables.Timeout(5))
+		if err != nil {
+			return err
+		}
+		if err := ipt.NewChain("nat", flatChain); err != nil {
+			return err
+		}
+		took, err := timed(func() error {
+			for _, m := range few {
+				if err := ipt.Append("nat", flatChain, flatRule(m)...); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		r.results[report.Append].Add(row, took*time.Duration(len(all))/time.Duration(len(few)))
+		r.say(fmt.Sprintf("%d ports were set at once, %d rules were appended one by one", len(all), len(few)))
+		return err
+	})
+}
+
+// timed tells how long it takes.
+func timed(do func() error) (time.Duration, error) {
+	begun := time.Now()
+	err := do()
+	return time.Since(begun), err
+}
+
+// flatFile is the rules of one flat chain as a file: to make it, or with
+// another command.
+func flatFile(command string, all []firewall.Mapping) string {
+	body := flatRules(flatChain, all)
+	if command == "" {
+		return "*nat\n:" + flatChain + " - [0:0]\n" + body + "COMMIT\n"
+	}
+	return "*nat\n" + strings.ReplaceAll(body, "-A "+flatChain, command+" "+flatChain) + "COMMIT\n"
+}
+
+// growth is the file that leads from one state to a larger one: new chains
+// whole, and insertions into those that grow.
+func growth(f *firewall.Firewall, from, to []firewall.Mapping) (string, error) {
+	before, err := f.Render(firewall.Desired{Mappings: from})
+	if err != nil {
+		return "", err
+	}
+	after, err := f.Render(firewall.Desired{Mappings: to})
+	if err != nil {
+		return "", err
+	}
+	there := make(map[string]bool)
+	for line := range strings.Lines(before) {
+		there[line] = true
+	}
+	var declared, edits strings.Builder
+	position := make(map[string]int)
+	for line := range strings.Lines(after) {
+		if strings.HasPrefix(line, ":") && !there[line] {
+			declared.WriteString(line)
+		}
+		rule, isRule := strings.CutPrefix(line, "-A ")
+		if !isRule {
+			continue
+		}
+		chain, rest, _ := strings.Cut(rule, " ")
+		position[chain]++
+		if !there[line] {
+			fmt.Fprintf(&edits, "-I %s %d %s", chain, position[chain], rest)
+		}
+	}
+	return "*nat\n" + declared.String() + edits.String() + "COMMIT\n", nil
+}
