@@ -42,12 +42,12 @@ NAME                                      DIGEST                SIZE      PLATFO
 docker.io/remotegpu/desktop-base:latest   sha256:0123456789ab   1.5 GiB   linux/amd64   1      3d
 `},
 		{"port ls", `
-HOST    INSIDE   PROTOCOL   SERVICE   STATUS   ENVIRONMENT   AGE   DESCRIPTION
-22000   22       tcp        ssh       active   01ENV         60s
+HOST    INSIDE   PROTOCOL   SERVICE   STATUS   ENVIRONMENT   AGE   EXPIRES   ALLOWED   DESCRIPTION
+22000   22       tcp        ssh       active   01ENV         60s   -         -
 `},
 		{"port pool", `
-SERVICE   RANGE         INSIDE   IN USE   FREE
-ssh       22000-22999   22       1        999
+SERVICE   RANGE         INSIDE   IN USE   RESTING   FREE
+ssh       22000-22999   22       1        0         999
 `},
 		{"op ls", `
 ID     KIND                 TARGET   STATE     AGE   NOTE
