@@ -1,6 +1,7 @@
 package runtime_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 	"github.com/remotegpu/remotegpu/network/dns"
 	"github.com/remotegpu/remotegpu/network/port"
 	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
 // Names follow what environments are, and are declared by the time that a call
@@ -60,6 +62,30 @@ func TestNamesFollowEnvironments(t *testing.T) {
 	d.act(d.Delete, "lab")
 	if h.names.Host("lab") != nil {
 		t.Error("a deleted environment has a name")
+	}
+}
+
+// An environment may ask for names before it is recorded that it runs: its
+// process does so first of all.
+func TestNamesAreThereWhenTheProcessStarts(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	env, op, err := d.Create(t.Context(), plain("desk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if host := h.names.Host("desk"); host == nil || host.Address != env.Address {
+		t.Errorf("when its create is answered: %+v", host)
+	}
+	if _, err := d.queue.Wait(t.Context(), op.ID); err != nil {
+		t.Fatal(err)
+	}
+	h.faults.FailCall("Engine.Start", 1, errors.New("as asked for"))
+	if _, op := d.create(plain("broken")); op.State != operation.Failed {
+		t.Fatalf("it was made: %+v", op)
+	}
+	if h.names.Host("broken") != nil {
+		t.Error("one whose create failed has a name")
 	}
 }
 

@@ -221,6 +221,7 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, 
 		return m.answer(ctx, existing, err)
 	}
 	m.fill(env)
+	m.follow(env)
 	m.changes.publish(env)
 	m.cfg.Queue.Kick(op.ID)
 	return env, op, nil

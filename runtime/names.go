@@ -127,10 +127,11 @@ func (n *names) declare(ctx context.Context) error {
 	return err
 }
 
-// hostOf is what an environment is called, nil when it has no address that
-// could be reached: it has a name for as long as its ports are published.
+// hostOf is what an environment is called, nil when it has none. It has a name,
+// and may ask for others, from the moment that it has an address: its process
+// may ask for one before anybody has recorded that it runs.
 func hostOf(env *Environment, records []*DNSRecord) *dns.Host {
-	if env.State == Deleted || !env.Held || env.StartedAt.IsZero() || !env.Address.IsValid() {
+	if env.State == Deleted || !env.Held || !env.Address.IsValid() || env.StartedAt.IsZero() && env.State != Creating {
 		return nil
 	}
 	host := &dns.Host{

@@ -50,17 +50,23 @@ func (c *compiler) begin(node netip.Addr, advertised []netip.Addr) {
 // end forgets what the snapshot did not use.
 func (c *compiler) end() { c.kept, c.next = c.next, nil }
 
-// compile returns a host at a place.
-func (c *compiler) compile(h *Host, at place) *compiled {
-	done := c.kept[at][h]
-	if done == nil {
-		done = c.make(h, at)
+// compile returns hosts at a place, in their order.
+func (c *compiler) compile(hosts []*Host, at place) []*compiled {
+	kept, next := c.kept[at], c.next[at] // several projects may be at one place
+	if next == nil {
+		next = make(map[*Host]*compiled, max(len(hosts), len(kept)))
+		c.next[at] = next
 	}
-	if c.next[at] == nil {
-		c.next[at] = make(map[*Host]*compiled)
+	all := make([]*compiled, 0, len(hosts))
+	for _, h := range hosts {
+		done := kept[h]
+		if done == nil {
+			done = c.make(h, at)
+		}
+		next[h] = done
+		all = append(all, done)
 	}
-	c.next[at][h] = done
-	return done
+	return all
 }
 
 // make compiles a host. Those of its group get its own address and ports,

@@ -14,7 +14,8 @@ type snapshot struct {
 	zones     map[wireName]*zone
 	maxLabels int // of the longest name of a zone
 	clients   map[netip.Addr]*client
-	reverse   map[netip.Addr]*reverse
+	node      netip.Addr
+	nodePTR   body // the answer to who has the node's address
 }
 
 // zone is a zone as it is answered from.
@@ -29,17 +30,14 @@ type zone struct {
 	soa      *soa
 }
 
-// client is an environment that asks.
+// client is an environment that asks, or is asked for by its address.
 type client struct {
 	project string
 	groups  []string
 	forward bool
-}
-
-// reverse is whose an address is.
-type reverse struct {
-	outside *body
-	inside  map[string]*body // by project; nil key: for all
+	// outside and inside are the answers to who has its address, for who is no
+	// environment, and for environments of its project.
+	outside, inside *body
 }
 
 // everybody is the key of what environments of all projects see.
@@ -52,10 +50,14 @@ func (c *compiler) build(d *Desired, serial uint32) (*snapshot, error) {
 		return nil, fmt.Errorf("serve DNS: no zone: %w", errdefs.ErrInvalidArgument)
 	}
 	s := &snapshot{
-		zones: make(map[wireName]*zone), clients: make(map[netip.Addr]*client, len(d.Hosts)),
-		reverse: make(map[netip.Addr]*reverse, len(d.Hosts)+1),
+		zones: make(map[wireName]*zone), clients: make(map[netip.Addr]*client, len(d.Hosts)), node: d.Node,
 	}
 	c.begin(d.Node, d.Advertised)
+	for _, h := range d.Hosts {
+		if h.Address.IsValid() {
+			s.clients[h.Address] = &client{project: h.Project, groups: h.Groups, forward: h.Forward}
+		}
+	}
 	var errs []error
 	for i := range d.Zones {
 		errs = append(errs, s.addZone(c, d, &d.Zones[i], serial, i == 0))
@@ -71,14 +73,9 @@ func (c *compiler) build(d *Desired, serial uint32) (*snapshot, error) {
 	if err := errors.Join(errs...); err != nil {
 		return nil, err
 	}
-	for _, h := range d.Hosts {
-		if h.Address.IsValid() {
-			s.clients[h.Address] = &client{project: h.Project, groups: h.Groups, forward: h.Forward}
-		}
-	}
 	var p packer
 	p.add(answerSection, "", nameRecord(miekg.TypePTR, server(&d.Zones[0], first), DefaultTTL))
-	s.reverse[d.Node] = &reverse{outside: &p.body, inside: map[string]*body{everybody: &p.body}}
+	s.nodePTR = p.body
 	c.end()
 	return s, nil
 }
@@ -147,24 +144,21 @@ func (s *snapshot) addZone(c *compiler, d *Desired, configured *Zone, serial uin
 // hang puts hosts below a node. An environment's name comes before an alias of
 // the same name. With reverse their addresses lead to the names here.
 func (s *snapshot) hang(c *compiler, n *node, hosts []*Host, at place, reversed bool) {
-	for _, h := range hosts {
-		done := c.compile(h, at)
-		n.adopt(h.Name, done.node)
-		if reversed && h.Address.IsValid() {
-			r := s.reverse[h.Address]
-			if r == nil {
-				r = &reverse{inside: make(map[string]*body)}
-				s.reverse[h.Address] = r
-			}
+	all := c.compile(hosts, at)
+	if n.children == nil {
+		n.children = make(map[string]*node, len(all))
+	}
+	for _, done := range all {
+		n.adopt(done.host.Name, done.node)
+		if owner := s.clients[done.host.Address]; reversed && owner != nil {
 			if at.side == inside {
-				r.inside[h.Project] = done.ptr
+				owner.inside = done.ptr
 			} else {
-				r.outside = done.ptr
+				owner.outside = done.ptr
 			}
 		}
 	}
-	for _, h := range hosts {
-		done := c.compile(h, at)
+	for _, done := range all {
 		for label, alias := range done.aliases {
 			if n.children[label] == nil {
 				n.adopt(label, alias)
@@ -239,14 +233,17 @@ func (z *zone) view(c *client) *node {
 
 // ptr is the answer to who has an address, nil when the client may not know.
 func (s *snapshot) ptr(c *client, address netip.Addr) *body {
-	r := s.reverse[address]
+	if address == s.node {
+		return &s.nodePTR
+	}
+	owner := s.clients[address]
 	switch {
-	case r == nil:
+	case owner == nil:
 		return nil
 	case c == nil:
-		return r.outside
-	case r.inside[c.project] != nil:
-		return r.inside[c.project]
+		return owner.outside
+	case c.project == owner.project:
+		return owner.inside
 	}
-	return r.inside[everybody]
+	return nil
 }
