@@ -67,6 +67,28 @@ func (n *Networks) withdrawn(removed, present []firewall.Mapping) flows {
 	}
 }
 
+// unpublished selects connections that were led to environments by a mapping
+// that is no more, or that does not let in who opened them.
+func (n *Networks) unpublished(mappings []firewall.Mapping) flows {
+	type key struct {
+		protocol uint8
+		port     uint16
+	}
+	present := make(map[key]firewall.Mapping, len(mappings))
+	for _, m := range mappings {
+		present[key{numberOf(m.Protocol), m.HostPort}] = m
+	}
+	local := sync.OnceValue(localAddresses)
+	return func(flow *netlink.ConntrackFlow) bool {
+		to, ok := netip.AddrFromSlice(flow.Reverse.SrcIP.To4())
+		if !ok || !n.isEnvironment(to) || flow.Forward.DstIP.Equal(flow.Reverse.SrcIP) {
+			return false
+		}
+		m, there := present[key{flow.Forward.Protocol, flow.Forward.DstPort}]
+		return !there || !through(flow, m) || !n.admits(m, flow.Forward.SrcIP, local)
+	}
+}
+
 // throughAny selects connections through mappings of which it is not known any
 // more to whom they led.
 func (n *Networks) throughAny(mappings []port.Mapping) flows {

@@ -15,8 +15,8 @@ import (
 )
 
 // endRefused drops, in the background, the tracked connections that
-// environments opened and may not open any more: rules look at new connections
-// alone.
+// environments opened and may not open any more, and those that were led to
+// environments and would not be now: rules look at new connections alone.
 func (n *Networks) endRefused(ctx context.Context) {
 	n.background.Go(func() {
 		ctx, cancel := cleanup.Context(ctx)
@@ -24,7 +24,9 @@ func (n *Networks) endRefused(ctx context.Context) {
 		n.published.mu.Lock()
 		desired := n.published.desired(n.published.current)
 		n.published.mu.Unlock()
-		n.forgetter.later(n.refused(&desired), func(which ...flows) { n.forget(ctx, which...) })
+		refused, unpublished := n.refused(&desired), n.unpublished(desired.Mappings)
+		n.forgetter.later(func(flow *netlink.ConntrackFlow) bool { return refused(flow) || unpublished(flow) },
+			func(which ...flows) { n.forget(ctx, which...) })
 	})
 }
 

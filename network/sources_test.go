@@ -97,7 +97,24 @@ func TestSourcesOfPublishedPorts(t *testing.T) {
 			}
 			publish(l.networks, "0.0.0.0/0")
 			check("everybody", "LOHPAB")
+			conn = connect(t, l.lan)
+			stays := connect(t, l.host)
 			closed := l.open(t, func(cfg *network.Config) { cfg.ClosedByDefault = true })
+			// Its configuration is another one than that of the daemon before it.
+			if err := closed.Restore(t.Context(), []port.Published{{
+				EnvID: "01ENVA", Address: l.networks.Address(0), Mappings: []port.Mapping{limited(port.TCP, 10001, 81)},
+			}}, nil); err != nil {
+				t.Fatal(err)
+			}
+			if err := closed.Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := converseTCP(conn); err == nil {
+				t.Error("a connection of who is left out by another configuration goes on")
+			}
+			if err := converseTCP(stays); err != nil {
+				t.Errorf("the host's own connection has ended: %v", err)
+			}
 			publish(closed)
 			check("closed by default", "--HPAB")
 			publish(closed, "0.0.0.0/0")
