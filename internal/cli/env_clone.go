@@ -3,7 +3,9 @@ package cli
 import (
 	"context"
 	"crypto/rand"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
@@ -81,6 +83,10 @@ func cloneSpec(s *remotegpuv1.Snapshot) *remotegpuv1.EnvironmentSpec {
 	if spec.GetHostname() == s.GetEnvironmentName() {
 		spec.Hostname = ""
 	}
+	now := time.Now()
+	spec.Ports = slices.DeleteFunc(spec.GetPorts(), func(port *remotegpuv1.PortRequest) bool {
+		return port.GetExpiresAt() != nil && !port.GetExpiresAt().AsTime().After(now) // its time was over before the snapshot is used
+	})
 	for _, port := range spec.GetPorts() {
 		port.ExternalPort = 0
 	}

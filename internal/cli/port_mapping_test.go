@@ -1,0 +1,96 @@
+package cli_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+)
+
+func aMapping() *remotegpuv1.PortMapping {
+	return &remotegpuv1.PortMapping{
+		Id: "01PORT", Environment: "01ENV", ServiceType: remotegpuv1.ServiceType_SERVICE_TYPE_CUSTOM, InternalPort: 8080, ExternalPort: 10007,
+		Protocol: remotegpuv1.Protocol_PROTOCOL_TCP, AllowedSources: []string{"203.0.113.0/24"},
+	}
+}
+
+func (f *fake) GetPortMapping(_ context.Context, _ *remotegpuv1.GetPortMappingRequest) (*remotegpuv1.GetPortMappingResponse, error) {
+	return &remotegpuv1.GetPortMappingResponse{PortMapping: aMapping()}, nil
+}
+
+func (f *fake) CreatePortMapping(_ context.Context, r *remotegpuv1.CreatePortMappingRequest) (*remotegpuv1.CreatePortMappingResponse, error) {
+	return &remotegpuv1.CreatePortMappingResponse{PortMapping: aMapping()}, f.got(r)
+}
+
+func (f *fake) UpdatePortMapping(_ context.Context, r *remotegpuv1.UpdatePortMappingRequest) (*remotegpuv1.UpdatePortMappingResponse, error) {
+	return &remotegpuv1.UpdatePortMappingResponse{PortMapping: aMapping()}, f.got(r)
+}
+
+func (f *fake) DeletePortMapping(_ context.Context, r *remotegpuv1.DeletePortMappingRequest) (*remotegpuv1.DeletePortMappingResponse, error) {
+	return &remotegpuv1.DeletePortMappingResponse{PortMapping: aMapping()}, f.got(r)
+}
+
+func TestPortMappingRequests(t *testing.T) {
+	f := newFake(t)
+	for _, test := range []struct {
+		args, says string
+		want       proto.Message
+	}{
+		{
+			"port add demo --internal 8080 --external 10007 --udp --allow 203.0.113.0/24,198.51.100.7 --expires 2h --description d --request-id r",
+			"demo: host port 10007 leads to port 8080, for 203.0.113.0/24",
+			&remotegpuv1.CreatePortMappingRequest{
+				RequestId: "r", Environment: "demo", ServiceType: remotegpuv1.ServiceType_SERVICE_TYPE_CUSTOM, InternalPort: 8080, ExternalPort: 10007,
+				Protocol: remotegpuv1.Protocol_PROTOCOL_UDP, Description: "d", AllowedSources: []string{"203.0.113.0/24", "198.51.100.7"},
+				ExpiresIn: durationpb.New(2 * time.Hour),
+			},
+		},
+		{
+			"port add demo --service ssh --request-id r", "demo: host port",
+			&remotegpuv1.CreatePortMappingRequest{RequestId: "r", Environment: "demo", ServiceType: remotegpuv1.ServiceType_SERVICE_TYPE_SSH},
+		},
+		{
+			"port update 01PORT --allow 10.0.0.0/8 --expires 90m --request-id r", "host port 10007: nothing to do",
+			&remotegpuv1.UpdatePortMappingRequest{
+				RequestId: "r", Id: "01PORT", AllowedSources: []string{"10.0.0.0/8"}, ExpiresIn: durationpb.New(90 * time.Minute),
+				UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"allowed_sources", "expires_in"}},
+			},
+		},
+		{
+			"port update 01PORT --allow-default --expires never --request-id r", "host port 10007",
+			&remotegpuv1.UpdatePortMappingRequest{
+				RequestId: "r", Id: "01PORT", UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"allowed_sources", "expires_at"}},
+			},
+		},
+		{"port rm 01PORT --request-id r", "host port 10007: released", &remotegpuv1.DeletePortMappingRequest{RequestId: "r", Id: "01PORT"}},
+		{
+			"port ls --external 10007 --at 2026-11-26T14:30:00Z", "203.0.113.0/24", nil,
+		},
+		{"port get 01PORT", "10007/tcp", nil},
+	} {
+		f.env.GetPortMappings()[0].AllowedSources = []string{"203.0.113.0/24"}
+		code, stdout, stderr := f.run(t, strings.Fields(test.args)...)
+		if code != 0 || !strings.Contains(stdout, test.says) {
+			t.Errorf("%s: code %d, %s%s, want %q", test.args, code, stdout, stderr, test.says)
+		}
+		if diff := cmp.Diff(test.want, f.last, protocmp.Transform()); test.want != nil && diff != "" {
+			t.Errorf("%s:\n%s", test.args, diff)
+		}
+	}
+	for _, args := range []string{
+		"port add demo --expires soon", "port add demo --service web", "port add", "port update 01PORT", "port update 01PORT --expires -2h",
+		"port update 01PORT --allow 10.0.0.0/8 --allow-default", "port ls --at yesterday", "port get 10007/sctp",
+	} {
+		if code, _, stderr := f.run(t, strings.Fields(args)...); code != 2 || !strings.Contains(stderr, "Try: ") {
+			t.Errorf("%s: code %d, %s", args, code, stderr)
+		}
+	}
+}
