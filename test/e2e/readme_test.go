@@ -77,7 +77,7 @@ func TestReadme(t *testing.T) {
 
 	out := run(blocks[0], 15*time.Minute)
 	url := regexp.MustCompile(`https://\S+#token=\S+`).FindString(out)
-	if url == "" || !strings.Contains(out, "ssh -p 22000 gpu@") {
+	if url == "" || !regexp.MustCompile(`ssh -p 22\d{3} gpu@`).MatchString(out) {
 		t.Fatalf("make up prints no address:\n%s", tailOf(out, 3000))
 	}
 	t.Log("make up:", strings.Join(steps(out), " | "))
