@@ -36,7 +36,7 @@ const (
 
 	// slotBits is the length of the network of one environment: a /29 has a
 	// gateway, the environment and four spare addresses.
-	slotBits = 29
+	slotBits = firewall.NetworkBits
 	slotSize = 1 << (32 - slotBits)
 
 	bridgePrefix = firewall.DefaultInterface
@@ -190,7 +190,7 @@ func (n *Networks) Slots() int { return 1 << (slotBits - n.cfg.Range.Bits()) }
 
 // Address is the address of the environment in a slot, the second of its
 // network; the first is the gateway.
-func (n *Networks) Address(slot int) netip.Addr { return n.nth(slot, 2) }
+func (n *Networks) Address(slot int) netip.Addr { return n.nth(slot, firewall.HostNumber) }
 
 func (n *Networks) gateway(slot int) netip.Addr { return n.nth(slot, 1) }
 

@@ -232,6 +232,7 @@ func flowsOfMatrix(t *testing.T, l *lab) {
 	all.Wait()
 	martians(t, l, a)
 	spoof(t, l, a, addressB)
+	spoof(t, l, a, l.networks.Address(0).Next().String()) // spare, and in its own network
 }
 
 // ask gives an answer that should come time, and a datagram a second chance.
@@ -274,14 +275,14 @@ func martians(t *testing.T, l *lab, env *testutil.Namespace) {
 	}
 }
 
-// spoof: an environment that takes the other's address gets nothing through.
+// spoof: an environment that takes another address gets nothing through.
 func spoof(t *testing.T, l *lab, env *testutil.Namespace, other string) {
 	t.Helper()
 	env.Sh(t, "ip addr add "+other+"/32 dev lo")
 	defer env.Sh(t, "ip addr del "+other+"/32 dev lo")
 	received := make(chan string, 1)
 	var sink net.PacketConn
-	l.lan.Do(t, func() { sink, _ = net.ListenPacket("udp4", lanIP+":8001") })
+	l.lan.Do(t, func() { sink, _ = net.ListenPacket("udp4", internetIP+":8001") })
 	if sink == nil {
 		t.Fatal("no socket on the LAN")
 	}
@@ -293,7 +294,7 @@ func spoof(t *testing.T, l *lab, env *testutil.Namespace, other string) {
 		}
 	}()
 	env.Do(t, func() {
-		conn, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(other)}, &net.UDPAddr{IP: net.ParseIP(lanIP), Port: 8001})
+		conn, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(other)}, &net.UDPAddr{IP: net.ParseIP(internetIP), Port: 8001})
 		if err != nil {
 			t.Error(err)
 			return
@@ -303,7 +304,7 @@ func spoof(t *testing.T, l *lab, env *testutil.Namespace, other string) {
 	})
 	select {
 	case from := <-received:
-		t.Errorf("a datagram with another environment's address reached the LAN from %s", from)
+		t.Errorf("a datagram with address %s, which is not its own, got out as from %s", other, from)
 	case <-time.After(quiet):
 	}
 }

@@ -167,8 +167,8 @@ func (m *Manager) answerUpdate(ctx context.Context, op *operation.Operation, err
 }
 
 // changedSpec is the spec of an environment with the fields of a request, which
-// are checked as a create checks them. What does not change is not: its mounts
-// or its ports may not be allowed any more.
+// are checked as a create checks them. What does not change is not: its mounts,
+// ports or network policy may not be allowed any more.
 func (m *Manager) changedSpec(ctx context.Context, env *Environment, req *UpdateRequest, changed []field) (Spec, error) {
 	spec := env.Spec
 	own := spec.OwnHostname || spec.Hostname != env.Name
@@ -178,7 +178,7 @@ func (m *Manager) changedSpec(ctx context.Context, env *Environment, req *Update
 	if len(changed) == 0 {
 		return spec, nil
 	}
-	ports, mounts := spec.Ports, spec.Mounts
+	ports, mounts, network := spec.Ports, spec.Mounts, spec.Network
 	if !hasField(changed, fieldPorts) {
 		spec.Ports = nil
 	} else {
@@ -187,10 +187,15 @@ func (m *Manager) changedSpec(ctx context.Context, env *Environment, req *Update
 	if !hasField(changed, fieldMounts) {
 		spec.Mounts = nil
 	}
+	if !hasField(changed, fieldNetwork) {
+		spec.Network = nil
+	}
 	if err := m.complete(env.Name, &spec); err != nil {
 		return spec, err
 	}
-	spec.Ports, spec.Mounts = ports, mounts
+	if spec.Ports, spec.Mounts = ports, mounts; !hasField(changed, fieldNetwork) {
+		spec.Network = network
+	}
 	if !hasField(changed, fieldHostname) {
 		spec.OwnHostname = own
 	}

@@ -28,6 +28,13 @@ const DefaultPrefix = "RGPU"
 // DefaultInterface begins the names of the environments' bridges.
 const DefaultInterface = "rgpu-"
 
+// Each environment has a network of that length in the subnet, and of that the
+// address with that number; it sends from no other.
+const (
+	NetworkBits = 29
+	HostNumber  = 2
+)
+
 // lockWait is how long, in seconds, an iptables program waits for the xtables
 // lock. Only the legacy backend has that lock.
 const lockWait = 5

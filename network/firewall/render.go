@@ -3,6 +3,7 @@ package firewall
 import (
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"strings"
 
@@ -32,12 +33,15 @@ func (f *Firewall) renderAround(desired *Desired) (ruleset, error) {
 	// Bridges have route_localnet, so that the host's loopback reaches
 	// published ports. Without the first rule the LAN and environments would
 	// reach services that listen on the host's loopback only
-	// (CVE-2020-8558). rpfilter is one rule for all environments: one per
-	// environment would cost every packet of the host.
+	// (CVE-2020-8558). What is against spoofing is one rule each for all
+	// environments: one per environment would cost every packet of the host.
+	// rpfilter lets through what comes from the right network, spare addresses
+	// of that included, which have no policy.
 	raw := []string{
 		fmt.Sprintf("-A %s-RAW -d 127.0.0.0/8 ! -i lo %s -j DROP", p, note("no martian loopback")),
 		fmt.Sprintf("-A %s-RAW -d %s ! -i %s %s -j DROP", p, subnet, bridges, note("no direct-routed access")),
 		fmt.Sprintf("-A %s-RAW ! -i %s -j RETURN", p, bridges), // every packet of the host comes here
+		fmt.Sprintf("-A %s-RAW ! -s %s -i %s %s -j DROP", p, ownAddresses(f.cfg.Subnet), bridges, note("source spoofing")),
 		fmt.Sprintf("-A %s-RAW -i %s -m rpfilter --invert %s -j DROP", p, bridges, note("source spoofing")),
 	}
 	// Whatever an environment's policy says: only the node's configuration
@@ -84,6 +88,18 @@ func (f *Firewall) renderAround(desired *Desired) (ruleset, error) {
 		fmt.Sprintf("-A %s-POST -s %s ! -o %s %s -j MASQUERADE --random-fully", p, subnet, bridges, note("egress")),
 	}}
 	return ruleset{"raw": {p + "-RAW": raw}, "filter": filter, "nat": nat}, nil
+}
+
+// ownAddresses are the addresses in a subnet that environments have, as
+// iptables-save prints them: an address with a mask that has a hole.
+func ownAddresses(subnet netip.Prefix) string {
+	address, mask := subnet.Addr().As4(), net.CIDRMask(subnet.Bits(), 32)
+	address[3] |= HostNumber
+	mask[3] |= 1<<(32-NetworkBits) - 1
+	if subnet.Bits() == NetworkBits {
+		return netip.AddrFrom4(address).String() + "/32"
+	}
+	return netip.AddrFrom4(address).String() + "/" + net.IP(mask).String()
 }
 
 // note is a comment for people.
