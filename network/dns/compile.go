@@ -50,7 +50,8 @@ func (c *compiler) begin(node netip.Addr, advertised []netip.Addr) {
 // end forgets what the snapshot did not use.
 func (c *compiler) end() { c.kept, c.next = c.next, nil }
 
-// compile returns hosts at a place, in their order.
+// compile returns hosts at a place, in their order, without those whose name
+// would be too long there.
 func (c *compiler) compile(hosts []*Host, at place) []*compiled {
 	kept, next := c.kept[at], c.next[at] // several projects may be at one place
 	if next == nil {
@@ -59,6 +60,9 @@ func (c *compiler) compile(hosts []*Host, at place) []*compiled {
 	}
 	all := make([]*compiled, 0, len(hosts))
 	for _, h := range hosts {
+		if below(h.Name, at.domain) == "" {
+			continue
+		}
 		done := kept[h]
 		if done == nil {
 			done = c.make(h, at)

@@ -13,7 +13,7 @@ import (
 )
 
 // probeEvery is how often name servers are looked at: new ones at once.
-const probeEvery = time.Minute
+const probeEvery = 10 * time.Minute
 
 // probeName is the end of the names that loops are looked for with: random, so
 // that nobody has it, and directly below the root, so that everybody passes it

@@ -90,6 +90,38 @@ func TestNamesInEachOthersWay(t *testing.T) {
 	}
 }
 
+// TestNamesThatAreTooLong: what does not fit into a name is left out, and the
+// rest is served.
+func TestNamesThatAreTooLong(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("l", 63)
+	desired := world()
+	desired.Zones[0].Name = strings.Join([]string{long, long, long[:40], "internal"}, ".")
+	desired.Hosts = append(desired.Hosts, &dns.Host{
+		ID: "x", Name: long, Project: long, Address: netip.MustParseAddr("127.88.2.2"), Services: []dns.Service{{Name: "ssh", Protocol: "tcp", Port: 1}},
+	})
+	server := dns.NewServer(dns.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/16")}})
+	if err := server.Set(desired); err != nil {
+		t.Fatal(err)
+	}
+	address := listen(t, server)
+	zone := desired.Zones[0].Name + "."
+	for name, rcode := range map[string]int{
+		"demo." + zone: miekg.RcodeSuccess, "demo.default." + zone: miekg.RcodeSuccess, "_ssh._tcp.demo." + zone: miekg.RcodeSuccess,
+		long + ".default." + zone: miekg.RcodeNameError,
+	} {
+		if len(name) > 254 {
+			continue
+		}
+		if reply := resolve(t, "udp", lanAddress, address, name, miekg.TypeA); reply.Rcode != rcode {
+			t.Errorf("%s: %v", name, reply)
+		}
+	}
+	if reply := resolve(t, "udp", lanAddress, address, "2.2.88.127.in-addr.arpa.", miekg.TypePTR); reply.Rcode != miekg.RcodeNameError || len(reply.Answer) != 0 {
+		t.Errorf("the address of who has no name: %v", reply)
+	}
+}
+
 // TestSetWhileAsked: nobody gets anything but what was served before or after.
 func TestSetWhileAsked(t *testing.T) {
 	t.Parallel()
