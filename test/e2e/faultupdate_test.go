@@ -7,9 +7,10 @@ import (
 )
 
 const (
-	plainUpdate = `{"request_id":"","wait":"60s","environment":"one","update_mask":"spec.resources.memoryBytes,spec.env,spec.ports",` +
+	plainUpdate = `{"request_id":"","wait":"60s","environment":"one","update_mask":"spec.resources.memoryBytes,spec.env,spec.ports,spec.network",` +
 		`"spec":{"ports":[{"service_type":"SERVICE_TYPE_CUSTOM","internal_port":8080}]}}`
 	fullUpdate = `{"request_id":%s,"wait":"60s","environment":"one","spec":{"resources":{"memory_bytes":"134217728"},"env":{"N":"1"},` +
+		`"network":{"egress":"EGRESS_MODE_NONE","ingress_bits_per_second":"10000000"},` +
 		`"ports":[{"service_type":"SERVICE_TYPE_CUSTOM","internal_port":8080},{"service_type":"SERVICE_TYPE_CUSTOM","internal_port":8081}]}}`
 )
 
@@ -47,6 +48,10 @@ func updatedWhole(tb testing.TB, f *faultNode) {
 	}
 	if memory := got.Environment.Spec.Resources.Memory; memory != limit || (memory != "") != (ports == 2) || len(env.Ports) != ports {
 		tb.Errorf("updated in part: %+v, ports %+v, the kernel has %q", got.Environment.changed, env.Ports, limit)
+	}
+	closed, limited := f.Sh(tb, "iptables-save -t filter | grep -c "+env.ID+":egress=none || true") == "1", f.Sh(tb, "tc qdisc show | grep -c 'tbf.*10Mbit' || true") == "1"
+	if closed != (ports == 2) || limited != closed {
+		tb.Errorf("updated in part: closed %v, limited %v, %d ports", closed, limited, ports)
 	}
 	rules := f.Sh(tb, "iptables-save -t nat")
 	for _, m := range env.Ports {
