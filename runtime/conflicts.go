@@ -39,7 +39,7 @@ const maxConflicts = 8
 // by something else too. They stay the environments': packets get there.
 func (m *Manager) lookForConflicts(ctx context.Context) error {
 	conflicts, err := m.cfg.Ports.Conflicts(ctx)
-	if err != nil {
+	if err != nil && len(conflicts) == 0 {
 		return err
 	}
 	byID := make(map[string][]string)
@@ -52,7 +52,7 @@ func (m *Manager) lookForConflicts(ctx context.Context) error {
 	changed := m.conflicts.set(byID)
 	if len(texts) == 0 {
 		m.setCondition(problem.PortConflict, nil)
-		return nil
+		return err
 	}
 	all := strings.Join(texts[:min(len(texts), maxConflicts)], "; ")
 	if more := len(texts) - maxConflicts; more > 0 {
@@ -64,5 +64,5 @@ func (m *Manager) lookForConflicts(ctx context.Context) error {
 		m.cfg.Log.WarnContext(ctx, "host ports of environments are used by others too", "ports", all)
 	}
 	m.setCondition(problem.PortConflict, found)
-	return nil
+	return err
 }

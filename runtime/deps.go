@@ -289,7 +289,8 @@ type Ports interface {
 	RequestOf(held []port.Mapping, requests []port.Request, m port.Mapping) int
 	// Mapping returns one, released ones too: PORT_MAPPING_NOT_FOUND.
 	Mapping(ctx context.Context, id string) (port.Mapping, error)
-	// Conflicts tells which held ports something else on the host uses too.
+	// Conflicts tells which held ports something else on the host uses too. An
+	// error may come with those that were found.
 	Conflicts(ctx context.Context) ([]port.Conflict, error)
 }
 

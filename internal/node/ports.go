@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -99,10 +100,9 @@ func (p ports) lookForRules(ctx context.Context) error {
 
 // Conflicts looks anew for rules of other tools first.
 func (p ports) Conflicts(ctx context.Context) ([]port.Conflict, error) {
-	if err := p.lookForRules(ctx); err != nil {
-		return nil, err
-	}
-	return p.Pool.Conflicts(ctx)
+	err := p.lookForRules(ctx) // without them what is known stays
+	conflicts, holdErr := p.Pool.Conflicts(ctx)
+	return conflicts, errors.Join(err, holdErr)
 }
 
 // SetRange also reserves the range, and answers how full it is then.

@@ -21,21 +21,22 @@ func (c Conflict) String() string {
 }
 
 // holdAll takes the ports of mappings that exist. Those that cannot be taken
-// are remembered, and tried again by Conflicts.
+// are found, and tried again, by Conflicts.
 func (p *Pool) holdAll(mappings []Mapping) {
 	for _, m := range mappings {
 		p.ports[m.Protocol].hold(m.External, m.ID)
-		if p.cfg.Holder != nil && !p.take(m.Protocol, m.External) {
-			p.unheld[m.ID] = m
+		if p.cfg.Holder != nil {
+			p.take(m.Protocol, m.External)
 		}
 	}
 }
 
-// Conflicts tries again to take the ports that could not be taken when the pool
-// began, and tells which are used by something else still, by port.
+// Conflicts tries again to take the ports that should be held and are not, and
+// tells which are used by something else, by port. An error may come with those
+// that were found.
 func (p *Pool) Conflicts(ctx context.Context) ([]Conflict, error) {
 	p.mu.Lock()
-	none := len(p.unheld) == 0 && len(p.foreign.spans) == 0
+	none := p.cfg.Holder == nil && len(p.foreign.spans) == 0
 	p.mu.Unlock()
 	if none {
 		return nil, nil
@@ -44,30 +45,35 @@ func (p *Pool) Conflicts(ctx context.Context) ([]Conflict, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look for ports in conflict: %w", err)
 	}
-	conflicts := p.conflicting(held)
+	conflicts, failure := p.conflicting(held)
 	slices.SortFunc(conflicts, func(a, b Conflict) int {
 		return cmp.Or(cmp.Compare(a.Mapping.External, b.Mapping.External), cmp.Compare(a.Mapping.Protocol, b.Mapping.Protocol))
 	})
 	nameOwners(conflicts)
-	return conflicts, nil
+	if failure != nil {
+		failure = fmt.Errorf("hold host ports: %w", failure)
+	}
+	return conflicts, failure
 }
 
-// conflicting are the conflicts, those with a program without its name.
-func (p *Pool) conflicting(held []Mapping) []Conflict {
+// conflicting are the conflicts, those with a program without its name. failure
+// is why ports cannot be held for another reason, as too many open files.
+func (p *Pool) conflicting(held []Mapping) (conflicts []Conflict, failure error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for id, m := range p.unheld {
-		if p.ports[m.Protocol].holders[m.External] != id || p.take(m.Protocol, m.External) {
-			delete(p.unheld, id)
-		}
-	}
-	var conflicts []Conflict
 	for _, m := range held {
-		if _, unheld := p.unheld[m.ID]; unheld {
+		if p.ports[m.Protocol].holders[m.External] != m.ID {
+			continue // it was released since the store was read
+		}
+		if p.cfg.Holder != nil && !p.take(m.Protocol, m.External) {
+			if p.probeFailure != nil {
+				failure = p.probeFailure
+				continue
+			}
 			conflicts = append(conflicts, Conflict{Mapping: m})
 		} else if rule, foreign := p.foreign.rule(m.Protocol, m.External); foreign {
 			conflicts = append(conflicts, Conflict{Mapping: m, Owner: "another tool's rule (" + rule + ")"})
 		}
 	}
-	return conflicts
+	return conflicts, failure
 }

@@ -1,9 +1,11 @@
 package port_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -122,6 +124,34 @@ func TestPortTakenWhileTheDaemonWasDown(t *testing.T) {
 	listener.Close()
 	if conflicts, err := pool.Conflicts(t.Context()); err != nil || len(conflicts) != 0 || second.Count() != 2 {
 		t.Errorf("after it has let go: %v, error %v, %d held", conflicts, err, second.Count())
+	}
+}
+
+// brokenHolder can hold nothing.
+type brokenHolder struct{}
+
+func (brokenHolder) Hold(port.Protocol, uint16) (bool, error) { return false, syscall.EMFILE }
+func (brokenHolder) Let(port.Protocol, uint16)                {}
+
+// Ports that cannot be held for want of something are nobody's conflict, and
+// what is wanting is said.
+func TestPortsThatCannotBeHeld(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	must(t, newPool(t, s, allFree), s, "a", port.Request{Service: port.SSH})
+	pool := holdingPool(t, s, brokenHolder{})
+	if conflicts, err := pool.Conflicts(t.Context()); len(conflicts) != 0 || !errors.Is(err, syscall.EMFILE) {
+		t.Errorf("conflicts %v, error %v", conflicts, err)
+	}
+	_, err := allocate(t, pool, s, "b", port.Request{Service: port.SSH})
+	want(t, err, problem.PortPoolExhausted, "spec.ports[0]")
+	if !errors.Is(err, syscall.EMFILE) || !strings.Contains(problem.Of(err).Hint, "LimitNOFILE") {
+		t.Errorf("%v, hint %q", err, problem.Of(err).Hint)
+	}
+	_, err = allocate(t, pool, s, "b", port.Request{Service: port.SSH, External: 22007})
+	want(t, err, problem.PortTaken, "spec.ports[0].external_port")
+	if !errors.Is(err, syscall.EMFILE) {
+		t.Errorf("%v does not say why", err)
 	}
 }
 

@@ -58,7 +58,6 @@ type Pool struct {
 	ports   map[Protocol]*ledger
 	rests   *rests
 	foreign *foreign
-	unheld  map[string]Mapping // by id: those whose port Holder could not take
 
 	unsettled map[string]bool // mapping ids that insert is writing
 
@@ -98,7 +97,6 @@ func (p *Pool) free(protocol Protocol, port uint16, id string) bool {
 	if !p.ports[protocol].drop(port, id) {
 		return false
 	}
-	delete(p.unheld, id)
 	if p.cfg.Holder != nil {
 		p.cfg.Holder.Let(protocol, port)
 	}
@@ -126,7 +124,6 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 		next:    make(map[cursorKey]uint16),
 		rests:   newRests(cfg.Quarantine),
 		foreign: newForeign(nil),
-		unheld:  make(map[string]Mapping),
 
 		unsettled: make(map[string]bool),
 		ports: map[Protocol]*ledger{
