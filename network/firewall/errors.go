@@ -17,10 +17,20 @@ const exitLocked = 4
 func isLocked(err error) bool {
 	if e, ok := errors.AsType[*hostexec.Error](err); ok {
 		// The nft variant uses the same code for any rule it cannot commit.
-		return e.Code == exitLocked && !strings.Contains(e.Stderr, "RULE_") && !strings.Contains(e.Stderr, "CHAIN_")
+		return e.Code == exitLocked && !strings.Contains(e.Stderr, "RULE_") && !strings.Contains(e.Stderr, "CHAIN_") && !lacksModule(e.Stderr)
 	}
 	if e, ok := errors.AsType[*iptables.Error](err); ok {
 		return e.ExitStatus() == exitLocked
+	}
+	return false
+}
+
+// lacksModule tells whether iptables says that the kernel lacks something.
+func lacksModule(said string) bool {
+	for _, part := range []string{"load match", "missing kernel module", "Extension", "not supported", "can't initialize iptables table"} {
+		if strings.Contains(said, part) {
+			return true
+		}
 	}
 	return false
 }
@@ -35,9 +45,7 @@ func failed(what string, err error) error {
 		return p.WithHint("Another program holds the xtables lock; find it with: lsof /run/xtables.lock")
 	case strings.Contains(said, "ermission denied"), strings.Contains(said, "not permitted"):
 		return p.WithHint("remotegpud needs root (CAP_NET_ADMIN) to change the host's packet filter.")
-	case strings.Contains(said, "load match"), strings.Contains(said, "missing kernel module"),
-		strings.Contains(said, "Extension"), strings.Contains(said, "not supported"),
-		strings.Contains(said, "can't initialize iptables table"):
+	case lacksModule(said):
 		return p.WithHint("The kernel lacks a netfilter module; needed are conntrack, nat, addrtype, comment, limit, rpfilter, REJECT: " +
 			"try modprobe -a xt_conntrack xt_nat xt_addrtype xt_comment xt_limit ipt_rpfilter ipt_REJECT xt_MASQUERADE iptable_raw")
 	case strings.Contains(said, "incompatible"):

@@ -549,6 +549,35 @@ func TestLocked(t *testing.T) {
 	same(t, f, "/usr/sbin/iptables-legacy")
 }
 
+// TestMissingModule: a kernel without a match that rules need is a problem that
+// says so at once, not a lock that is waited for, and leaves what was there.
+func TestMissingModule(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables)
+	testutil.NetNS(t)
+	dir := t.TempDir()
+	for _, twin := range []string{"", "-save", "-restore"} {
+		testutil.Sh(t, fmt.Sprintf(`printf '#!/bin/sh\nexec /usr/sbin/iptables-nft%[1]s "$@"\n' >%[2]s/iptables%[1]s; chmod +x %[2]s/iptables%[1]s`, twin, dir))
+	}
+	f := newFirewall(t, dir+"/iptables")
+	desired := firewall.Desired{Mappings: []firewall.Mapping{mapping("01A", port.SSH, port.TCP, 22000, "10.88.0.2:22")}}
+	if err := f.Set(t.Context(), desired); err != nil {
+		t.Fatal(err)
+	}
+	testutil.Sh(t, fmt.Sprintf(`mv %[1]s/iptables-restore %[1]s/kept; printf '#!/bin/sh\ncat >/dev/null
+		echo "Warning: Extension rpfilter revision 0 not supported, missing kernel module?" >&2; echo "iptables-restore: line 6 failed" >&2; exit 4\n' >%[1]s/iptables-restore
+		chmod +x %[1]s/iptables-restore`, dir))
+	err := f.Set(t.Context(), firewall.Desired{})
+	if p := problem.Of(err); err == nil || p.Reason != problem.FirewallFailed || !strings.Contains(p.Hint, "modprobe") {
+		t.Fatalf("Set without a module: %v, hint %q", err, p.Hint)
+	}
+	testutil.Sh(t, fmt.Sprintf("mv %[1]s/kept %[1]s/iptables-restore", dir))
+	same(t, f, "/usr/sbin/iptables-nft")
+	if err := f.Set(t.Context(), firewall.Desired{}); err != nil {
+		t.Fatal(err)
+	}
+	same(t, f, "/usr/sbin/iptables-nft")
+}
+
 func TestNew(t *testing.T) {
 	subnet := netip.MustParsePrefix("10.88.0.0/16")
 	for name, cfg := range map[string]firewall.Config{

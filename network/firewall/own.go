@@ -14,6 +14,7 @@ type ownership struct {
 	spans  []generations  // nft: our transactions, the last ones
 	tables [3]legacyTable // legacy: as we left them
 	left   bool           // tables is set
+	hashed bool           // with hashes
 }
 
 // generations are consecutive generations of nftables: after from, up to to.
@@ -49,13 +50,14 @@ func (f *Firewall) own(ctx context.Context, commits int, change func() error) er
 }
 
 // ownLegacy takes the tables as ours as they are after the change, unless they
-// were not as we left them before it.
+// were not as we left them before it. It looks at them briefly: what others
+// replace by as much, until the next look, is found by the next Restore.
 func (f *Firewall) ownLegacy(change func() error) error {
 	before, errBefore := askTables(true)
 	asLeft := !f.mine.left || errBefore == nil && brief(before) == brief(f.mine.tables)
 	err := change()
-	if after, errAfter := askTables(false); asLeft && errAfter == nil {
-		f.mine.tables, f.mine.left = after, true
+	if after, errAfter := askTables(true); asLeft && errAfter == nil {
+		f.mine.tables, f.mine.left, f.mine.hashed = after, true, false
 	}
 	return err
 }
@@ -81,7 +83,7 @@ func (f *Firewall) look(ctx context.Context) {
 		return // what comes next says why
 	}
 	tables, err := askTables(false)
-	f.mine.tables, f.mine.left = tables, err == nil
+	f.mine.tables, f.mine.left, f.mine.hashed = tables, err == nil, true
 }
 
 // foreign tells which of the transactions others made, as programs, in order
@@ -114,5 +116,12 @@ func (f *Firewall) changedTables() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("watch rules: %w", err)
 	}
-	return now != f.mine.tables, nil
+	if f.mine.hashed {
+		return now != f.mine.tables, nil
+	}
+	if brief(now) != brief(f.mine.tables) {
+		return true, nil
+	}
+	f.mine.tables, f.mine.hashed = now, true
+	return false, nil
 }

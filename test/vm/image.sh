@@ -20,7 +20,7 @@ if [ "$(cat "$tools/image/stamp" 2>/dev/null)" = "$stamp" ]; then exit 0; fi
 
 packages=systemd-sysv,dbus,udev,kmod,openssh-server,ca-certificates
 packages+=,linux-image-cloud-amd64,initramfs-tools,zstd
-packages+=,containerd,runc,iptables,iproute2,conntrack,procps,util-linux,e2fsprogs,xfsprogs
+packages+=,containerd,runc,iptables,nftables,iproute2,conntrack,procps,util-linux,e2fsprogs,xfsprogs
 
 mkdir -p "$tools"
 work=$(mktemp -d "$tools/new-XXXXXX")

@@ -84,7 +84,7 @@ func (o *Options) Title(suite report.SuiteName) string {
 		return fmt.Sprintf("1000 names; server on one CPU, dnsperf on another; %d interleaved rounds of %s; p99 at 5000 questions a second; medians (min–max)",
 			o.Names.Rounds, o.Names.Time)
 	case report.Firewall:
-		return fmt.Sprintf("rules of %d published ports on both backends, in turns, %d rounds; what is appended one by one is extrapolated from 1000; "+
+		return fmt.Sprintf("rules of %d published ports on both backends, in turns, %d rounds; what is appended one by one is taken from 600; "+
 			"connections refused of %d while rules are rewritten; medians in ms (min–max)", o.Mappings, o.Rounds, 10*o.Connects)
 	case report.Packets:
 		return fmt.Sprintf("%d published ports; time of a connection, in turns of 100, on one CPU; %d connections in each of %d rounds; medians of the rounds' medians (min–max)",
