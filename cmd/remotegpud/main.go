@@ -88,7 +88,13 @@ func root(stdout, stderr io.Writer) *cobra.Command {
 		},
 		&cobra.Command{
 			Use: "check", Short: "Check the configuration file", Args: cobra.NoArgs,
-			RunE: func(command *cobra.Command, _ []string) error { _, err := load(command); return err },
+			RunE: func(command *cobra.Command, _ []string) error {
+				cfg, err := load(command)
+				if err != nil {
+					return err
+				}
+				return node.CheckConfig(cfg)
+			},
 		},
 	)
 	command.AddCommand(configCommand, &cobra.Command{

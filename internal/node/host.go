@@ -21,6 +21,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/internal/atomicfile"
 	"github.com/remotegpu/remotegpu/internal/cgroup"
+	"github.com/remotegpu/remotegpu/internal/config"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/rpc"
 	"github.com/remotegpu/remotegpu/internal/version"
@@ -122,6 +123,12 @@ func parseAddresses(texts []string) []netip.Addr {
 		}
 	}
 	return addresses
+}
+
+// CheckConfig refuses what only parts of the node can read: CONFIG_INVALID.
+func CheckConfig(cfg config.Config) error {
+	_, err := parseDestinations(cfg.Network.Allow)
+	return err
 }
 
 // parseDestinations reads what all environments may reach.

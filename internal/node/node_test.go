@@ -75,3 +75,16 @@ func TestNodeKeepsItsIdentity(t *testing.T) {
 		t.Errorf("the token changed: %v", err)
 	}
 }
+
+// What environments may reach is refused before the daemon starts with it.
+func TestCheckConfig(t *testing.T) {
+	cfg := testConfig(t)
+	cfg.Network.Allow = []string{"192.168.7.20:5000/tcp", "10.20.0.0/16"}
+	if err := node.CheckConfig(cfg); err != nil {
+		t.Error(err)
+	}
+	cfg.Network.Allow = append(cfg.Network.Allow, "mirror.example:80")
+	if p := problem.Of(node.CheckConfig(cfg)); p.Reason != problem.ConfigInvalid || p.Field != "network.allow" || p.Hint == "" || !strings.Contains(p.Message, "mirror.example") {
+		t.Errorf("%+v", p)
+	}
+}
