@@ -35,6 +35,7 @@ type names struct {
 	networks  *network.Networks
 	addresses netip.Prefix // of environments
 	listen    []netip.AddrPort
+	retry     time.Duration
 	serving   atomic.Bool // at the address that environments ask at
 
 	mu         sync.Mutex
@@ -55,7 +56,7 @@ func newNames(cfg config.DNS, public string, addresses netip.Prefix, log *slog.L
 		return nil, err
 	}
 	n := &names{
-		cfg: cfg, public: public, log: log, addresses: addresses, listen: listen,
+		cfg: cfg, public: public, log: log, addresses: addresses, listen: listen, retry: namesRetry,
 		broken: make(map[netip.AddrPort]error), open: make(map[netip.AddrPort]*dns.Listener),
 	}
 	n.forwarder = dns.NewForwarder(dns.ForwarderConfig{Upstreams: n.upstreams, Private: cfg.PrivateDomains, Log: log})
@@ -216,7 +217,7 @@ func (n *names) serve(ctx context.Context, address netip.AddrPort) {
 				n.log.WarnContext(ctx, "DNS at an address broke; it is opened again", "address", address, "error", err)
 			}
 		}
-		if !wait(ctx, namesRetry) {
+		if !wait(ctx, n.retry) {
 			return
 		}
 	}
@@ -225,7 +226,7 @@ func (n *names) serve(ctx context.Context, address netip.AddrPort) {
 // watch keeps the node's address in place, and names at the host's address
 // when that changes.
 func (n *names) watch(ctx context.Context) {
-	for wait(ctx, namesRetry) {
+	for wait(ctx, n.retry) {
 		if err := n.networks.EnsureNodeAddress(); err != nil {
 			n.log.WarnContext(ctx, "environments cannot ask for names", "error", err)
 		}

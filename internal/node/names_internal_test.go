@@ -1,0 +1,117 @@
+package node
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/remotegpu/remotegpu/internal/config"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/testutil"
+	"github.com/remotegpu/remotegpu/network"
+	"github.com/remotegpu/remotegpu/network/dns"
+)
+
+type noRules struct{ network.Firewall }
+
+// White-box: only the node has the responder, and a whole node needs
+// containerd. While another server has the port, environments have the host's
+// name servers and the node says why; when it goes, names are served.
+func TestNamesWaitForTheirPort(t *testing.T) {
+	testutil.Require(t, testutil.Root)
+	if !testutil.Isolated(t) {
+		return
+	}
+	resolv := filepath.Join(t.TempDir(), "resolv.conf")
+	if err := os.WriteFile(resolv, []byte("search site.example\nnameserver 192.0.2.1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	addresses := netip.MustParsePrefix("10.88.0.0/16")
+	testutil.Sh(t, "ip link add up0 type bridge; ip addr add 198.51.100.7/24 dev up0; ip link set up0 up; ip route add default via 198.51.100.254")
+	cfg := config.Default().DNS
+	cfg.Listen = []string{"198.51.100.7", "203.0.113.99"} // the second is no address of the host
+	n, err := newNames(cfg, "", addresses, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.retry = 20 * time.Millisecond
+	if n.networks, err = network.New(network.Config{Range: addresses, ResolvConf: resolv, Firewall: noRules{}, Responder: n.resolver}); err != nil {
+		t.Fatal(err)
+	}
+	asked := func() netip.Addr {
+		servers, _, err := n.networks.Resolvers()
+		if err != nil || len(servers) != 1 {
+			t.Fatalf("environments ask %v: %v", servers, err)
+		}
+		return servers[0]
+	}
+	says := func(reason problem.Reason) bool {
+		return slices.ContainsFunc(n.problems(), func(p *problem.Problem) bool { return p.Reason == reason && p.Hint != "" })
+	}
+	eventually := func(what string, holds func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(30 * time.Second); !holds(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("waited in vain for %s: %v", what, n.problems())
+			}
+		}
+	}
+	other, err := net.Listen("tcp4", "0.0.0.0:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.start(t.Context())
+	if got := asked(); got != netip.MustParseAddr("192.0.2.1") || !says(problem.DNSListenFailed) {
+		t.Errorf("while another server has the port environments ask %s: %v", got, n.problems())
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.run(ctx) }()
+	other.Close()
+	eventually("names to be served", func() bool { return asked() == n.networks.NodeAddress() })
+	if err := n.Declare(ctx, []*dns.Host{{ID: "1", Name: "demo", Project: "default", Address: netip.MustParseAddr("10.88.0.2")}}); err != nil {
+		t.Fatal(err)
+	}
+	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, "198.51.100.7:53")
+	}}
+	leads := func(to string) func() bool {
+		return func() bool {
+			found, err := resolver.LookupHost(ctx, "demo.default.gpu.internal.")
+			return err == nil && slices.Equal(found, []string{to})
+		}
+	}
+	testutil.Sh(t, "ip addr add 10.7.0.1/32 dev lo") // an asker that is allowed
+	if _, err := resolver.LookupHost(ctx, "demo.default.gpu.internal."); err == nil {
+		t.Error("an address that may not ask is answered")
+	}
+	resolver.Dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		dialer := &net.Dialer{LocalAddr: &net.UDPAddr{IP: net.IPv4(10, 7, 0, 1)}}
+		if network == "tcp" {
+			dialer.LocalAddr = &net.TCPAddr{IP: net.IPv4(10, 7, 0, 1)}
+		}
+		return dialer.DialContext(ctx, network, "198.51.100.7:53")
+	}
+	eventually("the name", leads("198.51.100.7"))
+	testutil.Sh(t, "ip addr add 198.51.100.9/24 dev up0; ip route replace default via 198.51.100.254 src 198.51.100.9")
+	eventually("the name to lead to the host's new address", leads("198.51.100.9"))
+	testutil.Sh(t, "ip addr add 203.0.113.99/32 dev lo scope host")
+	eventually("all addresses to be served", func() bool { return !says(problem.DNSListenFailed) })
+	testutil.Sh(t, "ip addr del 10.88.0.1/32 dev lo")
+	eventually("the node's address to be back", func() bool {
+		return testutil.Sh(t, "ip -o addr show dev lo | grep -c 10.88.0.1/32 || true") == "1"
+	})
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if got := asked(); got != netip.MustParseAddr("192.0.2.1") {
+		t.Errorf("after the end environments ask %s", got)
+	}
+}
