@@ -28,7 +28,11 @@ func (n *Networks) Drift(ctx context.Context, published []port.Published, polici
 		return nil, failed("compare the host's rules", err)
 	}
 	desired := firewall.Desired{Surroundings: around}
-	merged := n.published.merged(n.gather(published, policies))
+	all, err := n.wanted(ctx, published, policies)
+	if err != nil {
+		return nil, fmt.Errorf("compare the host's rules: %w", err)
+	}
+	merged := n.published.merged(all)
 	for _, envID := range slices.Sorted(maps.Keys(merged)) { // so that the answer is in order
 		one := merged[envID]
 		desired.Mappings = append(desired.Mappings, one.mappings...)

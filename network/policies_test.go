@@ -309,6 +309,14 @@ func TestPolicyStays(t *testing.T) {
 			if m.networks = m.open(t, nil); stop() > 0 {
 				t.Errorf("%d datagrams got out", got())
 			}
+			// A daemon without its database knows neither of them.
+			if err := m.networks.Restore(t.Context(), nil, nil); err != nil {
+				t.Fatal(err)
+			}
+			m.reach(t, "the database was lost", 0, "internet/tcp !internet/udp b/tcp")
+			if drift, err := m.networks.Drift(t.Context(), nil, nil); err != nil || len(drift) > 0 {
+				t.Errorf("drift after the database was lost: %v, %v", drift, err)
+			}
 			// Detach takes it back when nothing can be sent any more, and the
 			// next one with the address has its own.
 			if err := m.networks.Detach(t.Context(), m.ids[0]); err != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/remotegpu/remotegpu/network/policy"
@@ -24,7 +26,12 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 	if err != nil {
 		errs = append(errs, failed("restore networks", err))
 	}
-	closes, mended, err := n.published.restore(ctx, n.gather(published, policies))
+	all, err := n.wanted(ctx, published, policies)
+	var closes bool
+	var mended []string
+	if err == nil {
+		closes, mended, err = n.published.restore(ctx, all)
+	}
 	n.healer.failed(err)
 	if err != nil {
 		errs = append(errs, fmt.Errorf("restore published ports and policies: %w", err))
@@ -45,6 +52,34 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 		n.cfg.Log.InfoContext(ctx, "firewall brought in order", "what", mended)
 	}
 	return errors.Join(errs...)
+}
+
+// wanted is what each environment publishes and may reach: what the lists say,
+// and of networks that are there and in no list, as after a loss of the
+// database, the policy that is in force. Its processes may still run.
+func (n *Networks) wanted(ctx context.Context, published []port.Published, policies []policy.Declared) (map[string]publication, error) {
+	all := n.gather(published, policies)
+	inForce, err := n.published.policies(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read policies: %w", err)
+	}
+	if len(inForce) == 0 {
+		return all, nil
+	}
+	attached, err := n.Attached(ctx)
+	if err != nil {
+		return nil, err
+	}
+	held := make(map[netip.Addr]bool, len(policies))
+	for i := range policies {
+		held[policies[i].Address] = true
+	}
+	for _, rules := range inForce {
+		if _, listed := all[rules.EnvID]; !listed && slices.Contains(attached, rules.EnvID) && !held[rules.Address] {
+			all[rules.EnvID] = publication{policy: rules}
+		}
+	}
+	return all, nil
 }
 
 // gather is what each environment publishes and may reach.

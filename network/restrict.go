@@ -58,6 +58,16 @@ func (p *publisher) surround(ctx context.Context) (changed bool, err error) {
 	return true, b.wait(ctx)
 }
 
+// policies are those in force that differ from the default: as declared, or as
+// an earlier process left them while nothing is.
+func (p *publisher) policies(ctx context.Context) (all []firewall.Policy, err error) {
+	if !p.knows() {
+		there, err := p.firewall.Published(ctx)
+		return there.Policies, err
+	}
+	return p.all().Policies, nil
+}
+
 // holders are other environments with a policy for an address: they had it
 // before, and what took it from them could not say so. The caller holds mu.
 func (p *publisher) holders(address netip.Addr, envID string) (others []string) {

@@ -222,7 +222,8 @@ type Networks interface {
 	// those it had. No mappings withdraws them.
 	Publish(ctx context.Context, envID string, address netip.Addr, mappings []port.Mapping) error
 	// Restore declares all published mappings and policies at once and repairs
-	// the host; called at boot and by the reconciler.
+	// the host; called at boot and by the reconciler. A network that is in
+	// neither list keeps its policy.
 	Restore(ctx context.Context, published []port.Published, policies []policy.Declared) error
 	// Attached lists the environments that have a network, ours only.
 	Attached(ctx context.Context) ([]string, error)

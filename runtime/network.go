@@ -18,12 +18,12 @@ func declaredPolicy(env *Environment) policy.Declared {
 }
 
 // policies are the network policies that should be in force: those of all
-// environments that have an address and another policy than the default,
-// whether they run or not.
+// environments that have an address, whether they run or not. The default is
+// among them: of an environment that is not, the one in force stays.
 func policies(envs []*Environment) []policy.Declared {
 	var all []policy.Declared
 	for _, env := range envs {
-		if env.Held && env.Address.IsValid() && env.Spec.Network != nil {
+		if env.Held && env.Address.IsValid() {
 			all = append(all, declaredPolicy(env))
 		}
 	}

@@ -164,7 +164,9 @@ func (n *FakeNetworks) Restore(_ context.Context, published []port.Published, po
 		defer n.mu.Unlock()
 		n.policies = make(map[string]policy.Declared)
 		for _, p := range policies {
-			n.policies[p.EnvID] = p
+			if !reflect.DeepEqual(p.Policy, policy.Policy{}) {
+				n.policies[p.EnvID] = p
+			}
 		}
 		n.published = make(map[string]port.Published)
 		for _, p := range published {
