@@ -85,7 +85,9 @@ func (h *healer) listenToFirewalld(ctx context.Context) error {
 	if err := bus.BusObject().CallWithContext(ctx, "org.freedesktop.DBus.NameHasOwner", 0, firewalldName).Store(&there); err != nil {
 		return fmt.Errorf("look for firewalld: %w", err)
 	}
+	defer h.setFirewalld(nil)
 	if there {
+		h.setFirewalld(bus)
 		h.firewalldBegan(ctx, bus)
 	}
 	for {
@@ -97,9 +99,11 @@ func (h *healer) listenToFirewalld(ctx context.Context) error {
 				return errors.New("the system bus broke")
 			}
 			if !begins(signal) {
+				h.setFirewalld(nil)
 				h.setTrusted(false)
 				continue
 			}
+			h.setFirewalld(bus)
 			h.firewalldBegan(ctx, bus)
 			h.heal(ctx, []string{"firewalld"})
 		}
@@ -132,6 +136,31 @@ func (h *healer) firewalldBegan(ctx context.Context, bus *dbus.Conn) {
 	h.lookForConflicts(ctx)
 }
 
+// setFirewalld notes the bus on which firewalld is, nil: it is not there.
+func (h *healer) setFirewalld(bus *dbus.Conn) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.firewalld = bus
+}
+
+// awaitFirewalld waits until firewalld, if it is there, has done what it is
+// doing. It starts and reloads in several steps, of which one fails when chains
+// come back that it has just removed, and answers nobody meanwhile. What it
+// takes away it has closed before.
+func (h *healer) awaitFirewalld(ctx context.Context) {
+	h.mu.Lock()
+	bus := h.firewalld
+	h.mu.Unlock()
+	if bus == nil {
+		return
+	}
+	asking, cancel := context.WithTimeout(ctx, busTimeout)
+	defer cancel()
+	if _, err := bridgesTrusted(asking, bus); err != nil && ctx.Err() == nil {
+		h.networks.cfg.Log.DebugContext(ctx, "firewalld does not answer; rules are mended all the same", "error", err)
+	}
+}
+
 func (h *healer) setTrusted(trusted bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -147,7 +176,7 @@ func trustBridges(ctx context.Context, bus *dbus.Conn) error {
 	if err != nil || there {
 		return err
 	}
-	call := bus.Object(firewalldName, firewalldPath).CallWithContext(ctx, firewalldName+".zone.addInterface", 0, trustedZone, ourInterfaces)
+	call := bus.Object(firewalldName, firewalldPath).CallWithContext(ctx, firewalldName+".zone.addInterface", dbus.FlagNoAutoStart, trustedZone, ourInterfaces)
 	if call.Err != nil {
 		return fmt.Errorf("add interfaces %s to zone %s: %w", ourInterfaces, trustedZone, call.Err)
 	}
@@ -155,7 +184,7 @@ func trustBridges(ctx context.Context, bus *dbus.Conn) error {
 }
 
 func bridgesTrusted(ctx context.Context, bus *dbus.Conn) (there bool, err error) {
-	call := bus.Object(firewalldName, firewalldPath).CallWithContext(ctx, firewalldName+".zone.queryInterface", 0, trustedZone, ourInterfaces)
+	call := bus.Object(firewalldName, firewalldPath).CallWithContext(ctx, firewalldName+".zone.queryInterface", dbus.FlagNoAutoStart, trustedZone, ourInterfaces)
 	if err := call.Store(&there); err != nil {
 		return false, fmt.Errorf("look at zone %s: %w", trustedZone, err)
 	}
@@ -183,7 +212,7 @@ func distrustBridges(ctx context.Context) error {
 	if err != nil || !there {
 		return err
 	}
-	call := bus.Object(firewalldName, firewalldPath).CallWithContext(ctx, firewalldName+".zone.removeInterface", 0, trustedZone, ourInterfaces)
+	call := bus.Object(firewalldName, firewalldPath).CallWithContext(ctx, firewalldName+".zone.removeInterface", dbus.FlagNoAutoStart, trustedZone, ourInterfaces)
 	if call.Err != nil {
 		return fmt.Errorf("take interfaces %s out of zone %s: %w", ourInterfaces, trustedZone, call.Err)
 	}

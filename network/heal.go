@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/godbus/dbus/v5"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -64,7 +65,8 @@ type healer struct {
 	latest    []Repair
 	failure   *problem.Problem // of the last attempt; nil: it went well
 	conflicts []*problem.Problem
-	trusted   bool // firewalld lets our bridges through
+	trusted   bool       // firewalld lets our bridges through
+	firewalld *dbus.Conn // where firewalld is; nil: it is not there
 }
 
 // Run mends the host's rules and settings as soon as others change them, until
@@ -223,6 +225,7 @@ func (h *healer) heal(ctx context.Context, by []string) {
 	if !pause(ctx, h.pace.wait(time.Now())) {
 		return
 	}
+	h.awaitFirewalld(ctx)
 	began := time.Now()
 	for retry := retryFirst; ; retry = min(2*retry, retryLast) {
 		mended, err := h.networks.published.verify(ctx)
