@@ -158,10 +158,21 @@ func (s *server) start(ctx context.Context, ns *sandbox.NetNS, dir string) (err 
 // then at a fixed rate for the time that answers take.
 func (s *server) measure(ctx context.Context, ns *sandbox.NetNS, questions string, o Options, counts bool) error {
 	for _, mode := range []struct {
-		name            string
-		rate, p99, lost report.Row
-	}{{"udp", report.UDPRate, report.UDPTime, report.UDPLost}, {"tcp", report.TCPRate, report.TCPTime, report.TCPLost}} {
+		name                  string
+		rate, cost, p99, lost report.Row
+	}{
+		{"udp", report.UDPRate, report.UDPCost, report.UDPTime, report.UDPLost},
+		{"tcp", report.TCPRate, report.TCPCost, report.TCPTime, report.TCPLost},
+	} {
+		before, err := s.daemon.CPU()
+		if err != nil {
+			return err
+		}
 		full, err := s.dnsperf(ctx, ns, questions, "-m", mode.name, "-l", seconds(o.Time), "-c", "8", "-q", "200")
+		if err != nil {
+			return err
+		}
+		after, err := s.daemon.CPU()
 		if err != nil {
 			return err
 		}
@@ -171,6 +182,7 @@ func (s *server) measure(ctx context.Context, ns *sandbox.NetNS, questions strin
 		}
 		if counts {
 			s.column.AddValue(mode.rate, full.rate/1000)
+			s.column.AddValue(mode.cost, float64((after-before).Microseconds())/float64(max(1, full.answers)))
 			s.column.AddValue(mode.p99, report.Summarize(fixed.times).P99)
 			s.column.AddValue(mode.lost, float64(full.lost+fixed.lost))
 		}
@@ -182,9 +194,10 @@ func seconds(d time.Duration) string { return strconv.Itoa(max(1, int(d/time.Sec
 
 // outcome is what dnsperf tells.
 type outcome struct {
-	rate  float64   // answers per second
-	lost  int       // questions without an answer
-	times []float64 // ms, with -v
+	rate    float64 // answers per second
+	lost    int     // questions without an answer
+	answers int
+	times   []float64 // ms, with -v
 }
 
 func (s *server) dnsperf(ctx context.Context, ns *sandbox.NetNS, questions string, args ...string) (outcome, error) {
@@ -220,6 +233,9 @@ func parse(text string) (o outcome, err error) {
 		case strings.HasPrefix(strings.TrimSpace(line), "Queries lost:"):
 			o.lost, err = strconv.Atoi(fields[2])
 			found++
+		case strings.HasPrefix(strings.TrimSpace(line), "Queries completed:"):
+			o.answers, err = strconv.Atoi(fields[2])
+			found++
 		case strings.HasPrefix(strings.TrimSpace(line), "Queries per second:"):
 			o.rate, err = strconv.ParseFloat(fields[3], 64)
 			found++
@@ -228,7 +244,7 @@ func parse(text string) (o outcome, err error) {
 			return o, fmt.Errorf("dnsperf says %q: %w", line, err)
 		}
 	}
-	if found != 2 {
+	if found != 3 {
 		return o, fmt.Errorf("dnsperf says something else: %s", tail(text))
 	}
 	return o, nil

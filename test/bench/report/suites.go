@@ -95,9 +95,11 @@ const (
 // questions without an answer.
 const (
 	UDPRate Row = "UDP, 1000/s"
+	UDPCost Row = "UDP, µs CPU" // that the server uses for an answer
 	UDPTime Row = "UDP, p99 ms"
 	UDPLost Row = "UDP, lost"
 	TCPRate Row = "TCP, 1000/s"
+	TCPCost Row = "TCP, µs CPU"
 	TCPTime Row = "TCP, p99 ms"
 	TCPLost Row = "TCP, lost"
 )
@@ -124,7 +126,7 @@ func rowsOf(suite SuiteName) []Row {
 	case Logs:
 		return []Row{LogRate, LogPaced, LogStall, LogTogether, LogSlowest}
 	case DNS:
-		return []Row{UDPRate, UDPTime, UDPLost, TCPRate, TCPTime, TCPLost}
+		return []Row{UDPRate, UDPCost, UDPTime, UDPLost, TCPRate, TCPCost, TCPTime, TCPLost}
 	}
 	return nil
 }

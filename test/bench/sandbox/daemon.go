@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 )
@@ -38,6 +39,26 @@ func StartDaemon(ns *NetNS, log string, env []string, program string, args ...st
 		close(daemon.done)
 	}()
 	return daemon, nil
+}
+
+// CPU is how much of it the daemon's process has used.
+func (d *Daemon) CPU() (time.Duration, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", d.cmd.Process.Pid))
+	if err != nil {
+		return 0, fmt.Errorf("look at %s: %w", d.name, err)
+	}
+	// The name, in brackets, may have anything in it; utime and stime are the
+	// 14th and 15th field, in hundredths of a second (proc(5)).
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	var ticks int64
+	for _, field := range fields[11:13] {
+		n, err := strconv.ParseInt(string(field), 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("look at %s: %w", d.name, err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond, nil
 }
 
 // Await calls ready until it succeeds. It gives up when the daemon has ended
