@@ -6,8 +6,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/remotegpu/remotegpu/internal/testutil"
 )
 
 const (
@@ -62,8 +60,6 @@ WantedBy=multi-user.target
 // starts the node.
 func (m *Machine) install(tb testing.TB) {
 	tb.Helper()
-	repository := testutil.Repository()
-	m.Sh(tb, "mkdir -p "+filepath.Dir(repository)+"; ln -s /payload/repository "+repository)
 	m.Sh(tb, "ctr -n remotegpu images import /payload/image.tar")
 	// Copies: programs are replaced while they run when a node is upgraded.
 	m.Sh(tb, "cp /payload/repository/bin/* /usr/local/bin/")

@@ -137,13 +137,16 @@ func place(tb testing.TB, from, to string) {
 // runSuite runs the compiled tests of a package in the machine.
 func (m *Machine) runSuite(t *testing.T, s suite) {
 	t.Helper()
+	// Compiled tests look for the repository where it was; a boot empties /tmp.
+	repository := testutil.Repository()
+	m.Sh(t, "mkdir -p "+filepath.Dir(repository)+"; ln -sfn /payload/repository "+repository)
 	session, err := m.client.NewSession()
 	if err != nil {
 		t.Fatal(err)
 	}
 	command := fmt.Sprintf("cd %s && REMOTEGPU_TEST=root,iptables,containerd,containerd2,programs,diskquota REMOTEGPU_TEST_PROGRAM=/payload/testprog"+
 		" /payload/tests/%s -test.v -test.failfast -test.timeout=30m -test.run='%s'",
-		filepath.Join(testutil.Repository(), s.dir), s.name(), s.run)
+		filepath.Join(repository, s.dir), s.name(), s.run)
 	out, err := session.CombinedOutput(command)
 	if err != nil {
 		t.Errorf("%v\n%s", err, out)
