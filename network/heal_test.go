@@ -133,6 +133,7 @@ func TestHeal(t *testing.T) {
 		{"hooks removed", "$I -D FORWARD 1; $I -t nat -D PREROUTING 1; $I -t raw -D PREROUTING 1"},
 		{"a rule of ours opened", "$I -R RGPU-IN 3 -i rgpu-+ -j ACCEPT"},
 		{"a barrier before the hook", "$I -I FORWARD 1 -j DROP"},
+		{"accepts before the hooks", "$I -I FORWARD 1 -i rgpu-+ -j ACCEPT; $I -I INPUT 1 -p tcp --dport 7001 -j ACCEPT"},
 		{"a rule of another", "$I -A FORWARD -s 192.0.2.0/24 -j DROP; $I -P FORWARD DROP"},
 		{"the administrator's chain deleted", "printf '*filter\\n-F RGPU-FWD\\n-X RGPU-USER\\nCOMMIT\\n' | $I-restore --noflush"},
 		{"forwarding switched off", "echo 0 >/proc/sys/net/ipv4/ip_forward"},

@@ -126,13 +126,9 @@ func (f *family) script(there, wanted ruleset, hooks map[string]string) string {
 	return b.String()
 }
 
-// strayRounds is how often repair looks for stray hooks. A rule is deleted by
-// what it says, and of two that say the same the first one goes: the other may
-// be behind a barrier, and is found in the next round.
-const strayRounds = 3
-
 // repair reads the kernel's rules and mends what differs from wanted, each
-// table at once, so that no hook leads to a chain that is not complete.
+// table at once: no hook leads to a chain that is not complete, and none is
+// absent while it is moved.
 func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, err error) {
 	there, err := f.read(ctx)
 	if err != nil {
@@ -145,36 +141,12 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 		mended = append(mended, f.admin())
 	}
 	owned := there.owned(f.ours)
-	// Before strays go, which may be hooks of an earlier release in another
-	// form: what they close stays closed.
-	hooks, names := f.missingHooks(there)
+	hooks, names := f.hookEdits(there)
 	if script := f.script(owned, wanted, hooks); script != "" {
 		if err := f.run(ctx, script); err != nil {
 			return mended, err
 		}
 		mended = append(append(mended, changed(owned, wanted)...), names...)
-	}
-	strays := f.strayHooks(there) != ""
-	for round := range strayRounds {
-		script := f.strayHooks(there)
-		if script == "" {
-			break
-		}
-		if err := f.run(ctx, script); err != nil {
-			return mended, err
-		}
-		if round == 0 {
-			mended = append(mended, "stray hooks")
-		}
-		if there, err = f.read(ctx); err != nil {
-			return mended, err
-		}
-	}
-	if hooks, names := f.missingHooks(there); strays && len(names) > 0 {
-		if err := f.run(ctx, f.script(nil, nil, hooks)); err != nil {
-			return mended, fmt.Errorf("hook into %s: %w", strings.Join(names, ", "), err)
-		}
-		mended = append(mended, names...)
 	}
 	if len(mended) > 0 {
 		f.log.DebugContext(ctx, "firewall mended", "what", mended)
@@ -182,13 +154,38 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 	return mended, nil
 }
 
-// missingHooks are rules by table that put the hooks that are not in place in
-// front of everything else, and their names.
-func (f *family) missingHooks(there ruleset) (rules map[string]string, names []string) {
+// hookEdits are rules by table that take away jumps to our chains which should
+// not be where they are, and put the hooks that are not in place in front of
+// everything else, and the names of what that mends.
+func (f *family) hookEdits(there ruleset) (rules map[string]string, names []string) {
 	rules = make(map[string]string)
+	strays, removed := f.strays(there)
+	isHook := func(s stray) bool {
+		return slices.ContainsFunc(f.hooks, func(h hook) bool { return h.table == s.table && h.line(f.prefix) == s.rule })
+	}
+	remove := func(table, rule string) { rules[table] += "-D" + strings.TrimPrefix(rule, "-A") + "\n" }
+	for _, s := range strays {
+		if !isHook(s) {
+			remove(s.table, s.rule)
+		}
+	}
+	if len(strays) > 0 {
+		names = append(names, "stray hooks")
+	}
 	for _, h := range f.hooks {
-		if !f.inPlace(there, h) {
-			rules[h.table] += fmt.Sprintf("-I %s 1%s\n", h.chain, strings.TrimPrefix(h.line(f.prefix), "-A "+h.chain))
+		line := h.line(f.prefix)
+		if f.inPlace(there, h) && !slices.Contains(strays, stray{h.table, h.chain, line}) {
+			continue
+		}
+		// A rule is deleted by what it says, and of two that say the same the
+		// first one goes, which may be the right one: all go.
+		for _, rule := range there[h.table][h.chain] {
+			if rule == line {
+				remove(h.table, line)
+			}
+		}
+		rules[h.table] += fmt.Sprintf("-I %s 1%s\n", h.chain, strings.TrimPrefix(line, "-A "+h.chain))
+		if !f.inPlace(there, h) || removed[h.table+line] {
 			names = append(names, h.name())
 		}
 	}
@@ -202,18 +199,11 @@ func (f *family) differs(there, wanted ruleset) []string {
 		names = append(names, f.admin())
 	}
 	names = append(names, changed(there.owned(f.ours), wanted)...)
-	if f.strayHooks(there) != "" {
-		names = append(names, "stray hooks")
-	}
-	for _, h := range f.hooks {
-		if !f.inPlace(there, h) {
-			names = append(names, h.name())
-		}
-	}
-	return names
+	_, hooks := f.hookEdits(there)
+	return append(names, hooks...)
 }
 
-// inPlace tells whether the hook is there.
+// inPlace tells whether the hook is there, wherever in its chain.
 func (f *family) inPlace(there ruleset, h hook) bool {
 	return slices.Contains(there[h.table][h.chain], h.line(f.prefix))
 }
@@ -223,8 +213,9 @@ func (f *family) inPlace(there ruleset, h hook) bool {
 type stray struct{ table, chain, rule string }
 
 // strays lists every jump to our chains from built-in chains that is doubled,
-// of another form than we make, or that comes after a rule which lets no packet
-// pass. removed has table and rule of them.
+// of another form than we make, or that comes after a rule which may keep
+// packets from it. removed has table and rule of those hooks of which none is
+// where it should be.
 func (f *family) strays(there ruleset) (all []stray, removed map[string]bool) {
 	removed = make(map[string]bool)
 	for _, table := range tables() {
@@ -234,9 +225,9 @@ func (f *family) strays(there ruleset) (all []stray, removed map[string]bool) {
 			}
 			seen, sealed := map[string]bool{}, false
 			for _, rule := range there[table][chain] {
-				sealed = sealed || seals(rule, chain)
 				to := target(rule)
 				if !f.ours(to) {
+					sealed = sealed || table == "filter" || seals(rule, chain)
 					continue
 				}
 				known := slices.ContainsFunc(f.hooks, func(h hook) bool { return h.table == table && h.line(f.prefix) == rule })
@@ -251,26 +242,8 @@ func (f *family) strays(there ruleset) (all []stray, removed map[string]bool) {
 	return all, removed
 }
 
-// strayHooks is a script that removes all strays. Repair then puts the hooks
-// in front again.
-func (f *family) strayHooks(there ruleset) string {
-	all, _ := f.strays(there)
-	var b strings.Builder
-	for _, table := range tables() {
-		var rules strings.Builder
-		for _, s := range all {
-			if s.table == table {
-				fmt.Fprintf(&rules, "-D%s\n", strings.TrimPrefix(s.rule, "-A"))
-			}
-		}
-		if rules.Len() > 0 {
-			fmt.Fprintf(&b, "*%s\n%sCOMMIT\n", table, rules.String())
-		}
-	}
-	return b.String()
-}
-
-// seals tells whether no packet gets past the rule.
+// seals tells whether no packet gets past the rule. In the filter table every
+// rule counts as such: what it accepts neither isolation nor a policy sees.
 func seals(rule, chain string) bool {
 	rest := strings.TrimPrefix(rule, "-A "+chain+" ")
 	return rest == "-j DROP" || rest == "-j ACCEPT" || strings.HasPrefix(rest, "-j REJECT")

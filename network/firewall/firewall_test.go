@@ -1,6 +1,7 @@
 package firewall_test
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -17,6 +18,7 @@ import (
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/testutil"
 	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/firewall/nft"
 	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 )
@@ -316,6 +318,8 @@ func TestRepair(t *testing.T) {
 		"hook doubled":          "%[1]s -A FORWARD -m comment --comment rgpu:hook -j RGPU-FWD",
 		"hook of another form":  "%[1]s -A FORWARD -i lo -j RGPU-FWD",
 		"hook behind a barrier": "%[1]s -I FORWARD 1 -j DROP",
+		"accepts before hooks":  "%[1]s -I FORWARD 1 -o eth9 -j ACCEPT; %[1]s -I INPUT 1 -p tcp -m tcp --dport 22 -j ACCEPT",
+		"hook doubled in front": "%[1]s -I INPUT 1 -i rgpu-+ -m comment --comment rgpu:hook -j RGPU-IN; %[1]s -I INPUT 1 -i eth9 -j ACCEPT",
 		"hook on both sides":    "%[1]s -A FORWARD -j DROP; %[1]s -A FORWARD -m comment --comment rgpu:hook -j RGPU-FWD",
 	}
 	desired := firewall.Desired{Mappings: []firewall.Mapping{
@@ -360,8 +364,21 @@ func TestRepair(t *testing.T) {
 				t.Errorf("%s: after the repair Check found %v, published %v, %v", name, differs, there, err)
 			}
 		}
-		if first := testutil.Sh(t, path+" -S FORWARD | sed -n 2p"); !strings.Contains(first, "RGPU-FWD") {
-			t.Errorf("the hook is not in front of the barrier: %s", first)
+		for chain, to := range map[string]string{"FORWARD": "RGPU-FWD", "INPUT": "RGPU-IN"} {
+			if first := testutil.Sh(t, path+" -S "+chain+" | sed -n 2p"); !strings.Contains(first, to) {
+				t.Errorf("the hook of %s is not in front: %s", chain, first)
+			}
+		}
+		// Hooks are moved in one transaction: none is absent meanwhile.
+		testutil.Sh(t, fmt.Sprintf("%[1]s -I FORWARD 1 -o eth8 -j ACCEPT; %[1]s -I INPUT 1 -i eth8 -j ACCEPT", path))
+		before, errBefore := nft.Generation()
+		mended, err := f.Repair(t.Context())
+		after, errAfter := nft.Generation()
+		if want := []string{"stray hooks", "filter FORWARD hook", "filter INPUT hook"}; err != nil || !slices.Equal(mended, want) {
+			t.Errorf("mended %v, %v, want %v", mended, err, want)
+		}
+		if strings.HasSuffix(path, "nft") && (errors.Join(errBefore, errAfter) != nil || after-before != 1) {
+			t.Errorf("hooks are moved in %d transactions, %v, %v", after-before, errBefore, errAfter)
 		}
 	})
 }
