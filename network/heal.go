@@ -57,7 +57,8 @@ type Repairs struct {
 type healer struct {
 	networks *Networks
 	pace     pace
-	working  sync.Mutex // one repair at a time
+	working  sync.Mutex    // one repair at a time
+	kicked   chan struct{} // holds one when an application has failed
 
 	mu        sync.Mutex
 	watch     string
@@ -79,6 +80,7 @@ func (n *Networks) Run(ctx context.Context) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { n.healer.followRules(ctx); return nil })
+	group.Go(func() error { n.healer.followFailures(ctx); return nil })
 	group.Go(func() error { n.healer.followFirewalld(ctx); return nil })
 	group.Go(func() error { n.healer.followSettings(ctx); return nil })
 	group.Go(func() error { n.healer.followConflicts(ctx); return nil })
@@ -217,8 +219,47 @@ func (h *healer) lookForConflicts(ctx context.Context) {
 	h.conflicts = conflicts
 }
 
-// heal mends the host's rules, by whom they were changed. What fails is tried
-// again until it succeeds or ctx ends.
+// kick has an application that failed tried again.
+func (h *healer) kick() {
+	select {
+	case h.kicked <- struct{}{}:
+	default: // somebody is about to
+	}
+}
+
+// followFailures tries again what could not be applied: what was withdrawn or
+// narrowed is open until then.
+func (h *healer) followFailures(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-h.kicked:
+		}
+		if !pause(ctx, retryFirst) {
+			return
+		}
+		h.settle(ctx)
+	}
+}
+
+// settle applies what is declared until that succeeds, unless it has meanwhile,
+// and ends what it closes.
+func (h *healer) settle(ctx context.Context) {
+	h.working.Lock()
+	defer h.working.Unlock()
+	if h.networks.published.unsettled() {
+		mended, done := h.mend(ctx, nil)
+		if !done {
+			return
+		}
+		h.networks.cfg.Log.InfoContext(ctx, "rules that could not be changed are in force now", "what", mended)
+	}
+	h.networks.forgetStrayed(ctx)
+	h.networks.endRefused(ctx)
+}
+
+// heal mends the host's rules, by whom they were changed.
 func (h *healer) heal(ctx context.Context, by []string) {
 	h.working.Lock()
 	defer h.working.Unlock()
@@ -227,21 +268,26 @@ func (h *healer) heal(ctx context.Context, by []string) {
 	}
 	h.awaitFirewalld(ctx)
 	began := time.Now()
+	if mended, done := h.mend(ctx, by); done && len(mended) > 0 {
+		h.note(ctx, Repair{At: time.Now(), What: mended, By: by, Took: time.Since(began)})
+	}
+}
+
+// mend applies what is declared. What fails is tried again until it succeeds,
+// or ctx ends: then it is not done. The caller holds working.
+func (h *healer) mend(ctx context.Context, by []string) (mended []string, done bool) {
 	for retry := retryFirst; ; retry = min(2*retry, retryLast) {
 		mended, err := h.networks.published.verify(ctx)
 		if ctx.Err() != nil {
-			return
+			return nil, false
 		}
 		h.failed(err)
 		if err == nil {
-			if len(mended) > 0 {
-				h.note(ctx, Repair{At: time.Now(), What: mended, By: by, Took: time.Since(began)})
-			}
-			return
+			return mended, true
 		}
-		h.networks.cfg.Log.WarnContext(ctx, "the host's rules were changed and cannot be mended; it is tried again", "by", by, "error", err)
+		h.networks.cfg.Log.WarnContext(ctx, "the host's rules cannot be mended or changed; it is tried again", "by", by, "error", err)
 		if !pause(ctx, retry) {
-			return
+			return nil, false
 		}
 	}
 }

@@ -160,8 +160,9 @@ func New(cfg Config) (*Networks, error) {
 	n := &Networks{cfg: cfg, removing: make(map[string]bool)}
 	n.published = publisher{
 		firewall: cfg.Firewall, around: n.surroundings, grace: cfg.RestoreGrace, log: cfg.Log,
-		current: make(map[string]publication), background: &n.background,
+		current: make(map[string]publication), background: &n.background, failed: n.healer.kick,
 	}
+	n.healer.kicked = make(chan struct{}, 1)
 	n.healer.networks, n.healer.pace.burst, n.healer.pace.interval = n, healBurst, healInterval
 	return n, nil
 }

@@ -16,8 +16,9 @@ import (
 
 // Publish makes the mappings of one environment reachable, replacing those it
 // had; none withdraws them. Calls that arrive while rules are being applied
-// are applied together. After FIREWALL_FAILED new mappings of the call are not
-// published, and withdrawn ones not again. When ctx ends the change may still
+// are applied together. After FIREWALL_FAILED what the call opens is not
+// published, and what it withdraws or narrows is as soon as rules can be changed
+// again. When ctx ends the change may still
 // be applied; a following call, or Detach, waits for that.
 func (n *Networks) Publish(ctx context.Context, envID string, address netip.Addr, mappings []port.Mapping) error {
 	if err := check(envID); err != nil {
@@ -78,6 +79,7 @@ type publisher struct {
 	grace      time.Duration
 	log        *slog.Logger
 	background *sync.WaitGroup
+	failed     func() // called after an application that failed
 
 	seeding sync.Mutex // held while the kernel is asked what is published; before mu
 	seeded  bool       // current includes what an earlier process published
@@ -203,7 +205,7 @@ func (p *publisher) restore(ctx context.Context, all map[string]publication) (cl
 	b := p.join(ctx)
 	b.verify = true
 	// An earlier process may have ended between closing and ending.
-	closes = !p.restored || !p.surroundings.Equal(&around)
+	closes = !p.restored || p.dirty || !p.surroundings.Equal(&around)
 	p.surroundings, p.restored = around, true
 	for envID := range p.current {
 		if _, ok := all[envID]; !ok && !p.recent(envID) {
@@ -339,29 +341,4 @@ func (p *publisher) apply(ctx context.Context, verify bool, desired firewall.Des
 		return nil, p.firewall.Set(ctx, desired)
 	}
 	return p.firewall.Restore(ctx, desired)
-}
-
-// settle notes how an application went. A failed one takes back what it
-// published and its policies, unless that was changed since, so that one bad
-// mapping does not fail everyone's next application. Ports that it withdrew
-// stay withdrawn.
-func (p *publisher) settle(b *batch) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.dirty = b.err != nil
-	if !p.dirty {
-		p.applied = true
-		return
-	}
-	for envID, changed := range b.changed {
-		now, before := p.current[envID], b.before[envID]
-		if !now.at.Equal(changed.at) {
-			continue
-		}
-		if len(changed.mappings) > 0 {
-			now.mappings, now.at = before.mappings, before.at
-		}
-		now.policy = before.policy
-		p.current[envID] = now
-	}
 }

@@ -21,7 +21,7 @@ func (p *publisher) restrict(ctx context.Context, policy firewall.Policy) (chang
 	p.mu.Lock()
 	stale := p.holders(policy.Address, policy.EnvID)
 	wanted := p.current[policy.EnvID]
-	same := policy.IsDefault() && wanted.policy.IsDefault() || policy.Equal(&wanted.policy)
+	same := samePolicy(&policy, &wanted.policy)
 	if same && len(stale) == 0 && p.surroundings.Equal(&around) && p.applied && p.idle() {
 		p.mu.Unlock()
 		return false, nil

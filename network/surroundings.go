@@ -120,8 +120,9 @@ func (n *Networks) CheckPolicy(wanted policy.Policy, field string) error {
 // had: where it may connect to, its groups, and how fast it sends and receives,
 // as far as its network is there. What it has open and may not open any more is
 // ended. It is called after Attach, before a process is in the environment.
-// Errors are FIREWALL_FAILED and NETWORK_FAILED; where it may connect to is as
-// before then.
+// Errors are FIREWALL_FAILED and NETWORK_FAILED. After the former it may connect
+// to nothing more than before; what the policy closes is closed as soon as rules
+// can be changed again.
 func (n *Networks) SetPolicy(ctx context.Context, declared policy.Declared) error {
 	if err := check(declared.EnvID); err != nil {
 		return err
