@@ -172,12 +172,13 @@ func TestHeal(t *testing.T) {
 			}
 			// What tells nothing is found by the next pass of the reconciler.
 			bridge := testutil.Sh(t, "ip -o link show type bridge | sed 's/^[0-9]*: //;s/:.*//' | head -n 1")
-			testutil.Sh(t, "echo 0 >/proc/sys/net/ipv4/conf/"+bridge+"/route_localnet")
+			settings := fmt.Sprintf("/proc/sys/net/ipv4/conf/%[1]s/route_localnet /proc/sys/net/ipv6/conf/%[1]s/disable_ipv6", bridge)
+			testutil.Sh(t, "for setting in "+settings+"; do echo 0 >$setting; done")
 			if err := l.networks.Restore(t.Context(), nil, nil); err != nil {
 				t.Fatal(err)
 			}
-			if got := testutil.Sh(t, "cat /proc/sys/net/ipv4/conf/"+bridge+"/route_localnet"); got != "1" {
-				t.Errorf("route_localnet is %s after a restore", got)
+			if got := testutil.Sh(t, "cat "+settings+" | xargs"); got != "1 1" {
+				t.Errorf("route_localnet and disable_ipv6 are %s after a restore", got)
 			}
 			if latest := l.networks.Repairs().Latest; !strings.Contains(fmt.Sprint(latest[len(latest)-1].What), bridge) {
 				t.Errorf("the setting is not told: %v", latest[len(latest)-1])

@@ -111,7 +111,7 @@ func (l *lab) clean(t *testing.T) {
 	if links := testutil.Sh(t, "ip -o link"); strings.Contains(links, "rgpu") {
 		t.Errorf("links are left:\n%s", links)
 	}
-	if rules := testutil.Sh(t, l.iptables+"-save"); strings.Contains(rules, "RGPU") {
+	if rules := testutil.Sh(t, l.iptables+"-save; "+strings.Replace(l.iptables, "ip", "ip6", 1)+"-save"); strings.Contains(rules, "RGPU") {
 		t.Errorf("rules are left:\n%s", rules)
 	}
 	if mounts, _ := os.ReadFile("/proc/self/mountinfo"); strings.Contains(string(mounts), l.dir) {

@@ -22,7 +22,7 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 		errs = append(errs, failed("restore networks", err))
 	}
 	known, began := n.published.knows(), time.Now()
-	settings, err := n.routeLocal()
+	settings, err := n.mendBridges()
 	if err != nil {
 		errs = append(errs, failed("restore networks", err))
 	}

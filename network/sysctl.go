@@ -36,19 +36,25 @@ func write(settings []sysctl) error {
 // strict breaks answers on hosts with several uplinks.
 func ofBridge(bridge string) []sysctl {
 	return []sysctl{
-		{"ipv4/conf/" + bridge + "/route_localnet", "1", false},
+		routeLocalnet(bridge),
 		{"ipv4/conf/" + bridge + "/rp_filter", "2", false},
 		{"ipv4/conf/" + bridge + "/accept_redirects", "0", false},
 		{"ipv4/conf/" + bridge + "/send_redirects", "0", false},
 		{"ipv6/conf/" + bridge + "/accept_ra", "0", true},
 		{"ipv6/conf/" + bridge + "/accept_dad", "0", true},
-		{"ipv6/conf/" + bridge + "/disable_ipv6", "1", true},
+		disableIPv6(bridge),
 	}
 }
 
+func routeLocalnet(bridge string) sysctl {
+	return sysctl{"ipv4/conf/" + bridge + "/route_localnet", "1", false}
+}
+
+func disableIPv6(link string) sysctl { return sysctl{"ipv6/conf/" + link + "/disable_ipv6", "1", true} }
+
 // ofPort are the settings of a bridge's port.
 func ofPort(veth string) []sysctl {
-	return []sysctl{{"ipv6/conf/" + veth + "/disable_ipv6", "1", true}}
+	return []sysctl{disableIPv6(veth)}
 }
 
 // ofInside are the settings inside an environment: no IPv6 while it has no
@@ -87,10 +93,11 @@ func (n *Networks) forwarding(ctx context.Context) (changed bool, err error) {
 	return true, nil
 }
 
-// routeLocal gives bridges back their route_localnet, which programs that set
-// all interfaces alike take: without it the host's loopback reaches no
-// published port. It returns the settings that were wrong.
-func (n *Networks) routeLocal() (mended []string, err error) {
+// mendBridges gives bridges back the settings that programs change which set
+// all interfaces alike: without route_localnet the host's loopback reaches no
+// published port, and with IPv6 environments would reach the host by it. It
+// returns the settings that were wrong.
+func (n *Networks) mendBridges() (mended []string, err error) {
 	links, err := ours()
 	if err != nil {
 		return nil, err
@@ -101,21 +108,35 @@ func (n *Networks) routeLocal() (mended []string, err error) {
 		if link.Type() != "bridge" || !strings.HasPrefix(link.Attrs().Alias, aliasPrefix) {
 			continue
 		}
-		path := filepath.Join("/proc/sys/net/ipv4/conf", name, "route_localnet")
-		value, err := os.ReadFile(path)
-		if err == nil && string(bytes.TrimSpace(value)) == "1" {
-			continue
-		}
-		if err == nil {
-			err = os.WriteFile(path, []byte("1"), 0)
-		}
-		switch {
-		case errors.Is(err, os.ErrNotExist): // it has been removed since
-		case err != nil:
-			errs = append(errs, fmt.Errorf("set route_localnet of %s: %w", name, err))
-		default:
-			mended = append(mended, "net.ipv4.conf."+name+".route_localnet")
+		for _, setting := range []sysctl{routeLocalnet(name), disableIPv6(name)} {
+			changed, err := setting.mend()
+			switch {
+			case err != nil:
+				errs = append(errs, err)
+			case changed:
+				mended = append(mended, "net."+strings.ReplaceAll(setting.path, "/", "."))
+			}
 		}
 	}
 	return mended, errors.Join(errs...)
+}
+
+// mend sets it if it is another, and tells whether it was. What is not there
+// any more, or never was, is no error.
+func (s sysctl) mend() (changed bool, err error) {
+	path := filepath.Join("/proc/sys/net", s.path)
+	value, err := os.ReadFile(path)
+	if err == nil && string(bytes.TrimSpace(value)) == s.value {
+		return false, nil
+	}
+	if err == nil {
+		err = os.WriteFile(path, []byte(s.value), 0)
+	}
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("set net/%s to %s: %w", s.path, s.value, err)
+	}
+	return true, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -70,7 +71,7 @@ func (f *Firewall) otherBackend(ctx context.Context) ([]*problem.Problem, error)
 		return nil, nil // then there are no rules in it
 	}
 	if f.applied != nil {
-		if err := leave(ctx, other, parse(saved)); err != nil {
+		if err := errors.Join(leave(ctx, other, parse(saved)), leaveV6(ctx, other)); err != nil {
 			return nil, err
 		}
 	}
@@ -119,9 +120,24 @@ func (f *Firewall) leaveOther(ctx context.Context) error {
 	}
 	saved, err := hostexec.Run(ctx, nil, other.save)
 	if err != nil {
-		return nil //nolint:nilerr // the kernel does not have that backend, so nothing is in it
+		saved = nil // the kernel does not have that backend, so nothing is in it
 	}
-	return leave(ctx, other, parse(saved))
+	return errors.Join(leave(ctx, other, parse(saved)), leaveV6(ctx, other))
+}
+
+// leaveV6 removes everything of ours from IPv6 in the backend of an IPv4.
+func leaveV6(ctx context.Context, v4 *family) error {
+	program, ok := twinV6(v4.program)
+	if !ok {
+		return nil
+	}
+	other := *v4
+	other.program, other.save, other.restore = program, program+"-save", program+"-restore"
+	saved, err := hostexec.Run(ctx, nil, other.save)
+	if err != nil {
+		return nil //nolint:nilerr // as above
+	}
+	return leave(ctx, &other, parse(saved))
 }
 
 // leave removes everything of ours that is there.

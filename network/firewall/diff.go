@@ -43,8 +43,8 @@ func (d Difference) String() string {
 }
 
 // Differences tells how the kernel's rules differ from desired, tables in the
-// order in which they are applied, chains by name, hooks at the end. It changes
-// nothing.
+// order in which they are applied, chains by name, hooks at the end; then those
+// of IPv6. It changes nothing.
 func (f *Firewall) Differences(ctx context.Context, desired Desired) ([]Difference, error) {
 	wanted, err := f.v4.render(desired)
 	if err != nil {
@@ -56,7 +56,8 @@ func (f *Firewall) Differences(ctx context.Context, desired Desired) ([]Differen
 	if err != nil {
 		return nil, fmt.Errorf("compare rules: %w", err)
 	}
-	return f.v4.differences(there, wanted), nil
+	ofV6, _ := f.differencesV6(ctx)
+	return append(f.v4.differences(there, wanted), ofV6...), nil
 }
 
 // Diff tells how the kernel's rules differ from what was last set, one line
@@ -83,8 +84,8 @@ func (f *Firewall) Text() (string, error) {
 	return f.Render(f.desired)
 }
 
-// Render returns desired as iptables-save would print our chains. It looks at
-// nothing.
+// Render returns desired as iptables-save would print our chains, which are
+// those of IPv4. It looks at nothing.
 func (f *Firewall) Render(desired Desired) (string, error) {
 	wanted, err := f.v4.render(desired)
 	if err != nil {
@@ -110,7 +111,7 @@ func (f *family) differences(there, wanted ruleset) []Difference {
 			all = append(all, f.ruleDifferences(table, name, have, want)...)
 		}
 	}
-	if _, ok := there["filter"][f.admin()]; !ok {
+	if !f.hasAdmin(there) {
 		all = append(all, Difference{Kind: Missing, Table: "filter", Chain: f.admin()})
 	}
 	strays, removed := f.strays(there)

@@ -14,10 +14,9 @@ import (
 	"github.com/remotegpu/remotegpu/internal/hostexec"
 )
 
-// family is one address family's programs and layout. There is IPv4 now; IPv6
-// is another value with ip6tables, its own hooks and its own render.
+// family is one address family's programs and layout.
 type family struct {
-	ipt                    *iptables.IPTables
+	ipt                    *iptables.IPTables // makes the administrator's chain; nil: the family has none
 	program, save, restore string
 	render                 func(Desired) (ruleset, error)
 	hooks                  []hook
@@ -61,6 +60,12 @@ func (h hook) name() string { return h.table + " " + h.chain + " hook" }
 // admin is the chain that belongs to the administrator: made once, never
 // flushed, never named in what is applied (naming it would empty it).
 func (f *family) admin() string { return f.prefix + "-USER" }
+
+// hasAdmin tells whether that chain is there, if there should be one.
+func (f *family) hasAdmin(there ruleset) bool {
+	_, ok := there["filter"][f.admin()]
+	return ok || f.ipt == nil
+}
 
 func (f *family) prefixed(chain string) bool { return strings.HasPrefix(chain, f.prefix+"-") }
 
@@ -134,7 +139,7 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 	if err != nil {
 		return nil, err
 	}
-	if _, ok := there["filter"][f.admin()]; !ok {
+	if !f.hasAdmin(there) {
 		if err := f.own(ctx, 1, func() error { return f.ipt.NewChain("filter", f.admin()) }); err != nil {
 			return nil, failed("make chain "+f.admin(), err)
 		}
@@ -195,7 +200,7 @@ func (f *family) hookEdits(there ruleset) (rules map[string]string, names []stri
 // differs names what repair would mend.
 func (f *family) differs(there, wanted ruleset) []string {
 	var names []string
-	if _, ok := there["filter"][f.admin()]; !ok {
+	if !f.hasAdmin(there) {
 		names = append(names, f.admin())
 	}
 	names = append(names, changed(there.owned(f.ours), wanted)...)

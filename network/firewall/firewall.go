@@ -9,6 +9,7 @@ package firewall
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -91,8 +92,10 @@ type Desired struct {
 type Firewall struct {
 	cfg Config
 	v4  family
+	v6  *family // keeps environments from the host's IPv6; nil: there is no ip6tables
 
 	mu       sync.Mutex
+	failedV6 bool   // the rules of v6 could not be made
 	backend  string // "": not asked for yet
 	desired  Desired
 	rendered rendering
@@ -131,6 +134,7 @@ func New(cfg Config) (*Firewall, error) {
 		ipt: ipt, program: path, save: path + "-save", restore: path + "-restore",
 		render: f.renderV4, hooks: hooksV4(cfg.Prefix, cfg.Interface+"+"), prefix: cfg.Prefix, log: cfg.Log, own: f.own,
 	}
+	f.v6 = f.newV6()
 	return f, nil
 }
 
@@ -204,7 +208,7 @@ const repairRounds = 3
 func (f *Firewall) restore(ctx context.Context, desired Desired) ([]string, error) {
 	f.applied = nil
 	wanted := f.rendered.state()
-	var mended []string
+	mended := f.repairV6(ctx)
 	for range repairRounds {
 		f.look(ctx)
 		more, err := f.v4.repair(ctx, wanted)
@@ -239,5 +243,5 @@ func (f *Firewall) CleanUp(ctx context.Context) error {
 			return fmt.Errorf("remove chains %s: %w", f.cfg.Prefix, err)
 		}
 	}
-	return f.leaveOther(ctx)
+	return errors.Join(f.cleanUpV6(ctx), f.leaveOther(ctx))
 }

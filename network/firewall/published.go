@@ -80,7 +80,8 @@ func (f *Firewall) Check(ctx context.Context, desired Desired) (published Desire
 	if err != nil {
 		return Desired{}, nil, fmt.Errorf("check rules: %w", err)
 	}
-	return f.published(there), f.v4.differs(there, wanted), nil
+	_, ofV6 := f.differencesV6(ctx)
+	return f.published(there), append(f.v4.differs(there, wanted), ofV6...), nil
 }
 
 // parseMapping reads a rule as translate writes it. source is whom it is for,

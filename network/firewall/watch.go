@@ -155,12 +155,19 @@ func gather(ctx context.Context, first nft.Commit, commits <-chan nft.Commit) []
 // interest tells whether a change of the chain may be a change of our rules or
 // of where our hooks are.
 func (f *Firewall) interest(chain nft.Chain) bool {
-	if chain.Family != unix.NFPROTO_IPV4 || !slices.Contains(tables(), chain.Table) {
+	hooks := f.v4.hooks
+	switch {
+	case chain.Family == unix.NFPROTO_IPV6 && f.v6 != nil:
+		hooks = f.v6.hooks
+	case chain.Family != unix.NFPROTO_IPV4:
+		return false
+	}
+	if !slices.ContainsFunc(hooks, func(h hook) bool { return h.table == chain.Table }) {
 		return false
 	}
 	// Of a chain that is renamed only the new name is told.
 	return chain.Name == "" || chain.Itself || f.v4.prefixed(chain.Name) ||
-		slices.ContainsFunc(f.v4.hooks, func(h hook) bool { return h.table == chain.Table && h.chain == chain.Name })
+		slices.ContainsFunc(hooks, func(h hook) bool { return h.table == chain.Table && h.chain == chain.Name })
 }
 
 // Watches tells how changes of others are noticed: "events" or "poll".
