@@ -32,8 +32,9 @@ func flowsOf(address netip.Addr) flows {
 
 // staleUDP selects datagrams to host ports that were published just now and
 // are tracked as going elsewhere: without the mapping, or to whom it led
-// before. Each datagram would keep such an entry alive.
-func staleUDP(added []firewall.Mapping) flows {
+// before. Each datagram would keep such an entry alive. local are the addresses
+// of the host: a datagram to the same port of another machine is none of ours.
+func staleUDP(added []firewall.Mapping, local func() []netip.Addr) flows {
 	to := make(map[uint16]net.IP)
 	for _, m := range added {
 		if m.Protocol == port.UDP {
@@ -43,9 +44,15 @@ func staleUDP(added []firewall.Mapping) flows {
 	if len(to) == 0 {
 		return nil
 	}
+	local = sync.OnceValue(local)
 	return func(flow *netlink.ConntrackFlow) bool {
 		target, ok := to[flow.Forward.DstPort]
-		return ok && flow.Forward.Protocol == unix.IPPROTO_UDP && !target.Equal(flow.Reverse.SrcIP)
+		if !ok || flow.Forward.Protocol != unix.IPPROTO_UDP || target.Equal(flow.Reverse.SrcIP) {
+			return false
+		}
+		address, ok := netip.AddrFromSlice(flow.Forward.DstIP)
+		address = address.Unmap()
+		return ok && (address.IsLoopback() || slices.Contains(local(), address))
 	}
 }
 
@@ -169,7 +176,7 @@ func (n *Networks) forget(ctx context.Context, which ...flows) {
 // that began while the rules were gone: as long as their sender goes on they
 // would lead nowhere.
 func (n *Networks) forgetStrayed(ctx context.Context) {
-	strayed := staleUDP(n.published.all().Mappings)
+	strayed := staleUDP(n.published.all().Mappings, localAddresses)
 	if strayed == nil {
 		return
 	}

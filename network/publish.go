@@ -28,7 +28,7 @@ func (n *Networks) Publish(ctx context.Context, envID string, address netip.Addr
 	if err != nil {
 		return fmt.Errorf("publish ports of environment %s: %w", envID, err)
 	}
-	if stale := staleUDP(without(after, before)); stale != nil {
+	if stale := staleUDP(without(after, before), localAddresses); stale != nil {
 		n.forget(ctx, stale)
 	}
 	n.endWithdrawn(ctx, before, after)
