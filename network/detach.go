@@ -75,7 +75,8 @@ func (n *Networks) Detach(ctx context.Context, envID string) error {
 }
 
 // silence takes the address from the environment's bridge, and its route with
-// it, and returns the environment's own. It is invalid when there is none.
+// it, and returns the environment's own: after a Detach that failed later, the
+// one it still has inside. It is invalid when there is none.
 func (n *Networks) silence(envID string) (netip.Addr, error) {
 	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -83,8 +84,11 @@ func (n *Networks) silence(envID string) (netip.Addr, error) {
 	}
 	defer host.Close()
 	bridge, err := find(host, n.names(envID).bridge)
-	if bridge == nil {
+	if err != nil {
 		return netip.Addr{}, err
+	}
+	if bridge == nil {
+		return n.addressInside(envID)
 	}
 	addresses, err := host.AddrList(bridge, netlink.FAMILY_V4)
 	if err != nil {
@@ -100,7 +104,41 @@ func (n *Networks) silence(envID string) (netip.Addr, error) {
 			return netip.Addr{}, fmt.Errorf("take address from bridge: %w", err)
 		}
 	}
+	if !environment.IsValid() {
+		return n.addressInside(envID)
+	}
 	return environment, nil
+}
+
+// addressInside is the address in the environment's namespace, which nobody in
+// it can change; invalid when there is none.
+func (n *Networks) addressInside(envID string) (address netip.Addr, err error) {
+	there, err := pinned(n.NetNS(envID))
+	if err != nil || !there {
+		return netip.Addr{}, err
+	}
+	err = inNamespace(n.NetNS(envID), false, func(int) error {
+		inner, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("open netlink in namespace: %w", err)
+		}
+		defer inner.Close()
+		link, err := find(inner, inside)
+		if link == nil {
+			return err
+		}
+		addresses, err := inner.AddrList(link, netlink.FAMILY_V4)
+		if err != nil {
+			return fmt.Errorf("list addresses in namespace: %w", err)
+		}
+		for i := range addresses {
+			if own := addressOf(addresses[i].IPNet); own.IsValid() && n.isEnvironment(own) {
+				address = own
+			}
+		}
+		return nil
+	})
+	return address, err
 }
 
 func (n *Networks) mark(envID string, removing bool) {
