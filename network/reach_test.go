@@ -231,8 +231,9 @@ func flowsOfMatrix(t *testing.T, l *lab) {
 	}
 	all.Wait()
 	martians(t, l, a)
-	spoof(t, l, a, addressB)
-	spoof(t, l, a, l.networks.Address(0).Next().String()) // spare, and in its own network
+	spoof(t, a, addressB, l.lan, internetIP)
+	spoof(t, a, l.networks.Address(0).Next().String(), l.lan, internetIP) // spare, and in its own network
+	spoof(t, l.lan, addressB, l.host, hostIP)
 }
 
 // ask gives an answer that should come time, and a datagram a second chance.
@@ -275,16 +276,17 @@ func martians(t *testing.T, l *lab, env *testutil.Namespace) {
 	}
 }
 
-// spoof: an environment that takes another address gets nothing through.
-func spoof(t *testing.T, l *lab, env *testutil.Namespace, other string) {
+// spoof: who takes an address of an environment that is not its own gets nothing
+// through to an address of another.
+func spoof(t *testing.T, from *testutil.Namespace, other string, on *testutil.Namespace, to string) {
 	t.Helper()
-	env.Sh(t, "ip addr add "+other+"/32 dev lo")
-	defer env.Sh(t, "ip addr del "+other+"/32 dev lo")
+	from.Sh(t, "ip addr add "+other+"/32 dev lo")
+	defer from.Sh(t, "ip addr del "+other+"/32 dev lo")
 	received := make(chan string, 1)
 	var sink net.PacketConn
-	l.lan.Do(t, func() { sink, _ = net.ListenPacket("udp4", internetIP+":8001") })
+	on.Do(t, func() { sink, _ = net.ListenPacket("udp4", to+":8001") })
 	if sink == nil {
-		t.Fatal("no socket on the LAN")
+		t.Fatal("no socket at " + to)
 	}
 	defer sink.Close()
 	go func() {
@@ -293,8 +295,8 @@ func spoof(t *testing.T, l *lab, env *testutil.Namespace, other string) {
 			received <- from.String()
 		}
 	}()
-	env.Do(t, func() {
-		conn, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(other)}, &net.UDPAddr{IP: net.ParseIP(internetIP), Port: 8001})
+	from.Do(t, func() {
+		conn, err := net.DialUDP("udp4", &net.UDPAddr{IP: net.ParseIP(other)}, &net.UDPAddr{IP: net.ParseIP(to), Port: 8001})
 		if err != nil {
 			t.Error(err)
 			return
@@ -304,7 +306,7 @@ func spoof(t *testing.T, l *lab, env *testutil.Namespace, other string) {
 	})
 	select {
 	case from := <-received:
-		t.Errorf("a datagram with address %s, which is not its own, got out as from %s", other, from)
+		t.Errorf("a datagram with address %s, which is not the sender's own, got to %s as from %s", other, to, from)
 	case <-time.After(quiet):
 	}
 }

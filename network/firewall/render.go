@@ -40,6 +40,10 @@ func (f *Firewall) renderAround(desired *Desired) (ruleset, error) {
 	raw := []string{
 		fmt.Sprintf("-A %s-RAW -d 127.0.0.0/8 ! -i lo %s -j DROP", p, note("no martian loopback")),
 		fmt.Sprintf("-A %s-RAW -d %s ! -i %s %s -j DROP", p, subnet, bridges, note("no direct-routed access")),
+		// What answers to it would reach an environment as if it had asked. The
+		// host itself has addresses of the range, and sends errors from them.
+		fmt.Sprintf("-A %s-RAW -i lo -j RETURN", p),
+		fmt.Sprintf("-A %s-RAW -s %s ! -i %s %s -j DROP", p, subnet, bridges, note("source spoofing")),
 		fmt.Sprintf("-A %s-RAW ! -i %s -j RETURN", p, bridges), // every packet of the host comes here
 		fmt.Sprintf("-A %s-RAW ! -s %s -i %s %s -j DROP", p, ownAddresses(f.cfg.Subnet), bridges, note("source spoofing")),
 		fmt.Sprintf("-A %s-RAW -i %s -m rpfilter --invert %s -j DROP", p, bridges, note("source spoofing")),
