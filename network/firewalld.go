@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +18,8 @@ import (
 const (
 	firewalldName = "org.fedoraproject.FirewallD1"
 	firewalldPath = "/org/fedoraproject/FirewallD1"
+	// firewalldProgram is how the kernel calls it.
+	firewalldProgram = "firewalld"
 	// trustedZone is firewalld's zone that accepts everything. What
 	// environments may reach is for our own rules to say; an accept there
 	// overrules none of them.
@@ -28,6 +31,9 @@ const (
 	busInterval = 30 * time.Second
 	// busTimeout bounds a call of firewalld, which may be busy with a reload.
 	busTimeout = 20 * time.Second
+	// firewalldPatience bounds the wait for firewalld before rules are mended:
+	// until then what they close is open.
+	firewalldPatience = 2 * time.Second
 )
 
 // busAddress is the system bus, as its clients find it.
@@ -103,9 +109,11 @@ func (h *healer) listenToFirewalld(ctx context.Context) error {
 				h.setTrusted(false)
 				continue
 			}
+			// Rules first: with the bridges trusted and no rules, nothing would
+			// be closed.
 			h.setFirewalld(bus)
+			h.heal(ctx, []string{firewalldProgram})
 			h.firewalldBegan(ctx, bus)
-			h.heal(ctx, []string{"firewalld"})
 		}
 	}
 }
@@ -143,22 +151,31 @@ func (h *healer) setFirewalld(bus *dbus.Conn) {
 	h.firewalld = bus
 }
 
-// awaitFirewalld waits until firewalld, if it is there, has done what it is
-// doing. It starts and reloads in several steps, of which one fails when chains
+// awaitFirewalld waits until firewalld, if it is there and may have changed the
+// rules, has done what it is doing, but not for long. It starts and reloads in several steps, of which one fails when chains
 // come back that it has just removed, and answers nobody meanwhile. What it
 // takes away it has closed before.
-func (h *healer) awaitFirewalld(ctx context.Context) {
+func (h *healer) awaitFirewalld(ctx context.Context, by []string) {
 	h.mu.Lock()
 	bus := h.firewalld
 	h.mu.Unlock()
-	if bus == nil {
+	if bus == nil || !mayBeFirewalld(by) {
 		return
 	}
-	asking, cancel := context.WithTimeout(ctx, busTimeout)
+	asking, cancel := context.WithTimeout(ctx, firewalldPatience)
 	defer cancel()
 	if _, err := bridgesTrusted(asking, bus); err != nil && ctx.Err() == nil {
 		h.networks.cfg.Log.DebugContext(ctx, "firewalld does not answer; rules are mended all the same", "error", err)
 	}
+}
+
+// mayBeFirewalld tells whether it is firewalld that changed rules, as far as the
+// kernel tells: it does so itself, or has programs of iptables do it.
+func mayBeFirewalld(by []string) bool {
+	return len(by) == 0 || slices.ContainsFunc(by, func(who string) bool {
+		return slices.ContainsFunc([]string{firewalldProgram, "iptables", "ip6tables", "xtables", "ebtables"},
+			func(program string) bool { return strings.HasPrefix(who, program) })
+	})
 }
 
 func (h *healer) setTrusted(trusted bool) {

@@ -266,7 +266,7 @@ func (h *healer) heal(ctx context.Context, by []string) {
 	if !pause(ctx, h.pace.wait(time.Now())) {
 		return
 	}
-	h.awaitFirewalld(ctx)
+	h.awaitFirewalld(ctx, by)
 	began := time.Now()
 	if mended, done := h.mend(ctx, by); done && len(mended) > 0 {
 		h.note(ctx, Repair{At: time.Now(), What: mended, By: by, Took: time.Since(began)})
