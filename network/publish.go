@@ -18,21 +18,45 @@ import (
 // had; none withdraws them. Calls that arrive while rules are being applied
 // are applied together. After FIREWALL_FAILED what the call opens is not
 // published, and what it withdraws or narrows is as soon as rules can be changed
-// again. When ctx ends the change may still
-// be applied; a following call, or Detach, waits for that.
+// again. When ctx ends the change is applied all the same; a following call, or
+// Detach, waits for that.
 func (n *Networks) Publish(ctx context.Context, envID string, address netip.Addr, mappings []port.Mapping) error {
 	if err := check(envID); err != nil {
 		return err
 	}
-	before, after, err := n.published.publish(ctx, envID, n.toFirewall(envID, address, mappings))
+	after := n.toFirewall(envID, address, mappings)
+	before, b, err := n.published.publish(ctx, envID, after)
+	if err == nil && b != nil {
+		err = n.await(ctx, b, func(ctx context.Context) {
+			if stale := staleUDP(without(after, before), localAddresses); stale != nil {
+				n.forget(ctx, stale)
+			}
+			n.endWithdrawn(ctx, before, after)
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("publish ports of environment %s: %w", envID, err)
 	}
-	if stale := staleUDP(without(after, before), localAddresses); stale != nil {
-		n.forget(ctx, stale)
-	}
-	n.endWithdrawn(ctx, before, after)
 	return nil
+}
+
+// await waits until a batch is applied and does what comes after that. When ctx
+// ends before, it is done in the background.
+func (n *Networks) await(ctx context.Context, b *batch, then func(context.Context)) error {
+	err := b.wait(ctx)
+	if err == nil {
+		then(ctx)
+		return nil
+	}
+	n.background.Go(func() {
+		<-b.done
+		if b.err == nil {
+			ctx, cancel := cleanup.Context(ctx)
+			defer cancel()
+			then(ctx)
+		}
+	})
+	return err
 }
 
 // toFirewall is how mappings are published. One that nobody is named for is
@@ -111,25 +135,25 @@ type batch struct {
 	err     error
 }
 
-// publish changes one environment's mappings and waits until they are applied.
-func (p *publisher) publish(ctx context.Context, envID string, mappings []firewall.Mapping) (before, after []firewall.Mapping, err error) {
+// publish changes one environment's mappings and returns those of before, and
+// the batch to wait for; nil: there is nothing to do.
+func (p *publisher) publish(ctx context.Context, envID string, mappings []firewall.Mapping) (before []firewall.Mapping, b *batch, err error) {
 	if err := p.seed(ctx); err != nil {
 		return nil, nil, err
 	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	wanted := p.current[envID]
 	before, wanted.mappings, wanted.at = wanted.mappings, mappings, time.Now()
 	if len(before) == 0 && len(mappings) == 0 && p.idle() {
 		// Nothing to withdraw. It is noted, so that an older list does not
 		// publish it again.
 		p.current[envID] = wanted
-		p.mu.Unlock()
 		return nil, nil, nil
 	}
-	b := p.join(ctx)
+	b = p.join(ctx)
 	b.change(p, envID, wanted)
-	p.mu.Unlock()
-	return before, mappings, b.wait(ctx)
+	return before, b, nil
 }
 
 // withdraw does as publish of nothing, mostly without a mark when nothing was

@@ -8,27 +8,28 @@ import (
 	"github.com/remotegpu/remotegpu/network/firewall"
 )
 
-// restrict sets one environment's policy and waits until it is applied. It
-// tells whether that, or what is around environments, was another one.
-func (p *publisher) restrict(ctx context.Context, policy firewall.Policy) (changed bool, err error) {
+// restrict sets one environment's policy and returns the batch to wait for; nil:
+// there is nothing to do. It tells whether that, or what is around environments,
+// was another one.
+func (p *publisher) restrict(ctx context.Context, policy firewall.Policy) (changed bool, b *batch, err error) {
 	if err := p.seed(ctx); err != nil {
-		return false, err
+		return false, nil, err
 	}
 	around, err := p.around(ctx)
 	if err != nil {
-		return false, err
+		return false, nil, err
 	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	stale := p.holders(policy.Address, policy.EnvID)
 	wanted := p.current[policy.EnvID]
 	same := samePolicy(&policy, &wanted.policy)
 	if same && len(stale) == 0 && p.surroundings.Equal(&around) && p.applied && p.idle() {
-		p.mu.Unlock()
-		return false, nil
+		return false, nil, nil
 	}
 	changed = !same || !p.surroundings.Equal(&around)
 	p.surroundings = around
-	b := p.join(ctx)
+	b = p.join(ctx)
 	for _, envID := range stale {
 		former := p.current[envID]
 		former.policy, former.at = firewall.Policy{}, time.Now()
@@ -36,8 +37,7 @@ func (p *publisher) restrict(ctx context.Context, policy firewall.Policy) (chang
 	}
 	wanted.policy, wanted.at = policy, time.Now()
 	b.change(p, policy.EnvID, wanted)
-	p.mu.Unlock()
-	return changed, b.wait(ctx)
+	return changed, b, nil
 }
 
 // surround looks at what is around environments and applies it when it is

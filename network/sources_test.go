@@ -1,6 +1,7 @@
 package network_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -94,6 +95,18 @@ func TestSourcesOfPublishedPorts(t *testing.T) {
 			publish(l.networks, lanIP+"/31", "198.51.100.0/24")
 			if err := converseTCP(conn); err != nil {
 				t.Errorf("a connection of who is let in still has ended: %v", err)
+			}
+			// Who asks for it need not wait for what follows from it.
+			ended, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := l.networks.Publish(ended, "01ENVA", l.networks.Address(0), []port.Mapping{limited(port.TCP, 10001, 81, otherIP+"/32")}); !errors.Is(err, context.Canceled) {
+				t.Errorf("a publish that nobody waits for: %v", err)
+			}
+			if err := l.networks.Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if err := converseTCP(conn); err == nil {
+				t.Error("a connection of who is left out goes on after a publish that nobody waited for")
 			}
 			publish(l.networks, "0.0.0.0/0")
 			check("everybody", "LOHPAB")

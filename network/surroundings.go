@@ -127,12 +127,16 @@ func (n *Networks) SetPolicy(ctx context.Context, declared policy.Declared) erro
 	if err := check(declared.EnvID); err != nil {
 		return err
 	}
-	changed, err := n.published.restrict(ctx, toPolicy(&declared))
+	changed, b, err := n.published.restrict(ctx, toPolicy(&declared))
+	if err == nil && b != nil {
+		err = n.await(ctx, b, func(ctx context.Context) {
+			if changed {
+				n.endRefused(ctx)
+			}
+		})
+	}
 	if err != nil {
 		return fmt.Errorf("set policy of environment %s: %w", declared.EnvID, err)
-	}
-	if changed {
-		n.endRefused(ctx)
 	}
 	return n.setBandwidth(ctx, &declared)
 }

@@ -19,11 +19,18 @@ func (n *Networks) Withdraw(ctx context.Context, envID string, mappings []port.M
 	if err := check(envID); err != nil {
 		return err
 	}
-	if err := n.published.without(ctx, envID, mappings); err != nil {
+	// Also of those that an earlier daemon published, or a restore left out.
+	end := func(ctx context.Context) { n.end(ctx, n.throughAny(mappings)) }
+	b, err := n.published.without(ctx, envID, mappings)
+	switch {
+	case err == nil && b == nil:
+		end(ctx)
+	case err == nil:
+		err = n.await(ctx, b, end)
+	}
+	if err != nil {
 		return fmt.Errorf("withdraw ports of environment %s: %w", envID, err)
 	}
-	// Also of those that an earlier daemon published, or a restore left out.
-	n.end(ctx, n.throughAny(mappings))
 	return nil
 }
 
@@ -45,23 +52,22 @@ func (n *Networks) end(ctx context.Context, removed flows) {
 }
 
 // without publishes what an environment publishes but for some mappings, and
-// waits until that is applied.
-func (p *publisher) without(ctx context.Context, envID string, dropped []port.Mapping) error {
+// returns the batch to wait for; nil: there is nothing to do.
+func (p *publisher) without(ctx context.Context, envID string, dropped []port.Mapping) (*batch, error) {
 	if err := p.seed(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	wanted := p.current[envID]
 	left := slices.DeleteFunc(slices.Clone(wanted.mappings), func(m firewall.Mapping) bool {
 		return slices.ContainsFunc(dropped, func(d port.Mapping) bool { return d.Protocol == m.Protocol && d.External == m.HostPort })
 	})
 	if len(left) == len(wanted.mappings) && p.idle() {
-		p.mu.Unlock()
-		return nil
+		return nil, nil //nolint:nilnil // absence is an answer here
 	}
 	b := p.join(ctx)
 	wanted.mappings, wanted.at = left, time.Now()
 	b.change(p, envID, wanted)
-	p.mu.Unlock()
-	return b.wait(ctx)
+	return b, nil
 }
