@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -121,6 +122,9 @@ func checkRecord(record *DNSRecord) error {
 func fits(record *DNSRecord, env *Environment, others []*DNSRecord, taken func(string) (bool, error), zones []string) error {
 	record.EnvName = env.Name
 	if record.Alias {
+		if slices.Contains(dns.Reserved(), record.Name) {
+			return nameTaken(record.Name, "it is the zone's own")
+		}
 		if is, err := taken(record.Name); err != nil {
 			return err
 		} else if is {

@@ -148,6 +148,8 @@ func TestDNSRecords(t *testing.T) {
 		{"a..desk", dns.TXT, "x", problem.DNSNameInvalid, "name"},
 		{strings.Repeat("a", 64), dns.CNAME, "", problem.DNSNameInvalid, "name"},
 		{"other", dns.CNAME, "", problem.DNSNameTaken, "name"},
+		{"NS", dns.A, "192.0.2.66", problem.DNSNameTaken, "name"},
+		{"hostmaster.gpu.internal.", dns.A, "192.0.2.66", problem.DNSNameTaken, "name"},
 		{"@", dns.CNAME, "www.example.org", problem.DNSRecordConflict, "name"},
 		{"@", dns.A, "192.0.2.1", problem.DNSRecordConflict, "name"},
 		{"*.desk", dns.AAAA, "2001:db8::1", problem.DNSRecordConflict, "name"},
@@ -177,6 +179,14 @@ func TestDNSRecords(t *testing.T) {
 	}
 	if _, err := d.Rename(t.Context(), runtime.RenameRequest{Environment: "other", Name: "www"}); reasonOf(err) != problem.DNSNameTaken {
 		t.Errorf("an environment that is renamed to an alias: %v", err)
+	}
+	for _, name := range []string{"ns", "hostmaster"} { // who has the server's name has the zone
+		if _, _, err := d.Create(t.Context(), plain(name)); reasonOf(err) != problem.EnvNameInvalid {
+			t.Errorf("an environment that is called %s: %v", name, err)
+		}
+		if _, err := d.Rename(t.Context(), runtime.RenameRequest{Environment: "other", Name: name}); reasonOf(err) != problem.EnvNameInvalid {
+			t.Errorf("an environment that is renamed to %s: %v", name, err)
+		}
 	}
 	for i := range runtime.MaxDNSRecords {
 		_, err := d.add(fmt.Sprintf("n%d.desk", i), dns.TXT, "x")

@@ -17,6 +17,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/internal/imageref"
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/dns"
 )
 
 // Limits and defaults of a spec.
@@ -47,9 +48,13 @@ var (
 	variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 )
 
-// checkName refuses what is no DNS label (RFC 1123 section 2.1): names become
-// host names and DNS names.
+// checkName refuses what is no DNS label (RFC 1123 section 2.1), and labels
+// that zones need for themselves: names become host names and DNS names.
 func checkName(name, field string) error {
+	if slices.Contains(dns.Reserved(), name) {
+		return problem.New(problem.EnvNameInvalid, "the name %q is reserved for the DNS zones", name).WithField(field).
+			WithHint("choose another name")
+	}
 	if dnsLabel.MatchString(name) && name != "localhost" {
 		return nil
 	}

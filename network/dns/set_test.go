@@ -65,14 +65,17 @@ func TestSet(t *testing.T) {
 }
 
 // TestNamesInEachOthersWay: an environment is called as a project is, and as
-// the zone's server; the environments' own names win, the others are still
-// there.
+// the zone's server, whose name is the server's; the others are still there.
 func TestNamesInEachOthersWay(t *testing.T) {
 	t.Parallel()
 	desired := world()
 	desired.Hosts = append(desired.Hosts,
 		&dns.Host{ID: "a", Name: "lab", Project: "default", Address: netip.MustParseAddr("127.88.1.2")},
-		&dns.Host{ID: "b", Name: "ns", Project: "default", Address: netip.MustParseAddr("127.88.1.10")},
+		&dns.Host{ID: "b", Name: "ns", Project: "default", Groups: []string{"g"}, Address: netip.MustParseAddr("127.88.1.10")},
+		&dns.Host{
+			ID: "d", Name: "evil", Project: "lab", Address: netip.MustParseAddr("127.88.1.26"),
+			Records: []dns.Record{{Name: "ns", Alias: true, Type: dns.A, Data: "203.0.113.66"}},
+		},
 		&dns.Host{ID: "c", Name: "default", Project: "default", Address: netip.MustParseAddr("127.88.1.18")},
 	)
 	server := dns.NewServer(dns.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/16")}})
@@ -80,8 +83,14 @@ func TestNamesInEachOthersWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	address := listen(t, server)
+	for from, want := range map[string]string{lanAddress: "192.0.2.7", demoAddress: "127.88.0.1", otherAddress: "127.88.0.1"} {
+		reply := resolve(t, "udp", from, address, "ns.gpu.internal.", miekg.TypeA)
+		if diff := cmp.Diff([]string{"ns.gpu.internal. 60 IN A " + want}, records(reply.Answer)); diff != "" {
+			t.Errorf("the zone's server, from %s (-want +got)\n%s", from, diff)
+		}
+	}
 	for _, name := range []string{
-		"lab.gpu.internal.", "other.lab.gpu.internal.", "any.lab.gpu.internal.", "any.other.lab.gpu.internal.",
+		"ns.default.gpu.internal.", "lab.gpu.internal.", "other.lab.gpu.internal.", "any.lab.gpu.internal.", "any.other.lab.gpu.internal.",
 		"ns.gpu.internal.", "default.gpu.internal.", "default.default.gpu.internal.", "demo.default.gpu.internal.",
 	} {
 		if reply := resolve(t, "udp", lanAddress, address, name, miekg.TypeA); len(reply.Answer) != 1 || !reply.Authoritative {

@@ -40,6 +40,17 @@ type client struct {
 	outside, inside *body
 }
 
+// What a zone's own server and its mailbox are called, unless it says
+// otherwise.
+const (
+	serverLabel  = "ns"
+	mailboxLabel = "hostmaster"
+)
+
+// Reserved are the labels right below a zone that are the zone's own: no
+// environment and no alias may be called so.
+func Reserved() []string { return []string{serverLabel, mailboxLabel} }
+
 // everybody is the key of what environments of all projects see.
 const everybody = ""
 
@@ -84,14 +95,14 @@ func server(z *Zone, name wireName) wireName {
 	if len(z.NS) > 0 {
 		return toWire(z.NS[0])
 	}
-	return below("ns", name)
+	return below(serverLabel, name)
 }
 
 func mailbox(z *Zone, name wireName) wireName {
 	if z.Mailbox != "" {
 		return toWire(z.Mailbox)
 	}
-	return below("hostmaster", name)
+	return below(mailboxLabel, name)
 }
 
 // addZone puts the names of all environments into a zone.
@@ -167,23 +178,20 @@ func (s *snapshot) hang(c *compiler, n *node, hosts []*Host, at place, reversed 
 	}
 }
 
-// addServer gives the zone's own server its addresses, unless an environment
-// is called as it is.
+// addServer gives the zone's own server its addresses, whatever else is called
+// as it is: whoever answers at a server's name has the zone.
 func (s *snapshot) addServer(d *Desired, z *zone) {
-	add := func(n *node, addresses []netip.Addr) {
-		if n.children["ns"] != nil {
-			return
-		}
+	put := func(n *node, addresses []netip.Addr) {
 		var records []record
 		for _, address := range addresses {
 			records = append(records, addressRecord(address.Unmap(), zoneTTL))
 		}
-		n.adopt("ns", &node{sets: fill(records, nil)})
+		n.override([]string{serverLabel}, fill(records, nil))
 	}
-	add(z.outside, d.Advertised)
+	put(z.outside, d.Advertised)
 	z.inside[everybody] = &node{} // for environments whose project has no names
 	for _, view := range z.inside {
-		add(view, []netip.Addr{d.Node})
+		put(view, []netip.Addr{d.Node})
 	}
 }
 

@@ -80,6 +80,26 @@ func merge(first, second *node) *node {
 	return merged
 }
 
+// override puts sets at a name below n, in place of those that are there, and
+// leaves alone what is below it. labels are from the top. n itself must be in no
+// snapshot yet; the nodes on the way are copied, which may be in others.
+func (n *node) override(labels []string, sets []set) {
+	child := &node{}
+	if there := n.children[labels[0]]; there != nil {
+		*child = *there
+		child.children = maps.Clone(there.children)
+	}
+	if n.children == nil {
+		n.children = make(map[string]*node)
+	}
+	n.children[labels[0]] = child
+	if len(labels) > 1 {
+		child.override(labels[1:], sets)
+		return
+	}
+	child.sets, child.near, child.groups = sets, nil, nil
+}
+
 // find looks the labels [0, labels) of the question up below n, as RFC 1034
 // section 4.3.2 and RFC 4592 have it: the name itself, or, unless something
 // closer to it is there, the wildcard at the closest name that is.

@@ -84,7 +84,7 @@ type DNSServiceClient interface {
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), INVALID_ARGUMENT (DNS_NAME_INVALID: the
 	// name is none, in no zone of the node, or not the environment's to give;
 	// DNS_DATA_INVALID, FIELD_INVALID), ALREADY_EXISTS (DNS_NAME_TAKEN: an
-	// environment or an alias of another one is called so; DNS_RECORD_EXISTS,
+	// environment, an alias of another one or the zone has it; DNS_RECORD_EXISTS,
 	// REQUEST_ID_REUSED), FAILED_PRECONDITION (DNS_RECORD_CONFLICT: a CNAME
 	// beside other records, or one that leads back to itself; DNS_DISABLED),
 	// RESOURCE_EXHAUSTED (DNS_RECORD_LIMIT_REACHED).
@@ -119,7 +119,7 @@ type DNSServiceHandler interface {
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), INVALID_ARGUMENT (DNS_NAME_INVALID: the
 	// name is none, in no zone of the node, or not the environment's to give;
 	// DNS_DATA_INVALID, FIELD_INVALID), ALREADY_EXISTS (DNS_NAME_TAKEN: an
-	// environment or an alias of another one is called so; DNS_RECORD_EXISTS,
+	// environment, an alias of another one or the zone has it; DNS_RECORD_EXISTS,
 	// REQUEST_ID_REUSED), FAILED_PRECONDITION (DNS_RECORD_CONFLICT: a CNAME
 	// beside other records, or one that leads back to itself; DNS_DISABLED),
 	// RESOURCE_EXHAUSTED (DNS_RECORD_LIMIT_REACHED).
