@@ -50,7 +50,7 @@ func (a *answerer) answer(q *query, out []byte, limit int) (answer []byte, resul
 		return reply(noError, &anyBody)
 	}
 	if q.labels == z.labels {
-		if found := pick(z.apex, q.qtype); found != nil {
+		if found := pick(z.top(a.client), q.qtype); found != nil {
 			return reply(noError, &found.body)
 		}
 		return reply(noError, &z.negative)
@@ -117,7 +117,7 @@ func (a *answerer) chase(from *zone, kind uint16, found *set, groups []string) (
 		}
 		var sets []set
 		if q.labels == z.labels {
-			sets = z.apex
+			sets = z.top(a.client)
 		} else if !z.reversed {
 			n := z.view(a.client).find(&q, q.labels-z.labels)
 			if n == nil {

@@ -40,8 +40,8 @@ type Desired struct {
 // Zone is a zone of which the node is a name server.
 type Zone struct {
 	Name string // domain name
-	// NS are the names of its servers; empty: "ns" in the zone, which leads to
-	// the node.
+	// NS are the names of its servers; empty: "ns" in the zone. Those that are
+	// in a zone of ours lead to the node.
 	NS []string
 	// Mailbox is of whom to ask, as a domain name; empty: "hostmaster" in the
 	// zone.

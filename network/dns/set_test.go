@@ -99,6 +99,39 @@ func TestNamesInEachOthersWay(t *testing.T) {
 	}
 }
 
+// TestServersInTheirZone: name servers whose names are in a zone of ours have the
+// node's addresses, in answers about the servers, too.
+func TestServersInTheirZone(t *testing.T) {
+	t.Parallel()
+	desired := world()
+	desired.Zones[1].NS = []string{"ns1.env.example.com", "NS2.Demo.env.example.com.", "env.example.com", "away.example.net"}
+	desired.Hosts[0].Records = append(desired.Hosts[0].Records, dns.Record{Name: "ns1", Alias: true, Type: dns.A, Data: "203.0.113.66"})
+	server := dns.NewServer(dns.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/16")}})
+	if err := server.Set(desired); err != nil {
+		t.Fatal(err)
+	}
+	address := listen(t, server)
+	for from, addresses := range map[string][]string{lanAddress: {"A 192.0.2.7", "AAAA 2001:db8::7"}, mateAddress: {"A 127.88.0.1"}, otherAddress: {"A 127.88.0.1"}} {
+		var all []string
+		for _, name := range []string{"env.example.com.", "ns1.env.example.com.", "ns2.demo.env.example.com."} {
+			for _, a := range addresses {
+				all = append(all, name+" 60 IN "+a)
+			}
+			want := name + " 60 IN " + addresses[0]
+			if diff := cmp.Diff([]string{want}, records(resolve(t, "udp", from, address, name, miekg.TypeA).Answer)); diff != "" {
+				t.Errorf("%s from %s (-want +got)\n%s", name, from, diff)
+			}
+		}
+		reply := resolve(t, "udp", from, address, "env.example.com.", miekg.TypeNS)
+		if diff := cmp.Diff(all, records(reply.Extra)); diff != "" || len(reply.Answer) != 4 {
+			t.Errorf("the servers, from %s: %v (-want +got)\n%s", from, reply.Answer, diff)
+		}
+		if reply := resolve(t, "udp", from, address, "any.demo.env.example.com.", miekg.TypeA); from == lanAddress && len(reply.Answer) != 1 {
+			t.Errorf("what else is there: %v", reply)
+		}
+	}
+}
+
 // TestNamesThatAreTooLong: what does not fit into a name is left out, and the
 // rest is served.
 func TestNamesThatAreTooLong(t *testing.T) {

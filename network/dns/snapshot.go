@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 	miekg "github.com/miekg/dns"
@@ -25,7 +27,7 @@ type zone struct {
 	reversed bool
 	outside  *node
 	inside   map[string]*node // by project
-	apex     []set            // SOA and NS
+	apex     map[side][]set   // SOA and NS
 	negative body             // the authority section of NODATA and NXDOMAIN
 	soa      *soa
 }
@@ -69,16 +71,17 @@ func (c *compiler) build(d *Desired, serial uint32) (*snapshot, error) {
 			s.clients[h.Address] = &client{project: h.Project, groups: h.Groups, forward: h.Forward}
 		}
 	}
+	servers := addressesOfServers(d)
 	var errs []error
 	for i := range d.Zones {
-		errs = append(errs, s.addZone(c, d, &d.Zones[i], serial, i == 0))
+		errs = append(errs, s.addZone(c, d, &d.Zones[i], servers, serial, i == 0))
 	}
 	first := toWire(d.Zones[0].Name)
 	for _, network := range d.Reverse {
 		for _, name := range reverseZones(network) {
 			server, mailbox := server(&d.Zones[0], first), mailbox(&d.Zones[0], first)
 			errs = append(errs, s.insert(&zone{name: name, reversed: true},
-				&soa{zone: name, server: server, mailbox: mailbox, serial: serial}, []wireName{server}))
+				&soa{zone: name, server: server, mailbox: mailbox, serial: serial}, []wireName{server}, servers))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -91,11 +94,50 @@ func (c *compiler) build(d *Desired, serial uint32) (*snapshot, error) {
 	return s, nil
 }
 
-func server(z *Zone, name wireName) wireName {
-	if len(z.NS) > 0 {
-		return toWire(z.NS[0])
+func server(z *Zone, name wireName) wireName { return serversOf(z, name)[0] }
+
+// serversOf are the names of a zone's servers, at least one, "" for what is none.
+func serversOf(z *Zone, name wireName) (servers []wireName) {
+	for _, ns := range z.NS {
+		servers = append(servers, toWire(ns))
 	}
-	return below(serverLabel, name)
+	if len(servers) == 0 {
+		servers = append(servers, below(serverLabel, name))
+	}
+	return servers
+}
+
+// glue are the records of servers' names, for either side.
+type glue map[side]map[wireName][]record
+
+// addressesOfServers are the records of the servers whose names are in our
+// zones. Nobody else knows their addresses, and all of them are this node.
+func addressesOfServers(d *Desired) glue {
+	known := glue{outside: make(map[wireName][]record), inside: make(map[wireName][]record)}
+	for i := range d.Zones {
+		for _, server := range serversOf(&d.Zones[i], toWire(d.Zones[i].Name)) {
+			if !slices.ContainsFunc(d.Zones, func(z Zone) bool { _, in := server.in(toWire(z.Name)); return in }) {
+				continue
+			}
+			known[inside][server] = []record{addressRecord(d.Node, zoneTTL)}
+			known[outside][server] = nil
+			for _, address := range d.Advertised {
+				known[outside][server] = append(known[outside][server], addressRecord(address.Unmap(), zoneTTL))
+			}
+		}
+	}
+	return known
+}
+
+// in returns the labels of a name that are before those of a zone, from the top.
+func (n wireName) in(zone wireName) (labels []string, in bool) {
+	prefix, in := strings.CutSuffix(string(n), string(zone))
+	if !in || len(zone) <= 1 || !wholeLabels(prefix) {
+		return nil, false
+	}
+	labels = wireName(prefix + "\x00").labels()
+	slices.Reverse(labels)
+	return labels, true
 }
 
 func mailbox(z *Zone, name wireName) wireName {
@@ -106,19 +148,15 @@ func mailbox(z *Zone, name wireName) wireName {
 }
 
 // addZone puts the names of all environments into a zone.
-func (s *snapshot) addZone(c *compiler, d *Desired, configured *Zone, serial uint32, main bool) error {
+func (s *snapshot) addZone(c *compiler, d *Desired, configured *Zone, known glue, serial uint32, main bool) error {
 	name := toWire(configured.Name)
 	soa := &soa{zone: name, server: server(configured, name), mailbox: mailbox(configured, name), serial: serial}
 	if len(name) <= 1 || soa.server == "" || soa.mailbox == "" {
 		return fmt.Errorf("serve DNS: zone %q with name servers %q and mailbox %q: %w",
 			configured.Name, configured.NS, configured.Mailbox, errdefs.ErrInvalidArgument)
 	}
-	servers := []wireName{soa.server}
-	for _, ns := range configured.NS[min(1, len(configured.NS)):] {
-		servers = append(servers, toWire(ns))
-	}
 	z := &zone{name: name, outside: &node{}, inside: make(map[string]*node)}
-	if err := s.insert(z, soa, servers); err != nil {
+	if err := s.insert(z, soa, serversOf(configured, name), known); err != nil {
 		return err
 	}
 	projects := make(map[string][]*Host)
@@ -146,9 +184,7 @@ func (s *snapshot) addZone(c *compiler, d *Desired, configured *Zone, serial uin
 	for project, names := range under {
 		z.outside.adopt(project, names)
 	}
-	if len(configured.NS) == 0 {
-		s.addServer(d, z)
-	}
+	z.addServers(known)
 	return nil
 }
 
@@ -178,40 +214,44 @@ func (s *snapshot) hang(c *compiler, n *node, hosts []*Host, at place, reversed 
 	}
 }
 
-// addServer gives the zone's own server its addresses, whatever else is called
-// as it is: whoever answers at a server's name has the zone.
-func (s *snapshot) addServer(d *Desired, z *zone) {
-	put := func(n *node, addresses []netip.Addr) {
-		var records []record
-		for _, address := range addresses {
-			records = append(records, addressRecord(address.Unmap(), zoneTTL))
-		}
-		n.override([]string{serverLabel}, fill(records, nil))
-	}
-	put(z.outside, d.Advertised)
+// addServers gives the names of servers in the zone their addresses, whatever
+// else is called as they are: whoever answers at a server's name has the zone.
+func (z *zone) addServers(known glue) {
 	z.inside[everybody] = &node{} // for environments whose project has no names
+	put := func(n *node, side side) {
+		for server, records := range known[side] {
+			if labels, in := server.in(z.name); in && len(labels) > 0 {
+				n.override(labels, fill(records, nil))
+			}
+		}
+	}
+	put(z.outside, outside)
 	for _, view := range z.inside {
-		put(view, []netip.Addr{d.Node})
+		put(view, inside)
 	}
 }
 
 // insert completes a zone with what is at its top.
-func (s *snapshot) insert(z *zone, soa *soa, servers []wireName) error {
+func (s *snapshot) insert(z *zone, soa *soa, servers []wireName, known glue) error {
 	if s.zones[z.name] != nil {
 		return nil // two networks may share the zone of their last label
 	}
-	var authority, start, ns packer
+	var authority, start packer
 	authority.addSOA(authoritySection, soa, min(zoneTTL, negativeTTL))
 	start.addSOA(answerSection, soa, zoneTTL)
+	var records []record
 	for _, server := range servers {
 		if server == "" {
 			return fmt.Errorf("serve DNS: a name server's name is none: %w", errdefs.ErrInvalidArgument)
 		}
-		ns.add(answerSection, "", nameRecord(miekg.TypeNS, server, zoneTTL))
+		records = append(records, nameRecord(miekg.TypeNS, server, zoneTTL))
 	}
 	z.labels, z.soa = len(z.name.labels()), soa
-	z.negative = authority.body
-	z.apex = []set{{kind: miekg.TypeSOA, body: start.body}, {kind: miekg.TypeNS, body: ns.body}}
+	z.negative, z.apex = authority.body, make(map[side][]set)
+	for _, side := range []side{outside, inside} {
+		z.apex[side] = append(fill(append(slices.Clone(records), known[side][z.name]...), known[side]),
+			set{kind: miekg.TypeSOA, body: start.body})
+	}
 	s.zones[z.name] = z
 	s.maxLabels = max(s.maxLabels, z.labels)
 	return nil
@@ -238,6 +278,9 @@ func (z *zone) view(c *client) *node {
 	}
 	return z.inside[everybody]
 }
+
+// top are the sets at the zone's own name that a client sees.
+func (z *zone) top(c *client) []set { return z.apex[side(c != nil)] }
 
 // ptr is the answer to who has an address, nil when the client may not know.
 func (s *snapshot) ptr(c *client, address netip.Addr) *body {

@@ -82,7 +82,14 @@ func TestAnswers(t *testing.T) {
 		}},
 		{name: "apex NODATA", ask: "gpu.internal.", kind: miekg.TypeA, ns: []string{soa}},
 		{name: "SOA", ask: "gpu.internal.", kind: miekg.TypeSOA, answer: []string{soaLong}},
-		{name: "NS", ask: "gpu.internal.", kind: miekg.TypeNS, answer: []string{"gpu.internal. 60 IN NS ns.gpu.internal."}},
+		{
+			name: "NS", ask: "gpu.internal.", kind: miekg.TypeNS, answer: []string{"gpu.internal. 60 IN NS ns.gpu.internal."},
+			extra: []string{"ns.gpu.internal. 60 IN A 192.0.2.7", "ns.gpu.internal. 60 IN AAAA 2001:db8::7"},
+		},
+		{
+			name: "NS for environments", from: otherAddress, ask: "gpu.internal.", kind: miekg.TypeNS, answer: []string{"gpu.internal. 60 IN NS ns.gpu.internal."},
+			extra: []string{"ns.gpu.internal. 60 IN A 127.88.0.1"},
+		},
 		{name: "NS of the public zone", ask: "env.example.com.", kind: miekg.TypeNS, answer: []string{
 			"env.example.com. 60 IN NS ns1.example.com.", "env.example.com. 60 IN NS ns2.example.com.",
 		}},
