@@ -3,6 +3,7 @@ package dns_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -64,13 +65,22 @@ func TestSet(t *testing.T) {
 	}
 }
 
-// TestNamesInEachOthersWay: an environment is called as a project is, and as
-// the zone's server, whose name is the server's; the others are still there.
+// TestNamesInEachOthersWay: an environment is called as a project is, whose
+// names below that are the project's, and as the zone's server, whose name is
+// the server's; the others are still there.
 func TestNamesInEachOthersWay(t *testing.T) {
 	t.Parallel()
 	desired := world()
 	desired.Hosts = append(desired.Hosts,
-		&dns.Host{ID: "a", Name: "lab", Project: "default", Address: netip.MustParseAddr("127.88.1.2")},
+		&dns.Host{
+			ID: "a", Name: "lab", Project: "default", Address: netip.MustParseAddr("127.88.1.2"),
+			Services: []dns.Service{{Name: "ssh", Protocol: "tcp", Port: 22001, Internal: 22}},
+			Records: []dns.Record{
+				{Name: "other", Type: dns.A, Data: "203.0.113.66"},
+				{Name: "_acme-challenge.other", Type: dns.TXT, Data: "x"},
+				{Name: "db", Type: dns.A, Data: "203.0.113.66"},
+			},
+		},
 		&dns.Host{ID: "b", Name: "ns", Project: "default", Groups: []string{"g"}, Address: netip.MustParseAddr("127.88.1.10")},
 		&dns.Host{
 			ID: "d", Name: "evil", Project: "lab", Address: netip.MustParseAddr("127.88.1.26"),
@@ -83,6 +93,21 @@ func TestNamesInEachOthersWay(t *testing.T) {
 		t.Fatal(err)
 	}
 	address := listen(t, server)
+	if reply := resolve(t, "udp", lanAddress, address, "_ssh._tcp.lab.gpu.internal.", miekg.TypeSRV); len(reply.Answer) != 1 {
+		t.Errorf("a service of the environment: %v", reply)
+	}
+	for _, name := range []string{"_acme-challenge.other.lab.gpu.internal.", "db.lab.gpu.internal.", "any.lab.gpu.internal."} {
+		for _, kind := range []uint16{miekg.TypeA, miekg.TypeTXT} {
+			if reply := resolve(t, "udp", lanAddress, address, name, kind); slices.ContainsFunc(records(reply.Answer), func(r string) bool {
+				return !strings.HasSuffix(r, " A 192.0.2.7") || !strings.Contains(name, ".other.")
+			}) {
+				t.Errorf("another project has the name %s: %v", name, reply)
+			}
+		}
+	}
+	if reply := resolve(t, "udp", lanAddress, address, "other.lab.gpu.internal.", miekg.TypeA); len(reply.Answer) != 1 || !strings.Contains(reply.String(), "192.0.2.7") {
+		t.Errorf("another project has the name of an environment: %v", reply)
+	}
 	for from, want := range map[string]string{lanAddress: "192.0.2.7", demoAddress: "127.88.0.1", otherAddress: "127.88.0.1"} {
 		reply := resolve(t, "udp", from, address, "ns.gpu.internal.", miekg.TypeA)
 		if diff := cmp.Diff([]string{"ns.gpu.internal. 60 IN A " + want}, records(reply.Answer)); diff != "" {
@@ -90,7 +115,7 @@ func TestNamesInEachOthersWay(t *testing.T) {
 		}
 	}
 	for _, name := range []string{
-		"ns.default.gpu.internal.", "lab.gpu.internal.", "other.lab.gpu.internal.", "any.lab.gpu.internal.", "any.other.lab.gpu.internal.",
+		"ns.default.gpu.internal.", "lab.gpu.internal.", "other.lab.gpu.internal.", "any.other.lab.gpu.internal.", "db.lab.default.gpu.internal.",
 		"ns.gpu.internal.", "default.gpu.internal.", "default.default.gpu.internal.", "demo.default.gpu.internal.",
 	} {
 		if reply := resolve(t, "udp", lanAddress, address, name, miekg.TypeA); len(reply.Answer) != 1 || !reply.Authoritative {

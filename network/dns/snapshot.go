@@ -173,7 +173,7 @@ func (s *snapshot) addZone(c *compiler, d *Desired, configured *Zone, known glue
 		s.hang(c, view, hosts, place{name, inside}, main)
 		long := &node{}
 		s.hang(c, long, hosts, place{domain, inside}, false)
-		view.adopt(project, long)
+		view.cede(project, long)
 		z.inside[project] = view
 		under[project] = &node{}
 		s.hang(c, under[project], hosts, place{domain, outside}, main && project != d.Default)
@@ -182,7 +182,7 @@ func (s *snapshot) addZone(c *compiler, d *Desired, configured *Zone, known glue
 		}
 	}
 	for project, names := range under {
-		z.outside.adopt(project, names)
+		z.outside.cede(project, names)
 	}
 	z.addServers(known)
 	return nil

@@ -3,6 +3,7 @@ package dns
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	miekg "github.com/miekg/dns"
 )
@@ -42,15 +43,10 @@ func (n *node) child(label string) *node {
 	return made
 }
 
-// adopt puts a finished subtree at label. What is there already, such as the
-// names of a project that is called as an environment is, goes on top of it.
+// adopt puts a finished subtree at label, in place of what is there.
 func (n *node) adopt(label string, subtree *node) {
-	there := n.children[label]
 	if n.children == nil {
 		n.children = make(map[string]*node)
-	}
-	if there != nil {
-		subtree = merge(there, subtree)
 	}
 	n.children[label] = subtree
 	if label == "*" {
@@ -58,26 +54,23 @@ func (n *node) adopt(label string, subtree *node) {
 	}
 }
 
-// merge makes a node of two, of which the first one's records and children
-// count where both have some.
-func merge(first, second *node) *node {
-	if first == second {
-		return first
+// cede puts the names of a project at label. An environment of another project
+// that is called so keeps the name itself and its services there ("_ssh._tcp");
+// all that can be an environment's name belongs to the project, whether or not
+// it has that name now.
+func (n *node) cede(label string, project *node) {
+	there := n.children[label]
+	if there == nil {
+		n.adopt(label, project)
+		return
 	}
-	merged := &node{sets: first.sets, near: first.near, groups: first.groups}
-	if len(merged.sets) == 0 && len(merged.near) == 0 {
-		merged.sets, merged.near, merged.groups = second.sets, second.near, second.groups
-	}
-	merged.children = make(map[string]*node, len(first.children)+len(second.children))
-	maps.Copy(merged.children, second.children)
-	for label, child := range first.children {
-		if other := merged.children[label]; other != nil {
-			child = merge(child, other)
+	both := &node{sets: there.sets, near: there.near, groups: there.groups, children: maps.Clone(project.children), wild: project.wild}
+	for name, child := range there.children {
+		if strings.HasPrefix(name, "_") {
+			both.adopt(name, child)
 		}
-		merged.children[label] = child
 	}
-	merged.wild = merged.children["*"]
-	return merged
+	n.adopt(label, both)
 }
 
 // override puts sets at a name below n, in place of those that are there, and
