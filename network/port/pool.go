@@ -34,11 +34,11 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// refusedByBrowsers are ports of the default ranges that browsers do not
-// connect to (WHATWG fetch, "bad ports"); no service that people open in a
-// browser is given one, but a custom port when it is asked for.
+// refusedByBrowsers are the ports, of those that a range may have, that browsers
+// do not connect to (WHATWG fetch, "bad ports"); no service that people open in
+// a browser is given one, but a custom port when it is asked for.
 func refusedByBrowsers() []uint16 {
-	return []uint16{6000, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080}
+	return []uint16{1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, 6665, 6666, 6667, 6668, 6669, 6679, 6697, 10080}
 }
 
 func openedInBrowsers(s Service) bool { return s == Jupyter || s == NoVNC || s == Custom }

@@ -1,6 +1,7 @@
 package port_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -118,6 +119,17 @@ func TestDeniedAndRefusedPortsAreNotGivenOut(t *testing.T) {
 		want(t, err, problem.PortDenied, "spec.ports[0].external_port")
 	}
 	must(t, pool, s, "b", port.Request{Service: port.Custom, Internal: 80, External: 10080}) // who asks knows
+	// Ranges may begin at 1024, and browsers refuse more there.
+	for _, r := range [][3]uint16{
+		{1719, 1721, 1721}, {1723, 1724, 1724}, {2049, 2050, 2050}, {3659, 3660, 3660}, {4045, 4046, 4046}, {4190, 4191, 4191}, {5060, 5062, 5062},
+	} {
+		if _, err := pool.SetRange(t.Context(), port.Jupyter, r[0], r[1], port.AnyRevision); err != nil {
+			t.Fatal(err)
+		}
+		if got := must(t, pool, s, fmt.Sprint("w", r[0]), port.Request{Service: port.Jupyter}); got[0] != r[2] {
+			t.Errorf("of %d-%d a browser is to open %d", r[0], r[1], got[0])
+		}
+	}
 	if _, err := pool.SetRange(t.Context(), port.RDP, 19999, 22001, port.AnyRevision); err != nil {
 		t.Fatal(err)
 	}
