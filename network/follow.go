@@ -59,6 +59,15 @@ func (n *Networks) watchAddresses(ctx context.Context) error {
 	}
 }
 
+// ResponderChanged opens the responder's port to environments, or closes it,
+// after Config.Responder has another answer. Before a Restore it does nothing:
+// that asks. A failure is logged: the reconciler comes by.
+func (n *Networks) ResponderChanged(ctx context.Context) {
+	if _, err := n.published.surround(ctx); err != nil && ctx.Err() == nil {
+		n.cfg.Log.WarnContext(ctx, "whether environments can ask for names is not as it should be yet", "error", err)
+	}
+}
+
 // lookAround declares what holds for all environments when it is another than
 // before. A failure is logged: the reconciler comes by.
 func (n *Networks) lookAround(ctx context.Context) {

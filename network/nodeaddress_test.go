@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,7 +18,8 @@ import (
 )
 
 // TestNodeAddress: environments ask the node for names at one address, whether
-// or not the environment is there whose gateway that is, and nobody else does;
+// or not the environment is there whose gateway that is, and nobody else does,
+// and only while it serves them;
 // nothing else of the host is open there; cleaning up removes it.
 func TestNodeAddress(t *testing.T) {
 	testutil.Require(t, testutil.Root, testutil.IPTables)
@@ -29,7 +31,10 @@ func TestNodeAddress(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := l.open(t, func(cfg *network.Config) { cfg.Firewall = rules })
+	var serving atomic.Bool
+	n := l.open(t, func(cfg *network.Config) {
+		cfg.Firewall, cfg.Responder = rules, func() (string, bool) { return "gpu.internal", serving.Load() }
+	})
 	for range 2 {
 		if err := n.EnsureNodeAddress(); err != nil {
 			t.Fatal(err)
@@ -77,6 +82,13 @@ func TestNodeAddress(t *testing.T) {
 		}
 	}
 	env := attach("01ENVX", 5)
+	for _, network := range []string{"udp", "tcp"} {
+		if got, err := ask(t, env, network, "10.88.0.1:53", true); err == nil {
+			t.Errorf("%s: while the node serves no names somebody else answers %q", network, got)
+		}
+	}
+	serving.Store(true)
+	n.ResponderChanged(t.Context())
 	check("without slot 0", env, 5, true)
 	zero := attach("01ENVZ", 0)
 	check("with slot 0", env, 5, false)

@@ -17,13 +17,18 @@ import (
 )
 
 // surroundings reads what holds for all environments: the networks that the
-// host is in, which are closed to them, and the name servers among these.
+// host is in, which are closed to them, the name servers among these, and
+// whether the node is one.
 func (n *Networks) surroundings(ctx context.Context) (firewall.Surroundings, error) {
 	connected, err := n.connected()
 	if err != nil {
 		return firewall.Surroundings{}, failed("look at the host's addresses", err)
 	}
-	return firewall.Surroundings{Closed: connected, Allow: n.cfg.Allow, Resolvers: n.resolvers(ctx)}, nil
+	around := firewall.Surroundings{Closed: connected, Allow: n.cfg.Allow, Resolvers: n.resolvers(ctx)}
+	if n.cfg.Responder != nil {
+		_, around.Names = n.cfg.Responder()
+	}
+	return around, nil
 }
 
 // resolvers are the name servers of environments. While the host's files cannot

@@ -171,18 +171,20 @@ func (n *names) listenAt(ctx context.Context, address netip.AddrPort) *dns.Liste
 		listener, err = n.server.Listen(ctx, address, own)
 	}
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	if err != nil {
 		if n.broken[address] == nil {
 			n.log.WarnContext(ctx, "DNS is not served at an address; it is tried again", "address", address, "error", err)
 		}
 		n.broken[address] = err
+		n.mu.Unlock()
 		return nil
 	}
 	delete(n.broken, address)
 	n.open[address] = listener
+	n.mu.Unlock()
 	if own {
 		n.serving.Store(true)
+		n.networks.ResponderChanged(ctx)
 	}
 	return listener
 }
@@ -212,6 +214,9 @@ func (n *names) serve(ctx context.Context, address netip.AddrPort) {
 			listener = nil
 			if address == n.own() {
 				n.serving.Store(false)
+				if ctx.Err() == nil { // the daemon that comes next serves again
+					n.networks.ResponderChanged(ctx)
+				}
 			}
 			if err != nil && ctx.Err() == nil {
 				n.log.WarnContext(ctx, "DNS at an address broke; it is opened again", "address", address, "error", err)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,9 +17,25 @@ import (
 	"github.com/remotegpu/remotegpu/internal/testutil"
 	"github.com/remotegpu/remotegpu/network"
 	"github.com/remotegpu/remotegpu/network/dns"
+	"github.com/remotegpu/remotegpu/network/firewall"
 )
 
-type noRules struct{ network.Firewall }
+// rules remembers whether names were open to environments.
+type rules struct {
+	network.Firewall
+	open atomic.Bool
+}
+
+func (r *rules) Published(context.Context) (firewall.Desired, error) { return firewall.Desired{}, nil }
+
+func (r *rules) Set(_ context.Context, desired firewall.Desired) error {
+	r.open.Store(desired.Surroundings.Names)
+	return nil
+}
+
+func (r *rules) Restore(ctx context.Context, desired firewall.Desired) ([]string, error) {
+	return nil, r.Set(ctx, desired)
+}
 
 // White-box: only the node has the responder, and a whole node needs
 // containerd. While another server has the port, environments have the host's
@@ -41,7 +58,8 @@ func TestNamesWaitForTheirPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.retry = 20 * time.Millisecond
-	if n.networks, err = network.New(network.Config{Range: addresses, ResolvConf: resolv, Firewall: noRules{}, Responder: n.resolver}); err != nil {
+	var packets rules
+	if n.networks, err = network.New(network.Config{Range: addresses, ResolvConf: resolv, Firewall: &packets, Responder: n.resolver}); err != nil {
 		t.Fatal(err)
 	}
 	asked := func() netip.Addr {
@@ -70,11 +88,18 @@ func TestNamesWaitForTheirPort(t *testing.T) {
 	if got := asked(); got != netip.MustParseAddr("192.0.2.1") || !says(problem.DNSListenFailed) {
 		t.Errorf("while another server has the port environments ask %s: %v", got, n.problems())
 	}
+	if err := n.networks.Restore(t.Context(), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if packets.open.Load() {
+		t.Error("what another server says is open to environments")
+	}
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- n.run(ctx) }()
 	other.Close()
 	eventually("names to be served", func() bool { return asked() == n.networks.NodeAddress() })
+	eventually("environments to reach it", packets.open.Load)
 	if err := n.Declare(ctx, []*dns.Host{{ID: "1", Name: "demo", Project: "default", Address: netip.MustParseAddr("10.88.0.2")}}); err != nil {
 		t.Fatal(err)
 	}

@@ -51,7 +51,7 @@ type Config struct {
 	// DefaultInterface when empty.
 	Interface string
 	// Resolver is the address of the node at which environments may ask for
-	// names; invalid: there is none.
+	// names while Surroundings.Names; invalid: there is none.
 	Resolver netip.Addr
 	// Path is the iptables program, whose -save and -restore twins lie beside
 	// it; the first iptables in PATH when empty. It decides the backend.

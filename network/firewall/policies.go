@@ -60,11 +60,15 @@ type Surroundings struct {
 	// Resolvers are name servers that environments reach on port 53, unless
 	// their policy is None.
 	Resolvers []netip.Addr
+	// Names says that the node's responder listens at Config.Resolver. While it
+	// does not, whatever else has the port is closed to environments.
+	Names bool
 }
 
 // Equal tells whether two are the same.
 func (s *Surroundings) Equal(other *Surroundings) bool {
-	return slices.Equal(s.Closed, other.Closed) && slices.Equal(s.Allow, other.Allow) && slices.Equal(s.Resolvers, other.Resolvers)
+	return slices.Equal(s.Closed, other.Closed) && slices.Equal(s.Allow, other.Allow) && slices.Equal(s.Resolvers, other.Resolvers) &&
+		s.Names == other.Names
 }
 
 // renderPolicies adds to the filter table what decides about what environments

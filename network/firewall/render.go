@@ -68,7 +68,7 @@ func (f *Firewall) renderAround(desired *Desired) (ruleset, error) {
 		raw = append(raw, fmt.Sprintf("-A %s-RAW -d %s -i %s %s -j DROP", p, network, bridges, note("metadata")))
 	}
 	filter := chains{
-		p + "-IN": f.renderInput(bridges, note("no host services")),
+		p + "-IN": f.renderInput(bridges, note("no host services"), desired.Surroundings.Names),
 		p + "-FWD": {
 			fmt.Sprintf("-A %s-FWD -j %s", p, f.v4.admin()),
 			// Of what others send, the first packet and all others alike.
@@ -117,11 +117,11 @@ func (f *Firewall) owned(envID, what string) string {
 }
 
 // renderInput renders what environments may have of the host itself: names,
-// and the knowledge that it is there.
-func (f *Firewall) renderInput(bridges, rest string) []string {
+// while they are served, and the knowledge that it is there.
+func (f *Firewall) renderInput(bridges, rest string, names bool) []string {
 	chain := "-A " + f.cfg.Prefix + "-IN"
 	rules := []string{fmt.Sprintf("%s -i %s -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", chain, bridges)}
-	if f.cfg.Resolver.IsValid() {
+	if names && f.cfg.Resolver.IsValid() {
 		for _, protocol := range []port.Protocol{port.UDP, port.TCP} {
 			rules = append(rules, fmt.Sprintf("%s -d %s/32 -i %s -p %s -m %s --dport 53 -j ACCEPT",
 				chain, f.cfg.Resolver, bridges, protocol, protocol))

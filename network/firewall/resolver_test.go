@@ -8,9 +8,9 @@ import (
 	"github.com/remotegpu/remotegpu/network/firewall"
 )
 
-// TestResolverIsOpenToEnvironments: with a resolver its port is open to
-// environments, at that address alone, and the kernel has the rules as they
-// were rendered.
+// TestResolverIsOpenToEnvironments: while names are served the resolver's port
+// is open to environments, at that address alone, and the kernel has the rules
+// as they were rendered; while they are not nothing is.
 func TestResolverIsOpenToEnvironments(t *testing.T) {
 	onBackends(t, func(t *testing.T, path string) {
 		t.Helper()
@@ -20,7 +20,7 @@ func TestResolverIsOpenToEnvironments(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := f.Set(t.Context(), firewall.Desired{}); err != nil {
+		if err := f.Set(t.Context(), firewall.Desired{Surroundings: firewall.Surroundings{Names: true}}); err != nil {
 			t.Fatal(err)
 		}
 		same(t, f, path)
@@ -31,6 +31,12 @@ func TestResolverIsOpenToEnvironments(t *testing.T) {
 			if !strings.Contains(saved(t, path), rule+"\n") {
 				t.Errorf("the kernel has no rule %s", rule)
 			}
+		}
+		if err := f.Set(t.Context(), firewall.Desired{}); err != nil {
+			t.Fatal(err)
+		}
+		if left := saved(t, path); strings.Contains(left, "--dport 53 ") {
+			t.Errorf("names are not served, and the port is open:\n%s", left)
 		}
 	})
 }
