@@ -65,6 +65,34 @@ func TestNamesFollowEnvironments(t *testing.T) {
 	}
 }
 
+// Names that could not be read when the daemon started are read by a pass,
+// whether or not the engine answers.
+func TestNamesAreReadAgain(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(plain("desk"))
+	d.stop()
+	declared := h.names.Count()
+	broken := errors.New("broken on purpose")
+	h.faults.FailCall("Store.DNSRecords", 0, broken)
+	d = start(t, h)
+	if h.names.Count() != declared {
+		t.Fatal("names were declared that could not be read")
+	}
+	h.faults.Reset()
+	h.faults.FailCall("Engine.List", 0, broken)
+	if err := d.Reconcile(t.Context()); !errors.Is(err, broken) {
+		t.Fatalf("the pass: %v", err)
+	}
+	if h.names.Count() != declared+1 || h.names.Host("desk") == nil {
+		t.Errorf("declared %d times", h.names.Count()-declared)
+	}
+	h.faults.Reset()
+	if err := d.Reconcile(t.Context()); err != nil || h.names.Count() != declared+1 {
+		t.Errorf("once more: %v, declared %d times", err, h.names.Count()-declared)
+	}
+}
+
 // An environment may ask for names before it is recorded that it runs: its
 // process does so first of all.
 func TestNamesAreThereWhenTheProcessStarts(t *testing.T) {

@@ -105,6 +105,11 @@ func (s faultyStore) UpdateSnapshot(ctx context.Context, id string, op *operatio
 	return snapshot, existing, err
 }
 
+func (s faultyStore) DNSRecords(ctx context.Context, filter runtime.DNSFilter) (records []*runtime.DNSRecord, err error) {
+	err = s.faults.Do("Store.DNSRecords", func() error { records, err = s.Store.DNSRecords(ctx, filter); return err })
+	return records, err
+}
+
 func (s faultyStore) DeleteSnapshot(ctx context.Context, id string) error {
 	return s.faults.Do("Store.DeleteSnapshot", func() error { return s.Store.DeleteSnapshot(ctx, id) })
 }

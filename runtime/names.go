@@ -60,6 +60,17 @@ func (n *names) load(ctx context.Context) error {
 	return n.declare(ctx)
 }
 
+// ensure loads and declares what could not be before.
+func (n *names) ensure(ctx context.Context) error {
+	n.mu.Lock()
+	done := n.loaded && !n.dirty
+	n.mu.Unlock()
+	if done {
+		return nil
+	}
+	return n.load(ctx)
+}
+
 // follow is told of every change of an environment, in the order of its
 // revisions.
 func (n *names) follow(env *Environment) {

@@ -193,6 +193,11 @@ func (m *Manager) pass(ctx context.Context, mode passMode) ([]Finding, error) {
 		return nil, fmt.Errorf("wait for the pass before: %w", err)
 	}
 	defer done()
+	if mode != dryPass { // whether or not the engine answers
+		if err := m.names.ensure(ctx); err != nil && ctx.Err() == nil {
+			m.cfg.Log.ErrorContext(ctx, "the names of environments were not all read; the next pass tries again", "error", err)
+		}
+	}
 	o, err := m.observe(ctx)
 	if o == nil {
 		return nil, err
