@@ -146,6 +146,7 @@ func start(t *testing.T, h *host) *daemon {
 	// Adopting, which restores twice, and after subscribing: what a pass sees
 	// first and does last.
 	seen, restored, subscribed := h.faults.Count("Desktops.Prepared")+2, h.faults.Count("Networks.Restore")+3, h.faults.Count("Engine.Events")
+	d.Protect(t.Context())
 	d.Adopt(t.Context())
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
 	var running sync.WaitGroup

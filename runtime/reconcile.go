@@ -21,19 +21,25 @@ const (
 	passTimeout = 5 * time.Minute
 )
 
-// Adopt makes the store follow what survived the daemon: containers that run
-// are kept, those that ended meanwhile are recorded, published ports are
-// declared anew. Call it before serving; what was left behind is removed by Run. When the engine does not answer the
-// node serves what it knows, and Run tries again.
-func (m *Manager) Adopt(ctx context.Context) {
-	m.thawInterrupted(ctx)
-	// What protects does not wait for the engine, which may not answer.
+// Protect declares published ports, policies and names as the store has them.
+// Call it first of all: it does not wait for the engine, which may not answer
+// for long. What fails is tried again by each pass.
+func (m *Manager) Protect(ctx context.Context) {
 	if err := m.restorePorts(ctx); err != nil && ctx.Err() == nil {
 		m.cfg.Log.ErrorContext(ctx, "declaring ports and network policies failed; it is tried again", "error", err)
 	}
 	if err := m.names.load(ctx); err != nil && ctx.Err() == nil {
 		m.cfg.Log.ErrorContext(ctx, "the names of environments were not all read; it is tried again", "error", err)
 	}
+}
+
+// Adopt makes the store follow what survived the daemon: containers that run
+// are kept, those that ended meanwhile are recorded, published ports are
+// declared anew. Call it after Protect and before serving; what was left behind
+// is removed by Run. When the engine does not answer the node serves what it
+// knows, and Run tries again.
+func (m *Manager) Adopt(ctx context.Context) {
+	m.thawInterrupted(ctx)
 	err := m.noticeReboot(ctx)
 	if err == nil {
 		err = m.reconcile(ctx, adoptPass)

@@ -218,8 +218,14 @@ func (n *Node) Run(ctx context.Context) error {
 	if n.names != nil {
 		n.names.start(ctx)
 	}
-	n.manager.Adopt(ctx)
+	n.manager.Protect(ctx)
 	group, ctx := errgroup.WithContext(ctx)
+	// What runs is to have names and its rules while containerd does not answer.
+	group.Go(func() error { return n.networks.Run(ctx) })
+	if n.names != nil {
+		group.Go(func() error { return n.names.run(ctx) })
+	}
+	n.manager.Adopt(ctx)
 	handler := rpc.NewHandler(rpc.Config{
 		Manager: n.manager, Operations: operations{n.queue, n.store}, Ports: n.ports(), Desktops: desktops{n.desktops},
 		Sessions: sessions{n.gateway}, Node: n, Firewall: n.networks, NodeName: n.cfg.Node.Name, Log: n.log,
@@ -229,7 +235,6 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	group.Go(func() error { return n.queue.Run(ctx) })
 	group.Go(func() error { return n.manager.Run(ctx) })
-	group.Go(func() error { return n.networks.Run(ctx) })
 	group.Go(func() error {
 		if err := n.volumes.RemoveDeleted(ctx); err != nil && ctx.Err() == nil {
 			n.log.WarnContext(ctx, "files of deleted volumes stay until the next start", "error", err)
@@ -238,9 +243,6 @@ func (n *Node) Run(ctx context.Context) error {
 	})
 	if n.gateway != nil {
 		group.Go(func() error { return n.gateway.Run(ctx) })
-	}
-	if n.names != nil {
-		group.Go(func() error { return n.names.run(ctx) })
 	}
 	n.log.InfoContext(ctx, "the node serves", "node", n.cfg.Node.Name, "socket", n.cfg.API.Socket, "api", n.cfg.API.Listen,
 		"gateway", n.gatewayURL(), "range", n.prefix)

@@ -1,11 +1,16 @@
 package node_test
 
 import (
+	"context"
+	"errors"
+	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/remotegpu/remotegpu/internal/config"
 	"github.com/remotegpu/remotegpu/internal/node"
@@ -74,6 +79,69 @@ func TestNodeKeepsItsIdentity(t *testing.T) {
 	if after, err := os.ReadFile(filepath.Join(cfg.Node.StateDir, "token")); err != nil || string(after) != string(token) {
 		t.Errorf("the token changed: %v", err)
 	}
+}
+
+// A containerd that takes calls and answers none keeps nobody from having names,
+// and rules from being mended.
+func TestContainerdHangsAtTheStart(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables)
+	if !testutil.Isolated(t) {
+		return
+	}
+	t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "xtables.lock"))
+	cfg := testConfig(t)
+	cfg.Gateway.Listen, cfg.API.Listen, cfg.Network.Poll = "", "", 1
+	cfg.DNS.Listen, cfg.DNS.Allow = []string{"127.0.0.1"}, []string{"127.0.0.0/8"}
+	mute, err := net.Listen("unix", cfg.Containerd.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
+	go func() {
+		for {
+			conn, err := mute.Accept()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			go func() {
+				conn.Write([]byte{0, 0, 0, 4, 0, 0, 0, 0, 0}) // SETTINGS: HTTP/2 is spoken here (RFC 9113 section 6.5)
+				io.Copy(io.Discard, conn)
+			}()
+		}
+	}()
+	n, err := node.New(t.Context(), cfg, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx) }()
+	t.Cleanup(func() {
+		stop()
+		if err := errors.Join(<-done, n.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	within := func(what string, holds func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(40 * time.Second); !holds(); time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("waited in vain for %s", what)
+			}
+		}
+	}
+	resolver := &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, "127.0.0.1:53")
+	}}
+	within("names", func() bool {
+		found, err := resolver.LookupNS(ctx, "gpu.internal.")
+		return err == nil && len(found) == 1
+	})
+	rules := func() bool { return strings.Contains(testutil.Sh(t, "iptables -S FORWARD"), "-j RGPU-FWD") }
+	within("rules", rules)
+	testutil.Sh(t, "iptables -F FORWARD")
+	within("rules to be mended", rules)
 }
 
 // What environments may reach is refused before the daemon starts with it.
