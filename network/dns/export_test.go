@@ -8,11 +8,11 @@ func NewTestLimiter(cfg RateLimit) func(netip.Addr) bool {
 	return func(from netip.Addr) bool { return l.take(from, false) == pass }
 }
 
-// HandleMessage answers one message as the server would over UDP or TCP. later
-// says that it would be forwarded.
+// HandleMessage answers one message, sent to where environments ask, as the
+// server would over UDP or TCP. later says that it would be forwarded.
 func (s *Server) HandleMessage(message []byte, from netip.Addr, tcp bool) (answer []byte, later bool) {
 	var q query
-	answer, asked := s.handle(&q, message, nil, from, tcp)
+	answer, asked := s.handle(&q, message, nil, asker{from, true}, tcp)
 	return answer, asked != nil
 }
 

@@ -21,16 +21,18 @@ const maxSockets = 4
 // Listener is an address that a Server listens on.
 type Listener struct {
 	server *Server
+	ours   bool
 	udp    []*net.UDPConn
 	tcp    *net.TCPListener
 }
 
-// Listen opens UDP and TCP sockets on an address; Serve answers. With ours the
-// address need not be there yet, and other servers may listen on all of the
-// host's addresses over UDP: theirs are those that nobody else listens on. On
-// error nothing is left open.
+// Listen opens UDP and TCP sockets on an address; Serve answers. ours is where
+// environments ask, and the only place where they are known by their addresses:
+// it need not be there yet, and other servers may listen on all of the host's
+// addresses over UDP: theirs are those that nobody else listens on. On error
+// nothing is left open.
 func (s *Server) Listen(ctx context.Context, address netip.AddrPort, ours bool) (_ *Listener, err error) {
-	l := &Listener{server: s}
+	l := &Listener{server: s, ours: ours}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("listen for DNS on %s: %w", address, err), l.Close())
@@ -176,7 +178,7 @@ func (l *Listener) serveUDP(ctx context.Context, conn *net.UDPConn, work *sync.W
 			pause(ctx, time.Millisecond)
 			continue
 		}
-		answer, later := l.server.handle(&q, message[:size], out[:0], from.Addr().Unmap(), false)
+		answer, later := l.server.handle(&q, message[:size], out[:0], asker{from.Addr().Unmap(), l.ours}, false)
 		if later != nil {
 			work.Add(1)
 			l.server.forward(ctx, later, work.Done, func(answer []byte) { l.send(ctx, conn, answer, from) })

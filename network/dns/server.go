@@ -17,6 +17,10 @@ type Config struct {
 	// Allow are the networks whose questions are answered besides those of
 	// environments. They get what is ours, nothing is forwarded for them.
 	Allow []netip.Prefix
+	// Environments are the networks of environments. From there questions are
+	// answered where environments ask only: anywhere else it is somebody who
+	// forges their addresses.
+	Environments []netip.Prefix
 	// Forwarder asks others for environments; nil: nothing is forwarded.
 	Forwarder *Forwarder
 	RateLimit RateLimit
@@ -98,18 +102,18 @@ type asked struct {
 
 // handle answers a message into out, which is empty. An answer of no bytes is
 // none. later, when not nil, is to be forwarded.
-func (s *Server) handle(q *query, message, out []byte, from netip.Addr, tcp bool) (answer []byte, later *asked) {
+func (s *Server) handle(q *query, message, out []byte, from asker, tcp bool) (answer []byte, later *asked) {
 	rcode, ok := q.parse(message)
 	if !ok {
 		return nil, nil
 	}
 	current := s.snapshot.Load()
-	a := answerer{snapshot: current, client: current.clients[from]}
+	a := answerer{snapshot: current, client: current.client(from)}
 	a.recurse = a.client != nil && a.client.forward && s.cfg.Forwarder != nil
 	limit := maxTCP
 	if !tcp {
 		limit = q.size
-		switch s.limiter.take(from, a.client != nil) {
+		switch s.limiter.take(from.address, a.client != nil) {
 		case pass:
 		case slip:
 			return q.respond(out, a.flags(false)|flagTC, noError, nil, 0, limit), nil
@@ -129,7 +133,7 @@ func (s *Server) handle(q *query, message, out []byte, from netip.Addr, tcp bool
 			s.cfg.Forwarder.saw(q)
 			return q.respond(out, 0, miekg.RcodeRefused, nil, 0, limit), nil
 		}
-		later = &asked{query: *q, client: a.client, from: from, limit: limit, rest: rest}
+		later = &asked{query: *q, client: a.client, from: from.address, limit: limit, rest: rest}
 		later.question = slices.Clone(q.question) // the message is reused
 		if rest != "" {
 			later.prefix = slices.Clone(answer)
@@ -139,8 +143,25 @@ func (s *Server) handle(q *query, message, out []byte, from netip.Addr, tcp bool
 	return answer, nil
 }
 
-func (s *Server) allowed(from netip.Addr) bool {
-	return slices.ContainsFunc(s.cfg.Allow, func(p netip.Prefix) bool { return p.Contains(from) })
+// asker is who sent a question, and whether it came to where environments ask.
+type asker struct {
+	address netip.Addr
+	ours    bool
+}
+
+// client is the environment that an asker is, nil when it is none. An address
+// proves that only where environments ask: the firewall sees to it there.
+func (s *snapshot) client(from asker) *client {
+	if !from.ours {
+		return nil
+	}
+	return s.clients[from.address]
+}
+
+// allowed says whether somebody who is no environment is answered.
+func (s *Server) allowed(from asker) bool {
+	holds := func(p netip.Prefix) bool { return p.Contains(from.address) }
+	return (from.ours || !slices.ContainsFunc(s.cfg.Environments, holds)) && slices.ContainsFunc(s.cfg.Allow, holds)
 }
 
 // forward has a question answered by others and hands the answer to send, on a

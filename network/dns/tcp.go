@@ -25,14 +25,14 @@ func (l *Listener) serveTCP(ctx context.Context, work *sync.WaitGroup) error {
 			pause(ctx, 10*time.Millisecond)
 			continue
 		}
-		from := addressOf(conn.RemoteAddr()).Addr()
-		if !l.server.connections.enter(from) {
+		from := asker{addressOf(conn.RemoteAddr()).Addr(), l.ours}
+		if !l.server.connections.enter(from.address) {
 			_ = conn.Close() // it is told by that
 			continue
 		}
 		work.Go(func() {
-			defer l.server.connections.leave(from)
-			c := &connection{server: l.server, conn: conn, writer: bufio.NewWriterSize(conn, connectionBufferSize)}
+			defer l.server.connections.leave(from.address)
+			c := &connection{server: l.server, from: from, conn: conn, writer: bufio.NewWriterSize(conn, connectionBufferSize)}
 			c.serve(ctx)
 		})
 	}
@@ -42,6 +42,7 @@ func (l *Listener) serveTCP(ctx context.Context, work *sync.WaitGroup) error {
 // (RFC 7766 section 6.2.1.1), any number of them.
 type connection struct {
 	server  *Server
+	from    asker
 	conn    *net.TCPConn
 	pending sync.WaitGroup
 
@@ -53,7 +54,6 @@ type connection struct {
 func (c *connection) serve(ctx context.Context) {
 	defer func() { _ = c.conn.Close() }() // all that could be sent was
 	defer context.AfterFunc(ctx, func() { _ = c.conn.SetReadDeadline(time.Unix(1, 0)) })()
-	from := addressOf(c.conn.RemoteAddr()).Addr()
 	reader := bufio.NewReaderSize(c.conn, connectionBufferSize)
 	message, out := make([]byte, maxQuestion), make([]byte, 0, 2*maxUDP)
 	room := make(chan struct{}, maxPendingOfOneConn)
@@ -63,7 +63,7 @@ func (c *connection) serve(ctx context.Context) {
 		if !ok {
 			break
 		}
-		answer, later := c.server.handle(&q, read, out[:0], from, true)
+		answer, later := c.server.handle(&q, read, out[:0], c.from, true)
 		if later != nil {
 			c.flush()
 			room <- struct{}{} // the sender waits, as on any full connection

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	miekg "github.com/miekg/dns"
 
 	"github.com/remotegpu/remotegpu/network/dns"
@@ -144,10 +145,16 @@ func TestMessages(t *testing.T) {
 // listen serves on loopback until the test ends.
 func listen(tb testing.TB, server *dns.Server) netip.AddrPort {
 	tb.Helper()
+	return listenAt(tb, server, "127.0.0.1:0", true)
+}
+
+// listenAt is listen at an address, where environments ask or not.
+func listenAt(tb testing.TB, server *dns.Server, at string, ours bool) netip.AddrPort {
+	tb.Helper()
 	var listener *dns.Listener
 	var err error
 	for range 20 { // the port that was picked for UDP may be taken for TCP
-		if listener, err = server.Listen(tb.Context(), netip.MustParseAddrPort("127.0.0.1:0"), true); err == nil {
+		if listener, err = server.Listen(tb.Context(), netip.MustParseAddrPort(at), ours); err == nil {
 			break
 		}
 	}
@@ -250,6 +257,36 @@ func TestPipelining(t *testing.T) {
 		if err := reply.Unpack(answer); err != nil || int(reply.Id) != i || len(reply.Answer) != 1 {
 			t.Fatalf("answer %d: %v %v", i, &reply, err)
 		}
+	}
+}
+
+// TestAddressesProveNothingElsewhere: who is an environment is known where
+// environments ask; at the host's other addresses the networks that may ask get
+// what is for everybody, and the addresses of environments nothing.
+func TestAddressesProveNothingElsewhere(t *testing.T) {
+	t.Parallel()
+	forwarder := dns.NewForwarder(dns.ForwarderConfig{Upstreams: func() ([]netip.AddrPort, []string) { return nil, nil }})
+	server, own := serve(t, dns.Config{
+		Forwarder: forwarder, Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
+		Environments: []netip.Prefix{netip.MustParsePrefix("127.88.0.0/16")},
+	})
+	elsewhere := listenAt(t, server, "127.0.0.1:0", false)
+	if reply := resolve(t, "udp", demoAddress, own, "mate.gpu.internal.", miekg.TypeA); len(reply.Answer) != 1 || !reply.RecursionAvailable {
+		t.Errorf("where environments ask: %v", reply)
+	}
+	for _, from := range []string{demoAddress, "127.88.200.1"} {
+		for _, name := range []string{"mate.gpu.internal.", "localhost."} {
+			if reply := resolve(t, "udp", from, elsewhere, name, miekg.TypeA); reply.Rcode != miekg.RcodeRefused || reply.RecursionAvailable {
+				t.Errorf("%s from %s elsewhere: %v", name, from, reply)
+			}
+		}
+		if reply, err := ask(t, "tcp", from, elsewhere, question("mate.gpu.internal.", miekg.TypeA)); err == nil && reply.Rcode != miekg.RcodeRefused {
+			t.Errorf("from %s elsewhere over TCP: %v", from, reply)
+		}
+	}
+	reply := resolve(t, "tcp", aliensAddr, elsewhere, "mate.gpu.internal.", miekg.TypeA)
+	if diff := cmp.Diff([]string{"mate.gpu.internal. 5 IN A 192.0.2.7"}, records(reply.Answer)); diff != "" {
+		t.Errorf("the LAN (-want +got)\n%s", diff)
 	}
 }
 
