@@ -8,6 +8,13 @@ func NewTestLimiter(cfg RateLimit) func(netip.Addr) bool {
 	return func(from netip.Addr) bool { return l.take(from, false) == pass }
 }
 
+// NewTestQuota returns a quota's way in for an asker, whose connections count by
+// network.
+func NewTestQuota(each, all int) func(netip.Addr) bool {
+	q := &quota{each: each, all: all}
+	return func(from netip.Addr) bool { return q.enter(network(from)) }
+}
+
 // HandleMessage answers one message, sent to where environments ask, as the
 // server would over UDP or TCP. later says that it would be forwarded.
 func (s *Server) HandleMessage(message []byte, from netip.Addr, tcp bool) (answer []byte, later bool) {

@@ -74,24 +74,45 @@ func NewForwarder(cfg ForwarderConfig) *Forwarder {
 
 // Resolve asks. It always answers: with SERVFAIL when nobody did.
 func (f *Forwarder) Resolve(ctx context.Context, q Question) Answer {
-	servers, site := f.cfg.Upstreams()
-	key := cacheKey{name: strings.ToLower(q.Name), kind: q.Type, dnssec: q.DNSSEC, unchecked: q.CheckingDisabled}
-	if strings.HasSuffix(key.name, f.probe) {
-		f.looped(key.name)
-		return Answer{Rcode: miekg.RcodeRefused}
-	}
-	private := f.isPrivate(key.name, site)
-	if answer, ours := local(key.name, q, private); ours {
+	key := keyOf(q)
+	servers, private, answer, known := f.known(q, key)
+	if known {
 		return answer
-	}
-	if found := f.cache.get(key, time.Now()); found != nil {
-		return found.answer(q, time.Now())
 	}
 	found := f.once(ctx, key, func(ctx context.Context) *kept { return f.ask(ctx, q, key, servers, private) })
 	if found == nil {
 		return Answer{Rcode: miekg.RcodeServerFailure}
 	}
 	return found.answer(q, time.Now())
+}
+
+// Known answers a question that nobody has to be asked for.
+func (f *Forwarder) Known(q Question) (answer Answer, known bool) {
+	_, _, answer, known = f.known(q, keyOf(q))
+	return answer, known
+}
+
+// known answers without asking, or says whom to ask, and whether the answer may
+// have private addresses.
+func (f *Forwarder) known(q Question, key cacheKey) (servers []netip.AddrPort, private bool, answer Answer, known bool) {
+	servers, site := f.cfg.Upstreams()
+	if strings.HasSuffix(key.name, f.probe) {
+		f.looped(key.name)
+		return nil, false, Answer{Rcode: miekg.RcodeRefused}, true
+	}
+	private = f.isPrivate(key.name, site)
+	if answer, ours := local(key.name, q, private); ours {
+		return nil, false, answer, true
+	}
+	now := time.Now()
+	if found := f.cache.get(key, now); found != nil {
+		return nil, false, found.answer(q, now), true
+	}
+	return servers, private, Answer{}, false
+}
+
+func keyOf(q Question) cacheKey {
+	return cacheKey{name: strings.ToLower(q.Name), kind: q.Type, dnssec: q.DNSSEC, unchecked: q.CheckingDisabled}
 }
 
 // once has a question asked by one of those who have it at the same time. Who

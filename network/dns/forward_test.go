@@ -287,7 +287,8 @@ func TestLoopsAreFound(t *testing.T) {
 
 // TestStorm: one environment that asks for everything with name servers that
 // are dead is refused at some point, the same question is asked once however
-// many have it, and another environment gets on meanwhile.
+// many have it, what is known is answered, and another environment gets on
+// meanwhile.
 func TestStorm(t *testing.T) {
 	t.Parallel()
 	var same atomic.Int64
@@ -305,6 +306,9 @@ func TestStorm(t *testing.T) {
 	})
 	t.Cleanup(free) // before the server is shut down, which waits for its handlers
 	_, address := forwarding(t, nil, server)
+	if reply := resolve(t, "udp", demoAddress, address, "kept.example.org.", miekg.TypeA); len(reply.Answer) != 1 {
+		t.Fatalf("a name: %v", reply)
+	}
 	conn, err := dialer("udp", demoAddress).Dial("udp", address.String())
 	if err != nil {
 		t.Fatal(err)
@@ -328,6 +332,11 @@ func TestStorm(t *testing.T) {
 	}
 	if !refused {
 		t.Error("there is no bound")
+	}
+	for _, name := range []string{"kept.example.org.", "localhost."} {
+		if reply := resolve(t, "udp", demoAddress, address, name, miekg.TypeA); len(reply.Answer) != 1 {
+			t.Errorf("what nobody has to be asked for: %v", reply)
+		}
 	}
 	if reply := resolve(t, "udp", mateAddress, address, "www.example.org.", miekg.TypeA); len(reply.Answer) != 1 {
 		t.Errorf("another environment: %v", reply)

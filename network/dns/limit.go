@@ -120,11 +120,19 @@ type quota struct {
 	used  map[netip.Addr]int
 }
 
+// reserve is the part of what is left that one asker may have once half of all
+// is taken: many who take what they can together leave room for others.
+const reserve = 8
+
 // enter takes one place, unless there is none.
 func (q *quota) enter(who netip.Addr) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if q.total >= q.all || q.used[who] >= q.each {
+	most := q.each
+	if left := q.all - q.total; left <= q.all/2 {
+		most = min(most, (left+reserve-1)/reserve)
+	}
+	if q.used[who] >= most {
 		return false
 	}
 	if q.used == nil {
@@ -143,4 +151,17 @@ func (q *quota) leave(who netip.Addr) {
 	if q.used[who]--; q.used[who] == 0 {
 		delete(q.used, who)
 	}
+}
+
+// network is whose connections count together: one IPv4 address, or a network
+// of IPv6, of which any host has all addresses.
+func network(from netip.Addr) netip.Addr {
+	if from.Is4() || from.Is4In6() {
+		return from
+	}
+	prefix, err := from.Prefix(64)
+	if err != nil {
+		return from
+	}
+	return prefix.Addr()
 }

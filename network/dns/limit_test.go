@@ -83,3 +83,39 @@ func TestFloodFromEverywhere(t *testing.T) {
 		t.Error("who was never seen is refused")
 	}
 }
+
+// TestQuota: askers that take what they can leave room for others, and a host
+// with many addresses is one asker.
+func TestQuota(t *testing.T) {
+	t.Parallel()
+	enter := dns.NewTestQuota(128, 1024)
+	takes := func(from func(i int) netip.Addr) (count int) {
+		for i := range 2000 {
+			if enter(from(i)) {
+				count++
+			}
+		}
+		return count
+	}
+	one := func(last byte) func(int) netip.Addr {
+		return func(int) netip.Addr { return netip.AddrFrom4([4]byte{10, 88, 0, last}) }
+	}
+	if got := takes(one(1)); got != 128 {
+		t.Errorf("one alone gets %d", got)
+	}
+	for i := range byte(15) {
+		takes(one(2 + i))
+	}
+	if got := takes(one(100)); got < 8 {
+		t.Errorf("after 16 that took what they could, one gets %d", got)
+	}
+	enter = dns.NewTestQuota(64, 1024)
+	if got := takes(func(i int) netip.Addr {
+		return netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 14: byte(i >> 8), 15: byte(i)})
+	}); got != 64 {
+		t.Errorf("a /64 gets %d", got)
+	}
+	if !enter(netip.MustParseAddr("2001:db8:0:1::1")) {
+		t.Error("another /64 gets none")
+	}
+}

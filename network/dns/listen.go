@@ -20,10 +20,11 @@ const maxSockets = 4
 
 // Listener is an address that a Server listens on.
 type Listener struct {
-	server *Server
-	ours   bool
-	udp    []*net.UDPConn
-	tcp    *net.TCPListener
+	server      *Server
+	ours        bool
+	connections quota // each address has its own: who uses up one leaves the others alone
+	udp         []*net.UDPConn
+	tcp         *net.TCPListener
 }
 
 // Listen opens UDP and TCP sockets on an address; Serve answers. ours is where
@@ -32,7 +33,7 @@ type Listener struct {
 // addresses over UDP: theirs are those that nobody else listens on. On error
 // nothing is left open.
 func (s *Server) Listen(ctx context.Context, address netip.AddrPort, ours bool) (_ *Listener, err error) {
-	l := &Listener{server: s, ours: ours}
+	l := &Listener{server: s, ours: ours, connections: quota{each: maxConnectionsOfOne, all: maxConnections}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("listen for DNS on %s: %w", address, err), l.Close())

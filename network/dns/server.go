@@ -47,11 +47,10 @@ const (
 // Server answers questions about what was last Set. Its methods are safe for
 // concurrent use.
 type Server struct {
-	cfg         Config
-	limiter     *limiter
-	forwards    quota
-	connections quota
-	snapshot    atomic.Pointer[snapshot]
+	cfg      Config
+	limiter  *limiter
+	forwards quota
+	snapshot atomic.Pointer[snapshot]
 
 	mu       sync.Mutex // held while a snapshot is made
 	compiler compiler
@@ -65,8 +64,7 @@ func NewServer(cfg Config) *Server {
 	}
 	s := &Server{
 		cfg: cfg, limiter: newLimiter(cfg.RateLimit),
-		forwards:    quota{each: maxForwardsOfOne, all: maxForwards},
-		connections: quota{each: maxConnectionsOfOne, all: maxConnections},
+		forwards: quota{each: maxForwardsOfOne, all: maxForwards},
 		// A daemon that starts later serves a later serial, unless it changed
 		// something more often than once a second for all its life.
 		serial: uint32(time.Now().Unix()),
@@ -164,9 +162,17 @@ func (s *Server) allowed(from asker) bool {
 	return (from.ours || !slices.ContainsFunc(s.cfg.Environments, holds)) && slices.ContainsFunc(s.cfg.Allow, holds)
 }
 
-// forward has a question answered by others and hands the answer to send, on a
-// goroutine of its own; or refuses it at once when too many are at work.
+// forward has a question answered by others and hands the answer to send: at
+// once when it is known, else on a goroutine of its own; or refuses it when too
+// many are at work.
 func (s *Server) forward(ctx context.Context, later *asked, done func(), send func([]byte)) {
+	if answer, known := s.known(ctx, later); known {
+		if answer != nil {
+			send(answer)
+		}
+		done()
+		return
+	}
 	if !s.forwards.enter(later.from) {
 		send(later.respond(nil, flagRA, miekg.RcodeRefused, nil, 0, later.limit))
 		done()
@@ -183,22 +189,48 @@ func (s *Server) forward(ctx context.Context, later *asked, done func(), send fu
 	}()
 }
 
+// known is the answer to a question that nobody has to be asked for, nil when
+// it cannot be sent.
+func (s *Server) known(ctx context.Context, later *asked) (answer []byte, known bool) {
+	question, ours, ok := later.abroad()
+	if !ok {
+		return nil, true
+	}
+	theirs, known := s.cfg.Forwarder.Known(question)
+	if !known {
+		return nil, false
+	}
+	return s.join(ctx, later, ours, theirs), true
+}
+
 // ask is the answer to a question that is forwarded, nil when it cannot be
 // sent.
 func (s *Server) ask(ctx context.Context, later *asked) []byte {
-	question := Question{Name: later.name(), Type: later.qtype, DNSSEC: later.do, CheckingDisabled: later.flags&flagCD != 0}
-	var ours miekg.Msg
-	if later.rest != "" {
-		if ours.Unpack(later.prefix) != nil {
-			return nil
-		}
-		question.Name = later.rest.text()
+	question, ours, ok := later.abroad()
+	if !ok {
+		return nil
 	}
-	theirs := s.cfg.Forwarder.Resolve(ctx, question)
+	return s.join(ctx, later, ours, s.cfg.Forwarder.Resolve(ctx, question))
+}
+
+// abroad is what others are asked, and the part of the answer that is ours.
+func (a *asked) abroad() (question Question, ours miekg.Msg, ok bool) {
+	question = Question{Name: a.name(), Type: a.qtype, DNSSEC: a.do, CheckingDisabled: a.flags&flagCD != 0}
+	if a.rest != "" {
+		if ours.Unpack(a.prefix) != nil {
+			return question, ours, false
+		}
+		question.Name = a.rest.text()
+	}
+	return question, ours, true
+}
+
+// join makes an answer of ours and theirs, nil when it cannot be sent.
+func (s *Server) join(ctx context.Context, later *asked, ours miekg.Msg, theirs Answer) []byte {
 	reply := &miekg.Msg{
 		MsgHdr: miekg.MsgHdr{
 			Id: later.id, Response: true, RecursionDesired: later.flags&flagRD != 0, RecursionAvailable: true,
-			CheckingDisabled: question.CheckingDisabled, Rcode: theirs.Rcode, Authoritative: later.rest != "",
+			CheckingDisabled: later.flags&flagCD != 0, Rcode: theirs.Rcode, Authoritative: later.rest != "",
 		},
 		Compress: true,
 		Question: []miekg.Question{{Name: later.name(), Qtype: later.qtype, Qclass: later.class}},

@@ -12,7 +12,7 @@ import (
 )
 
 // serveTCP accepts connections, of each client and of all together up to a
-// bound: one more is closed at once.
+// bound: one more is closed at once, and so are those of who may not ask.
 func (l *Listener) serveTCP(ctx context.Context, work *sync.WaitGroup) error {
 	for {
 		conn, err := l.tcp.AcceptTCP()
@@ -26,12 +26,14 @@ func (l *Listener) serveTCP(ctx context.Context, work *sync.WaitGroup) error {
 			continue
 		}
 		from := asker{addressOf(conn.RemoteAddr()).Addr(), l.ours}
-		if !l.server.connections.enter(from.address) {
+		// Who would be answered nothing takes no place.
+		welcome := l.server.snapshot.Load().client(from) != nil || l.server.allowed(from)
+		if !welcome || !l.connections.enter(network(from.address)) {
 			_ = conn.Close() // it is told by that
 			continue
 		}
 		work.Go(func() {
-			defer l.server.connections.leave(from.address)
+			defer l.connections.leave(network(from.address))
 			c := &connection{server: l.server, from: from, conn: conn, writer: bufio.NewWriterSize(conn, connectionBufferSize)}
 			c.serve(ctx)
 		})

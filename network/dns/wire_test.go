@@ -2,11 +2,13 @@ package dns_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -280,7 +282,7 @@ func TestAddressesProveNothingElsewhere(t *testing.T) {
 				t.Errorf("%s from %s elsewhere: %v", name, from, reply)
 			}
 		}
-		if reply, err := ask(t, "tcp", from, elsewhere, question("mate.gpu.internal.", miekg.TypeA)); err == nil && reply.Rcode != miekg.RcodeRefused {
+		if reply, err := ask(t, "tcp", from, elsewhere, question("mate.gpu.internal.", miekg.TypeA)); err == nil {
 			t.Errorf("from %s elsewhere over TCP: %v", from, reply)
 		}
 	}
@@ -291,10 +293,12 @@ func TestAddressesProveNothingElsewhere(t *testing.T) {
 }
 
 // TestConnectionsAreBounded: one client has so many and no more; another one
-// gets on, and so does the first when it lets go of one.
+// gets on, and so does the first at another address, and when it lets go of one.
+// Who may not ask has none.
 func TestConnectionsAreBounded(t *testing.T) {
 	t.Parallel()
-	_, address := serve(t, dns.Config{})
+	server, address := serve(t, dns.Config{})
+	second := listenAt(t, server, "127.0.0.1:0", false)
 	var open []net.Conn
 	defer func() {
 		for _, conn := range open {
@@ -331,6 +335,23 @@ func TestConnectionsAreBounded(t *testing.T) {
 	defer other.Close()
 	if !usable(other) {
 		t.Error("another client does not get on")
+	}
+	elsewhere, err := dialer("tcp", lanAddress).Dial("tcp", second.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer elsewhere.Close()
+	if !usable(elsewhere) {
+		t.Error("the client does not get on at another address")
+	}
+	stranger, err := dialer("tcp", aliensAddr).Dial("tcp", address.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stranger.Close()
+	stranger.SetDeadline(time.Now().Add(10 * time.Second)) // before that of a connection without a question
+	if _, err := stranger.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("who may not ask stays connected: %v", err)
 	}
 	open[0].Close()
 	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
