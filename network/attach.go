@@ -149,7 +149,7 @@ func (n *Networks) ensureBridge(host *netlink.Handle, names names, address netip
 func ensureAddress(handle *netlink.Handle, link netlink.Link, address netip.Prefix, existed bool) error {
 	name := link.Attrs().Name
 	if existed {
-		addresses, err := handle.AddrList(link, netlink.FAMILY_V4)
+		addresses, err := dump(func() ([]netlink.Addr, error) { return handle.AddrList(link, netlink.FAMILY_V4) })
 		if err != nil {
 			return fmt.Errorf("list addresses of %s: %w", name, err)
 		}

@@ -90,7 +90,7 @@ func (n *Networks) silence(envID string) (netip.Addr, error) {
 	if bridge == nil {
 		return n.addressInside(envID)
 	}
-	addresses, err := host.AddrList(bridge, netlink.FAMILY_V4)
+	addresses, err := dump(func() ([]netlink.Addr, error) { return host.AddrList(bridge, netlink.FAMILY_V4) })
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("list addresses of bridge: %w", err)
 	}
@@ -127,7 +127,7 @@ func (n *Networks) addressInside(envID string) (address netip.Addr, err error) {
 		if link == nil {
 			return err
 		}
-		addresses, err := inner.AddrList(link, netlink.FAMILY_V4)
+		addresses, err := dump(func() ([]netlink.Addr, error) { return inner.AddrList(link, netlink.FAMILY_V4) })
 		if err != nil {
 			return fmt.Errorf("list addresses in namespace: %w", err)
 		}

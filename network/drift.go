@@ -136,7 +136,7 @@ func (n *Networks) Occupied(context.Context) (map[string]int, error) {
 		return nil, failed("open netlink", err)
 	}
 	defer host.Close()
-	addresses, err := host.AddrList(nil, netlink.FAMILY_V4)
+	addresses, err := dump(func() ([]netlink.Addr, error) { return host.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, failed("list addresses", err)
 	}

@@ -70,7 +70,7 @@ func eachNodeAddress(each func(*netlink.Handle, netlink.Link, *netlink.Addr) err
 	if err != nil {
 		return fmt.Errorf("find loopback: %w", err)
 	}
-	addresses, err := handle.AddrList(lo, netlink.FAMILY_V4)
+	addresses, err := dump(func() ([]netlink.Addr, error) { return handle.AddrList(lo, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("list addresses of loopback: %w", err)
 	}

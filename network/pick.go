@@ -58,7 +58,7 @@ func takenNetworks() ([]netip.Prefix, error) {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	defer host.Close()
-	links, err := host.LinkList()
+	links, err := dump(host.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
@@ -79,7 +79,7 @@ func takenNetworks() ([]netip.Prefix, error) {
 			taken = append(taken, netip.PrefixFrom(address, bits).Masked())
 		}
 	}
-	addresses, err := host.AddrList(nil, netlink.FAMILY_V4)
+	addresses, err := dump(func() ([]netlink.Addr, error) { return host.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}

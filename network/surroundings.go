@@ -59,7 +59,7 @@ func (n *Networks) connected() ([]netip.Prefix, error) {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	defer host.Close()
-	addresses, err := host.AddrList(nil, netlink.FAMILY_V4)
+	addresses, err := dump(func() ([]netlink.Addr, error) { return host.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
