@@ -1,0 +1,86 @@
+package gpu
+
+import (
+	"context"
+	"time"
+
+	cdi "tags.cncf.io/container-device-interface/specs-go"
+)
+
+// Driver is the GPU software of the host. A call costs a round trip to another
+// process and up to seconds of work; each ends with ctx. Errors are
+// *problem.Problem or errdefs kinds; Unavailable when the software does not
+// answer.
+type Driver interface {
+	// Probe reads the inventory. A host without GPUs has an empty one; a probe
+	// that failed is an error.
+	Probe(ctx context.Context) (Inventory, error)
+	// Edits computes what a container needs for the devices, fresh: nodes,
+	// libraries of the driver that is loaded now, hooks.
+	Edits(ctx context.Context, req EditsRequest) (Edits, error)
+	// Usage measures all GPUs.
+	Usage(ctx context.Context) ([]Usage, error)
+	// Watch calls report for each thing that happens to a GPU until ctx ends
+	// or the watch breaks, which is an error.
+	Watch(ctx context.Context, report func(Event)) error
+
+	// CreateMIG makes an instance at the place: PLACEMENT_TAKEN is
+	// errdefs.AlreadyExists.
+	CreateMIG(ctx context.Context, gpuUUID, profile string, at Span) (MIGInstance, error)
+	// DestroyMIG removes an instance; one that is not there counts as removed.
+	// FailedPrecondition while a process uses it.
+	DestroyMIG(ctx context.Context, migUUID string) error
+	// SetMIGMode turns MIG on or off and tells whether a reset is needed
+	// before that is so.
+	SetMIGMode(ctx context.Context, gpuUUID string, on bool) (resetNeeded bool, err error)
+	// SetExclusiveProcess lets one process alone have contexts on the GPU,
+	// which MPS wants, or any number.
+	SetExclusiveProcess(ctx context.Context, gpuUUID string, on bool) error
+
+	// SetMemoryLimit bounds what processes of a cgroup (path below
+	// /sys/fs/cgroup, v2) may allocate on a GPU; 0 removes the bound.
+	// Unimplemented where the driver cannot.
+	SetMemoryLimit(ctx context.Context, gpuUUID, cgroup string, bytes uint64) error
+}
+
+// Target is what a container gets: a whole GPU, or an instance of one.
+type Target struct {
+	GPU string `json:"gpu"`           // UUID
+	MIG string `json:"mig,omitempty"` // UUID; "": the whole GPU
+}
+
+// Capability is a part of NVIDIA's driver that a container gets (container
+// toolkit, NVIDIA_DRIVER_CAPABILITIES).
+type Capability string
+
+// The capabilities.
+const (
+	Compute  Capability = "compute"
+	Utility  Capability = "utility"
+	Graphics Capability = "graphics"
+	Video    Capability = "video"
+	Display  Capability = "display"
+)
+
+// EditsRequest asks for what containers need.
+type EditsRequest struct {
+	Targets      []Target     `json:"targets"`
+	Capabilities []Capability `json:"capabilities,omitempty"`
+}
+
+// Edits is what a container needs. Warnings are for people: a capability that
+// the host cannot give.
+type Edits struct {
+	CDI      cdi.ContainerEdits `json:"cdi"`
+	Warnings []string           `json:"warnings,omitempty"`
+}
+
+// Event is something that happened to a GPU.
+type Event struct {
+	UUID   string    `json:"uuid"`          // "": to all of them
+	MIG    string    `json:"mig,omitempty"` // UUID of the one instance that it is about
+	XID    int       `json:"xid,omitempty"` // 0 when it was none (NVIDIA, XID Errors)
+	Fatal  bool      `json:"fatal"`         // no new lease of the GPU until somebody has looked
+	Detail string    `json:"detail"`        // for people
+	At     time.Time `json:"at"`
+}
