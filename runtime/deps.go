@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/network/dns"
 	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
@@ -118,6 +119,10 @@ type Container struct {
 	Labels             map[string]string
 	AllowNewPrivileges bool
 	Disk               DiskLimit // what Resources.DiskBytes, which is what to enforce, came from
+	// GPU is what the container needs for the GPUs that the environment has, as
+	// the driver says now; nil: it has none. It goes over everything else, and
+	// each Start takes what it is given then.
+	GPU *gpu.Edits
 }
 
 // ContainerStatus is a container as it is.
