@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -13,104 +12,37 @@ import (
 	"github.com/remotegpu/remotegpu/network/port"
 )
 
-// expiryRetry is the pause before the end of a mapping is recorded again that
-// could not be, for example because an operation works on its environment. It
-// leads nowhere meanwhile.
-const expiryRetry = time.Second
-
-// expirer ends port mappings whose time is over, from one goroutine. When that
-// is is in the store; this is what is due next.
-type expirer struct {
-	manager *Manager
-	wake    chan struct{} // capacity 1
-
-	mu  sync.Mutex
-	due map[string]time.Time // by environment
-}
-
-func newExpirer(m *Manager) *expirer {
-	return &expirer{manager: m, wake: make(chan struct{}, 1), due: make(map[string]time.Time)}
-}
-
-// follow takes over what the store now says of an environment.
-func (x *expirer) follow(env *Environment) {
+// followExpiry takes over what the store now says of an environment's mappings.
+func (m *Manager) followExpiry(env *Environment) {
 	var next time.Time
 	for i := range env.Ports {
 		if at := env.Ports[i].ExpiresAt; !at.IsZero() && (next.IsZero() || at.Before(next)) {
 			next = at
 		}
 	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	if next.IsZero() || env.State == Deleted {
-		delete(x.due, env.ID)
-		return
+	if env.State == Deleted {
+		next = time.Time{}
 	}
-	if x.due[env.ID].Equal(next) {
-		return
-	}
-	x.due[env.ID] = next
-	select {
-	case x.wake <- struct{}{}:
-	default: // it is awake already
-	}
+	m.expiry.set(env.ID, next)
 }
 
-// take returns the environments that have something due, and how long until
-// more is.
-func (x *expirer) take(now time.Time) (due []string, wait time.Duration) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	wait = time.Hour
-	for id, at := range x.due {
-		if left := at.Sub(now); left > 0 {
-			wait = min(wait, left)
-			continue
-		}
-		due = append(due, id)
-		delete(x.due, id)
-	}
-	return due, wait
-}
-
-// again looks at an environment once more.
-func (x *expirer) again(id string) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.due[id] = time.Now().Add(expiryRetry)
-}
-
-// run ends what is due until ctx ends. What the store says is looked up first:
-// nobody may have read it since the daemon began, as when containerd is away.
-func (x *expirer) run(ctx context.Context) {
-	envs, _, err := x.manager.cfg.Store.Environments(ctx, Filter{})
+// runExpiry ends mappings whose time is over until ctx ends. What the store
+// says is looked up first: nobody may have read it since the daemon began, as
+// when containerd is away. One that could not be recorded, for example because
+// an operation works on its environment, leads nowhere meanwhile.
+func (m *Manager) runExpiry(ctx context.Context) {
+	envs, _, err := m.cfg.Store.Environments(ctx, Filter{})
 	if err != nil && ctx.Err() == nil {
-		x.manager.cfg.Log.ErrorContext(ctx, "listing environments failed; mappings end with the next pass", "error", err)
+		m.cfg.Log.ErrorContext(ctx, "listing environments failed; mappings end with the next pass", "error", err)
 	}
 	for _, env := range envs {
-		x.follow(env)
+		m.followExpiry(env)
 	}
-	for ctx.Err() == nil {
-		due, wait := x.take(time.Now())
-		for _, id := range due {
-			if err := x.manager.expirePorts(ctx, id); err != nil && ctx.Err() == nil {
-				if !errors.Is(err, errWorkedOn) {
-					x.manager.cfg.Log.ErrorContext(ctx, "port mappings whose time is over were not released; it is tried again", "environment", id, "error", err)
-				}
-				x.again(id)
-			}
+	m.expiry.run(ctx, m.expirePorts, func(id string, err error) {
+		if !errors.Is(err, errWorkedOn) {
+			m.cfg.Log.ErrorContext(ctx, "port mappings whose time is over were not released; it is tried again", "environment", id, "error", err)
 		}
-		if len(due) > 0 {
-			continue
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		case <-x.wake:
-		}
-		timer.Stop()
-	}
+	})
 }
 
 // errWorkedOn says that an operation works on the environment.
@@ -126,7 +58,7 @@ func (m *Manager) expirePorts(ctx context.Context, id string) error {
 	m.fill(env)
 	over := overPorts(env)
 	if len(over) == 0 {
-		m.expiry.follow(env) // it was changed meanwhile
+		m.followExpiry(env) // it was changed meanwhile
 		return nil
 	}
 	// At once, whatever works on the environment: an operation that publishes

@@ -69,8 +69,8 @@ type Manager struct {
 	files   etcFiles
 	changes broadcaster
 	drawing drawWatch
-	restart *restarter
-	expiry  *expirer
+	restart *agenda // what the restart policies start again
+	expiry  *agenda // port mappings whose time will be over
 	health  *healthChecks
 	names   names
 
@@ -146,7 +146,7 @@ func New(cfg Config) *Manager {
 		m.cfg.Dial = new(net.Dialer).DialContext
 	}
 	m.drawing.manager = m
-	m.restart, m.health, m.expiry = newRestarter(m), newHealthChecks(m), newExpirer(m)
+	m.restart, m.health, m.expiry = newAgenda(), newHealthChecks(m), newAgenda()
 	m.names.manager = m
 	m.changes.recent.life = ulid.Make().String()
 	m.registerHandlers()
@@ -410,9 +410,9 @@ func (m *Manager) follow(env *Environment) {
 	if env.State == Deleted {
 		delete(m.followed, env.ID)
 	}
-	m.restart.follow(env)
+	m.followRestart(env)
 	m.health.follow(env)
-	m.expiry.follow(env)
+	m.followExpiry(env)
 	m.names.follow(env)
 }
 

@@ -56,8 +56,8 @@ func (m *Manager) Run(ctx context.Context) error {
 	m.drawing.open(ctx)
 	defer m.drawing.wait()
 	group.Go(func() error { m.followEvents(ctx); return nil })
-	group.Go(func() error { m.restart.run(ctx); return nil })
-	group.Go(func() error { m.expiry.run(ctx); return nil })
+	group.Go(func() error { m.runRestarts(ctx); return nil })
+	group.Go(func() error { m.runExpiry(ctx); return nil })
 	group.Go(func() error { m.health.run(ctx); return nil })
 	group.Go(func() error {
 		m.watchUndrawn(ctx)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -38,9 +37,6 @@ const (
 	restartBase  = 100 * time.Millisecond
 	restartMax   = time.Minute
 	restartReset = 10 * time.Minute
-	// restartRetry is the pause after a restart that could not even be written
-	// down.
-	restartRetry = time.Second
 )
 
 func checkRestart(spec *Spec) error {
@@ -127,87 +123,21 @@ func userActs(env *Environment, kind string) {
 	env.RestartAt, env.ByPolicy = time.Time{}, false
 }
 
-// restarter starts environments again when their time has come, from one
-// goroutine. What is to be started is in the store; this is what is due next.
-type restarter struct {
-	manager *Manager
-	wake    chan struct{} // capacity 1
-
-	mu  sync.Mutex
-	due map[string]time.Time
-}
-
-func newRestarter(m *Manager) *restarter {
-	return &restarter{manager: m, wake: make(chan struct{}, 1), due: make(map[string]time.Time)}
-}
-
-// follow takes over what the store now says of an environment.
-func (r *restarter) follow(env *Environment) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+// followRestart takes over what the store now says of an environment.
+func (m *Manager) followRestart(env *Environment) {
+	at := env.RestartAt
 	if env.State == Deleted {
-		delete(r.due, env.ID)
-		return
+		at = time.Time{}
 	}
-	if env.RestartAt.IsZero() {
-		delete(r.due, env.ID)
-		return
-	}
-	r.due[env.ID] = env.RestartAt
-	r.kick()
+	m.restart.set(env.ID, at)
 }
 
-func (r *restarter) kick() {
-	select {
-	case r.wake <- struct{}{}:
-	default: // it is awake already
-	}
-}
-
-// take returns what is to be done now, and how long until more is.
-func (r *restarter) take(now time.Time) (due []string, wait time.Duration) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	wait = time.Hour
-	for id, at := range r.due {
-		if left := at.Sub(now); left > 0 {
-			wait = min(wait, left)
-			continue
-		}
-		due = append(due, id)
-		delete(r.due, id)
-	}
-	return due, wait
-}
-
-// again tries a restart once more that could not be written down.
-func (r *restarter) again(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.due[id] = time.Now().Add(restartRetry)
-}
-
-// run starts what is due until ctx ends.
-func (r *restarter) run(ctx context.Context) {
-	for ctx.Err() == nil {
-		due, wait := r.take(time.Now())
-		for _, id := range due {
-			if err := r.manager.restartDue(ctx, id); err != nil && ctx.Err() == nil {
-				r.manager.cfg.Log.ErrorContext(ctx, "a restart was not begun; it is tried again", "environment", id, "error", err)
-				r.again(id)
-			}
-		}
-		if len(due) > 0 {
-			continue
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-		case <-timer.C:
-		case <-r.wake:
-		}
-		timer.Stop()
-	}
+// runRestarts starts what is due until ctx ends, again after a moment when a
+// restart could not even be written down.
+func (m *Manager) runRestarts(ctx context.Context) {
+	m.restart.run(ctx, m.restartDue, func(id string, err error) {
+		m.cfg.Log.ErrorContext(ctx, "a restart was not begun; it is tried again", "environment", id, "error", err)
+	})
 }
 
 // errNotDue ends a transaction on an environment that is not to be restarted.

@@ -170,7 +170,6 @@ func (e *Engine) awaitCgroupGone(ctx context.Context, id string, abandoned bool)
 			clearCgroup(dir, func(int) {})
 		}
 	}
-
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	limit := time.NewTimer(killTimeout)
