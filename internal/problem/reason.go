@@ -100,6 +100,17 @@ const (
 	SnapshotNotCopyable   Reason = "SNAPSHOT_NOT_COPYABLE"
 	SnapshotBaseMissing   Reason = "SNAPSHOT_BASE_MISSING"
 	SnapshotUnknown       Reason = "SNAPSHOT_UNKNOWN"
+	GPUUnavailable        Reason = "GPU_UNAVAILABLE"
+	GPUNotFound           Reason = "GPU_NOT_FOUND"
+	GPUExhausted          Reason = "GPU_EXHAUSTED"
+	GPUModeConflict       Reason = "GPU_MODE_CONFLICT"
+	GPUUnhealthy          Reason = "GPU_UNHEALTHY"
+	GPUDrained            Reason = "GPU_DRAINED"
+	GPUInUse              Reason = "GPU_IN_USE"
+	GPUNotEnforceable     Reason = "GPU_NOT_ENFORCEABLE"
+	GPUCapability         Reason = "GPU_CAPABILITY_UNSUPPORTED"
+	GPUPlacementTaken     Reason = "GPU_PLACEMENT_TAKEN"
+	MIGInstanceNotFound   Reason = "MIG_INSTANCE_NOT_FOUND"
 	FileNotFound          Reason = "FILE_NOT_FOUND"
 	FileNotAllowed        Reason = "FILE_NOT_ALLOWED"
 	FileConflict          Reason = "FILE_CONFLICT"
@@ -215,6 +226,17 @@ var kinds = map[Reason]error{
 	SnapshotNotCopyable:   errdefs.ErrFailedPrecondition,
 	SnapshotBaseMissing:   errdefs.ErrFailedPrecondition,
 	SnapshotUnknown:       errdefs.ErrFailedPrecondition,
+	GPUUnavailable:        errdefs.ErrUnavailable,
+	GPUNotFound:           errdefs.ErrNotFound,
+	GPUExhausted:          errdefs.ErrResourceExhausted,
+	GPUModeConflict:       errdefs.ErrFailedPrecondition,
+	GPUUnhealthy:          errdefs.ErrFailedPrecondition,
+	GPUDrained:            errdefs.ErrFailedPrecondition,
+	GPUInUse:              errdefs.ErrFailedPrecondition,
+	GPUNotEnforceable:     errdefs.ErrFailedPrecondition,
+	GPUCapability:         errdefs.ErrFailedPrecondition,
+	GPUPlacementTaken:     errdefs.ErrAlreadyExists,
+	MIGInstanceNotFound:   errdefs.ErrNotFound,
 	FileNotFound:          errdefs.ErrNotFound,
 	FileNotAllowed:        errdefs.ErrFailedPrecondition,
 	FileConflict:          errdefs.ErrFailedPrecondition,
