@@ -18,7 +18,8 @@ import (
 // interfaces, each where packets leave: what it receives at the host's end,
 // what it sends at its own. There a full queue slows the sender down instead of
 // losing its packets. To change its end takes CAP_NET_ADMIN over the namespace,
-// which no environment has.
+// which no environment has; to pass by it takes less, so the same bound is on
+// the host's side too (limitAtHost).
 
 const (
 	// bucketTime is how much a bucket holds, in seconds at its rate, but not
@@ -40,9 +41,9 @@ func (n *Networks) setBandwidth(ctx context.Context, declared *policy.Declared) 
 	defer unlock()
 	if err := n.limit(ctx, declared); err != nil {
 		what := "limit bandwidth of environment " + declared.EnvID
-		if errors.Is(err, unix.ENOENT) {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
 			return problem.New(problem.NetworkFailed, "%s", what).WithCause(err).
-				WithHint("The kernel lacks the token bucket filter: try modprobe sch_tbf")
+				WithHint("The kernel lacks what limits speeds: try modprobe -a sch_tbf sch_ingress cls_u32 act_mirred ifb")
 		}
 		return failed(what, err)
 	}
@@ -73,6 +74,9 @@ func (n *Networks) limit(ctx context.Context, declared *policy.Declared) error {
 	}
 	if err := fault.Point(ctx, "reception limited"); err != nil {
 		return err
+	}
+	if err := limitAtHost(ctx, host, names, veth, declared.Policy.EgressBits); err != nil {
+		return fmt.Errorf("limit what it sends: %w", err)
 	}
 	there, err := pinned(names.netns)
 	if err != nil || !there {

@@ -1,10 +1,15 @@
 package network_test
 
 import (
+	"encoding/binary"
+	"fmt"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/internal/testutil"
 	"github.com/remotegpu/remotegpu/network/policy"
@@ -23,6 +28,13 @@ func TestBandwidth(t *testing.T) {
 		t.Helper()
 		if got := testutil.Sh(t, "tc qdisc show dev "+veth); !strings.Contains(got, receives) || receives == "" && strings.Contains(got, "tbf") {
 			t.Errorf("%s: the host's end has %q, want %q", when, got, receives)
+		}
+		ifb := testutil.Sh(t, "for i in $(ip -o link show type ifb | grep -o 'rgpui-[a-z2-7]*'); do tc qdisc show dev $i; done")
+		if !strings.Contains(ifb, sends) || sends == "" && ifb != "" {
+			t.Errorf("%s: the intermediate device has %q, want %q", when, ifb, sends)
+		}
+		if got := testutil.Sh(t, "tc filter show dev "+veth+" ingress"); strings.Contains(got, "rgpui-") != (sends != "") {
+			t.Errorf("%s: what comes in goes by %q", when, got)
 		}
 		if got := m.in[0].Sh(t, "tc qdisc show dev eth0"); !strings.Contains(got, sends) || sends == "" && strings.Contains(got, "tbf") {
 			t.Errorf("%s: its own end has %q, want %q", when, got, sends)
@@ -48,10 +60,13 @@ func TestBandwidth(t *testing.T) {
 			t.Errorf("%s: %d of %d datagrams came through a limit", name, got, sent)
 		}
 	}
+	if sent, got := bypass(t, m); got == 0 || got > sent/2 {
+		t.Errorf("past the bucket at its own end: %d of %d datagrams came through a limit", got, sent)
+	}
 	m.set(t, 0, policy.Policy{IngressBits: 40_000_000_000})
 	buckets("another limit, in one direction", "rate 40Gbit", "")
 	declared := []policy.Declared{m.declared(0, "default", limited)}
-	testutil.Sh(t, "tc qdisc del dev "+veth+" root")
+	testutil.Sh(t, "tc qdisc del dev "+veth+" root; ip link del $(ip -o link show type ifb | grep -o 'rgpui-[a-z2-7]*' | head -1) 2>/dev/null || true")
 	if err := m.networks.Restore(t.Context(), m.all(), declared); err != nil {
 		t.Fatal(err)
 	}
@@ -62,30 +77,95 @@ func TestBandwidth(t *testing.T) {
 	buckets("attached again", "rate 1Mbit", "rate 2Mbit")
 	m.set(t, 0, policy.Policy{})
 	buckets("no limit any more", "", "")
+	m.set(t, 0, limited)
 	if err := m.networks.Detach(t.Context(), m.ids[0]); err != nil {
 		t.Fatal(err)
 	}
+	if err := m.networks.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if left := testutil.Sh(t, "ip -o link show type ifb | grep rgpui- || true"); left != "" {
+		t.Errorf("after Detach there is %q", left)
+	}
 	m.set(t, 0, limited) // there is nothing to limit, and it comes with the next start
 	cleanUp(t, m.lab)
+}
+
+// bypass does as flood from the environment to the internet, in a way that no
+// bucket of the environment's own interface is asked for (packet(7)).
+func bypass(t *testing.T, m *members) (sent, got int) {
+	t.Helper()
+	const mac = " | grep -o 'link/ether [0-9a-f:]*' | cut -d' ' -f2"
+	gateway, err := net.ParseMAC(testutil.Sh(t, "ip -o link show type bridge | grep 'alias remotegpu:env="+m.ids[0]+"'"+mac))
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := net.ParseMAC(m.in[0].Sh(t, "ip -o link show eth0"+mac))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fd int
+	var link *net.Interface
+	m.in[0].Do(t, func() {
+		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, 0); err == nil {
+			link, err = net.InterfaceByName("eth0")
+		}
+	})
+	if err == nil {
+		err = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	const port, payload = 9999, 1300
+	to := &unix.SockaddrLinklayer{Protocol: 0x0008, Ifindex: link.Index, Halen: 6, Addr: [8]byte(append(append([]byte(nil), gateway...), 0, 0))}
+	from, target := m.address(0).As4(), netip.MustParseAddr(internetIP).As4()
+	datagram := append(append(append([]byte(nil), gateway...), own...), 0x08, 0x00)
+	header := []byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}
+	binary.BigEndian.PutUint16(header[2:], 20+8+payload)
+	header = append(append(header, from[:]...), target[:]...)
+	var sum uint32
+	for i := 0; i < len(header); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(header[i:]))
+	}
+	binary.BigEndian.PutUint16(header[10:], ^uint16(sum>>16+sum&0xffff))
+	datagram = append(datagram, header...)
+	for _, word := range []uint16{40000, port, 8 + payload, 0} { // without a checksum
+		datagram = binary.BigEndian.AppendUint16(datagram, word)
+	}
+	datagram = append(datagram, make([]byte, payload)...)
+	return count(t, m.lan, fmt.Sprintf("%s:%d", internetIP, port), func() { _ = unix.Sendto(fd, datagram, 0, to) })
 }
 
 // flood sends datagrams as fast as it can and counts those that arrive while
 // it does, and shortly after.
 func flood(t *testing.T, from, to *testutil.Namespace, address string) (sent, got int) {
 	t.Helper()
-	var sink net.PacketConn
 	var conn net.Conn
 	var err error
-	to.Do(t, func() { sink, err = net.ListenPacket("udp4", address) })
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer sink.Close()
 	from.Do(t, func() { conn, err = net.Dial("udp4", address) })
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+	return count(t, to, address, func() {
+		// A full queue may refuse some.
+		conn.SetWriteDeadline(time.Now().Add(time.Millisecond))
+		conn.Write(make([]byte, 1300))
+	})
+}
+
+// count sends many datagrams and counts those that arrive at an address.
+func count(t *testing.T, at *testutil.Namespace, address string, send func()) (sent, got int) {
+	t.Helper()
+	var sink net.PacketConn
+	var err error
+	at.Do(t, func() { sink, err = net.ListenPacket("udp4", address) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sink.Close()
 	counted := make(chan int)
 	go func() {
 		count := 0
@@ -98,9 +178,7 @@ func flood(t *testing.T, from, to *testutil.Namespace, address string) (sent, go
 	}()
 	const datagrams = 3000 // of 1300 bytes: 31 s at 1 Mbit/s
 	for range datagrams {
-		// A full queue may refuse some.
-		conn.SetWriteDeadline(time.Now().Add(time.Millisecond))
-		conn.Write(make([]byte, 1300))
+		send()
 	}
 	sink.SetReadDeadline(time.Now().Add(quiet))
 	return datagrams, <-counted

@@ -160,21 +160,15 @@ func (n *Networks) remove(ctx context.Context, envID string) error {
 	defer host.Close()
 	names := n.names(envID)
 	var errs []error
-	for _, name := range []string{names.veth, names.bridge} {
-		link, err := find(host, name)
-		if err == nil && link != nil && (link.Attrs().Alias == "" || link.Attrs().Alias == names.alias) {
-			if err = host.LinkDel(link); err == nil {
-				err = fault.Point(ctx, "interface removed")
-			} else if gone(err) {
-				err = nil
-			}
+	for _, name := range []string{names.veth, names.ifb, names.bridge} {
+		removed, err := removeLink(host, name, names.alias)
+		if removed {
+			err = fault.Point(ctx, "interface removed")
 		}
-		if err != nil {
-			errs = append(errs, fmt.Errorf("remove interface %s: %w", name, err))
-		}
+		errs = append(errs, err)
 	}
-	if len(errs) > 0 {
-		return errors.Join(errs...) // the file stays and names what is left
+	if err := errors.Join(errs...); err != nil {
+		return err // the file stays and names what is left
 	}
 	if err := unpin(names.netns); err != nil {
 		return err
@@ -228,7 +222,7 @@ func ours() ([]netlink.Link, error) {
 	defer host.Close()
 	var links []netlink.Link
 	for _, i := range interfaces {
-		if !strings.HasPrefix(i.Name, bridgePrefix) && !strings.HasPrefix(i.Name, vethPrefix) {
+		if !strings.HasPrefix(i.Name, bridgePrefix) && !strings.HasPrefix(i.Name, vethPrefix) && !strings.HasPrefix(i.Name, ifbPrefix) {
 			continue
 		}
 		link, err := find(host, i.Name)
@@ -245,7 +239,7 @@ func ours() ([]netlink.Link, error) {
 
 func isOurs(link netlink.Link) bool {
 	name, alias := link.Attrs().Name, link.Attrs().Alias
-	hash, ok := strings.CutPrefix(name, map[string]string{"bridge": bridgePrefix, "veth": vethPrefix}[link.Type()])
+	hash, ok := strings.CutPrefix(name, map[string]string{"bridge": bridgePrefix, "veth": vethPrefix, "ifb": ifbPrefix}[link.Type()])
 	return ok && len(hash) == hashSize && strings.Trim(hash, "abcdefghijklmnopqrstuvwxyz234567") == "" &&
 		(alias == "" || strings.HasPrefix(alias, aliasPrefix))
 }
@@ -257,7 +251,8 @@ func (n *Networks) CleanUp(ctx context.Context) error {
 		return fmt.Errorf("clean up networks: %w", err)
 	}
 	n.published.forgetAll()
-	errs := []error{n.cfg.Firewall.CleanUp(ctx), n.unreserve(ctx), distrustBridges(ctx)}
+	// While the rules still keep the host's networks apart.
+	errs := []error{n.stopForwarding(ctx), n.cfg.Firewall.CleanUp(ctx), n.unreserve(ctx), distrustBridges(ctx)}
 	attached, err := n.Attached(ctx)
 	errs = append(errs, err)
 	for _, envID := range attached {

@@ -175,11 +175,29 @@ func (h *healer) followSettings(ctx context.Context) {
 		case <-ticker.C:
 		}
 		began := time.Now()
+		h.healReserved(ctx)
 		if changed, err := h.networks.forwarding(ctx); err != nil {
 			h.networks.cfg.Log.WarnContext(ctx, "forwarding cannot be looked at", "error", err)
 		} else if changed {
 			h.note(ctx, Repair{At: time.Now(), What: []string{"net.ipv4.ip_forward"}, Took: time.Since(began)})
 		}
+	}
+}
+
+// healReserved has ports of the pools reserved again that programs have let go
+// of which set everything anew: a connection that takes one is in the way for
+// as long as it lasts.
+func (h *healer) healReserved(ctx context.Context) {
+	began := time.Now()
+	lost, err := h.networks.reservationLost()
+	if err == nil && lost != "" {
+		err = h.networks.reserveAgain(ctx)
+	}
+	switch {
+	case err != nil && ctx.Err() == nil:
+		h.networks.cfg.Log.WarnContext(ctx, "outgoing connections may take ports of a pool; it is tried again", "error", err)
+	case lost != "":
+		h.note(ctx, Repair{At: time.Now(), What: []string{"net.ipv4.ip_local_reserved_ports"}, Took: time.Since(began)})
 	}
 }
 

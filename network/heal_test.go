@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -137,12 +138,18 @@ func TestHeal(t *testing.T) {
 		{"a rule of another", "$I -A FORWARD -s 192.0.2.0/24 -j DROP; $I -P FORWARD DROP"},
 		{"the administrator's chain deleted", "printf '*filter\\n-F RGPU-FWD\\n-X RGPU-USER\\nCOMMIT\\n' | $I-restore --noflush"},
 		{"forwarding switched off", "echo 0 >/proc/sys/net/ipv4/ip_forward"},
+		{"reserved ports forgotten", "echo >/proc/sys/net/ipv4/ip_local_reserved_ports"},
 	}
 	for _, backend := range []string{"nft", "legacy"} {
 		t.Run(backend, func(t *testing.T) {
 			// The interval is short because the kernel tells nothing of the legacy
 			// backend.
-			l := peopled(t, backend, func(cfg *network.Config) { cfg.Poll = 20 * time.Millisecond })
+			l := peopled(t, backend, func(cfg *network.Config) {
+				cfg.Poll, cfg.ReservedFile = 20*time.Millisecond, filepath.Join(t.TempDir(), "reserved-ports")
+			})
+			if err := l.networks.ReservePorts(t.Context(), port.DefaultRanges()); err != nil {
+				t.Fatal(err)
+			}
 			stop := run(t, l.networks)
 			runtimetest.Eventually(t, "the rules are watched", func() bool { return l.networks.Repairs().Watch != "" })
 			l.inOrder(t, "nothing")
@@ -172,13 +179,13 @@ func TestHeal(t *testing.T) {
 			}
 			// What tells nothing is found by the next pass of the reconciler.
 			bridge := testutil.Sh(t, "ip -o link show type bridge | sed 's/^[0-9]*: //;s/:.*//' | head -n 1")
-			settings := fmt.Sprintf("/proc/sys/net/ipv4/conf/%[1]s/route_localnet /proc/sys/net/ipv6/conf/%[1]s/disable_ipv6", bridge)
+			settings := fmt.Sprintf("/proc/sys/net/ipv4/conf/%[1]s/route_localnet /proc/sys/net/ipv4/conf/%[1]s/rp_filter /proc/sys/net/ipv6/conf/%[1]s/disable_ipv6", bridge)
 			testutil.Sh(t, "for setting in "+settings+"; do echo 0 >$setting; done")
 			if err := l.networks.Restore(t.Context(), nil, nil); err != nil {
 				t.Fatal(err)
 			}
-			if got := testutil.Sh(t, "cat "+settings+" | xargs"); got != "1 1" {
-				t.Errorf("route_localnet and disable_ipv6 are %s after a restore", got)
+			if got := testutil.Sh(t, "cat "+settings+" | xargs"); got != "1 2 1" {
+				t.Errorf("route_localnet, rp_filter and disable_ipv6 are %s after a restore", got)
 			}
 			if latest := l.networks.Repairs().Latest; !strings.Contains(fmt.Sprint(latest[len(latest)-1].What), bridge) {
 				t.Errorf("the setting is not told: %v", latest[len(latest)-1])

@@ -12,16 +12,16 @@ import (
 	"github.com/remotegpu/remotegpu/network/policy"
 )
 
-// settle notes how an application went. Of a failed one what it opened is taken
-// back, unless that was changed since, so that one bad mapping does not fail
-// everyone's next application. What it closed or narrowed stays wanted, and is
-// tried again.
-func (p *publisher) settle(b *batch) {
+// settle notes how an application went, which declared these surroundings. Of a
+// failed one what it opened is taken back, unless that was changed since, so
+// that one bad mapping does not fail everyone's next application. What it closed
+// or narrowed stays wanted, and is tried again.
+func (p *publisher) settle(b *batch, around firewall.Surroundings) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.dirty = b.err != nil
 	if !p.dirty {
-		p.applied = true
+		p.applied, p.inForce = true, around
 		return
 	}
 	defer p.failed()

@@ -43,6 +43,7 @@ const (
 	// vethPrefix must not begin with bridgePrefix: the rules of environments
 	// match bridges by prefix.
 	vethPrefix  = "rgpuv-"
+	ifbPrefix   = "rgpui-" // of what limits an environment at the host's end
 	inside      = "eth0"
 	aliasPrefix = "remotegpu:env="
 	hashSize    = 8 // characters of an environment in names of interfaces: 40 bits in base32
@@ -99,6 +100,13 @@ type Config struct {
 	// net.ipv4.ip_local_reserved_ports. It has to go when the host restarts, as
 	// the setting does. Empty: none are reserved.
 	ReservedFile string
+	// ForwardFile names the interfaces that the host had when the node switched
+	// net.ipv4.ip_forward on: nothing is forwarded between these, unless
+	// RouteBetween. It has to go when the host restarts, as the setting does.
+	// Empty: everything is forwarded, and the setting stays.
+	ForwardFile string
+	// RouteBetween lets the host route between its own networks.
+	RouteBetween bool
 	// Poll is how often Run looks at what tells nothing by itself; DefaultPoll
 	// when 0. Negative: Run does nothing, only Restore mends.
 	Poll     time.Duration
@@ -204,8 +212,8 @@ func (n *Networks) nth(slot, offset int) netip.Addr {
 
 // names are what an environment's network is called. They follow from the id.
 type names struct {
-	bridge, veth, alias, netns string
-	bridgeMAC, insideMAC       net.HardwareAddr
+	bridge, veth, ifb, alias, netns string
+	bridgeMAC, insideMAC            net.HardwareAddr
 }
 
 // names derives an interface name of 8 characters from the whole id: ids made
@@ -214,7 +222,8 @@ func (n *Networks) names(envID string) names {
 	sum := sha256.Sum256([]byte(envID))
 	short := strings.ToLower(base32.StdEncoding.EncodeToString(sum[:5]))
 	return names{
-		bridge: bridgePrefix + short, veth: vethPrefix + short, alias: aliasPrefix + envID, netns: n.NetNS(envID),
+		bridge: bridgePrefix + short, veth: vethPrefix + short, ifb: ifbPrefix + short,
+		alias: aliasPrefix + envID, netns: n.NetNS(envID),
 		// Locally administered, and fixed: a bridge would otherwise change its
 		// address with its ports, and neighbours would lose it.
 		bridgeMAC: net.HardwareAddr{0x02, 0x42, sum[5], sum[6], sum[7], sum[8]},

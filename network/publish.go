@@ -105,12 +105,14 @@ type publisher struct {
 	background *sync.WaitGroup
 	failed     func() // called after an application that failed
 
-	seeding sync.Mutex // held while the kernel is asked what is published; before mu
+	looking sync.Mutex // held from a look at the surroundings until they are noted, so that none overtakes another; before mu
+	seeding sync.Mutex // held while the kernel is asked what is published; before looking
 	seeded  bool       // current includes what an earlier process published
 
 	mu           sync.Mutex
 	current      map[string]publication // by environment; empty ones are remembered for grace
-	surroundings firewall.Surroundings  // as of the last seed, restrict or restore
+	surroundings firewall.Surroundings  // as they were seen last: what is to be in force
+	inForce      firewall.Surroundings  // of the last application that succeeded, if applied
 	next         *batch                 // what the next application will include, nil: nothing
 	running      bool
 	dirty        bool // the last application failed: rules may be as before it
@@ -192,13 +194,10 @@ func (p *publisher) seed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	around, err := p.around(ctx)
-	if err != nil {
+	if _, err := p.look(ctx); err != nil {
 		return err
 	}
-	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.surroundings = around
 	for _, m := range there.Mappings {
 		publication := p.current[m.EnvID]
 		publication.mappings = append(publication.mappings, m)
@@ -213,24 +212,38 @@ func (p *publisher) seed(ctx context.Context) error {
 	return nil
 }
 
+// look brings what is around environments up to date and tells whether that is
+// in force. It returns with mu held, unless it fails.
+func (p *publisher) look(ctx context.Context) (inForce bool, err error) {
+	p.looking.Lock()
+	defer p.looking.Unlock()
+	around, err := p.around(ctx)
+	if err != nil {
+		return false, err
+	}
+	p.mu.Lock()
+	p.surroundings = around
+	return p.applied && p.inForce.Equal(&around), nil
+}
+
 // restore replaces all mappings and policies, except those changed so recently
 // that the caller may not have known, and waits until the kernel has exactly
 // that. It tells whether that closes something that was open,
 // and what differed.
 func (p *publisher) restore(ctx context.Context, all map[string]publication) (closes bool, mended []string, err error) {
-	around, err := p.around(ctx)
+	p.seeding.Lock()
+	inForce, err := p.look(ctx)
 	if err != nil {
+		p.seeding.Unlock()
 		return false, nil, err
 	}
-	p.seeding.Lock()
 	p.seeded = true // all is more than the kernel knows
 	p.seeding.Unlock()
-	p.mu.Lock()
 	b := p.join(ctx)
 	b.verify = true
 	// An earlier process may have ended between closing and ending.
-	closes = !p.restored || p.dirty || !p.surroundings.Equal(&around)
-	p.surroundings, p.restored = around, true
+	closes = !p.restored || p.dirty || !inForce
+	p.restored = true
 	for envID := range p.current {
 		if _, ok := all[envID]; !ok && !p.recent(envID) {
 			delete(p.current, envID)
@@ -341,7 +354,7 @@ func (p *publisher) run(ctx context.Context) {
 		desired := p.desired(p.current)
 		p.mu.Unlock()
 		b.mended, b.err = p.apply(ctx, b.verify, desired)
-		p.settle(b)
+		p.settle(b, desired.Surroundings)
 		close(b.done)
 	}
 }

@@ -15,20 +15,18 @@ func (p *publisher) restrict(ctx context.Context, policy firewall.Policy) (chang
 	if err := p.seed(ctx); err != nil {
 		return false, nil, err
 	}
-	around, err := p.around(ctx)
+	inForce, err := p.look(ctx)
 	if err != nil {
 		return false, nil, err
 	}
-	p.mu.Lock()
 	defer p.mu.Unlock()
 	stale := p.holders(policy.Address, policy.EnvID)
 	wanted := p.current[policy.EnvID]
 	same := samePolicy(&policy, &wanted.policy)
-	if same && len(stale) == 0 && p.surroundings.Equal(&around) && p.applied && p.idle() {
+	if same && len(stale) == 0 && inForce && p.idle() {
 		return false, nil, nil
 	}
-	changed = !same || !p.surroundings.Equal(&around)
-	p.surroundings = around
+	changed = !same || !inForce
 	b = p.join(ctx)
 	for _, envID := range stale {
 		former := p.current[envID]
@@ -40,22 +38,39 @@ func (p *publisher) restrict(ctx context.Context, policy firewall.Policy) (chang
 	return changed, b, nil
 }
 
-// surround looks at what is around environments and applies it when it is
-// another than before, which it tells. Before a restore it does nothing.
+// surround looks at what is around environments and applies it when that is not
+// in force, which it tells. Before a restore it applies nothing.
 func (p *publisher) surround(ctx context.Context) (changed bool, err error) {
-	around, err := p.around(ctx)
+	inForce, err := p.look(ctx)
 	if err != nil {
 		return false, err
 	}
-	p.mu.Lock()
-	if !p.restored || p.surroundings.Equal(&around) {
+	if !p.restored || inForce && p.idle() {
 		p.mu.Unlock()
 		return false, nil
 	}
-	p.surroundings = around
 	b := p.join(ctx)
 	p.mu.Unlock()
-	return true, b.wait(ctx)
+	return !inForce, b.wait(ctx)
+}
+
+// enforce sees to it that what is declared, or what an earlier process left, is
+// in force with what is around environments now.
+func (p *publisher) enforce(ctx context.Context) error {
+	if err := p.seed(ctx); err != nil {
+		return err
+	}
+	inForce, err := p.look(ctx)
+	if err != nil {
+		return err
+	}
+	if inForce && p.idle() {
+		p.mu.Unlock()
+		return nil
+	}
+	b := p.join(ctx)
+	p.mu.Unlock()
+	return b.wait(ctx)
 }
 
 // policies are those in force that differ from the default: as declared, or as

@@ -24,7 +24,11 @@ func (n *Networks) surroundings(ctx context.Context) (firewall.Surroundings, err
 	if err != nil {
 		return firewall.Surroundings{}, failed("look at the host's addresses", err)
 	}
-	around := firewall.Surroundings{Closed: connected, Allow: n.cfg.Allow, Resolvers: n.resolvers(ctx)}
+	apart, err := n.apart()
+	if err != nil {
+		return firewall.Surroundings{}, failed("look at the host's interfaces", err)
+	}
+	around := firewall.Surroundings{Closed: connected, Allow: n.cfg.Allow, Resolvers: n.resolvers(ctx), Apart: apart}
 	if n.cfg.Responder != nil {
 		_, around.Names = n.cfg.Responder()
 	}

@@ -69,8 +69,8 @@ func ofInside() []sysctl {
 	}
 }
 
-// forward makes the host forward packets. It stays on when we go: others may
-// have come to rely on it.
+// forward makes the host forward packets, but not between its own networks
+// (keepApart).
 func (n *Networks) forward(ctx context.Context) error {
 	_, err := n.forwarding(ctx)
 	return err
@@ -78,15 +78,17 @@ func (n *Networks) forward(ctx context.Context) error {
 
 // forwarding does as forward and tells whether there was something to do.
 func (n *Networks) forwarding(ctx context.Context) (changed bool, err error) {
-	const path = "/proc/sys/net/ipv4/ip_forward"
-	value, err := os.ReadFile(path)
+	value, err := os.ReadFile(forwardSetting)
 	if err != nil {
 		return false, fmt.Errorf("read ip_forward: %w", err)
 	}
 	if string(bytes.TrimSpace(value)) != "0" {
 		return false, nil
 	}
-	if err := os.WriteFile(path, []byte("1"), 0); err != nil {
+	if err := n.keepApart(ctx); err != nil {
+		return false, err
+	}
+	if err := os.WriteFile(forwardSetting, []byte("1"), 0); err != nil {
 		return false, fmt.Errorf("set net.ipv4.ip_forward to 1: %w", err)
 	}
 	n.cfg.Log.InfoContext(ctx, "net.ipv4.ip_forward was 0 and is now 1: environments need it")
@@ -94,9 +96,9 @@ func (n *Networks) forwarding(ctx context.Context) (changed bool, err error) {
 }
 
 // mendBridges gives bridges back the settings that programs change which set
-// all interfaces alike: without route_localnet the host's loopback reaches no
-// published port, and with IPv6 environments would reach the host by it. It
-// returns the settings that were wrong.
+// all interfaces alike, as sysctl --system does: without route_localnet the
+// host's loopback reaches no published port, and with IPv6 environments would
+// reach the host by it. It returns the settings that were wrong.
 func (n *Networks) mendBridges() (mended []string, err error) {
 	links, err := ours()
 	if err != nil {
@@ -108,7 +110,7 @@ func (n *Networks) mendBridges() (mended []string, err error) {
 		if link.Type() != "bridge" || !strings.HasPrefix(link.Attrs().Alias, aliasPrefix) {
 			continue
 		}
-		for _, setting := range []sysctl{routeLocalnet(name), disableIPv6(name)} {
+		for _, setting := range ofBridge(name) {
 			changed, err := setting.mend()
 			switch {
 			case err != nil:

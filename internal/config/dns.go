@@ -16,7 +16,8 @@ type DNS struct {
 	Allow          []string  `toml:"allow" comment:"Networks (CIDR) that may ask there. For a public zone: 0.0.0.0/0 and ::/0."`
 	Advertise      []string  `toml:"advertise" comment:"Addresses that names lead to outside of environments. Empty: public_host if that is one, else the host's IPv4 address."`
 	PrivateDomains []string  `toml:"private_domains" comment:"Domains that may have private addresses and are asked for though they look private, besides the search domains of resolv_conf."`
-	RateLimit      int       `toml:"rate_limit" comment:"Answers over UDP in a second to an environment, or to a /24 or /64 of others. 0: no limit."`
+	RateLimit      int       `toml:"rate_limit" comment:"Answers over UDP in a second to an environment. 0: no limit."`
+	RateOutside    int       `toml:"rate_outside" comment:"The same to a /24 or /64 of others, whose addresses may be forged."`
 	RateSlip       int       `toml:"rate_slip" comment:"Beyond the limit one answer in so many says to use TCP, the others are not sent. 0: none is."`
 	RateExempt     []string  `toml:"rate_exempt" comment:"Networks (CIDR) that are not limited."`
 }
@@ -28,9 +29,12 @@ type DNSZone struct {
 	Mailbox string   `toml:"mailbox"`
 }
 
+// maxRate is the most that a limit of answers in a second may be.
+const maxRate = 1_000_000
+
 func defaultDNS() DNS {
 	return DNS{
-		Enabled: true, Zone: "gpu.internal", RateLimit: 1000, RateSlip: 2,
+		Enabled: true, Zone: "gpu.internal", RateLimit: 1000, RateOutside: 200, RateSlip: 2,
 		Allow: []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "127.0.0.0/8", "fc00::/7", "fe80::/10", "::1/128"},
 	}
 }
@@ -41,8 +45,13 @@ func (d *DNS) check() error {
 		errs = append(errs, fault("dns.zone", "such as gpu.internal; or set dns.enabled = false", "it is empty"))
 	}
 	errs = append(errs, d.checkNames(), d.checkNetworks())
-	if d.RateLimit < 0 || d.RateSlip < 0 || d.RateLimit > 1_000_000 {
-		errs = append(errs, fault("dns.rate_limit", "", "rate_limit is 0 to 1000000 and rate_slip at least 0"))
+	for field, rate := range map[string]int{"dns.rate_limit": d.RateLimit, "dns.rate_outside": d.RateOutside} {
+		if rate < 0 || rate > maxRate {
+			errs = append(errs, fault(field, "", "it is 0 to %d", maxRate))
+		}
+	}
+	if d.RateSlip < 0 {
+		errs = append(errs, fault("dns.rate_slip", "", "it is at least 0"))
 	}
 	return errors.Join(errs...)
 }

@@ -62,7 +62,7 @@ func newNames(cfg config.DNS, public string, addresses netip.Prefix, log *slog.L
 	n.forwarder = dns.NewForwarder(dns.ForwarderConfig{Upstreams: n.upstreams, Private: cfg.PrivateDomains, Log: log})
 	n.server = dns.NewServer(dns.Config{
 		Allow: parsePrefixes(cfg.Allow), Environments: []netip.Prefix{addresses}, Forwarder: n.forwarder, Log: log,
-		RateLimit: dns.RateLimit{PerSecond: cfg.RateLimit, Slip: cfg.RateSlip, Exempt: parsePrefixes(cfg.RateExempt)},
+		RateLimit: dns.RateLimit{PerSecond: cfg.RateLimit, Outside: cfg.RateOutside, Slip: cfg.RateSlip, Exempt: parsePrefixes(cfg.RateExempt)},
 	})
 	return n, nil
 }

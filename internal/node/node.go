@@ -126,6 +126,7 @@ func (n *Node) buildNetwork(ctx context.Context) (err error) {
 		Allow: allow, Range: addresses, NetNSDir: n.runPath("netns"), ResolvConf: n.cfg.Network.ResolvConf,
 		Upstreams: parseAddresses(n.cfg.Network.Upstreams), Search: n.cfg.Network.Search, Firewall: n.firewall, Log: n.log,
 		ClosedByDefault: n.cfg.Ports.ClosedByDefault, ReservedFile: n.runPath(reservedFile),
+		ForwardFile: n.runPath(forwardFile), RouteBetween: n.cfg.Network.Route,
 		Poll: pollInterval(n.cfg.Network.Poll),
 	}
 	if n.names != nil {
@@ -145,6 +146,9 @@ func (n *Node) buildNetwork(ctx context.Context) (err error) {
 // reservedFile, in the run directory, names the ports that are reserved because
 // of us.
 const reservedFile = "reserved-ports"
+
+// forwardFile, in the run directory, says that the node switched forwarding on.
+const forwardFile = "forwarding"
 
 // pollInterval is the setting in seconds as network.Config takes it: 0 is off.
 func pollInterval(seconds int) time.Duration {
@@ -305,7 +309,8 @@ func CleanUp(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 		return err
 	}
 	networks, err := network.New(network.Config{
-		Range: prefix, NetNSDir: filepath.Join(cfg.Node.RunDir, "netns"), ReservedFile: filepath.Join(cfg.Node.RunDir, reservedFile), Firewall: rules, Log: log,
+		Range: prefix, NetNSDir: filepath.Join(cfg.Node.RunDir, "netns"), ReservedFile: filepath.Join(cfg.Node.RunDir, reservedFile),
+		ForwardFile: filepath.Join(cfg.Node.RunDir, forwardFile), Firewall: rules, Log: log,
 	})
 	if err != nil {
 		return err

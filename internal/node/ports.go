@@ -62,7 +62,7 @@ func (n *Node) buildPorts(ctx context.Context) (err error) {
 	for _, warning := range n.pool.Review() {
 		n.log.WarnContext(ctx, "look at the port pools", "warning", warning)
 	}
-	if err := n.networks.ReservePorts(ctx, n.pool.Ranges()); err != nil {
+	if err := n.networks.ReservePorts(ctx, n.pool.Reservable()); err != nil {
 		n.log.ErrorContext(ctx, "outgoing connections may take ports of a pool; it is tried again", "error", err)
 	}
 	if err := n.ports().lookForRules(ctx); err != nil {
@@ -98,9 +98,10 @@ func (p ports) lookForRules(ctx context.Context) error {
 	return nil
 }
 
-// Conflicts looks anew for rules of other tools first.
+// Conflicts looks anew for rules of other tools first, and at what is held
+// outside of all ranges: it may have been released.
 func (p ports) Conflicts(ctx context.Context) ([]port.Conflict, error) {
-	err := p.lookForRules(ctx) // without them what is known stays
+	err := errors.Join(p.lookForRules(ctx), p.networks.ReservePorts(ctx, p.Reservable())) // without them what is known stays
 	conflicts, holdErr := p.Pool.Conflicts(ctx)
 	return conflicts, errors.Join(err, holdErr)
 }
@@ -110,7 +111,7 @@ func (p ports) SetRange(ctx context.Context, service port.Service, first, last u
 	if _, err := p.Pool.SetRange(ctx, service, first, last, ifRevision); err != nil {
 		return port.Usage{}, err
 	}
-	_ = p.networks.ReservePorts(ctx, p.Ranges()) // the range is set; the reconciler tries again, and says why not
+	_ = p.networks.ReservePorts(ctx, p.Reservable()) // the range is set; the reconciler tries again, and says why not
 	usages, err := p.Usage(ctx)
 	if err != nil {
 		return port.Usage{}, err

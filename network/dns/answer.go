@@ -1,6 +1,8 @@
 package dns
 
 import (
+	"slices"
+
 	miekg "github.com/miekg/dns"
 )
 
@@ -71,11 +73,44 @@ func (a *answerer) answer(q *query, out []byte, limit int) (answer []byte, resul
 	switch {
 	case found == nil:
 		return reply(noError, &z.negative)
+	case len(found.far) > 0:
+		return reply(noError, a.addressed(found, groups))
 	case found.kind != miekg.TypeCNAME || q.qtype == miekg.TypeCNAME:
 		return reply(noError, &found.body)
 	}
 	b, rcode, rest := a.chase(z, q.qtype, found, groups)
 	return q.respond(out, a.flags(true), rcode, b, len(z.name), limit), answered, rest
+}
+
+// addressed is the answer of SRV records with the addresses of the names in our
+// zones that they lead to, as far as the client sees them (RFC 2782).
+func (a *answerer) addressed(found *set, groups []string) *body {
+	p := packer{body: body{
+		bytes: slices.Clone(found.body.bytes), pointers: slices.Clone(found.body.pointers), ends: slices.Clone(found.body.ends),
+		answers: found.body.answers, authority: found.body.authority, additional: found.body.additional,
+	}}
+	var q query
+	for _, target := range found.far {
+		q.set(target)
+		z := a.snapshot.zoneOf(&q)
+		if z == nil || z.reversed || q.labels == z.labels {
+			continue
+		}
+		n := z.view(a.client).find(&q, q.labels-z.labels)
+		if n == nil {
+			continue
+		}
+		sets := n.of(groups)
+		for i := range sets {
+			if sets[i].kind != miekg.TypeA && sets[i].kind != miekg.TypeAAAA {
+				continue
+			}
+			for _, r := range sets[i].plain {
+				p.add(additionalSection, target, r)
+			}
+		}
+	}
+	return &p.body
 }
 
 // reverse answers who has an address.

@@ -59,7 +59,9 @@ func world() dns.Desired {
 			},
 			{ID: "2", Name: "mate", Project: "default", Groups: []string{"g", "h"}, Address: netip.MustParseAddr(mateAddress), Forward: true},
 			{ID: "3", Name: "loose", Project: "default", Address: netip.MustParseAddr(looseAddress), Forward: true},
-			{ID: "4", Name: "other", Project: "lab", Groups: []string{"g"}, Address: netip.MustParseAddr(otherAddress), Forward: true},
+			{ID: "4", Name: "other", Project: "lab", Groups: []string{"g"}, Address: netip.MustParseAddr(otherAddress), Forward: true, Records: []dns.Record{
+				{Name: "_lab._tcp", Type: dns.SRV, Data: "0 0 1 mate.default.gpu.internal."},
+			}},
 			{ID: "5", Name: "closed", Project: "lab", Address: netip.MustParseAddr(closeAddress)},
 		},
 	}

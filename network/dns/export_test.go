@@ -1,6 +1,12 @@
 package dns
 
-import "net/netip"
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	miekg "github.com/miekg/dns"
+)
 
 // NewTestLimiter returns a limiter's answer for others than environments.
 func NewTestLimiter(cfg RateLimit) func(netip.Addr) bool {
@@ -30,4 +36,12 @@ func ReverseZones(network netip.Prefix) []string {
 		names = append(names, name.text())
 	}
 	return names
+}
+
+// AskServers asks servers for a name in the time that the context leaves, and
+// returns the order in which they would be asked next.
+func (f *Forwarder) AskServers(ctx context.Context, name string, servers []netip.AddrPort) []netip.AddrPort {
+	q := Question{Name: name, Type: miekg.TypeA}
+	f.ask(ctx, q, keyOf(q), servers, false)
+	return f.upstreams.order(servers, time.Now())
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -150,9 +151,12 @@ func (f *Forwarder) ask(ctx context.Context, q Question, key cacheKey, servers [
 		if ctx.Err() != nil {
 			break
 		}
+		began := time.Now()
 		reply, err := exchange(ctx, server, q)
 		if err != nil {
-			f.upstreams.failed(server, time.Now())
+			if !cutShort(ctx, began, err) {
+				f.upstreams.failed(server, time.Now())
+			}
 			errs = append(errs, err)
 			continue
 		}
@@ -172,6 +176,16 @@ func (f *Forwarder) ask(ctx context.Context, q Question, key cacheKey, servers [
 	answer := keep(last, key.name, !private, time.Now())
 	f.cache.put(key, answer)
 	return answer
+}
+
+// cutShort tells that a server did not answer because those before it had used
+// up its time: that says nothing about it.
+func cutShort(ctx context.Context, began time.Time, err error) bool {
+	if !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+		return false
+	}
+	deadline, bounded := ctx.Deadline()
+	return ctx.Err() != nil || bounded && deadline.Before(began.Add(tryTimeout))
 }
 
 // isPrivate says whether a name is in a domain whose answers may be private.

@@ -193,6 +193,20 @@ func TestForwarding(t *testing.T) {
 	}
 }
 
+// TestSlowServer: one that takes all the time there is does not make those after
+// it look dead.
+func TestSlowServer(t *testing.T) {
+	t.Parallel()
+	forwarder, _ := forwarding(t, nil)
+	slow, next := nobody(t), nobody(t)
+	// It has two seconds for itself; a tenth of one is left.
+	ctx, cancel := context.WithTimeout(t.Context(), 2100*time.Millisecond)
+	defer cancel()
+	if got := forwarder.AskServers(ctx, "www.example.org.", []netip.AddrPort{slow, next}); got[0] != next {
+		t.Errorf("asked next are %v, want %v before %v", got, next, slow)
+	}
+}
+
 // TestServersThatLie: what is not the answer is passed over, and the answer
 // that comes after it counts; a server that does not answer does not stop the
 // others from being asked.

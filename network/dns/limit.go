@@ -13,9 +13,12 @@ import (
 // forged: whoever sends questions in another's name must not have the node
 // flood that other. What comes over TCP is not counted.
 type RateLimit struct {
-	// PerSecond is how many questions of one environment, or of one /24 or /64
-	// of others, are answered in a second, as many at once; 0: no limit.
+	// PerSecond is how many questions of one environment are answered in a
+	// second, as many at once; 0: no limit.
 	PerSecond int
+	// Outside is the same for one /24 or /64 of others: behind a public zone
+	// that is whom somebody may want to be flooded.
+	Outside int
 	// Slip is how many answers beyond that are left out before one says that
 	// TCP should be used (TC), so that a real client gets on; 0: all are left
 	// out.
@@ -42,11 +45,11 @@ const probes = 4
 
 type limiter struct {
 	RateLimit
-	interval int64 // nanoseconds between two answers
-	began    time.Time
-	seed     maphash.Seed
-	table    []bucket
-	over     atomic.Uint32
+	known, others int64 // nanoseconds between two answers; 0: no limit
+	began         time.Time
+	seed          maphash.Seed
+	table         []bucket
+	over          atomic.Uint32
 }
 
 // bucket remembers when an asker has used up what it was given (GCRA). Its
@@ -58,11 +61,17 @@ type bucket struct {
 }
 
 func newLimiter(cfg RateLimit) *limiter {
-	if cfg.PerSecond <= 0 {
+	if cfg.PerSecond <= 0 && cfg.Outside <= 0 {
 		return nil
 	}
+	interval := func(perSecond int) int64 {
+		if perSecond <= 0 {
+			return 0
+		}
+		return int64(time.Second) / int64(perSecond)
+	}
 	return &limiter{
-		RateLimit: cfg, interval: int64(time.Second) / int64(cfg.PerSecond), began: time.Now(),
+		RateLimit: cfg, known: interval(cfg.PerSecond), others: interval(cfg.Outside), began: time.Now(),
 		seed: maphash.MakeSeed(), table: make([]bucket, buckets),
 	}
 }
@@ -70,7 +79,14 @@ func newLimiter(cfg RateLimit) *limiter {
 // take asks for one answer. known askers count by themselves, others by their
 // network.
 func (l *limiter) take(from netip.Addr, known bool) verdict {
-	if l == nil || slices.ContainsFunc(l.Exempt, func(p netip.Prefix) bool { return p.Contains(from) }) {
+	if l == nil {
+		return pass
+	}
+	interval := l.others
+	if known {
+		interval = l.known
+	}
+	if interval == 0 || slices.ContainsFunc(l.Exempt, func(p netip.Prefix) bool { return p.Contains(from) }) {
 		return pass
 	}
 	bytes := from.As16()
@@ -85,7 +101,7 @@ func (l *limiter) take(from netip.Addr, known bool) verdict {
 	b := l.bucket(maphash.Bytes(l.seed, bytes[:]))
 	free := max(b.free.Load(), now)
 	if free-now < int64(time.Second) {
-		b.free.Store(free + l.interval)
+		b.free.Store(free + interval)
 		return pass
 	}
 	if l.Slip > 0 && l.over.Add(1)%uint32(l.Slip) == 0 {

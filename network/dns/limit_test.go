@@ -17,7 +17,7 @@ func TestRateLimit(t *testing.T) {
 	_, address := serve(t, dns.Config{
 		Sockets: 1,
 		Allow:   []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
-		RateLimit: dns.RateLimit{PerSecond: 20, Slip: 2, Exempt: []netip.Prefix{
+		RateLimit: dns.RateLimit{PerSecond: 1_000_000, Outside: 20, Slip: 2, Exempt: []netip.Prefix{
 			netip.MustParsePrefix("127.7.0.0/16"),
 		}},
 	})
@@ -55,6 +55,9 @@ func TestRateLimit(t *testing.T) {
 	if whole, cut := count("127.1.0.1", 70); whole < 20 || whole > burst*3/4 || cut < 10 || whole+cut >= burst {
 		t.Errorf("of %d questions %d were answered and %d told to use TCP", burst, whole, cut)
 	}
+	if whole, cut := count(demoAddress, burst); whole != burst || cut != 0 {
+		t.Errorf("an environment, whose limit is another: of %d questions %d were answered and %d told to use TCP", burst, whole, cut)
+	}
 	if whole, cut := count("127.7.0.1", burst); whole != burst || cut != 0 {
 		t.Errorf("exempt: of %d questions %d were answered and %d told to use TCP", burst, whole, cut)
 	}
@@ -73,7 +76,7 @@ func TestRateLimit(t *testing.T) {
 // end, and one that comes later is answered.
 func TestFloodFromEverywhere(t *testing.T) {
 	t.Parallel()
-	limit := dns.NewTestLimiter(dns.RateLimit{PerSecond: 5, Slip: 0})
+	limit := dns.NewTestLimiter(dns.RateLimit{Outside: 5, Slip: 0})
 	var address [4]byte
 	for i := range 1 << 17 {
 		address = [4]byte{byte(i >> 16), byte(i >> 8), byte(i), 1}

@@ -65,6 +65,16 @@ func TestAnswers(t *testing.T) {
 		{
 			name: "SRV that leads to another", ask: "_sip._udp.demo.gpu.internal.", kind: miekg.TypeSRV,
 			answer: []string{"_sip._udp.demo.gpu.internal. 5 IN SRV 1 2 5060 mate.gpu.internal."},
+			extra:  []string{"mate.gpu.internal. 5 IN A 192.0.2.7", "mate.gpu.internal. 5 IN AAAA 2001:db8::7"},
+		},
+		{
+			name: "SRV that leads to another of the asker's group", from: demoAddress, ask: "_sip._udp.demo.gpu.internal.", kind: miekg.TypeSRV,
+			answer: []string{"_sip._udp.demo.gpu.internal. 5 IN SRV 1 2 5060 mate.gpu.internal."},
+			extra:  []string{"mate.gpu.internal. 5 IN A 127.88.0.10"},
+		},
+		{
+			name: "SRV that leads to what the asker does not see", from: otherAddress, ask: "_lab._tcp.other.gpu.internal.", kind: miekg.TypeSRV,
+			answer: []string{"_lab._tcp.other.gpu.internal. 5 IN SRV 0 0 1 mate.default.gpu.internal."},
 		},
 		{name: "an empty non-terminal is NODATA", ask: "_tcp.demo.gpu.internal.", kind: miekg.TypeA, ns: []string{soa}},
 		{name: "an empty non-terminal stops the wildcard", ask: "x._tcp.demo.gpu.internal.", kind: miekg.TypeA, rcode: miekg.RcodeNameError, ns: []string{soa}},

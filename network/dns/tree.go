@@ -22,9 +22,10 @@ type node struct {
 // set is all records of a type at a name.
 type set struct {
 	kind   uint16
-	body   body     // ready to be sent
-	target wireName // of a CNAME
-	plain  []record // what body was made of
+	body   body       // ready to be sent
+	target wireName   // of a CNAME
+	far    []wireName // what SRV records lead to whose addresses are not in body
+	plain  []record   // what body was made of
 }
 
 // child returns the child of that label, which it makes when there is none.
@@ -159,6 +160,9 @@ func fill(records []record, extras map[wireName][]record) []set {
 					continue
 				}
 				done[r.target] = true
+				if sets[i].kind == miekg.TypeSRV && len(extras[r.target]) == 0 {
+					sets[i].far = append(sets[i].far, r.target)
+				}
 				for _, extra := range extras[r.target] {
 					p.add(additionalSection, r.target, extra)
 				}

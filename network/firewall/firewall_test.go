@@ -145,6 +145,7 @@ func TestStates(t *testing.T) {
 			destination("192.168.7.20:5000/tcp"), destination("10.9.0.0/16"), destination("169.254.169.254:80/tcp"), destination("10.8.0.1:53"),
 		},
 		Resolvers: []netip.Addr{netip.MustParseAddr("192.168.7.1"), netip.MustParseAddr("168.63.129.16")},
+		Apart:     []firewall.HostLink{{Name: "br0", Bridge: true}, {Name: "eth1.20"}},
 	}
 	states := []struct {
 		name     string

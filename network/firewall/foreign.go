@@ -2,6 +2,7 @@ package firewall
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/remotegpu/remotegpu/internal/hostexec"
+	"github.com/remotegpu/remotegpu/network/firewall/nft"
 	"github.com/remotegpu/remotegpu/network/port"
 )
 
@@ -23,10 +25,10 @@ import (
 const legacyTables = "/proc/thread-self/net/ip_tables_names"
 
 // Foreign tells which host ports rules of other tools lead elsewhere, in both
-// backends: no program has them bound, so nobody else finds them. Rules of
-// Docker, Podman and CNI's portmap, node ports of Kubernetes, and what an
-// administrator wrote are meant, not those for addresses that are not the
-// host's.
+// backends and in tables of nftables: no program has them bound, so nobody else
+// finds them. Rules of Docker, Podman and CNI's portmap, node ports of
+// Kubernetes, forwards of firewalld, and what an administrator wrote are meant,
+// not those for addresses that are not the host's.
 func (f *Firewall) Foreign(ctx context.Context) ([]port.Span, error) {
 	var found []port.Span
 	local := localAddresses()
@@ -44,6 +46,26 @@ func (f *Firewall) Foreign(ctx context.Context) ([]port.Span, error) {
 			}
 			for _, rule := range rules {
 				found = append(found, foreignSpans(rule, local)...)
+			}
+		}
+	}
+	native, err := f.foreignNative(ctx, local)
+	return append(found, native...), err
+}
+
+// foreignNative are the host ports that tables of nftables lead elsewhere.
+func (f *Firewall) foreignNative(ctx context.Context, local []netip.Addr) (found []port.Span, err error) {
+	translations, err := nft.Translations(func(to netip.Prefix) bool { return isLocal(to, local) })
+	if errors.Is(err, nft.ErrTooMany) {
+		f.cfg.Log.WarnContext(ctx, "not all ports that rules of nftables use are known", "error", err)
+	} else if err != nil {
+		return nil, failed("read the rules of other tools", err)
+	}
+	for _, t := range translations {
+		rule := fmt.Sprintf("chain %s of the nftables table %s %s", t.Chain, t.Family, t.Table)
+		for _, protocol := range portProtocols {
+			if protocol == port.TCP && t.TCP || protocol == port.UDP && t.UDP {
+				found = append(found, port.Span{Protocol: protocol, First: t.First, Last: t.Last, Rule: rule})
 			}
 		}
 	}
@@ -122,7 +144,12 @@ func addressed(destination string, local []netip.Addr) bool {
 	if err != nil {
 		return true // not understood, so not ruled out
 	}
-	return prefix.Addr().IsLoopback() || slices.ContainsFunc(local, prefix.Contains)
+	return isLocal(prefix, local)
+}
+
+// isLocal tells whether one of the host's addresses is in a network.
+func isLocal(network netip.Prefix, local []netip.Addr) bool {
+	return network.Addr().IsLoopback() || slices.ContainsFunc(local, network.Contains)
 }
 
 // localAddresses are those of the host; none when they cannot be read.

@@ -64,3 +64,69 @@ func TestForeignPorts(t *testing.T) {
 		}
 	})
 }
+
+// TestForeignPortsOfNftables: the same of tables that were made with nftables,
+// whose rules lead on through chains, sets and maps.
+func TestForeignPortsOfNftables(t *testing.T) {
+	onBackends(t, func(t *testing.T, path string) {
+		t.Helper()
+		f := newFirewall(t, path)
+		if err := f.Set(t.Context(), firewall.Desired{Mappings: []firewall.Mapping{mapping("01A", port.SSH, port.TCP, 22000, "10.88.0.2:22")}}); err != nil {
+			t.Fatal(err)
+		}
+		testutil.Sh(t, `ip link set lo up; ip addr add 192.0.2.1/32 dev lo; nft -f - <<'END'
+			table ip admin {
+				set web { type inet_service; flags interval; elements = { 8000-8002, 8443 } }
+				map named { type inet_service : ipv4_addr . inet_service; elements = { 9001 : 172.17.0.5 . 1, 9002 : 172.17.0.6 . 2 } }
+				chain pre {
+					type nat hook prerouting priority dstnat; policy accept;
+					iifname "eth9" tcp dport 2222 counter dnat to 172.17.0.2:22
+					ip daddr 192.0.2.0/24 udp dport 5300-5310 redirect to :53
+					ip daddr 198.51.100.7 tcp dport 443 dnat to 172.17.0.3
+					tcp dport @web dnat to 172.17.0.4
+					dnat ip addr . port to tcp dport map @named
+					iifname "dmz" dnat to 172.17.0.9
+					tcp dport 7000 accept
+					tcp dport { 7001, 7003 } jump more
+				}
+				chain more { tcp dport 7000-7002 dnat to 172.17.0.7:80; }
+				chain post { type nat hook postrouting priority srcnat; policy accept; tcp dport 25 snat to 192.0.2.1; }
+			}
+			table inet cluster {
+				map nodeports { type inet_proto . inet_service : verdict; elements = { tcp . 30080 : goto a, udp . 30053 : goto a, tcp . 30081 : drop } }
+				map services { type ipv4_addr . inet_proto . inet_service : verdict; elements = { 10.96.0.1 . tcp . 6443 : goto a, 192.0.2.1 . tcp . 8081 : goto a } }
+				chain out { type nat hook output priority -100; fib daddr type local jump services; }
+				chain services {
+					ip daddr . meta l4proto . th dport vmap @services
+					meta l4proto . th dport vmap @nodeports
+				}
+				chain a { meta l4proto { tcp, udp } dnat ip to 10.244.0.3:8080; }
+				chain in { type filter hook input priority 0; tcp dport { 22, 80 } accept; }
+			}
+END`)
+		foreign, err := f.Foreign(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, span := range foreign {
+			got = append(got, fmt.Sprintf("%s %d-%d %s", span.Protocol, span.First, span.Last, span.Rule))
+		}
+		slices.Sort(got)
+		want := []string{
+			"tcp 2222-2222 chain pre of the nftables table ip admin",
+			"tcp 30080-30080 chain a of the nftables table inet cluster",
+			"tcp 7001-7001 chain more of the nftables table ip admin",
+			"tcp 8000-8002 chain pre of the nftables table ip admin",
+			"tcp 8081-8081 chain a of the nftables table inet cluster",
+			"tcp 8443-8443 chain pre of the nftables table ip admin",
+			"tcp 9001-9001 chain pre of the nftables table ip admin",
+			"tcp 9002-9002 chain pre of the nftables table ip admin",
+			"udp 30053-30053 chain a of the nftables table inet cluster",
+			"udp 5300-5310 chain pre of the nftables table ip admin",
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("other tools' ports (-want +got):\n%s", diff)
+		}
+	})
+}

@@ -63,12 +63,26 @@ type Surroundings struct {
 	// Names says that the node's responder listens at Config.Resolver. While it
 	// does not, whatever else has the port is closed to environments.
 	Names bool
+	// Apart are interfaces of the host between which nothing is forwarded.
+	Apart []HostLink
+}
+
+// HostLink is an interface by which the host is in a network.
+type HostLink struct {
+	Name   string // of which IsLinkName holds
+	Bridge bool   // packets that go on by it may not have been routed
+}
+
+// IsLinkName tells whether rules can name an interface: iptables takes a "+" at
+// the end for any name that begins so, and prints others in another form.
+func IsLinkName(name string) bool {
+	return name != "" && name[0] != '-' && strings.Map(plain, name) == name
 }
 
 // Equal tells whether two are the same.
 func (s *Surroundings) Equal(other *Surroundings) bool {
 	return slices.Equal(s.Closed, other.Closed) && slices.Equal(s.Allow, other.Allow) && slices.Equal(s.Resolvers, other.Resolvers) &&
-		s.Names == other.Names
+		s.Names == other.Names && slices.Equal(s.Apart, other.Apart)
 }
 
 // renderPolicies adds to the filter table what decides about what environments
@@ -105,7 +119,7 @@ func (f *Firewall) renderPolicies(filter chains, desired *Desired) error {
 				policies[i-1].EnvID, one.EnvID, one.Address, errdefs.ErrAlreadyExists)
 		}
 		for _, name := range one.Groups {
-			chain, err := groups.join(name, one.Address)
+			chain, err := groups.join(name, one)
 			if err != nil {
 				return err
 			}
@@ -136,7 +150,9 @@ func (f *Firewall) renderEgress(filter chains, out *tree, one *Policy) {
 		rules = append(rules, fmt.Sprintf("-A %s %s %s -j ACCEPT", chain, original(d), f.owned(one.EnvID, "allow")))
 	}
 	if mode == policy.AllowList {
-		rules = append(rules, fmt.Sprintf("-A %s -j %s-DNS", chain, f.cfg.Prefix), fmt.Sprintf("-A %s -j %s-REFUSE", chain, f.cfg.Prefix))
+		rules = append(rules,
+			fmt.Sprintf("-A %s %s -j %s-DNS", chain, f.owned(one.EnvID, "names"), f.cfg.Prefix),
+			fmt.Sprintf("-A %s %s -j %s-REFUSE", chain, f.owned(one.EnvID, "rest"), f.cfg.Prefix))
 	}
 	filter[chain] = rules
 }
@@ -242,7 +258,7 @@ type groups struct {
 }
 
 // join adds a member to a group and returns the group's chain.
-func (g *groups) join(name string, member netip.Addr) (chain string, err error) {
+func (g *groups) join(name string, member *Policy) (chain string, err error) {
 	called := func(what string) string {
 		// 75 bits: nobody finds another group whose chain is called the same.
 		sum := sha256.Sum256([]byte(what))
@@ -258,6 +274,6 @@ func (g *groups) join(name string, member netip.Addr) (chain string, err error) 
 		g.filter[chain] = nil
 	}
 	members := &tree{g.firewall, g.filter, chain, "-d", func(block netip.Prefix) string { return called(name + " " + block.String()) }}
-	members.add(member, "-j ACCEPT")
+	members.add(member.Address, g.firewall.owned(member.EnvID, "member")+" -j ACCEPT")
 	return chain, err
 }

@@ -194,7 +194,8 @@ func (t *portTree) rule(leaf string, m *Mapping) string {
 		return t.firewall.translate(leaf, "", "", *m)
 	}
 	to := t.sourcesOf(slot{uint8(slices.Index(portProtocols[:], m.Protocol)), m.HostPort})
-	return fmt.Sprintf("-A %s -p %s -m %s --dport %d -j %s", leaf, m.Protocol, m.Protocol, m.HostPort, to)
+	return fmt.Sprintf("-A %s -p %s -m %s --dport %d %s -j %s", leaf, m.Protocol, m.Protocol, m.HostPort,
+		t.firewall.owned(m.EnvID, word(string(m.Service))), to)
 }
 
 // replace gives a chain other rules; without rules it goes. It tells whether it

@@ -81,6 +81,7 @@ func (f *Firewall) renderAround(desired *Desired) (ruleset, error) {
 			fmt.Sprintf("-A %s-FWD -i %s %s -j ACCEPT", p, bridges, note("egress")),
 		},
 	}
+	f.renderApart(filter, desired.Surroundings.Apart)
 	if err := f.renderPolicies(filter, desired); err != nil {
 		return nil, err
 	}
@@ -92,6 +93,26 @@ func (f *Firewall) renderAround(desired *Desired) (ruleset, error) {
 		fmt.Sprintf("-A %s-POST -s %s ! -o %s %s -j MASQUERADE --random-fully", p, subnet, bridges, note("egress")),
 	}}
 	return ruleset{"raw": {p + "-RAW": raw}, "filter": filter, "nat": nat}, nil
+}
+
+// renderApart keeps the host's own networks apart, at the end of what is
+// forwarded: what comes in by one interface does not go out by another. Of a
+// bridge frames between its ports come here where br_netfilter is on; they
+// would pass without us, too.
+func (f *Firewall) renderApart(filter chains, links []HostLink) {
+	if len(links) == 0 {
+		return
+	}
+	p, to := f.cfg.Prefix, f.cfg.Prefix+"-APART"
+	var bridged, dropped []string
+	for _, link := range links {
+		filter[p+"-FWD"] = append(filter[p+"-FWD"], fmt.Sprintf("-A %s-FWD -i %s -j %s", p, link.Name, to))
+		if link.Bridge {
+			bridged = append(bridged, fmt.Sprintf("-A %s -i %s -o %s -j RETURN", to, link.Name, link.Name))
+		}
+		dropped = append(dropped, fmt.Sprintf("-A %s -o %s %s -j DROP", to, link.Name, f.note("between networks of the host")))
+	}
+	filter[to] = append(bridged, dropped...)
 }
 
 // ownAddresses are the addresses in a subnet that environments have, as

@@ -16,6 +16,8 @@ func Closed() []netip.Prefix {
 		netip.MustParsePrefix("169.254.0.0/16"),   // RFC 3927; the metadata of most clouds
 		netip.MustParsePrefix("172.16.0.0/12"),    // RFC 1918
 		netip.MustParsePrefix("192.168.0.0/16"),   // RFC 1918
+		netip.MustParsePrefix("198.18.0.0/15"),    // RFC 2544: test networks, and some overlays
+		netip.MustParsePrefix("240.0.0.0/4"),      // RFC 1112: reserved, and used as private by some
 	}
 }
 

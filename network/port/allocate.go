@@ -279,7 +279,8 @@ func (p *Pool) giveBack(picked, dropped []Mapping) {
 	p.undo(picked, dropped)
 }
 
-// undo is giveBack; p.mu is held. A port that was to move is not let go of.
+// undo is giveBack; p.mu is held. A port that was to move is not let go of, and
+// one that rested rests on.
 func (p *Pool) undo(picked, dropped []Mapping) {
 	for _, m := range picked {
 		if m.ID == "" {
@@ -290,7 +291,9 @@ func (p *Pool) undo(picked, dropped []Mapping) {
 			p.ports[m.Protocol].hold(m.External, dropped[at].ID)
 			continue
 		}
-		p.free(m.Protocol, m.External, m.ID)
+		if p.free(m.Protocol, m.External, m.ID) {
+			p.rests.resume(m.Protocol, m.External)
+		}
 	}
 }
 

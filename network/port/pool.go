@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -217,6 +218,24 @@ func (p *Pool) Ranges() []Range {
 	found := make([]Range, 0, len(p.ranges))
 	for _, service := range Services() {
 		found = append(found, p.ranges[service])
+	}
+	return found
+}
+
+// Reservable returns the ranges of all services, and one more for each port that
+// is held outside of them, as after a change of ranges: outgoing connections
+// must have none of these.
+func (p *Pool) Reservable() []Range {
+	found := p.Ranges()
+	ranges := slices.Clone(found)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, protocol := range []Protocol{TCP, UDP} {
+		for _, held := range slices.Sorted(maps.Keys(p.ports[protocol].holders)) {
+			if !slices.ContainsFunc(ranges, func(r Range) bool { return r.First <= held && held <= r.Last }) {
+				found = append(found, Range{First: held, Last: held})
+			}
+		}
 	}
 	return found
 }

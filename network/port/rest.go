@@ -51,6 +51,18 @@ func (r *rests) end(protocol Protocol, port uint16) {
 	delete(r.last[protocol], port)
 }
 
+// resume lets a port rest on whose rest was ended for something that came to
+// nothing.
+func (r *rests) resume(protocol Protocol, port uint16) {
+	for _, entry := range slices.Backward(r.queue) {
+		if entry.protocol == protocol && entry.port == port {
+			r.sets[protocol].add(port)
+			r.last[protocol][port] = entry
+			return
+		}
+	}
+}
+
 // pass ends the rest of those that have rested long enough.
 func (r *rests) pass(now time.Time) {
 	through := 0

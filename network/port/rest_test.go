@@ -1,6 +1,8 @@
 package port_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -97,6 +99,64 @@ func TestRestingPortGoesBackToItsProject(t *testing.T) {
 	// What another one's failed allocation had is free at once.
 	c.now = c.now.Add(time.Minute)
 	must(t, pool, s, "e", certain)
+}
+
+// A port that rests goes on resting when it was asked for and nothing came of
+// it: another port of the same request was taken, or the store refused.
+func TestFailedRequestEndsNoRest(t *testing.T) {
+	t.Parallel()
+	s, c := open(t), newClock()
+	pool := restingPool(t, s, c)
+	must(t, pool, s, "a", port.Request{Service: port.SSH, External: 30000})
+	must(t, pool, s, "b", port.Request{Service: port.SSH, External: 30001})
+	if _, err := pool.Release(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	resting := port.Request{Service: port.SSH, External: 30000}
+	refused := errors.New("refused")
+	for name, try := range map[string]func() error{
+		"another port is taken": func() error {
+			_, err := allocate(t, pool, s, "c", resting, port.Request{Service: port.SSH, External: 30001})
+			return err
+		},
+		"the store refuses": func() error {
+			_, err := pool.Allocate(t.Context(), port.Owner{EnvID: "c", Project: "default"}, []port.Request{resting},
+				func(context.Context, []port.Mapping) error { return refused })
+			return err
+		},
+	} {
+		if err := try(); err == nil {
+			t.Fatalf("%s, and nothing fails", name)
+		}
+		_, err := pool.Allocate(t.Context(), port.Owner{EnvID: "d", Project: "other"}, []port.Request{resting}, s.InsertPortMappings)
+		want(t, err, problem.PortTaken, "spec.ports[0].external_port")
+		if usage, err := pool.Usage(t.Context()); err != nil || usage[0].Resting != 1 {
+			t.Errorf("%s: usage %+v, error %v", name, usage[0], err)
+		}
+	}
+	must(t, pool, s, "e", resting)
+}
+
+// What is held outside of every range, after a change, is kept from outgoing
+// connections as the ranges are.
+func TestHeldPortsOutsideOfRangesAreReservable(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	pool := newPool(t, s, allFree)
+	must(t, pool, s, "a", port.Request{Service: port.RDP, External: 34000})
+	if _, err := pool.SetRange(t.Context(), port.RDP, 40000, 40100, port.AnyRevision); err != nil {
+		t.Fatal(err)
+	}
+	outside := port.Range{First: 34000, Last: 34000}
+	if got := pool.Reservable(); !slices.Contains(got, outside) || len(got) != len(port.Services())+1 {
+		t.Errorf("reservable are %v", got)
+	}
+	if _, err := pool.Release(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if got := pool.Reservable(); slices.Contains(got, outside) {
+		t.Errorf("after the release reservable are %v", got)
+	}
 }
 
 func TestDeniedAndRefusedPortsAreNotGivenOut(t *testing.T) {

@@ -6,9 +6,11 @@ package nft
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"iter"
 
+	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -56,15 +58,23 @@ func number(b []byte) uint32 {
 	return binary.BigEndian.Uint32(b)
 }
 
+// requestTries is how often a list is asked for that was changed while it was
+// read (NLM_F_DUMP_INTR in netlink(7)).
+const requestTries = 50
+
 // request asks nftables for something and returns the answers, each behind its
 // struct nfgenmsg.
-func request(message int, flags int, family uint8, data ...*nl.RtAttr) ([][]byte, error) {
+func request(message int, flags int, family uint8, data ...*nl.RtAttr) (answers [][]byte, err error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|message, flags)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: unix.NFNETLINK_V0})
 	for _, attribute := range data {
 		req.AddData(attribute)
 	}
-	answers, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	for range requestTries {
+		if answers, err = req.Execute(unix.NETLINK_NETFILTER, 0); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("ask nftables: %w", err)
 	}

@@ -43,7 +43,7 @@ func Serve(ctx context.Context, arg string) error {
 	loopback := netip.MustParsePrefix("127.0.0.0/8")
 	server := dns.NewServer(dns.Config{
 		Allow:     []netip.Prefix{loopback},
-		RateLimit: dns.RateLimit{PerSecond: asked.PerSecond, Slip: 2, Exempt: []netip.Prefix{loopback}},
+		RateLimit: dns.RateLimit{PerSecond: asked.PerSecond, Outside: asked.PerSecond, Slip: 2, Exempt: []netip.Prefix{loopback}},
 	})
 	desired := dns.Desired{
 		Zones: []dns.Zone{{Name: zone}}, Default: "default", Node: netip.MustParseAddr(nodeAddr),
