@@ -96,6 +96,8 @@ start_containerd() {
 			root = "$state/containerd"
 			state = "$run/containerd"
 			disabled_plugins = ["io.containerd.grpc.v1.cri"]
+			[plugins."io.containerd.gc.v1.scheduler"]
+			  pause_threshold = 0.002
 			[grpc]
 			  address = "$containerd"
 		TOML

@@ -35,6 +35,8 @@ disabled_plugins = [
   address = %q
 [debug]
   level = "warn"
+[plugins."io.containerd.gc.v1.scheduler"]
+  pause_threshold = 0.002
 `
 
 // startEngine starts a host with a containerd in it for a column.
