@@ -60,3 +60,10 @@ type Lease struct {
 	CreatedAt      time.Time   `json:"created_at"`
 	ReleasedAt     time.Time   `json:"released_at"` // zero while it is held
 }
+
+// MemoryLimit bounds what the processes of a container may allocate on a GPU,
+// by the driver.
+type MemoryLimit struct {
+	GPU   string `json:"gpu"` // UUID
+	Bytes uint64 `json:"bytes"`
+}

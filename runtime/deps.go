@@ -123,6 +123,9 @@ type Container struct {
 	// the driver says now; nil: it has none. It goes over everything else, and
 	// each Start takes what it is given then.
 	GPU *gpu.Edits
+	// GPUMemory is what the driver is to limit; in force before the first
+	// process runs. GPU_NOT_ENFORCEABLE where it cannot.
+	GPUMemory []gpu.MemoryLimit
 }
 
 // ContainerStatus is a container as it is.

@@ -671,6 +671,10 @@ func TestBadRequestsAreRefusedWhole(t *testing.T) {
 		}, problem.FieldInvalid, "spec.resources.ulimits[0].soft"},
 		{"a relative workdir", func(r *runtime.CreateRequest) { r.Spec.Workdir = "x" }, problem.FieldInvalid, "spec.workdir"},
 		{"a reserved variable", func(r *runtime.CreateRequest) { r.Spec.Env = map[string]string{"REMOTEGPU_X": "1"} }, problem.EnvVariableReserved, `spec.env["REMOTEGPU_X"]`},
+		{"a variable that asks for GPUs", func(r *runtime.CreateRequest) { r.Spec.Env = map[string]string{"NVIDIA_VISIBLE_DEVICES": "all"} }, problem.EnvVariableReserved, `spec.env["NVIDIA_VISIBLE_DEVICES"]`},
+		{"a mount that asks for GPUs", func(r *runtime.CreateRequest) {
+			r.Spec.Mounts[0].Target = "/var/run/nvidia-container-devices/all"
+		}, problem.FieldInvalid, "spec.mounts[0].target"},
 		{"a bad variable", func(r *runtime.CreateRequest) { r.Spec.Env = map[string]string{"1 X": "1"} }, problem.FieldInvalid, `spec.env["1 X"]`},
 		{"a desktop of no size", func(r *runtime.CreateRequest) { r.Spec.Desktop.Width = 10 }, problem.FieldInvalid, "spec.desktop"},
 		{"a mount that is not allowed", func(r *runtime.CreateRequest) { r.Spec.Mounts[0].Source = "/etc" }, problem.MountNotAllowed, "spec.mounts[0].source"},

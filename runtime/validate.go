@@ -15,9 +15,11 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/imageref"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/network/dns"
+	"github.com/remotegpu/remotegpu/runtime/volume"
 )
 
 // Limits and defaults of a spec.
@@ -96,7 +98,8 @@ func (m *Manager) complete(name string, spec *Spec) error {
 			"VNC authentication looks at %d bytes of a password only", maxPassword))
 	}
 	errs = append(errs, checkVariables(spec.Env), checkResources(spec), checkRestart(spec), checkHealth(spec), m.checkNetwork(spec),
-		m.cfg.Ports.Check(spec.Ports, "spec.ports"), m.cfg.Volumes.Check(spec.Mounts, "spec.mounts"))
+		m.cfg.Ports.Check(spec.Ports, "spec.ports"), m.cfg.Volumes.Check(spec.Mounts, "spec.mounts"),
+		checkTargets(spec.Mounts, false))
 	return errors.Join(errs...)
 }
 
@@ -115,9 +118,30 @@ func checkVariables(env map[string]string) error {
 		case strings.HasPrefix(key, "REMOTEGPU_"):
 			errs = append(errs, problem.New(problem.EnvVariableReserved, "variable %s is reserved", key).
 				WithField(field).WithHint("variables that begin with REMOTEGPU_ are set by the node"))
+		case gpu.Reserved(key):
+			errs = append(errs, problem.New(problem.EnvVariableReserved, "variable %s is reserved: it steers which GPUs a container gets", key).
+				WithField(field).WithHint("leave it out; ask for GPUs with spec.gpu, and choose among those that were given with CUDA_VISIBLE_DEVICES"))
 		case strings.ContainsRune(env[key], 0):
 			errs = append(errs, invalid(field, "variables cannot carry binary data; use a mount", "the value of %s contains a NUL byte", key))
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkTargets refuses mounts that would steer the hooks that bring GPUs into a
+// container, or be in the way of what comes with them.
+func checkTargets(mounts []volume.Mount, gpus bool) error {
+	var errs []error
+	for i, mount := range mounts {
+		place, is := gpu.ReservedTarget(mount.Target, gpus)
+		if !is {
+			continue
+		}
+		hint := "mount somewhere else"
+		if gpus {
+			hint = "mount somewhere else: files of the GPU's driver belong there"
+		}
+		errs = append(errs, invalid(fmt.Sprintf("spec.mounts[%d].target", i), hint, "target %s is in the way of %s, which belongs to the node", mount.Target, place))
 	}
 	return errors.Join(errs...)
 }

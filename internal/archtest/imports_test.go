@@ -37,20 +37,21 @@ var layers = []struct {
 
 // soleImporters may import a heavy module; nobody else.
 var soleImporters = map[string][]string{
-	"github.com/containerd/containerd/v2":  {"runtime/containerd"},
-	"github.com/containerd/containerd/api": {"runtime/containerd"},
-	"github.com/moby/buildkit":             {"build/buildkit"},
-	"github.com/mattn/go-sqlite3":          {"internal/sqlite"},
-	"github.com/coreos/go-iptables":        {"network/firewall"},
-	"github.com/vishvananda/netlink":       {"network"},
-	"github.com/godbus/dbus/v5":            {"network"},
-	"github.com/coder/websocket":           {"network/gateway"},
-	"github.com/miekg/dns":                 {"network/dns"},
-	"github.com/NVIDIA/":                   {"gpu/nvidia"},
-	"github.com/spf13/cobra":               {"internal/cli", "cmd/remotegpud"},
-	"github.com/pelletier/go-toml/v2":      {"internal/config"},
-	"connectrpc.com/":                      {"internal/rpc", "internal/cli", "internal/node", "gen"},
-	"github.com/remotegpu/remotegpu/gen/":  {"internal/rpc", "internal/cli", "internal/node", "gen"},
+	"github.com/containerd/containerd/v2":         {"runtime/containerd"},
+	"github.com/containerd/containerd/api":        {"runtime/containerd"},
+	"github.com/moby/buildkit":                    {"build/buildkit"},
+	"github.com/mattn/go-sqlite3":                 {"internal/sqlite"},
+	"github.com/coreos/go-iptables":               {"network/firewall"},
+	"github.com/vishvananda/netlink":              {"network"},
+	"github.com/godbus/dbus/v5":                   {"network"},
+	"github.com/coder/websocket":                  {"network/gateway"},
+	"github.com/miekg/dns":                        {"network/dns"},
+	"github.com/NVIDIA/":                          {"gpu/nvidia"},
+	"tags.cncf.io/container-device-interface/pkg": {"runtime/containerd"},
+	"github.com/spf13/cobra":                      {"internal/cli", "cmd/remotegpud"},
+	"github.com/pelletier/go-toml/v2":             {"internal/config"},
+	"connectrpc.com/":                             {"internal/rpc", "internal/cli", "internal/node", "gen"},
+	"github.com/remotegpu/remotegpu/gen/":         {"internal/rpc", "internal/cli", "internal/node", "gen"},
 }
 
 type pkg struct {

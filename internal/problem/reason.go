@@ -123,6 +123,9 @@ const (
 	DesktopAbsent         Reason = "DESKTOP_ABSENT"
 	DesktopUnavailable    Reason = "DESKTOP_UNAVAILABLE"
 	DesktopSocketBad      Reason = "DESKTOP_SOCKET_REJECTED"
+	GPUToolkitMissing     Reason = "GPU_TOOLKIT_MISSING"
+	GPUToolkitOld         Reason = "GPU_TOOLKIT_TOO_OLD"
+	GPUInjectionFailed    Reason = "GPU_INJECTION_FAILED"
 	OperationNotFound     Reason = "OPERATION_NOT_FOUND"
 	OperationCancelled    Reason = "OPERATION_CANCELLED"
 	OperationInterrupted  Reason = "OPERATION_INTERRUPTED"
@@ -249,6 +252,9 @@ var kinds = map[Reason]error{
 	DesktopAbsent:         errdefs.ErrFailedPrecondition,
 	DesktopUnavailable:    errdefs.ErrUnavailable,
 	DesktopSocketBad:      errdefs.ErrPermissionDenied,
+	GPUToolkitMissing:     errdefs.ErrFailedPrecondition,
+	GPUToolkitOld:         errdefs.ErrFailedPrecondition,
+	GPUInjectionFailed:    errdefs.ErrFailedPrecondition,
 	OperationNotFound:     errdefs.ErrNotFound,
 	OperationCancelled:    context.Canceled,
 	OperationInterrupted:  errdefs.ErrAborted,

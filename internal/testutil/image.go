@@ -35,6 +35,7 @@ type ImageOptions struct {
 	Cmd          []string          // default: sleep
 	Architecture string            // default: this machine's
 	Files        map[string]string // additional files by absolute path, mode 0644
+	Env          []string          // additional variables, "NAME=value"
 	Layers       int               // default: 1; the others have a file each
 	Upper        []string          // more layers: each a file of this name below /upper, that holds it
 }
@@ -84,10 +85,10 @@ func TestImage(tb testing.TB, options ImageOptions) *OCIImage {
 		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: diffs},
 		Config: ocispec.ImageConfig{
 			Entrypoint: []string{"/bin/testprog"}, Cmd: options.Cmd, User: options.User, StopSignal: options.StopSignal,
-			Env: []string{
+			Env: append([]string{
 				"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 				"IMAGE_VARIABLE=from image",
-			},
+			}, options.Env...),
 			Labels: options.Labels,
 		},
 	}

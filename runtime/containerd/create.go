@@ -59,7 +59,7 @@ func (e *Engine) Create(ctx context.Context, c runtime.Container) error {
 		}
 		return fmt.Errorf("create container %s: %w", c.ID, err)
 	}
-	mounts, err := e.fill(ctx, &c, &own, from, spec, known)
+	mounts, err := e.fill(ctx, &c, &own, from, known)
 	if err == nil {
 		err = context.Cause(ctx)
 	}
@@ -101,9 +101,7 @@ func (e *Engine) origin(ctx context.Context, c *runtime.Container) (origin, erro
 }
 
 // fill makes what a record stands for: snapshot, user, log file.
-func (e *Engine) fill(ctx context.Context, c *runtime.Container, own *containers.Container, from origin,
-	spec *specs.Spec, known bool,
-) ([]mount.Mount, error) {
+func (e *Engine) fill(ctx context.Context, c *runtime.Container, own *containers.Container, from origin, known bool) ([]mount.Mount, error) {
 	mounts, err := e.prepare(ctx, c, from)
 	if err == nil && c.Resources.DiskBytes > 0 {
 		err = e.limitDisk(ctx, mounts, c.Resources.DiskBytes) // before anything is mounted or written
@@ -118,7 +116,10 @@ func (e *Engine) fill(ctx context.Context, c *runtime.Container, own *containers
 			return nil, err
 		}
 		e.cacheUser(userKey{from.parent, name}, user)
-		spec.Process.User = user
+		spec, err := e.render(ctx, c, &from.image.Config, user)
+		if err != nil {
+			return nil, err
+		}
 		if own.Spec, err = typeurl.MarshalAny(spec); err != nil {
 			return nil, fmt.Errorf("encode spec: %w", err)
 		}
@@ -219,6 +220,9 @@ func labels(c *runtime.Container) map[string]string {
 	}
 	if c.Resources.DiskBytes > 0 {
 		all[labelDisk] = "project"
+	}
+	if len(c.GPUMemory) > 0 {
+		all[labelGPUMemory] = limitedGPUs(c)
 	}
 	return all
 }

@@ -97,6 +97,10 @@ type Config struct {
 	// some and the call has none. Empty ones mean that there are none; with an
 	// empty name the secret is an identity token. nil: there never are.
 	Credentials func(ctx context.Context, host string) (username, secret string, err error)
+	// LimitGPU bounds what processes of a cgroup (path below /sys/fs/cgroup, v2)
+	// may allocate on a GPU, as gpu.Driver does; 0 removes the bound. nil:
+	// nothing can.
+	LimitGPU func(ctx context.Context, gpuUUID, cgroup string, bytes uint64) error
 	// Log gets what nobody else can be told.
 	Log *slog.Logger
 }

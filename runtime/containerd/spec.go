@@ -15,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime"
 	"github.com/remotegpu/remotegpu/runtime/volume"
@@ -37,7 +38,7 @@ const (
 
 // render writes the OCI spec of a container: containerd's default namespaces,
 // capabilities, seccomp profile, masked and read-only paths, with what the
-// container and its image say on top.
+// container and its image say on top, and what its GPUs take over all of that.
 func (e *Engine) render(ctx context.Context, c *runtime.Container, config *ocispec.ImageConfig, user specs.User) (*specs.Spec, error) {
 	h := e.host()
 	args := arguments(c, config)
@@ -55,7 +56,7 @@ func (e *Engine) render(ctx context.Context, c *runtime.Container, config *ocisp
 	spec.Process.Args = args
 	spec.Process.User = user
 	spec.Process.Cwd = cmp.Or(c.Workdir, config.WorkingDir, "/")
-	spec.Process.Env = environment([]string{defaultPath}, config.Env, c.Env)
+	spec.Process.Env = environment([]string{defaultPath}, gpu.Scrub(config.Env), gpu.Scrub(c.Env), []string{gpu.Void})
 	spec.Process.NoNewPrivileges = !c.AllowNewPrivileges
 	score := e.oomScore(ctx)
 	spec.Process.OOMScoreAdj = &score
@@ -75,7 +76,7 @@ func (e *Engine) render(ctx context.Context, c *runtime.Container, config *ocisp
 		// Else /sys/fs/cgroup inside would show the host's tree.
 		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
-	return spec, nil
+	return spec, addGPU(spec, c)
 }
 
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
+	"regexp"
 	"strings"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -37,6 +38,11 @@ func (e *Engine) Start(ctx context.Context, c runtime.Container) (int, error) {
 	if !found || !reflect.DeepEqual(fresh.container, c) {
 		var err error
 		if mounts, err = e.refresh(ctx, &c); err != nil {
+			return 0, fmt.Errorf("start container %s: %w", c.ID, err)
+		}
+	}
+	if c.GPU != nil {
+		if err := clearLoader(mounts); err != nil {
 			return 0, fmt.Errorf("start container %s: %w", c.ID, err)
 		}
 	}
@@ -176,6 +182,9 @@ func (e *Engine) run(ctx context.Context, c *runtime.Container, mounts []mount.M
 		err = e.settleDisk(mounts, c.Resources.DiskBytes) // it is mounted now
 	}
 	if err == nil {
+		err = e.limitGPUs(ctx, c)
+	}
+	if err == nil {
 		_, err = e.tasks.Start(whole, &tasks.StartRequest{ContainerID: c.ID})
 	}
 	if err != nil {
@@ -193,6 +202,9 @@ func (e *Engine) startProblem(ctx context.Context, err error) error {
 	if ctx.Err() != nil || told || errdefs.IsNotFound(explained) && !fromRuntime(err) {
 		return explained
 	}
+	if hookFailed.MatchString(err.Error()) { // there are none but those of GPUs
+		return notInjected("a hook that brings the GPUs into the container failed: %s", said(err)).WithCause(err)
+	}
 	return problem.New(problem.ProcessStartFailed, "the first process could not be started: %s", said(err)).
 		WithHint("check entrypoint, command, working directory and mounts against the image").WithCause(err)
 }
@@ -203,6 +215,9 @@ func fromRuntime(err error) bool {
 	text := err.Error()
 	return strings.Contains(text, "OCI runtime") || strings.Contains(text, "runc ")
 }
+
+// hookFailed marks what runc says of a hook, with and without its stage.
+var hookFailed = regexp.MustCompile(`error running (\w+ )?hook`)
 
 // said is the part of a runtime's error that people can use.
 func said(err error) string {

@@ -64,6 +64,7 @@ func (e *Engine) stop(ctx context.Context, id string, timeout time.Duration) (ru
 	if err := e.roots.EndLive(ctx, id); err != nil {
 		return runtime.Exit{}, err
 	}
+	e.liftGPULimits(ctx, &record)
 	return exit, e.removeTask(ctx, id)
 }
 
@@ -282,6 +283,7 @@ func (e *Engine) remove(ctx context.Context, id string) error {
 	if name := record.Labels[labelLog]; name != "" {
 		logs = append(logs, name)
 	}
+	e.liftGPULimits(ctx, &record)
 	if err := e.removeTask(ctx, id); err != nil {
 		return err
 	}

@@ -166,7 +166,7 @@ func (e *Engine) Relabel(ctx context.Context, id string, labels map[string]strin
 	if all == nil {
 		all = make(map[string]string)
 	}
-	for _, own := range []string{LabelEnvironment, labelLog, labelMade, labelLayer, labelContent, labelDisk} {
+	for _, own := range []string{LabelEnvironment, labelLog, labelMade, labelLayer, labelContent, labelDisk, labelGPUMemory} {
 		if value, found := record.Labels[own]; found {
 			all[own] = value
 		}

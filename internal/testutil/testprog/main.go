@@ -66,6 +66,8 @@ func commands() map[string]command {
 		"ls":          {1, list},
 		"stat":        {1, stat},
 		"statfs":      {1, statfs},
+		"readlink":    {1, readlink},
+		"mknod":       {3, mknod},
 		"limits":      {0, limits},
 		"flood":       {1, flood},
 		"fork":        {1, fork},

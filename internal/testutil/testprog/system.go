@@ -17,6 +17,23 @@ func stat(args []string) (int, error) {
 	return out(fmt.Sprintf("mode=%o uid=%d gid=%d size=%d", st.Mode, st.Uid, st.Gid, st.Size))
 }
 
+func readlink(args []string) (int, error) {
+	target, err := os.Readlink(args[0])
+	if err != nil {
+		return 1, err
+	}
+	return out(target)
+}
+
+// mknod makes a character device of a major and a minor number.
+func mknod(args []string) (int, error) {
+	device := number(args[1])<<8 | number(args[2])
+	if err := syscall.Mknod(args[0], syscall.S_IFCHR|0o666, device); err != nil {
+		return 1, fmt.Errorf("mknod %s: %w", args[0], err)
+	}
+	return 0, nil
+}
+
 // statfs prints type and size in bytes of a file system.
 func statfs(args []string) (int, error) {
 	var st syscall.Statfs_t

@@ -1,0 +1,262 @@
+package inject_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	cdi "tags.cncf.io/container-device-interface/specs-go"
+
+	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/gpu/inject"
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+// driver answers with what it was given and keeps what it was asked.
+type driver struct {
+	gpu.Driver
+	inventory gpu.Inventory
+	edits     gpu.Edits
+	asked     []gpu.EditsRequest
+}
+
+func (d *driver) Probe(context.Context) (gpu.Inventory, error) { return d.inventory, nil }
+
+func (d *driver) Edits(_ context.Context, req gpu.EditsRequest) (gpu.Edits, error) {
+	d.asked = append(d.asked, req)
+	return d.edits, nil
+}
+
+// program writes a program that says a version.
+func program(tb testing.TB, output string) string {
+	tb.Helper()
+	path := filepath.Join(tb.TempDir(), "nvidia-hook")
+	if err := os.WriteFile(path, []byte("#!/bin/sh\ncat <<'E'\n"+output+"\nE\n"), 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	return path
+}
+
+const (
+	good  = "NVIDIA CDI Hook version 1.20.1\ncommit: abc"
+	uuidA = "GPU-11111111-1111-1111-1111-111111111111"
+	amd   = "PCI-0000:03:00.0"
+)
+
+// ofNVIDIA is the beginning of what nvcdi says of a GPU.
+func ofNVIDIA() gpu.Edits {
+	return gpu.Edits{CDI: cdi.ContainerEdits{
+		Env:         []string{"NVIDIA_VISIBLE_DEVICES=void", "NVIDIA_CTK_LIBCUDA_DIR=/usr/lib"},
+		DeviceNodes: []*cdi.DeviceNode{{Path: "/dev/nvidia1"}, {Path: "/dev/nvidiactl"}, {Path: "/dev/dri/card2", HostPath: "/root/dev/dri/card2"}, {Path: "/dev/dri/renderD130"}},
+		Mounts: []*cdi.Mount{
+			{HostPath: "/usr/lib/libcuda.so.9", ContainerPath: "/usr/lib/libcuda.so.9"},
+			{HostPath: "/x", ContainerPath: "/usr/share/glvnd/egl_vendor.d/10_nvidia.json"},
+			{HostPath: "/x", ContainerPath: "/usr/share/egl/egl_external_platform.d/15_nvidia_gbm.json"},
+			{HostPath: "/x", ContainerPath: "/etc/vulkan/icd.d/nvidia_icd.json"},
+			{HostPath: "/x", ContainerPath: "/etc/vulkan/implicit_layer.d/nvidia_layers.json"},
+		},
+		Hooks: []*cdi.Hook{{HookName: "createContainer", Path: "/usr/bin/nvidia-cdi-hook", Env: []string{"NVIDIA_CTK_DEBUG=false"}}},
+	}}
+}
+
+func paths(edits gpu.Edits) []string {
+	var all []string
+	for _, node := range edits.CDI.DeviceNodes {
+		all = append(all, node.Path)
+	}
+	return all
+}
+
+func TestCDIPassesOnWhatTheDriverSays(t *testing.T) {
+	d := &driver{edits: ofNVIDIA()}
+	request := gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA}}, Capabilities: []gpu.Capability{gpu.Compute, gpu.Utility}}
+	edits, err := inject.New(inject.Config{Driver: d, CDIHook: program(t, good)}).Edits(t.Context(), request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(ofNVIDIA(), edits); diff != "" {
+		t.Errorf("the edits have changed:\n%s", diff)
+	}
+	if diff := cmp.Diff([]gpu.EditsRequest{request}, d.asked); diff != "" {
+		t.Errorf("asked:\n%s", diff)
+	}
+}
+
+func TestGraphicsUsesTheGPUThatWasLeased(t *testing.T) {
+	d := &driver{edits: ofNVIDIA()}
+	edits, err := inject.New(inject.Config{Driver: d, CDIHook: program(t, good)}).Edits(t.Context(),
+		gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA}}, Capabilities: []gpu.Capability{gpu.Graphics}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"NVIDIA_VISIBLE_DEVICES=void", "NVIDIA_CTK_LIBCUDA_DIR=/usr/lib", "VGL_DISPLAY=egl0",
+		"__EGL_VENDOR_LIBRARY_FILENAMES=/usr/share/glvnd/egl_vendor.d/10_nvidia.json", "VK_DRIVER_FILES=/etc/vulkan/icd.d/nvidia_icd.json",
+		"REMOTEGPU_RENDER_NODE=/dev/remotegpu/render0",
+	}
+	if diff := cmp.Diff(want, edits.CDI.Env); diff != "" {
+		t.Errorf("variables:\n%s", diff)
+	}
+	if diff := cmp.Diff(append(paths(ofNVIDIA()), "/dev/remotegpu/card0", "/dev/remotegpu/render0"), paths(edits)); diff != "" {
+		t.Errorf("nodes:\n%s", diff)
+	}
+	if card := edits.CDI.DeviceNodes[4]; card.HostPath != "/root/dev/dri/card2" {
+		t.Errorf("card0 is %s on the host", card.HostPath)
+	}
+	if len(edits.Warnings) != 0 {
+		t.Errorf("warnings: %q", edits.Warnings)
+	}
+	d.edits.CDI.Mounts = nil
+	edits, err = inject.New(inject.Config{Driver: d, CDIHook: program(t, good)}).Edits(t.Context(),
+		gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA}}, Capabilities: []gpu.Capability{gpu.Graphics}})
+	if err != nil || len(edits.Warnings) != 2 || slices.Contains(edits.CDI.Env, "VGL_DISPLAY=egl0") {
+		t.Errorf("without the driver's files: %q, %q, %v; want two warnings", edits.Warnings, edits.CDI.Env, err)
+	}
+}
+
+func TestHookIsAskedByUUIDAndConfiguredByUs(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "gpu")
+	hook, cli := program(t, "NVIDIA Container Runtime Hook version 1.20.1"), program(t, "")
+	d := inject.New(inject.Config{Driver: &driver{edits: ofNVIDIA()}, Way: inject.Hook, RuntimeHook: hook, CLI: cli, DriverRoot: "/run/nvidia/driver", Dir: dir})
+	edits, err := d.Edits(t.Context(), gpu.EditsRequest{
+		Targets: []gpu.Target{{GPU: uuidA}, {GPU: "GPU-2", MIG: "MIG-3"}}, Capabilities: []gpu.Capability{gpu.Utility, gpu.Compute},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := filepath.Join(dir, "nvidia-container-runtime-hook.toml")
+	options := []string{"bind", "ro", "nosuid", "noexec"}
+	want := gpu.Edits{CDI: cdi.ContainerEdits{
+		Env:         []string{"NVIDIA_VISIBLE_DEVICES=void", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"},
+		DeviceNodes: ofNVIDIA().CDI.DeviceNodes,
+		Mounts: []*cdi.Mount{
+			{HostPath: "/dev/null", ContainerPath: "/var/run/nvidia-container-devices/" + uuidA, Options: options},
+			{HostPath: "/dev/null", ContainerPath: "/var/run/nvidia-container-devices/MIG-3", Options: options},
+		},
+		Hooks: []*cdi.Hook{{
+			HookName: "createRuntime", Path: hook, Args: []string{"nvidia-hook", "-config=" + config, "prestart"},
+			Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "NVIDIA_CTK_DEBUG=false"},
+		}},
+	}}
+	if diff := cmp.Diff(want, edits); diff != "" {
+		t.Errorf("edits:\n%s", diff)
+	}
+	text, err := os.ReadFile(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		"disable-require = true", "accept-nvidia-visible-devices-envvar-when-unprivileged = false", "accept-nvidia-visible-devices-as-volume-mounts = true",
+		`path = "` + cli + `"`, `root = "/run/nvidia/driver"`, "no-cgroups = true", `mode = "legacy"`,
+	} {
+		if !strings.Contains(string(text), line+"\n") {
+			t.Errorf("the configuration lacks %q:\n%s", line, text)
+		}
+	}
+	absent := inject.New(inject.Config{Driver: &driver{}, Way: inject.Hook, RuntimeHook: hook, CLI: "/nowhere/nvidia-container-cli", Dir: dir})
+	_, err = absent.Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA}}})
+	if p := problem.Of(err); p == nil || p.Reason != problem.GPUToolkitMissing || p.Hint == "" {
+		t.Errorf("without nvidia-container-cli: %v", err)
+	}
+}
+
+func TestOtherVendorsGetTheirRenderNode(t *testing.T) {
+	d := &driver{inventory: gpu.Inventory{Devices: []gpu.Device{
+		{UUID: amd, Vendor: gpu.AMD, RenderNode: "/dev/null", CardNode: "/dev/zero"}, // a device that any host has
+		{UUID: "PCI-2", Vendor: gpu.Intel},
+		{UUID: "PCI-3", Vendor: gpu.Intel, RenderNode: "/nowhere"},
+		{UUID: "PCI-4", Vendor: gpu.Intel, RenderNode: "/etc/passwd"},
+	}}}
+	injector := inject.New(inject.Config{Driver: d})
+	edits, err := injector.Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: amd}}, Capabilities: []gpu.Capability{gpu.Graphics}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := paths(edits); !slices.Equal(got, []string{"/dev/null"}) || len(d.asked) != 0 {
+		t.Errorf("nodes %q, the driver was asked %v", got, d.asked)
+	}
+	if node := edits.CDI.DeviceNodes[0]; node.Major != 1 || node.Minor != 3 || *node.FileMode != 0o666 || node.GID == nil || node.Permissions != "rw" {
+		t.Errorf("node: %+v", node)
+	}
+	for uuid, want := range map[string]problem.Reason{
+		"PCI-9": problem.GPUNotFound, "PCI-2": problem.GPUCapability, "PCI-3": problem.GPUUnavailable, "PCI-4": problem.GPUUnavailable,
+	} {
+		_, err := injector.Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuid}}})
+		if p := problem.Of(err); p == nil || p.Reason != want || p.Hint == "" {
+			t.Errorf("%s: %v, want %s with a hint", uuid, err, want)
+		}
+	}
+}
+
+func TestNoneGivesNothingAndSaysSo(t *testing.T) {
+	d := &driver{edits: ofNVIDIA()}
+	edits, err := inject.New(inject.Config{Driver: d, Way: inject.None}).Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA}}})
+	if err != nil || len(edits.Warnings) != 1 || len(edits.CDI.DeviceNodes) != 0 || len(d.asked) != 0 {
+		t.Errorf("got %+v, %v", edits, err)
+	}
+}
+
+func TestOldToolkitsAreRefused(t *testing.T) {
+	nvidia := gpu.Inventory{Devices: []gpu.Device{{UUID: uuidA, Vendor: gpu.NVIDIA}}}
+	request := gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA}}}
+	for _, test := range []struct {
+		name, output string
+		want         problem.Reason // "": it will do
+	}{
+		{"the newest", good, ""},
+		{"the oldest that will do", "NVIDIA Container Toolkit CLI version 1.19.1", ""},
+		{"the one before it", "NVIDIA CDI Hook version 1.19.0\ncommit: 1", problem.GPUToolkitOld},
+		{"its release candidate", "NVIDIA CDI Hook version 1.19.1-rc.2", problem.GPUToolkitOld},
+		{"an old one", "NVIDIA Container Toolkit CLI version 1.9.20", problem.GPUToolkitOld},
+		{"one of a distribution", "NVIDIA CDI Hook version v1.21.0-1~bpo12", ""},
+		{"one that does not know", "NVIDIA CDI Hook version unknown", problem.GPUToolkitOld},
+		{"something else", "hello", problem.GPUToolkitOld},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			path := program(t, test.output)
+			_, err := inject.New(inject.Config{Driver: &driver{}, CDIHook: path}).Edits(t.Context(), request)
+			if p := problem.Of(err); test.want == "" && err != nil || test.want != "" && (p == nil || p.Reason != test.want || p.Hint == "") {
+				t.Errorf("got %v, want %q", err, test.want)
+			}
+			allowing := inject.New(inject.Config{Driver: &driver{}, CDIHook: path, AllowOld: true})
+			if _, err := allowing.Edits(t.Context(), request); err != nil {
+				t.Errorf("when it is allowed: %v", err)
+			}
+			if found := allowing.Problems(t.Context(), nvidia); (len(found) > 0) != (test.want != "") {
+				t.Errorf("when it is allowed the node says %v", found)
+			}
+			if found := allowing.Problems(t.Context(), gpu.Inventory{}); len(found) != 0 {
+				t.Errorf("without a GPU of NVIDIA: %v", found)
+			}
+		})
+	}
+	missing := inject.New(inject.Config{Driver: &driver{}, CDIHook: "/nowhere/nvidia-cdi-hook", AllowOld: true})
+	_, err := missing.Edits(t.Context(), request)
+	if p := problem.Of(err); p == nil || p.Reason != problem.GPUToolkitMissing || p.Hint == "" {
+		t.Errorf("without a toolkit: %v", err)
+	}
+	if found := missing.Problems(t.Context(), nvidia); len(found) != 1 || found[0].Reason != problem.GPUToolkitMissing {
+		t.Errorf("without a toolkit the node says %v", found)
+	}
+}
+
+// An upgrade of the toolkit is seen without a restart of the node.
+func TestToolkitIsAskedAgainWhenItChanges(t *testing.T) {
+	path := program(t, "NVIDIA CDI Hook version 1.17.8")
+	injector := inject.New(inject.Config{Driver: &driver{}, CDIHook: path})
+	request := gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA}}}
+	if _, err := injector.Edits(t.Context(), request); err == nil {
+		t.Fatal("an old toolkit was accepted")
+	}
+	newer := program(t, good)
+	if err := os.Rename(newer, path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := injector.Edits(t.Context(), request); err != nil {
+		t.Errorf("after the upgrade: %v", err)
+	}
+}

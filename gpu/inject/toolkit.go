@@ -1,0 +1,177 @@
+package inject
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/exec"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+// The toolkit's versions that matter. What is older than the first lets a
+// container out (CVE-2026-24260, all up to 1.19.0; CVE-2025-23266, up to
+// 1.17.7); what is older than the second lacks what picks the GPU for EGL.
+var (
+	minToolkit  = Version{1, 19, 1, false}
+	goodToolkit = Version{1, 20, 1, false}
+)
+
+// versionTimeout is how long a program may take to say its version.
+const versionTimeout = 10 * time.Second
+
+// Version is a version of the toolkit.
+type Version struct {
+	Major, Minor, Patch int
+	Pre                 bool // a release candidate of it
+}
+
+// String is the version as people write it.
+func (v Version) String() string {
+	text := fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Patch)
+	if v.Pre {
+		text += "-rc"
+	}
+	return text
+}
+
+// Before says whether v is older than other.
+func (v Version) Before(other Version) bool {
+	for _, pair := range [][2]int{{v.Major, other.Major}, {v.Minor, other.Minor}, {v.Patch, other.Patch}} {
+		if pair[0] != pair[1] {
+			return pair[0] < pair[1]
+		}
+	}
+	return v.Pre && !other.Pre
+}
+
+var versionText = regexp.MustCompile(`(?m)\bversion v?(\d{1,6})\.(\d{1,6})\.(\d{1,6})([-~+.][0-9A-Za-z.~+-]*)?\s*$`)
+
+// ParseVersion reads what a program of the toolkit answers to --version.
+func ParseVersion(output string) (Version, error) {
+	match := versionText.FindStringSubmatch(output)
+	if match == nil {
+		return Version{}, fmt.Errorf("no version in %.80q", output)
+	}
+	var v Version
+	for i, number := range []*int{&v.Major, &v.Minor, &v.Patch} {
+		*number, _ = strconv.Atoi(match[i+1]) // at most six digits
+	}
+	v.Pre = strings.Contains(match[4], "rc")
+	return v, nil
+}
+
+// Toolkit is the NVIDIA Container Toolkit by one of its programs. It is safe for
+// concurrent use.
+type Toolkit struct {
+	Path     string // of the program
+	AllowOld bool
+	Log      *slog.Logger
+
+	mu      sync.Mutex
+	of      string // the state of the file that version and failure are of
+	version Version
+	failure error
+}
+
+// Check refuses a toolkit that is not there or lets containers out, unless that
+// is allowed. GPU_TOOLKIT_MISSING, GPU_TOOLKIT_TOO_OLD.
+func (t *Toolkit) Check(ctx context.Context) error {
+	p := t.problem(ctx)
+	if p == nil || p.Reason == problem.GPUToolkitOld && t.AllowOld {
+		return nil
+	}
+	return p
+}
+
+func (t *Toolkit) problem(ctx context.Context) *problem.Problem {
+	info, err := os.Stat(t.Path)
+	if t.Path == "" || errors.Is(err, fs.ErrNotExist) {
+		return problem.New(problem.GPUToolkitMissing, "the NVIDIA Container Toolkit is not installed: there is no %s", t.Path).
+			WithHint("install it (nvidia-container-toolkit, %s or newer), or set its place in the section gpu of the configuration", goodToolkit)
+	} else if err != nil {
+		return problem.New(problem.GPUToolkitMissing, "the NVIDIA Container Toolkit cannot be used: %v", err).WithCause(err).
+			WithHint("see what is at %s", t.Path)
+	}
+	version, err := t.ask(ctx, info)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return problem.New(problem.Unavailable, "the NVIDIA Container Toolkit did not say its version in time").WithCause(err).WithHint("try again")
+	case err != nil:
+		return problem.New(problem.GPUToolkitOld, "the NVIDIA Container Toolkit does not say its version: %v", err).WithCause(err).
+			WithHint("install %s or newer; gpu.allow_old_toolkit accepts any, though old ones let containers out", minToolkit)
+	case version.Before(minToolkit):
+		return problem.New(problem.GPUToolkitOld, "the NVIDIA Container Toolkit is %s; before %s it lets containers out (CVE-2026-24260)", version, minToolkit).
+			WithHint("install %s or newer; gpu.allow_old_toolkit accepts it all the same", goodToolkit)
+	}
+	return nil
+}
+
+// ask returns the version, as it was told when the program was last another.
+func (t *Toolkit) ask(ctx context.Context, info fs.FileInfo) (Version, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	of := ""
+	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
+		of = fmt.Sprint(stat.Dev, stat.Ino, stat.Size, stat.Mtim, stat.Ctim)
+	}
+	if of != "" && t.of == of {
+		return t.version, t.failure
+	}
+	version, err := runVersion(ctx, t.Path)
+	if err != nil && ctx.Err() != nil {
+		return Version{}, err // says nothing of the program
+	}
+	t.of, t.version, t.failure = of, version, err
+	switch log := t.Log.With("program", t.Path); {
+	case err != nil:
+		log.WarnContext(ctx, "the version of the NVIDIA Container Toolkit is not known", "allowed", t.AllowOld, "error", err)
+	case version.Before(minToolkit):
+		log.WarnContext(ctx, "the NVIDIA Container Toolkit lets containers out: it is too old", "version", version, "allowed", t.AllowOld)
+	case version.Before(goodToolkit):
+		log.WarnContext(ctx, "a newer NVIDIA Container Toolkit is wanted: this one does not tell EGL which GPU to use", "version", version)
+	}
+	return version, err
+}
+
+// runVersion asks a program, with nothing of ours in its environment.
+func runVersion(ctx context.Context, program string) (Version, error) {
+	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
+	defer cancel()
+	var out, said bytes.Buffer
+	cmd := exec.CommandContext(ctx, program, "--version")
+	cmd.Env = hookEnv()
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = &limited{to: &out}, &limited{to: &said}
+	cmd.WaitDelay = time.Second
+	if err := cmd.Run(); err != nil {
+		return Version{}, fmt.Errorf("%s --version: %w: %s", program, err, strings.TrimSpace(said.String()))
+	}
+	return ParseVersion(out.String())
+}
+
+// limited keeps the beginning of what is written.
+type limited struct{ to *bytes.Buffer }
+
+const outputLimit = 4096 // bytes
+
+func (l *limited) Write(p []byte) (int, error) {
+	l.to.Write(p[:min(len(p), outputLimit-min(outputLimit, l.to.Len()))])
+	return len(p), nil
+}
+
+// hookEnv is the environment of programs that run as root on the host for a
+// container. It is never empty: then they would get another's.
+func hookEnv() []string {
+	return []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "NVIDIA_CTK_DEBUG=false"}
+}
