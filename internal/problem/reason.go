@@ -105,6 +105,7 @@ const (
 	GPUExhausted          Reason = "GPU_EXHAUSTED"
 	GPUModeConflict       Reason = "GPU_MODE_CONFLICT"
 	GPUUnhealthy          Reason = "GPU_UNHEALTHY"
+	GPULost               Reason = "GPU_LOST"
 	GPUDrained            Reason = "GPU_DRAINED"
 	GPUInUse              Reason = "GPU_IN_USE"
 	GPUNotEnforceable     Reason = "GPU_NOT_ENFORCEABLE"
@@ -234,6 +235,7 @@ var kinds = map[Reason]error{
 	GPUExhausted:          errdefs.ErrResourceExhausted,
 	GPUModeConflict:       errdefs.ErrFailedPrecondition,
 	GPUUnhealthy:          errdefs.ErrFailedPrecondition,
+	GPULost:               errdefs.ErrFailedPrecondition,
 	GPUDrained:            errdefs.ErrFailedPrecondition,
 	GPUInUse:              errdefs.ErrFailedPrecondition,
 	GPUNotEnforceable:     errdefs.ErrFailedPrecondition,

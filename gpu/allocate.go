@@ -1,0 +1,193 @@
+package gpu
+
+import "slices"
+
+// Change is how the leases of an environment become those that it asks for.
+// Added ones have neither id nor owner.
+type Change struct {
+	Keep, Drop, Add []Lease
+}
+
+// Allocate finds out which GPUs an environment gets for a request, which has
+// been checked; nil asks for none. What it holds and fits the request it keeps.
+// Errors: GPU_NOT_FOUND, GPU_EXHAUSTED, GPU_MODE_CONFLICT, GPU_UNHEALTHY,
+// GPU_DRAINED, GPU_NOT_ENFORCEABLE, GPU_CAPABILITY_UNSUPPORTED; field is the
+// path of the request in the API request.
+func Allocate(books Books, rules Rules, envID string, req *Request, field string) (Change, error) {
+	change, others := split(&books, envID, req)
+	if req == nil || len(change.Keep) == req.Count {
+		return change, nil
+	}
+	missing, enforcement := req.Count-len(change.Keep), enforcementOf(&rules, req)
+	if req.Mode == VGPU && enforcement == ByNone && !req.AllowUnenforced {
+		return Change{}, notEnforceable(&rules, req, field)
+	}
+	var able []candidate
+	var refused []refusal
+	var kept []*Device
+	accounts := others.accounts()
+	for i := range accounts {
+		a := &accounts[i]
+		if slices.ContainsFunc(change.Keep, func(l Lease) bool { return l.GPU == a.UUID }) {
+			kept = append(kept, a.Device)
+			continue
+		}
+		c, why := rules.consider(a, req, enforcement)
+		if why.reason == "" {
+			able = append(able, c)
+		} else {
+			refused = append(refused, why)
+		}
+	}
+	if len(able) < missing {
+		return Change{}, others.refuse(req, missing, able, refused, field)
+	}
+	for _, c := range choose(able, missing, kept, &rules, accounts) {
+		change.Add = append(change.Add, c.lease(req, enforcement))
+	}
+	return change, nil
+}
+
+// split tells which of its leases an environment keeps for a request, and what
+// the others have. All that do not fit it gives back first.
+func split(books *Books, envID string, req *Request) (change Change, others Books) {
+	others = Books{Devices: books.Devices, Marks: books.Marks}
+	for _, l := range books.Held {
+		switch {
+		case l.EnvID != envID || envID == "":
+			others.Held = append(others.Held, l)
+		case req != nil && len(change.Keep) < req.Count && books.fits(&l, req):
+			change.Keep = append(change.Keep, l)
+		default:
+			change.Drop = append(change.Drop, l)
+		}
+	}
+	return change, others
+}
+
+// lease is what a request gets of a GPU.
+func (c *candidate) lease(req *Request, enforcement Enforcement) Lease {
+	l := Lease{GPU: c.UUID, Mode: req.Mode, Enforcement: enforcement}
+	switch req.Mode {
+	case MIGMode:
+		l.Profile, l.Placement, l.Static, l.MemoryBytes = req.Profile, c.place.at, c.place.exists, c.place.memory
+	case VGPU:
+		l.MemoryBytes, l.ComputePercent = req.MemoryBytes, req.ComputePercent
+	case Exclusive, Shared:
+	}
+	return l
+}
+
+// enforcementOf is what will keep others off what a lease gives.
+func enforcementOf(rules *Rules, req *Request) Enforcement {
+	switch req.Mode {
+	case Exclusive:
+		return BySole
+	case MIGMode:
+		return ByHardware
+	case VGPU:
+		return rules.enforcer(req)
+	default:
+		return ByNone
+	}
+}
+
+// fits says that a lease is what a request asks for, so that the environment
+// keeps it. One of a GPU that has gone, or that is not well, it does not keep.
+func (b *Books) fits(l *Lease, req *Request) bool {
+	d, found := b.Device(l.GPU)
+	if !found || l.Mode != req.Mode || !req.names(&d) {
+		return false
+	}
+	a := account{Device: &d, mark: b.Mark(d.UUID)}
+	if _, unhealthy := a.unhealthy(); unhealthy || d.MIG.Enabled != (l.Mode == MIGMode) {
+		return false
+	}
+	switch req.Mode {
+	case MIGMode:
+		profile, _ := d.Profile(l.Profile)
+		return l.Profile == req.Profile && (profile.Graphics || !req.draws())
+	case VGPU:
+		return l.MemoryBytes == req.MemoryBytes && l.ComputePercent == req.ComputePercent &&
+			(l.Enforcement != ByNone || req.AllowUnenforced)
+	default:
+		return true
+	}
+}
+
+// candidate is a GPU that a request can have.
+type candidate struct {
+	*account
+	place place // mode mig
+}
+
+// consider says whether a request can have a GPU, or why not.
+func (r *Rules) consider(a *account, req *Request, enforcement Enforcement) (candidate, refusal) {
+	c := candidate{account: a}
+	if !req.names(a.Device) {
+		return c, refusal{a, notAsked, "is not what was asked for"}
+	}
+	if a.Vendor != NVIDIA {
+		if req.Mode != Shared {
+			return c, refusal{a, wrongMode, "can only be shared"}
+		}
+		if !req.graphicsOnly() && !slices.Contains(req.UUIDs, a.UUID) {
+			return c, refusal{a, notAsked, "draws, and computes nothing for CUDA"}
+		}
+	}
+	if reason, unhealthy := a.unhealthy(); unhealthy {
+		return c, refusal{a, sick, "is unhealthy: " + reason}
+	}
+	if a.mark.Drained {
+		return c, refusal{a, drained, "is drained" + because(a.mark.Why)}
+	}
+	if a.MIG.Enabled != (req.Mode == MIGMode) {
+		if a.MIG.Enabled {
+			return c, refusal{a, wrongMode, "is partitioned (MIG is on)"}
+		}
+		return c, refusal{a, wrongMode, "is not partitioned (MIG is off)"}
+	}
+	if mode := a.mode(); mode != "" && (mode != req.Mode || mode == Exclusive) {
+		if mode == Exclusive || req.Mode == Exclusive {
+			return c, refusal{a, taken, "is used by " + a.holders()}
+		}
+		return c, refusal{a, wrongMode, "is in the mode " + string(mode) + " for " + a.holders()}
+	}
+	return r.fit(c, req, enforcement)
+}
+
+// fit says whether a GPU of the right mode has room.
+func (r *Rules) fit(c candidate, req *Request, enforcement Enforcement) (candidate, refusal) {
+	a := c.account
+	switch req.Mode {
+	case Shared:
+		if len(a.held) >= r.maxShared() {
+			return c, refusal{a, taken, "is shared by " + itoa(len(a.held)) + " already: " + a.holders()}
+		}
+	case MIGMode:
+		profile, found := a.Profile(req.Profile)
+		if !found {
+			return c, refusal{a, noProfile, "has no profile " + req.Profile}
+		}
+		if req.draws() && !profile.Graphics {
+			return c, refusal{a, cannotDraw, "has instances " + req.Profile + " that cannot draw"}
+		}
+		if c.place, found = a.place(profile); !found {
+			return c, refusal{a, taken, "has no place left for " + req.Profile + a.instances()}
+		}
+	case VGPU:
+		if a.mode() == VGPU && a.held[0].Enforcement != enforcement {
+			return c, refusal{a, wrongMode, "has shares that are enforced otherwise (" + string(a.held[0].Enforcement) + ")"}
+		}
+		memory, percent := a.shares()
+		total := a.MemoryBytes - min(a.MemoryBytes, r.ReserveBytes)
+		if free := total - min(total, memory); req.MemoryBytes > free {
+			return c, refusal{a, taken, "has " + mebibytes(free) + " left of " + mebibytes(total)}
+		}
+		if percent+req.ComputePercent > 100 {
+			return c, refusal{a, taken, "has " + itoa(100-percent) + " % of its compute left"}
+		}
+	case Exclusive:
+	}
+	return c, refusal{}
+}
