@@ -83,7 +83,7 @@ func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Ta
 	}
 	spans.end("start")
 	running, err := m.cfg.Store.ActivateEnvironment(ctx, env.ID, recorded(func(env *Environment) error {
-		env.State, env.Digest, env.StartedAt, env.Disk = Running, image.Digest, time.Now(), container.Disk
+		env.State, env.Digest, env.StartedAt, env.Disk, env.GPURun = Running, image.Digest, time.Now(), container.Disk, container.GPURun
 		leave(env, task.Op.ID)
 		env.Problem, env.Exit, env.Health = nil, nil, firstHealth(env)
 		return nil
@@ -238,7 +238,12 @@ func (m *Manager) render(ctx context.Context, env *Environment) (Container, erro
 	if resources.DiskBytes, disk, err = m.diskLimit(ctx, &spec.Resources); err != nil {
 		return Container{}, fmt.Errorf("limit disk of environment %s: %w", env.ID, err)
 	}
+	gpus, run, err := m.prepareGPUs(ctx, env)
+	if err != nil {
+		return Container{}, err
+	}
 	return Container{
+		GPU: gpus, GPURun: run, GPUMemory: memoryLimits(env.GPUs),
 		ID: env.ID, Image: spec.Image, Entrypoint: spec.Entrypoint, Command: spec.Command,
 		Env: append(variables, userVariables(spec)...), Workdir: spec.Workdir, User: spec.User, Hostname: spec.Hostname,
 		Resources: resources, Disk: disk, Mounts: mounts, NetNS: m.cfg.Networks.NetNS(env.ID), LogPath: m.logPath(env.ID),
@@ -283,7 +288,8 @@ func problemOf(cause error) *operation.Problem {
 // teardown removes everything an environment has on the host. Each step is
 // idempotent, so it undoes a create that failed or was interrupted anywhere.
 // Its ports are withdrawn while the container goes; what the container uses
-// goes after it.
+// goes after it. What was made for its GPU leases goes by these, which are held
+// until it is gone.
 func (m *Manager) teardown(ctx context.Context, env *Environment) error {
 	var withdraw error
 	var publishing sync.WaitGroup
@@ -294,6 +300,7 @@ func (m *Manager) teardown(ctx context.Context, env *Environment) error {
 		return errors.Join(fmt.Errorf("delete container of environment %s: %w", env.ID, err), withdraw)
 	}
 	return errors.Join(withdraw,
+		m.removeInstances(ctx, env.GPUs),
 		m.cfg.Networks.Detach(ctx, env.ID),
 		m.cfg.Volumes.Unstage(ctx, env.ID),
 		m.cfg.Desktops.Remove(ctx, env.ID),
@@ -301,7 +308,7 @@ func (m *Manager) teardown(ctx context.Context, env *Environment) error {
 		fault.Point(ctx, "torn down"))
 }
 
-// release gives back an environment's ports and slot in the store, tells the
+// release gives back an environment's ports, GPUs and slot in the store, tells the
 // pool and the watchers.
 func (m *Manager) release(ctx context.Context, id string, change func(*Environment)) error {
 	env, released, err := m.cfg.Store.ReleaseEnvironment(ctx, id, recorded(func(env *Environment) error {

@@ -126,6 +126,8 @@ type Container struct {
 	// GPUMemory is what the driver is to limit; in force before the first
 	// process runs. GPU_NOT_ENFORCEABLE where it cannot.
 	GPUMemory []gpu.MemoryLimit
+	// GPURun is what the environment records of it.
+	GPURun *GPURun
 }
 
 // ContainerStatus is a container as it is.
@@ -339,16 +341,15 @@ type Store interface {
 	HistoryStore
 	MetaStore
 	SnapshotStore
-	PortStore
-	DNSStore
+	OwnedStore
 
 	// CreateEnvironment writes, in one transaction, the environment, its
-	// operation, its port mappings and a free subnet slot of slots, which it
-	// sets in env.Slot. ENV_NAME_EXISTS, DNS_NAME_TAKEN, ADDRESS_POOL_EXHAUSTED,
+	// operation, its port mappings, the GPU leases that lease decides on (nil:
+	// none), and a free subnet slot of slots, which it sets in env.Slot. ENV_NAME_EXISTS, DNS_NAME_TAKEN, ADDRESS_POOL_EXHAUSTED,
 	// *port.ConflictError. When the operation's request id is known it writes
 	// nothing and returns that operation.
 	CreateEnvironment(ctx context.Context, env *Environment, op *operation.Operation,
-		mappings []port.Mapping, slots Slots) (existing *operation.Operation, err error)
+		mappings []port.Mapping, slots Slots, lease LeaseFunc) (existing *operation.Operation, err error)
 	// Environment returns one that is not deleted, NotFound (ENV_NOT_FOUND).
 	Environment(ctx context.Context, id string) (*Environment, error)
 	// EnvironmentByName returns one that is not deleted, NotFound.
@@ -379,12 +380,19 @@ type Slots struct {
 	Occupied []int // those that are in use though no environment has them, ascending
 }
 
+// OwnedStore keeps what environments own. Errors as of Store.
+type OwnedStore interface {
+	PortStore
+	DNSStore
+	GPUStore
+}
+
 // PortStore changes environments together with the mappings they hold. Errors
 // as of Store.
 type PortStore interface {
 	// ReleaseEnvironment does as UpdateEnvironment and in the same transaction
-	// releases the environment's ports and slot and removes its DNS records. It
-	// returns the released mappings.
+	// releases the environment's ports, GPUs and slot and removes its DNS
+	// records. It returns the released mappings.
 	ReleaseEnvironment(ctx context.Context, id string,
 		change func(*Environment) error) (*Environment, []port.Mapping, error)
 	// ActivateEnvironment does as UpdateEnvironment and in the same

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 	"github.com/remotegpu/remotegpu/runtime/operation"
@@ -51,6 +52,8 @@ type Environment struct {
 	Slot      int                // index of its subnet in the address range; -1 without one
 	Address   netip.Addr         // invalid without a slot
 	Ports     []port.Mapping     // reserved and active ones, read from their own table
+	GPUs      []gpu.Lease        // those it holds, read from their own table
+	GPURun    *GPURun            // what its present or last run was started with; nil: no GPU
 	Ready     bool               // its desktop has drawn
 	Warnings  []string
 	Access    []Access  // how people reach it; not stored
@@ -107,6 +110,7 @@ type Spec struct {
 	Restart            *RestartPolicy    `json:"restart,omitempty"`
 	HealthCheck        *HealthCheck      `json:"health_check,omitempty"`
 	Network            *policy.Policy    `json:"network,omitempty"`  // nil: the default policy
+	GPU                *gpu.Request      `json:"gpu,omitempty"`      // nil: none
 	Snapshot           string            `json:"snapshot,omitempty"` // id of what it is made from in place of Image as it came
 	// OwnHostname says that Hostname was asked for; otherwise it follows the
 	// name.

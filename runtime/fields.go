@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
@@ -93,6 +94,7 @@ func fields() []field {
 		atStart(fieldHostname, func(s *Spec) *string { return &s.Hostname }),
 		atStart(fieldMounts, mountsOf),
 		ports,
+		atStart(fieldGPU, func(s *Spec) **gpu.Request { return &s.GPU }),
 		atStart("spec.desktop", func(s *Spec) **Desktop { return &s.Desktop }),
 		atStart("spec.allow_new_privileges", func(s *Spec) *bool { return &s.AllowNewPrivileges }),
 		live(fieldRestart, func(s *Spec) **RestartPolicy { return &s.Restart }),

@@ -48,6 +48,9 @@ const (
 	HappenedPortAdded   = "port_added"
 	HappenedPortRemoved = "port_removed"
 	HappenedPortChanged = "port_changed"
+
+	HappenedGPUs    = "gpus"     // it has others, or none any more
+	HappenedGPUFail = "gpu_fail" // one of its GPUs failed, or is gone
 )
 
 // recorded adds to a change what it means for the environment's history, so

@@ -36,6 +36,9 @@ type actionArgs struct {
 // Start starts a stopped or failed environment, or lets a paused one go on. The
 // operation is nil when it runs already.
 func (m *Manager) Start(ctx context.Context, req ActionRequest) (*Environment, *operation.Operation, error) {
+	if err := m.checkStart(ctx, &req, false); err != nil {
+		return nil, nil, err
+	}
 	return m.act(ctx, KindStart, req, func(env *Environment) (bool, error) {
 		switch {
 		case env.State == Running:
@@ -45,6 +48,23 @@ func (m *Manager) Start(ctx context.Context, req ActionRequest) (*Environment, *
 		}
 		return true, nil
 	})
+}
+
+// checkStart refuses a start, or a restart, that could not have the GPUs that
+// the environment asks for, before anything is taken.
+func (m *Manager) checkStart(ctx context.Context, req *ActionRequest, again bool) error {
+	if m.cfg.GPUs == nil {
+		return nil
+	}
+	env, err := m.Get(ctx, req.Project, req.Environment)
+	if err != nil || env.Spec.GPU == nil || env.Operation != "" || !env.Held {
+		return nil //nolint:nilerr // the request itself tells
+	}
+	if env.Alive() && (!again || len(env.RestartNeeded()) == 0 && (env.GPURun == nil || env.GPURun.Lost == "")) {
+		return nil // it keeps what it has
+	}
+	spec := env.Spec
+	return m.wantGPUs(ctx, env.ID, &spec)
 }
 
 // Stop stops a running or paused environment; its writable layer, address and ports are
@@ -67,6 +87,9 @@ func (m *Manager) Stop(ctx context.Context, req ActionRequest) (*Environment, *o
 
 // Restart stops and starts an environment.
 func (m *Manager) Restart(ctx context.Context, req ActionRequest) (*Environment, *operation.Operation, error) {
+	if err := m.checkStart(ctx, &req, true); err != nil {
+		return nil, nil, err
+	}
 	return m.act(ctx, KindRestart, req, func(env *Environment) (bool, error) {
 		if !env.Held || env.StartedAt.IsZero() {
 			return false, neverMade(env)
@@ -220,7 +243,7 @@ func (m *Manager) stop(ctx context.Context, env *Environment, task *operation.Ta
 	// It has stopped: a cancellation that comes now must not hide that.
 	recording, cancel := cleanup.Context(ctx)
 	defer cancel()
-	_, updateErr := m.update(recording, env.ID, func(env *Environment) error {
+	stopped, updateErr := m.update(recording, env.ID, func(env *Environment) error {
 		env.State, env.Problem, env.Ready, env.Paused, env.Applied = Stopped, nil, false, false, nil
 		env.Health, env.RestartAt = HealthUnknown, time.Time{}
 		leave(env, task.Op.ID)
@@ -229,7 +252,13 @@ func (m *Manager) stop(ctx context.Context, env *Environment, task *operation.Ta
 		}
 		return nil
 	})
-	return updateErr
+	if updateErr != nil {
+		return updateErr
+	}
+	if err := m.releaseIdle(recording, stopped); err != nil {
+		m.cfg.Log.WarnContext(ctx, "a stopped environment still holds its GPUs; the reconciler will try again", "environment", env.ID, "error", err)
+	}
+	return nil
 }
 
 // failStop frees an environment whose process could not be stopped. While that
@@ -307,6 +336,9 @@ func (m *Manager) start(ctx context.Context, env *Environment, task *operation.T
 	var container Container
 	err := m.clear(ctx, env)
 	if err == nil {
+		env, err = m.startLeases(ctx, env)
+	}
+	if err == nil {
 		container, err = m.prepare(ctx, env, spans, nil)
 	}
 	if err == nil {
@@ -332,6 +364,7 @@ func (m *Manager) start(ctx context.Context, env *Environment, task *operation.T
 		env.State, env.Problem, env.Exit, env.StartedAt, env.Ready = Running, nil, nil, time.Now(), false
 		env.Health, env.HealthDetail, env.ByPolicy, env.RestartAt = firstHealth(env), "", false, time.Time{}
 		env.Paused, env.Applied, env.Clear, env.Disk, env.OOMKills = false, nil, false, container.Disk, 0
+		env.GPURun = container.GPURun
 		leave(env, task.Op.ID)
 		return nil
 	})

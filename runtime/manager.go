@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/oklog/ulid/v2"
 
+	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/keylock"
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -46,6 +47,9 @@ type Config struct {
 	Volumes  Volumes
 	Desktops Desktops
 	Meters   Meters
+	// GPUs is the GPU software of the host. nil: the node does not look for GPUs.
+	GPUs gpu.Driver
+	GPU  GPUConfig
 	// NamedVolumes are the volumes behind Volumes.
 	NamedVolumes NamedVolumes
 	Log          *slog.Logger
@@ -92,6 +96,12 @@ type Manager struct {
 	copies        useCount
 	claims        imageClaims
 	logins        loginFiles
+
+	gpus      inventory
+	gpuEvents missedEvents
+	// gpuGate has one at a time decide by how GPUs are partitioned, or change
+	// that.
+	gpuGate keylock.Map[struct{}]
 
 	conditionsMu sync.Mutex
 	conditions   map[problem.Reason]Condition
@@ -202,6 +212,9 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, 
 		return nil, nil, err
 	}
 	warnings = append(warnings, diskWarnings...)
+	if err := m.wantGPUs(ctx, "", &req.Spec); err != nil {
+		return nil, nil, err
+	}
 	now := time.Now()
 	env := &Environment{
 		ID: ulid.Make().String(), Name: req.Name, Project: req.Project, Node: m.cfg.Node,
@@ -248,15 +261,20 @@ func checkProject(project string) error {
 		WithHint("use 1 to 63 of a-z, 0-9 and -")
 }
 
-// reserve takes host ports and writes the environment, its operation, ports
-// and slot in one transaction.
+// reserve takes host ports and writes the environment, its operation, ports,
+// GPUs and slot in one transaction.
 func (m *Manager) reserve(ctx context.Context, env *Environment, op *operation.Operation) (existing *operation.Operation, err error) {
 	slots, err := m.slots(ctx)
 	if err != nil {
 		return nil, err
 	}
+	lease, done, err := m.createLease(ctx, env)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	insert := func(ctx context.Context, mappings []port.Mapping) error {
-		existing, err = m.cfg.Store.CreateEnvironment(ctx, env, op, mappings, slots)
+		existing, err = m.cfg.Store.CreateEnvironment(ctx, env, op, mappings, slots, lease)
 		if existing != nil {
 			return errKnownRequest
 		}
@@ -383,6 +401,7 @@ func (m *Manager) fill(env *Environment) {
 	}
 	env.Access = access(env, m.cfg.Addresses)
 	env.Conflicts = m.conflicts.of(env.ID)
+	m.fillInstances(env)
 }
 
 // update changes an environment in the store and tells the watchers.

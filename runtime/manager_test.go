@@ -16,6 +16,8 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/gpu/gputest"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/network/port"
 	"github.com/remotegpu/remotegpu/runtime"
@@ -42,6 +44,8 @@ type host struct {
 	volumes   runtimetest.FakeVolumes
 	desktops  runtimetest.FakeDesktops
 	names     runtimetest.FakeNames
+	gpus      *gputest.Driver // nil: the node does not look for GPUs
+	gpu       runtime.GPUConfig
 	// afterList, when set, is called once between a list of containers and its use.
 	afterList atomic.Pointer[func()]
 	// afterUpdate, when set, is called between a change in the store and what follows.
@@ -137,7 +141,12 @@ func start(t *testing.T, h *host) *daemon {
 	}
 	queue := operation.New(operation.Config{Store: db, Log: log, RetryBase: time.Millisecond, RetryMax: 10 * time.Millisecond, Workers: h.workers})
 	d := &daemon{t: t, host: h, store: db, queue: queue}
+	var gpus gpu.Driver
+	if h.gpus != nil {
+		gpus = h.gpus
+	}
 	d.Manager = runtime.New(runtime.Config{
+		GPUs: gpus, GPU: h.gpu,
 		Node: "node", StateDir: filepath.Join(h.dir, "environments"), LogDir: filepath.Join(h.dir, "logs"),
 		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Executor: h.engine, Roots: h.engine, Snapshotter: h.engine, Images: h.images,
 		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,

@@ -58,6 +58,7 @@ func (m *Manager) bringUp(ctx context.Context, o *observed, findings []Finding) 
 		}
 	}
 	m.countKills(ctx, o)
+	m.tendGPUs(ctx, o.environments)
 	m.ensureDrawing(o.environments)
 	return m.restorePorts(ctx)
 }

@@ -56,7 +56,7 @@ func weigh(env *Environment) int {
 	for _, word := range env.Warnings {
 		size += len(word) + 16
 	}
-	size += weighSpec(&env.Spec) + len(env.HealthDetail) + 256*len(env.Ports)
+	size += weighSpec(&env.Spec) + len(env.HealthDetail) + 256*(len(env.Ports)+2*len(env.GPUs))
 	if env.Applied != nil {
 		size += weighSpec(env.Applied)
 	}

@@ -206,19 +206,31 @@ func (m *Manager) changedSpec(ctx context.Context, env *Environment, req *Update
 			return spec, err
 		}
 	}
-	if hasLimits(changed) {
-		image, err := m.cfg.Images.Image(ctx, spec.Image)
-		if errdefs.IsNotFound(err) {
-			return spec, nil // it says nothing any more
-		}
-		if err != nil {
+	if hasField(changed, fieldGPU) {
+		if err := checkTargets(spec.Mounts, spec.GPU != nil); err != nil {
 			return spec, err
 		}
-		if _, err := checkImageLabels(&spec, image); err != nil {
+		if err := m.wantGPUs(ctx, env.ID, &spec); err != nil {
 			return spec, err
 		}
 	}
+	if hasLimits(changed) {
+		return spec, m.checkLabelsAnew(ctx, &spec)
+	}
 	return spec, nil
+}
+
+// checkLabelsAnew holds a changed spec against what its image says of itself.
+func (m *Manager) checkLabelsAnew(ctx context.Context, spec *Spec) error {
+	image, err := m.cfg.Images.Image(ctx, spec.Image)
+	if errdefs.IsNotFound(err) {
+		return nil // it says nothing any more
+	}
+	if err != nil {
+		return err
+	}
+	_, err = checkImageLabels(spec, image)
+	return err
 }
 
 // withoutHeld are requests in which host ports that the environment holds are

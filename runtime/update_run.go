@@ -52,7 +52,19 @@ func (m *Manager) runUpdate(ctx context.Context, task *operation.Task) error {
 		}
 		spans.end("policy")
 	}
+	if hasField(changed, fieldGPU) && m.leasesNow(env) {
+		if env, err = m.changeLeases(ctx, env, args.Spec.GPU); err != nil {
+			return m.failUpdate(ctx, env, task, err)
+		}
+		spans.end("gpus")
+	}
 	return m.recordUpdate(ctx, env, task, &args, changed, labels, spans)
+}
+
+// leasesNow says that a change of what an environment asks for of GPUs changes
+// its leases at once, not with the next start.
+func (m *Manager) leasesNow(env *Environment) bool {
+	return env.Held && !env.Alive() && (!m.cfg.GPU.ReleaseOnStop || !env.RestartAt.IsZero())
 }
 
 // recordUpdate does what follows the limits.
@@ -196,6 +208,11 @@ func (m *Manager) undoUpdate(ctx context.Context, env *Environment, op *operatio
 		}
 	}
 	m.fill(env)
+	if m.leasesNow(env) {
+		if _, err := m.changeLeases(ctx, env, env.Spec.GPU); err != nil {
+			m.cfg.Log.ErrorContext(ctx, "the former GPUs are not the environment's again; its next start will try again", "environment", env.ID, "error", err)
+		}
+	}
 	if err := m.setPolicy(ctx, env); err != nil && env.Held {
 		m.cfg.Log.ErrorContext(ctx, "the former network policy is not in force again; the reconciler will try again", "environment", env.ID, "error", err)
 	}

@@ -97,9 +97,9 @@ func (m *Manager) complete(name string, spec *Spec) error {
 		errs = append(errs, invalid("spec.env["+strconv.Quote(passwordVariable)+"]", "use 8 bytes, or leave it out: the browser needs none",
 			"VNC authentication looks at %d bytes of a password only", maxPassword))
 	}
-	errs = append(errs, checkVariables(spec.Env), checkResources(spec), checkRestart(spec), checkHealth(spec), m.checkNetwork(spec),
+	errs = append(errs, checkVariables(spec.Env), checkResources(spec), checkRestart(spec), checkHealth(spec), m.checkNetwork(spec), checkGPU(spec),
 		m.cfg.Ports.Check(spec.Ports, "spec.ports"), m.cfg.Volumes.Check(spec.Mounts, "spec.mounts"),
-		checkTargets(spec.Mounts, false))
+		checkTargets(spec.Mounts, spec.GPU != nil))
 	return errors.Join(errs...)
 }
 

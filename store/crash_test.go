@@ -45,7 +45,7 @@ func TestCrashedDaemonResumes(t *testing.T) {
 	go func() { done <- q.Run(ctx) }()
 	env := environment("a")
 	op := operationtest.Operation("k", env.ID)
-	if _, err := s.CreateEnvironment(t.Context(), env, op, nil, runtime.Slots{Count: 10}); err != nil {
+	if _, err := s.CreateEnvironment(t.Context(), env, op, nil, runtime.Slots{Count: 10}, nil); err != nil {
 		t.Fatal(err)
 	}
 	q.Kick(op.ID)

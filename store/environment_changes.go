@@ -21,7 +21,7 @@ const metaLastSlot = "slot.last"
 
 // CreateEnvironment implements runtime.Store.
 func (s *Store) CreateEnvironment(ctx context.Context, env *runtime.Environment, op *operation.Operation,
-	mappings []port.Mapping, slots runtime.Slots,
+	mappings []port.Mapping, slots runtime.Slots, decide runtime.LeaseFunc,
 ) (existing *operation.Operation, err error) {
 	row := *env
 	row.Revision, row.Ports, row.News = 1, mappings, nil
@@ -43,6 +43,9 @@ func (s *Store) CreateEnvironment(ctx context.Context, env *runtime.Environment,
 			return err
 		}
 		if err := insertMappings(ctx, tx, mappings); err != nil {
+			return err
+		}
+		if err := lease(ctx, tx, &row, decide, s.now()); err != nil {
 			return err
 		}
 		if err := insertHistory(ctx, tx, env.ID, env.News); err != nil {
@@ -175,7 +178,10 @@ func (s *Store) ReleaseEnvironment(ctx context.Context, id string, change func(*
 		if released, err = releaseMappings(ctx, tx, id, at); err != nil {
 			return err
 		}
-		env.Ports = nil
+		if err := releaseLeases(ctx, tx, id, at); err != nil {
+			return err
+		}
+		env.Ports, env.GPUs = nil, nil
 		return deleteDNSRecords(ctx, tx, id)
 	}
 	env, err := s.changeEnvironment(ctx, id, nil, func(env *runtime.Environment) error {

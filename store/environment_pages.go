@@ -66,7 +66,10 @@ func (s *Store) Environments(ctx context.Context, filter runtime.Filter) ([]*run
 			return err
 		}
 		found, next = choose(filter, rows)
-		return addMappings(ctx, tx, found)
+		if err := addMappings(ctx, tx, found); err != nil {
+			return err
+		}
+		return addLeases(ctx, tx, found)
 	})
 	if err != nil {
 		return nil, "", fmt.Errorf("list environments: %w", err)
@@ -202,6 +205,26 @@ func addMappings(ctx context.Context, tx *sql.Tx, envs []*runtime.Environment) e
 	for _, m := range mappings {
 		env := byID[m.EnvID]
 		env.Ports = append(env.Ports, m)
+	}
+	return nil
+}
+
+// addLeases reads the GPU leases of a page of environments in one query: of all
+// that are held, since a host has few GPUs.
+func addLeases(ctx context.Context, tx *sql.Tx, envs []*runtime.Environment) error {
+	if len(envs) == 0 {
+		return nil
+	}
+	leases, err := queryLeases(ctx, tx, "l.released_at = 0")
+	if err != nil {
+		return err
+	}
+	for _, l := range leases {
+		for _, env := range envs {
+			if env.ID == l.EnvID {
+				env.GPUs = append(env.GPUs, l)
+			}
+		}
 	}
 	return nil
 }

@@ -42,6 +42,7 @@ type environmentDetail struct {
 	Applied      *runtime.Spec     `json:"applied,omitempty"`
 	Clear        bool              `json:"clear,omitempty"`
 	Disk         runtime.DiskLimit `json:"disk,omitzero"`
+	GPURun       *runtime.GPURun   `json:"gpu_run,omitempty"`
 }
 
 // environmentRow is a row as it was read, decoded only as far as needed.
@@ -77,7 +78,7 @@ func (r *environmentRow) decode() (*runtime.Environment, error) {
 	e.RestartCount, e.RestartAt, e.ByPolicy = d.RestartCount, fromMillis(d.RestartAt), d.ByPolicy
 	e.Paused, e.Applied, e.Clear = d.Paused, d.Applied, d.Clear
 	e.RolledBack, e.OOMKills = d.RolledBack, d.OOMKills
-	e.Disk = d.Disk
+	e.Disk, e.GPURun = d.Disk, d.GPURun
 	e.Slot = -1
 	if r.slot.Valid {
 		e.Slot = r.slot.V
@@ -106,7 +107,7 @@ func environmentValues(e *runtime.Environment) ([]any, error) {
 	detail, err := toJSON(environmentDetail{
 		Problem: e.Problem, Exit: e.Exit, Digest: e.Digest, Warnings: e.Warnings, Health: e.Health, HealthDetail: e.HealthDetail,
 		RestartCount: e.RestartCount, RestartAt: millis(e.RestartAt), ByPolicy: e.ByPolicy, Paused: e.Paused, Applied: e.Applied,
-		Clear: e.Clear, RolledBack: e.RolledBack, OOMKills: e.OOMKills, Disk: e.Disk,
+		Clear: e.Clear, RolledBack: e.RolledBack, OOMKills: e.OOMKills, Disk: e.Disk, GPURun: e.GPURun,
 	})
 	if err != nil {
 		return nil, err
@@ -133,7 +134,10 @@ func readEnvironment(ctx context.Context, tx *sql.Tx, where string, args ...any)
 	if err != nil {
 		return nil, 0, err
 	}
-	env.Ports, err = heldMappings(ctx, tx, env.ID)
+	if env.Ports, err = heldMappings(ctx, tx, env.ID); err != nil {
+		return nil, 0, err
+	}
+	env.GPUs, err = heldLeases(ctx, tx, env.ID)
 	return env, row.seq, err
 }
 
@@ -228,18 +232,23 @@ func (s *Store) Fate(ctx context.Context, id string) (runtime.Fate, error) {
 }
 
 // keepPortHistory is for how many years longer than its environment a released
-// mapping tells who had a host port.
+// mapping or lease tells who had a host port or a GPU.
 const keepPortHistory = 1
 
 // PurgeDeleted implements runtime.Store. An environment that still holds a
-// mapping stays; released mappings outlive what they were for.
+// mapping or a GPU stays; released ones outlive what they were for.
 func (s *Store) PurgeDeleted(ctx context.Context, before time.Time) (int, error) {
 	var purged int64
 	err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		const which = `SELECT id FROM environments WHERE state = 'deleted' AND updated_at < ?1
 			AND NOT EXISTS (SELECT 1 FROM port_mappings WHERE env_id = environments.id
-				AND status IN ('reserved', 'active'))`
+				AND status IN ('reserved', 'active'))
+			AND NOT EXISTS (SELECT 1 FROM gpu_leases WHERE env_id = environments.id AND released_at = 0)`
 		if _, err := tx.ExecContext(ctx, "DELETE FROM port_mappings WHERE status = 'released' AND released_at < ?",
+			millis(before.AddDate(-keepPortHistory, 0, 0))); err != nil {
+			return err
+		}
+		if _, err := tx.ExecContext(ctx, "DELETE FROM gpu_leases WHERE released_at != 0 AND released_at < ?",
 			millis(before.AddDate(-keepPortHistory, 0, 0))); err != nil {
 			return err
 		}

@@ -45,7 +45,7 @@ func create(tb testing.TB, s *store.Store, env *runtime.Environment, externals .
 	for _, external := range externals {
 		mappings = append(mappings, porttest.Mapping(env.ID, port.TCP, external))
 	}
-	if existing, err := s.CreateEnvironment(tb.Context(), env, op, mappings, runtime.Slots{Count: 100}); err != nil || existing != nil {
+	if existing, err := s.CreateEnvironment(tb.Context(), env, op, mappings, runtime.Slots{Count: 100}, nil); err != nil || existing != nil {
 		tb.Fatalf("create %s: existing %v, error %v", env.Name, existing, err)
 	}
 	return op
@@ -131,7 +131,7 @@ func TestCreateRefusedLeavesNothing(t *testing.T) {
 	create(t, s, first, 10000)
 	try := func(env *runtime.Environment, slots int, external uint16) error {
 		op := operationtest.Operation("environment.create", env.ID)
-		_, err := s.CreateEnvironment(t.Context(), env, op, []port.Mapping{porttest.Mapping(env.ID, port.TCP, external)}, runtime.Slots{Count: slots})
+		_, err := s.CreateEnvironment(t.Context(), env, op, []port.Mapping{porttest.Mapping(env.ID, port.TCP, external)}, runtime.Slots{Count: slots}, nil)
 		if _, opErr := s.Operation(t.Context(), op.ID); !errdefs.IsNotFound(opErr) {
 			t.Errorf("the operation of a refused create: %v", opErr)
 		}
@@ -166,13 +166,13 @@ func TestKnownRequestWritesNothing(t *testing.T) {
 	env := environment("a")
 	op := operationtest.Operation("environment.create", env.ID)
 	op.RequestID, op.RequestHash = "r1", "h"
-	if _, err := s.CreateEnvironment(t.Context(), env, op, nil, runtime.Slots{Count: 10}); err != nil {
+	if _, err := s.CreateEnvironment(t.Context(), env, op, nil, runtime.Slots{Count: 10}, nil); err != nil {
 		t.Fatal(err)
 	}
 	again := operationtest.Operation("environment.create", "x")
 	again.RequestID = "r1"
 	second := environment("b")
-	existing, err := s.CreateEnvironment(t.Context(), second, again, nil, runtime.Slots{Count: 10})
+	existing, err := s.CreateEnvironment(t.Context(), second, again, nil, runtime.Slots{Count: 10}, nil)
 	if err != nil || existing == nil || existing.ID != op.ID || existing.RequestHash != "h" || second.Slot != -1 {
 		t.Errorf("existing %+v, error %v", existing, err)
 	}
@@ -241,7 +241,7 @@ func TestSlotsAreReusedLate(t *testing.T) {
 	add := func() *runtime.Environment {
 		env := environment(ulid.Make().String())
 		op := operationtest.Operation("environment.create", env.ID)
-		if _, err := s.CreateEnvironment(t.Context(), env, op, nil, runtime.Slots{Count: 4}); err != nil {
+		if _, err := s.CreateEnvironment(t.Context(), env, op, nil, runtime.Slots{Count: 4}, nil); err != nil {
 			t.Fatal(err)
 		}
 		return env
@@ -256,7 +256,7 @@ func TestSlotsAreReusedLate(t *testing.T) {
 		t.Errorf("slots %v, want %v", got, want)
 	}
 	env := environment("full")
-	_, err := s.CreateEnvironment(t.Context(), env, operationtest.Operation("k", env.ID), nil, runtime.Slots{Count: 4})
+	_, err := s.CreateEnvironment(t.Context(), env, operationtest.Operation("k", env.ID), nil, runtime.Slots{Count: 4}, nil)
 	wantReason(t, err, problem.AddressPoolExhausted)
 	remove(t, s, c.ID)
 	if f := add(); f.Slot != c.Slot {
@@ -398,7 +398,7 @@ func TestTwoHandlesNeverGiveOnePortTwice(t *testing.T) {
 			mappings, err := pool.Allocate(t.Context(), port.Owner{EnvID: env.ID, Project: "default"}, []port.Request{
 				{Service: port.VNC}, {Service: port.NoVNC}, {Service: port.Custom, Internal: 80},
 			}, func(ctx context.Context, mappings []port.Mapping) error {
-				_, err := s.CreateEnvironment(ctx, env, operationtest.Operation("k", env.ID), mappings, runtime.Slots{Count: 100})
+				_, err := s.CreateEnvironment(ctx, env, operationtest.Operation("k", env.ID), mappings, runtime.Slots{Count: 100}, nil)
 				return err
 			})
 			if err != nil {
@@ -430,7 +430,7 @@ func BenchmarkCreateEnvironment(b *testing.B) {
 		op := operationtest.Operation("k", env.ID)
 		mappings := []port.Mapping{porttest.Mapping(env.ID, port.TCP, uint16(10000+i%50000))}
 		mappings[0].HostID = env.ID
-		if _, err := s.CreateEnvironment(b.Context(), env, op, mappings, runtime.Slots{Count: 1 << 30}); err != nil {
+		if _, err := s.CreateEnvironment(b.Context(), env, op, mappings, runtime.Slots{Count: 1 << 30}, nil); err != nil {
 			b.Fatal(err)
 		}
 		i++
@@ -491,7 +491,7 @@ func BenchmarkListPageOf500(b *testing.B) {
 	for i := range 500 {
 		env := environment(fmt.Sprintf("e%d", i))
 		op := operationtest.Operation("k", env.ID)
-		if _, err := s.CreateEnvironment(b.Context(), env, op, []port.Mapping{porttest.Mapping(env.ID, port.TCP, uint16(10000+i))}, runtime.Slots{Count: 8192}); err != nil {
+		if _, err := s.CreateEnvironment(b.Context(), env, op, []port.Mapping{porttest.Mapping(env.ID, port.TCP, uint16(10000+i))}, runtime.Slots{Count: 8192}, nil); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -64,6 +64,13 @@ func Error(err error) error {
 	}
 }
 
+// IsConstraint says whether a constraint, an index or a trigger of the schema
+// refused the write.
+func IsConstraint(err error) bool {
+	driverErr, ok := errors.AsType[sqlite3.Error](err)
+	return ok && driverErr.Code == sqlite3.ErrConstraint
+}
+
 // IsUnique says whether a unique index or a primary key refused the write.
 func IsUnique(err error) bool {
 	driverErr, ok := errors.AsType[sqlite3.Error](err)

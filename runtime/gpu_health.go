@@ -1,0 +1,296 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+const (
+	// watchPause is the first and watchPauseMax the longest pause before GPUs
+	// are watched again.
+	watchPause    = time.Second
+	watchPauseMax = time.Minute
+	// lookForGPUs is how often a host without GPUs is looked at again.
+	lookForGPUs = 10 * time.Minute
+)
+
+// missedEvents are events of GPUs that could not be recorded; the next pass
+// does.
+type missedEvents struct {
+	mu     sync.Mutex
+	events []gpu.Event
+}
+
+// missedLimit bounds them: what is lost beyond it is about GPUs that are
+// unhealthy by the others.
+const missedLimit = 256
+
+func (e *missedEvents) put(event gpu.Event) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.events) < missedLimit {
+		e.events = append(e.events, event)
+	}
+}
+
+func (e *missedEvents) take() []gpu.Event {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	events := e.events
+	e.events = nil
+	return events
+}
+
+// watchGPUs makes the store follow what happens to GPUs until ctx ends.
+func (m *Manager) watchGPUs(ctx context.Context) {
+	if m.cfg.GPUs == nil {
+		return
+	}
+	pause, said := watchPause, ""
+	for ctx.Err() == nil {
+		found, err := m.GPUInventory(ctx, time.Minute)
+		wait := pause
+		switch {
+		case err != nil:
+		case !slices.ContainsFunc(found.Devices, func(d gpu.Device) bool { return d.Vendor == gpu.NVIDIA }):
+			wait = lookForGPUs // the software of others tells of nothing
+		default:
+			began := time.Now()
+			err = m.cfg.GPUs.Watch(ctx, func(event gpu.Event) { m.gpuHappened(ctx, event) })
+			if time.Since(began) > watchPauseMax {
+				pause, wait = watchPause, watchPause
+			}
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			if err.Error() != said {
+				m.cfg.Log.WarnContext(ctx, "GPUs are not watched; trying again", "error", err)
+				said = err.Error()
+			}
+			pause = min(2*pause, watchPauseMax)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+}
+
+// gpuHappened makes the store follow one event. What no administrator has to
+// look at is only logged: a process in an environment can bring it about at
+// will.
+func (m *Manager) gpuHappened(ctx context.Context, event gpu.Event) {
+	m.gpus.outdate()
+	if !event.Fatal {
+		m.cfg.Log.InfoContext(ctx, "an error of a program on a GPU", "gpu", event.UUID, "mig", event.MIG, "xid", event.XID, "detail", event.Detail)
+		return
+	}
+	m.cfg.Log.ErrorContext(ctx, "a GPU has failed", "gpu", event.UUID, "mig", event.MIG, "xid", event.XID, "detail", event.Detail)
+	if err := m.recordGPUFailure(ctx, event); err != nil && ctx.Err() == nil {
+		m.cfg.Log.ErrorContext(ctx, "recording the failure of a GPU failed; the reconciler will try again", "gpu", event.UUID, "error", err)
+		m.gpuEvents.put(event)
+	}
+}
+
+// recordGPUFailure marks the GPU of a fatal event, or all, and tells those who
+// have it.
+func (m *Manager) recordGPUFailure(ctx context.Context, event gpu.Event) error {
+	uuids := []string{event.UUID}
+	if event.UUID == "" {
+		uuids = nil
+		for _, d := range m.gpus.seen().Devices {
+			if d.Vendor == gpu.NVIDIA {
+				uuids = append(uuids, d.UUID)
+			}
+		}
+	}
+	if event.At.IsZero() {
+		event.At = time.Now()
+	}
+	var errs []error
+	for _, uuid := range uuids {
+		errs = append(errs, m.markUnhealthy(ctx, uuid, gpu.Health{Unhealthy: true, Reason: event.Detail, XID: event.XID, Since: event.At}))
+	}
+	return errors.Join(append(errs, m.reportGPUs(ctx))...)
+}
+
+// markUnhealthy keeps that a GPU is not well, and tells those who have it. What
+// it had before stays the reason.
+func (m *Manager) markUnhealthy(ctx context.Context, uuid string, health gpu.Health) error {
+	var held []gpu.Lease
+	_, err := m.cfg.Store.MarkGPU(ctx, uuid, func(books gpu.Books, mark *gpu.Mark) error {
+		if mark.Health.Unhealthy {
+			return errNothingToDo
+		}
+		mark.Health, held = health, books.Leases(uuid)
+		return nil
+	})
+	if errors.Is(err, errNothingToDo) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for i := range held {
+		errs = append(errs, m.tell(ctx, held[i].EnvID, fmt.Sprintf("GPU %s failed: %s", uuid, health.Reason)))
+	}
+	return errors.Join(errs...)
+}
+
+// tell adds to an environment's history that something is wrong with its GPUs.
+func (m *Manager) tell(ctx context.Context, envID, message string) error {
+	_, err := m.update(ctx, envID, func(env *Environment) error {
+		env.News = append(env.News, History{Time: time.Now(), Kind: HappenedGPUFail, Message: message})
+		return nil
+	})
+	return ignoreNotFound(err)
+}
+
+// reportGPUs keeps a condition while GPUs are unhealthy.
+func (m *Manager) reportGPUs(ctx context.Context) error {
+	books, err := m.cfg.Store.GPUBooks(ctx)
+	if err != nil {
+		return err
+	}
+	var sick []string
+	for i := range books.Marks {
+		if mark := &books.Marks[i]; mark.Health.Unhealthy {
+			sick = append(sick, mark.GPU+": "+mark.Health.Reason)
+		}
+	}
+	var unhealthy error
+	if len(sick) > 0 {
+		unhealthy = problem.New(problem.GPUUnhealthy, "%d GPUs are given to nobody: %s", len(sick), strings.Join(sick, "; ")).
+			WithHint("look at the host's kernel log; when one is well again: remotegpu gpu undrain --reset-health GPU")
+	}
+	m.setCondition(problem.GPUUnhealthy, unhealthy)
+	return nil
+}
+
+// tendGPUs is what a pass of the reconciler does about GPUs: it records what
+// the driver says of their health, finds environments that run without theirs,
+// and gives back what stopped ones hold where the node does so. Nothing is
+// concluded from a driver that does not answer.
+func (m *Manager) tendGPUs(ctx context.Context, envs []*Environment) {
+	if m.cfg.GPUs == nil {
+		return
+	}
+	var errs []error
+	for _, event := range m.gpuEvents.take() {
+		if err := m.recordGPUFailure(ctx, event); err != nil {
+			m.gpuEvents.put(event)
+			errs = append(errs, err)
+		}
+	}
+	for _, env := range envs {
+		if env.Operation == "" && len(env.GPUs) > 0 && m.cfg.GPU.ReleaseOnStop {
+			errs = append(errs, m.releaseStopped(ctx, env.ID))
+		}
+	}
+	found, err := m.GPUInventory(ctx, freshInventory)
+	if err == nil {
+		for i := range found.Devices {
+			if d := &found.Devices[i]; d.Health.Unhealthy {
+				errs = append(errs, m.markUnhealthy(ctx, d.UUID, d.Health))
+			}
+		}
+		errs = append(errs, m.lookForLost(ctx, envs, &found))
+	} // else the condition tells
+	errs = append(errs, m.reportGPUs(ctx))
+	if err := errors.Join(errs...); err != nil && ctx.Err() == nil {
+		m.cfg.Log.ErrorContext(ctx, "looking after GPUs failed; the next pass tries again", "error", err)
+	}
+}
+
+// releaseStopped gives back the GPUs of an environment that has stopped by
+// itself.
+func (m *Manager) releaseStopped(ctx context.Context, id string) error {
+	unlock, env, err := m.lockIdle(ctx, id)
+	if env == nil {
+		return err
+	}
+	defer unlock()
+	return m.releaseIdle(ctx, env)
+}
+
+// lookForLost finds processes that do not have their GPUs any more.
+func (m *Manager) lookForLost(ctx context.Context, envs []*Environment, found *gpu.Inventory) error {
+	var (
+		errs []error
+		lost []string
+	)
+	for _, env := range envs {
+		if !env.Alive() || env.GPURun == nil || env.Operation != "" {
+			continue
+		}
+		why := lostGPUs(env.GPURun, found)
+		if why != "" {
+			lost = append(lost, env.Name+": "+why)
+		}
+		if why != env.GPURun.Lost {
+			errs = append(errs, m.recordLost(ctx, env, why))
+		}
+		if why != "" && m.cfg.GPU.Cure == CureRestart && env.State == Running {
+			if _, _, err := m.Restart(ctx, ActionRequest{Project: env.Project, Environment: env.ID}); err != nil && !errdefs.IsFailedPrecondition(err) {
+				errs = append(errs, fmt.Errorf("restart environment %s, which has lost its GPU: %w", env.ID, err))
+			}
+		}
+	}
+	var condition error
+	if len(lost) > 0 {
+		condition = problem.New(problem.GPULost, "%d environments run without their GPUs: %s", len(lost), strings.Join(lost, "; ")).
+			WithHint("restart them: remotegpu env restart NAME; gpu.cure in the node's configuration can do so")
+	}
+	m.setCondition(problem.GPULost, condition)
+	return errors.Join(errs...)
+}
+
+func (m *Manager) recordLost(ctx context.Context, seen *Environment, why string) error {
+	_, err := m.update(ctx, seen.ID, func(env *Environment) error {
+		if env.GPURun == nil || env.Operation != "" || !env.StartedAt.Equal(seen.StartedAt) || env.GPURun.Lost == why {
+			return errNotOurs
+		}
+		run := *env.GPURun
+		run.Lost = why
+		env.GPURun = &run
+		if why != "" {
+			env.News = append(env.News, History{Time: time.Now(), Kind: HappenedGPUFail, Message: why})
+		}
+		return nil
+	})
+	if errors.Is(err, errNotOurs) {
+		return nil
+	}
+	return ignoreNotFound(err)
+}
+
+// lostGPUs says why a process does not have its GPUs any more; "" when it has.
+func lostGPUs(run *GPURun, found *gpu.Inventory) string {
+	books := gpu.Books{Devices: found.Devices}
+	for _, target := range run.Targets {
+		device, there := books.Device(target.GPU)
+		switch {
+		case !there:
+			return "GPU " + target.GPU + " is not there any more"
+		case target.MIG != "" && !slices.ContainsFunc(device.MIG.Instances, func(i gpu.MIGInstance) bool { return i.UUID == target.MIG }):
+			return "MIG instance " + target.MIG + " is not there any more"
+		}
+	}
+	if run.Driver != "" && found.Driver != "" && run.Driver != found.Driver {
+		return "the driver was replaced by version " + found.Driver + " while the process has libraries of version " + run.Driver
+	}
+	return ""
+}

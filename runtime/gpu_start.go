@@ -1,0 +1,213 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/internal/fault"
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+// prepareGPUs makes what the leases of an environment name and computes what
+// its container needs for it, fresh: the driver, and the UUIDs of instances,
+// may be others than at the last start. The environment has no process.
+func (m *Manager) prepareGPUs(ctx context.Context, env *Environment) (*gpu.Edits, *GPURun, error) {
+	if len(env.GPUs) == 0 {
+		return nil, nil, nil
+	}
+	if m.cfg.GPUs == nil {
+		return nil, nil, problem.New(problem.GPUUnavailable, "this node does not look for GPUs any more").
+			WithHint("turn it on in the section gpu of the node's configuration, or change the environment to have none")
+	}
+	found, err := m.GPUInventory(ctx, freshInventory)
+	if err != nil {
+		return nil, nil, err
+	}
+	run := &GPURun{Driver: found.Driver}
+	req := gpu.EditsRequest{}
+	for i := range env.GPUs {
+		l := &env.GPUs[i]
+		device, there := (&gpu.Books{Devices: found.Devices}).Device(l.GPU)
+		if !there {
+			return nil, nil, problem.New(problem.GPUUnavailable, "GPU %s of environment %q is not there any more", l.GPU, env.Name).
+				WithHint("see remotegpu gpu ls; start the environment again to get another")
+		}
+		target := gpu.Target{GPU: l.GPU}
+		if l.Mode == gpu.MIGMode {
+			if target.MIG, err = m.ensureInstance(ctx, &device, l); err != nil {
+				return nil, nil, err
+			}
+		}
+		run.Targets = append(run.Targets, target)
+		for _, c := range capabilities(&env.Spec, &device) {
+			if !slices.Contains(req.Capabilities, c) {
+				req.Capabilities = append(req.Capabilities, c)
+			}
+		}
+	}
+	if err := m.awaitHandOver(ctx, env); err != nil {
+		return nil, nil, err
+	}
+	req.Targets = run.Targets
+	edits, err := m.cfg.GPUs.Edits(ctx, req)
+	if err != nil {
+		return nil, nil, fmt.Errorf("find out what environment %s needs for its GPUs: %w", env.ID, asGPUUnavailable(err))
+	}
+	run.Warnings = edits.Warnings
+	return &edits, run, nil
+}
+
+// memoryLimits are the limits that the driver holds leases to.
+func memoryLimits(leases []gpu.Lease) []gpu.MemoryLimit {
+	var limits []gpu.MemoryLimit
+	for i := range leases {
+		if l := &leases[i]; l.Enforcement == gpu.ByDriver {
+			limits = append(limits, gpu.MemoryLimit{GPU: l.GPU, Bytes: l.MemoryBytes})
+		}
+	}
+	return limits
+}
+
+// ensureInstance makes the MIG instance of a lease unless it is there, and
+// returns its UUID.
+func (m *Manager) ensureInstance(ctx context.Context, device *gpu.Device, l *gpu.Lease) (string, error) {
+	if instance, there := device.InstanceOf(*l); there {
+		return instance.UUID, nil
+	}
+	if !device.MIG.Enabled {
+		return "", problem.New(problem.GPUModeConflict, "MIG is off on GPU %s, of which the environment has an instance", device.UUID).
+			WithHint("turn it on again: remotegpu gpu mig mode %s on", device.UUID)
+	}
+	defer m.gpus.outdate()
+	if err := fault.Before(ctx, "create MIG instance"); err != nil {
+		return "", err
+	}
+	instance, err := m.cfg.GPUs.CreateMIG(ctx, device.UUID, l.Profile, l.Placement)
+	if err != nil {
+		return "", fmt.Errorf("make MIG instance %s at %d of GPU %s: %w", l.Profile, l.Placement.Start, device.UUID, asGPUUnavailable(err))
+	}
+	return instance.UUID, fault.After(ctx, "create MIG instance")
+}
+
+// removeInstances removes the MIG instances that were made for leases. Nobody
+// uses them: their environments have no process. An instance whose GPU has gone
+// is gone.
+func (m *Manager) removeInstances(ctx context.Context, leases []gpu.Lease) error {
+	made := slices.DeleteFunc(slices.Clone(leases), func(l gpu.Lease) bool { return l.Mode != gpu.MIGMode || l.Static })
+	if len(made) == 0 || m.cfg.GPUs == nil {
+		return nil
+	}
+	found, err := m.GPUInventory(ctx, 0)
+	if err != nil {
+		return err
+	}
+	defer m.gpus.outdate()
+	var errs []error
+	for _, l := range made {
+		device, _ := (&gpu.Books{Devices: found.Devices}).Device(l.GPU)
+		instance, there := device.InstanceOf(l)
+		if !there {
+			continue
+		}
+		if err := fault.Before(ctx, "destroy MIG instance"); err != nil {
+			return err
+		}
+		if err := m.cfg.GPUs.DestroyMIG(ctx, instance.UUID); err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("remove MIG instance %s of GPU %s: %w", instance.UUID, l.GPU, asGPUUnavailable(err)))
+			continue
+		}
+		errs = append(errs, fault.After(ctx, "destroy MIG instance"))
+	}
+	return errors.Join(errs...)
+}
+
+// runs says that a container has a process, as one has whose start was not
+// recorded.
+func (m *Manager) runs(ctx context.Context, id string) bool {
+	status, err := m.cfg.Engine.Status(ctx, id)
+	return err == nil && status.Running
+}
+
+// startLeases brings the leases of an environment that is to be started to what
+// its spec asks for.
+func (m *Manager) startLeases(ctx context.Context, env *Environment) (*Environment, error) {
+	if env.Spec.GPU == nil && len(env.GPUs) == 0 || m.runs(ctx, env.ID) {
+		return env, nil
+	}
+	return m.changeLeases(ctx, env, env.Spec.GPU)
+}
+
+// handOverPoll is the time between two looks at who is still on a GPU.
+const handOverPoll = 500 * time.Millisecond
+
+// awaitHandOver makes sure that nothing of others is left on GPUs that an
+// environment is to have alone: GPU_IN_USE. What ends takes a moment to go.
+func (m *Manager) awaitHandOver(ctx context.Context, env *Environment) error {
+	if !slices.ContainsFunc(env.GPUs, func(l gpu.Lease) bool { return l.Mode == gpu.Exclusive }) || m.runs(ctx, env.ID) {
+		return nil
+	}
+	limit := m.cfg.GPU.HandOver
+	if limit == 0 {
+		limit = DefaultHandOver
+	}
+	for deadline := time.Now().Add(limit); ; {
+		usage, err := m.cfg.GPUs.Usage(ctx)
+		if err != nil {
+			return fmt.Errorf("look for what is left on the GPUs of environment %s: %w", env.ID, asGPUUnavailable(err))
+		}
+		left := m.leftOn(env, usage)
+		if left == nil || !time.Now().Add(handOverPoll).Before(deadline) {
+			return left
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(handOverPoll):
+		}
+	}
+}
+
+// leftOn is what is left on GPUs that an environment is to have alone; nil when
+// they are clean.
+func (m *Manager) leftOn(env *Environment, usage []gpu.Usage) error {
+	tolerated := m.cfg.GPU.Leftover
+	if tolerated == 0 {
+		tolerated = DefaultLeftover
+	}
+	for i := range usage {
+		u := &usage[i]
+		if !slices.ContainsFunc(env.GPUs, func(l gpu.Lease) bool { return l.GPU == u.UUID && l.Mode == gpu.Exclusive }) {
+			continue
+		}
+		if len(u.Processes) > 0 {
+			pids := make([]string, len(u.Processes))
+			for i, p := range u.Processes {
+				pids[i] = fmt.Sprintf("%d (%d MiB)", p.PID, p.MemoryBytes>>20)
+			}
+			return problem.New(problem.GPUInUse, "processes that are not of environment %q use GPU %s, which it is to have alone: %s",
+				env.Name, u.UUID, strings.Join(pids, ", ")).WithHint("end them, or use the mode shared")
+		}
+		if u.MemoryUsed > tolerated {
+			return problem.New(problem.GPUInUse, "%d MiB of the memory of GPU %s are in use though no process is there", u.MemoryUsed>>20, u.UUID).
+				WithHint("reset it (nvidia-smi -r -i %s), or raise gpu.leftover in the node's configuration", u.UUID)
+		}
+	}
+	return nil
+}
+
+// releaseIdle gives the GPUs of a stopped environment back where the node does
+// so. What fails the reconciler tries again.
+func (m *Manager) releaseIdle(ctx context.Context, env *Environment) error {
+	if !m.cfg.GPU.ReleaseOnStop || env.Alive() || len(env.GPUs) == 0 || !env.RestartAt.IsZero() || env.StartedAt.IsZero() {
+		return nil
+	}
+	_, err := m.changeLeases(ctx, env, nil)
+	return err
+}

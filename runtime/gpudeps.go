@@ -1,0 +1,27 @@
+package runtime
+
+import (
+	"context"
+
+	"github.com/remotegpu/remotegpu/gpu"
+)
+
+// LeaseFunc decides what becomes of the leases of an environment, by the books
+// of the moment; it knows the devices itself. An error is returned as it is and
+// nothing is written. Added leases have their ids.
+type LeaseFunc func(held gpu.Books) (gpu.Change, error)
+
+// GPUStore keeps who has which GPU, and what is known of GPUs whatever their
+// driver says. The devices of its books are not in it. Errors as of Store.
+type GPUStore interface {
+	// GPUBooks returns all leases that are held, and all marks.
+	GPUBooks(ctx context.Context) (gpu.Books, error)
+	// GPULeases returns the last leases of a GPU, ended ones too, oldest first.
+	GPULeases(ctx context.Context, uuid string, limit int) ([]gpu.Lease, error)
+	// ChangeGPUs does as UpdateEnvironment and in the same transaction changes
+	// the leases of the environment as lease decides.
+	ChangeGPUs(ctx context.Context, id string, lease LeaseFunc, change func(*Environment) error) (*Environment, error)
+	// MarkGPU reads, changes and writes the mark of a GPU in one transaction. An
+	// error from change is returned as it is and nothing is written.
+	MarkGPU(ctx context.Context, uuid string, change func(books gpu.Books, mark *gpu.Mark) error) (gpu.Mark, error)
+}

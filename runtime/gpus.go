@@ -1,0 +1,366 @@
+package runtime
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/oklog/ulid/v2"
+
+	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+// GPUCure is what is done about an environment that runs without its GPU.
+type GPUCure string
+
+// The cures.
+const (
+	CureReport  GPUCure = "report"  // its history and a condition of the node tell of it
+	CureRestart GPUCure = "restart" // and it is started again
+)
+
+// GPUConfig is how the node gives its GPUs.
+type GPUConfig struct {
+	Rules gpu.Rules
+	// ReleaseOnStop has stopped environments give their GPUs back; their next
+	// start takes what is free then.
+	ReleaseOnStop bool
+	Cure          GPUCure // "": CureReport
+	// HandOver is how long a start waits for what others left on a GPU that the
+	// environment is to have alone. 0: DefaultHandOver.
+	HandOver time.Duration
+	// Leftover is how much memory (bytes) may be in use on such a GPU though no
+	// process is there. 0: DefaultLeftover.
+	Leftover uint64
+}
+
+// Defaults of a GPUConfig. The driver itself takes some of a GPU's memory.
+const (
+	DefaultHandOver = 15 * time.Second
+	DefaultLeftover = 2 << 30
+)
+
+const (
+	fieldGPU = "spec.gpu"
+	// freshInventory is how old an inventory may be that something is decided
+	// by: reading it may take seconds.
+	freshInventory = 5 * time.Second
+	// probeTimeout bounds the reading of it.
+	probeTimeout = 30 * time.Second
+)
+
+// GPURun is what a process was started with.
+type GPURun struct {
+	Driver   string       `json:"driver,omitempty"` // version
+	Targets  []gpu.Target `json:"targets,omitempty"`
+	Warnings []string     `json:"warnings,omitempty"` // for people
+	// Lost says that the process does not have its GPUs any more, and why; ""
+	// while nothing of the kind is known.
+	Lost string `json:"lost,omitempty"`
+}
+
+// inventory is what the host's GPU software last said.
+type inventory struct {
+	mu   sync.Mutex
+	last gpu.Inventory
+	read time.Time // zero: not to be used any more
+}
+
+func (i *inventory) get(age time.Duration) (gpu.Inventory, bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.last, !i.read.IsZero() && time.Since(i.read) <= age
+}
+
+func (i *inventory) set(last gpu.Inventory) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.last, i.read = last, time.Now()
+}
+
+// seen is what was last said, however old.
+func (i *inventory) seen() gpu.Inventory {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.last
+}
+
+// outdate has the next question read it anew.
+func (i *inventory) outdate() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.read = time.Time{}
+}
+
+// noGPUSoftware is the inventory of a node that does not look for GPUs.
+func noGPUSoftware() gpu.Inventory {
+	return gpu.Inventory{At: time.Now(), Notes: []string{"this node does not look for GPUs"}}
+}
+
+// GPUInventory returns the GPUs of the host, as they were at most age ago.
+// GPU_UNAVAILABLE when the software of the host does not answer.
+func (m *Manager) GPUInventory(ctx context.Context, age time.Duration) (gpu.Inventory, error) {
+	if m.cfg.GPUs == nil {
+		return noGPUSoftware(), nil
+	}
+	if last, fresh := m.gpus.get(age); fresh {
+		return last, nil
+	}
+	// Who asks at the same time gets one answer.
+	done, err := m.measuring.Lock(ctx, "gpus")
+	if err != nil {
+		return gpu.Inventory{}, fmt.Errorf("wait for the inventory of GPUs: %w", err)
+	}
+	defer done()
+	if last, fresh := m.gpus.get(age); fresh {
+		return last, nil
+	}
+	probing, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	last, err := m.cfg.GPUs.Probe(probing)
+	if ctx.Err() == nil {
+		m.setCondition(problem.GPUUnavailable, asGPUUnavailable(err))
+	}
+	if err != nil {
+		return gpu.Inventory{}, asGPUUnavailable(err)
+	}
+	m.gpus.set(last)
+	return last, nil
+}
+
+// asGPUUnavailable is the failure of a question to the GPU software as callers
+// get it; nil of nil.
+func asGPUUnavailable(err error) error {
+	if err == nil {
+		return nil
+	}
+	p := problem.Of(err)
+	known := strings.HasPrefix(string(p.Reason), "GPU_") || strings.HasPrefix(string(p.Reason), "MIG_")
+	if known || errdefs.IsFailedPrecondition(err) || errdefs.IsInvalidArgument(err) || errdefs.IsAlreadyExists(err) || errdefs.IsNotFound(err) {
+		return err // it has answered
+	}
+	hint := p.Hint
+	if hint == "" {
+		hint = "see the daemon's log, and whether nvidia-smi works on the host"
+	}
+	return problem.New(problem.GPUUnavailable, "the GPU software of the host does not answer").WithHint("%s", hint).WithCause(err)
+}
+
+// books returns devices, leases and marks.
+func (m *Manager) books(ctx context.Context, age time.Duration) (gpu.Books, gpu.Inventory, error) {
+	found, err := m.GPUInventory(ctx, age)
+	if err != nil {
+		return gpu.Books{}, found, err
+	}
+	books, err := m.cfg.Store.GPUBooks(ctx)
+	books.Devices = found.Devices
+	return books, found, err
+}
+
+// fillInstances tells what the instances of an environment's leases are called
+// now, as far as is known.
+func (m *Manager) fillInstances(env *Environment) {
+	if len(env.GPUs) == 0 {
+		return
+	}
+	books := gpu.Books{Devices: m.gpus.seen().Devices}
+	for i := range env.GPUs {
+		if device, found := books.Device(env.GPUs[i].GPU); found {
+			instance, _ := device.InstanceOf(env.GPUs[i])
+			env.GPUs[i].MIG = instance.UUID
+		}
+	}
+}
+
+// checkGPU checks what can be checked of a request without touching anything.
+func checkGPU(spec *Spec) error {
+	if spec.GPU == nil {
+		return nil
+	}
+	req := *spec.GPU // the caller may use the request again
+	spec.GPU = &req
+	return req.Check(fieldGPU)
+}
+
+// capabilities are those that an environment gets of its GPUs: what was asked
+// for, or what its spec lets expect.
+func capabilities(spec *Spec, device *gpu.Device) []gpu.Capability {
+	if len(spec.GPU.Capabilities) > 0 {
+		return spec.GPU.Capabilities
+	}
+	if device.Vendor != gpu.NVIDIA {
+		return []gpu.Capability{gpu.Graphics, gpu.Video}
+	}
+	found := []gpu.Capability{gpu.Compute, gpu.Utility}
+	if spec.Desktop == nil {
+		return found
+	}
+	if spec.GPU.Mode == gpu.MIGMode {
+		if profile, _ := device.Profile(spec.GPU.Profile); !profile.Graphics {
+			return found
+		}
+	}
+	return append(found, gpu.Graphics)
+}
+
+// resolveGPUs makes of the names of GPUs in a request their UUIDs.
+func resolveGPUs(books *gpu.Books, req *gpu.Request) error {
+	uuids := slices.Clone(req.UUIDs)
+	for i, name := range uuids {
+		found := books.Find(name)
+		field := fmt.Sprintf("%s.uuids[%d]", fieldGPU, i)
+		switch {
+		case len(found) == 0:
+			return gpuNotFound(name).WithField(field)
+		case len(found) > 1:
+			return problem.New(problem.FieldInvalid, "%q names %d GPUs", name, len(found)).WithField(field).
+				WithHint("write more of the UUID")
+		case slices.Contains(uuids[:i], found[0].UUID):
+			return problem.New(problem.FieldInvalid, "GPU %s is named twice", found[0].UUID).WithField(field).WithHint("name each once")
+		}
+		uuids[i] = found[0].UUID
+	}
+	req.UUIDs = uuids
+	return nil
+}
+
+func gpuNotFound(name string) *problem.Problem {
+	return problem.New(problem.GPUNotFound, "this host has no GPU %s", name).WithField("gpu").
+		WithHint("see what there is: remotegpu gpu ls")
+}
+
+// lease decides which GPUs an environment gets for a request; nil gives all
+// back.
+func (m *Manager) lease(envID string, devices []gpu.Device, req *gpu.Request) LeaseFunc {
+	return func(held gpu.Books) (gpu.Change, error) {
+		held.Devices = devices
+		change, err := gpu.Allocate(held, m.cfg.GPU.Rules, envID, req, fieldGPU)
+		for i := range change.Add {
+			change.Add[i].ID, change.Add[i].EnvID, change.Add[i].CreatedAt = ulid.Make().String(), envID, time.Now()
+		}
+		return change, err
+	}
+}
+
+// wantGPUs checks that an environment could have the GPUs that a spec asks for,
+// which it names by their UUIDs then. Nothing is taken.
+func (m *Manager) wantGPUs(ctx context.Context, envID string, spec *Spec) error {
+	if spec.GPU == nil {
+		return nil
+	}
+	books, _, err := m.books(ctx, freshInventory)
+	if err != nil {
+		return err
+	}
+	req := *spec.GPU
+	if err := resolveGPUs(&books, &req); err != nil {
+		return err
+	}
+	spec.GPU = &req
+	_, err = gpu.Allocate(books, m.cfg.GPU.Rules, envID, spec.GPU, fieldGPU)
+	return err
+}
+
+// createLease is what a create takes of GPUs, and what is to be called when it
+// has been written: until then no administrator changes how they are
+// partitioned.
+func (m *Manager) createLease(ctx context.Context, env *Environment) (LeaseFunc, func(), error) {
+	if env.Spec.GPU == nil {
+		return nil, func() {}, nil
+	}
+	done, err := m.gpuGate.Lock(ctx, struct{}{})
+	if err != nil {
+		return nil, nil, fmt.Errorf("wait for who changes GPUs: %w", err)
+	}
+	found, err := m.GPUInventory(ctx, freshInventory)
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
+	return m.lease(env.ID, found.Devices, env.Spec.GPU), done, nil
+}
+
+// changeLeases brings the leases of an environment without a process to what a
+// request asks for; nil gives all back. What was made for a lease that ends is
+// gone before. It returns the environment as it is then.
+func (m *Manager) changeLeases(ctx context.Context, env *Environment, req *gpu.Request) (*Environment, error) {
+	if req == nil && len(env.GPUs) == 0 {
+		return env, nil
+	}
+	done, err := m.gpuGate.Lock(ctx, struct{}{})
+	if err != nil {
+		return env, fmt.Errorf("wait for who changes GPUs: %w", err)
+	}
+	defer done()
+	var devices []gpu.Device
+	if req != nil {
+		found, err := m.GPUInventory(ctx, freshInventory)
+		if err != nil {
+			return env, err
+		}
+		devices = found.Devices
+	}
+	books, err := m.cfg.Store.GPUBooks(ctx)
+	if err != nil {
+		return env, err
+	}
+	decide := m.lease(env.ID, devices, req)
+	change, err := decide(books)
+	if err != nil {
+		return env, err
+	}
+	if len(change.Drop)+len(change.Add) == 0 {
+		return env, nil
+	}
+	if err := m.removeInstances(ctx, change.Drop); err != nil {
+		return env, err
+	}
+	changed, err := m.cfg.Store.ChangeGPUs(ctx, env.ID, decide, func(env *Environment) error {
+		env.News = append(env.News, newsOfGPUs(&change)...)
+		return nil
+	})
+	if err != nil {
+		return env, fmt.Errorf("change GPUs of environment %s: %w", env.ID, err)
+	}
+	m.fill(changed)
+	m.follow(changed)
+	m.changes.publish(changed)
+	return changed, nil
+}
+
+// newsOfGPUs is what a change of leases means for an environment's history.
+func newsOfGPUs(change *gpu.Change) []History {
+	var news []History
+	add := func(verb string, leases []gpu.Lease) {
+		for i := range leases {
+			news = append(news, History{Time: time.Now(), Kind: HappenedGPUs, Message: verb + describeLease(&leases[i])})
+		}
+	}
+	add("it gives back ", change.Drop)
+	add("it has ", change.Add)
+	return news
+}
+
+// describeLease says what a lease is of.
+func describeLease(l *gpu.Lease) string {
+	text := "GPU " + l.GPU
+	switch l.Mode {
+	case gpu.MIGMode:
+		return fmt.Sprintf("instance %s at %d of %s", l.Profile, l.Placement.Start, text)
+	case gpu.VGPU:
+		text = fmt.Sprintf("%d MiB of %s", l.MemoryBytes>>20, text)
+		if l.ComputePercent > 0 {
+			text += fmt.Sprintf(" and %d %% of its compute", l.ComputePercent)
+		}
+		return text
+	case gpu.Shared:
+		return text + ", shared"
+	default:
+		return text + " alone"
+	}
+}

@@ -1,0 +1,193 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"time"
+
+	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/sqlite"
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+const (
+	leaseColumns = `id, env_id, gpu, mode, profile, place_start, place_size, static, memory_bytes, compute_percent,
+	enforcement, created_at, released_at`
+	selectLeases = `SELECT l.id, l.env_id, l.gpu, l.mode, l.profile, l.place_start, l.place_size, l.static, l.memory_bytes,
+	l.compute_percent, l.enforcement, l.created_at, l.released_at, coalesce(e.name, '')
+	FROM gpu_leases l LEFT JOIN environments e ON e.id = l.env_id WHERE `
+	selectMarks = "SELECT gpu, drained, why, drained_at, unhealthy, reason, xid, since, revision FROM gpu_marks"
+)
+
+func queryLeases(ctx context.Context, tx *sql.Tx, where string, args ...any) ([]gpu.Lease, error) {
+	rows, err := tx.QueryContext(ctx, selectLeases+where+" ORDER BY l.seq", args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells what went wrong
+	var found []gpu.Lease
+	for rows.Next() {
+		var (
+			l                 gpu.Lease
+			memory            int64
+			created, released int64
+		)
+		if err := rows.Scan(&l.ID, &l.EnvID, &l.GPU, &l.Mode, &l.Profile, &l.Placement.Start, &l.Placement.Size, &l.Static, &memory,
+			&l.ComputePercent, &l.Enforcement, &created, &released, &l.EnvName); err != nil {
+			return nil, err
+		}
+		l.MemoryBytes = uint64(max(memory, 0))
+		l.CreatedAt, l.ReleasedAt = fromMillis(created), fromMillis(released)
+		found = append(found, l)
+	}
+	return found, rows.Err()
+}
+
+func queryMarks(ctx context.Context, tx *sql.Tx, where string, args ...any) ([]gpu.Mark, error) {
+	rows, err := tx.QueryContext(ctx, selectMarks+where, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells what went wrong
+	var found []gpu.Mark
+	for rows.Next() {
+		var (
+			m              gpu.Mark
+			drained, since int64
+		)
+		if err := rows.Scan(&m.GPU, &m.Drained, &m.Why, &drained, &m.Health.Unhealthy, &m.Health.Reason, &m.Health.XID, &since, &m.Revision); err != nil {
+			return nil, err
+		}
+		m.DrainedAt, m.Health.Since = fromMillis(drained), fromMillis(since)
+		found = append(found, m)
+	}
+	return found, rows.Err()
+}
+
+func heldLeases(ctx context.Context, tx *sql.Tx, envID string) ([]gpu.Lease, error) {
+	return queryLeases(ctx, tx, "l.env_id = ? AND l.released_at = 0", envID)
+}
+
+// gpuBooks are the books as they are inside a transaction.
+func gpuBooks(ctx context.Context, tx *sql.Tx) (books gpu.Books, err error) {
+	if books.Held, err = queryLeases(ctx, tx, "l.released_at = 0"); err != nil {
+		return books, err
+	}
+	books.Marks, err = queryMarks(ctx, tx, " ORDER BY gpu")
+	return books, err
+}
+
+// GPUBooks implements runtime.GPUStore.
+func (s *Store) GPUBooks(ctx context.Context) (books gpu.Books, err error) {
+	err = s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		books, err = gpuBooks(ctx, tx)
+		return err
+	})
+	if err != nil {
+		return books, fmt.Errorf("read GPU leases: %w", err)
+	}
+	return books, nil
+}
+
+// GPULeases implements runtime.GPUStore.
+func (s *Store) GPULeases(ctx context.Context, uuid string, limit int) (leases []gpu.Lease, err error) {
+	err = s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		leases, err = queryLeases(ctx, tx, "l.seq IN (SELECT seq FROM gpu_leases WHERE gpu = ? ORDER BY seq DESC LIMIT ?)", uuid, limit)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list leases of GPU %s: %w", uuid, err)
+	}
+	return leases, nil
+}
+
+// lease has decide change the leases of an environment, by what is held and
+// marked inside the transaction.
+func lease(ctx context.Context, tx *sql.Tx, env *runtime.Environment, decide runtime.LeaseFunc, at time.Time) error {
+	if decide == nil {
+		return nil
+	}
+	books, err := gpuBooks(ctx, tx)
+	if err != nil {
+		return err
+	}
+	change, err := decide(books)
+	if err != nil {
+		return err
+	}
+	for i := range change.Drop {
+		// What has ended meanwhile has ended.
+		if _, err := tx.ExecContext(ctx, "UPDATE gpu_leases SET released_at = max(?, 1) WHERE id = ? AND env_id = ? AND released_at = 0",
+			millis(at), change.Drop[i].ID, env.ID); err != nil {
+			return err
+		}
+	}
+	for i := range change.Add {
+		l := &change.Add[i]
+		l.EnvID = env.ID
+		memory := int64(min(l.MemoryBytes, 1<<62))
+		if _, err := tx.ExecContext(ctx, "INSERT INTO gpu_leases ("+leaseColumns+") VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)",
+			l.ID, l.EnvID, l.GPU, l.Mode, l.Profile, l.Placement.Start, l.Placement.Size, l.Static, memory, l.ComputePercent,
+			l.Enforcement, millis(at)); err != nil {
+			if sqlite.IsConstraint(err) {
+				return problem.New(problem.GPUExhausted, "GPU %s cannot be given as %s beside what is given of it", l.GPU, l.Mode).
+					WithField("spec.gpu").WithHint("try again; if that does not help, report it: the allocator and the database differ").WithCause(err)
+			}
+			return err
+		}
+	}
+	env.GPUs, err = heldLeases(ctx, tx, env.ID)
+	return err
+}
+
+// releaseLeases ends all leases of an environment.
+func releaseLeases(ctx context.Context, tx *sql.Tx, envID string, at time.Time) error {
+	_, err := tx.ExecContext(ctx, "UPDATE gpu_leases SET released_at = max(?, 1) WHERE env_id = ? AND released_at = 0", millis(at), envID)
+	return err
+}
+
+// ChangeGPUs implements runtime.GPUStore.
+func (s *Store) ChangeGPUs(ctx context.Context, id string, decide runtime.LeaseFunc, change func(*runtime.Environment) error) (
+	*runtime.Environment, error,
+) {
+	return s.changeEnvironment(ctx, id, nil, change, func(ctx context.Context, tx *sql.Tx, env *runtime.Environment, at time.Time) error {
+		return lease(ctx, tx, env, decide, at)
+	})
+}
+
+// MarkGPU implements runtime.GPUStore.
+func (s *Store) MarkGPU(ctx context.Context, uuid string, change func(books gpu.Books, mark *gpu.Mark) error) (mark gpu.Mark, err error) {
+	var changeErr error
+	err = s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		books, err := gpuBooks(ctx, tx)
+		if err != nil {
+			return err
+		}
+		mark = books.Mark(uuid)
+		before := mark
+		if changeErr = change(books, &mark); changeErr != nil {
+			return changeErr
+		}
+		if mark == before {
+			return nil
+		}
+		mark.Revision++
+		mark.DrainedAt, mark.Health.Since = stored(mark.DrainedAt), stored(mark.Health.Since)
+		_, err = tx.ExecContext(ctx, `INSERT INTO gpu_marks (gpu, drained, why, drained_at, unhealthy, reason, xid, since, revision)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+			ON CONFLICT (gpu) DO UPDATE SET drained = excluded.drained, why = excluded.why, drained_at = excluded.drained_at,
+			unhealthy = excluded.unhealthy, reason = excluded.reason, xid = excluded.xid, since = excluded.since, revision = excluded.revision`,
+			uuid, mark.Drained, mark.Why, millis(mark.DrainedAt), mark.Health.Unhealthy, mark.Health.Reason, mark.Health.XID,
+			millis(mark.Health.Since), mark.Revision)
+		return err
+	})
+	if changeErr != nil {
+		return gpu.Mark{}, changeErr
+	}
+	if err != nil {
+		return gpu.Mark{}, fmt.Errorf("mark GPU %s: %w", uuid, err)
+	}
+	return mark, nil
+}
