@@ -125,7 +125,7 @@ func root(stdout, stderr io.Writer) *cobra.Command {
 			}
 			return node.CleanUp(command.Context(), cfg, log)
 		},
-	}, stopEnvironments(load, stderr))
+	}, stopEnvironments(load, stderr), gpuHelper())
 	return command
 }
 

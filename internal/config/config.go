@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -40,6 +41,7 @@ type Config struct {
 	Ports      Ports      `toml:"ports"`
 	DNS        DNS        `toml:"dns"`
 	Mounts     Mounts     `toml:"mounts"`
+	GPU        GPU        `toml:"gpu"`
 	Operations Operations `toml:"operations"`
 	Logs       Logs       `toml:"logs"`
 	Log        Log        `toml:"log"`
@@ -198,6 +200,7 @@ func Default() Config {
 		Network:    Network{ResolvConf: "/etc/resolv.conf", Poll: 2},
 		Ports:      Ports{Quarantine: 120, Deny: DefaultDeny()},
 		DNS:        defaultDNS(),
+		GPU:        defaultGPU(),
 		Operations: Operations{Workers: 16, KeepDays: 30},
 		Logs:       Logs{MaxSize: 16 << 20, MaxFiles: 4},
 		Log:        Log{Format: "text", Level: "info"},
@@ -288,6 +291,7 @@ func (c *Config) paths() map[string]string {
 			paths[field] = path
 		}
 	}
+	maps.Copy(paths, c.GPU.paths())
 	for _, root := range c.Mounts.AllowedRoots {
 		paths["mounts.allowed_roots"] = root
 		if !filepath.IsAbs(root) {

@@ -53,6 +53,7 @@ type Node struct {
 	pool      *port.Pool
 	sockets   port.Sockets // hold the pool's ports
 	volumes   *volume.Manager
+	gpus      gpus
 	prefix    string // address range
 	addresses netip.Prefix
 	token     string
@@ -95,6 +96,7 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Node, err
 	}); err != nil {
 		return nil, err
 	}
+	n.gpus = newGPUs(cfg.GPU, log)
 	return n, n.buildManager(ctx)
 }
 
@@ -265,6 +267,7 @@ func (n *Node) Close() error {
 		errs = append(errs, n.networks.Wait(waiting))
 		cancel()
 	}
+	errs = append(errs, n.gpus.Close())
 	n.sockets.Close()
 	if n.engine != nil {
 		errs = append(errs, n.engine.Close())

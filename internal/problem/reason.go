@@ -111,6 +111,8 @@ const (
 	GPUNotEnforceable     Reason = "GPU_NOT_ENFORCEABLE"
 	GPUCapability         Reason = "GPU_CAPABILITY_UNSUPPORTED"
 	GPUPlacementTaken     Reason = "GPU_PLACEMENT_TAKEN"
+	GPUUnsupported        Reason = "GPU_UNSUPPORTED"
+	GPUSoftwareMissing    Reason = "GPU_SOFTWARE_MISSING"
 	MIGInstanceNotFound   Reason = "MIG_INSTANCE_NOT_FOUND"
 	FileNotFound          Reason = "FILE_NOT_FOUND"
 	FileNotAllowed        Reason = "FILE_NOT_ALLOWED"
@@ -241,6 +243,8 @@ var kinds = map[Reason]error{
 	GPUNotEnforceable:     errdefs.ErrFailedPrecondition,
 	GPUCapability:         errdefs.ErrFailedPrecondition,
 	GPUPlacementTaken:     errdefs.ErrAlreadyExists,
+	GPUUnsupported:        errdefs.ErrNotImplemented,
+	GPUSoftwareMissing:    errdefs.ErrFailedPrecondition,
 	MIGInstanceNotFound:   errdefs.ErrNotFound,
 	FileNotFound:          errdefs.ErrNotFound,
 	FileNotAllowed:        errdefs.ErrFailedPrecondition,

@@ -1,0 +1,71 @@
+package nvidia
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+// SetExclusiveProcess implements gpu.Driver.
+func (d *Driver) SetExclusiveProcess(_ context.Context, gpuUUID string, on bool) error {
+	s, err := d.driver()
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	handle, err := s.whole(gpuUUID)
+	if err != nil {
+		return err
+	}
+	mode := nvml.COMPUTEMODE_DEFAULT
+	if on {
+		mode = nvml.COMPUTEMODE_EXCLUSIVE_PROCESS
+	}
+	if ret := handle.SetComputeMode(mode); ret != nvml.SUCCESS {
+		return failure(ret, "set the compute mode of GPU %s", gpuUUID)
+	}
+	return nil
+}
+
+// SetMemoryLimit implements gpu.Driver: nvmlDeviceSetMemoryLimits_v1, which
+// drivers have since R615. The limit is also what the processes are sure of.
+func (d *Driver) SetMemoryLimit(_ context.Context, gpuUUID, cgroup string, bytes uint64) error {
+	if !filepath.IsAbs(cgroup) || filepath.Clean(cgroup) != cgroup || cgroup == "/" {
+		return problem.New(problem.FieldInvalid, "%q is no cgroup: it is a path that begins with /", cgroup)
+	}
+	if _, err := os.Stat(filepath.Join(d.cfg.Cgroup, "cgroup.controllers")); err != nil {
+		return unsupported("the driver limits memory by cgroup v2, which is not mounted at %s", d.cfg.Cgroup)
+	}
+	s, err := d.driver()
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	if !s.has("nvmlDeviceSetMemoryLimits_v1") {
+		return unsupported("the driver cannot limit the memory of a cgroup: that takes R615 or newer")
+	}
+	handle, err := s.whole(gpuUUID)
+	if err != nil {
+		return err
+	}
+	soft, hard := bytes, bytes
+	if bytes == 0 {
+		hard = nvml.DEVICE_MEMORY_LIMIT_MAX
+	}
+	path := filepath.Join(d.cfg.Cgroup, strings.TrimPrefix(cgroup, "/"))
+	switch ret := handle.SetMemoryLimits_v1(path, soft, hard); ret {
+	case nvml.SUCCESS:
+		return nil
+	case nvml.ERROR_INVALID_ARGUMENT:
+		return problem.New(problem.FieldInvalid, "GPU %s does not take a limit of %d bytes: it has less, or its holders are sure of too much", gpuUUID, bytes)
+	case nvml.ERROR_OPERATING_SYSTEM:
+		return problem.New(problem.GPUUnavailable, "the driver cannot open the cgroup %s", path).WithHint("does the environment still run?")
+	default:
+		return failure(ret, "limit the memory of %s on GPU %s", cgroup, gpuUUID)
+	}
+}

@@ -1,0 +1,180 @@
+package nvidia
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
+
+	"github.com/remotegpu/remotegpu/gpu"
+)
+
+const (
+	// waitSlice is how long NVML waits at a time: it knows no context.
+	waitSlice = time.Second
+	// lookEvery is how often it is looked for GPUs that have gone without an
+	// event, or that are back.
+	lookEvery = 10 * time.Second
+
+	wholeGPU = 0xFFFFFFFF // of an event's instances
+)
+
+// Watch implements gpu.Driver. It keeps the GPUs open: while it runs, the
+// driver cannot be unloaded nor a GPU be reset.
+func (d *Driver) Watch(ctx context.Context, report func(gpu.Event)) error {
+	s, err := d.driver()
+	if err != nil {
+		return err
+	}
+	defer s.close()
+	w := watcher{session: s, report: report, lost: map[string]bool{}}
+	if err := w.register(); err != nil {
+		return err
+	}
+	defer func() { _ = w.set.Free() }() // the process ends
+	looked := time.Now()
+	for ctx.Err() == nil {
+		event, ret := w.set.Wait(uint32(waitSlice.Milliseconds()))
+		switch ret {
+		case nvml.SUCCESS:
+			w.handle(event)
+		case nvml.ERROR_TIMEOUT:
+		case nvml.ERROR_GPU_IS_LOST:
+			// Which one is not said. The set gives no events any more.
+			if lost, _ := w.look(); !lost {
+				w.report(gpu.Event{Fatal: true, Detail: "a GPU is lost, and none can be watched", At: time.Now()})
+				return failure(ret, "wait for events")
+			}
+			if err := w.register(); err != nil {
+				return err
+			}
+		default:
+			return failure(ret, "wait for events")
+		}
+		if time.Since(looked) >= lookEvery {
+			if _, others := w.look(); others {
+				if err := w.register(); err != nil {
+					return err
+				}
+			}
+			looked = time.Now()
+		}
+	}
+	return context.Cause(ctx)
+}
+
+type watcher struct {
+	*session
+	report  func(gpu.Event)
+	set     nvml.EventSet
+	handles map[string]nvml.Device // by UUID, of those that are watched
+	lost    map[string]bool        // what was told, by UUID
+}
+
+// register makes an event set of all GPUs that answer.
+func (w *watcher) register() error {
+	if w.set != nil {
+		_ = w.set.Free() // it is of no use
+	}
+	set, ret := w.lib.EventSetCreate()
+	if ret != nvml.SUCCESS {
+		return failure(ret, "make an event set")
+	}
+	w.set = set
+	handles, _, err := w.all()
+	if err != nil {
+		return err
+	}
+	w.handles = make(map[string]nvml.Device, len(handles))
+	for _, index := range slices.Sorted(maps.Keys(handles)) {
+		handle := handles[index]
+		uuid, ret := handle.GetUUID()
+		if ret != nvml.SUCCESS || w.lost[uuid] {
+			continue
+		}
+		w.handles[uuid] = handle
+		supported, ret := handle.GetSupportedEventTypes()
+		wanted := uint64(nvml.EventTypeXidCriticalError|nvml.EventTypeDoubleBitEccError|nvml.EventTypeGpuUnavailableError) & supported
+		if ret == nvml.SUCCESS && wanted != 0 {
+			ret = handle.RegisterEvents(wanted, set)
+		}
+		switch {
+		case ret == nvml.SUCCESS && wanted != 0:
+		case ret == nvml.SUCCESS, ret == nvml.ERROR_NOT_SUPPORTED:
+			w.report(gpu.Event{UUID: uuid, Detail: "its errors cannot be watched: the driver tells none", At: time.Now()})
+		case isLost(ret):
+			w.tellLost(uuid, ret)
+		default:
+			return failure(ret, "watch GPU %s", uuid)
+		}
+	}
+	return nil
+}
+
+// look finds GPUs that do not answer any more, which it tells, and whether
+// there are others than those that are watched.
+func (w *watcher) look() (lost, others bool) {
+	handles, _, err := w.all()
+	if err != nil {
+		return false, false // the next look
+	}
+	answer := make(map[string]bool, len(handles))
+	for _, handle := range handles {
+		if _, ret := handle.GetMemoryInfo(); isLost(ret) {
+			continue
+		}
+		if uuid, ret := handle.GetUUID(); ret == nvml.SUCCESS {
+			answer[uuid] = true
+			delete(w.lost, uuid) // it was reset; whether it may be used again is decided elsewhere
+			others = others || w.handles[uuid] == nil
+		}
+	}
+	for uuid := range w.handles {
+		if !answer[uuid] && !w.lost[uuid] {
+			w.tellLost(uuid, nvml.ERROR_GPU_IS_LOST)
+			lost = true
+		}
+	}
+	return lost, others
+}
+
+func (w *watcher) tellLost(uuid string, ret nvml.Return) {
+	w.lost[uuid] = true
+	w.report(gpu.Event{UUID: uuid, Fatal: true, Detail: "it does not answer: " + ret.Error(), At: time.Now()})
+}
+
+// handle reports an event of NVML's.
+func (w *watcher) handle(event nvml.EventData) {
+	found := gpu.Event{At: time.Now(), UUID: w.uuidOf(event.Device)}
+	switch event.EventType {
+	case nvml.EventTypeXidCriticalError:
+		found.XID = int(event.EventData)
+		found.Fatal, found.Detail = isFatal(found.XID), describe(found.XID)
+		if event.GpuInstanceId != wholeGPU && event.ComputeInstanceId != wholeGPU && found.UUID != "" {
+			found.MIG = w.instanceUUIDs(w.handles[found.UUID])[[2]uint32{event.GpuInstanceId, event.ComputeInstanceId}]
+		}
+	case nvml.EventTypeDoubleBitEccError: // an XID comes with it
+		found.Detail = "a double bit ECC error"
+	case nvml.EventTypeGpuUnavailableError:
+		found.Fatal, found.Detail = true, "the GPU has become unavailable"
+	default:
+		return
+	}
+	w.report(found)
+}
+
+// uuidOf is "" for all GPUs: which one it is cannot be read, as of one that
+// has just been lost.
+func (w *watcher) uuidOf(device nvml.Device) string {
+	for uuid, handle := range w.handles {
+		if handle == device {
+			return uuid
+		}
+	}
+	if uuid, ret := device.GetUUID(); ret == nvml.SUCCESS {
+		return uuid
+	}
+	return ""
+}
