@@ -43,10 +43,20 @@ type Driver interface {
 	SetMemoryLimit(ctx context.Context, gpuUUID, cgroup string, bytes uint64) error
 }
 
-// Target is what a container gets: a whole GPU, or an instance of one.
+// Target is what a container gets: a whole GPU, an instance of one, or a share
+// of one.
 type Target struct {
-	GPU string `json:"gpu"`           // UUID
-	MIG string `json:"mig,omitempty"` // UUID; "": the whole GPU
+	GPU   string `json:"gpu"`           // UUID
+	MIG   string `json:"mig,omitempty"` // UUID; "": the whole GPU
+	Share Share  `json:"share,omitzero"`
+}
+
+// Share is a part of a GPU that several containers have, and what holds each to
+// its part. It is nothing for those that have a GPU or an instance alone.
+type Share struct {
+	Enforcement    Enforcement `json:"enforcement,omitempty"`
+	MemoryBytes    uint64      `json:"memory_bytes,omitempty"`    // 0: no limit
+	ComputePercent int         `json:"compute_percent,omitempty"` // 0: no limit
 }
 
 // Capability is a part of NVIDIA's driver that a container gets (container

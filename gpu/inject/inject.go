@@ -14,6 +14,7 @@ import (
 	cdi "tags.cncf.io/container-device-interface/specs-go"
 
 	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/gpu/mps"
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
@@ -53,12 +54,22 @@ type Config struct {
 	// DriverRoot is where the driver's files are, "/" unless a container or an
 	// operator brings them.
 	DriverRoot string
-	// Dir is where the configuration of the hook is written, for Hook: root's,
-	// and nobody else may write there.
+	// Dir is where the configuration of the hook and the list of libraries are
+	// written: root's, and nobody else may write there.
 	Dir string
+	// MPS runs the daemons that hold containers to shares; nil: there are none.
+	MPS MPS
+	// Library is the path of HAMi-core (libvgpu.so), which the administrator
+	// brings; "": there is none.
+	Library string
 	// AllowOld accepts a toolkit that is too old, or of an unknown version.
 	AllowOld bool
 	Log      *slog.Logger
+}
+
+// MPS runs the control daemons of GPUs that are shared by it; *mps.Daemons does.
+type MPS interface {
+	Prepare(ctx context.Context, gpuUUID string) (mps.Client, error)
 }
 
 // Driver is a gpu.Driver whose Edits are those of a way. It is safe for
@@ -88,7 +99,8 @@ func New(cfg Config) *Driver {
 }
 
 // Edits computes what a container needs, by the way. GPU_TOOLKIT_MISSING,
-// GPU_TOOLKIT_TOO_OLD; GPU_NOT_FOUND and GPU_CAPABILITY_UNSUPPORTED for render
+// GPU_TOOLKIT_TOO_OLD; GPU_NOT_ENFORCEABLE for shares that nothing here holds;
+// GPU_NOT_FOUND and GPU_CAPABILITY_UNSUPPORTED for render
 // nodes that are not there; else as the driver's.
 func (d *Driver) Edits(ctx context.Context, req gpu.EditsRequest) (gpu.Edits, error) {
 	if d.cfg.Way == None {
@@ -105,6 +117,9 @@ func (d *Driver) Edits(ctx context.Context, req gpu.EditsRequest) (gpu.Edits, er
 	var all gpu.Edits
 	if len(nvidia) > 0 {
 		edits, err := d.nvidia(ctx, gpu.EditsRequest{Targets: nvidia, Capabilities: req.Capabilities})
+		if err == nil {
+			edits, err = d.shared(ctx, edits, nvidia)
+		}
 		if err != nil {
 			return gpu.Edits{}, err
 		}

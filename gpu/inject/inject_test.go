@@ -13,6 +13,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/gpu/inject"
+	"github.com/remotegpu/remotegpu/gpu/mps"
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
@@ -258,5 +259,71 @@ func TestToolkitIsAskedAgainWhenItChanges(t *testing.T) {
 	}
 	if _, err := injector.Edits(t.Context(), request); err != nil {
 		t.Errorf("after the upgrade: %v", err)
+	}
+}
+
+// daemons answers for any GPU.
+type daemons struct{ asked []string }
+
+func (d *daemons) Prepare(_ context.Context, uuid string) (mps.Client, error) {
+	d.asked = append(d.asked, uuid)
+	return mps.Client{Pipe: "/host/" + uuid + "/pipe", Shm: "/host/" + uuid + "/shm"}, nil
+}
+
+func TestSharesAreHeldByWhatTheLeaseSays(t *testing.T) {
+	library := program(t, "")
+	share := func(e gpu.Enforcement) gpu.EditsRequest {
+		return gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA, Share: gpu.Share{Enforcement: e, MemoryBytes: 2 << 30, ComputePercent: 30}}}}
+	}
+	served := &daemons{}
+	whole := inject.New(inject.Config{Driver: &driver{edits: ofNVIDIA()}, CDIHook: program(t, good), MPS: served, Library: library, Dir: t.TempDir()})
+	for _, test := range []struct {
+		by     gpu.Enforcement
+		env    []string
+		mounts []string
+	}{
+		{
+			gpu.ByMPS,
+			[]string{"CUDA_MPS_PIPE_DIRECTORY=/run/remotegpu-mps", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=2048M", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=30"},
+			[]string{"/run/remotegpu-mps", "/dev/shm"},
+		},
+		{
+			gpu.ByCooperation,
+			[]string{"CUDA_DEVICE_MEMORY_SHARED_CACHE=/tmp/.remotegpu-vgpu.cache", "CUDA_DEVICE_MEMORY_LIMIT_0=2048m", "CUDA_DEVICE_SM_LIMIT=30"},
+			[]string{"/usr/local/lib/remotegpu/libvgpu.so", "/etc/ld.so.preload", "/tmp/vgpulock"},
+		},
+		{gpu.ByDriver, nil, nil},
+		{gpu.ByNone, nil, nil},
+	} {
+		edits, err := whole.Edits(t.Context(), share(test.by))
+		if err != nil {
+			t.Errorf("%s: %v", test.by, err)
+			continue
+		}
+		if diff := cmp.Diff(append(ofNVIDIA().CDI.Env, test.env...), edits.CDI.Env); diff != "" {
+			t.Errorf("variables by %s:\n%s", test.by, diff)
+		}
+		var mounts []string
+		for _, m := range edits.CDI.Mounts[len(ofNVIDIA().CDI.Mounts):] {
+			mounts = append(mounts, m.ContainerPath)
+		}
+		if !slices.Equal(mounts, test.mounts) {
+			t.Errorf("mounts by %s: %q, want %q", test.by, mounts, test.mounts)
+		}
+	}
+	if !slices.Equal(served.asked, []string{uuidA}) {
+		t.Errorf("daemons of %q, want one", served.asked)
+	}
+	bare := inject.New(inject.Config{Driver: &driver{edits: ofNVIDIA()}, CDIHook: program(t, good)})
+	two := share(gpu.ByMPS)
+	two.Targets = append(two.Targets, gpu.Target{GPU: "GPU-2"})
+	for name, try := range map[string]func() error{
+		"no MPS":     func() error { _, err := bare.Edits(t.Context(), share(gpu.ByMPS)); return err },
+		"no library": func() error { _, err := bare.Edits(t.Context(), share(gpu.ByCooperation)); return err },
+		"two by MPS": func() error { _, err := whole.Edits(t.Context(), two); return err },
+	} {
+		if p := problem.Of(try()); p == nil || p.Reason != problem.GPUNotEnforceable || p.Hint == "" {
+			t.Errorf("%s: %v, want GPU_NOT_ENFORCEABLE with a hint", name, p)
+		}
 	}
 }

@@ -1,0 +1,57 @@
+package mps
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// ask gives a command to a control daemon and returns what it says.
+func (d *Daemons) ask(ctx context.Context, uuid, command string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	var stdout, stderr bytes.Buffer
+	cmd := d.command(ctx, uuid, d.cfg.Control)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(command+"\n"), &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("ask %s: %w: %s", filepath.Base(d.cfg.Control), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), nil
+}
+
+// launch runs a program that leaves a daemon behind, and waits for the program
+// alone. What both say goes into a file: the daemon may keep it open.
+func (d *Daemons) launch(ctx context.Context, uuid, program string, args ...string) error {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	said := filepath.Join(d.home(uuid), "log", "start")
+	file, err := os.OpenFile(said, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer file.Close() //nolint:errcheck // others write there
+	cmd := d.command(ctx, uuid, program, args...)
+	cmd.Stdout, cmd.Stderr = file, file
+	if err := cmd.Run(); err != nil {
+		text, _ := os.ReadFile(said) // as much as there is
+		return fmt.Errorf("%w: %s", err, strings.TrimSpace(string(text[max(0, len(text)-1024):])))
+	}
+	return nil
+}
+
+// command is a program with nothing but the daemon's variables.
+func (d *Daemons) command(ctx context.Context, uuid, program string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "CUDA_VISIBLE_DEVICES=" + uuid,
+		"CUDA_MPS_PIPE_DIRECTORY=" + filepath.Join(d.home(uuid), "pipe"), "CUDA_MPS_LOG_DIRECTORY=" + filepath.Join(d.home(uuid), "log"),
+	}
+	cmd.Dir = "/"
+	cmd.WaitDelay = time.Second
+	return cmd
+}

@@ -1,0 +1,194 @@
+package mps_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/gpu/mps"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/testutil"
+)
+
+const uuid = "GPU-11111111-1111-1111-1111-111111111111"
+
+// control stands for nvidia-cuda-mps-control: with -d it leaves a daemon behind
+// that has its pid in the pipe directory and a mark in its /dev/shm; without, it
+// answers while that lives. It writes down how it was called.
+const control = `#!/bin/sh
+log=%[1]s/calls
+if [ "$1" = -d ]; then
+	test -e %[1]s/broken && { echo no GPU >&2; exit 1; }
+	echo "start $CUDA_VISIBLE_DEVICES $CUDA_MPS_LOG_DIRECTORY ${SECRET-none}" >> $log
+	touch /dev/shm/mark
+	setsid sleep 1000 > /dev/null 2>&1 < /dev/null &
+	echo $! > $CUDA_MPS_PIPE_DIRECTORY/pid
+	exit 0
+fi
+read command
+pid=$(cat $CUDA_MPS_PIPE_DIRECTORY/pid 2> /dev/null) && test -e /proc/$pid && ! grep -q ') Z ' /proc/$pid/stat || { echo "Cannot find MPS control daemon process" >&2; exit 1; }
+case $command in
+get_default_active_thread_percentage) echo 100.0 ;;
+quit) echo quit >> $log; kill $pid ;;
+esac
+`
+
+type setup struct {
+	dir     string
+	daemons *mps.Daemons
+	modes   []string
+}
+
+func newSetup(t *testing.T) *setup {
+	t.Helper()
+	testutil.Require(t, testutil.Root)
+	t.Setenv("SECRET", "1")
+	s := &setup{dir: t.TempDir()}
+	program := filepath.Join(s.dir, "control")
+	if err := os.WriteFile(program, fmt.Appendf(nil, control, s.dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s.daemons = mps.New(mps.Config{
+		Control: program, Dir: filepath.Join(s.dir, "mps"), ShmBytes: 1 << 20,
+		SetExclusive: func(_ context.Context, uuid string, on bool) error {
+			s.modes = append(s.modes, fmt.Sprint(uuid, " ", on))
+			return nil
+		},
+	})
+	t.Cleanup(func() {
+		if err := s.daemons.Keep(context.WithoutCancel(t.Context()), nil); err != nil {
+			t.Errorf("end daemons: %v", err)
+		}
+	})
+	return s
+}
+
+func (s *setup) calls(t *testing.T) []string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(s.dir, "calls"))
+	if err != nil && !os.IsNotExist(err) {
+		t.Fatal(err)
+	}
+	return strings.Split(strings.TrimSpace(string(text)), "\n")
+}
+
+func (s *setup) pid(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(s.dir, "mps", uuid, "pipe", "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+func TestDaemonIsStartedOnceAndEndedWithItsLastHolder(t *testing.T) {
+	s := newSetup(t)
+	client, err := s.daemons.Prepare(t.Context(), uuid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := s.daemons.Prepare(t.Context(), uuid)
+	if err != nil || again != client {
+		t.Errorf("the second time: %+v, %v", again, err)
+	}
+	// Another node's daemon, as after a restart of it, finds it.
+	if err := mps.New(mps.Config{Control: filepath.Join(s.dir, "control"), Dir: filepath.Join(s.dir, "mps")}).Keep(t.Context(), []string{uuid}); err != nil {
+		t.Error(err)
+	}
+	home := filepath.Join(s.dir, "mps", uuid)
+	if want := []string{"start " + uuid + " " + filepath.Join(home, "log") + " none"}; !slices.Equal(s.calls(t), want) {
+		t.Errorf("calls %q, want %q", s.calls(t), want)
+	}
+	if _, err := os.Stat(filepath.Join(client.Shm, "mark")); err != nil {
+		t.Errorf("daemon and clients do not share memory: %v", err)
+	}
+	if _, err := os.Stat("/dev/shm/mark"); err == nil {
+		t.Error("the daemon uses the host's /dev/shm")
+	}
+	if err := s.daemons.Keep(t.Context(), []string{uuid}); err != nil {
+		t.Error(err)
+	}
+	if err := s.daemons.Keep(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+	if want := []string{uuid + " true", uuid + " false"}; !slices.Equal(s.modes, want) {
+		t.Errorf("modes %q, want %q", s.modes, want)
+	}
+	if calls := s.calls(t); calls[len(calls)-1] != "quit" {
+		t.Errorf("calls %q, want quit at the end", calls)
+	}
+	if _, err := os.Stat(home); !os.IsNotExist(err) {
+		t.Errorf("left: %v", err)
+	}
+}
+
+// Containers have the directories of a daemon that dies: the next one is there.
+func TestDaemonThatDiedComesBackWhereItsClientsLook(t *testing.T) {
+	s := newSetup(t)
+	client, err := s.daemons.Prepare(t.Context(), uuid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.Stat(client.Pipe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := s.pid(t)
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); alive(pid) && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := s.daemons.Keep(t.Context(), []string{uuid}); err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.Stat(client.Pipe)
+	if err != nil || !os.SameFile(before, after) || s.pid(t) == pid {
+		t.Errorf("the new daemon is elsewhere, or the old one: %v", err)
+	}
+}
+
+func TestDaemonThatDoesNotStartLeavesNothing(t *testing.T) {
+	s := newSetup(t)
+	if err := os.WriteFile(filepath.Join(s.dir, "broken"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.daemons.Prepare(t.Context(), uuid)
+	if p := problem.Of(err); p == nil || p.Reason != problem.GPUUnavailable || p.Hint == "" || !strings.Contains(err.Error(), "no GPU") {
+		t.Errorf("got %v, want GPU_UNAVAILABLE with what it said", err)
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, "mps", uuid)); !os.IsNotExist(err) {
+		t.Errorf("left: %v", err)
+	}
+	if want := []string{uuid + " true", uuid + " false"}; !slices.Equal(s.modes, want) {
+		t.Errorf("modes %q, want %q", s.modes, want)
+	}
+	for _, bad := range []string{"", "..", "GPU-../x", "MIG-1"} {
+		if _, err := s.daemons.Prepare(t.Context(), bad); err == nil {
+			t.Errorf("%q was accepted", bad)
+		}
+	}
+	_, err = mps.New(mps.Config{Control: "/nowhere/control", Dir: s.dir}).Prepare(t.Context(), uuid)
+	if p := problem.Of(err); p == nil || p.Reason != problem.GPUToolkitMissing || p.Hint == "" {
+		t.Errorf("without the program: %v", err)
+	}
+}
+
+// alive says whether a process lives; nobody may reap orphans here.
+func alive(pid int) bool {
+	state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	return err == nil && !strings.Contains(string(state), ") Z ")
+}
