@@ -209,7 +209,7 @@ func (m *Manager) tendGPUs(ctx context.Context, envs []*Environment) {
 		}
 		errs = append(errs, m.lookForLost(ctx, envs, &found))
 	} // else the condition tells
-	errs = append(errs, m.reportGPUs(ctx))
+	errs = append(errs, m.keepSharing(ctx), m.reportGPUs(ctx))
 	if err := errors.Join(errs...); err != nil && ctx.Err() == nil {
 		m.cfg.Log.ErrorContext(ctx, "looking after GPUs failed; the next pass tries again", "error", err)
 	}

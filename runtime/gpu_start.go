@@ -39,7 +39,7 @@ func (m *Manager) prepareGPUs(ctx context.Context, env *Environment) (*gpu.Edits
 			return nil, nil, problem.New(problem.GPUUnavailable, "GPU %s of environment %q is not there any more", l.GPU, env.Name).
 				WithHint("see remotegpu gpu ls; start the environment again to get another")
 		}
-		target := gpu.Target{GPU: l.GPU}
+		target := gpu.Target{GPU: l.GPU, Share: shareOf(l)}
 		if l.Mode == gpu.MIGMode {
 			if target.MIG, err = m.ensureInstance(ctx, &device, l); err != nil {
 				return nil, nil, err

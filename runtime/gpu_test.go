@@ -502,3 +502,58 @@ func TestManyAskForOneGPUAtOnce(t *testing.T) {
 		t.Errorf("%d have one of 2 GPUs alone", got)
 	}
 }
+
+// sharing asks whether the GPU of a share is needed, and keeps the answer.
+type sharing struct {
+	uuid   string
+	needed bool
+}
+
+func (s *sharing) Keep(ctx context.Context, needed func(context.Context, string) (bool, error)) (err error) {
+	s.needed, err = needed(ctx, s.uuid)
+	return err
+}
+
+// What a GPU is shared by is there while somebody who shares it has a process.
+func TestWhatSharesTakeIsKeptWhileSomebodyRuns(t *testing.T) {
+	h := gpuHost(t)
+	kept := &sharing{}
+	h.gpu.Sharing, h.gpu.Rules.Enforcers = kept, []gpu.Enforcement{gpu.ByMPS}
+	d := start(t, h)
+	share := gpu.Request{Mode: gpu.VGPU, MemoryBytes: 1 << 30, ComputePercent: 30}
+	env, op := d.create(withGPU("one", share))
+	if op.State != operation.Succeeded {
+		t.Fatalf("created by %+v", op)
+	}
+	want := gpu.Share{Enforcement: gpu.ByMPS, MemoryBytes: 1 << 30, ComputePercent: 30}
+	if got := env.GPURun.Targets[0].Share; got != want {
+		t.Errorf("share %+v, want %+v", got, want)
+	}
+	kept.uuid = env.GPUs[0].GPU
+	pass := func() bool {
+		t.Helper()
+		if err := d.Reconcile(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return kept.needed
+	}
+	if !pass() {
+		t.Error("it is not needed though its holder runs")
+	}
+	d.act(d.Stop, "one")
+	if pass() {
+		t.Error("it is needed though nobody runs")
+	}
+	d.act(d.Start, "one")
+	whole, _ := d.create(withGPU("two", gpu.Request{}))
+	if whole.GPURun.Targets[0].Share != (gpu.Share{}) {
+		t.Errorf("a whole GPU is a share: %+v", whole.GPURun.Targets)
+	}
+	if !pass() {
+		t.Error("it is not needed though its holder runs again")
+	}
+	kept.uuid = whole.GPUs[0].GPU
+	if pass() {
+		t.Error("a GPU that nobody shares needs it")
+	}
+}

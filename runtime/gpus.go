@@ -37,6 +37,9 @@ type GPUConfig struct {
 	// Leftover is how much memory (bytes) may be in use on such a GPU though no
 	// process is there. 0: DefaultLeftover.
 	Leftover uint64
+	// Sharing is what holds environments to their shares; nil: nothing that
+	// would have to be tended.
+	Sharing Sharing
 }
 
 // Defaults of a GPUConfig. The driver itself takes some of a GPU's memory.

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
@@ -186,37 +185,49 @@ func (d *Daemons) answers(ctx context.Context, uuid string) bool {
 	return err == nil && strings.TrimSpace(out) != ""
 }
 
-// Keep ends the daemons of all GPUs but these, and starts those of these that
-// have died: their clients get CUDA errors until then.
-func (d *Daemons) Keep(ctx context.Context, uuids []string) error {
+// Keep looks at the daemons that there are. Those of GPUs that are needed it
+// starts again if they have died: their clients get CUDA errors until then. The
+// others it ends. needed is asked while nobody else prepares that GPU: who is
+// about to has said so by then, or waits.
+func (d *Daemons) Keep(ctx context.Context, needed func(ctx context.Context, gpuUUID string) (bool, error)) error {
 	entries, err := os.ReadDir(d.cfg.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("list MPS daemons: %w", err)
 	}
 	var errs []error
 	for _, entry := range entries {
-		uuid := entry.Name()
-		if !uuidText.MatchString(uuid) || slices.Contains(uuids, uuid) {
-			continue
-		}
-		unlock, err := d.locks.Lock(ctx, uuid)
-		if err != nil {
-			return errors.Join(append(errs, err)...)
-		}
-		err = d.end(ctx, uuid)
-		unlock()
-		if err != nil {
-			errs = append(errs, fmt.Errorf("end MPS daemon of GPU %s: %w", uuid, err))
-			continue
-		}
-		d.cfg.Log.InfoContext(ctx, "an MPS control daemon was ended", "gpu", uuid)
-	}
-	for _, uuid := range uuids {
-		if _, err := d.Prepare(ctx, uuid); err != nil {
-			errs = append(errs, err)
+		if uuidText.MatchString(entry.Name()) {
+			errs = append(errs, d.keep(ctx, entry.Name(), needed))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (d *Daemons) keep(ctx context.Context, uuid string, needed func(ctx context.Context, gpuUUID string) (bool, error)) error {
+	unlock, err := d.locks.Lock(ctx, uuid)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	wanted, err := needed(ctx, uuid)
+	switch {
+	case err != nil:
+		return err
+	case wanted && d.answers(ctx, uuid):
+		return nil
+	case wanted:
+		// What it leaves when it fails containers have: it is tried again.
+		if err := d.start(ctx, uuid); err != nil {
+			return err
+		}
+		d.cfg.Log.WarnContext(ctx, "an MPS control daemon had died and was started again", "gpu", uuid)
+		return nil
+	}
+	if err := d.end(ctx, uuid); err != nil {
+		return fmt.Errorf("end MPS daemon of GPU %s: %w", uuid, err)
+	}
+	d.cfg.Log.InfoContext(ctx, "an MPS control daemon was ended", "gpu", uuid)
+	return nil
 }
 
 // end ends a daemon, gives the GPU back to everybody and removes its directory.

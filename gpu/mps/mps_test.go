@@ -41,6 +41,10 @@ quit) echo quit >> $log; kill $pid ;;
 esac
 `
 
+func nobody(context.Context, string) (bool, error) { return false, nil }
+
+func somebody(_ context.Context, asked string) (bool, error) { return asked == uuid, nil }
+
 type setup struct {
 	dir     string
 	daemons *mps.Daemons
@@ -64,7 +68,7 @@ func newSetup(t *testing.T) *setup {
 		},
 	})
 	t.Cleanup(func() {
-		if err := s.daemons.Keep(context.WithoutCancel(t.Context()), nil); err != nil {
+		if err := s.daemons.Keep(context.WithoutCancel(t.Context()), nobody); err != nil {
 			t.Errorf("end daemons: %v", err)
 		}
 	})
@@ -104,7 +108,7 @@ func TestDaemonIsStartedOnceAndEndedWithItsLastHolder(t *testing.T) {
 		t.Errorf("the second time: %+v, %v", again, err)
 	}
 	// Another node's daemon, as after a restart of it, finds it.
-	if err := mps.New(mps.Config{Control: filepath.Join(s.dir, "control"), Dir: filepath.Join(s.dir, "mps")}).Keep(t.Context(), []string{uuid}); err != nil {
+	if err := mps.New(mps.Config{Control: filepath.Join(s.dir, "control"), Dir: filepath.Join(s.dir, "mps")}).Keep(t.Context(), somebody); err != nil {
 		t.Error(err)
 	}
 	home := filepath.Join(s.dir, "mps", uuid)
@@ -117,10 +121,10 @@ func TestDaemonIsStartedOnceAndEndedWithItsLastHolder(t *testing.T) {
 	if _, err := os.Stat("/dev/shm/mark"); err == nil {
 		t.Error("the daemon uses the host's /dev/shm")
 	}
-	if err := s.daemons.Keep(t.Context(), []string{uuid}); err != nil {
+	if err := s.daemons.Keep(t.Context(), somebody); err != nil {
 		t.Error(err)
 	}
-	if err := s.daemons.Keep(t.Context(), nil); err != nil {
+	if err := s.daemons.Keep(t.Context(), nobody); err != nil {
 		t.Error(err)
 	}
 	if want := []string{uuid + " true", uuid + " false"}; !slices.Equal(s.modes, want) {
@@ -152,7 +156,7 @@ func TestDaemonThatDiedComesBackWhereItsClientsLook(t *testing.T) {
 	for deadline := time.Now().Add(10 * time.Second); alive(pid) && time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond)
 	}
-	if err := s.daemons.Keep(t.Context(), []string{uuid}); err != nil {
+	if err := s.daemons.Keep(t.Context(), somebody); err != nil {
 		t.Fatal(err)
 	}
 	after, err := os.Stat(client.Pipe)
