@@ -56,6 +56,8 @@ func TestLoadRefuses(t *testing.T) {
 		{"a name server that is none", "version = 1\n[[dns.zones]]\nname = \"env.example.com\"\nns = [\"a b\"]\n", "dns.zones[0].ns[0]"},
 		{"an address in place of a network", "version = 1\n[dns]\nallow = [\"192.0.2.1\"]\n", "dns.allow"},
 		{"an advertised name", "version = 1\n[dns]\nadvertise = [\"gpu1\"]\n", "dns.advertise"},
+		{"a way for GPUs that is none", "version = 1\n[gpu]\ninjection = \"docker\"\n", "gpu.injection"},
+		{"a relative hook", "version = 1\n[gpu]\nhook = \"nvidia-cdi-hook\"\n", "gpu.hook"},
 		{"a negative rate", "version = 1\n[dns]\nrate_limit = -1\n", "dns.rate_limit"},
 		{"a denied port that is none", "version = 1\n[ports]\ndeny = [\"6006\", \"7300-6800\"]\n", "ports.deny"},
 		{"a negative quarantine", "version = 1\n[ports]\nquarantine = -1\n", "ports.quarantine"},

@@ -1,5 +1,10 @@
 package config
 
+import (
+	"slices"
+	"strings"
+)
+
 // GPU is the GPU software of the host.
 type GPU struct {
 	DriverRoot string `toml:"driver_root" comment:"Directory that NVIDIA's driver is installed below."`
@@ -7,19 +12,46 @@ type GPU struct {
 	Library    string `toml:"library" comment:"NVML (libnvidia-ml.so.1). Empty: that of driver_root."`
 	Hook       string `toml:"hook" comment:"nvidia-cdi-hook of NVIDIA's container toolkit."`
 	Ldconfig   string `toml:"ldconfig" comment:"ldconfig of the host, which the hook runs for containers. Empty: /sbin/ldconfig."`
+
+	Injection       string `toml:"injection" comment:"How GPUs of NVIDIA get into containers: cdi; hook (nvidia-container-runtime-hook, deprecated); dri (render nodes alone); none (somebody else does it). Others get in as render nodes."`
+	AllowOldToolkit bool   `toml:"allow_old_toolkit" comment:"Use a container toolkit before 1.19.1, or of an unknown version, though it lets containers out."`
+	RuntimeHook     string `toml:"runtime_hook" comment:"nvidia-container-runtime-hook, for injection = \"hook\"."`
+	ContainerCLI    string `toml:"container_cli" comment:"nvidia-container-cli, for injection = \"hook\"."`
+
+	MemoryLimits bool   `toml:"memory_limits" comment:"The driver can limit the memory of a cgroup (R615 and newer, cgroup v2): it holds environments to their shares."`
+	MPSControl   string `toml:"mps_control" comment:"nvidia-cuda-mps-control, to hold environments to their shares of one GPU by the Multi-Process Service. Empty: it is not used."`
+	HAMiLibrary  string `toml:"hami_library" comment:"libvgpu.so of HAMi-core, to hold environments that let it to their shares. Empty: it is not used."`
 }
 
+// injections are what Injection may be.
+var injections = []string{"cdi", "hook", "dri", "none"}
+
 func defaultGPU() GPU {
-	return GPU{DriverRoot: "/", DevRoot: "/", Hook: "/usr/bin/nvidia-cdi-hook"}
+	return GPU{
+		DriverRoot: "/", DevRoot: "/", Hook: "/usr/bin/nvidia-cdi-hook", Injection: injections[0],
+		RuntimeHook: "/usr/bin/nvidia-container-runtime-hook", ContainerCLI: "/usr/bin/nvidia-container-cli",
+	}
 }
 
 // paths are the settings that are absolute paths.
 func (g *GPU) paths() map[string]string {
-	paths := map[string]string{"gpu.driver_root": g.DriverRoot, "gpu.dev_root": g.DevRoot, "gpu.hook": g.Hook}
-	for field, path := range map[string]string{"gpu.library": g.Library, "gpu.ldconfig": g.Ldconfig} {
+	paths := map[string]string{
+		"gpu.driver_root": g.DriverRoot, "gpu.dev_root": g.DevRoot, "gpu.hook": g.Hook,
+		"gpu.runtime_hook": g.RuntimeHook, "gpu.container_cli": g.ContainerCLI,
+	}
+	for field, path := range map[string]string{
+		"gpu.library": g.Library, "gpu.ldconfig": g.Ldconfig, "gpu.mps_control": g.MPSControl, "gpu.hami_library": g.HAMiLibrary,
+	} {
 		if path != "" {
 			paths[field] = path
 		}
 	}
 	return paths
+}
+
+func (g *GPU) check() error {
+	if slices.Contains(injections, g.Injection) {
+		return nil
+	}
+	return fault("gpu.injection", "use one of "+strings.Join(injections, ", "), "there is no way %q", g.Injection)
 }

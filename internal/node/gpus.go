@@ -1,29 +1,89 @@
 package node
 
 import (
+	"context"
+	"errors"
 	"log/slog"
+	"path/filepath"
+	"time"
 
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/gpu/drm"
 	"github.com/remotegpu/remotegpu/gpu/helper"
+	"github.com/remotegpu/remotegpu/gpu/inject"
+	"github.com/remotegpu/remotegpu/gpu/mps"
 	"github.com/remotegpu/remotegpu/gpu/nvidia"
 	"github.com/remotegpu/remotegpu/internal/config"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime"
 )
 
 // pciIDs names PCI devices: of the package pci.ids, which a host need not have.
 const pciIDs = "/usr/share/misc/pci.ids"
 
+// gpuDir, in the run directory, has what runs for GPUs.
+const gpuDir = "gpu"
+
 // gpus is the GPU software of the host. Nothing is started before it is asked.
 type gpus struct {
-	gpu.Driver
-	helper *helper.Client
+	*inject.Driver
+	helper    *helper.Client
+	mps       *mps.Daemons // nil: off
+	enforcers []gpu.Enforcement
 }
 
-func newGPUs(cfg config.GPU, log *slog.Logger) gpus {
+// newGPUs puts the software together. What runs for GPUs is below dir.
+func newGPUs(cfg config.GPU, dir string, log *slog.Logger) gpus {
 	client := helper.New(helper.Config{Log: log, Settings: nvidia.Config{
 		DriverRoot: cfg.DriverRoot, DevRoot: cfg.DevRoot, Library: cfg.Library, Hook: cfg.Hook, Ldconfig: cfg.Ldconfig,
 	}})
-	return gpus{Driver: drm.Driver{Driver: client, Sys: "/sys", PCIIDs: pciIDs}, helper: client}
+	g := gpus{helper: client}
+	injection := inject.Config{
+		Driver: drm.Driver{Driver: client, Sys: "/sys", PCIIDs: pciIDs}, Way: inject.Way(cfg.Injection),
+		CDIHook: cfg.Hook, RuntimeHook: cfg.RuntimeHook, CLI: cfg.ContainerCLI, DriverRoot: cfg.DriverRoot, Dir: filepath.Join(dir, "hooks"),
+		AllowOld: cfg.AllowOldToolkit, Library: cfg.HAMiLibrary, Log: log,
+	}
+	if cfg.MemoryLimits {
+		g.enforcers = append(g.enforcers, gpu.ByDriver)
+	}
+	if cfg.MPSControl != "" {
+		g.mps = mps.New(mps.Config{Control: cfg.MPSControl, Dir: filepath.Join(dir, "mps"), SetExclusive: client.SetExclusiveProcess, Log: log})
+		injection.MPS = g.mps
+		g.enforcers = append(g.enforcers, gpu.ByMPS)
+	}
+	if cfg.HAMiLibrary != "" {
+		g.enforcers = append(g.enforcers, gpu.ByCooperation)
+	}
+	g.Driver = inject.New(injection)
+	return g
+}
+
+// gpuConfig is how the node gives its GPUs.
+func (n *Node) gpuConfig() runtime.GPUConfig {
+	cfg := runtime.GPUConfig{Rules: gpu.Rules{Enforcers: n.gpus.enforcers}}
+	if n.gpus.mps != nil {
+		cfg.Sharing = n.gpus.mps
+	}
+	return cfg
+}
+
+// gpuProblems are what keeps the host's GPUs from getting into containers.
+func (n *Node) gpuProblems(ctx context.Context) []*problem.Problem {
+	found, err := n.manager.GPUInventory(ctx, time.Minute)
+	if err != nil {
+		return nil // a condition of its own
+	}
+	return n.gpus.Problems(ctx, found)
+}
+
+// endSharing ends what environments shared GPUs by. None has a process any more.
+func endSharing(ctx context.Context, cfg config.Config, log *slog.Logger) error {
+	g := newGPUs(cfg.GPU, filepath.Join(cfg.Node.RunDir, gpuDir), log)
+	var err error
+	if g.mps != nil {
+		err = g.mps.Keep(ctx, func(context.Context, string) (bool, error) { return false, nil })
+	}
+	return errors.Join(err, g.Close())
 }
 
 // Close ends the helper process.

@@ -242,6 +242,9 @@ func (n *Node) Info(ctx context.Context) rpc.Node {
 		}
 		info.Conditions = addCondition(info.Conditions, p)
 	}
+	for _, p := range n.gpuProblems(asking) {
+		info.Conditions = addCondition(info.Conditions, p)
+	}
 	if writer := n.logWriter(); !writer.There() {
 		info.Conditions = addCondition(info.Conditions, logWriterMissing(writer))
 	}

@@ -89,14 +89,15 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Node, err
 	if err := n.buildNetwork(ctx); err != nil {
 		return nil, err
 	}
+	n.gpus = newGPUs(cfg.GPU, n.runPath(gpuDir), log)
 	if n.engine, err = containerd.New(containerd.Config{
 		Address: cfg.Containerd.Address, Namespace: cfg.Containerd.Namespace, Snapshotter: cfg.Containerd.Snapshotter,
 		CgroupParent: cfg.Containerd.Cgroup, FIFODir: n.runPath("fifo"), LogDir: n.statePath("logs"), LogWriter: n.logWriter(), Log: log,
 		HostsDir: cfg.Registries.HostsDir, Credentials: credentials(cfg.Registries.DockerConfig),
+		LimitGPU: n.gpus.SetMemoryLimit,
 	}); err != nil {
 		return nil, err
 	}
-	n.gpus = newGPUs(cfg.GPU, log)
 	return n, n.buildManager(ctx)
 }
 
@@ -209,6 +210,7 @@ func (n *Node) buildManager(ctx context.Context) error {
 		Engine: n.engine, Executor: n.engine, Roots: n.engine, Snapshotter: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.ports(), Volumes: volumes, Desktops: n.desktops, Log: n.log,
 		LoginDir: n.statePath("credentials"), BootID: bootID(), Names: served,
 		Addresses: &addresses{node: n},
+		GPU:       n.gpuConfig(),
 	})
 	return ctx.Err()
 }
@@ -320,6 +322,9 @@ func CleanUp(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	}
 	if err := networks.CleanUp(ctx); err != nil {
 		return fmt.Errorf("clean up network: %w", err)
+	}
+	if err := endSharing(ctx, cfg, log); err != nil {
+		return fmt.Errorf("end what GPUs are shared by: %w", err)
 	}
 	return nil
 }
