@@ -16,6 +16,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/gpu/inject"
+	"github.com/remotegpu/remotegpu/gpu/mps"
 	"github.com/remotegpu/remotegpu/internal/cgroup"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/testutil"
@@ -100,6 +101,7 @@ func TestGPUs(t *testing.T) {
 			t.Run("another driver", func(t *testing.T) { anotherDriver(t, engine, driver, container) })
 			t.Run("classic hook", func(t *testing.T) { classicHook(t, d, engine, driver, container) })
 			t.Run("stages", func(t *testing.T) { stages(t, d, engine, driver, bird, container) })
+			t.Run("graphics and a share", func(t *testing.T) { graphicsAndShare(t, d, engine, driver, container) })
 			t.Run("memory", func(t *testing.T) { gpuMemory(t, d, container) })
 			if bird.sang() {
 				t.Error("a hook has loaded a library of the tenant")
@@ -346,6 +348,60 @@ func classicHook(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.
 	}
 	if err := engine.Delete(t.Context(), "failing"); err != nil {
 		t.Error(err)
+	}
+}
+
+// sharedBy answers with directories, as MPS daemons do.
+type sharedBy struct{ dir string }
+
+func (s sharedBy) Prepare(context.Context, string) (mps.Client, error) {
+	return mps.Client{Pipe: filepath.Join(s.dir, "pipe"), Shm: filepath.Join(s.dir, "shm")}, nil
+}
+
+// A desktop that shares a GPU finds its render node at a stable place, also as
+// another user than root, and the MPS daemon where it is told to look.
+func graphicsAndShare(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.Engine, driver *fakeDriver, container func(string, *gpu.Edits) runtime.Container) {
+	dir := filepath.Join(d.Dir, "mps")
+	testutil.Sh(t, "mkdir -p "+dir+"/pipe "+dir+"/shm; chmod 1777 "+dir+"/shm; echo -n here > "+dir+"/pipe/control; echo '{}' > "+dir+"/10_nvidia.json")
+	edits := driver.edits(1)
+	edits.CDI.DeviceNodes = append(edits.CDI.DeviceNodes, &cdi.DeviceNode{Path: "/dev/dri/renderD130", HostPath: filepath.Join(driver.dir, "dev", "nvidia1")})
+	edits.CDI.Mounts = append(edits.CDI.Mounts, &cdi.Mount{HostPath: dir + "/10_nvidia.json", ContainerPath: "/usr/share/glvnd/egl_vendor.d/10_nvidia.json", Options: []string{"ro", "bind"}})
+	injector := inject.New(inject.Config{Driver: standIn{edits: edits}, CDIHook: driver.hook, AllowOld: true, MPS: sharedBy{dir}})
+	for i, id := range []string{"first", "second"} {
+		got, err := injector.Edits(t.Context(), gpu.EditsRequest{
+			Targets:      []gpu.Target{{GPU: "GPU-1", Share: gpu.Share{Enforcement: gpu.ByMPS, MemoryBytes: 1 << 30}}},
+			Capabilities: []gpu.Capability{gpu.Compute, gpu.Utility, gpu.Graphics},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := container(id, &got)
+		if i == 0 {
+			c.User = "app"
+		}
+		start(t, engine, c)
+	}
+	for _, node := range []string{"/dev/remotegpu/render0", "/dev/dri/renderD130"} {
+		if got := in(t, engine, "first", "cat", node); !strings.HasSuffix(got, "no such device or address") {
+			t.Errorf("a user opens %s: %s", node, got)
+		}
+	}
+	hasVariables(t, engine, "first", gpu.Void, "NVIDIA_CTK_LIBCUDA_DIR="+libDir, "VGL_DISPLAY=egl0", "REMOTEGPU_RENDER_NODE=/dev/remotegpu/render0",
+		"__EGL_VENDOR_LIBRARY_FILENAMES=/usr/share/glvnd/egl_vendor.d/10_nvidia.json",
+		"CUDA_MPS_PIPE_DIRECTORY=/run/remotegpu-mps", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=1024M")
+	if got := in(t, engine, "first", "cat", "/run/remotegpu-mps/control"); got != "here" {
+		t.Errorf("the daemon's directory: %s", got)
+	}
+	if got := in(t, engine, "first", "write", "/dev/shm/x", "seen"); got != "" {
+		t.Errorf("a client writes to the shared memory: %s", got)
+	}
+	if got := in(t, engine, "second", "cat", "/dev/shm/x"); got != "seen" {
+		t.Errorf("the clients of one daemon do not share memory: %s", got)
+	}
+	for _, id := range []string{"first", "second"} {
+		if err := engine.Delete(t.Context(), id); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
