@@ -62,7 +62,7 @@ func (m *Manager) watchGPUs(ctx context.Context) {
 		wait := pause
 		switch {
 		case err != nil:
-		case !slices.ContainsFunc(found.Devices, func(d gpu.Device) bool { return d.Vendor == gpu.NVIDIA }):
+		case !slices.ContainsFunc(found.Devices, ofNVIDIA):
 			wait = lookForGPUs // the software of others tells of nothing
 		default:
 			began := time.Now()
@@ -200,7 +200,7 @@ func (m *Manager) tendGPUs(ctx context.Context, envs []*Environment) {
 			errs = append(errs, m.releaseStopped(ctx, env.ID))
 		}
 	}
-	found, err := m.GPUInventory(ctx, freshInventory)
+	found, err := m.GPUInventory(ctx, m.lookAgain(envs))
 	if err == nil {
 		for i := range found.Devices {
 			if d := &found.Devices[i]; d.Health.Unhealthy {
@@ -214,6 +214,18 @@ func (m *Manager) tendGPUs(ctx context.Context, envs []*Environment) {
 		m.cfg.Log.ErrorContext(ctx, "looking after GPUs failed; the next pass tries again", "error", err)
 	}
 }
+
+// lookAgain is how old an inventory may be that a pass goes by: a host on which
+// there is nothing to lose is seldom looked at.
+func (m *Manager) lookAgain(envs []*Environment) time.Duration {
+	used := slices.ContainsFunc(envs, func(env *Environment) bool { return len(env.GPUs) > 0 })
+	if used || slices.ContainsFunc(m.gpus.seen().Devices, ofNVIDIA) {
+		return freshInventory
+	}
+	return lookForGPUs
+}
+
+func ofNVIDIA(d gpu.Device) bool { return d.Vendor == gpu.NVIDIA }
 
 // releaseStopped gives back the GPUs of an environment that has stopped by
 // itself.

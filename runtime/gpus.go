@@ -67,6 +67,17 @@ type GPURun struct {
 	Lost string `json:"lost,omitempty"`
 }
 
+// GPUWarnings are what the caller should know about the GPUs of an environment.
+func (e *Environment) GPUWarnings() []string {
+	if e.GPURun == nil || !e.Alive() {
+		return nil
+	}
+	if e.GPURun.Lost == "" {
+		return e.GPURun.Warnings
+	}
+	return append(slices.Clone(e.GPURun.Warnings), "it runs without its GPU: "+e.GPURun.Lost)
+}
+
 // inventory is what the host's GPU software last said.
 type inventory struct {
 	mu   sync.Mutex

@@ -87,7 +87,7 @@ Exit codes:
 	flags.StringVar(&a.project, "project", a.getenv("REMOTEGPU_PROJECT"), "project; empty: \"default\", in lists all (REMOTEGPU_PROJECT)")
 	flags.StringVarP(&a.output, "output", "o", "table", "table for people, json for programs")
 	a.complete(root, "output", "table", "json")
-	root.AddCommand(a.envCommand(), a.desktopCommand(), a.imageCommand(), a.portCommand(), a.dnsCommand(), a.volumeCommand(),
+	root.AddCommand(a.envCommand(), a.desktopCommand(), a.imageCommand(), a.gpuCommand(), a.portCommand(), a.dnsCommand(), a.volumeCommand(),
 		a.opCommand(), a.nodeCommand(), a.versionCommand())
 	return root
 }

@@ -28,6 +28,7 @@ type clients struct {
 	images       remotegpuv1connect.ImageServiceClient
 	ports        remotegpuv1connect.PortServiceClient
 	dns          remotegpuv1connect.DNSServiceClient
+	gpus         remotegpuv1connect.GPUServiceClient
 	desktops     remotegpuv1connect.DesktopServiceClient
 	node         remotegpuv1connect.NodeServiceClient
 	volumes      remotegpuv1connect.VolumeServiceClient
@@ -47,6 +48,7 @@ func (a *app) dial() (*clients, error) {
 		images:       remotegpuv1connect.NewImageServiceClient(c),
 		ports:        remotegpuv1connect.NewPortServiceClient(c),
 		dns:          remotegpuv1connect.NewDNSServiceClient(c),
+		gpus:         remotegpuv1connect.NewGPUServiceClient(c),
 		desktops:     remotegpuv1connect.NewDesktopServiceClient(c),
 		node:         remotegpuv1connect.NewNodeServiceClient(c),
 		volumes:      remotegpuv1connect.NewVolumeServiceClient(c),

@@ -161,6 +161,9 @@ func (a *app) showEnvironment(e *remotegpuv1.Environment) error {
 		{"Disk limit", diskLimitText(e.GetDiskLimit())},
 		{"Labels", pairs(e.GetLabels())},
 	}
+	for _, l := range e.GetGpus() {
+		rows = append(rows, []string{"GPU", gpuText(l)})
+	}
 	for _, m := range e.GetPortMappings() {
 		rows = append(rows, []string{"Port", portText(m)})
 	}

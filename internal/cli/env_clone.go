@@ -75,7 +75,7 @@ func (a *app) dropSnapshot(ctx context.Context, c *clients, s *remotegpuv1.Snaps
 }
 
 // cloneSpec is the spec of an environment like that of a snapshot: the node
-// picks host ports, and the host name follows from the new name.
+// picks host ports and GPUs, and the host name follows from the new name.
 func cloneSpec(s *remotegpuv1.Snapshot) *remotegpuv1.EnvironmentSpec {
 	spec := proto.CloneOf(s.GetSpec())
 	spec.Image, spec.Snapshot = "", s.GetId()
@@ -89,6 +89,9 @@ func cloneSpec(s *remotegpuv1.Snapshot) *remotegpuv1.EnvironmentSpec {
 	})
 	for _, port := range spec.GetPorts() {
 		port.ExternalPort = 0
+	}
+	if spec.GetGpu() != nil { // as many, but others
+		spec.Gpu.Uuids = nil
 	}
 	return spec
 }

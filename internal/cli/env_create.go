@@ -25,6 +25,7 @@ type createFlags struct {
 	newPrivileges                            bool
 	care                                     careFlags
 	network                                  networkFlags
+	gpu                                      gpuFlags
 }
 
 const createHelp = `create makes an environment and waits until it runs.
@@ -46,6 +47,8 @@ does not exist. --tmpfs TARGET[:size=SIZE][,ro] is memory. --mount takes what
 has colons: --mount type=bind,source=/a:b,target=/data,readonly.
 
 ` + networkHelp + `
+
+` + gpuHelp + `
 
 ` + careHelp + `
 
@@ -77,6 +80,7 @@ func (a *app) envCreate() *cobra.Command {
 	a.complete(cmd, "pull", "missing", "always", "never")
 	a.complete(cmd, "restart", "no", "on-failure", "always", "unless-stopped")
 	a.complete(cmd, "egress", "open", "allow", "none")
+	a.complete(cmd, "gpu-mode", "exclusive", "shared", "mig", "vgpu")
 	a.complete(cmd, "publish", "ssh", "rdp", "jupyter", "vnc", "novnc", "custom:")
 	a.completeWith(cmd, "image", a.completeImages)
 	a.completeWith(cmd, "from-snapshot", a.completeSnapshots)
@@ -88,6 +92,7 @@ func (f *createFlags) register(cmd *cobra.Command) {
 	f.waiting.register(flags)
 	f.care.register(flags)
 	f.network.register(flags)
+	f.gpu.register(flags)
 	flags.StringVar(&f.image, "image", "", "image reference")
 	flags.StringVar(&f.snapshot, "from-snapshot", "", "snapshot to make it from in place of an image: ENVIRONMENT/NAME, or an id")
 	flags.StringVar(&f.pull, "pull", "missing", "when to pull the image: missing, always, never")
@@ -168,6 +173,9 @@ func (a *app) createRequest(f *createFlags, changed func(string) bool, args []st
 		return nil, err
 	}
 	if spec.Network, err = f.network.apply(nil, changed); err != nil {
+		return nil, err
+	}
+	if spec.Gpu, err = f.gpu.apply(nil, changed); err != nil {
 		return nil, err
 	}
 	return request, nil

@@ -57,6 +57,7 @@ type updateFlags struct {
 	unlabel, unset, unpublish, unmount  []string
 	disallow, ungroup                   []string
 	noDesktop, noHealth, noUlimits, now bool
+	noGPUs                              bool
 }
 
 const updateHelp = `update changes what is named and leaves the rest. Limits, labels, ports, the
@@ -71,7 +72,10 @@ those there are; a mount replaces the one at its target. --unlabel,
 --bandwidth-out 0 take the limit away; --egress none takes all allowed
 destinations away. A command comes after --.
 
-Ports, mounts, restart policies and health checks are written as for env
+GPUs change when there is no process: at once while it is stopped, else with its
+next start. --no-gpus gives them back.
+
+Ports, mounts, GPUs, restart policies and health checks are written as for env
 create; see remotegpu env create --help.`
 
 func (a *app) envUpdate() *cobra.Command {
@@ -95,6 +99,7 @@ func (a *app) envUpdate() *cobra.Command {
 	f.register(cmd)
 	a.complete(cmd, "restart", "no", "on-failure", "always", "unless-stopped")
 	a.complete(cmd, "egress", "open", "allow", "none")
+	a.complete(cmd, "gpu-mode", "exclusive", "shared", "mig", "vgpu")
 	a.complete(cmd, "publish", "ssh", "rdp", "jupyter", "vnc", "novnc", "custom:")
 	return cmd
 }
@@ -112,6 +117,7 @@ func (f *updateFlags) register(cmd *cobra.Command) {
 	flags.StringArrayVar(&f.disallow, "disallow", nil, "take an allowed destination away, as it was written for --allow")
 	flags.StringArrayVar(&f.ungroup, "ungroup", nil, "take it out of a group")
 	flags.BoolVar(&f.noDesktop, "no-desktop", false, "offer no desktop any more")
+	flags.BoolVar(&f.noGPUs, "no-gpus", false, "give its GPUs back")
 	flags.BoolVar(&f.noHealth, "no-health", false, "check its health no more")
 	flags.BoolVar(&f.noUlimits, "no-ulimits", false, "take all ulimits away")
 	flags.BoolVar(&f.now, "now", false, "restart it if a change needs that")
@@ -186,7 +192,7 @@ func (a *app) updateRequest(f *updateFlags, e *remotegpuv1.Environment, changed 
 		}
 	}
 	for _, part := range []func(*remotegpuv1.EnvironmentSpec, *remotegpuv1.Environment, func(string) bool, func(string)) error{
-		f.setResources, f.setLists(a), f.setCare, f.setDesktop, f.setNetwork,
+		f.setResources, f.setLists(a), f.setCare, f.setDesktop, f.setNetwork, f.setGPUs,
 	} {
 		if err := part(request.GetSpec(), e, changed, set); err != nil {
 			return nil, err
@@ -219,7 +225,7 @@ func (a *app) updateRequest(f *updateFlags, e *remotegpuv1.Environment, changed 
 		spec.AllowNewPrivileges = f.newPrivileges
 	}
 	if slices.ContainsFunc(request.GetUpdateMask().GetPaths(), func(path string) bool {
-		return slices.Contains([]string{"labels", "spec.env", "spec.mounts", "spec.ports", "spec.network"}, path)
+		return slices.Contains([]string{"labels", "spec.env", "spec.mounts", "spec.ports", "spec.network", "spec.gpu"}, path)
 	}) {
 		request.Etag = orElse(f.etag, e.GetEtag())
 	}

@@ -85,6 +85,7 @@ func newFake(t *testing.T) *fake {
 	remotegpuv1connect.RegisterVolumeServiceHandler(server, f)
 	f.names = &dnsFake{fake: f}
 	remotegpuv1connect.RegisterDNSServiceHandler(server, f.names)
+	remotegpuv1connect.RegisterGPUServiceHandler(server, &gpuFake{fake: f})
 	mux := http.NewServeMux()
 	connecthttp.Mount(mux, server)
 	f.handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

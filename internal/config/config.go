@@ -246,7 +246,7 @@ func (c *Config) complete() error {
 		c.API.Socket = filepath.Join(c.Node.RunDir, "node.sock")
 	}
 	c.Operations.Retention = time.Duration(c.Operations.KeepDays) * 24 * time.Hour
-	return errors.Join(c.check(), c.Network.check(), c.Ports.check(), c.DNS.check(), c.GPU.check(), c.Node.checkPublicHost())
+	return errors.Join(c.check(), c.Network.check(), c.Ports.check(), c.DNS.check(), c.GPU.check(), c.GPU.checkRules(), c.Node.checkPublicHost())
 }
 
 func (c *Config) check() error {

@@ -7,6 +7,8 @@ import (
 
 // GPU is the GPU software of the host.
 type GPU struct {
+	GPURules
+
 	DriverRoot string `toml:"driver_root" comment:"Directory that NVIDIA's driver is installed below."`
 	DevRoot    string `toml:"dev_root" comment:"Directory whose dev has the device nodes of GPUs."`
 	Library    string `toml:"library" comment:"NVML (libnvidia-ml.so.1). Empty: that of driver_root."`
@@ -28,6 +30,7 @@ var injections = []string{"cdi", "hook", "dri", "none"}
 
 func defaultGPU() GPU {
 	return GPU{
+		GPURules:   defaultGPURules(),
 		DriverRoot: "/", DevRoot: "/", Hook: "/usr/bin/nvidia-cdi-hook", Injection: injections[0],
 		RuntimeHook: "/usr/bin/nvidia-container-runtime-hook", ContainerCLI: "/usr/bin/nvidia-container-cli",
 	}

@@ -60,7 +60,13 @@ func newGPUs(cfg config.GPU, dir string, log *slog.Logger) gpus {
 
 // gpuConfig is how the node gives its GPUs.
 func (n *Node) gpuConfig() runtime.GPUConfig {
-	cfg := runtime.GPUConfig{Rules: gpu.Rules{Enforcers: n.gpus.enforcers}}
+	rules := &n.cfg.GPU.GPURules
+	cfg := runtime.GPUConfig{
+		Rules: gpu.Rules{
+			Policy: gpu.Policy(rules.Policy), MaxShared: rules.MaxShared, ReserveBytes: uint64(max(rules.Reserve, 0)), Enforcers: n.gpus.enforcers,
+		},
+		ReleaseOnStop: rules.ReleaseOnStop, Cure: runtime.GPUCure(rules.Cure), HandOver: rules.HandOverTime(), Leftover: uint64(max(rules.Leftover, 0)),
+	}
 	if n.gpus.mps != nil {
 		cfg.Sharing = n.gpus.mps
 	}
@@ -84,6 +90,14 @@ func endSharing(ctx context.Context, cfg config.Config, log *slog.Logger) error 
 		err = g.mps.Keep(ctx, func(context.Context, string) (bool, error) { return false, nil })
 	}
 	return errors.Join(err, g.Close())
+}
+
+// gpuDriver is what the node asks for GPUs; nil where it does not look for any.
+func (n *Node) gpuDriver() gpu.Driver {
+	if !n.cfg.GPU.Enabled {
+		return nil
+	}
+	return n.gpus
 }
 
 // Close ends the helper process.

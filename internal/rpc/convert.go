@@ -30,7 +30,7 @@ func toEnvironment(env *runtime.Environment) *remotegpuv1.Environment {
 	message := &remotegpuv1.Environment{
 		Id: env.ID, Name: env.Name, Project: env.Project, Node: env.Node, Labels: env.Labels, Etag: runtime.Etag(env.Revision),
 		Spec: toSpec(&env.Spec), State: environmentStates.toProto[env.State], Problem: toProblem(env.Problem),
-		ImageDigest: env.Digest, DesktopReady: env.Ready, Warnings: slices.Concat(env.Warnings, env.Conflicts), Operation: env.Operation,
+		ImageDigest: env.Digest, DesktopReady: env.Ready, Warnings: slices.Concat(env.Warnings, env.Conflicts, env.GPUWarnings()), Operation: env.Operation,
 		CreatedAt: timestamp(env.CreatedAt), UpdatedAt: timestamp(env.UpdatedAt), StartedAt: timestamp(env.StartedAt),
 		Health: healths.toProto[env.Health], HealthDetail: env.HealthDetail,
 		RestartCount: int32(env.RestartCount), RestartAt: timestamp(env.RestartAt), Exit: toExit(env.Exit), Paused: env.Paused,
@@ -44,6 +44,9 @@ func toEnvironment(env *runtime.Environment) *remotegpuv1.Environment {
 	}
 	for i := range env.Ports {
 		message.PortMappings = append(message.PortMappings, toMapping(&env.Ports[i], env.Node))
+	}
+	for i := range env.GPUs {
+		message.Gpus = append(message.Gpus, toLease(&env.GPUs[i]))
 	}
 	for _, access := range env.Access {
 		message.Access = append(message.Access, &remotegpuv1.AccessURL{ServiceType: serviceTypes.toProto[access.Service], Url: access.URL})
@@ -95,6 +98,7 @@ func toSpec(spec *runtime.Spec) *remotegpuv1.EnvironmentSpec {
 	}
 	message.Restart, message.HealthCheck = toRestart(spec.Restart), toHealthCheck(spec.HealthCheck)
 	message.Snapshot, message.Network = spec.Snapshot, toNetworkPolicy(spec.Network)
+	message.Gpu = toGPURequest(spec.GPU)
 	return message
 }
 
@@ -133,6 +137,7 @@ func fromSpec(message *remotegpuv1.EnvironmentSpec) runtime.Spec {
 	}
 	spec.Restart, spec.HealthCheck = fromRestart(message.GetRestart()), fromHealthCheck(message.GetHealthCheck())
 	spec.Snapshot, spec.Network = message.GetSnapshot(), fromNetworkPolicy(message.GetNetwork())
+	spec.GPU = fromGPURequest(message.GetGpu())
 	return spec
 }
 

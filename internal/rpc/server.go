@@ -103,6 +103,7 @@ func NewHandler(cfg Config) http.Handler {
 	remotegpuv1connect.RegisterNodeServiceHandler(server, (*nodeService)(services))
 	remotegpuv1connect.RegisterVolumeServiceHandler(server, (*volumeService)(services))
 	remotegpuv1connect.RegisterSnapshotServiceHandler(server, (*snapshotService)(services))
+	remotegpuv1connect.RegisterGPUServiceHandler(server, (*gpuService)(services))
 	registerHealth(server)
 	grpcreflect.Register(server)
 	mux := http.NewServeMux()

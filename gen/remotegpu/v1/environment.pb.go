@@ -442,7 +442,9 @@ type Environment struct {
 	OomKills int32 `protobuf:"varint,31,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"`
 	// How people reach its services. Empty while it holds no ports, or offers
 	// nothing that has an address.
-	Access        []*AccessURL `protobuf:"bytes,32,rep,name=access,proto3" json:"access,omitempty"`
+	Access []*AccessURL `protobuf:"bytes,32,rep,name=access,proto3" json:"access,omitempty"`
+	// What it has of GPUs.
+	Gpus          []*GPULease `protobuf:"bytes,33,rep,name=gpus,proto3" json:"gpus,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -673,6 +675,13 @@ func (x *Environment) GetAccess() []*AccessURL {
 	return nil
 }
 
+func (x *Environment) GetGpus() []*GPULease {
+	if x != nil {
+		return x.Gpus
+	}
+	return nil
+}
+
 // AccessURL is an address of a service of an environment, for people. Its host
 // is the node's public_host. It never holds a token or a password.
 type AccessURL struct {
@@ -846,7 +855,11 @@ type EnvironmentSpec struct {
 	Snapshot string `protobuf:"bytes,17,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// What it may reach, and how fast. Absent: the internet, and neither private
 	// networks nor those of the host.
-	Network       *NetworkPolicy `protobuf:"bytes,18,opt,name=network,proto3" json:"network,omitempty"`
+	Network *NetworkPolicy `protobuf:"bytes,18,opt,name=network,proto3" json:"network,omitempty"`
+	// GPUs that it has, also while it is stopped unless the node gives those of
+	// stopped ones back. Absent: none. Changed while it runs, it has others from
+	// its next start on.
+	Gpu           *GPURequest `protobuf:"bytes,19,opt,name=gpu,proto3" json:"gpu,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -996,6 +1009,13 @@ func (x *EnvironmentSpec) GetSnapshot() string {
 func (x *EnvironmentSpec) GetNetwork() *NetworkPolicy {
 	if x != nil {
 		return x.Network
+	}
+	return nil
+}
+
+func (x *EnvironmentSpec) GetGpu() *GPURequest {
+	if x != nil {
+		return x.Gpu
 	}
 	return nil
 }
@@ -5170,7 +5190,7 @@ var File_remotegpu_v1_environment_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\n" +
-	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x1aremotegpu/v1/network.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\xba\t\n" +
+	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x16remotegpu/v1/gpu.proto\x1a\x1aremotegpu/v1/network.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\xe6\t\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -5205,7 +5225,8 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\n" +
 	"disk_limit\x18\x1e \x01(\v2\x17.remotegpu.v1.DiskLimitR\tdiskLimit\x12\x1b\n" +
 	"\toom_kills\x18\x1f \x01(\x05R\boomKills\x12/\n" +
-	"\x06access\x18  \x03(\v2\x17.remotegpu.v1.AccessURLR\x06access\x1a9\n" +
+	"\x06access\x18  \x03(\v2\x17.remotegpu.v1.AccessURLR\x06access\x12*\n" +
+	"\x04gpus\x18! \x03(\v2\x16.remotegpu.v1.GPULeaseR\x04gpus\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"[\n" +
@@ -5218,7 +5239,7 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x1d\n" +
 	"\n" +
 	"oom_killed\x18\x03 \x01(\bR\toomKilled\x12*\n" +
-	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xa9\a\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xd5\a\n" +
 	"\x0fEnvironmentSpec\x12\x1e\n" +
 	"\x05image\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x05image\x12C\n" +
 	"\vpull_policy\x18\x02 \x01(\x0e2\x18.remotegpu.v1.PullPolicyB\b\xbaH\x05\x82\x01\x02\x10\x01R\n" +
@@ -5240,7 +5261,8 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\arestart\x18\x0e \x01(\v2\x1b.remotegpu.v1.RestartPolicyR\arestart\x12<\n" +
 	"\fhealth_check\x18\x0f \x01(\v2\x19.remotegpu.v1.HealthCheckR\vhealthCheck\x12$\n" +
 	"\bsnapshot\x18\x11 \x01(\tB\b\xbaH\x05r\x03\x18\x82\x01R\bsnapshot\x125\n" +
-	"\anetwork\x18\x12 \x01(\v2\x1b.remotegpu.v1.NetworkPolicyR\anetwork\x1a6\n" +
+	"\anetwork\x18\x12 \x01(\v2\x1b.remotegpu.v1.NetworkPolicyR\anetwork\x12*\n" +
+	"\x03gpu\x18\x13 \x01(\v2\x18.remotegpu.v1.GPURequestR\x03gpu\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x01\n" +
@@ -5721,18 +5743,20 @@ var file_remotegpu_v1_environment_proto_goTypes = []any{
 	(*Problem)(nil),                       // 72: remotegpu.v1.Problem
 	(*PortMapping)(nil),                   // 73: remotegpu.v1.PortMapping
 	(*timestamppb.Timestamp)(nil),         // 74: google.protobuf.Timestamp
-	(ServiceType)(0),                      // 75: remotegpu.v1.ServiceType
-	(*NetworkPolicy)(nil),                 // 76: remotegpu.v1.NetworkPolicy
-	(*durationpb.Duration)(nil),           // 77: google.protobuf.Duration
-	(Protocol)(0),                         // 78: remotegpu.v1.Protocol
-	(*Operation)(nil),                     // 79: remotegpu.v1.Operation
-	(*fieldmaskpb.FieldMask)(nil),         // 80: google.protobuf.FieldMask
-	(*StatFileRequest)(nil),               // 81: remotegpu.v1.StatFileRequest
-	(*UploadFilesRequest)(nil),            // 82: remotegpu.v1.UploadFilesRequest
-	(*DownloadFilesRequest)(nil),          // 83: remotegpu.v1.DownloadFilesRequest
-	(*StatFileResponse)(nil),              // 84: remotegpu.v1.StatFileResponse
-	(*UploadFilesResponse)(nil),           // 85: remotegpu.v1.UploadFilesResponse
-	(*DownloadFilesResponse)(nil),         // 86: remotegpu.v1.DownloadFilesResponse
+	(*GPULease)(nil),                      // 75: remotegpu.v1.GPULease
+	(ServiceType)(0),                      // 76: remotegpu.v1.ServiceType
+	(*NetworkPolicy)(nil),                 // 77: remotegpu.v1.NetworkPolicy
+	(*GPURequest)(nil),                    // 78: remotegpu.v1.GPURequest
+	(*durationpb.Duration)(nil),           // 79: google.protobuf.Duration
+	(Protocol)(0),                         // 80: remotegpu.v1.Protocol
+	(*Operation)(nil),                     // 81: remotegpu.v1.Operation
+	(*fieldmaskpb.FieldMask)(nil),         // 82: google.protobuf.FieldMask
+	(*StatFileRequest)(nil),               // 83: remotegpu.v1.StatFileRequest
+	(*UploadFilesRequest)(nil),            // 84: remotegpu.v1.UploadFilesRequest
+	(*DownloadFilesRequest)(nil),          // 85: remotegpu.v1.DownloadFilesRequest
+	(*StatFileResponse)(nil),              // 86: remotegpu.v1.StatFileResponse
+	(*UploadFilesResponse)(nil),           // 87: remotegpu.v1.UploadFilesResponse
+	(*DownloadFilesResponse)(nil),         // 88: remotegpu.v1.DownloadFilesResponse
 }
 var file_remotegpu_v1_environment_proto_depIdxs = []int32{
 	66,  // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
@@ -5748,136 +5772,138 @@ var file_remotegpu_v1_environment_proto_depIdxs = []int32{
 	74,  // 10: remotegpu.v1.Environment.restart_at:type_name -> google.protobuf.Timestamp
 	65,  // 11: remotegpu.v1.Environment.disk_limit:type_name -> remotegpu.v1.DiskLimit
 	7,   // 12: remotegpu.v1.Environment.access:type_name -> remotegpu.v1.AccessURL
-	75,  // 13: remotegpu.v1.AccessURL.service_type:type_name -> remotegpu.v1.ServiceType
-	74,  // 14: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
-	3,   // 15: remotegpu.v1.EnvironmentSpec.pull_policy:type_name -> remotegpu.v1.PullPolicy
-	67,  // 16: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
-	16,  // 17: remotegpu.v1.EnvironmentSpec.resources:type_name -> remotegpu.v1.Resources
-	18,  // 18: remotegpu.v1.EnvironmentSpec.mounts:type_name -> remotegpu.v1.Mount
-	19,  // 19: remotegpu.v1.EnvironmentSpec.ports:type_name -> remotegpu.v1.PortRequest
-	20,  // 20: remotegpu.v1.EnvironmentSpec.desktop:type_name -> remotegpu.v1.Desktop
-	10,  // 21: remotegpu.v1.EnvironmentSpec.restart:type_name -> remotegpu.v1.RestartPolicy
-	11,  // 22: remotegpu.v1.EnvironmentSpec.health_check:type_name -> remotegpu.v1.HealthCheck
-	76,  // 23: remotegpu.v1.EnvironmentSpec.network:type_name -> remotegpu.v1.NetworkPolicy
-	2,   // 24: remotegpu.v1.RestartPolicy.mode:type_name -> remotegpu.v1.RestartMode
-	12,  // 25: remotegpu.v1.HealthCheck.command:type_name -> remotegpu.v1.HealthCommand
-	13,  // 26: remotegpu.v1.HealthCheck.tcp:type_name -> remotegpu.v1.HealthTCP
-	14,  // 27: remotegpu.v1.HealthCheck.http:type_name -> remotegpu.v1.HealthHTTP
-	15,  // 28: remotegpu.v1.HealthCheck.desktop:type_name -> remotegpu.v1.HealthDesktop
-	77,  // 29: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	77,  // 30: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	77,  // 31: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
-	17,  // 32: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
-	4,   // 33: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
-	75,  // 34: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
-	78,  // 35: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
-	74,  // 36: remotegpu.v1.PortRequest.expires_at:type_name -> google.protobuf.Timestamp
-	68,  // 37: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
-	9,   // 38: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	77,  // 39: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 40: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	79,  // 41: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,   // 42: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	1,   // 43: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
-	6,   // 44: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
-	77,  // 45: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 46: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	79,  // 47: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	77,  // 48: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	77,  // 49: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 50: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	79,  // 51: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	77,  // 52: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	77,  // 53: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 54: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	79,  // 55: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	77,  // 56: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	77,  // 57: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	79,  // 58: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,   // 59: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
-	69,  // 60: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
-	77,  // 61: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
-	40,  // 62: remotegpu.v1.ExecCommandRequest.start:type_name -> remotegpu.v1.ExecStart
-	41,  // 63: remotegpu.v1.ExecCommandRequest.eof:type_name -> remotegpu.v1.ExecEOF
-	42,  // 64: remotegpu.v1.ExecCommandRequest.resize:type_name -> remotegpu.v1.TerminalSize
-	70,  // 65: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
-	42,  // 66: remotegpu.v1.ExecStart.terminal:type_name -> remotegpu.v1.TerminalSize
-	44,  // 67: remotegpu.v1.ExecCommandResponse.started:type_name -> remotegpu.v1.ExecStarted
-	45,  // 68: remotegpu.v1.ExecCommandResponse.exit:type_name -> remotegpu.v1.ExecExit
-	74,  // 69: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
-	74,  // 70: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
-	5,   // 71: remotegpu.v1.GetLogsRequest.stream:type_name -> remotegpu.v1.LogStream
-	48,  // 72: remotegpu.v1.GetLogsResponse.lines:type_name -> remotegpu.v1.LogLine
-	74,  // 73: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
-	5,   // 74: remotegpu.v1.LogLine.stream:type_name -> remotegpu.v1.LogStream
-	53,  // 75: remotegpu.v1.GetStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	77,  // 76: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
-	53,  // 77: remotegpu.v1.WatchStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	74,  // 78: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
-	56,  // 79: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
-	74,  // 80: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
-	8,   // 81: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
-	77,  // 82: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 83: remotegpu.v1.PauseEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	79,  // 84: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	77,  // 85: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 86: remotegpu.v1.ResumeEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	79,  // 87: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,   // 88: remotegpu.v1.RenameEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	80,  // 89: remotegpu.v1.UpdateEnvironmentRequest.update_mask:type_name -> google.protobuf.FieldMask
-	71,  // 90: remotegpu.v1.UpdateEnvironmentRequest.labels:type_name -> remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
-	9,   // 91: remotegpu.v1.UpdateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	77,  // 92: remotegpu.v1.UpdateEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	77,  // 93: remotegpu.v1.UpdateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 94: remotegpu.v1.UpdateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	79,  // 95: remotegpu.v1.UpdateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	21,  // 96: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
-	23,  // 97: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
-	25,  // 98: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
-	27,  // 99: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
-	29,  // 100: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
-	31,  // 101: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
-	57,  // 102: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
-	59,  // 103: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
-	61,  // 104: remotegpu.v1.EnvironmentService.RenameEnvironment:input_type -> remotegpu.v1.RenameEnvironmentRequest
-	63,  // 105: remotegpu.v1.EnvironmentService.UpdateEnvironment:input_type -> remotegpu.v1.UpdateEnvironmentRequest
-	33,  // 106: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
-	35,  // 107: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
-	37,  // 108: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
-	39,  // 109: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
-	46,  // 110: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
-	49,  // 111: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
-	51,  // 112: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
-	54,  // 113: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
-	81,  // 114: remotegpu.v1.EnvironmentService.StatFile:input_type -> remotegpu.v1.StatFileRequest
-	82,  // 115: remotegpu.v1.EnvironmentService.UploadFiles:input_type -> remotegpu.v1.UploadFilesRequest
-	83,  // 116: remotegpu.v1.EnvironmentService.DownloadFiles:input_type -> remotegpu.v1.DownloadFilesRequest
-	22,  // 117: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
-	24,  // 118: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
-	26,  // 119: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
-	28,  // 120: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
-	30,  // 121: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
-	32,  // 122: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
-	58,  // 123: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
-	60,  // 124: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
-	62,  // 125: remotegpu.v1.EnvironmentService.RenameEnvironment:output_type -> remotegpu.v1.RenameEnvironmentResponse
-	64,  // 126: remotegpu.v1.EnvironmentService.UpdateEnvironment:output_type -> remotegpu.v1.UpdateEnvironmentResponse
-	34,  // 127: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
-	36,  // 128: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
-	38,  // 129: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
-	43,  // 130: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
-	47,  // 131: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
-	50,  // 132: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
-	52,  // 133: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
-	55,  // 134: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
-	84,  // 135: remotegpu.v1.EnvironmentService.StatFile:output_type -> remotegpu.v1.StatFileResponse
-	85,  // 136: remotegpu.v1.EnvironmentService.UploadFiles:output_type -> remotegpu.v1.UploadFilesResponse
-	86,  // 137: remotegpu.v1.EnvironmentService.DownloadFiles:output_type -> remotegpu.v1.DownloadFilesResponse
-	117, // [117:138] is the sub-list for method output_type
-	96,  // [96:117] is the sub-list for method input_type
-	96,  // [96:96] is the sub-list for extension type_name
-	96,  // [96:96] is the sub-list for extension extendee
-	0,   // [0:96] is the sub-list for field type_name
+	75,  // 13: remotegpu.v1.Environment.gpus:type_name -> remotegpu.v1.GPULease
+	76,  // 14: remotegpu.v1.AccessURL.service_type:type_name -> remotegpu.v1.ServiceType
+	74,  // 15: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
+	3,   // 16: remotegpu.v1.EnvironmentSpec.pull_policy:type_name -> remotegpu.v1.PullPolicy
+	67,  // 17: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
+	16,  // 18: remotegpu.v1.EnvironmentSpec.resources:type_name -> remotegpu.v1.Resources
+	18,  // 19: remotegpu.v1.EnvironmentSpec.mounts:type_name -> remotegpu.v1.Mount
+	19,  // 20: remotegpu.v1.EnvironmentSpec.ports:type_name -> remotegpu.v1.PortRequest
+	20,  // 21: remotegpu.v1.EnvironmentSpec.desktop:type_name -> remotegpu.v1.Desktop
+	10,  // 22: remotegpu.v1.EnvironmentSpec.restart:type_name -> remotegpu.v1.RestartPolicy
+	11,  // 23: remotegpu.v1.EnvironmentSpec.health_check:type_name -> remotegpu.v1.HealthCheck
+	77,  // 24: remotegpu.v1.EnvironmentSpec.network:type_name -> remotegpu.v1.NetworkPolicy
+	78,  // 25: remotegpu.v1.EnvironmentSpec.gpu:type_name -> remotegpu.v1.GPURequest
+	2,   // 26: remotegpu.v1.RestartPolicy.mode:type_name -> remotegpu.v1.RestartMode
+	12,  // 27: remotegpu.v1.HealthCheck.command:type_name -> remotegpu.v1.HealthCommand
+	13,  // 28: remotegpu.v1.HealthCheck.tcp:type_name -> remotegpu.v1.HealthTCP
+	14,  // 29: remotegpu.v1.HealthCheck.http:type_name -> remotegpu.v1.HealthHTTP
+	15,  // 30: remotegpu.v1.HealthCheck.desktop:type_name -> remotegpu.v1.HealthDesktop
+	79,  // 31: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	79,  // 32: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	79,  // 33: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
+	17,  // 34: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
+	4,   // 35: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
+	76,  // 36: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	80,  // 37: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
+	74,  // 38: remotegpu.v1.PortRequest.expires_at:type_name -> google.protobuf.Timestamp
+	68,  // 39: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	9,   // 40: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	79,  // 41: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 42: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	81,  // 43: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 44: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	1,   // 45: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
+	6,   // 46: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
+	79,  // 47: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 48: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	81,  // 49: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	79,  // 50: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	79,  // 51: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 52: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	81,  // 53: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	79,  // 54: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	79,  // 55: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 56: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	81,  // 57: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	79,  // 58: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	79,  // 59: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	81,  // 60: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 61: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
+	69,  // 62: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
+	79,  // 63: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
+	40,  // 64: remotegpu.v1.ExecCommandRequest.start:type_name -> remotegpu.v1.ExecStart
+	41,  // 65: remotegpu.v1.ExecCommandRequest.eof:type_name -> remotegpu.v1.ExecEOF
+	42,  // 66: remotegpu.v1.ExecCommandRequest.resize:type_name -> remotegpu.v1.TerminalSize
+	70,  // 67: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
+	42,  // 68: remotegpu.v1.ExecStart.terminal:type_name -> remotegpu.v1.TerminalSize
+	44,  // 69: remotegpu.v1.ExecCommandResponse.started:type_name -> remotegpu.v1.ExecStarted
+	45,  // 70: remotegpu.v1.ExecCommandResponse.exit:type_name -> remotegpu.v1.ExecExit
+	74,  // 71: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
+	74,  // 72: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
+	5,   // 73: remotegpu.v1.GetLogsRequest.stream:type_name -> remotegpu.v1.LogStream
+	48,  // 74: remotegpu.v1.GetLogsResponse.lines:type_name -> remotegpu.v1.LogLine
+	74,  // 75: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	5,   // 76: remotegpu.v1.LogLine.stream:type_name -> remotegpu.v1.LogStream
+	53,  // 77: remotegpu.v1.GetStatsResponse.stats:type_name -> remotegpu.v1.Stats
+	79,  // 78: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
+	53,  // 79: remotegpu.v1.WatchStatsResponse.stats:type_name -> remotegpu.v1.Stats
+	74,  // 80: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
+	56,  // 81: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
+	74,  // 82: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
+	8,   // 83: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
+	79,  // 84: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 85: remotegpu.v1.PauseEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	81,  // 86: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	79,  // 87: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 88: remotegpu.v1.ResumeEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	81,  // 89: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 90: remotegpu.v1.RenameEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	82,  // 91: remotegpu.v1.UpdateEnvironmentRequest.update_mask:type_name -> google.protobuf.FieldMask
+	71,  // 92: remotegpu.v1.UpdateEnvironmentRequest.labels:type_name -> remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
+	9,   // 93: remotegpu.v1.UpdateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	79,  // 94: remotegpu.v1.UpdateEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	79,  // 95: remotegpu.v1.UpdateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 96: remotegpu.v1.UpdateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	81,  // 97: remotegpu.v1.UpdateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	21,  // 98: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
+	23,  // 99: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
+	25,  // 100: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
+	27,  // 101: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
+	29,  // 102: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
+	31,  // 103: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
+	57,  // 104: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
+	59,  // 105: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
+	61,  // 106: remotegpu.v1.EnvironmentService.RenameEnvironment:input_type -> remotegpu.v1.RenameEnvironmentRequest
+	63,  // 107: remotegpu.v1.EnvironmentService.UpdateEnvironment:input_type -> remotegpu.v1.UpdateEnvironmentRequest
+	33,  // 108: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
+	35,  // 109: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
+	37,  // 110: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
+	39,  // 111: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
+	46,  // 112: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
+	49,  // 113: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
+	51,  // 114: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
+	54,  // 115: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
+	83,  // 116: remotegpu.v1.EnvironmentService.StatFile:input_type -> remotegpu.v1.StatFileRequest
+	84,  // 117: remotegpu.v1.EnvironmentService.UploadFiles:input_type -> remotegpu.v1.UploadFilesRequest
+	85,  // 118: remotegpu.v1.EnvironmentService.DownloadFiles:input_type -> remotegpu.v1.DownloadFilesRequest
+	22,  // 119: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
+	24,  // 120: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
+	26,  // 121: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
+	28,  // 122: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
+	30,  // 123: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
+	32,  // 124: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
+	58,  // 125: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
+	60,  // 126: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
+	62,  // 127: remotegpu.v1.EnvironmentService.RenameEnvironment:output_type -> remotegpu.v1.RenameEnvironmentResponse
+	64,  // 128: remotegpu.v1.EnvironmentService.UpdateEnvironment:output_type -> remotegpu.v1.UpdateEnvironmentResponse
+	34,  // 129: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
+	36,  // 130: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
+	38,  // 131: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
+	43,  // 132: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
+	47,  // 133: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
+	50,  // 134: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
+	52,  // 135: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
+	55,  // 136: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
+	86,  // 137: remotegpu.v1.EnvironmentService.StatFile:output_type -> remotegpu.v1.StatFileResponse
+	87,  // 138: remotegpu.v1.EnvironmentService.UploadFiles:output_type -> remotegpu.v1.UploadFilesResponse
+	88,  // 139: remotegpu.v1.EnvironmentService.DownloadFiles:output_type -> remotegpu.v1.DownloadFilesResponse
+	119, // [119:140] is the sub-list for method output_type
+	98,  // [98:119] is the sub-list for method input_type
+	98,  // [98:98] is the sub-list for extension type_name
+	98,  // [98:98] is the sub-list for extension extendee
+	0,   // [0:98] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_environment_proto_init() }
@@ -5886,6 +5912,7 @@ func file_remotegpu_v1_environment_proto_init() {
 		return
 	}
 	file_remotegpu_v1_file_proto_init()
+	file_remotegpu_v1_gpu_proto_init()
 	file_remotegpu_v1_network_proto_init()
 	file_remotegpu_v1_operation_proto_init()
 	file_remotegpu_v1_port_proto_init()

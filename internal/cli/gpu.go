@@ -1,0 +1,340 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+)
+
+func (a *app) gpuCommand() *cobra.Command {
+	cmd := group("gpu", "GPUs of the node", a.gpuList(), a.gpuGet(), a.gpuDrain(), a.gpuUndrain(), a.gpuMIG())
+	cmd.Long = `GPUs of the node and who has them. A GPU is named by its UUID or the beginning
+of it, its PCI address, or its index.`
+	return cmd
+}
+
+func (a *app) gpuList() *cobra.Command {
+	request := &remotegpuv1.ListGPUsRequest{}
+	cmd := &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List GPUs by PCI address", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			response, err := c.gpus.ListGPUs(cmd.Context(), request)
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(response)
+			}
+			for _, note := range response.GetNotes() {
+				a.say("%s", plain(note))
+			}
+			return a.gpuTable(response.GetGpus())
+		},
+	}
+	cmd.Flags().BoolVar(&request.Usage, "usage", false, "measure them too")
+	return cmd
+}
+
+func (a *app) gpuTable(gpus []*remotegpuv1.GPU) error {
+	rows := make([][]string, 0, len(gpus))
+	for _, g := range gpus {
+		index := "-"
+		if g.GetIndex() >= 0 {
+			index = strconv.Itoa(int(g.GetIndex()))
+		}
+		rows = append(rows, []string{
+			index, g.GetUuid(), dash(g.GetModel()), gpuMemory(g.GetMemoryBytes()), gpuMode(g), gpuState(g), gpuUsage(g.GetUsage()), dash(gpuHolders(g)),
+		})
+	}
+	return a.table([]string{"INDEX", "UUID", "MODEL", "MEMORY", "MODE", "STATE", "USE", "ENVIRONMENTS"}, rows)
+}
+
+func gpuMemory(bytes uint64) string {
+	if bytes == 0 {
+		return "-"
+	}
+	return size(int64(bytes))
+}
+
+func gpuMode(g *remotegpuv1.GPU) string {
+	if g.GetMode() == remotegpuv1.GPUMode_GPU_MODE_UNSPECIFIED {
+		return "free"
+	}
+	return state(g.GetMode(), "GPU_MODE_")
+}
+
+// gpuState says whether a GPU is given.
+func gpuState(g *remotegpuv1.GPU) string {
+	word := state(g.GetHealth(), "GPU_HEALTH_")
+	if g.GetDrained() {
+		word = strings.TrimPrefix(word+", drained", "ok, ")
+	}
+	if g.GetMigPending() {
+		word += ", needs reset"
+	}
+	return word
+}
+
+func gpuUsage(u *remotegpuv1.GPUUsage) string {
+	if u == nil {
+		return "-"
+	}
+	text := size(int64(u.GetMemoryUsedBytes()))
+	if u.UtilPercent != nil {
+		text = fmt.Sprintf("%d%% ", u.GetUtilPercent()) + text
+	}
+	return text
+}
+
+func gpuHolders(g *remotegpuv1.GPU) string {
+	names := make([]string, 0, len(g.GetLeases()))
+	for _, l := range g.GetLeases() {
+		names = append(names, cmp.Or(l.GetEnvironmentName(), l.GetEnvironment()))
+	}
+	return strings.Join(names, ", ")
+}
+
+func (a *app) gpuGet() *cobra.Command {
+	return &cobra.Command{
+		Use: "get GPU", Short: "Show a GPU, who has it and what it does", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeGPUs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			response, err := c.gpus.GetGPU(cmd.Context(), &remotegpuv1.GetGPURequest{Gpu: args[0]})
+			if err != nil {
+				return err
+			}
+			return a.showGPU(response.GetGpu())
+		},
+	}
+}
+
+func (a *app) showGPU(g *remotegpuv1.GPU) error {
+	if a.output == "json" {
+		return a.json(g)
+	}
+	rows := [][]string{
+		{"UUID", g.GetUuid()},
+		{"Model", g.GetModel()},
+		{"Memory", gpuMemory(g.GetMemoryBytes())},
+		{"PCI", g.GetPci()},
+		{"NUMA node", strconv.Itoa(int(g.GetNumaNode()))},
+		{"Architecture", strings.TrimSpace(g.GetArchitecture() + " " + g.GetComputeCapability())},
+		{"Render node", g.GetRenderNode()},
+		{"Linked with", strings.Join(g.GetPeers(), ", ")},
+		{"Virtualization", g.GetVirtualization()},
+		{"Mode", gpuMode(g)},
+		{"State", gpuState(g)},
+		{"Drained", strings.TrimSpace(moment(g.GetDrainedAt()) + " " + g.GetDrainReason())},
+		{"Unhealthy", strings.TrimSpace(moment(g.GetUnhealthySince()) + " " + g.GetHealthReason())},
+	}
+	if g.GetMigCapable() {
+		rows = append(rows, []string{"MIG", onOff(g.GetMigEnabled())})
+	}
+	for _, p := range g.GetProfiles() {
+		starts := make([]string, 0, len(p.GetPlacements()))
+		for _, at := range p.GetPlacements() {
+			starts = append(starts, strconv.Itoa(int(at.GetStart())))
+		}
+		rows = append(rows, []string{"Profile", fmt.Sprintf("%s, %s, at %s", p.GetName(), gpuMemory(p.GetMemoryBytes()), strings.Join(starts, " "))})
+	}
+	for _, i := range g.GetInstances() {
+		rows = append(rows, []string{"Instance", fmt.Sprintf("%s %s at %d", i.GetUuid(), i.GetProfile(), i.GetPlacement().GetStart())})
+	}
+	for _, l := range g.GetLeases() {
+		rows = append(rows, []string{"Environment", cmp.Or(l.GetEnvironmentName(), l.GetEnvironment()) + ": " + strings.TrimPrefix(gpuText(l), g.GetUuid()+" ")})
+	}
+	return a.facts(append(rows, usageRows(g.GetUsage())...))
+}
+
+func onOff(on bool) string {
+	if on {
+		return "on"
+	}
+	return "off"
+}
+
+func usageRows(u *remotegpuv1.GPUUsage) [][]string {
+	if u == nil {
+		return nil
+	}
+	rows := [][]string{{"Use", gpuUsage(u)}}
+	if u.TemperatureCelsius != nil {
+		rows = append(rows, []string{"Temperature", fmt.Sprintf("%d °C", u.GetTemperatureCelsius())})
+	}
+	if u.PowerMilliwatts != nil {
+		rows = append(rows, []string{"Power", fmt.Sprintf("%d W", u.GetPowerMilliwatts()/1000)})
+	}
+	for _, p := range u.GetProcesses() {
+		rows = append(rows, []string{"Process", fmt.Sprintf("%d %s %s", p.GetPid(), gpuMemory(p.GetMemoryBytes()), p.GetMigInstance())})
+	}
+	return rows
+}
+
+func (a *app) gpuDrain() *cobra.Command {
+	request := &remotegpuv1.DrainGPURequest{}
+	cmd := &cobra.Command{
+		Use: "drain GPU", Short: "Keep a GPU from new environments", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeGPUs,
+		Long: `drain keeps a GPU from new environments. Those that have it keep it, also over a
+restart.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			request.Gpu = args[0]
+			response, err := c.gpus.DrainGPU(cmd.Context(), request)
+			if err != nil {
+				return err
+			}
+			return a.didGPU(response.GetGpu(), "drained")
+		},
+	}
+	cmd.Flags().StringVar(&request.Reason, "reason", "", "why, for those who are refused it")
+	return cmd
+}
+
+func (a *app) gpuUndrain() *cobra.Command {
+	request := &remotegpuv1.UndrainGPURequest{}
+	cmd := &cobra.Command{
+		Use: "undrain GPU", Short: "Let a GPU be given again", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeGPUs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			request.Gpu = args[0]
+			response, err := c.gpus.UndrainGPU(cmd.Context(), request)
+			if err != nil {
+				return err
+			}
+			return a.didGPU(response.GetGpu(), gpuState(response.GetGpu()))
+		},
+	}
+	cmd.Flags().BoolVar(&request.ResetHealth, "reset-health", false, "forget that it was unhealthy: somebody has looked at it")
+	return cmd
+}
+
+func (a *app) didGPU(g *remotegpuv1.GPU, what string) error {
+	if a.output == "json" {
+		return a.json(g)
+	}
+	return a.printf("%s: %s\n", plain(g.GetUuid()), what)
+}
+
+func (a *app) gpuMIG() *cobra.Command {
+	cmd := group("mig", "Instances of partitioned GPUs", a.migCreate(), a.migDelete(), a.migMode())
+	cmd.Long = `Instances are made for environments that ask for a profile (env create
+--gpu-mode mig --gpu-profile PROFILE), and go with them. Those that are made here
+stay.`
+	return cmd
+}
+
+func (a *app) migCreate() *cobra.Command {
+	var start int32
+	cmd := &cobra.Command{
+		Use: "create GPU PROFILE", Short: "Make an instance that stays", Args: cobra.ExactArgs(2), ValidArgsFunction: a.completeGPUs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			request := &remotegpuv1.CreateMIGInstanceRequest{Gpu: args[0], Profile: args[1]}
+			if cmd.Flags().Changed("start") {
+				request.Start = &start
+			}
+			response, err := c.gpus.CreateMIGInstance(cmd.Context(), request)
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(response.GetInstance())
+			}
+			return a.printf("%s\n", plain(response.GetInstance().GetUuid()))
+		},
+	}
+	cmd.Flags().Int32Var(&start, "start", 0, "first memory slice (default: where the largest hole is left)")
+	return cmd
+}
+
+func (a *app) migDelete() *cobra.Command {
+	return &cobra.Command{
+		Use: "delete INSTANCE...", Aliases: []string{"rm"}, Short: "Remove instances that no environment has", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			for _, uuid := range args {
+				response, err := c.gpus.DeleteMIGInstance(cmd.Context(), &remotegpuv1.DeleteMIGInstanceRequest{Instance: uuid})
+				if err != nil {
+					return err
+				}
+				if a.output == "json" {
+					err = a.jsonLine(response)
+				} else {
+					err = a.printf("%s: removed\n", plain(uuid))
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+	}
+}
+
+func (a *app) migMode() *cobra.Command {
+	return &cobra.Command{
+		Use: "mode GPU on|off", Short: "Turn partitioning of an idle GPU on or off", Args: cobra.ExactArgs(2),
+		ValidArgsFunction: a.completeGPUs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if args[1] != "on" && args[1] != "off" {
+				return usagef("use on or off", "%q is neither", args[1])
+			}
+			c, err := a.dial()
+			if err != nil {
+				return err
+			}
+			response, err := c.gpus.SetMIGMode(cmd.Context(), &remotegpuv1.SetMIGModeRequest{Gpu: args[0], Enabled: args[1] == "on"})
+			if err != nil {
+				return err
+			}
+			if a.output == "json" {
+				return a.json(response)
+			}
+			what := "MIG is " + onOff(response.GetGpu().GetMigEnabled())
+			if response.GetResetNeeded() {
+				what += "; it changes with a reset: nvidia-smi -r -i " + response.GetGpu().GetUuid()
+			}
+			return a.didGPU(response.GetGpu(), what)
+		},
+	}
+}
+
+// completeGPUs offers the GPUs of the node.
+func (a *app) completeGPUs(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return a.offer(cmd, args, prefix, func(ctx context.Context, c *clients) ([]cobra.Completion, error) {
+		response, err := c.gpus.ListGPUs(ctx, &remotegpuv1.ListGPUsRequest{})
+		var found []cobra.Completion
+		for _, g := range response.GetGpus() {
+			found = append(found, cobra.CompletionWithDesc(g.GetUuid(), plain(g.GetModel())+" "+gpuState(g)))
+		}
+		return found, err
+	})
+}
