@@ -16,7 +16,7 @@ import (
 var suites = []suite{
 	{"internal/cgroup", ""},
 	{"internal/projectquota", "TestLimit"},
-	{"runtime/containerd", "^(TestSpec|TestDiskQuota|TestUpdateReachesTheKernel|TestPausedWhenContainerdOrShimIsKilled)$"},
+	{"runtime/containerd", "^(TestSpec|TestDiskQuota|TestUpdateReachesTheKernel|TestGPUDevices|TestPausedWhenContainerdOrShimIsKilled)$"},
 	{"test/e2e", "TestStats"},
 }
 
