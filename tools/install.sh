@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds pinned tools from the Go module proxy into .tools/bin. Every version
 # of a tool is here or in the go.mod of a directory beside it.
-# Usage: tools/install.sh SET…   sets: proto lint containerd buildkit coredns
+# Usage: tools/install.sh SET…   sets: proto lint containerd buildkit nvidia coredns
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD
@@ -16,6 +16,7 @@ GOLANGCI_LINT=v2.15.0
 GOFUMPT=v0.12.0
 CONTAINERD_2=v2.4.2
 GRPCURL=v1.9.4
+NVIDIA_TOOLKIT=v1.20.1
 
 # once NAME VERSION COMMAND…: runs the command unless that version is there.
 once() {
@@ -28,6 +29,15 @@ once() {
 }
 
 install() { CGO_ENABLED=${CGO:-0} go install -trimpath -ldflags='-s -w' "$@"; }
+
+# NVIDIA's container toolkit finds NVML when it runs, so symbols stay open until
+# they are called, whatever the C compiler's default is. Its programs tell their
+# version, which is looked at.
+build_nvidia() {
+	CGO_ENABLED=1 go install -trimpath \
+		-ldflags="-s -w -extldflags=-Wl,-z,lazy -X github.com/NVIDIA/nvidia-container-toolkit/internal/info.version=${NVIDIA_TOOLKIT#v}" \
+		github.com/NVIDIA/nvidia-container-toolkit/cmd/{nvidia-ctk,nvidia-cdi-hook,nvidia-container-runtime-hook}@$NVIDIA_TOOLKIT
+}
 
 build_buildkit() {
 	(cd tools/buildkit && CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o "$GOBIN/buildkitd" github.com/moby/buildkit/cmd/buildkitd)
@@ -63,6 +73,9 @@ for set in "$@"; do
 		;;
 	buildkit)
 		once buildkitd "$(checksum tools/buildkit/go.sum)" build_buildkit
+		;;
+	nvidia)
+		once nvidia-container-toolkit $NVIDIA_TOOLKIT build_nvidia
 		;;
 	coredns)
 		once coredns "$(checksum tools/coredns/go.sum tools/coredns/main.go)" build_coredns

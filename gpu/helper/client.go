@@ -120,6 +120,9 @@ func (c *Client) end() {
 
 // call asks the helper. result may be nil.
 func (c *Client) call(ctx context.Context, q question, result any) error {
+	if ctx.Err() != nil {
+		return late(ctx)
+	}
 	select {
 	case <-c.turn:
 	case <-ctx.Done():
@@ -132,6 +135,13 @@ func (c *Client) call(ctx context.Context, q question, result any) error {
 		}
 		fresh := c.process.fresh
 		a, err := c.ask(ctx, q)
+		if errors.Is(err, errNotAsked) {
+			if again {
+				return c.lost(ctx, q)
+			}
+			c.end() // it ended since the last call
+			continue
+		}
 		if err != nil {
 			return err // ask has passed the turn on, or will
 		}
@@ -196,14 +206,17 @@ func (c *Client) ready(ctx context.Context) error {
 
 func (c *Client) count() { c.deaths, c.died = c.deaths+1, time.Now() }
 
-// ask asks the process that runs. With an error the turn is passed on, if need
-// be when the process has answered or was ended.
+// errNotAsked is a question that the process did not take.
+var errNotAsked = errors.New("the GPU helper takes no question")
+
+// ask asks the process that runs. With another error than errNotAsked the turn
+// is passed on, if need be when the process has answered or was ended.
 func (c *Client) ask(ctx context.Context, q question) (answer, error) {
 	c.asked++
 	q.ID = c.asked
 	process := c.process
 	if err := process.ask(q); err != nil {
-		return answer{}, c.lost(ctx, q)
+		return answer{}, errNotAsked
 	}
 	timeout := time.NewTimer(c.cfg.Timeout)
 	defer timeout.Stop()

@@ -52,7 +52,7 @@ func (d *Driver) Edits(ctx context.Context, req gpu.EditsRequest) (gpu.Edits, er
 				WithHint("make them: nvidia-modprobe -u -c=0, or nvidia-smi once; they go with each reboot")
 		}
 	}
-	edits := merge(found)
+	edits := merge(found, s.cfg.DevRoot)
 	warnings := filter(&edits, req.Capabilities, drawing)
 	if err := d.checkFiles(edits); err != nil {
 		return gpu.Edits{}, err

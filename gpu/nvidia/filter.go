@@ -15,8 +15,9 @@ import (
 var hookEnv = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "NVIDIA_CTK_DEBUG=false"}
 
 // merge puts the edits of devices and those that all have into one. Two
-// instances of a GPU name its node both.
-func merge(found discovered) cdi.ContainerEdits {
+// instances of a GPU name its node both. nvcdi has links in /dev of the
+// container where the host has them, below the device root.
+func merge(found discovered, devRoot string) cdi.ContainerEdits {
 	var edits cdi.ContainerEdits
 	for _, device := range found.devices {
 		add(&edits, &device.ContainerEdits)
@@ -24,6 +25,9 @@ func merge(found discovered) cdi.ContainerEdits {
 	add(&edits, found.common)
 	for _, hook := range edits.Hooks {
 		hook.Env = slices.Clone(hookEnv)
+		for i := range hook.Args {
+			hook.Args[i] = strings.Replace(hook.Args[i], "::"+filepath.Join(devRoot, "dev")+"/", "::/dev/", 1)
+		}
 	}
 	return edits
 }

@@ -24,7 +24,7 @@ nvmlReturn_t nvmlDeviceSetMigMode(nvmlDevice_t device, unsigned int mode, nvmlRe
 	if (!g->mig_reset)
 		g->mode = mode;
 	store(1);
-	*activation = g->mig_reset ? NVML_ERROR_RESET_REQUIRED : NVML_SUCCESS;
+	*activation = g->mode != mode ? NVML_ERROR_RESET_REQUIRED : NVML_SUCCESS;
 	return NVML_SUCCESS;
 }
 

@@ -1,0 +1,81 @@
+package nvidia_test
+
+import (
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/test/fakenvml"
+)
+
+func TestUsage(t *testing.T) {
+	t.Parallel()
+	library := fakenvml.Build(t, t.TempDir(), fakenvml.Version)
+	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{
+		{
+			Model: plain(), ECC: true, Util: 97, UsedMB: 2048, Encoder: 12, Decoder: 3, Temperature: 66, Power: 71500, ECCErrors: 2,
+			Processes: []fakenvml.Process{
+				{Kind: 'c', PID: 20, MB: 300}, {Kind: 'g', PID: 10, MB: 5}, {Kind: 'g', PID: 20, MB: 300}, {Kind: 'm', PID: 30}, {Kind: 'c', PID: 40, MB: 1},
+			},
+		},
+		{Model: plain(), Lost: true},
+		{Model: plain()},
+	}})
+	got, err := library.Client(t, t.TempDir()).Usage(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []gpu.Usage{
+		{
+			UUID: fakenvml.UUID(0), UtilPercent: 97, MemoryUsed: 2048 << 20, EncoderPercent: 12, DecoderPercent: 3, Temperature: 66,
+			PowerMilliwatts: 71500, ECCUncorrected: 2, Processes: []gpu.Process{
+				{PID: 10, MemoryBytes: 5 << 20, Graphics: true}, {PID: 20, MemoryBytes: 300 << 20, Graphics: true}, {PID: 30}, {PID: 40, MemoryBytes: 1 << 20},
+			},
+		},
+		{UUID: fakenvml.UUID(2), ECCUncorrected: -1},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("usage (-want +got):\n%s", diff)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	t.Parallel()
+	root, library := t.TempDir(), fakenvml.Build(t, t.TempDir(), fakenvml.Version)
+	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain()}}})
+	client, uuid := library.Client(t, root), fakenvml.UUID(0)
+	limit := func(cgroup string, bytes uint64) error {
+		return client.SetMemoryLimit(t.Context(), uuid, cgroup, bytes)
+	}
+	wantReason(t, limit("/remotegpu/x", 1<<30), problem.GPUUnsupported, "cgroup v2")
+	write(t, filepath.Join(root, "cgroup/cgroup.controllers"), "memory\n")
+	for _, bad := range []string{"", "/", "x", "/a/../b", "/a//b"} {
+		wantReason(t, limit(bad, 1), problem.FieldInvalid)
+	}
+	wantReason(t, limit("/x", 1<<40), problem.FieldInvalid, "has less")
+	for _, bytes := range []uint64{1 << 30, 0} {
+		if err := limit("/remotegpu/x", bytes); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, on := range []bool{true, false} {
+		if err := client.SetExclusiveProcess(t.Context(), uuid, on); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := filepath.Join(root, "cgroup/remotegpu/x")
+	want := []string{
+		"memory_limits " + uuid + " " + path + " 1073741824 1073741824",
+		"memory_limits " + uuid + " " + path + " 0 18446744073709551615",
+		"compute_mode " + uuid + " 3", "compute_mode " + uuid + " 0",
+	}
+	if diff := cmp.Diff(want, library.Log(t)); diff != "" {
+		t.Errorf("calls (-want +got):\n%s", diff)
+	}
+	old := fakenvml.Build(t, t.TempDir(), fakenvml.Version, "nvmlDeviceSetMemoryLimits_v1")
+	old.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain()}}})
+	wantReason(t, old.Client(t, root).SetMemoryLimit(t.Context(), uuid, "/remotegpu/x", 1), problem.GPUUnsupported, "R615")
+}
