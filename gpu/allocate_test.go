@@ -130,6 +130,9 @@ func TestMIGPlacesLeaveTheLargestHole(t *testing.T) {
 	refused(t, err, problem.GPUNotFound, "1g.5gb")
 	_, err = allocate(t, books, gpu.Rules{}, "draws", gpu.Request{Mode: gpu.MIGMode, Profile: "1g.5gb", Capabilities: []gpu.Capability{gpu.Graphics}})
 	refused(t, err, problem.GPUCapability, "cannot draw")
+	beside := gpu.Books{Devices: append(gputest.Plain(1), books.Devices...), Held: books.Held}
+	_, err = allocate(t, beside, gpu.Rules{}, "draws", gpu.Request{Mode: gpu.MIGMode, Profile: "1g.5gb", Capabilities: []gpu.Capability{gpu.Graphics}})
+	refused(t, err, problem.GPUCapability, "cannot draw")
 	_, err = allocate(t, books, gpu.Rules{}, "whole", gpu.Request{})
 	refused(t, err, problem.GPUModeConflict, "MIG is on")
 	books.Devices[0].MIG.Enabled, books.Held = false, nil

@@ -51,19 +51,21 @@ func (b *Books) refuse(req *Request, missing int, able []candidate, refused []re
 		}
 		return p.WithHint("it has %s", b.models())
 	}
-	kinds := make(map[refusalKind]int)
-	for _, r := range asked {
-		kinds[r.reason]++
-	}
 	reason, hint := problem.GPUExhausted, "stop or delete who has one, ask for less, or share one"
-	only := func(kind refusalKind) bool { return kinds[kind] == len(asked) }
+	weighed := asked
+	if partitioned := slices.DeleteFunc(slices.Clone(asked), func(r refusal) bool { return r.reason == wrongMode }); req.Mode == MIGMode && len(partitioned) > 0 {
+		weighed = partitioned // the others could never have done
+	}
+	only := func(kind refusalKind) bool {
+		return !slices.ContainsFunc(weighed, func(r refusal) bool { return r.reason != kind })
+	}
 	switch {
 	case only(wrongMode) && req.Mode == MIGMode:
 		reason, hint = problem.GPUModeConflict, "an administrator turns MIG on, on an idle GPU: remotegpu gpu mig mode GPU on"
 	case only(wrongMode):
 		reason, hint = problem.GPUModeConflict, "ask for the mode that they are in, or for another GPU"
 	case only(noProfile):
-		reason, hint, field = problem.GPUNotFound, "they have "+profiles(asked), field+".profile"
+		reason, hint, field = problem.GPUNotFound, "they have "+profiles(weighed), field+".profile"
 	case only(cannotDraw):
 		reason, hint, field = problem.GPUCapability, "use a profile with +gfx or a whole GPU, or leave graphics out of the capabilities", field+".capabilities"
 	case only(sick):

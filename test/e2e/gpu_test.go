@@ -1,0 +1,151 @@
+package e2e_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/gpus"
+
+	"github.com/remotegpu/remotegpu/internal/testutil"
+	"github.com/remotegpu/remotegpu/test/fakenvml"
+)
+
+// gpuList is what gpu ls says.
+type gpuList struct {
+	GPUs []struct {
+		UUID    string `json:"uuid"`
+		Mode    string `json:"mode"`
+		Health  string `json:"health"`
+		Drained bool   `json:"drained"`
+		MIG     bool   `json:"migEnabled"`
+		Leases  []struct {
+			Environment string `json:"environmentName"`
+			Instance    string `json:"migInstance"`
+		} `json:"leases"`
+		Instances []struct {
+			UUID string `json:"uuid"`
+		} `json:"instances"`
+	} `json:"gpus"`
+	Driver string   `json:"driver"`
+	Notes  []string `json:"notes"`
+}
+
+func (n *Node) gpus(tb testing.TB) gpuList {
+	tb.Helper()
+	var list gpuList
+	if err := json.Unmarshal([]byte(n.Must(tb, "gpu", "ls", "-o", "json")), &list); err != nil {
+		tb.Fatal(err)
+	}
+	return list
+}
+
+// refused runs a command that is refused, for a reason that it says.
+func (n *Node) refused(tb testing.TB, words string, args ...string) {
+	tb.Helper()
+	_, errs, code := n.CLI(tb, args...)
+	if code < 3 || !strings.Contains(errs, words) || !strings.Contains(errs, "Try: ") {
+		tb.Errorf("%v: exit %d, %s; want %s", args, code, errs, words)
+	}
+}
+
+// A node without GPUs works, and says what it has not.
+func TestNoGPU(t *testing.T) {
+	n := StartWith(t, usual, func(config string) string {
+		return config + fmt.Sprintf("[gpu]\nlibrary = %q\n", filepath.Join(t.TempDir(), "libnvidia-ml.so.1"))
+	})
+	if list := n.gpus(t); len(list.GPUs) == 0 && len(list.Notes) == 0 {
+		t.Errorf("a host without GPUs says nothing: %+v", list)
+	} else if len(list.GPUs) > 0 {
+		t.Skip("this host has GPUs of other vendors")
+	}
+	n.refused(t, "this host has no GPU", "env", "create", "one", "--image", n.Image, "--gpus", "1")
+	n.refused(t, "no GPU 0", "gpu", "drain", "0")
+	if info := n.Must(t, "node", "info", "-o", "json"); strings.Contains(info, "GPU_") {
+		t.Errorf("a host without GPUs is told to be broken: %s", info)
+	}
+	n.Must(t, "env", "create", "one", "--image", n.Image)
+	n.refused(t, "this host has no GPU", "env", "update", "one", "--gpus", "1")
+}
+
+// Environments get GPUs of the vendor's own code over a stand-in of its
+// library, and keep them whatever becomes of the daemon.
+func TestGPULeases(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables, usual, testutil.Programs)
+	library := fakenvml.Build(t, t.TempDir(), fakenvml.Version)
+	plain := gpus.Config{Name: "NVIDIA L4", Architecture: 9, MemoryMB: 23034, CudaMajor: 8, CudaMinor: 9}
+	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain}, {Model: plain, Minor: 1}, {Model: gpus.A100_SXM4_40GB, Minor: 2}}})
+	library.MIGMode(t, 2, true)
+	n := Start(t, usual, fmt.Sprintf("[gpu]\nlibrary = %q\ninjection = \"none\"\n", library.Path))
+	list := n.gpus(t)
+	if len(list.GPUs) != 3 || list.Driver != fakenvml.Version || !list.GPUs[2].MIG {
+		t.Fatalf("got %+v", list)
+	}
+	create := func(name string, more ...string) []string {
+		return append([]string{"env", "create", name, "--image", n.Image}, more...)
+	}
+	n.Must(t, create("alone", "--gpus", "1")...)
+	n.Must(t, create("named", "--gpus", "uuid=1")...)
+	n.refused(t, "is used by alone", create("late", "--gpus", "model=l4")...)
+	n.refused(t, "keeps others off a share", create("late", "--gpu-mode", "vgpu", "--gpu-memory", "1G")...)
+	n.Must(t, create("part", "--gpu-mode", "mig", "--gpu-profile", "1g.5gb")...)
+	n.refused(t, "cannot draw", create("draws", "--gpu-mode", "mig", "--gpu-profile", "1g.5gb", "--gpu-capabilities", "graphics")...)
+	n.refused(t, "have GPU", "gpu", "mig", "mode", "2", "off")
+	made := n.gpus(t).GPUs[2]
+	if len(made.Leases) != 1 || len(made.Instances) != 1 || made.Leases[0].Instance != made.Instances[0].UUID {
+		t.Errorf("the instance of an environment: %+v", made)
+	}
+	n.refused(t, "environment part has", "gpu", "mig", "delete", made.Instances[0].UUID)
+	kept := strings.TrimSpace(n.Must(t, "gpu", "mig", "create", "2", "2g.10gb"))
+
+	// Who has what outlives the daemon; one that runs has what it had.
+	n.Stop(t, syscall.SIGKILL)
+	n.Run(t)
+	after := n.gpus(t)
+	if after.GPUs[0].Leases[0].Environment != "alone" || after.GPUs[1].Leases[0].Environment != "named" || after.GPUs[2].Leases[0].Instance != made.Instances[0].UUID {
+		t.Errorf("after the daemon was killed: %+v", after)
+	}
+
+	// One whose GPU fails is told, and nobody else gets it.
+	library.XID(t, 1, 31) // of a program
+	Eventually(t, "the failure to be told", func() bool {
+		library.XID(t, 1, 79)
+		return slices.Contains(n.events(t, "named"), "gpu_fail")
+	})
+	if info := n.Must(t, "node", "info", "-o", "json"); !strings.Contains(info, "GPU_UNHEALTHY") || !strings.Contains(info, "79") {
+		t.Errorf("the node does not say that a GPU failed: %s", info)
+	}
+	n.Must(t, "env", "rm", "--force", "--grace", "0s", "named")
+	n.refused(t, "XID 79", create("late", "--gpus", "uuid=1")...)
+	n.Must(t, "gpu", "undrain", "--reset-health", "1")
+	n.Must(t, "gpu", "drain", "1", "--reason", "a new fan")
+	n.refused(t, "a new fan", create("late", "--gpus", "uuid=1")...)
+	n.Must(t, "gpu", "undrain", "1")
+
+	// It changes what it has when it is started again.
+	if _, errs, code := n.CLI(t, "env", "update", "alone", "--gpus", "2"); code != 0 || !strings.Contains(errs, "spec.gpu") {
+		t.Errorf("update: exit %d, %s", code, errs)
+	}
+	n.Must(t, "env", "restart", "alone")
+	if now := n.gpus(t); now.GPUs[1].Leases == nil || now.GPUs[1].Leases[0].Environment != "alone" {
+		t.Errorf("after the change: %+v", now)
+	}
+	n.Must(t, "env", "update", "alone", "--no-gpus", "--now")
+	n.Must(t, "env", "rm", "--force", "--grace", "0s", "part")
+	for _, g := range n.gpus(t).GPUs {
+		if len(g.Leases) > 0 {
+			t.Errorf("GPU %s is still held: %+v", g.UUID, g)
+		}
+	}
+	if left := n.gpus(t).GPUs[2].Instances; len(left) != 1 || left[0].UUID != kept {
+		t.Errorf("left are %+v, and only that of the administrator stays", left)
+	}
+	n.Must(t, "gpu", "mig", "delete", kept)
+	if found := n.reconcile(t, "--dry-run"); len(found) > 0 {
+		t.Errorf("found %+v", found)
+	}
+}
