@@ -21,7 +21,7 @@ const (
 	BySole        Enforcement = "sole"        // nobody else has a lease of the GPU
 	ByHardware    Enforcement = "hardware"    // a MIG instance
 	ByDriver      Enforcement = "driver"      // memory limit of a cgroup in the driver
-	ByMPS         Enforcement = "mps"         // limits of the MPS server, for CUDA alone
+	ByMPS         Enforcement = "mps"         // limits of the MPS server, for CUDA alone, to the largest share of the GPU; to its own by variables
 	ByCooperation Enforcement = "cooperative" // a library in the container, which can be evaded
 	ByNone        Enforcement = "none"        // nothing
 )

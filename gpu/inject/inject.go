@@ -69,7 +69,7 @@ type Config struct {
 
 // MPS runs the control daemons of GPUs that are shared by it; *mps.Daemons does.
 type MPS interface {
-	Prepare(ctx context.Context, gpuUUID string) (mps.Client, error)
+	Prepare(ctx context.Context, gpuUUID string, share gpu.Share) (mps.Client, error)
 }
 
 // Driver is a gpu.Driver whose Edits are those of a way. It is safe for

@@ -265,7 +265,7 @@ func TestToolkitIsAskedAgainWhenItChanges(t *testing.T) {
 // daemons answers for any GPU.
 type daemons struct{ asked []string }
 
-func (d *daemons) Prepare(_ context.Context, uuid string) (mps.Client, error) {
+func (d *daemons) Prepare(_ context.Context, uuid string, _ gpu.Share) (mps.Client, error) {
 	d.asked = append(d.asked, uuid)
 	return mps.Client{Pipe: "/host/" + uuid + "/pipe", Shm: "/host/" + uuid + "/shm"}, nil
 }

@@ -47,15 +47,17 @@ func (d *Driver) shared(ctx context.Context, edits gpu.Edits, targets []gpu.Targ
 	return edits, nil
 }
 
-// byMPS makes a container a client of a GPU's control daemon. Its limits cannot
-// be raised from inside (CUDA Multi-Process Service, section Environment
-// Variables), and are of CUDA alone. The clients of a GPU share /dev/shm.
+// byMPS makes a container a client of a GPU's control daemon. Variables lower
+// what the server allows all of its clients (CUDA Multi-Process Service, section
+// Environment Variables), for CUDA alone; a process that unsets them is held to
+// the server's limit, the largest share of the GPU. The clients of a GPU share
+// /dev/shm.
 func (d *Driver) byMPS(ctx context.Context, edits gpu.Edits, target gpu.Target) (gpu.Edits, error) {
 	if d.cfg.MPS == nil || target.MIG != "" {
 		return gpu.Edits{}, problem.New(problem.GPUNotEnforceable, "this node runs no MPS daemon for GPU %s", target.GPU).
 			WithHint("set gpu.mps_control in the node's configuration, or ask for another mode; there is none for MIG instances")
 	}
-	client, err := d.cfg.MPS.Prepare(ctx, target.GPU)
+	client, err := d.cfg.MPS.Prepare(ctx, target.GPU, target.Share)
 	if err != nil {
 		return gpu.Edits{}, fmt.Errorf("prepare MPS for GPU %s: %w", target.GPU, err)
 	}

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/keylock"
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
@@ -75,10 +76,11 @@ var uuidText = regexp.MustCompile(`^GPU-[0-9a-zA-Z-]{1,64}$`)
 
 func (d *Daemons) home(uuid string) string { return filepath.Join(d.cfg.Dir, uuid) }
 
-// Prepare starts the control daemon of a GPU unless it answers. On error there is
-// none. GPU_TOOLKIT_MISSING without the program, GPU_UNAVAILABLE when it does
-// not come up.
-func (d *Daemons) Prepare(ctx context.Context, uuid string) (Client, error) {
+// Prepare starts the control daemon of a GPU unless it answers, and makes room in
+// its limits for a client of a share. On error nothing is left of a daemon that
+// was not there before. GPU_TOOLKIT_MISSING without the program, GPU_UNAVAILABLE
+// when it does not come up.
+func (d *Daemons) Prepare(ctx context.Context, uuid string, share gpu.Share) (Client, error) {
 	if !uuidText.MatchString(uuid) {
 		return Client{}, problem.New(problem.GPUNotFound, "%q is no UUID of a GPU that MPS could serve", uuid).WithHint("see remotegpu gpu ls")
 	}
@@ -89,13 +91,17 @@ func (d *Daemons) Prepare(ctx context.Context, uuid string) (Client, error) {
 	defer unlock()
 	client := Client{Pipe: filepath.Join(d.home(uuid), "pipe"), Shm: filepath.Join(d.home(uuid), "shm")}
 	if d.answers(ctx, uuid) {
-		return client, nil
+		return client, d.widen(ctx, uuid, share)
 	}
 	if _, err := os.Stat(d.cfg.Control); err != nil {
 		return Client{}, problem.New(problem.GPUToolkitMissing, "nvidia-cuda-mps-control cannot be used: %v", err).WithCause(err).
 			WithHint("it comes with the driver; set its place in the section gpu of the configuration, or use another mode")
 	}
-	if err := d.start(ctx, uuid); err != nil {
+	err = d.start(ctx, uuid)
+	if err == nil {
+		err = d.widen(ctx, uuid, share)
+	}
+	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
 		defer cancel()
 		return Client{}, errors.Join(err, d.end(undo, uuid))
@@ -217,7 +223,11 @@ func (d *Daemons) keep(ctx context.Context, uuid string, needed func(ctx context
 		return nil
 	case wanted:
 		// What it leaves when it fails containers have: it is tried again.
-		if err := d.start(ctx, uuid); err != nil {
+		err := d.start(ctx, uuid)
+		if err == nil {
+			err = d.limit(ctx, uuid, d.limits(uuid))
+		}
+		if err != nil {
 			return err
 		}
 		d.cfg.Log.WarnContext(ctx, "an MPS control daemon had died and was started again", "gpu", uuid)

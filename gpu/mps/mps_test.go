@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/gpu/mps"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/testutil"
@@ -37,9 +38,15 @@ read command
 pid=$(cat $CUDA_MPS_PIPE_DIRECTORY/pid 2> /dev/null) && test -e /proc/$pid && ! grep -q ') Z ' /proc/$pid/stat || { echo "Cannot find MPS control daemon process" >&2; exit 1; }
 case $command in
 get_default_active_thread_percentage) echo 100.0 ;;
+get_server_list) cat %[1]s/servers 2> /dev/null || true ;;
+set_*) echo "$command" >> %[1]s/limits ;;
 quit) echo quit >> $log; kill $pid ;;
 esac
 `
+
+func share(gib uint64) gpu.Share {
+	return gpu.Share{Enforcement: gpu.ByMPS, MemoryBytes: gib << 30, ComputePercent: int(gib * 10)}
+}
 
 func nobody(context.Context, string) (bool, error) { return false, nil }
 
@@ -99,11 +106,11 @@ func (s *setup) pid(t *testing.T) int {
 
 func TestDaemonIsStartedOnceAndEndedWithItsLastHolder(t *testing.T) {
 	s := newSetup(t)
-	client, err := s.daemons.Prepare(t.Context(), uuid)
+	client, err := s.daemons.Prepare(t.Context(), uuid, share(2))
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := s.daemons.Prepare(t.Context(), uuid)
+	again, err := s.daemons.Prepare(t.Context(), uuid, share(2))
 	if err != nil || again != client {
 		t.Errorf("the second time: %+v, %v", again, err)
 	}
@@ -141,7 +148,7 @@ func TestDaemonIsStartedOnceAndEndedWithItsLastHolder(t *testing.T) {
 // Containers have the directories of a daemon that dies: the next one is there.
 func TestDaemonThatDiedComesBackWhereItsClientsLook(t *testing.T) {
 	s := newSetup(t)
-	client, err := s.daemons.Prepare(t.Context(), uuid)
+	client, err := s.daemons.Prepare(t.Context(), uuid, share(2))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -165,12 +172,61 @@ func TestDaemonThatDiedComesBackWhereItsClientsLook(t *testing.T) {
 	}
 }
 
+// A server has one limit for all: that of the largest share, which nobody who
+// comes later makes smaller.
+func TestLimitsAreThoseOfTheLargestShare(t *testing.T) {
+	s := newSetup(t)
+	set := func() string {
+		text, err := os.ReadFile(filepath.Join(s.dir, "limits"))
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		_ = os.Remove(filepath.Join(s.dir, "limits"))
+		return strings.Join(strings.Split(strings.TrimSpace(string(text)), "\n"), "; ")
+	}
+	for _, step := range []struct {
+		share gpu.Share
+		want  string
+	}{
+		{share(2), "set_default_active_thread_percentage 20; set_default_device_pinned_mem_limit 0 2048M"},
+		{share(2), ""},
+		{share(1), ""},
+		{share(4), "set_default_active_thread_percentage 40; set_default_device_pinned_mem_limit 0 4096M; " +
+			"set_active_thread_percentage 4711 40; set_device_pinned_mem_limit 4711 0 4096M"},
+		{gpu.Share{Enforcement: gpu.ByMPS, MemoryBytes: 1 << 30}, "set_default_active_thread_percentage 100; set_default_device_pinned_mem_limit 0 4096M; " +
+			"set_active_thread_percentage 4711 100; set_device_pinned_mem_limit 4711 0 4096M"},
+	} {
+		if _, err := s.daemons.Prepare(t.Context(), uuid, step.share); err != nil {
+			t.Fatal(err)
+		}
+		if got := set(); got != step.want {
+			t.Errorf("for %+v: %q, want %q", step.share, got, step.want)
+		}
+		if err := os.WriteFile(filepath.Join(s.dir, "servers"), []byte("4711\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Kill(s.pid(t), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = os.Remove(filepath.Join(s.dir, "servers"))
+	for deadline := time.Now().Add(10 * time.Second); alive(s.pid(t)) && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := s.daemons.Keep(t.Context(), somebody); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := set(), "set_default_active_thread_percentage 100; set_default_device_pinned_mem_limit 0 4096M"; got != want {
+		t.Errorf("after it died: %q, want %q", got, want)
+	}
+}
+
 func TestDaemonThatDoesNotStartLeavesNothing(t *testing.T) {
 	s := newSetup(t)
 	if err := os.WriteFile(filepath.Join(s.dir, "broken"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	_, err := s.daemons.Prepare(t.Context(), uuid)
+	_, err := s.daemons.Prepare(t.Context(), uuid, share(2))
 	if p := problem.Of(err); p == nil || p.Reason != problem.GPUUnavailable || p.Hint == "" || !strings.Contains(err.Error(), "no GPU") {
 		t.Errorf("got %v, want GPU_UNAVAILABLE with what it said", err)
 	}
@@ -181,11 +237,11 @@ func TestDaemonThatDoesNotStartLeavesNothing(t *testing.T) {
 		t.Errorf("modes %q, want %q", s.modes, want)
 	}
 	for _, bad := range []string{"", "..", "GPU-../x", "MIG-1"} {
-		if _, err := s.daemons.Prepare(t.Context(), bad); err == nil {
+		if _, err := s.daemons.Prepare(t.Context(), bad, share(2)); err == nil {
 			t.Errorf("%q was accepted", bad)
 		}
 	}
-	_, err = mps.New(mps.Config{Control: "/nowhere/control", Dir: s.dir}).Prepare(t.Context(), uuid)
+	_, err = mps.New(mps.Config{Control: "/nowhere/control", Dir: s.dir}).Prepare(t.Context(), uuid, share(2))
 	if p := problem.Of(err); p == nil || p.Reason != problem.GPUToolkitMissing || p.Hint == "" {
 		t.Errorf("without the program: %v", err)
 	}

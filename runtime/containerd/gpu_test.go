@@ -374,7 +374,7 @@ func classicHook(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.
 // sharedBy answers with directories, as MPS daemons do.
 type sharedBy struct{ dir string }
 
-func (s sharedBy) Prepare(context.Context, string) (mps.Client, error) {
+func (s sharedBy) Prepare(context.Context, string, gpu.Share) (mps.Client, error) {
 	return mps.Client{Pipe: filepath.Join(s.dir, "pipe"), Shm: filepath.Join(s.dir, "shm")}, nil
 }
 

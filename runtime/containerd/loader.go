@@ -3,6 +3,7 @@ package containerd
 import (
 	"fmt"
 	"path"
+	"slices"
 
 	"github.com/containerd/containerd/v2/core/mount"
 
@@ -28,6 +29,9 @@ func leftByHook(name string) bool {
 // tenant writes there, so nothing is followed; the layer is mounted only if
 // there is something to remove.
 func clearLoader(mounts []mount.Mount) error {
+	if len(mounts) == 1 && !slices.Contains([]string{"overlay", "bind"}, mounts[0].Type) {
+		return unload(mounts) // its files are in a device
+	}
 	dirs, err := layers(mounts)
 	if err != nil {
 		return err
