@@ -100,6 +100,11 @@ test-vm: build ## A node in a virtual machine with systemd and cgroup v2, reboot
 	test/vm/image.sh
 	REMOTEGPU_TEST=vm,programs,containerd2 go test -count=1 -v -timeout 90m ./test/vm
 
+.PHONY: test-gpu
+test-gpu: build ## The conformance tests of GPUs, CUDA, EGL, Vulkan and NVENC in an environment (root; a GPU of NVIDIA with driver and toolkit)
+	@deploy/dev/packages.sh node build test
+	REMOTEGPU_TEST=root,iptables,containerd,programs,gpu go test -race -count=1 -v -timeout 30m -run TestGPUHardware ./test/e2e
+
 .PHONY: fuzz
 fuzz: check-go ## Fuzz what parses input from outside, each target for a while (FUZZTIME=30s)
 	@git grep -noE '^func Fuzz[A-Za-z]+' -- '*_test.go' | while IFS=: read -r file _ target; do

@@ -13,7 +13,10 @@ declare -A programs=(
 	[vm]="mmdebstrap:mmdebstrap mke2fs:e2fsprogs qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils"
 )
 # Headers that no program stands for.
-declare -A files=([build]="/usr/include/stdio.h:libc6-dev")
+declare -A files=(
+	[build]="/usr/include/stdio.h:libc6-dev"
+	[test]="/usr/include/EGL/eglext.h:libegl-dev /usr/include/vulkan/vulkan.h:libvulkan-dev /usr/include/ffnvcodec/nvEncodeAPI.h:libffmpeg-nvenc-dev"
+)
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT

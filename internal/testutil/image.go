@@ -34,7 +34,7 @@ type ImageOptions struct {
 	StopSignal   string
 	Cmd          []string          // default: sleep
 	Architecture string            // default: this machine's
-	Files        map[string]string // additional files by absolute path, mode 0644
+	Files        map[string]string // additional files by absolute path, mode 0644; ELF files have 0755
 	Env          []string          // additional variables, "NAME=value"
 	Layers       int               // default: 1; the others have a file each
 	Upper        []string          // more layers: each a file of this name below /upper, that holds it
@@ -190,7 +190,11 @@ func layer(tb testing.TB, files map[string]string) []byte {
 	}
 	maps.Copy(all, files)
 	for _, path := range slices.Sorted(maps.Keys(all)) { // the same files make the same layer
-		writeTar(tb, writer, &tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(path, "/"), Mode: 0o644}, []byte(all[path]))
+		mode := int64(0o644)
+		if strings.HasPrefix(all[path], "\x7fELF") {
+			mode = 0o755
+		}
+		writeTar(tb, writer, &tar.Header{Typeflag: tar.TypeReg, Name: strings.TrimPrefix(path, "/"), Mode: mode}, []byte(all[path]))
 	}
 	must(tb, "close layer", writer.Close)
 	return buffer.Bytes()

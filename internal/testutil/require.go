@@ -26,20 +26,25 @@ const (
 	Programs    Need = "programs"    // the built programs in bin/
 	Peers       Need = "peers"       // docker, podman, firewalld
 	VM          Need = "vm"          // QEMU, mke2fs, and the image that test/vm/image.sh makes
+	GPU         Need = "gpu"         // a GPU of NVIDIA with its driver, the container toolkit, and what gpucheck is compiled with
 	DiskQuota   Need = "diskquota"   // a kernel with project quotas of ext4 and XFS, mkfs of both
 )
 
 // Require skips the test unless REMOTEGPU_TEST (comma-separated needs, or
-// "all" for what a host can be given: all but VM and DiskQuota) asks for every
+// "all" for what a host can be given: all but VM, GPU and DiskQuota) asks for every
 // need, and fails it when one is asked for and missing.
 func Require(tb testing.TB, needs ...Need) {
 	tb.Helper()
 	asked := strings.Split(os.Getenv("REMOTEGPU_TEST"), ",")
 	for _, need := range needs {
-		if !slices.Contains(asked, string(need)) && (need == VM || need == DiskQuota || !slices.Contains(asked, "all")) {
+		special := need == VM || need == GPU || need == DiskQuota
+		if !slices.Contains(asked, string(need)) && (special || !slices.Contains(asked, "all")) {
 			target := "test"
-			if slices.Contains(needs, VM) {
+			switch {
+			case slices.Contains(needs, VM):
 				target = "test-vm"
+			case slices.Contains(needs, GPU):
+				target = "test-gpu"
 			}
 			tb.Skipf("needs %s: run with REMOTEGPU_TEST=%s (make %s does)", need, join(needs), target)
 		}
@@ -84,6 +89,11 @@ func missing(need Need) string {
 		return missingPrograms("mkfs.ext4", "mkfs.xfs")
 	case Peers:
 		return missingPrograms("dockerd", "podman", "firewalld", "dbus-daemon")
+	case GPU:
+		if m := missingFiles("/dev/nvidiactl", "/usr/include/ffnvcodec/nvEncodeAPI.h", "/usr/include/EGL/eglext.h", "/usr/include/vulkan/vulkan.h"); m != "" {
+			return m
+		}
+		return missingPrograms("nvidia-cdi-hook", "gcc", "ldd")
 	case VM:
 		if m := missingFiles(Repository() + "/.tools/vm/image/root.ext4"); m != "" {
 			return m
