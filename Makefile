@@ -9,9 +9,11 @@ export PATH := $(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 
 NETNS ?=
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-LDFLAGS := -s -w -X github.com/remotegpu/remotegpu/internal/version.Version=$(VERSION)
+# Symbols of NVML (go-nvml) stay open until they are called, whatever the C
+# compiler's default is: most hosts have no NVML.
+LDFLAGS := -s -w -extldflags=-Wl,-z,lazy -X github.com/remotegpu/remotegpu/internal/version.Version=$(VERSION)
 # What the tests of the CI tier need; see internal/testutil/require.go.
-NEEDS := root,iptables,containerd,containerd2,buildkit,browser,programs
+NEEDS := root,iptables,containerd,containerd2,buildkit,browser,programs,nvidia
 
 .PHONY: help
 help: ## List the targets
@@ -45,7 +47,7 @@ novnc:
 
 .PHONY: tools
 tools: check-go ## Build the pinned tools into .tools/
-	@tools/install.sh proto lint containerd buildkit
+	@tools/install.sh proto lint containerd buildkit nvidia
 
 .PHONY: generate
 generate: check-go ## Generate gen/ from api/
@@ -74,7 +76,7 @@ fmt: check-go ## Format the code
 .PHONY: test
 test: build ## Run the CI tier: unit, root and end-to-end tests
 	@deploy/dev/packages.sh node build test
-	tools/install.sh containerd buildkit
+	tools/install.sh containerd buildkit nvidia
 	test/browser/fetch.sh
 	go test -race -run '^$$' ./... >/dev/null
 	REMOTEGPU_TEST=$(NEEDS) go test -race -shuffle=on -p 2 -timeout 20m ./...
@@ -87,7 +89,7 @@ test-unit: check-go ## Run the tests that need nothing
 .PHONY: test-all
 test-all: build ## The CI tier and what compares with peers (COUNT=1 times), the long fault table and soak
 	@deploy/dev/packages.sh node build test bench
-	tools/install.sh containerd buildkit
+	tools/install.sh containerd buildkit nvidia
 	test/browser/fetch.sh
 	REMOTEGPU_TEST=all REMOTEGPU_CONTAINERD=both go test -race -shuffle=on -count=$(or $(COUNT),1) -p 2 -timeout 60m ./...
 	REMOTEGPU_TEST=all REMOTEGPU_CONTAINERD=containerd go test -race -shuffle=on -timeout 60m ./test/e2e

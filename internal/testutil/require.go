@@ -24,6 +24,7 @@ const (
 	BuildKit    Need = "buildkit"    // buildkitd built by "make tools", mmdebstrap
 	Browser     Need = "browser"     // Chromium, node and playwright-core
 	Programs    Need = "programs"    // the built programs in bin/
+	NVIDIA      Need = "nvidia"      // the container toolkit's programs built by "make tools", gcc
 	Peers       Need = "peers"       // docker, podman, firewalld
 	VM          Need = "vm"          // QEMU, mke2fs, and the image that test/vm/image.sh makes
 	GPU         Need = "gpu"         // a GPU of NVIDIA with its driver, the container toolkit, and what gpucheck is compiled with
@@ -87,6 +88,11 @@ func missing(need Need) string {
 		return missingFiles(Program("remotegpud"), Program("remotegpu"))
 	case DiskQuota:
 		return missingPrograms("mkfs.ext4", "mkfs.xfs")
+	case NVIDIA:
+		if m := missingFiles(Tool("nvidia-ctk"), Tool("nvidia-cdi-hook"), Tool("nvidia-container-runtime-hook")); m != "" {
+			return m
+		}
+		return missingPrograms("gcc")
 	case Peers:
 		return missingPrograms("dockerd", "podman", "firewalld", "dbus-daemon")
 	case GPU:
