@@ -4,7 +4,6 @@ package drm
 
 import (
 	"cmp"
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -114,27 +113,4 @@ func lookUp(path, vendor, device string) string {
 		}
 	}
 	return ""
-}
-
-// Driver is a gpu.Driver with the GPUs of AMD and Intel in its inventory. All
-// else is NVIDIA's.
-type Driver struct {
-	gpu.Driver
-	Sys    string // "/sys"
-	PCIIDs string
-}
-
-// Probe implements gpu.Driver.
-func (d Driver) Probe(ctx context.Context) (gpu.Inventory, error) {
-	inventory, err := d.Driver.Probe(ctx)
-	if err != nil {
-		return gpu.Inventory{}, err
-	}
-	devices, err := Devices(d.Sys, d.PCIIDs)
-	if err != nil {
-		return gpu.Inventory{}, err
-	}
-	inventory.Devices = append(inventory.Devices, devices...)
-	slices.SortFunc(inventory.Devices, func(a, b gpu.Device) int { return strings.Compare(a.PCI, b.PCI) })
-	return inventory, nil
 }

@@ -49,7 +49,8 @@ func host(t *testing.T) (sys, ids string) {
 	})
 	device(t, sys, "0000:03:00.0", map[string]string{
 		"vendor": "0x1002\n", "device": "0x73bf\n", "class": "0x030000\n", "numa_node": "1\n", "mem_info_vram_total": "17163091968\n",
-		"drm/card0/dev": "", "drm/renderD128/dev": "", "drm/version": "",
+		"drm/card0/dev": "", "drm/renderD128/dev": "", "drm/version": "", "gpu_busy_percent": "42\n", "mem_info_vram_used": "1048576\n",
+		"hwmon/hwmon3/temp1_input": "61000\n", "hwmon/hwmon3/power1_average": "123000000\n",
 	})
 	device(t, sys, "0000:04:00.0", map[string]string{
 		"vendor": "0x1002\n", "device": "0x740f\n", "class": "0x038000\n", "product_name": "Instinct MI210\n", "drm/renderD129/dev": "",
@@ -107,6 +108,21 @@ func TestProbeAddsThem(t *testing.T) {
 	if diff := cmp.Diff([]string{"0000:03", "0000:04", "0000:05", "0000:10", "0000:65"}, order); diff != "" {
 		t.Errorf("order (-want +got):\n%s", diff)
 	}
+	usages, err := driver.Usage(t.Context())
+	if err != nil || len(usages) != 5 {
+		t.Fatalf("usage %+v, %v", usages, err)
+	}
+	want := []gpu.Usage{
+		{
+			UUID: "PCI-0000:03:00.0", UtilPercent: 42, MemoryUsed: 1 << 20, EncoderPercent: -1, DecoderPercent: -1, Temperature: 61,
+			PowerMilliwatts: 123000, ECCUncorrected: -1,
+		},
+		{UUID: "PCI-0000:04:00.0", UtilPercent: -1, EncoderPercent: -1, DecoderPercent: -1, Temperature: -1, PowerMilliwatts: -1, ECCUncorrected: -1},
+	}
+	if diff := cmp.Diff(want, usages[1:3]); diff != "" {
+		t.Errorf("usage (-want +got):\n%s", diff)
+	}
+
 	// When NVIDIA's cannot be told, nothing is.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

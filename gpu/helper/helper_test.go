@@ -173,7 +173,10 @@ func TestNoDriver(t *testing.T) {
 	if len(inventory.Notes) != 1 || !strings.Contains(inventory.Notes[0], "no NVIDIA driver") {
 		t.Errorf("notes %q", inventory.Notes)
 	}
-	_, err := client.Usage(t.Context())
+	if usage, err := client.Usage(t.Context()); err != nil || len(usage) != 0 {
+		t.Errorf("usage %+v, %v", usage, err)
+	}
+	err := client.SetExclusiveProcess(t.Context(), "GPU-x", true)
 	mustFail(t, err, "no NVIDIA driver")
 
 	// A library that cannot be loaded is no sign of a host without GPUs.

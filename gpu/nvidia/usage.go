@@ -3,6 +3,7 @@ package nvidia
 import (
 	"cmp"
 	"context"
+	"errors"
 	"maps"
 	"math"
 	"slices"
@@ -12,9 +13,13 @@ import (
 	"github.com/remotegpu/remotegpu/gpu"
 )
 
-// Usage implements gpu.Driver. A GPU that does not answer is left out.
+// Usage implements gpu.Driver. A GPU that does not answer is left out; a host
+// without a driver has none to measure.
 func (d *Driver) Usage(ctx context.Context) ([]gpu.Usage, error) {
-	s, err := d.driver()
+	s, err := d.open()
+	if errors.Is(err, errNoLibrary) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,77 @@
+package drm
+
+import (
+	"context"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/remotegpu/remotegpu/gpu"
+)
+
+// Driver is a gpu.Driver with the GPUs of AMD and Intel in its inventory and
+// among what it measures. All else is NVIDIA's.
+type Driver struct {
+	gpu.Driver
+	Sys    string // "/sys"
+	PCIIDs string // path of pci.ids(5)
+}
+
+// Probe implements gpu.Driver.
+func (d Driver) Probe(ctx context.Context) (gpu.Inventory, error) {
+	inventory, err := d.Driver.Probe(ctx)
+	if err != nil {
+		return gpu.Inventory{}, err
+	}
+	devices, err := Devices(d.Sys, d.PCIIDs)
+	if err != nil {
+		return gpu.Inventory{}, err
+	}
+	inventory.Devices = append(inventory.Devices, devices...)
+	slices.SortFunc(inventory.Devices, func(a, b gpu.Device) int { return strings.Compare(a.PCI, b.PCI) })
+	return inventory, nil
+}
+
+// Usage implements gpu.Driver. Which processes use a GPU of these vendors is
+// not known.
+func (d Driver) Usage(ctx context.Context) ([]gpu.Usage, error) {
+	usages, err := d.Driver.Usage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	devices, err := Devices(d.Sys, "")
+	if err != nil {
+		return nil, err
+	}
+	for _, device := range devices {
+		usages = append(usages, measure(filepath.Join(d.Sys, "bus/pci/devices", device.PCI), device.UUID))
+	}
+	return usages, nil
+}
+
+// measure reads what amdgpu tells, and hwmon of either vendor.
+func measure(dir, uuid string) gpu.Usage {
+	usage := gpu.Usage{UUID: uuid, UtilPercent: -1, EncoderPercent: -1, DecoderPercent: -1, Temperature: -1, PowerMilliwatts: -1, ECCUncorrected: -1}
+	if percent, err := strconv.Atoi(read(dir, "gpu_busy_percent")); err == nil {
+		usage.UtilPercent = percent
+	}
+	if bytes, err := strconv.ParseUint(read(dir, "mem_info_vram_used"), 10, 64); err == nil {
+		usage.MemoryUsed = bytes
+	}
+	sensors, err := filepath.Glob(filepath.Join(dir, "hwmon/hwmon*"))
+	if err != nil {
+		return usage
+	}
+	for _, sensor := range sensors {
+		if millidegrees, err := strconv.Atoi(read(sensor, "temp1_input")); err == nil {
+			usage.Temperature = millidegrees / 1000
+		}
+		for _, name := range []string{"power1_average", "power1_input"} {
+			if microwatts, err := strconv.Atoi(read(sensor, name)); err == nil && usage.PowerMilliwatts < 0 {
+				usage.PowerMilliwatts = microwatts / 1000
+			}
+		}
+	}
+	return usage
+}
