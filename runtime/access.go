@@ -16,8 +16,9 @@ type Access struct {
 
 // Addresses tells where people reach what the node offers.
 type Addresses interface {
-	// Host is the host name or address of published ports.
-	Host() string
+	// Host is the host name or address by which people reach the published ports
+	// of an environment of that name, in that project.
+	Host(name, project string) string
 	// Desktop is the page of a desktop at the gateway, without a token; "" when
 	// the gateway is off.
 	Desktop(envID string) string
@@ -46,7 +47,7 @@ func access(env *Environment, at Addresses) []Access {
 			continue
 		}
 		if host == "" {
-			host = at.Host()
+			host = at.Host(env.Name, env.Project)
 		}
 		found = append(found, Access{m.Service, form.scheme + net.JoinHostPort(host, strconv.Itoa(int(m.External))) + form.path})
 	}

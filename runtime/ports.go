@@ -197,19 +197,55 @@ func (m *Manager) DeletePort(ctx context.Context, req PortDeleteRequest) (id str
 	})
 }
 
+// portPatience is how long a request on a mapping waits for others on the ports
+// of the same environment: each takes some milliseconds.
+const portPatience = 10 * time.Second
+
 // portOperation writes down an operation on a mapping of an environment, when
-// check lets it, and has it done.
+// check lets it, and has it done. Others on mappings of the environment are
+// waited for: they are quick, and who asks for two ports at once means both.
 func (m *Manager) portOperation(ctx context.Context, kind, envID, project, requestID, hash string, args portArgs,
+	check func(*Environment) error,
+) (id string, op *operation.Operation, err error) {
+	patience, cancel := context.WithTimeout(ctx, portPatience)
+	defer cancel()
+	for waited := ""; ; {
+		var before string // the operation that works on the environment
+		id, op, err = m.startOnPort(ctx, kind, envID, project, requestID, hash, args, func(env *Environment) error {
+			before = env.Operation
+			if err := checkFree(env, ""); err != nil {
+				return err
+			}
+			if !env.Held || env.StartedAt.IsZero() {
+				return neverMade(env)
+			}
+			return check(env)
+		})
+		if err == nil || before == "" || before == waited {
+			return id, op, err
+		}
+		blocking, getErr := m.cfg.Queue.Get(ctx, before)
+		if getErr != nil || !isOnPort(blocking.Kind) {
+			return id, op, err
+		}
+		if _, waitErr := m.cfg.Queue.Wait(patience, before); waitErr != nil {
+			return id, op, err // it is busy still
+		}
+		waited = before
+	}
+}
+
+// isOnPort tells whether operations of a kind work on single mappings.
+func isOnPort(kind string) bool {
+	return kind == KindPortCreate || kind == KindPortUpdate || kind == KindPortDelete
+}
+
+// startOnPort is portOperation without waiting.
+func (m *Manager) startOnPort(ctx context.Context, kind, envID, project, requestID, hash string, args portArgs,
 	check func(*Environment) error,
 ) (id string, op *operation.Operation, err error) {
 	op = m.newOperation(kind, project, envID, requestID, hash, args)
 	env, existing, err := m.cfg.Store.UpdateEnvironment(fault.Within(ctx, "request ", kind), envID, op, func(env *Environment) error {
-		if err := checkFree(env, ""); err != nil {
-			return err
-		}
-		if !env.Held || env.StartedAt.IsZero() {
-			return neverMade(env)
-		}
 		if err := check(env); err != nil {
 			return err
 		}

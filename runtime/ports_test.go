@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -174,6 +175,48 @@ func TestPortsThatAreRefused(t *testing.T) {
 
 func second(_ string, _ *operation.Operation, err error) error { return err }
 
+// Who asks for several ports of an environment at once gets all of them; what
+// works on the environment for longer is told of as before.
+func TestPortsAskedForAtOnce(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(full("desk"))
+	held, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	h.faults.Hook(func(method string) {
+		if method == "Networks.Publish" {
+			once.Do(func() { close(held); <-release })
+		}
+	})
+	type answer struct {
+		op  *operation.Operation
+		err error
+	}
+	answers := make(chan answer)
+	ask := func(internal uint16) {
+		_, op, err := d.CreatePort(t.Context(), runtime.PortCreateRequest{Environment: "desk", Port: web(internal)})
+		answers <- answer{op, err}
+	}
+	go ask(8080)
+	first := <-answers
+	<-held
+	for i := range uint16(4) {
+		go ask(8081 + i)
+	}
+	if _, _, err := d.Stop(t.Context(), runtime.ActionRequest{Environment: "desk"}); problem.Of(err).Reason != problem.EnvBusy {
+		t.Errorf("a stop meanwhile: %v", err)
+	}
+	close(release)
+	d.settle(first.op, first.err)
+	for range 4 {
+		one := <-answers
+		d.settle(one.op, one.err)
+	}
+	if env := d.agrees("all"); len(env.Ports) != 7 || len(env.Spec.Ports) != 7 {
+		t.Errorf("there are %d ports, asked for %d", len(env.Ports), len(env.Spec.Ports))
+	}
+}
+
 // Mappings end by themselves: at their time, and at once at a start that comes
 // after it.
 func TestPortsExpire(t *testing.T) {
@@ -237,7 +280,7 @@ func TestAccess(t *testing.T) {
 
 type fixed struct{}
 
-func (fixed) Host() string                { return "2001:db8::1" }
+func (fixed) Host(_, _ string) string     { return "2001:db8::1" }
 func (fixed) Desktop(envID string) string { return "https://gw/desktop/" + envID }
 
 // A mapping ends although an operation works on the environment, and what that

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
 )
@@ -150,6 +151,10 @@ func TestUsage(t *testing.T) {
 		{"env", "create", "x"},
 		{"env", "create", "x", "y", "--image", "i"},
 		{"env", "create", "x", "--image", "i", "-p", "nope"},
+		{"env", "create", "x", "--image", "i", "-p", "ssh,from=10.0.0.0/8"},
+		{"env", "create", "x", "--image", "i", "-p", "ssh,allow="},
+		{"env", "create", "x", "--image", "i", "-p", "ssh,expires=-1h"},
+		{"env", "create", "x", "--image", "i", "-p", "ssh,expires=soon"},
 		{"env", "create", "x", "--image", "i", "-v", "./here:/there"},
 		{"env", "create", "x", "--image", "i", "-m", "much"},
 		{"env", "create", "x", "--image", "i", "--cpus", "NaN"},
@@ -187,7 +192,8 @@ func TestCreateRequest(t *testing.T) {
 		"env", "create", "demo", "--image", "app", "--request-id", "r1", "--cpus", "1.5", "--memory", "8GiB", "--swap", "0",
 		"--pids", "100", "--shm-size", "1g", "--disk", "20GiB", "--disk-best-effort", "--ulimit", "nofile=1024:2048", "--ulimit", "core=unlimited",
 		"-e", "A=flag", "--env-file", file, "-l", "team=ml", "-p", "ssh", "-p", "8080=web", "-p", "15000:5353/udp",
-		"-p", "jupyter:9999", "-p", "22007:ssh:2222", "-v", "/data:/data:ro", "-v", "vol:/vol", "--tmpfs", "/x:size=64MiB,ro",
+		"-p", "jupyter:9999", "-p", "22007:ssh:2222",
+		"-p", "9000/udp,allow=203.0.113.0/24,allow=198.51.100.7,expires=2030-01-02T03:04:05Z,description=a=b", "-v", "/data:/data:ro", "-v", "vol:/vol", "--tmpfs", "/x:size=64MiB,ro",
 		"--mount", `type=bind,"source=/a,b",target=/c,readonly`, "--workdir", "/w", "--user", "1000:1000", "--hostname", "h",
 		"--entrypoint", "/bin/sh", "--desktop=1280x720x16", "--pull", "always", "--allow-new-privileges", "--", "-c", "true")
 	if code != 0 {
@@ -214,6 +220,11 @@ func TestCreateRequest(t *testing.T) {
 				},
 				{ServiceType: remotegpuv1.ServiceType_SERVICE_TYPE_JUPYTER, InternalPort: 9999},
 				{ServiceType: remotegpuv1.ServiceType_SERVICE_TYPE_SSH, InternalPort: 2222, ExternalPort: 22007},
+				{
+					ServiceType: remotegpuv1.ServiceType_SERVICE_TYPE_CUSTOM, InternalPort: 9000, Protocol: remotegpuv1.Protocol_PROTOCOL_UDP,
+					AllowedSources: []string{"203.0.113.0/24", "198.51.100.7"}, Description: "a=b",
+					ExpiresAt: timestamppb.New(time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)),
+				},
 			},
 			Mounts: []*remotegpuv1.Mount{
 				{Type: remotegpuv1.MountType_MOUNT_TYPE_BIND, Source: "/data", Target: "/data", ReadOnly: true},

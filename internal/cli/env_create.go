@@ -5,6 +5,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -40,6 +41,10 @@ which stands first, as with docker.
   -p 15000:8080         host port 15000 to port 8080
   -p 22007:ssh          host port 22007 to port 22
   -p 15001:5353/udp     UDP
+Behind commas: allow=NETWORK, an IPv4 network or address that reaches it from
+outside, once for each; expires=2h, or a time, when it is withdrawn by itself;
+description=TEXT.
+  -p ssh,allow=203.0.113.0/24,allow=198.51.100.7,expires=48h
 
 Mounts: -v SOURCE:TARGET[:ro]. A source with a leading slash is a path of the
 node below one of its allowed roots; any other is a named volume, made when it
@@ -155,7 +160,7 @@ func (a *app) createRequest(f *createFlags, changed func(string) bool, args []st
 		return nil, err
 	}
 	for _, text := range f.ports {
-		port, err := parsePort(text)
+		port, err := parsePort(text, time.Now())
 		if err != nil {
 			return nil, err
 		}

@@ -3,7 +3,6 @@ package cli
 import (
 	"encoding/csv"
 	"os"
-	"strconv"
 	"strings"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
@@ -53,69 +52,6 @@ func (a *app) variables(words, files []string) (map[string]string, error) {
 		pairs = append(pairs, word)
 	}
 	return keyValues("variable", pairs)
-}
-
-// parsePort reads [HOSTPORT:][SERVICE:][PORT][/PROTOCOL][=DESCRIPTION].
-func parsePort(text string) (*remotegpuv1.PortRequest, error) {
-	bad := func(why string) error {
-		return usagef("write [HOSTPORT:][SERVICE:][PORT][/udp][=DESCRIPTION], for example ssh, 8080 or 15000:8080",
-			"port %q: %s", text, why)
-	}
-	request := &remotegpuv1.PortRequest{}
-	rest, description, _ := strings.Cut(text, "=")
-	request.Description = description
-	rest, protocol, said := strings.Cut(rest, "/")
-	if said {
-		value := remotegpuv1.Protocol_value["PROTOCOL_"+strings.ToUpper(protocol)]
-		if value == 0 {
-			return nil, bad("the protocol is neither tcp nor udp")
-		}
-		request.Protocol = remotegpuv1.Protocol(value)
-	}
-	service, before, after, why := portWords(rest)
-	if why != "" {
-		return nil, bad(why)
-	}
-	if service == "" && len(before) > 0 { // [HOSTPORT:]PORT
-		service, before, after = "custom", before[:len(before)-1], before[len(before)-1:]
-	}
-	value := remotegpuv1.ServiceType_value["SERVICE_TYPE_"+strings.ToUpper(service)]
-	switch {
-	case len(before) > 1 || len(after) > 1:
-		return nil, bad("it has too many ports")
-	case value == 0:
-		return nil, bad("the service is none of " + strings.Join(services(), ", "))
-	case service == "custom" && len(after) == 0:
-		return nil, bad("a custom port has to say which port inside")
-	}
-	request.ServiceType = remotegpuv1.ServiceType(value)
-	if len(before) > 0 {
-		request.ExternalPort = before[0]
-	}
-	if len(after) > 0 {
-		request.InternalPort = after[0]
-	}
-	return request, nil
-}
-
-// portWords takes [PORT:...][SERVICE][:PORT...] apart. why says what is wrong.
-func portWords(text string) (service string, before, after []int32, why string) {
-	for word := range strings.SplitSeq(text, ":") {
-		number, err := strconv.ParseUint(word, 10, 16)
-		switch {
-		case err == nil && number == 0:
-			return "", nil, nil, "0 is not a port"
-		case err == nil && service == "":
-			before = append(before, int32(number))
-		case err == nil:
-			after = append(after, int32(number))
-		case service != "":
-			return "", nil, nil, "it has two services, or a port above 65535"
-		default:
-			service = word
-		}
-	}
-	return service, before, after, ""
 }
 
 func (f *createFlags) mountRequests() ([]*remotegpuv1.Mount, error) {

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
@@ -411,7 +412,7 @@ func (f *updateFlags) portsOf(e *remotegpuv1.Environment) ([]*remotegpuv1.PortRe
 		}
 	}
 	for _, text := range f.ports {
-		port, err := parsePort(text)
+		port, err := parsePort(text, time.Now())
 		if err != nil {
 			return nil, err
 		}

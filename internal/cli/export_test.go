@@ -2,6 +2,7 @@ package cli
 
 import (
 	"io"
+	"time"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
 )
@@ -22,7 +23,7 @@ func ShowOnTerminal(out io.Writer, ops ...*remotegpuv1.Operation) {
 }
 
 // ParsePort is parsePort.
-func ParsePort(text string) error { _, err := parsePort(text); return err }
+func ParsePort(text string) error { _, err := parsePort(text, time.Now()); return err }
 
 // ParseVolume is parseVolume.
 func ParseVolume(text string) error { _, err := parseVolume(text); return err }

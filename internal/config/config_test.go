@@ -53,6 +53,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"DNS at a name", "version = 1\n[dns]\nlisten = [\"localhost:53\"]\n", "dns.listen"},
 		{"a zone that is none", "version = 1\n[dns]\nzone = \"gpu..internal\"\n", "dns.zone"},
 		{"no zone", "version = 1\n[dns]\nzone = \"\"\n", "dns.zone"},
+		{"a public zone that nobody is answered for", "version = 1\n[[dns.zones]]\nname = \"env.example.com\"\npublic = true\n", "dns.zones[0].public"},
 		{"a name server that is none", "version = 1\n[[dns.zones]]\nname = \"env.example.com\"\nns = [\"a b\"]\n", "dns.zones[0].ns[0]"},
 		{"an address in place of a network", "version = 1\n[dns]\nallow = [\"192.0.2.1\"]\n", "dns.allow"},
 		{"an advertised name", "version = 1\n[dns]\nadvertise = [\"gpu1\"]\n", "dns.advertise"},

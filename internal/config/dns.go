@@ -11,7 +11,7 @@ import (
 type DNS struct {
 	Enabled        bool      `toml:"enabled" comment:"Answer questions about names. Off: environments have the host's name servers and no names."`
 	Zone           string    `toml:"zone" comment:"Zone in which environments have their names: <environment>.<project>.<zone>."`
-	Zones          []DNSZone `toml:"zones" comment:"Further zones with the same names, such as one that is delegated to this node: [[dns.zones]] with name, ns (its name servers) and mailbox."`
+	Zones          []DNSZone `toml:"zones" comment:"Further zones with the same names, such as one that is delegated to this node: [[dns.zones]] with name, ns (its name servers), mailbox, and public = true where people's name servers find it: then addresses for people have names of it."`
 	Listen         []string  `toml:"listen" comment:"Addresses of the host, or address:port, where others than environments may ask. Empty: none."`
 	Allow          []string  `toml:"allow" comment:"Networks (CIDR) that may ask there. For a public zone: 0.0.0.0/0 and ::/0."`
 	Advertise      []string  `toml:"advertise" comment:"Addresses that names lead to outside of environments. Empty: public_host if that is one, else the host's IPv4 address."`
@@ -27,6 +27,17 @@ type DNSZone struct {
 	Name    string   `toml:"name"`
 	NS      []string `toml:"ns"`
 	Mailbox string   `toml:"mailbox"`
+	Public  bool     `toml:"public"`
+}
+
+// PublicZone is the zone whose names people resolve, "" when there is none.
+func (d *DNS) PublicZone() string {
+	for _, zone := range d.Zones {
+		if d.Enabled && zone.Public {
+			return strings.TrimSuffix(zone.Name, ".")
+		}
+	}
+	return ""
 }
 
 // maxRate is the most that a limit of answers in a second may be.
@@ -64,6 +75,9 @@ func (d *DNS) checkNames() error {
 		names[field+".name"], names[field+".mailbox"] = zone.Name, zone.Mailbox
 		if zone.Name == "" {
 			errs = append(errs, fault(field+".name", "name the zone", "it is empty"))
+		}
+		if zone.Public && d.Enabled && len(d.Listen) == 0 {
+			errs = append(errs, fault(field+".public", "set dns.listen and dns.allow", "nobody but environments can ask for its names"))
 		}
 		for j, server := range zone.NS {
 			names[fmt.Sprintf("%s.ns[%d]", field, j)] = server

@@ -20,9 +20,19 @@ type addresses struct {
 // list of environments asks for it hundreds of times.
 const hostFor = 10 * time.Second
 
-// Host is the configured public host, or the address that the default route
-// uses, which may change.
-func (a *addresses) Host() string {
+// nameLimit is the longest host name (RFC 1035 section 2.3.4, as text).
+const nameLimit = 253
+
+// Host is the environment's name in the zone that people resolve, if there is
+// one. It is the whole name: the short one means another environment to those in
+// another project. Else it is the configured public host, or the address that
+// the default route uses, which may change.
+func (a *addresses) Host(name, project string) string {
+	if zone := a.node.cfg.DNS.PublicZone(); zone != "" {
+		if host := name + "." + project + "." + zone; len(host) <= nameLimit {
+			return host
+		}
+	}
 	if host := a.node.cfg.Node.PublicHost; host != "" {
 		return host
 	}
