@@ -11,6 +11,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/internal/testutil"
 	"github.com/remotegpu/remotegpu/network"
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/runtime/runtimetest"
 )
 
@@ -130,6 +131,46 @@ func TestFirewalld(t *testing.T) {
 	}
 }
 
+// besideContainer runs a container of docker's: what an environment reaches of
+// it is what its policy says, by the container's address and by its published
+// port, which everybody else reaches as without us.
+func besideContainer(t *testing.T, l *lab, docker string) {
+	t.Helper()
+	testutil.Sh(t, "tar c -C "+filepath.Dir(testutil.TestProgram(t))+" "+filepath.Base(testutil.TestProgram(t))+" | "+docker+"import - neighbour")
+	testutil.Sh(t, docker+"run -d --name neighbour -p 18080:80 neighbour /"+filepath.Base(testutil.TestProgram(t))+" banner :80 container")
+	defer testutil.Sh(t, docker+"rm -f neighbour")
+	container := testutil.Sh(t, docker+"inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' neighbour")
+	runtimetest.Eventually(t, "the container answers", func() bool {
+		_, err := l.host.Ask(t, "tcp", container+":80", quiet)
+		return err == nil
+	})
+	env := testutil.OpenNamespace(t, l.networks.NetNS("01ENVA"))
+	for _, row := range []struct {
+		name     string
+		policy   policy.Policy
+		direct   bool // the container's address is reached
+		publicly bool // so is its published port
+	}{
+		{"egress none", policy.Policy{Egress: policy.None}, false, false},
+		{"an allow-list with its network", policy.Policy{Egress: policy.AllowList, Allow: destinations(t, container+"/16")}, true, false},
+		{"an allow-list with the host's address", policy.Policy{Egress: policy.AllowList, Allow: destinations(t, hostIP)}, false, true},
+		{"open", policy.Policy{}, false, false}, // its network is a private one
+	} {
+		declared := policy.Declared{EnvID: "01ENVA", Project: "default", Address: l.networks.Address(0), Policy: row.policy}
+		if err := l.networks.SetPolicy(t.Context(), declared); err != nil {
+			t.Fatal(err)
+		}
+		for address, reached := range map[string]bool{container + ":80": row.direct, hostIP + ":18080": row.publicly} {
+			if got, err := env.Ask(t, "tcp", address, patience); (err == nil) != reached {
+				t.Errorf("%s: the environment asks %s: %q, %v, want it reached: %v", row.name, address, got, err, reached)
+			}
+		}
+		if got, err := l.lan.Ask(t, "tcp", hostIP+":18080", patience); err != nil || !strings.HasPrefix(got, "container") {
+			t.Errorf("%s: the LAN asks the container: %q, %v", row.name, got, err)
+		}
+	}
+}
+
 // TestDocker: a docker that really runs beside the node, on either backend of
 // iptables: it begins, begins again, and forwards by a policy of DROP.
 func TestDocker(t *testing.T) {
@@ -160,6 +201,9 @@ func TestDocker(t *testing.T) {
 				testutil.Sh(t, l.iptables+" -P FORWARD DROP") // as it does where nobody forwarded before it
 				l.mended(t, what)
 				l.inOrder(t, what)
+				if what == "docker began" {
+					besideContainer(t, l, "docker --host=unix://"+bin+"/sock ")
+				}
 				stop()
 			}
 			if conditions := l.networks.Conditions(); len(conditions) > 0 {

@@ -9,7 +9,7 @@ declare -A programs=(
 	[node]="containerd:containerd containerd-shim-runc-v2:containerd runc:runc iptables:iptables iptables-restore:iptables ip:iproute2 nsenter:util-linux"
 	[build]="gcc:gcc curl:curl npm:npm node:nodejs mmdebstrap:mmdebstrap"
 	[test]="chromium:chromium conntrack:conntrack nft:nftables jq:jq sysctl:procps shellcheck:shellcheck Xvnc:tigervnc-standalone-server xsetroot:x11-xserver-utils xterm:xterm setpriv:util-linux mkfs.ext4:e2fsprogs dig:bind9-dnsutils"
-	[bench]="dockerd:docker.io podman:podman conntrack:conntrack firewalld:firewalld dnsperf:dnsperf"
+	[bench]="dockerd:docker.io podman:podman conntrack:conntrack firewalld:firewalld ufw:ufw dnsperf:dnsperf"
 	[vm]="mmdebstrap:mmdebstrap mke2fs:e2fsprogs qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils"
 )
 # Headers that no program stands for.

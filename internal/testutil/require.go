@@ -25,7 +25,7 @@ const (
 	Browser     Need = "browser"     // Chromium, node and playwright-core
 	Programs    Need = "programs"    // the built programs in bin/
 	NVIDIA      Need = "nvidia"      // the container toolkit's programs built by "make tools", gcc
-	Peers       Need = "peers"       // docker, podman, firewalld
+	Peers       Need = "peers"       // docker, podman, firewalld, ufw
 	VM          Need = "vm"          // QEMU, mke2fs, and the image that test/vm/image.sh makes
 	GPU         Need = "gpu"         // a GPU of NVIDIA with its driver, the container toolkit, and what gpucheck is compiled with
 	DiskQuota   Need = "diskquota"   // a kernel with project quotas of ext4 and XFS, mkfs of both
@@ -94,12 +94,16 @@ func missing(need Need) string {
 		}
 		return missingPrograms("gcc")
 	case Peers:
+<<<<<<< HEAD
 		return missingPrograms("dockerd", "podman", "firewalld", "dbus-daemon")
 	case GPU:
 		if m := missingFiles("/dev/nvidiactl", "/usr/include/ffnvcodec/nvEncodeAPI.h", "/usr/include/EGL/eglext.h", "/usr/include/vulkan/vulkan.h"); m != "" {
 			return m
 		}
 		return missingPrograms("nvidia-cdi-hook", "gcc", "ldd")
+=======
+		return missingPrograms("dockerd", "podman", "firewalld", "dbus-daemon", "ufw")
+>>>>>>> 17ee69d (Test ufw and containers of docker beside the node, and rules that cannot be changed)
 	case VM:
 		if m := missingFiles(Repository() + "/.tools/vm/image/root.ext4"); m != "" {
 			return m
