@@ -94,16 +94,12 @@ func missing(need Need) string {
 		}
 		return missingPrograms("gcc")
 	case Peers:
-<<<<<<< HEAD
-		return missingPrograms("dockerd", "podman", "firewalld", "dbus-daemon")
+		return missingPrograms("dockerd", "podman", "firewalld", "dbus-daemon", "ufw")
 	case GPU:
 		if m := missingFiles("/dev/nvidiactl", "/usr/include/ffnvcodec/nvEncodeAPI.h", "/usr/include/EGL/eglext.h", "/usr/include/vulkan/vulkan.h"); m != "" {
 			return m
 		}
 		return missingPrograms("nvidia-cdi-hook", "gcc", "ldd")
-=======
-		return missingPrograms("dockerd", "podman", "firewalld", "dbus-daemon", "ufw")
->>>>>>> 17ee69d (Test ufw and containers of docker beside the node, and rules that cannot be changed)
 	case VM:
 		if m := missingFiles(Repository() + "/.tools/vm/image/root.ext4"); m != "" {
 			return m
