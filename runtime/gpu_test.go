@@ -557,3 +557,34 @@ func TestWhatSharesTakeIsKeptWhileSomebodyRuns(t *testing.T) {
 		t.Error("a GPU that nobody shares needs it")
 	}
 }
+
+// Stats tell what an environment's own processes use of its GPUs.
+func TestStatsOfGPUs(t *testing.T) {
+	h := gpuHost(t)
+	mine := make(map[int]string) // environments by pid
+	h.inEnvironment = func(pid int, envID string) (bool, error) { return mine[pid] == envID, nil }
+	d := start(t, h)
+	alone, _ := d.create(withGPU("alone", gpu.Request{UUIDs: []string{gputest.UUID(0)}}))
+	shared, _ := d.create(withGPU("shared", gpu.Request{Mode: gpu.Shared, UUIDs: []string{gputest.UUID(1)}}))
+	part, _ := d.create(withGPU("part", smallest))
+	mine[1], mine[2], mine[3] = alone.ID, shared.ID, part.ID
+	use := func(pid int, mebibytes uint64, mig string) gpu.Process {
+		return gpu.Process{PID: pid, MemoryBytes: mebibytes << 20, MIG: mig}
+	}
+	h.gpus.Use(gputest.UUID(0), gpu.Usage{UtilPercent: 70, Processes: []gpu.Process{use(1, 10, "")}})
+	h.gpus.Use(gputest.UUID(1), gpu.Usage{UtilPercent: 50, Processes: []gpu.Process{use(2, 20, ""), use(99, 30, "")}})
+	h.gpus.Use(gputest.UUID(2), gpu.Usage{UtilPercent: 5, Processes: []gpu.Process{use(3, 40, part.GPURun.Targets[0].MIG), use(3, 50, "MIG-other")}})
+	stats, err := d.Stats(t.Context(), runtime.StatsRequest{})
+	if err != nil || len(stats) != 3 {
+		t.Fatalf("got %+v, %v", stats, err)
+	}
+	for i, want := range []runtime.GPUStats{
+		{GPU: gputest.UUID(0), MemoryBytes: 10 << 20, MemoryLimitBytes: 24 << 30, UtilPercent: 70, Processes: 1},
+		{GPU: gputest.UUID(1), MemoryBytes: 20 << 20, MemoryLimitBytes: 24 << 30, UtilPercent: -1, Processes: 1},
+		{GPU: gputest.UUID(2), MIG: part.GPURun.Targets[0].MIG, MemoryBytes: 40 << 20, MemoryLimitBytes: 5 << 30, UtilPercent: -1, Processes: 1},
+	} {
+		if len(stats[i].GPUs) != 1 || stats[i].GPUs[0] != want {
+			t.Errorf("%s: got %+v, want %+v", stats[i].Name, stats[i].GPUs, want)
+		}
+	}
+}

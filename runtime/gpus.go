@@ -184,11 +184,26 @@ func (m *Manager) fillInstances(env *Environment) {
 	}
 	books := gpu.Books{Devices: m.gpus.seen().Devices}
 	for i := range env.GPUs {
-		if device, found := books.Device(env.GPUs[i].GPU); found {
-			instance, _ := device.InstanceOf(env.GPUs[i])
-			env.GPUs[i].MIG = instance.UUID
+		l := &env.GPUs[i]
+		if device, found := books.Device(l.GPU); found {
+			instance, _ := device.InstanceOf(*l)
+			l.MIG = instance.UUID
+		}
+		if env.Alive() && env.GPURun != nil { // its process has that one
+			l.MIG = env.GPURun.instance(l.GPU)
 		}
 	}
+}
+
+// instance is the MIG instance of a GPU that a process was started with; "":
+// none.
+func (r *GPURun) instance(uuid string) string {
+	for _, target := range r.Targets {
+		if target.GPU == uuid {
+			return target.MIG
+		}
+	}
+	return ""
 }
 
 // checkGPU checks what can be checked of a request without touching anything.

@@ -50,6 +50,9 @@ type Config struct {
 	// GPUs is the GPU software of the host. nil: the node does not look for GPUs.
 	GPUs gpu.Driver
 	GPU  GPUConfig
+	// InEnvironment says whether a process of the host is one of an
+	// environment's. NotFound when there is none. nil: it is not known.
+	InEnvironment func(pid int, envID string) (bool, error)
 	// NamedVolumes are the volumes behind Volumes.
 	NamedVolumes NamedVolumes
 	Log          *slog.Logger
@@ -99,6 +102,7 @@ type Manager struct {
 
 	gpus      inventory
 	gpuEvents missedEvents
+	gpuUsage  gpuUsage
 	// gpuGate has one at a time decide by how GPUs are partitioned, or change
 	// that.
 	gpuGate keylock.Map[struct{}]
@@ -154,6 +158,9 @@ func New(cfg Config) *Manager {
 	}
 	if m.cfg.Dial == nil {
 		m.cfg.Dial = new(net.Dialer).DialContext
+	}
+	if m.cfg.InEnvironment == nil {
+		m.cfg.InEnvironment = func(int, string) (bool, error) { return false, nil }
 	}
 	m.drawing.manager = m
 	m.restart, m.health, m.expiry = newAgenda(), newHealthChecks(m), newAgenda()

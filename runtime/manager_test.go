@@ -46,6 +46,8 @@ type host struct {
 	names     runtimetest.FakeNames
 	gpus      *gputest.Driver // nil: the node does not look for GPUs
 	gpu       runtime.GPUConfig
+	// inEnvironment says whose a process is. nil: nobody's.
+	inEnvironment func(int, string) (bool, error)
 	// afterList, when set, is called once between a list of containers and its use.
 	afterList atomic.Pointer[func()]
 	// afterUpdate, when set, is called between a change in the store and what follows.
@@ -146,7 +148,7 @@ func start(t *testing.T, h *host) *daemon {
 		gpus = h.gpus
 	}
 	d.Manager = runtime.New(runtime.Config{
-		GPUs: gpus, GPU: h.gpu,
+		GPUs: gpus, GPU: h.gpu, InEnvironment: h.inEnvironment, Meters: noMeters{},
 		Node: "node", StateDir: filepath.Join(h.dir, "environments"), LogDir: filepath.Join(h.dir, "logs"),
 		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Executor: h.engine, Roots: h.engine, Snapshotter: h.engine, Images: h.images,
 		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,
@@ -180,6 +182,13 @@ func start(t *testing.T, h *host) *daemon {
 	}
 	return d
 }
+
+// noMeters measures nothing.
+type noMeters struct{}
+
+func (noMeters) Usage(context.Context, []string) (map[string]runtime.Usage, error) { return nil, nil }
+
+func (noMeters) DiskUsage(context.Context, string) (int64, error) { return 0, nil }
 
 // freePorts is a probe on a host where no other program listens.
 func freePorts(port.Protocol, uint16) (bool, error) { return true, nil }

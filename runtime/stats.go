@@ -53,6 +53,7 @@ type Stats struct {
 	MemoryLimitBytes int64 // 0: none
 	DiskBytes        int64 // of its writable layer; -1 when not measured
 	DiskLimitBytes   int64 // that is enforced; 0: none
+	GPUs             []GPUStats
 }
 
 // StatsRequest names environments.
@@ -236,6 +237,7 @@ func (m *Manager) sample(ctx context.Context, envs []*Environment, before []Stat
 		one.CPUMillis = cpuMillis(earlier[env.ID], one.Usage)
 		stats = append(stats, one)
 	}
+	m.measureGPUs(ctx, envs, stats)
 	return stats, nil
 }
 

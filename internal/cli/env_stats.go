@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,6 +42,29 @@ func (a *app) showStatsOnce(cmd *cobra.Command, c *clients, request *remotegpuv1
 		return a.json(response)
 	}
 	return a.statsTable(response.GetStats(), request.GetDisk())
+}
+
+// gpuStatsText is the use of an environment's GPUs: of their time on average,
+// and of their memory together.
+func gpuStatsText(gpus []*remotegpuv1.GPUStats) []string {
+	if len(gpus) == 0 {
+		return []string{"-", "-"}
+	}
+	util, told, used, limit := 0, 0, uint64(0), uint64(0)
+	for _, g := range gpus {
+		used, limit = used+g.GetMemoryBytes(), limit+g.GetMemoryLimitBytes()
+		if g.UtilPercent != nil {
+			util, told = util+int(g.GetUtilPercent()), told+1
+		}
+	}
+	share, memory := "-", size(int64(used))
+	if told > 0 {
+		share = fmt.Sprintf("%d%%", util/told)
+	}
+	if limit > 0 {
+		memory += " of " + size(int64(limit))
+	}
+	return []string{share, memory}
 }
 
 func (a *app) envTop() *cobra.Command {
@@ -117,6 +141,10 @@ func (a *app) statsTable(all []*remotegpuv1.Stats, disk bool) error {
 	if disk {
 		header = append(header, "DISK")
 	}
+	gpus := slices.ContainsFunc(all, func(s *remotegpuv1.Stats) bool { return len(s.GetGpus()) > 0 })
+	if gpus {
+		header = append(header, "GPU", "GPU MEMORY")
+	}
 	rows := make([][]string, 0, len(all))
 	for _, s := range all {
 		limit := "-"
@@ -137,6 +165,9 @@ func (a *app) statsTable(all []*remotegpuv1.Stats, disk bool) error {
 				used += " of " + size(s.GetDiskLimitBytes())
 			}
 			row = append(row, used)
+		}
+		if gpus {
+			row = append(row, gpuStatsText(s.GetGpus())...)
 		}
 		rows = append(rows, row)
 	}

@@ -173,9 +173,7 @@ func (n *Node) buildManager(ctx context.Context) error {
 	n.volumes = volumes
 	n.desktops = desktop.New(desktop.Config{
 		Dir: n.runPath("desktop"), Log: n.log,
-		InEnvironment: func(pid int, envID string) (bool, error) {
-			return cgroup.Contains(pid, path.Join(n.cfg.Containerd.Cgroup, envID))
-		},
+		InEnvironment: n.inEnvironment,
 	})
 	if n.cfg.Gateway.Listen != "" {
 		if n.gateway, err = gateway.New(gateway.Config{
@@ -210,9 +208,14 @@ func (n *Node) buildManager(ctx context.Context) error {
 		Engine: n.engine, Executor: n.engine, Roots: n.engine, Snapshotter: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.ports(), Volumes: volumes, Desktops: n.desktops, Log: n.log,
 		LoginDir: n.statePath("credentials"), BootID: bootID(), Names: served,
 		Addresses: &addresses{node: n},
-		GPUs:      n.gpuDriver(), GPU: n.gpuConfig(),
+		GPUs:      n.gpuDriver(), GPU: n.gpuConfig(), InEnvironment: n.inEnvironment,
 	})
 	return ctx.Err()
+}
+
+// inEnvironment says whether a process is one of an environment's.
+func (n *Node) inEnvironment(pid int, envID string) (bool, error) {
+	return cgroup.Contains(pid, path.Join(n.cfg.Containerd.Cgroup, envID))
 }
 
 // Run adopts what survived the last daemon, serves, and returns when ctx ends

@@ -46,6 +46,12 @@ func toStats(all []runtime.Stats) []*remotegpuv1.Stats {
 		if s.DiskBytes >= 0 {
 			message.DiskBytes = &s.DiskBytes
 		}
+		for _, g := range s.GPUs {
+			message.Gpus = append(message.Gpus, &remotegpuv1.GPUStats{
+				Gpu: g.GPU, MigInstance: g.MIG, MemoryBytes: g.MemoryBytes, MemoryLimitBytes: g.MemoryLimitBytes,
+				UtilPercent: told[int, int32](g.UtilPercent), Processes: int32(g.Processes),
+			})
+		}
 		messages = append(messages, message)
 	}
 	return messages

@@ -3,8 +3,10 @@ package e2e_test
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -53,6 +55,22 @@ func (n *Node) refused(tb testing.TB, words string, args ...string) {
 	}
 }
 
+// pid is the first process of an environment, as the host knows it.
+func (n *Node) pid(tb testing.TB, name string) int {
+	tb.Helper()
+	for line := range strings.Lines(n.Containerd.Ctr(tb, "task", "ls")) {
+		if words := strings.Fields(line); len(words) == 3 && words[0] == n.Get(tb, name).ID {
+			pid, err := strconv.Atoi(words[1])
+			if err != nil {
+				tb.Fatal(err)
+			}
+			return pid
+		}
+	}
+	tb.Fatalf("%s has no process", name)
+	return 0
+}
+
 // A node without GPUs works, and says what it has not.
 func TestNoGPU(t *testing.T) {
 	n := StartWith(t, usual, func(config string) string {
@@ -78,9 +96,10 @@ func TestGPULeases(t *testing.T) {
 	testutil.Require(t, testutil.Root, testutil.IPTables, usual, testutil.Programs)
 	library := fakenvml.Build(t, t.TempDir(), fakenvml.Version)
 	plain := gpus.Config{Name: "NVIDIA L4", Architecture: 9, MemoryMB: 23034, CudaMajor: 8, CudaMinor: 9}
-	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain}, {Model: plain, Minor: 1}, {Model: gpus.A100_SXM4_40GB, Minor: 2}}})
+	world := fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain}, {Model: plain, Minor: 1}, {Model: gpus.A100_SXM4_40GB, Minor: 2}}}
+	library.Set(t, world)
 	library.MIGMode(t, 2, true)
-	n := Start(t, usual, fmt.Sprintf("[gpu]\nlibrary = %q\ninjection = \"none\"\n", library.Path))
+	n := Start(t, usual, fmt.Sprintf("[gpu]\nlibrary = %q\ninjection = \"none\"\nhand_over = 1\n", library.Path))
 	list := n.gpus(t)
 	if len(list.GPUs) != 3 || list.Driver != fakenvml.Version || !list.GPUs[2].MIG {
 		t.Fatalf("got %+v", list)
@@ -125,6 +144,19 @@ func TestGPULeases(t *testing.T) {
 	n.Must(t, "gpu", "drain", "1", "--reason", "a new fan")
 	n.refused(t, "a new fan", create("late", "--gpus", "uuid=1")...)
 	n.Must(t, "gpu", "undrain", "1")
+
+	// What its processes use is its own; what others leave is not handed over.
+	pid, stranger := n.pid(t, "alone"), os.Getpid()
+	world.GPUs[0].Util, world.GPUs[0].Processes = 42, []fakenvml.Process{{Kind: 'c', PID: pid, MB: 300}}
+	world.GPUs[1].Processes = []fakenvml.Process{{Kind: 'c', PID: stranger, MB: 5}}
+	library.Set(t, world)
+	Eventually(t, "the use of a GPU to be told", func() bool {
+		return strings.Contains(n.Must(t, "env", "stats", "alone"), "300 MiB of ") && strings.Contains(n.Must(t, "env", "stats", "alone"), "42%")
+	})
+	n.refused(t, fmt.Sprintf("%d (5 MiB)", stranger), create("late", "--gpus", "uuid=1")...)
+	n.Must(t, "env", "rm", "late")
+	world.GPUs[0].Processes, world.GPUs[1].Processes = nil, nil
+	library.Set(t, world)
 
 	// It changes what it has when it is started again.
 	if _, errs, code := n.CLI(t, "env", "update", "alone", "--gpus", "2"); code != 0 || !strings.Contains(errs, "spec.gpu") {

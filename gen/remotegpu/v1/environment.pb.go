@@ -4190,8 +4190,11 @@ type Stats struct {
 	DiskBytes *int64 `protobuf:"varint,14,opt,name=disk_bytes,json=diskBytes,proto3,oneof" json:"disk_bytes,omitempty"`
 	// The limit of the writable layer that is enforced, in bytes. 0: none.
 	DiskLimitBytes int64 `protobuf:"varint,15,opt,name=disk_limit_bytes,json=diskLimitBytes,proto3" json:"disk_limit_bytes,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What it uses of its GPUs. Empty while it has no process, and while the GPU
+	// software does not answer.
+	Gpus          []*GPUStats `protobuf:"bytes,16,rep,name=gpus,proto3" json:"gpus,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Stats) Reset() {
@@ -4329,6 +4332,105 @@ func (x *Stats) GetDiskLimitBytes() int64 {
 	return 0
 }
 
+func (x *Stats) GetGpus() []*GPUStats {
+	if x != nil {
+		return x.Gpus
+	}
+	return nil
+}
+
+// GPUStats is what an environment uses of one of its GPUs.
+type GPUStats struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUID of the GPU.
+	Gpu string `protobuf:"bytes,1,opt,name=gpu,proto3" json:"gpu,omitempty"`
+	// UUID of the MIG instance. Empty: none.
+	MigInstance string `protobuf:"bytes,2,opt,name=mig_instance,json=migInstance,proto3" json:"mig_instance,omitempty"`
+	// Memory that its processes use, bytes.
+	MemoryBytes uint64 `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// What it has: of the GPU, of the instance, or its share. 0: not known.
+	MemoryLimitBytes uint64 `protobuf:"varint,4,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
+	// Share of the time in which a kernel ran, percent. Absent unless it has the
+	// GPU alone: nobody tells whose kernels they were otherwise.
+	UtilPercent *int32 `protobuf:"varint,5,opt,name=util_percent,json=utilPercent,proto3,oneof" json:"util_percent,omitempty"`
+	// Its processes that use the GPU.
+	Processes     int32 `protobuf:"varint,6,opt,name=processes,proto3" json:"processes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GPUStats) Reset() {
+	*x = GPUStats{}
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GPUStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GPUStats) ProtoMessage() {}
+
+func (x *GPUStats) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GPUStats.ProtoReflect.Descriptor instead.
+func (*GPUStats) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *GPUStats) GetGpu() string {
+	if x != nil {
+		return x.Gpu
+	}
+	return ""
+}
+
+func (x *GPUStats) GetMigInstance() string {
+	if x != nil {
+		return x.MigInstance
+	}
+	return ""
+}
+
+func (x *GPUStats) GetMemoryBytes() uint64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *GPUStats) GetMemoryLimitBytes() uint64 {
+	if x != nil {
+		return x.MemoryLimitBytes
+	}
+	return 0
+}
+
+func (x *GPUStats) GetUtilPercent() int32 {
+	if x != nil && x.UtilPercent != nil {
+		return *x.UtilPercent
+	}
+	return 0
+}
+
+func (x *GPUStats) GetProcesses() int32 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
 // ListEnvironmentEventsRequest names an environment.
 type ListEnvironmentEventsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4346,7 +4448,7 @@ type ListEnvironmentEventsRequest struct {
 
 func (x *ListEnvironmentEventsRequest) Reset() {
 	*x = ListEnvironmentEventsRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[48]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4358,7 +4460,7 @@ func (x *ListEnvironmentEventsRequest) String() string {
 func (*ListEnvironmentEventsRequest) ProtoMessage() {}
 
 func (x *ListEnvironmentEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[48]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4371,7 +4473,7 @@ func (x *ListEnvironmentEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEnvironmentEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEnvironmentEventsRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{48}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListEnvironmentEventsRequest) GetEnvironment() string {
@@ -4415,7 +4517,7 @@ type ListEnvironmentEventsResponse struct {
 
 func (x *ListEnvironmentEventsResponse) Reset() {
 	*x = ListEnvironmentEventsResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[49]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4427,7 +4529,7 @@ func (x *ListEnvironmentEventsResponse) String() string {
 func (*ListEnvironmentEventsResponse) ProtoMessage() {}
 
 func (x *ListEnvironmentEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[49]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4440,7 +4542,7 @@ func (x *ListEnvironmentEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEnvironmentEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEnvironmentEventsResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{49}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListEnvironmentEventsResponse) GetEvents() []*EnvironmentEvent {
@@ -4476,7 +4578,7 @@ type EnvironmentEvent struct {
 
 func (x *EnvironmentEvent) Reset() {
 	*x = EnvironmentEvent{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[50]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4488,7 +4590,7 @@ func (x *EnvironmentEvent) String() string {
 func (*EnvironmentEvent) ProtoMessage() {}
 
 func (x *EnvironmentEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[50]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4501,7 +4603,7 @@ func (x *EnvironmentEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnvironmentEvent.ProtoReflect.Descriptor instead.
 func (*EnvironmentEvent) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{50}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *EnvironmentEvent) GetTime() *timestamppb.Timestamp {
@@ -4551,7 +4653,7 @@ type PauseEnvironmentRequest struct {
 
 func (x *PauseEnvironmentRequest) Reset() {
 	*x = PauseEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[51]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4563,7 +4665,7 @@ func (x *PauseEnvironmentRequest) String() string {
 func (*PauseEnvironmentRequest) ProtoMessage() {}
 
 func (x *PauseEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[51]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4576,7 +4678,7 @@ func (x *PauseEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*PauseEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{51}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *PauseEnvironmentRequest) GetRequestId() string {
@@ -4627,7 +4729,7 @@ type PauseEnvironmentResponse struct {
 
 func (x *PauseEnvironmentResponse) Reset() {
 	*x = PauseEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[52]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4639,7 +4741,7 @@ func (x *PauseEnvironmentResponse) String() string {
 func (*PauseEnvironmentResponse) ProtoMessage() {}
 
 func (x *PauseEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[52]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4652,7 +4754,7 @@ func (x *PauseEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*PauseEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{52}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *PauseEnvironmentResponse) GetEnvironment() *Environment {
@@ -4688,7 +4790,7 @@ type ResumeEnvironmentRequest struct {
 
 func (x *ResumeEnvironmentRequest) Reset() {
 	*x = ResumeEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[53]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4700,7 +4802,7 @@ func (x *ResumeEnvironmentRequest) String() string {
 func (*ResumeEnvironmentRequest) ProtoMessage() {}
 
 func (x *ResumeEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[53]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4713,7 +4815,7 @@ func (x *ResumeEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*ResumeEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{53}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ResumeEnvironmentRequest) GetRequestId() string {
@@ -4764,7 +4866,7 @@ type ResumeEnvironmentResponse struct {
 
 func (x *ResumeEnvironmentResponse) Reset() {
 	*x = ResumeEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[54]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4776,7 +4878,7 @@ func (x *ResumeEnvironmentResponse) String() string {
 func (*ResumeEnvironmentResponse) ProtoMessage() {}
 
 func (x *ResumeEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[54]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4789,7 +4891,7 @@ func (x *ResumeEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*ResumeEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{54}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ResumeEnvironmentResponse) GetEnvironment() *Environment {
@@ -4823,7 +4925,7 @@ type RenameEnvironmentRequest struct {
 
 func (x *RenameEnvironmentRequest) Reset() {
 	*x = RenameEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[55]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4835,7 +4937,7 @@ func (x *RenameEnvironmentRequest) String() string {
 func (*RenameEnvironmentRequest) ProtoMessage() {}
 
 func (x *RenameEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[55]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4848,7 +4950,7 @@ func (x *RenameEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*RenameEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{55}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *RenameEnvironmentRequest) GetEnvironment() string {
@@ -4890,7 +4992,7 @@ type RenameEnvironmentResponse struct {
 
 func (x *RenameEnvironmentResponse) Reset() {
 	*x = RenameEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[56]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4902,7 +5004,7 @@ func (x *RenameEnvironmentResponse) String() string {
 func (*RenameEnvironmentResponse) ProtoMessage() {}
 
 func (x *RenameEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[56]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4915,7 +5017,7 @@ func (x *RenameEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*RenameEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{56}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *RenameEnvironmentResponse) GetEnvironment() *Environment {
@@ -4959,7 +5061,7 @@ type UpdateEnvironmentRequest struct {
 
 func (x *UpdateEnvironmentRequest) Reset() {
 	*x = UpdateEnvironmentRequest{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[57]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4971,7 +5073,7 @@ func (x *UpdateEnvironmentRequest) String() string {
 func (*UpdateEnvironmentRequest) ProtoMessage() {}
 
 func (x *UpdateEnvironmentRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[57]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4984,7 +5086,7 @@ func (x *UpdateEnvironmentRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateEnvironmentRequest.ProtoReflect.Descriptor instead.
 func (*UpdateEnvironmentRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{57}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *UpdateEnvironmentRequest) GetRequestId() string {
@@ -5073,7 +5175,7 @@ type UpdateEnvironmentResponse struct {
 
 func (x *UpdateEnvironmentResponse) Reset() {
 	*x = UpdateEnvironmentResponse{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[58]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5085,7 +5187,7 @@ func (x *UpdateEnvironmentResponse) String() string {
 func (*UpdateEnvironmentResponse) ProtoMessage() {}
 
 func (x *UpdateEnvironmentResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[58]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5098,7 +5200,7 @@ func (x *UpdateEnvironmentResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateEnvironmentResponse.ProtoReflect.Descriptor instead.
 func (*UpdateEnvironmentResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{58}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *UpdateEnvironmentResponse) GetEnvironment() *Environment {
@@ -5137,7 +5239,7 @@ type DiskLimit struct {
 
 func (x *DiskLimit) Reset() {
 	*x = DiskLimit{}
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[59]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5149,7 +5251,7 @@ func (x *DiskLimit) String() string {
 func (*DiskLimit) ProtoMessage() {}
 
 func (x *DiskLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_environment_proto_msgTypes[59]
+	mi := &file_remotegpu_v1_environment_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5162,7 +5264,7 @@ func (x *DiskLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskLimit.ProtoReflect.Descriptor instead.
 func (*DiskLimit) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{59}
+	return file_remotegpu_v1_environment_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *DiskLimit) GetEnforced() bool {
@@ -5503,7 +5605,7 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\binterval\x12\x12\n" +
 	"\x04disk\x18\x04 \x01(\bR\x04disk\"?\n" +
 	"\x12WatchStatsResponse\x12)\n" +
-	"\x05stats\x18\x01 \x03(\v2\x13.remotegpu.v1.StatsR\x05stats\"\xef\x04\n" +
+	"\x05stats\x18\x01 \x03(\v2\x13.remotegpu.v1.StatsR\x05stats\"\x9b\x05\n" +
 	"\x05Stats\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12.\n" +
@@ -5522,8 +5624,17 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x11block_write_bytes\x18\r \x01(\x03R\x0fblockWriteBytes\x12\"\n" +
 	"\n" +
 	"disk_bytes\x18\x0e \x01(\x03H\x00R\tdiskBytes\x88\x01\x01\x12(\n" +
-	"\x10disk_limit_bytes\x18\x0f \x01(\x03R\x0ediskLimitBytesB\r\n" +
-	"\v_disk_bytes\"\xbd\x01\n" +
+	"\x10disk_limit_bytes\x18\x0f \x01(\x03R\x0ediskLimitBytes\x12*\n" +
+	"\x04gpus\x18\x10 \x03(\v2\x16.remotegpu.v1.GPUStatsR\x04gpusB\r\n" +
+	"\v_disk_bytes\"\xe7\x01\n" +
+	"\bGPUStats\x12\x10\n" +
+	"\x03gpu\x18\x01 \x01(\tR\x03gpu\x12!\n" +
+	"\fmig_instance\x18\x02 \x01(\tR\vmigInstance\x12!\n" +
+	"\fmemory_bytes\x18\x03 \x01(\x04R\vmemoryBytes\x12,\n" +
+	"\x12memory_limit_bytes\x18\x04 \x01(\x04R\x10memoryLimitBytes\x12&\n" +
+	"\futil_percent\x18\x05 \x01(\x05H\x00R\vutilPercent\x88\x01\x01\x12\x1c\n" +
+	"\tprocesses\x18\x06 \x01(\x05R\tprocessesB\x0f\n" +
+	"\r_util_percent\"\xbd\x01\n" +
 	"\x1cListEnvironmentEventsRequest\x12+\n" +
 	"\venvironment\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +
 	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12$\n" +
@@ -5666,7 +5777,7 @@ func file_remotegpu_v1_environment_proto_rawDescGZIP() []byte {
 }
 
 var file_remotegpu_v1_environment_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_remotegpu_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 66)
+var file_remotegpu_v1_environment_proto_msgTypes = make([]protoimpl.MessageInfo, 67)
 var file_remotegpu_v1_environment_proto_goTypes = []any{
 	(Health)(0),                           // 0: remotegpu.v1.Health
 	(EnvironmentState)(0),                 // 1: remotegpu.v1.EnvironmentState
@@ -5722,188 +5833,190 @@ var file_remotegpu_v1_environment_proto_goTypes = []any{
 	(*WatchStatsRequest)(nil),             // 51: remotegpu.v1.WatchStatsRequest
 	(*WatchStatsResponse)(nil),            // 52: remotegpu.v1.WatchStatsResponse
 	(*Stats)(nil),                         // 53: remotegpu.v1.Stats
-	(*ListEnvironmentEventsRequest)(nil),  // 54: remotegpu.v1.ListEnvironmentEventsRequest
-	(*ListEnvironmentEventsResponse)(nil), // 55: remotegpu.v1.ListEnvironmentEventsResponse
-	(*EnvironmentEvent)(nil),              // 56: remotegpu.v1.EnvironmentEvent
-	(*PauseEnvironmentRequest)(nil),       // 57: remotegpu.v1.PauseEnvironmentRequest
-	(*PauseEnvironmentResponse)(nil),      // 58: remotegpu.v1.PauseEnvironmentResponse
-	(*ResumeEnvironmentRequest)(nil),      // 59: remotegpu.v1.ResumeEnvironmentRequest
-	(*ResumeEnvironmentResponse)(nil),     // 60: remotegpu.v1.ResumeEnvironmentResponse
-	(*RenameEnvironmentRequest)(nil),      // 61: remotegpu.v1.RenameEnvironmentRequest
-	(*RenameEnvironmentResponse)(nil),     // 62: remotegpu.v1.RenameEnvironmentResponse
-	(*UpdateEnvironmentRequest)(nil),      // 63: remotegpu.v1.UpdateEnvironmentRequest
-	(*UpdateEnvironmentResponse)(nil),     // 64: remotegpu.v1.UpdateEnvironmentResponse
-	(*DiskLimit)(nil),                     // 65: remotegpu.v1.DiskLimit
-	nil,                                   // 66: remotegpu.v1.Environment.LabelsEntry
-	nil,                                   // 67: remotegpu.v1.EnvironmentSpec.EnvEntry
-	nil,                                   // 68: remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
-	nil,                                   // 69: remotegpu.v1.RunCommandRequest.EnvEntry
-	nil,                                   // 70: remotegpu.v1.ExecStart.EnvEntry
-	nil,                                   // 71: remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
-	(*Problem)(nil),                       // 72: remotegpu.v1.Problem
-	(*PortMapping)(nil),                   // 73: remotegpu.v1.PortMapping
-	(*timestamppb.Timestamp)(nil),         // 74: google.protobuf.Timestamp
-	(*GPULease)(nil),                      // 75: remotegpu.v1.GPULease
-	(ServiceType)(0),                      // 76: remotegpu.v1.ServiceType
-	(*NetworkPolicy)(nil),                 // 77: remotegpu.v1.NetworkPolicy
-	(*GPURequest)(nil),                    // 78: remotegpu.v1.GPURequest
-	(*durationpb.Duration)(nil),           // 79: google.protobuf.Duration
-	(Protocol)(0),                         // 80: remotegpu.v1.Protocol
-	(*Operation)(nil),                     // 81: remotegpu.v1.Operation
-	(*fieldmaskpb.FieldMask)(nil),         // 82: google.protobuf.FieldMask
-	(*StatFileRequest)(nil),               // 83: remotegpu.v1.StatFileRequest
-	(*UploadFilesRequest)(nil),            // 84: remotegpu.v1.UploadFilesRequest
-	(*DownloadFilesRequest)(nil),          // 85: remotegpu.v1.DownloadFilesRequest
-	(*StatFileResponse)(nil),              // 86: remotegpu.v1.StatFileResponse
-	(*UploadFilesResponse)(nil),           // 87: remotegpu.v1.UploadFilesResponse
-	(*DownloadFilesResponse)(nil),         // 88: remotegpu.v1.DownloadFilesResponse
+	(*GPUStats)(nil),                      // 54: remotegpu.v1.GPUStats
+	(*ListEnvironmentEventsRequest)(nil),  // 55: remotegpu.v1.ListEnvironmentEventsRequest
+	(*ListEnvironmentEventsResponse)(nil), // 56: remotegpu.v1.ListEnvironmentEventsResponse
+	(*EnvironmentEvent)(nil),              // 57: remotegpu.v1.EnvironmentEvent
+	(*PauseEnvironmentRequest)(nil),       // 58: remotegpu.v1.PauseEnvironmentRequest
+	(*PauseEnvironmentResponse)(nil),      // 59: remotegpu.v1.PauseEnvironmentResponse
+	(*ResumeEnvironmentRequest)(nil),      // 60: remotegpu.v1.ResumeEnvironmentRequest
+	(*ResumeEnvironmentResponse)(nil),     // 61: remotegpu.v1.ResumeEnvironmentResponse
+	(*RenameEnvironmentRequest)(nil),      // 62: remotegpu.v1.RenameEnvironmentRequest
+	(*RenameEnvironmentResponse)(nil),     // 63: remotegpu.v1.RenameEnvironmentResponse
+	(*UpdateEnvironmentRequest)(nil),      // 64: remotegpu.v1.UpdateEnvironmentRequest
+	(*UpdateEnvironmentResponse)(nil),     // 65: remotegpu.v1.UpdateEnvironmentResponse
+	(*DiskLimit)(nil),                     // 66: remotegpu.v1.DiskLimit
+	nil,                                   // 67: remotegpu.v1.Environment.LabelsEntry
+	nil,                                   // 68: remotegpu.v1.EnvironmentSpec.EnvEntry
+	nil,                                   // 69: remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	nil,                                   // 70: remotegpu.v1.RunCommandRequest.EnvEntry
+	nil,                                   // 71: remotegpu.v1.ExecStart.EnvEntry
+	nil,                                   // 72: remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
+	(*Problem)(nil),                       // 73: remotegpu.v1.Problem
+	(*PortMapping)(nil),                   // 74: remotegpu.v1.PortMapping
+	(*timestamppb.Timestamp)(nil),         // 75: google.protobuf.Timestamp
+	(*GPULease)(nil),                      // 76: remotegpu.v1.GPULease
+	(ServiceType)(0),                      // 77: remotegpu.v1.ServiceType
+	(*NetworkPolicy)(nil),                 // 78: remotegpu.v1.NetworkPolicy
+	(*GPURequest)(nil),                    // 79: remotegpu.v1.GPURequest
+	(*durationpb.Duration)(nil),           // 80: google.protobuf.Duration
+	(Protocol)(0),                         // 81: remotegpu.v1.Protocol
+	(*Operation)(nil),                     // 82: remotegpu.v1.Operation
+	(*fieldmaskpb.FieldMask)(nil),         // 83: google.protobuf.FieldMask
+	(*StatFileRequest)(nil),               // 84: remotegpu.v1.StatFileRequest
+	(*UploadFilesRequest)(nil),            // 85: remotegpu.v1.UploadFilesRequest
+	(*DownloadFilesRequest)(nil),          // 86: remotegpu.v1.DownloadFilesRequest
+	(*StatFileResponse)(nil),              // 87: remotegpu.v1.StatFileResponse
+	(*UploadFilesResponse)(nil),           // 88: remotegpu.v1.UploadFilesResponse
+	(*DownloadFilesResponse)(nil),         // 89: remotegpu.v1.DownloadFilesResponse
 }
 var file_remotegpu_v1_environment_proto_depIdxs = []int32{
-	66,  // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
+	67,  // 0: remotegpu.v1.Environment.labels:type_name -> remotegpu.v1.Environment.LabelsEntry
 	9,   // 1: remotegpu.v1.Environment.spec:type_name -> remotegpu.v1.EnvironmentSpec
 	1,   // 2: remotegpu.v1.Environment.state:type_name -> remotegpu.v1.EnvironmentState
-	72,  // 3: remotegpu.v1.Environment.problem:type_name -> remotegpu.v1.Problem
+	73,  // 3: remotegpu.v1.Environment.problem:type_name -> remotegpu.v1.Problem
 	8,   // 4: remotegpu.v1.Environment.exit:type_name -> remotegpu.v1.ExitStatus
-	73,  // 5: remotegpu.v1.Environment.port_mappings:type_name -> remotegpu.v1.PortMapping
-	74,  // 6: remotegpu.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
-	74,  // 7: remotegpu.v1.Environment.updated_at:type_name -> google.protobuf.Timestamp
-	74,  // 8: remotegpu.v1.Environment.started_at:type_name -> google.protobuf.Timestamp
+	74,  // 5: remotegpu.v1.Environment.port_mappings:type_name -> remotegpu.v1.PortMapping
+	75,  // 6: remotegpu.v1.Environment.created_at:type_name -> google.protobuf.Timestamp
+	75,  // 7: remotegpu.v1.Environment.updated_at:type_name -> google.protobuf.Timestamp
+	75,  // 8: remotegpu.v1.Environment.started_at:type_name -> google.protobuf.Timestamp
 	0,   // 9: remotegpu.v1.Environment.health:type_name -> remotegpu.v1.Health
-	74,  // 10: remotegpu.v1.Environment.restart_at:type_name -> google.protobuf.Timestamp
-	65,  // 11: remotegpu.v1.Environment.disk_limit:type_name -> remotegpu.v1.DiskLimit
+	75,  // 10: remotegpu.v1.Environment.restart_at:type_name -> google.protobuf.Timestamp
+	66,  // 11: remotegpu.v1.Environment.disk_limit:type_name -> remotegpu.v1.DiskLimit
 	7,   // 12: remotegpu.v1.Environment.access:type_name -> remotegpu.v1.AccessURL
-	75,  // 13: remotegpu.v1.Environment.gpus:type_name -> remotegpu.v1.GPULease
-	76,  // 14: remotegpu.v1.AccessURL.service_type:type_name -> remotegpu.v1.ServiceType
-	74,  // 15: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
+	76,  // 13: remotegpu.v1.Environment.gpus:type_name -> remotegpu.v1.GPULease
+	77,  // 14: remotegpu.v1.AccessURL.service_type:type_name -> remotegpu.v1.ServiceType
+	75,  // 15: remotegpu.v1.ExitStatus.at:type_name -> google.protobuf.Timestamp
 	3,   // 16: remotegpu.v1.EnvironmentSpec.pull_policy:type_name -> remotegpu.v1.PullPolicy
-	67,  // 17: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
+	68,  // 17: remotegpu.v1.EnvironmentSpec.env:type_name -> remotegpu.v1.EnvironmentSpec.EnvEntry
 	16,  // 18: remotegpu.v1.EnvironmentSpec.resources:type_name -> remotegpu.v1.Resources
 	18,  // 19: remotegpu.v1.EnvironmentSpec.mounts:type_name -> remotegpu.v1.Mount
 	19,  // 20: remotegpu.v1.EnvironmentSpec.ports:type_name -> remotegpu.v1.PortRequest
 	20,  // 21: remotegpu.v1.EnvironmentSpec.desktop:type_name -> remotegpu.v1.Desktop
 	10,  // 22: remotegpu.v1.EnvironmentSpec.restart:type_name -> remotegpu.v1.RestartPolicy
 	11,  // 23: remotegpu.v1.EnvironmentSpec.health_check:type_name -> remotegpu.v1.HealthCheck
-	77,  // 24: remotegpu.v1.EnvironmentSpec.network:type_name -> remotegpu.v1.NetworkPolicy
-	78,  // 25: remotegpu.v1.EnvironmentSpec.gpu:type_name -> remotegpu.v1.GPURequest
+	78,  // 24: remotegpu.v1.EnvironmentSpec.network:type_name -> remotegpu.v1.NetworkPolicy
+	79,  // 25: remotegpu.v1.EnvironmentSpec.gpu:type_name -> remotegpu.v1.GPURequest
 	2,   // 26: remotegpu.v1.RestartPolicy.mode:type_name -> remotegpu.v1.RestartMode
 	12,  // 27: remotegpu.v1.HealthCheck.command:type_name -> remotegpu.v1.HealthCommand
 	13,  // 28: remotegpu.v1.HealthCheck.tcp:type_name -> remotegpu.v1.HealthTCP
 	14,  // 29: remotegpu.v1.HealthCheck.http:type_name -> remotegpu.v1.HealthHTTP
 	15,  // 30: remotegpu.v1.HealthCheck.desktop:type_name -> remotegpu.v1.HealthDesktop
-	79,  // 31: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	79,  // 32: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	79,  // 33: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
+	80,  // 31: remotegpu.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	80,  // 32: remotegpu.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	80,  // 33: remotegpu.v1.HealthCheck.start_period:type_name -> google.protobuf.Duration
 	17,  // 34: remotegpu.v1.Resources.ulimits:type_name -> remotegpu.v1.Ulimit
 	4,   // 35: remotegpu.v1.Mount.type:type_name -> remotegpu.v1.MountType
-	76,  // 36: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
-	80,  // 37: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
-	74,  // 38: remotegpu.v1.PortRequest.expires_at:type_name -> google.protobuf.Timestamp
-	68,  // 39: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
+	77,  // 36: remotegpu.v1.PortRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	81,  // 37: remotegpu.v1.PortRequest.protocol:type_name -> remotegpu.v1.Protocol
+	75,  // 38: remotegpu.v1.PortRequest.expires_at:type_name -> google.protobuf.Timestamp
+	69,  // 39: remotegpu.v1.CreateEnvironmentRequest.labels:type_name -> remotegpu.v1.CreateEnvironmentRequest.LabelsEntry
 	9,   // 40: remotegpu.v1.CreateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	79,  // 41: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	80,  // 41: remotegpu.v1.CreateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
 	6,   // 42: remotegpu.v1.CreateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	81,  // 43: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	82,  // 43: remotegpu.v1.CreateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
 	6,   // 44: remotegpu.v1.GetEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
 	1,   // 45: remotegpu.v1.ListEnvironmentsRequest.states:type_name -> remotegpu.v1.EnvironmentState
 	6,   // 46: remotegpu.v1.ListEnvironmentsResponse.environments:type_name -> remotegpu.v1.Environment
-	79,  // 47: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	80,  // 47: remotegpu.v1.StartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
 	6,   // 48: remotegpu.v1.StartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	81,  // 49: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	79,  // 50: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	79,  // 51: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	82,  // 49: remotegpu.v1.StartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	80,  // 50: remotegpu.v1.StopEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	80,  // 51: remotegpu.v1.StopEnvironmentRequest.wait:type_name -> google.protobuf.Duration
 	6,   // 52: remotegpu.v1.StopEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	81,  // 53: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	79,  // 54: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	79,  // 55: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	82,  // 53: remotegpu.v1.StopEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	80,  // 54: remotegpu.v1.RestartEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	80,  // 55: remotegpu.v1.RestartEnvironmentRequest.wait:type_name -> google.protobuf.Duration
 	6,   // 56: remotegpu.v1.RestartEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	81,  // 57: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	79,  // 58: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	79,  // 59: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	81,  // 60: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	82,  // 57: remotegpu.v1.RestartEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	80,  // 58: remotegpu.v1.DeleteEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	80,  // 59: remotegpu.v1.DeleteEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	82,  // 60: remotegpu.v1.DeleteEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
 	6,   // 61: remotegpu.v1.WatchEnvironmentsResponse.environment:type_name -> remotegpu.v1.Environment
-	69,  // 62: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
-	79,  // 63: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
+	70,  // 62: remotegpu.v1.RunCommandRequest.env:type_name -> remotegpu.v1.RunCommandRequest.EnvEntry
+	80,  // 63: remotegpu.v1.RunCommandRequest.timeout:type_name -> google.protobuf.Duration
 	40,  // 64: remotegpu.v1.ExecCommandRequest.start:type_name -> remotegpu.v1.ExecStart
 	41,  // 65: remotegpu.v1.ExecCommandRequest.eof:type_name -> remotegpu.v1.ExecEOF
 	42,  // 66: remotegpu.v1.ExecCommandRequest.resize:type_name -> remotegpu.v1.TerminalSize
-	70,  // 67: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
+	71,  // 67: remotegpu.v1.ExecStart.env:type_name -> remotegpu.v1.ExecStart.EnvEntry
 	42,  // 68: remotegpu.v1.ExecStart.terminal:type_name -> remotegpu.v1.TerminalSize
 	44,  // 69: remotegpu.v1.ExecCommandResponse.started:type_name -> remotegpu.v1.ExecStarted
 	45,  // 70: remotegpu.v1.ExecCommandResponse.exit:type_name -> remotegpu.v1.ExecExit
-	74,  // 71: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
-	74,  // 72: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
+	75,  // 71: remotegpu.v1.GetLogsRequest.since:type_name -> google.protobuf.Timestamp
+	75,  // 72: remotegpu.v1.GetLogsRequest.until:type_name -> google.protobuf.Timestamp
 	5,   // 73: remotegpu.v1.GetLogsRequest.stream:type_name -> remotegpu.v1.LogStream
 	48,  // 74: remotegpu.v1.GetLogsResponse.lines:type_name -> remotegpu.v1.LogLine
-	74,  // 75: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
+	75,  // 75: remotegpu.v1.LogLine.time:type_name -> google.protobuf.Timestamp
 	5,   // 76: remotegpu.v1.LogLine.stream:type_name -> remotegpu.v1.LogStream
 	53,  // 77: remotegpu.v1.GetStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	79,  // 78: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
+	80,  // 78: remotegpu.v1.WatchStatsRequest.interval:type_name -> google.protobuf.Duration
 	53,  // 79: remotegpu.v1.WatchStatsResponse.stats:type_name -> remotegpu.v1.Stats
-	74,  // 80: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
-	56,  // 81: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
-	74,  // 82: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
-	8,   // 83: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
-	79,  // 84: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 85: remotegpu.v1.PauseEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	81,  // 86: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	79,  // 87: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 88: remotegpu.v1.ResumeEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	81,  // 89: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	6,   // 90: remotegpu.v1.RenameEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	82,  // 91: remotegpu.v1.UpdateEnvironmentRequest.update_mask:type_name -> google.protobuf.FieldMask
-	71,  // 92: remotegpu.v1.UpdateEnvironmentRequest.labels:type_name -> remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
-	9,   // 93: remotegpu.v1.UpdateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
-	79,  // 94: remotegpu.v1.UpdateEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
-	79,  // 95: remotegpu.v1.UpdateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
-	6,   // 96: remotegpu.v1.UpdateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
-	81,  // 97: remotegpu.v1.UpdateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
-	21,  // 98: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
-	23,  // 99: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
-	25,  // 100: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
-	27,  // 101: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
-	29,  // 102: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
-	31,  // 103: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
-	57,  // 104: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
-	59,  // 105: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
-	61,  // 106: remotegpu.v1.EnvironmentService.RenameEnvironment:input_type -> remotegpu.v1.RenameEnvironmentRequest
-	63,  // 107: remotegpu.v1.EnvironmentService.UpdateEnvironment:input_type -> remotegpu.v1.UpdateEnvironmentRequest
-	33,  // 108: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
-	35,  // 109: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
-	37,  // 110: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
-	39,  // 111: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
-	46,  // 112: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
-	49,  // 113: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
-	51,  // 114: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
-	54,  // 115: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
-	83,  // 116: remotegpu.v1.EnvironmentService.StatFile:input_type -> remotegpu.v1.StatFileRequest
-	84,  // 117: remotegpu.v1.EnvironmentService.UploadFiles:input_type -> remotegpu.v1.UploadFilesRequest
-	85,  // 118: remotegpu.v1.EnvironmentService.DownloadFiles:input_type -> remotegpu.v1.DownloadFilesRequest
-	22,  // 119: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
-	24,  // 120: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
-	26,  // 121: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
-	28,  // 122: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
-	30,  // 123: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
-	32,  // 124: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
-	58,  // 125: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
-	60,  // 126: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
-	62,  // 127: remotegpu.v1.EnvironmentService.RenameEnvironment:output_type -> remotegpu.v1.RenameEnvironmentResponse
-	64,  // 128: remotegpu.v1.EnvironmentService.UpdateEnvironment:output_type -> remotegpu.v1.UpdateEnvironmentResponse
-	34,  // 129: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
-	36,  // 130: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
-	38,  // 131: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
-	43,  // 132: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
-	47,  // 133: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
-	50,  // 134: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
-	52,  // 135: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
-	55,  // 136: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
-	86,  // 137: remotegpu.v1.EnvironmentService.StatFile:output_type -> remotegpu.v1.StatFileResponse
-	87,  // 138: remotegpu.v1.EnvironmentService.UploadFiles:output_type -> remotegpu.v1.UploadFilesResponse
-	88,  // 139: remotegpu.v1.EnvironmentService.DownloadFiles:output_type -> remotegpu.v1.DownloadFilesResponse
-	119, // [119:140] is the sub-list for method output_type
-	98,  // [98:119] is the sub-list for method input_type
-	98,  // [98:98] is the sub-list for extension type_name
-	98,  // [98:98] is the sub-list for extension extendee
-	0,   // [0:98] is the sub-list for field type_name
+	75,  // 80: remotegpu.v1.Stats.time:type_name -> google.protobuf.Timestamp
+	54,  // 81: remotegpu.v1.Stats.gpus:type_name -> remotegpu.v1.GPUStats
+	57,  // 82: remotegpu.v1.ListEnvironmentEventsResponse.events:type_name -> remotegpu.v1.EnvironmentEvent
+	75,  // 83: remotegpu.v1.EnvironmentEvent.time:type_name -> google.protobuf.Timestamp
+	8,   // 84: remotegpu.v1.EnvironmentEvent.exit:type_name -> remotegpu.v1.ExitStatus
+	80,  // 85: remotegpu.v1.PauseEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 86: remotegpu.v1.PauseEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	82,  // 87: remotegpu.v1.PauseEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	80,  // 88: remotegpu.v1.ResumeEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 89: remotegpu.v1.ResumeEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	82,  // 90: remotegpu.v1.ResumeEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	6,   // 91: remotegpu.v1.RenameEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	83,  // 92: remotegpu.v1.UpdateEnvironmentRequest.update_mask:type_name -> google.protobuf.FieldMask
+	72,  // 93: remotegpu.v1.UpdateEnvironmentRequest.labels:type_name -> remotegpu.v1.UpdateEnvironmentRequest.LabelsEntry
+	9,   // 94: remotegpu.v1.UpdateEnvironmentRequest.spec:type_name -> remotegpu.v1.EnvironmentSpec
+	80,  // 95: remotegpu.v1.UpdateEnvironmentRequest.timeout:type_name -> google.protobuf.Duration
+	80,  // 96: remotegpu.v1.UpdateEnvironmentRequest.wait:type_name -> google.protobuf.Duration
+	6,   // 97: remotegpu.v1.UpdateEnvironmentResponse.environment:type_name -> remotegpu.v1.Environment
+	82,  // 98: remotegpu.v1.UpdateEnvironmentResponse.operation:type_name -> remotegpu.v1.Operation
+	21,  // 99: remotegpu.v1.EnvironmentService.CreateEnvironment:input_type -> remotegpu.v1.CreateEnvironmentRequest
+	23,  // 100: remotegpu.v1.EnvironmentService.GetEnvironment:input_type -> remotegpu.v1.GetEnvironmentRequest
+	25,  // 101: remotegpu.v1.EnvironmentService.ListEnvironments:input_type -> remotegpu.v1.ListEnvironmentsRequest
+	27,  // 102: remotegpu.v1.EnvironmentService.StartEnvironment:input_type -> remotegpu.v1.StartEnvironmentRequest
+	29,  // 103: remotegpu.v1.EnvironmentService.StopEnvironment:input_type -> remotegpu.v1.StopEnvironmentRequest
+	31,  // 104: remotegpu.v1.EnvironmentService.RestartEnvironment:input_type -> remotegpu.v1.RestartEnvironmentRequest
+	58,  // 105: remotegpu.v1.EnvironmentService.PauseEnvironment:input_type -> remotegpu.v1.PauseEnvironmentRequest
+	60,  // 106: remotegpu.v1.EnvironmentService.ResumeEnvironment:input_type -> remotegpu.v1.ResumeEnvironmentRequest
+	62,  // 107: remotegpu.v1.EnvironmentService.RenameEnvironment:input_type -> remotegpu.v1.RenameEnvironmentRequest
+	64,  // 108: remotegpu.v1.EnvironmentService.UpdateEnvironment:input_type -> remotegpu.v1.UpdateEnvironmentRequest
+	33,  // 109: remotegpu.v1.EnvironmentService.DeleteEnvironment:input_type -> remotegpu.v1.DeleteEnvironmentRequest
+	35,  // 110: remotegpu.v1.EnvironmentService.WatchEnvironments:input_type -> remotegpu.v1.WatchEnvironmentsRequest
+	37,  // 111: remotegpu.v1.EnvironmentService.RunCommand:input_type -> remotegpu.v1.RunCommandRequest
+	39,  // 112: remotegpu.v1.EnvironmentService.ExecCommand:input_type -> remotegpu.v1.ExecCommandRequest
+	46,  // 113: remotegpu.v1.EnvironmentService.GetLogs:input_type -> remotegpu.v1.GetLogsRequest
+	49,  // 114: remotegpu.v1.EnvironmentService.GetStats:input_type -> remotegpu.v1.GetStatsRequest
+	51,  // 115: remotegpu.v1.EnvironmentService.WatchStats:input_type -> remotegpu.v1.WatchStatsRequest
+	55,  // 116: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:input_type -> remotegpu.v1.ListEnvironmentEventsRequest
+	84,  // 117: remotegpu.v1.EnvironmentService.StatFile:input_type -> remotegpu.v1.StatFileRequest
+	85,  // 118: remotegpu.v1.EnvironmentService.UploadFiles:input_type -> remotegpu.v1.UploadFilesRequest
+	86,  // 119: remotegpu.v1.EnvironmentService.DownloadFiles:input_type -> remotegpu.v1.DownloadFilesRequest
+	22,  // 120: remotegpu.v1.EnvironmentService.CreateEnvironment:output_type -> remotegpu.v1.CreateEnvironmentResponse
+	24,  // 121: remotegpu.v1.EnvironmentService.GetEnvironment:output_type -> remotegpu.v1.GetEnvironmentResponse
+	26,  // 122: remotegpu.v1.EnvironmentService.ListEnvironments:output_type -> remotegpu.v1.ListEnvironmentsResponse
+	28,  // 123: remotegpu.v1.EnvironmentService.StartEnvironment:output_type -> remotegpu.v1.StartEnvironmentResponse
+	30,  // 124: remotegpu.v1.EnvironmentService.StopEnvironment:output_type -> remotegpu.v1.StopEnvironmentResponse
+	32,  // 125: remotegpu.v1.EnvironmentService.RestartEnvironment:output_type -> remotegpu.v1.RestartEnvironmentResponse
+	59,  // 126: remotegpu.v1.EnvironmentService.PauseEnvironment:output_type -> remotegpu.v1.PauseEnvironmentResponse
+	61,  // 127: remotegpu.v1.EnvironmentService.ResumeEnvironment:output_type -> remotegpu.v1.ResumeEnvironmentResponse
+	63,  // 128: remotegpu.v1.EnvironmentService.RenameEnvironment:output_type -> remotegpu.v1.RenameEnvironmentResponse
+	65,  // 129: remotegpu.v1.EnvironmentService.UpdateEnvironment:output_type -> remotegpu.v1.UpdateEnvironmentResponse
+	34,  // 130: remotegpu.v1.EnvironmentService.DeleteEnvironment:output_type -> remotegpu.v1.DeleteEnvironmentResponse
+	36,  // 131: remotegpu.v1.EnvironmentService.WatchEnvironments:output_type -> remotegpu.v1.WatchEnvironmentsResponse
+	38,  // 132: remotegpu.v1.EnvironmentService.RunCommand:output_type -> remotegpu.v1.RunCommandResponse
+	43,  // 133: remotegpu.v1.EnvironmentService.ExecCommand:output_type -> remotegpu.v1.ExecCommandResponse
+	47,  // 134: remotegpu.v1.EnvironmentService.GetLogs:output_type -> remotegpu.v1.GetLogsResponse
+	50,  // 135: remotegpu.v1.EnvironmentService.GetStats:output_type -> remotegpu.v1.GetStatsResponse
+	52,  // 136: remotegpu.v1.EnvironmentService.WatchStats:output_type -> remotegpu.v1.WatchStatsResponse
+	56,  // 137: remotegpu.v1.EnvironmentService.ListEnvironmentEvents:output_type -> remotegpu.v1.ListEnvironmentEventsResponse
+	87,  // 138: remotegpu.v1.EnvironmentService.StatFile:output_type -> remotegpu.v1.StatFileResponse
+	88,  // 139: remotegpu.v1.EnvironmentService.UploadFiles:output_type -> remotegpu.v1.UploadFilesResponse
+	89,  // 140: remotegpu.v1.EnvironmentService.DownloadFiles:output_type -> remotegpu.v1.DownloadFilesResponse
+	120, // [120:141] is the sub-list for method output_type
+	99,  // [99:120] is the sub-list for method input_type
+	99,  // [99:99] is the sub-list for extension type_name
+	99,  // [99:99] is the sub-list for extension extendee
+	0,   // [0:99] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_environment_proto_init() }
@@ -5939,13 +6052,14 @@ func file_remotegpu_v1_environment_proto_init() {
 	}
 	file_remotegpu_v1_environment_proto_msgTypes[40].OneofWrappers = []any{}
 	file_remotegpu_v1_environment_proto_msgTypes[47].OneofWrappers = []any{}
+	file_remotegpu_v1_environment_proto_msgTypes[48].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_environment_proto_rawDesc), len(file_remotegpu_v1_environment_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   66,
+			NumMessages:   67,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
