@@ -240,6 +240,14 @@ func TestOldToolkitsAreRefused(t *testing.T) {
 	if p := problem.Of(err); p == nil || p.Reason != problem.GPUToolkitMissing || p.Hint == "" {
 		t.Errorf("without a toolkit: %v", err)
 	}
+	ancient := filepath.Join(filepath.Dir(program(t, "")), "nvidia-cdi-hook") // from before there was one
+	if err := os.Rename(program(t, "NVIDIA Container Toolkit CLI version 1.13.5"), filepath.Join(filepath.Dir(ancient), "nvidia-ctk")); err != nil {
+		t.Fatal(err)
+	}
+	_, err = inject.New(inject.Config{Driver: &driver{}, CDIHook: ancient, AllowOld: true}).Edits(t.Context(), request)
+	if p := problem.Of(err); p == nil || p.Reason != problem.GPUToolkitOld || !strings.Contains(p.Message, "1.13.5") || p.Hint == "" {
+		t.Errorf("with a toolkit that has no hook: %v", err)
+	}
 	if found := missing.Problems(t.Context(), nvidia); len(found) != 1 || found[0].Reason != problem.GPUToolkitMissing {
 		t.Errorf("without a toolkit the node says %v", found)
 	}

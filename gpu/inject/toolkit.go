@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -88,7 +89,10 @@ type Toolkit struct {
 // is allowed. GPU_TOOLKIT_MISSING, GPU_TOOLKIT_TOO_OLD.
 func (t *Toolkit) Check(ctx context.Context) error {
 	p := t.problem(ctx)
-	if p == nil || p.Reason == problem.GPUToolkitOld && t.AllowOld {
+	if p == nil {
+		return nil
+	}
+	if _, err := os.Stat(t.Path); err == nil && p.Reason == problem.GPUToolkitOld && t.AllowOld {
 		return nil
 	}
 	return p
@@ -97,6 +101,9 @@ func (t *Toolkit) Check(ctx context.Context) error {
 func (t *Toolkit) problem(ctx context.Context) *problem.Problem {
 	info, err := os.Stat(t.Path)
 	if t.Path == "" || errors.Is(err, fs.ErrNotExist) {
+		if old := t.withoutHook(ctx); old != nil {
+			return old
+		}
 		return problem.New(problem.GPUToolkitMissing, "the NVIDIA Container Toolkit is not installed: there is no %s", t.Path).
 			WithHint("install it (nvidia-container-toolkit, %s or newer), or set its place in the section gpu of the configuration", goodToolkit)
 	} else if err != nil {
@@ -115,6 +122,18 @@ func (t *Toolkit) problem(ctx context.Context) *problem.Problem {
 			WithHint("install %s or newer; gpu.allow_old_toolkit accepts it all the same", goodToolkit)
 	}
 	return nil
+}
+
+// withoutHook tells of a toolkit that has no program of the name because it is
+// from before that; nil when there is none at all.
+func (t *Toolkit) withoutHook(ctx context.Context) *problem.Problem {
+	other := filepath.Join(filepath.Dir(t.Path), "nvidia-ctk")
+	version, err := runVersion(ctx, other)
+	if known := t.Path != "" && err == nil; !known || !version.Before(minToolkit) {
+		return nil
+	}
+	return problem.New(problem.GPUToolkitOld, "the NVIDIA Container Toolkit is %s: it has no %s", version, t.Path).
+		WithHint("install %s or newer", goodToolkit)
 }
 
 // ask returns the version, as it was told when the program was last another.

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/keylock"
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
@@ -107,7 +108,7 @@ func (d *Daemons) Prepare(ctx context.Context, uuid string, share gpu.Share) (Cl
 		return Client{}, errors.Join(err, d.end(undo, uuid))
 	}
 	d.cfg.Log.InfoContext(ctx, "an MPS control daemon was started", "gpu", uuid)
-	return client, nil
+	return client, fault.Point(ctx, "MPS daemon started")
 }
 
 // start makes a daemon's directories and starts it.

@@ -100,6 +100,7 @@ func TestGPUDevices(t *testing.T) {
 }
 
 func TestGPUs(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.Containerd, testutil.Containerd2, testutil.NVIDIA)
 	for _, need := range []testutil.Need{testutil.Containerd, testutil.Containerd2} {
 		t.Run(string(need), func(t *testing.T) {
 			d := testutil.StartContainerd(t, need)
@@ -303,7 +304,7 @@ func classicHook(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.
 	testutil.Sh(t, fmt.Sprintf("printf '#!/bin/sh\\nfor last; do :; done\\necho \"$*\" > %s.args\\n/usr/bin/env > %s.env\\n' > %s; chmod 755 %s", record, record, cli, cli))
 	for i, uuid := range []string{"GPU-aaaaaaaa-0000-0000-0000-000000000000", "GPU-bbbbbbbb-0000-0000-0000-000000000000"} {
 		injector := inject.New(inject.Config{
-			Driver: standIn{edits: driver.edits(i)}, Way: inject.Hook, RuntimeHook: hook, CLI: cli, Dir: filepath.Join(d.Dir, "gpu"), AllowOld: true,
+			Driver: standIn{edits: driver.edits(i)}, Way: inject.Hook, RuntimeHook: hook, CLI: cli, Dir: filepath.Join(d.Dir, "gpu"),
 		})
 		edits, err := injector.Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuid}}, Capabilities: []gpu.Capability{gpu.Compute, gpu.Utility}})
 		if err != nil {
@@ -353,7 +354,7 @@ func classicHook(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.
 	}
 	testutil.Sh(t, "printf '#!/bin/sh\\necho driver is broken >&2\\nexit 1\\n' > "+cli)
 	edits, err := inject.New(inject.Config{
-		Driver: standIn{edits: driver.edits(0)}, Way: inject.Hook, RuntimeHook: hook, CLI: cli, Dir: filepath.Join(d.Dir, "gpu"), AllowOld: true,
+		Driver: standIn{edits: driver.edits(0)}, Way: inject.Hook, RuntimeHook: hook, CLI: cli, Dir: filepath.Join(d.Dir, "gpu"),
 	}).Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: "GPU-1"}}})
 	if err != nil {
 		t.Fatal(err)
@@ -386,7 +387,7 @@ func graphicsAndShare(t *testing.T, d *testutil.ContainerdDaemon, engine *contai
 	edits := driver.edits(1)
 	edits.CDI.DeviceNodes = append(edits.CDI.DeviceNodes, &cdi.DeviceNode{Path: "/dev/dri/renderD130", HostPath: filepath.Join(driver.dir, "dev", "nvidia1")})
 	edits.CDI.Mounts = append(edits.CDI.Mounts, &cdi.Mount{HostPath: dir + "/10_nvidia.json", ContainerPath: "/usr/share/glvnd/egl_vendor.d/10_nvidia.json", Options: []string{"ro", "bind"}})
-	injector := inject.New(inject.Config{Driver: standIn{edits: edits}, CDIHook: driver.hook, AllowOld: true, MPS: sharedBy{dir}})
+	injector := inject.New(inject.Config{Driver: standIn{edits: edits}, CDIHook: driver.hook, MPS: sharedBy{dir}})
 	for i, id := range []string{"first", "second"} {
 		got, err := injector.Edits(t.Context(), gpu.EditsRequest{
 			Targets:      []gpu.Target{{GPU: "GPU-1", Share: gpu.Share{Enforcement: gpu.ByMPS, MemoryBytes: 1 << 30}}},

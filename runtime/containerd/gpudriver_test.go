@@ -41,12 +41,9 @@ func newDriver(tb testing.TB, d *testutil.ContainerdDaemon) *fakeDriver {
 // toolkit copies a program of the toolkit to where only root writes.
 func toolkit(tb testing.TB, d *testutil.ContainerdDaemon, name string) string {
 	tb.Helper()
-	built := testutil.Tool(name)
-	if _, err := os.Stat(built); err != nil {
-		tb.Skipf("needs %s in .tools/bin: %v", name, err)
-	}
+	testutil.Require(tb, testutil.NVIDIA)
 	path := filepath.Join(d.Dir, name)
-	testutil.Sh(tb, "install -m 755 "+built+" "+path)
+	testutil.Sh(tb, "install -m 755 "+testutil.Tool(name)+" "+path)
 	return path
 }
 

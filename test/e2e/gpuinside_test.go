@@ -96,11 +96,39 @@ func TestGPUsInside(t *testing.T) {
 	if _, errs, code := n.CLI(t, "env", "restart", "one"); code == 0 || !strings.Contains(errs, "Container Toolkit is not installed") || !strings.Contains(errs, "Try: install it") {
 		t.Errorf("a start without the toolkit: exit %d, %s", code, errs)
 	}
+	if info := n.Must(t, "node", "info"); !strings.Contains(info, "GPU_TOOLKIT_MISSING") {
+		t.Errorf("without the toolkit the node says: %s", info)
+	}
 	if err := os.Rename(hook+".away", hook); err != nil {
 		t.Fatal(err)
+	}
+	if info := n.Must(t, "node", "info"); strings.Contains(info, "GPU_TOOLKIT") {
+		t.Errorf("with the toolkit the node says: %s", info)
 	}
 	n.Must(t, "env", "start", "one")
 	if got := n.answer(t, "one", "readlink", cuda); got != "libcuda.so.1000.1.2" {
 		t.Errorf("libcuda %s", got)
+	}
+
+	// One that draws has what OpenGL and Vulkan take, and nobody asks for GPUs by
+	// a variable.
+	n.Must(t, "env", "rm", "--force", "zero")
+	n.Must(t, "env", "create", "drawing", "--image", "remotegpu/cuda", "--gpus", "1", "--gpu-capabilities", "compute,utility,graphics")
+	// Which GPU EGL and Vulkan show the hook tells the driver.
+	if got := n.answer(t, "drawing", "cat", "/etc/nvidia/nvidia-application-profiles-rc.d/10-container.conf"); !strings.Contains(got, "EGLVisibleDGPUDevices") || !strings.Contains(got, "0x1") {
+		t.Errorf("application profile: %s", got)
+	}
+	env := n.answer(t, "drawing", "env") + "\n"
+	for _, want := range []string{"VGL_DISPLAY=egl0", "__EGL_VENDOR_LIBRARY_FILENAMES=/usr/share/glvnd/egl_vendor.d/10_nvidia.json", "VK_DRIVER_FILES=/etc/vulkan/icd.d/nvidia_icd.json"} {
+		if !strings.Contains(env, want+"\n") {
+			t.Errorf("one that draws lacks %s: %s", want, env)
+		}
+	}
+	if got := n.answer(t, "drawing", "cat", "/usr/share/glvnd/egl_vendor.d/10_nvidia.json"); !strings.Contains(got, "libEGL_nvidia") {
+		t.Errorf("EGL: %s", got)
+	}
+	_, errs, code := n.CLI(t, "env", "create", "greedy", "--image", "remotegpu/cuda", "-e", "NVIDIA_VISIBLE_DEVICES=all")
+	if code == 0 || !strings.Contains(errs, "NVIDIA_VISIBLE_DEVICES is reserved") || !strings.Contains(errs, "CUDA_VISIBLE_DEVICES") {
+		t.Errorf("a request for all GPUs by a variable: exit %d, %s", code, errs)
 	}
 }
