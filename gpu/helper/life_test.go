@@ -185,8 +185,12 @@ func mustNotWork(t *testing.T, err error) {
 
 func TestProgramThatIsNoHelper(t *testing.T) {
 	t.Parallel()
-	for program, word := range map[string]string{"/bin/true": "ended", "/bin/echo": "no answer", "/nonexistent": "cannot be started"} {
-		client := helper.New(helper.Config{Program: program, Args: []string{"hello"}})
+	for script, word := range map[string]string{"read settings; echo hello; cat": "no answer", "read settings; exit 3": "exit status 3", "": "cannot be started"} {
+		cfg := helper.Config{Program: "/bin/sh", Args: []string{"-c", script}}
+		if script == "" {
+			cfg.Program = "/nonexistent"
+		}
+		client := helper.New(cfg)
 		for range 2 {
 			_, err := client.Probe(t.Context())
 			mustFail(t, err, word)
