@@ -26,6 +26,9 @@ func (d *Driver) CreateMIG(ctx context.Context, gpuUUID, profileName string, at 
 	if err != nil {
 		return gpu.MIGInstance{}, err
 	}
+	if !s.has("nvmlDeviceCreateGpuInstanceWithPlacement") {
+		return gpu.MIGInstance{}, unsupported("the driver is too old to make MIG instances at a place")
+	}
 	index := slices.IndexFunc(profiles, func(p profile) bool { return p.Name == profileName })
 	if index < 0 {
 		return gpu.MIGInstance{}, problem.New(problem.GPUNotFound, "GPU %s has no MIG profile %q", gpuUUID, profileName).

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/test/fakenvml"
 )
 
@@ -157,7 +158,8 @@ func TestOldDriver(t *testing.T) {
 	t.Parallel()
 	library := fakenvml.Build(t, t.TempDir(), fakenvml.Version,
 		"nvmlDeviceGetGpuInstanceProfileInfoV", "nvmlDeviceGetArchitecture", "nvmlDeviceGetRemappedRows", "nvmlDeviceGetFieldValues",
-		"nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetNvLinkRemoteDeviceType", "nvmlDeviceSetMemoryLimits_v1", "nvmlDeviceGetMPSComputeRunningProcesses_v3")
+		"nvmlDeviceGetMemoryInfo_v2", "nvmlDeviceGetNvLinkRemoteDeviceType", "nvmlDeviceSetMemoryLimits_v1", "nvmlDeviceGetMPSComputeRunningProcesses_v3",
+		"nvmlDeviceGetTemperature", "nvmlDeviceCreateGpuInstanceWithPlacement")
 	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: gpus.A100_SXM4_80GB, Links: []int{1}, UsedMB: 100}, {Model: plain(), Links: []int{0}}}})
 	client := library.Client(t, t.TempDir())
 	devices := probe(t, client).Devices
@@ -171,9 +173,12 @@ func TestOldDriver(t *testing.T) {
 	if got := strings.Join(names, " "); got != "1g.10gb 2g.20gb 3g.40gb 4g.40gb 7g.80gb 1g.10gb+me 1g.20gb" {
 		t.Errorf("profiles %s", got)
 	}
-	if usage, err := client.Usage(t.Context()); err != nil || usage[0].MemoryUsed == 0 {
+	if usage, err := client.Usage(t.Context()); err != nil || usage[0].MemoryUsed == 0 || usage[0].Temperature != -1 {
 		t.Errorf("usage %+v, %v", usage, err)
 	}
+	library.MIGMode(t, 0, true)
+	_, err := client.CreateMIG(t.Context(), fakenvml.UUID(0), "1g.10gb", gpu.Span{Start: 0, Size: 1})
+	wantReason(t, err, problem.GPUUnsupported)
 
 	older := fakenvml.Build(t, t.TempDir(), fakenvml.Version, "nvmlDeviceGetMigMode", "nvmlDeviceIsMigDeviceHandle")
 	older.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain()}}})

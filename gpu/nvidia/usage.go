@@ -57,9 +57,7 @@ func (s *session) usage(handle nvml.Device) (gpu.Usage, nvml.Return) {
 	if percent, _, ret := handle.GetDecoderUtilization(); ret == nvml.SUCCESS {
 		usage.DecoderPercent = int(percent)
 	}
-	if degrees, ret := handle.GetTemperature(nvml.TEMPERATURE_GPU); ret == nvml.SUCCESS {
-		usage.Temperature = int(degrees)
-	}
+	usage.Temperature = s.temperature(handle)
 	if power, ret := handle.GetPowerUsage(); ret == nvml.SUCCESS {
 		usage.PowerMilliwatts = int(power)
 	}
@@ -69,6 +67,22 @@ func (s *session) usage(handle nvml.Device) (gpu.Usage, nvml.Return) {
 	usage.MemoryUsed = s.memoryUsed(handle)
 	usage.Processes, ret = s.processes(handle)
 	return usage, ret
+}
+
+// temperature is in degrees, -1 when not known. The first function is deprecated
+// since CUDA 13, the second not in drivers of before.
+func (s *session) temperature(handle nvml.Device) int {
+	if s.has("nvmlDeviceGetTemperatureV") {
+		if degrees, ret := handle.GetTemperatureV().V1(); ret == nvml.SUCCESS {
+			return int(degrees.Temperature)
+		}
+	}
+	if s.has("nvmlDeviceGetTemperature") {
+		if degrees, ret := handle.GetTemperature(nvml.TEMPERATURE_GPU); ret == nvml.SUCCESS {
+			return int(degrees)
+		}
+	}
+	return -1
 }
 
 // memoryUsed is without what the driver keeps for itself, where it tells.
