@@ -101,15 +101,9 @@ func (n *Networks) stopForwarding(ctx context.Context) error {
 	if err != nil || !ours {
 		return err
 	}
-	now, err := allLinks()
+	others, err := linksSince(before)
 	if err != nil {
 		return err
-	}
-	var others []string
-	for _, link := range now {
-		if !slices.ContainsFunc(before, func(b firewall.HostLink) bool { return b.Name == link.Attrs().Name }) && !isInside(link) {
-			others = append(others, link.Attrs().Name)
-		}
 	}
 	if len(others) > 0 {
 		n.cfg.Log.WarnContext(ctx, "net.ipv4.ip_forward stays 1: interfaces came since the node switched it on, and may need it", "interfaces", others)
@@ -120,6 +114,20 @@ func (n *Networks) stopForwarding(ctx context.Context) error {
 		return fmt.Errorf("forget whose doing forwarding was: %w", err)
 	}
 	return nil
+}
+
+// linksSince are the interfaces of the host that were not there before.
+func linksSince(before []firewall.HostLink) (others []string, err error) {
+	now, err := allLinks()
+	if err != nil {
+		return nil, err
+	}
+	for _, link := range now {
+		if !slices.ContainsFunc(before, func(b firewall.HostLink) bool { return b.Name == link.Attrs().Name }) && !isInside(link) {
+			others = append(others, link.Attrs().Name)
+		}
+	}
+	return others, nil
 }
 
 // hostLinks are the interfaces by which the host is in networks of its own, by

@@ -67,26 +67,36 @@ func (n *Networks) attach(ctx context.Context, envID string, slot int) (err erro
 			}
 		}()
 	}
-	mtu := n.mtu(host)
+	mtu, six := n.mtu(host), n.ready6(ctx)
 	// The namespace is pinned before anything else is made and let go after
 	// everything else is gone: its file names the environment, whatever else a
 	// crash left.
-	err = inNamespace(names.netns, !there, func(int) error { return write(ofInside()) })
+	err = inNamespace(names.netns, !there, func(int) error { return write(ofInside(six)) })
 	if err != nil {
 		return err
 	}
 	if err := fault.Point(ctx, "network namespace made"); err != nil {
 		return err
 	}
-	bridge, err := n.ensureBridge(host, names, netip.PrefixFrom(n.gateway(slot), slotBits), mtu)
+	bridge, err := n.ensureBridge(host, names, netip.PrefixFrom(n.gateway(slot), slotBits), mtu, six)
 	if err != nil {
 		return err
+	}
+	if six {
+		if err := n.ensureSix(host, bridge, slot); err != nil {
+			return err
+		}
 	}
 	if err := errors.Join(ctx.Err(), fault.Point(ctx, "bridge made")); err != nil {
 		return err
 	}
-	if err := n.ensurePair(host, names, bridge, slot, mtu); err != nil {
+	if err := n.ensurePair(host, names, bridge, slot, mtu, six); err != nil {
 		return err
+	}
+	if six && n.cfg.Firewall.IPv6() != nil { // since we looked, and who cut it may have come before
+		if _, err := disableIPv6(names.bridge).mend(); err != nil {
+			return err
+		}
 	}
 	return fault.Point(ctx, "interfaces made")
 }
@@ -110,7 +120,7 @@ func (n *Networks) mtu(host *netlink.Handle) int {
 }
 
 // ensureBridge makes the environment's bridge, or brings it in order.
-func (n *Networks) ensureBridge(host *netlink.Handle, names names, address netip.Prefix, mtu int) (netlink.Link, error) {
+func (n *Networks) ensureBridge(host *netlink.Handle, names names, address netip.Prefix, mtu int, six bool) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = names.bridge, mtu, names.bridgeMAC
 	err := host.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
@@ -133,7 +143,7 @@ func (n *Networks) ensureBridge(host *netlink.Handle, names names, address netip
 	if err := host.LinkSetAlias(bridge, names.alias); err != nil {
 		return nil, fmt.Errorf("set alias of bridge %s: %w", names.bridge, err)
 	}
-	if err := write(ofBridge(names.bridge)); err != nil {
+	if err := write(append(ofBridge(names.bridge), sixOf(names.bridge, six)...)); err != nil {
 		return nil, err
 	}
 	if err := ensureAddress(host, bridge, address, existed); err != nil {
@@ -169,7 +179,7 @@ func ensureAddress(handle *netlink.Handle, link netlink.Link, address netip.Pref
 }
 
 // ensurePair connects the environment's namespace to its bridge.
-func (n *Networks) ensurePair(host *netlink.Handle, names names, bridge netlink.Link, slot, mtu int) error {
+func (n *Networks) ensurePair(host *netlink.Handle, names names, bridge netlink.Link, slot, mtu int, six bool) error {
 	err := inNamespace(names.netns, false, func(fd int) error {
 		inner, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
@@ -180,7 +190,14 @@ func (n *Networks) ensurePair(host *netlink.Handle, names names, bridge netlink.
 		if err != nil {
 			return err
 		}
-		return configureInside(inner, netip.PrefixFrom(n.Address(slot), slotBits), n.gateway(slot), mtu, existed)
+		if err := configureInside(inner, netip.PrefixFrom(n.Address(slot), slotBits), n.gateway(slot), mtu, existed); err != nil || !six {
+			return err
+		}
+		link, err := inner.LinkByName(inside)
+		if err != nil {
+			return fmt.Errorf("find interface %s inside: %w", inside, err)
+		}
+		return configureInside6(inner, link, n.twins().Of(n.Address(slot)))
 	})
 	if err != nil {
 		return err

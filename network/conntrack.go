@@ -23,22 +23,23 @@ type flows func(*netlink.ConntrackFlow) bool
 func (f flows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool { return f(flow) }
 
 // flowsOf selects all connections from or to an environment.
-func flowsOf(address netip.Addr) flows {
-	ip := net.IP(address.AsSlice())
-	return func(flow *netlink.ConntrackFlow) bool {
-		return ip.Equal(flow.Forward.SrcIP) || ip.Equal(flow.Reverse.SrcIP)
+func (n *Networks) flowsOf(address netip.Addr) flows {
+	is := func(ip net.IP) bool {
+		declared, ok := n.declared(ip)
+		return ok && declared == address
 	}
+	return func(flow *netlink.ConntrackFlow) bool { return is(flow.Forward.SrcIP) || is(flow.Reverse.SrcIP) }
 }
 
 // staleUDP selects datagrams to host ports that were published just now and
 // are tracked as going elsewhere: without the mapping, or to whom it led
 // before. Each datagram would keep such an entry alive. local are the addresses
 // of the host: a datagram to the same port of another machine is none of ours.
-func staleUDP(added []firewall.Mapping, local func() []netip.Addr) flows {
-	to := make(map[uint16]net.IP)
+func (n *Networks) staleUDP(added []firewall.Mapping, local func() []netip.Addr) flows {
+	to := make(map[uint16]netip.Addr)
 	for _, m := range added {
 		if m.Protocol == port.UDP {
-			to[m.HostPort] = m.To.Addr().AsSlice()
+			to[m.HostPort] = m.To.Addr()
 		}
 	}
 	if len(to) == 0 {
@@ -47,7 +48,10 @@ func staleUDP(added []firewall.Mapping, local func() []netip.Addr) flows {
 	local = sync.OnceValue(local)
 	return func(flow *netlink.ConntrackFlow) bool {
 		target, ok := to[flow.Forward.DstPort]
-		if !ok || flow.Forward.Protocol != unix.IPPROTO_UDP || target.Equal(flow.Reverse.SrcIP) {
+		if !ok || flow.Forward.Protocol != unix.IPPROTO_UDP {
+			return false
+		}
+		if end, ok := n.declared(flow.Reverse.SrcIP); ok && end == target {
 			return false
 		}
 		address, ok := netip.AddrFromSlice(flow.Forward.DstIP)
@@ -66,8 +70,8 @@ func (n *Networks) withdrawn(removed, present []firewall.Mapping) flows {
 	local := sync.OnceValue(localAddresses)
 	return func(flow *netlink.ConntrackFlow) bool {
 		for _, m := range removed {
-			if through(flow, m) {
-				return !slices.ContainsFunc(present, func(p firewall.Mapping) bool { return through(flow, p) && n.admits(p, flow.Forward.SrcIP, local) })
+			if n.through(flow, m) {
+				return !slices.ContainsFunc(present, func(p firewall.Mapping) bool { return n.through(flow, p) && n.admits(p, flow.Forward.SrcIP, local) })
 			}
 		}
 		return false
@@ -87,12 +91,12 @@ func (n *Networks) unpublished(mappings []firewall.Mapping) flows {
 	}
 	local := sync.OnceValue(localAddresses)
 	return func(flow *netlink.ConntrackFlow) bool {
-		to, ok := netip.AddrFromSlice(flow.Reverse.SrcIP.To4())
+		to, ok := n.declared(flow.Reverse.SrcIP)
 		if !ok || !n.isEnvironment(to) || flow.Forward.DstIP.Equal(flow.Reverse.SrcIP) {
 			return false
 		}
 		m, there := present[key{flow.Forward.Protocol, flow.Forward.DstPort}]
-		return !there || !through(flow, m) || !n.admits(m, flow.Forward.SrcIP, local)
+		return !there || !n.through(flow, m) || !n.admits(m, flow.Forward.SrcIP, local)
 	}
 }
 
@@ -100,8 +104,8 @@ func (n *Networks) unpublished(mappings []firewall.Mapping) flows {
 // more to whom they led.
 func (n *Networks) throughAny(mappings []port.Mapping) flows {
 	return func(flow *netlink.ConntrackFlow) bool {
-		to, ok := netip.AddrFromSlice(flow.Reverse.SrcIP)
-		return ok && n.cfg.Range.Contains(to.Unmap()) && slices.ContainsFunc(mappings, func(m port.Mapping) bool {
+		to, ok := n.declared(flow.Reverse.SrcIP)
+		return ok && n.cfg.Range.Contains(to) && slices.ContainsFunc(mappings, func(m port.Mapping) bool {
 			return flow.Forward.Protocol == numberOf(m.Protocol) && flow.Forward.DstPort == m.External && flow.Reverse.SrcPort == m.Internal
 		})
 	}
@@ -116,15 +120,14 @@ func numberOf(protocol port.Protocol) uint8 {
 }
 
 // through tells whether a connection goes through a mapping.
-func through(flow *netlink.ConntrackFlow, m firewall.Mapping) bool {
-	return flow.Forward.Protocol == numberOf(m.Protocol) && flow.Forward.DstPort == m.HostPort &&
-		net.IP(m.To.Addr().AsSlice()).Equal(flow.Reverse.SrcIP)
+func (n *Networks) through(flow *netlink.ConntrackFlow, m firewall.Mapping) bool {
+	end, ok := n.declared(flow.Reverse.SrcIP)
+	return ok && end == m.To.Addr() && flow.Forward.Protocol == numberOf(m.Protocol) && flow.Forward.DstPort == m.HostPort
 }
 
 // admits tells whether the rules of a mapping let a source through.
 func (n *Networks) admits(m firewall.Mapping, source net.IP, local func() []netip.Addr) bool {
-	address, ok := netip.AddrFromSlice(source)
-	address = address.Unmap()
+	address, ok := n.declared(source)
 	switch {
 	case len(m.Sources) == 0 && !m.Inside:
 		return true
@@ -166,6 +169,9 @@ func (n *Networks) forget(ctx context.Context, which ...flows) {
 	if err == nil {
 		defer handle.Close()
 		_, err = handle.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filters...)
+		if n.wants6() && err == nil {
+			_, err = handle.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET6, filters...)
+		}
 	}
 	if err != nil {
 		n.cfg.Log.WarnContext(ctx, "stale tracked connections are not dropped", "error", err)
@@ -176,7 +182,7 @@ func (n *Networks) forget(ctx context.Context, which ...flows) {
 // that began while the rules were gone: as long as their sender goes on they
 // would lead nowhere.
 func (n *Networks) forgetStrayed(ctx context.Context) {
-	strayed := staleUDP(n.published.all().Mappings, localAddresses)
+	strayed := n.staleUDP(n.published.all().Mappings, localAddresses)
 	if strayed == nil {
 		return
 	}

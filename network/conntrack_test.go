@@ -17,7 +17,7 @@ import (
 func TestStaleUDP(t *testing.T) {
 	t.Parallel()
 	mapping := firewall.Mapping{Protocol: port.UDP, HostPort: 5000, To: netip.MustParseAddrPort("10.88.0.2:53")}
-	stale := staleUDP([]firewall.Mapping{mapping}, func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.0.2.1")} })
+	stale := (&Networks{}).staleUDP([]firewall.Mapping{mapping}, func() []netip.Addr { return []netip.Addr{netip.MustParseAddr("192.0.2.1")} })
 	for _, test := range []struct {
 		what, to, answers string
 		protocol          uint8

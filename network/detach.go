@@ -68,7 +68,7 @@ func (n *Networks) Detach(ctx context.Context, envID string) error {
 			n.cfg.Log.ErrorContext(ctx, "network of environment is not removed", "environment", envID, "error", err)
 		}
 		if address.IsValid() {
-			n.forgetter.later(flowsOf(address), func(which ...flows) { n.forget(ctx, which...) })
+			n.forgetter.later(n.flowsOf(address), func(which ...flows) { n.forget(ctx, which...) })
 		}
 	})
 	return nil
@@ -89,6 +89,10 @@ func (n *Networks) silence(envID string) (netip.Addr, error) {
 	}
 	if bridge == nil {
 		return n.addressInside(envID)
+	}
+	// Its addresses and routes of IPv6 go with this.
+	if _, err := disableIPv6(bridge.Attrs().Name).mend(); err != nil {
+		return netip.Addr{}, err
 	}
 	addresses, err := dump(func() ([]netlink.Addr, error) { return host.AddrList(bridge, netlink.FAMILY_V4) })
 	if err != nil {
@@ -252,7 +256,7 @@ func (n *Networks) CleanUp(ctx context.Context) error {
 	}
 	n.published.forgetAll()
 	// While the rules still keep the host's networks apart.
-	errs := []error{n.stopForwarding(ctx), n.cfg.Firewall.CleanUp(ctx), n.unreserve(ctx), distrustBridges(ctx)}
+	errs := []error{n.stopForwarding(ctx), n.unforward6(ctx), n.cfg.Firewall.CleanUp(ctx), n.unreserve(ctx), distrustBridges(ctx)}
 	attached, err := n.Attached(ctx)
 	errs = append(errs, err)
 	for _, envID := range attached {

@@ -45,7 +45,7 @@ func (n *Networks) watchAddresses(ctx context.Context) error {
 			if !open {
 				return fmt.Errorf("the kernel tells of addresses no more: %w", failure)
 			}
-			if n.cfg.Range.Contains(addressOf(&update.LinkAddress)) {
+			if n.ofNetworks(&update.LinkAddress) {
 				continue // an environment comes or goes
 			}
 		}

@@ -59,6 +59,7 @@ type healer struct {
 	pace     pace
 	working  sync.Mutex    // one repair at a time
 	kicked   chan struct{} // holds one when an application has failed
+	lost6    chan struct{} // holds one when the rules of IPv6 could not be made
 
 	mu        sync.Mutex
 	watch     string
@@ -81,6 +82,7 @@ func (n *Networks) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { n.healer.followRules(ctx); return nil })
 	group.Go(func() error { n.healer.followFailures(ctx); return nil })
+	group.Go(func() error { n.healer.followIPv6(ctx); return nil })
 	group.Go(func() error { n.healer.followFirewalld(ctx); return nil })
 	group.Go(func() error { n.healer.followSettings(ctx); return nil })
 	group.Go(func() error { n.healer.followConflicts(ctx); return nil })
@@ -97,7 +99,8 @@ func (n *Networks) Repairs() Repairs {
 }
 
 // Conditions tells what about the host's packet filter is not as it should be:
-// FIREWALL_FAILED, FIREWALL_CONTESTED and FIREWALL_CONFLICT.
+// FIREWALL_FAILED, FIREWALL_CONTESTED, FIREWALL_CONFLICT and
+// IPV6_UNAVAILABLE.
 func (n *Networks) Conditions() []*problem.Problem {
 	h := &n.healer
 	h.mu.Lock()
@@ -105,6 +108,11 @@ func (n *Networks) Conditions() []*problem.Problem {
 	var conditions []*problem.Problem
 	if h.failure != nil {
 		conditions = append(conditions, h.failure)
+	}
+	if n.wants6() {
+		if err := n.unavailable6(); err != nil {
+			conditions = append(conditions, problem.Of(err))
+		}
 	}
 	if contested := h.contested(time.Now()); contested != nil {
 		conditions = append(conditions, contested)
@@ -180,6 +188,14 @@ func (h *healer) followSettings(ctx context.Context) {
 			h.networks.cfg.Log.WarnContext(ctx, "forwarding cannot be looked at", "error", err)
 		} else if changed {
 			h.note(ctx, Repair{At: time.Now(), What: []string{"net.ipv4.ip_forward"}, Took: time.Since(began)})
+		}
+		if !h.networks.wants6() || h.networks.cfg.Firewall.IPv6() != nil {
+			continue
+		}
+		if changed, err := h.networks.forwarding6(ctx); err != nil {
+			h.networks.cfg.Log.DebugContext(ctx, "forwarding of IPv6 cannot be looked at", "error", err) // a condition says so
+		} else if changed {
+			h.note(ctx, Repair{At: time.Now(), What: []string{"net.ipv6.conf.all.forwarding"}, Took: time.Since(began)})
 		}
 	}
 }

@@ -34,6 +34,9 @@ const (
 	// DefaultMTU is used when the host has no default route to copy from.
 	DefaultMTU = 1500
 
+	// leastMTU6 is the least MTU of a link with IPv6 (RFC 8200 section 5).
+	leastMTU6 = 1280
+
 	// slotBits is the length of the network of one environment: a /29 has a
 	// gateway, the environment and four spare addresses.
 	slotBits = firewall.NetworkBits
@@ -61,6 +64,7 @@ type Firewall interface {
 	Watches(ctx context.Context) (string, error)
 	Conflicts(ctx context.Context, trusted bool) ([]*problem.Problem, error)
 	CleanUp(ctx context.Context) error
+	IPv6() error
 }
 
 // Config says how to make networks.
@@ -69,6 +73,13 @@ type Config struct {
 	// to /29. It must stay the same while environments exist: take it from
 	// PickRange once and persist it.
 	Range netip.Prefix
+	// Range6 holds their addresses of IPv6, each of which follows from that of
+	// IPv4 (firewall.Twins): it may be another one, or none, after a restart.
+	// Invalid: environments have no IPv6.
+	Range6 netip.Prefix
+	// ForwardFile6 is the same as ForwardFile for IPv6, and names what else was
+	// changed for it.
+	ForwardFile6 string
 	// NetNSDir is where namespaces are pinned; DefaultNetNSDir when empty.
 	NetNSDir string
 	// ResolvConf and ResolvedConf are the host's resolv.conf and the one that
@@ -125,6 +136,8 @@ type Networks struct {
 	healer     healer
 	background sync.WaitGroup
 
+	switching6 sync.Mutex // held while ForwardFile6 and what it names change
+
 	reserving sync.Mutex
 	ranges    []port.Range // whose ports are reserved
 
@@ -132,17 +145,14 @@ type Networks struct {
 	removing map[string]bool // environments that Detach is removing
 	prepared bool            // NetNSDir is a shared mount
 	servers  []netip.Addr    // name servers that environments reach, as last read
+	down6    bool            // the rules of IPv6 were not in force when they were last applied
+	failure6 error           // why the host does not forward IPv6; nil: it does, or was not asked to
 }
 
 // New checks the configuration. It makes nothing.
 func New(cfg Config) (*Networks, error) {
-	if !cfg.Range.IsValid() || !cfg.Range.Addr().Is4() || cfg.Range != cfg.Range.Masked() ||
-		cfg.Range.Bits() < 8 || cfg.Range.Bits() > slotBits {
-		return nil, problem.New(problem.ConfigInvalid, "the address range %s is not an IPv4 network of /8 to /%d", cfg.Range, slotBits).
-			WithHint("Use a private network that nothing else on this host uses, such as 10.88.0.0/16.")
-	}
-	if cfg.MTU != 0 && (cfg.MTU < 576 || cfg.MTU > 65535) {
-		return nil, problem.New(problem.ConfigInvalid, "the MTU %d is not between 576 and 65535", cfg.MTU)
+	if err := cfg.check(); err != nil {
+		return nil, err
 	}
 	if cfg.Firewall == nil {
 		return nil, errors.New("make networks: no firewall")
@@ -167,12 +177,32 @@ func New(cfg Config) (*Networks, error) {
 	}
 	n := &Networks{cfg: cfg, removing: make(map[string]bool)}
 	n.published = publisher{
-		firewall: cfg.Firewall, around: n.surroundings, grace: cfg.RestoreGrace, log: cfg.Log,
+		firewall: cfg.Firewall, around: n.surroundings, applied6: n.cut6, grace: cfg.RestoreGrace, log: cfg.Log,
 		current: make(map[string]publication), background: &n.background, failed: n.healer.kick,
 	}
-	n.healer.kicked = make(chan struct{}, 1)
+	n.healer.kicked, n.healer.lost6 = make(chan struct{}, 1), make(chan struct{}, 1)
 	n.healer.networks, n.healer.pace.burst, n.healer.pace.interval = n, healBurst, healInterval
 	return n, nil
+}
+
+// check refuses ranges and an MTU that no networks can be made of.
+func (cfg *Config) check() error {
+	if !cfg.Range.IsValid() || !cfg.Range.Addr().Is4() || cfg.Range != cfg.Range.Masked() ||
+		cfg.Range.Bits() < 8 || cfg.Range.Bits() > slotBits {
+		return problem.New(problem.ConfigInvalid, "the address range %s is not an IPv4 network of /8 to /%d", cfg.Range, slotBits).
+			WithHint("Use a private network that nothing else on this host uses, such as 10.88.0.0/16.")
+	}
+	if twins := (firewall.Twins{Subnet: cfg.Range, Subnet6: cfg.Range6}); cfg.Range6.IsValid() && (!twins.Fits() || cfg.Range6 != cfg.Range6.Masked()) {
+		return problem.New(problem.ConfigInvalid, "the address range %s is not an IPv6 network with room for %s", cfg.Range6, cfg.Range).
+			WithHint("Use a /48 of unique local addresses, such as fd88:1234:5678::/48, or a /64 or wider that is routed to this host.")
+	}
+	if cfg.MTU != 0 && (cfg.Range6.IsValid() && cfg.MTU < leastMTU6) {
+		return problem.New(problem.ConfigInvalid, "the MTU %d is less than the %d that IPv6 needs", cfg.MTU, leastMTU6)
+	}
+	if cfg.MTU != 0 && (cfg.MTU < 576 || cfg.MTU > 65535) {
+		return problem.New(problem.ConfigInvalid, "the MTU %d is not between 576 and 65535", cfg.MTU)
+	}
+	return nil
 }
 
 // Wait blocks until what Detach and Publish left to the background is done,

@@ -374,6 +374,8 @@ func (r *recorder) Check(ctx context.Context, _ firewall.Desired) (firewall.Desi
 
 func (r *recorder) CleanUp(context.Context) error { return nil }
 
+func (r *recorder) IPv6() error { return nil }
+
 func (r *recorder) Differences(context.Context, firewall.Desired) ([]firewall.Difference, error) {
 	return nil, nil
 }

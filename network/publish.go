@@ -28,7 +28,7 @@ func (n *Networks) Publish(ctx context.Context, envID string, address netip.Addr
 	before, b, err := n.published.publish(ctx, envID, after)
 	if err == nil && b != nil {
 		err = n.await(ctx, b, func(ctx context.Context) {
-			if stale := staleUDP(without(after, before), localAddresses); stale != nil {
+			if stale := n.staleUDP(without(after, before), localAddresses); stale != nil {
 				n.forget(ctx, stale)
 			}
 			n.endWithdrawn(ctx, before, after)
@@ -71,8 +71,13 @@ func (n *Networks) toFirewall(envID string, address netip.Addr, mappings []port.
 		switch {
 		case len(m.Sources) == 0:
 			rule.Inside = n.cfg.ClosedByDefault
-		case port.Everybody(m.Sources):
+		case port.Everybody(m.Sources, n.wants6()):
 			rule.Sources = nil
+		case !n.wants6():
+			rule.Sources = slices.DeleteFunc(slices.Clone(m.Sources), func(s netip.Prefix) bool { return s.Addr().Is6() })
+			if len(rule.Sources) == 0 {
+				rule.Sources = []netip.Prefix{firewall.Nobody()}
+			}
 		}
 		rules = append(rules, rule)
 	}
@@ -99,6 +104,7 @@ func without(from, others []firewall.Mapping) []firewall.Mapping {
 // one application at a time.
 type publisher struct {
 	firewall   Firewall
+	applied6   func(context.Context) // called after each application; nil: nothing is
 	around     func(context.Context) (firewall.Surroundings, error)
 	grace      time.Duration
 	log        *slog.Logger
@@ -374,6 +380,9 @@ func (p *publisher) desired(all map[string]publication) firewall.Desired {
 func (p *publisher) apply(ctx context.Context, verify bool, desired firewall.Desired) (mended []string, err error) {
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
+	if p.applied6 != nil {
+		defer p.applied6(ctx)
+	}
 	if !verify {
 		return nil, p.firewall.Set(ctx, desired)
 	}

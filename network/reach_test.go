@@ -44,6 +44,7 @@ type lab struct {
 	host, lan *testutil.Namespace
 	iptables  string
 	dir       string
+	range6    netip.Prefix // of IPv6; invalid: none
 }
 
 func newLab(t *testing.T, backend string) *lab {
@@ -76,12 +77,12 @@ func newLab(t *testing.T, backend string) *lab {
 // open makes another Networks over the same host, as a daemon that starts.
 func (l *lab) open(t *testing.T, change func(*network.Config)) *network.Networks {
 	t.Helper()
-	rules, err := firewall.New(firewall.Config{Subnet: subnet, Path: l.iptables})
+	rules, err := firewall.New(firewall.Config{Subnet: subnet, Subnet6: l.range6, Path: l.iptables})
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg := network.Config{
-		Range: subnet, NetNSDir: l.dir, Firewall: rules, RestoreGrace: -1, ResolvConf: filepath.Join(filepath.Dir(l.dir), "resolv.conf"),
+		Range: subnet, Range6: l.range6, ForwardFile6: l.dir + ".forwarding", NetNSDir: l.dir, Firewall: rules, RestoreGrace: -1, ResolvConf: filepath.Join(filepath.Dir(l.dir), "resolv.conf"),
 	}
 	if change != nil {
 		change(&cfg)
@@ -145,7 +146,7 @@ func TestWhoReachesWhom(t *testing.T) {
 				t.Run("br_netfilter", func(t *testing.T) { flowsOfMatrix(t, l) })
 				testutil.Sh(t, "echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables")
 			}
-			withdraw(t, l)
+			withdraw(t, l, hostIP, lanIP)
 			cleanUp(t, l)
 		})
 	}
@@ -313,11 +314,11 @@ func spoof(t *testing.T, from *testutil.Namespace, other string, on *testutil.Na
 
 // withdraw: what is withdrawn is refused, and tracked datagrams follow a port
 // to whom it leads now.
-func withdraw(t *testing.T, l *lab) {
+func withdraw(t *testing.T, l *lab, hostIP, lanIP string) {
 	t.Helper()
 	var client net.Conn
 	var err error
-	l.lan.Do(t, func() { client, err = net.Dial("udp4", hostIP+":10000") })
+	l.lan.Do(t, func() { client, err = net.Dial("udp", net.JoinHostPort(hostIP, "10000")) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -335,15 +336,15 @@ func withdraw(t *testing.T, l *lab) {
 	if got := converse(t, client); got != "B "+lanIP {
 		t.Errorf("the same client after the port moved: %q", got)
 	}
-	for _, external := range []string{":10000", ":10001"} {
-		if got, err := l.lan.Ask(t, "tcp", hostIP+external, patience); !errors.Is(err, syscall.ECONNREFUSED) {
+	for _, external := range []string{"10000", "10001"} {
+		if got, err := l.lan.Ask(t, "tcp", net.JoinHostPort(hostIP, external), patience); !errors.Is(err, syscall.ECONNREFUSED) {
 			t.Errorf("withdrawn port %s: %q, %v, want it refused", external, got, err)
 		}
 	}
 	if err := l.networks.Detach(t.Context(), "01ENVB"); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := l.lan.Ask(t, "udp", hostIP+":10000", quiet); err == nil {
+	if got, err := l.lan.Ask(t, "udp", net.JoinHostPort(hostIP, "10000"), quiet); err == nil {
 		t.Errorf("the port of a detached environment answers %q", got)
 	}
 }

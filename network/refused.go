@@ -38,12 +38,12 @@ func (n *Networks) refused(desired *firewall.Desired) flows {
 		rules.policies[desired.Policies[i].Address] = &desired.Policies[i]
 	}
 	return func(flow *netlink.ConntrackFlow) bool {
-		from, ok := netip.AddrFromSlice(flow.Forward.SrcIP.To4())
+		from, ok := n.declared(flow.Forward.SrcIP)
 		if !ok || !n.isEnvironment(from) {
 			return false
 		}
-		to, _ := netip.AddrFromSlice(flow.Forward.DstIP.To4())
-		end, _ := netip.AddrFromSlice(flow.Reverse.SrcIP.To4())
+		to, _ := n.declared(flow.Forward.DstIP)
+		end, _ := n.declared(flow.Reverse.SrcIP)
 		var protocol port.Protocol
 		switch flow.Forward.Protocol {
 		case unix.IPPROTO_TCP:

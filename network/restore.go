@@ -21,6 +21,11 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 	if err := n.forward(ctx); err != nil {
 		errs = append(errs, failed("restore networks", err))
 	}
+	if !n.wants6() {
+		if err := n.unforward6(ctx); err != nil { // of a daemon that had it
+			errs = append(errs, failed("restore networks", err))
+		}
+	}
 	known, began := n.published.knows(), time.Now()
 	settings, err := n.mendBridges()
 	if err != nil {
@@ -37,6 +42,13 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 		errs = append(errs, fmt.Errorf("restore published ports and policies: %w", err))
 	} else if closes {
 		n.endRefused(ctx)
+	}
+	if err == nil { // an address comes after the rules for it
+		more, err := n.mend6(ctx)
+		settings = append(settings, more...)
+		if err != nil {
+			errs = append(errs, failed("restore networks", err))
+		}
 	}
 	for i := range policies {
 		if err := n.restoreBandwidth(ctx, &policies[i]); err != nil {
@@ -92,7 +104,7 @@ func (n *Networks) gather(published []port.Published, policies []policy.Declared
 	}
 	for i := range policies {
 		one := all[policies[i].EnvID]
-		one.policy = toPolicy(&policies[i])
+		one.policy = n.toPolicy(&policies[i])
 		all[policies[i].EnvID] = one
 	}
 	return all

@@ -28,7 +28,11 @@ func (n *Networks) surroundings(ctx context.Context) (firewall.Surroundings, err
 	if err != nil {
 		return firewall.Surroundings{}, failed("look at the host's interfaces", err)
 	}
-	around := firewall.Surroundings{Closed: connected, Allow: n.cfg.Allow, Resolvers: n.resolvers(ctx), Apart: apart}
+	apart6, err := n.apart6()
+	if err != nil {
+		return firewall.Surroundings{}, failed("look at the host's interfaces", err)
+	}
+	around := firewall.Surroundings{Closed: connected, Allow: n.cfg.Allow, Resolvers: n.resolvers(ctx), Apart: apart, Apart6: apart6}
 	if n.cfg.Responder != nil {
 		_, around.Names = n.cfg.Responder()
 	}
@@ -63,7 +67,11 @@ func (n *Networks) connected() ([]netip.Prefix, error) {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	defer host.Close()
-	addresses, err := dump(func() ([]netlink.Addr, error) { return host.AddrList(nil, netlink.FAMILY_V4) })
+	family, own := netlink.FAMILY_V4, []netip.Prefix{n.cfg.Range}
+	if n.wants6() {
+		family, own = netlink.FAMILY_ALL, append(own, n.cfg.Range6)
+	}
+	addresses, err := dump(func() ([]netlink.Addr, error) { return host.AddrList(nil, family) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -73,13 +81,12 @@ func (n *Networks) connected() ([]netip.Prefix, error) {
 		if peer := addresses[i].Peer; peer != nil {
 			network = peer
 		}
-		address := addressOf(network)
-		if !address.IsValid() || address.IsLoopback() {
+		prefix, ok := prefixOf(network)
+		if !ok || prefix.Addr().IsLoopback() {
 			continue
 		}
-		bits, _ := network.Mask.Size()
-		prefix := netip.PrefixFrom(address, bits).Masked()
-		if bits < lanBits || policy.Within(append(policy.Closed(), n.cfg.Range), prefix) {
+		prefix = prefix.Masked()
+		if prefix.Bits() < lanBits || policy.Within(append(policy.Closed(), own...), prefix) {
 			continue
 		}
 		found = append(found, prefix)
@@ -103,6 +110,23 @@ func addressOf(network *net.IPNet) netip.Addr {
 	return address
 }
 
+// prefixOf is an address with the length of its network.
+func prefixOf(network *net.IPNet) (netip.Prefix, bool) {
+	if network == nil {
+		return netip.Prefix{}, false
+	}
+	address, ok := netip.AddrFromSlice(network.IP)
+	bits, size := network.Mask.Size()
+	address = address.Unmap()
+	return netip.PrefixFrom(address, bits), ok && size == address.BitLen()
+}
+
+// ofNetworks tells whether an address of the host is one of a bridge of ours.
+func (n *Networks) ofNetworks(network *net.IPNet) bool {
+	prefix, ok := prefixOf(network)
+	return ok && (n.cfg.Range.Contains(prefix.Addr()) || n.wants6() && n.cfg.Range6.Contains(prefix.Addr()) || prefix == nearGateway)
+}
+
 // CheckPolicy refuses destinations that no environment's policy opens:
 // DESTINATION_NOT_ALLOWED, each with its path below field.
 func (n *Networks) CheckPolicy(wanted policy.Policy, field string) error {
@@ -114,10 +138,13 @@ func (n *Networks) CheckPolicy(wanted policy.Policy, field string) error {
 		case policy.IsMetadata(d.Prefix) && !allowed:
 			errs = append(errs, problem.New(problem.DestinationNotAllowed, "%s is where clouds hand out the machine's credentials", d).WithField(at).
 				WithHint("an administrator can open it to all environments: [network] allow in the node's configuration"))
-		case policy.Within([]netip.Prefix{n.cfg.Range}, d.Prefix):
+		case d.Prefix.Addr().Is6() && !n.wants6():
+			errs = append(errs, problem.New(problem.DestinationNotAllowed, "%s is IPv6, which environments of this node do not have", d).WithField(at).
+				WithHint("name IPv4 networks, or set network.range6 in the node's configuration"))
+		case policy.Within([]netip.Prefix{n.cfg.Range, n.cfg.Range6}, d.Prefix):
 			errs = append(errs, problem.New(problem.DestinationNotAllowed, "%s is in the range of environments", d).WithField(at).
 				WithHint("put environments that shall reach each other into a group, or name an address of the host for published ports"))
-		case d.Prefix.Addr().IsLoopback() || d.Prefix.Addr().IsMulticast():
+		case d.Prefix.Addr().IsLoopback() || d.Prefix.Addr().IsMulticast() || d.Prefix.Addr().Is6() && d.Prefix.Addr().IsLinkLocalUnicast():
 			errs = append(errs, problem.New(problem.DestinationNotAllowed, "%s leads out of no environment", d).WithField(at).
 				WithHint("name addresses of other machines"))
 		}
@@ -136,7 +163,7 @@ func (n *Networks) SetPolicy(ctx context.Context, declared policy.Declared) erro
 	if err := check(declared.EnvID); err != nil {
 		return err
 	}
-	changed, b, err := n.published.restrict(ctx, toPolicy(&declared))
+	changed, b, err := n.published.restrict(ctx, n.toPolicy(&declared))
 	if err == nil && b != nil {
 		err = n.await(ctx, b, func(ctx context.Context) {
 			if changed {
@@ -150,10 +177,14 @@ func (n *Networks) SetPolicy(ctx context.Context, declared policy.Declared) erro
 	return n.setBandwidth(ctx, &declared)
 }
 
-// toPolicy is the firewall's part of a policy.
-func toPolicy(declared *policy.Declared) firewall.Policy {
+// toPolicy is the firewall's part of a policy, without what only another address
+// family could reach.
+func (n *Networks) toPolicy(declared *policy.Declared) firewall.Policy {
 	rules := firewall.Policy{
 		EnvID: declared.EnvID, Address: declared.Address, Egress: declared.Policy.Mode(), Allow: slices.Clone(declared.Policy.Allow),
+	}
+	if !n.wants6() {
+		rules.Allow = slices.DeleteFunc(rules.Allow, func(d policy.Destination) bool { return d.Prefix.Addr().Is6() })
 	}
 	for _, name := range declared.Policy.Groups {
 		rules.Groups = append(rules.Groups, declared.Project+"/"+name)

@@ -34,6 +34,7 @@ func write(settings []sysctl) error {
 // interface. route_localnet lets the host's loopback reach published ports;
 // the firewall keeps everyone else from using it. rp_filter is loose because
 // strict breaks answers on hosts with several uplinks.
+// It believes no advertisement of an environment.
 func ofBridge(bridge string) []sysctl {
 	return []sysctl{
 		routeLocalnet(bridge),
@@ -42,7 +43,20 @@ func ofBridge(bridge string) []sysctl {
 		{"ipv4/conf/" + bridge + "/send_redirects", "0", false},
 		{"ipv6/conf/" + bridge + "/accept_ra", "0", true},
 		{"ipv6/conf/" + bridge + "/accept_dad", "0", true},
-		disableIPv6(bridge),
+		{"ipv6/conf/" + bridge + "/accept_redirects", "0", true},
+	}
+}
+
+// sixOf are the settings of a bridge that has IPv6, or has none. The kernel
+// makes no address of its own for it (addr_gen_mode, before the setting that
+// makes it).
+func sixOf(bridge string, six bool) []sysctl {
+	if !six {
+		return []sysctl{disableIPv6(bridge)}
+	}
+	return []sysctl{
+		{"ipv6/conf/" + bridge + "/addr_gen_mode", "1", true},
+		{"ipv6/conf/" + bridge + "/disable_ipv6", "0", true},
 	}
 }
 
@@ -58,15 +72,24 @@ func ofPort(veth string) []sysctl {
 }
 
 // ofInside are the settings inside an environment: no IPv6 while it has no
-// address, and what needs no privilege because the namespace is its own: low
-// ports and ping.
-func ofInside() []sysctl {
-	return []sysctl{
-		{"ipv6/conf/all/disable_ipv6", "1", true},
-		{"ipv6/conf/default/disable_ipv6", "1", true},
-		{"ipv4/ip_unprivileged_port_start", "0", false},
-		{"ipv4/ping_group_range", "0 2147483647", false},
+// address, and no address but the one it is given; and what needs no privilege
+// because the namespace is its own: low ports and ping.
+func ofInside(six bool) (settings []sysctl) {
+	off := "1"
+	if six {
+		off = "0"
+		for _, name := range []string{"accept_ra", "autoconf", "accept_dad", "accept_redirects"} {
+			for _, link := range []string{"default", inside} { // inside is not there yet, or has what was the default
+				settings = append(settings, sysctl{"ipv6/conf/" + link + "/" + name, "0", true})
+			}
+		}
 	}
+	return append(settings,
+		sysctl{"ipv6/conf/all/disable_ipv6", off, true},
+		sysctl{"ipv6/conf/default/disable_ipv6", off, true},
+		sysctl{"ipv4/ip_unprivileged_port_start", "0", false},
+		sysctl{"ipv4/ping_group_range", "0 2147483647", false},
+	)
 }
 
 // forward makes the host forward packets, but not between its own networks
@@ -116,12 +139,20 @@ func (n *Networks) mendBridges() (mended []string, err error) {
 			case err != nil:
 				errs = append(errs, err)
 			case changed:
-				mended = append(mended, "net."+strings.ReplaceAll(setting.path, "/", "."))
+				mended = append(mended, setting.name())
 			}
 		}
 	}
+	if !n.wants6() { // else see mend6
+		off, err := n.off6()
+		mended = append(mended, off...)
+		errs = append(errs, err)
+	}
 	return mended, errors.Join(errs...)
 }
+
+// name is what sysctl(8) calls it.
+func (s sysctl) name() string { return "net." + strings.ReplaceAll(s.path, "/", ".") }
 
 // mend sets it if it is another, and tells whether it was. What is not there
 // any more, or never was, is no error.

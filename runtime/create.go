@@ -209,7 +209,7 @@ func (m *Manager) render(ctx context.Context, env *Environment) (Container, erro
 	if err := fault.Point(ctx, "resolvers read"); err != nil {
 		return Container{}, err
 	}
-	mounts, err := m.files.write(env.ID, spec.Hostname, env.Address, servers, search)
+	mounts, err := m.files.write(env.ID, spec.Hostname, env.Address, env.Address6, servers, search)
 	if err != nil {
 		return Container{}, err
 	}

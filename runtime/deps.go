@@ -213,13 +213,10 @@ type BuildResult struct {
 // kinds. Everything is idempotent.
 type Networks interface {
 	Isolation
+	AddressPlan
 
 	// NetNS is the path the environment's network namespace has or will have.
 	NetNS(envID string) string
-	// Address is the address that goes with a slot.
-	Address(slot int) netip.Addr
-	// Slots is how many environments the address range holds.
-	Slots() int
 	// Resolvers returns the name servers and search domains for
 	// environments; NO_UPSTREAM_DNS when there are none.
 	Resolvers() (servers []netip.Addr, search []string, err error)
@@ -247,6 +244,17 @@ type Networks interface {
 	Strays(ctx context.Context) ([]string, error)
 	// RemoveStray removes one, if it still is a stray.
 	RemoveStray(ctx context.Context, name string) error
+}
+
+// AddressPlan says which addresses environments have.
+type AddressPlan interface {
+	// Address is the address that goes with a slot.
+	Address(slot int) netip.Addr
+	// Address6 is the IPv6 address that goes with a slot, invalid while
+	// environments have none.
+	Address6(slot int) netip.Addr
+	// Slots is how many environments the address range holds.
+	Slots() int
 }
 
 // Isolation is what environments may reach, and how fast. Errors as of Networks.

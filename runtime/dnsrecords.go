@@ -181,6 +181,9 @@ func (m *Manager) automatic(env *Environment) []*DNSRecord {
 		add("_"+s.Name+"._"+s.Protocol, dns.SRV, fmt.Sprintf("0 0 %d %s", s.Port, env.Name))
 	}
 	add("", PTR, env.Address.String())
+	if env.Address6.IsValid() {
+		add("", PTR, env.Address6.String())
+	}
 	return records
 }
 

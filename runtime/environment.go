@@ -51,6 +51,7 @@ type Environment struct {
 	Held      bool               // it holds address, ports and container
 	Slot      int                // index of its subnet in the address range; -1 without one
 	Address   netip.Addr         // invalid without a slot
+	Address6  netip.Addr         // of IPv6, which follows from the slot; invalid where environments have none
 	Ports     []port.Mapping     // reserved and active ones, read from their own table
 	GPUs      []gpu.Lease        // those it holds, read from their own table
 	GPURun    *GPURun            // what its present or last run was started with; nil: no GPU

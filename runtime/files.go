@@ -22,7 +22,7 @@ type etcFiles struct {
 
 // write makes hostname, hosts and resolv.conf of one environment and returns
 // their mounts. Writing them again is harmless.
-func (e etcFiles) write(id, hostname string, address netip.Addr, servers []netip.Addr, search []string) ([]volume.Staged, error) {
+func (e etcFiles) write(id, hostname string, address, address6 netip.Addr, servers []netip.Addr, search []string) ([]volume.Staged, error) {
 	dir := filepath.Join(e.dir, id)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make directory of environment %s: %w", id, err)
@@ -34,9 +34,13 @@ func (e etcFiles) write(id, hostname string, address netip.Addr, servers []netip
 	if len(search) > 0 {
 		fmt.Fprintf(&resolv, "search %s\n", strings.Join(search, " "))
 	}
+	hosts := fmt.Sprintf("127.0.0.1 localhost\n%s %s\n", address, hostname)
+	if address6.IsValid() {
+		hosts = fmt.Sprintf("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n%s %s\n%s %s\n", address, hostname, address6, hostname)
+	}
 	contents := []struct{ name, target, text string }{
 		{"hostname", "/etc/hostname", hostname + "\n"},
-		{"hosts", "/etc/hosts", fmt.Sprintf("127.0.0.1 localhost\n%s %s\n", address, hostname)},
+		{"hosts", "/etc/hosts", hosts},
 		{"resolv.conf", "/etc/resolv.conf", resolv.String()},
 	}
 	mounts := make([]volume.Staged, 0, len(contents))

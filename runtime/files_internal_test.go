@@ -12,7 +12,7 @@ import (
 func TestEtcFilesAreNotTrusted(t *testing.T) {
 	dir := t.TempDir()
 	etc, address := etcFiles{dir}, netip.MustParseAddr("10.88.0.2")
-	if _, err := etc.write("id", "host", address, nil, nil); err != nil {
+	if _, err := etc.write("id", "host", address, netip.Addr{}, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "id", "hosts")
@@ -23,7 +23,7 @@ func TestEtcFilesAreNotTrusted(t *testing.T) {
 	if err := os.Truncate(path, 1<<40); err != nil { // sparse: nobody can read it whole
 		t.Fatal(err)
 	}
-	if _, err := etc.write("id", "host", address, nil, nil); err != nil {
+	if _, err := etc.write("id", "host", address, netip.Addr{}, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	if after, err := os.ReadFile(path); err != nil || string(after) != string(before) {

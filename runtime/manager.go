@@ -401,7 +401,7 @@ func (m *Manager) Count(ctx context.Context) (map[State]int, error) {
 // fill sets what follows from what is stored.
 func (m *Manager) fill(env *Environment) {
 	if env.Slot >= 0 && env.Held {
-		env.Address = m.cfg.Networks.Address(env.Slot)
+		env.Address, env.Address6 = m.cfg.Networks.Address(env.Slot), m.cfg.Networks.Address6(env.Slot)
 	}
 	if detail, ok := m.health.detail(env); ok {
 		env.HealthDetail = detail

@@ -146,7 +146,7 @@ func hostOf(env *Environment, records []*DNSRecord) *dns.Host {
 		return nil
 	}
 	host := &dns.Host{
-		ID: env.ID, Name: env.Name, Project: env.Project, Address: env.Address, Forward: true,
+		ID: env.ID, Name: env.Name, Project: env.Project, Address: env.Address, Address6: env.Address6, Forward: true,
 		Text: []string{"id=" + env.ID, "project=" + env.Project, "node=" + env.Node},
 	}
 	if network := env.Spec.Network; network != nil {

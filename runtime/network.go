@@ -68,9 +68,9 @@ func checkAllow(p *policy.Policy) error {
 	for i, d := range p.Allow {
 		field := fmt.Sprintf("%s.allow[%d]", fieldNetwork, i)
 		switch before, twice := seen[d]; {
-		case !d.Prefix.IsValid() || !d.Prefix.Addr().Is4():
-			errs = append(errs, invalid(field+".cidr", "write an IPv4 address or network, for example 198.51.100.0/24; environments have no IPv6",
-				"the destination is no IPv4 network"))
+		case !d.Prefix.IsValid():
+			errs = append(errs, invalid(field+".cidr", "write an address or network, for example 198.51.100.0/24 or 2001:db8::/32",
+				"the destination is no network"))
 		case d.First == 0 && d.Last != 0 || d.Last < d.First:
 			errs = append(errs, invalid(field+".last_port", "give first_port too, and not a higher one", "ports %d to %d are no range", d.First, d.Last))
 		case twice:

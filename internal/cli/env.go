@@ -156,7 +156,7 @@ func (a *app) showEnvironment(e *remotegpuv1.Environment) error {
 		{"Digest", e.GetImageDigest()},
 		{"Command", strings.Join(slices.Concat(spec.GetEntrypoint(), spec.GetCommand()), " ")},
 		{"User", spec.GetUser()},
-		{"Address", e.GetAddress()},
+		{"Address", strings.TrimSpace(e.GetAddress() + " " + e.GetAddress6())},
 		{"Limits", limitsText(spec.GetResources())},
 		{"Disk limit", diskLimitText(e.GetDiskLimit())},
 		{"Labels", pairs(e.GetLabels())},

@@ -23,8 +23,8 @@ const networkHelp = `Network: an environment reaches the internet, and neither p
 nor those that the host is in. --egress allow has it reach what --allow names
 and nothing else, --egress none nothing at all. With --egress open, --allow
 opens what is closed otherwise. Destinations are written
-ADDRESS[/BITS][:PORT[-PORT]][/tcp|/udp], as 198.51.100.0/24 or
-192.168.7.20:5000/tcp. Environments of one project that share a --group reach
+ADDRESS[/BITS][:PORT[-PORT]][/tcp|/udp], as 198.51.100.0/24,
+192.168.7.20:5000/tcp or [2001:db8::/32]:443. Environments of one project that share a --group reach
 each other's addresses. --bandwidth-in and --bandwidth-out limit what it
 receives and sends, in bits per second: 500k, 100M or 10G (powers of 1000).`
 
@@ -129,8 +129,15 @@ func parseDestination(text string) (*remotegpuv1.EgressDestination, error) {
 		}
 	}
 	address, ports, limited := strings.Cut(rest, ":")
-	if strings.Contains(ports, ":") {
-		return nil, bad("environments have IPv4 only")
+	if bracketed, ok := strings.CutPrefix(rest, "["); ok {
+		address, ports, limited = strings.Cut(bracketed, "]:")
+		if !limited {
+			if address, ok = strings.CutSuffix(bracketed, "]"); !ok {
+				return nil, bad("its bracket is not closed")
+			}
+		}
+	} else if strings.Contains(ports, ":") { // of IPv6, without a port
+		address, limited = rest, false
 	}
 	if address == "" {
 		return nil, bad("it names no address")
@@ -152,10 +159,19 @@ func parseDestination(text string) (*remotegpuv1.EgressDestination, error) {
 	return destination, nil
 }
 
+// alone is an address, or a network of more, without the length of a network of
+// one.
+func alone(cidr string) string {
+	if strings.Contains(cidr, ":") {
+		return strings.ToLower(strings.TrimSuffix(cidr, "/128"))
+	}
+	return strings.TrimSuffix(cidr, "/32")
+}
+
 // sameDestination compares what was written with what the node has made of it:
 // an address is a network of one.
 func sameDestination(a, b *remotegpuv1.EgressDestination) bool {
-	return strings.TrimSuffix(a.GetCidr(), "/32") == strings.TrimSuffix(b.GetCidr(), "/32") && a.GetProtocol() == b.GetProtocol() &&
+	return alone(a.GetCidr()) == alone(b.GetCidr()) && a.GetProtocol() == b.GetProtocol() &&
 		a.GetFirstPort() == b.GetFirstPort() && max(a.GetLastPort(), a.GetFirstPort()) == max(b.GetLastPort(), b.GetFirstPort())
 }
 
@@ -208,8 +224,11 @@ func networkRows(policy *remotegpuv1.NetworkPolicy) (rows [][]string) {
 }
 
 func destinationText(d *remotegpuv1.EgressDestination) string {
-	text := strings.TrimSuffix(d.GetCidr(), "/32")
+	text := alone(d.GetCidr())
 	if d.GetFirstPort() != 0 {
+		if strings.Contains(text, ":") {
+			text = "[" + text + "]"
+		}
 		text += fmt.Sprintf(":%d", d.GetFirstPort())
 		if d.GetLastPort() > d.GetFirstPort() {
 			text += fmt.Sprintf("-%d", d.GetLastPort())

@@ -31,6 +31,12 @@ func TestNetworkFlags(t *testing.T) {
 			},
 		},
 		{
+			"--allow 2001:db8::/32 --allow [2001:DB8::7]:5000/tcp --allow [2001:db8::7]:5000/tcp --allow [fd00::1]",
+			&remotegpuv1.NetworkPolicy{Allow: []*remotegpuv1.EgressDestination{
+				network("2001:db8::/32"), {Cidr: "2001:DB8::7", FirstPort: 5000, LastPort: 5000, Protocol: remotegpuv1.Protocol_PROTOCOL_TCP}, network("fd00::1"),
+			}},
+		},
+		{
 			"--egress none --group web --group db --bandwidth-in 1.5G --bandwidth-out 500k",
 			&remotegpuv1.NetworkPolicy{
 				Egress: remotegpuv1.EgressMode_EGRESS_MODE_NONE, Groups: []string{"web", "db"},
@@ -82,7 +88,7 @@ func TestNetworkFlags(t *testing.T) {
 		}
 	}
 	for _, args := range []string{
-		"--egress some", "--allow 10.0.0.1:0", "--allow 10.0.0.1:9-8", "--allow :80", "--allow 2001:db8::1", "--allow 10.0.0.1:x", "--disallow 10.9.9.9",
+		"--egress some", "--allow 10.0.0.1:0", "--allow 10.0.0.1:9-8", "--allow :80", "--allow [2001:db8::1", "--allow [2001:db8::1]:x", "--allow 10.0.0.1:x", "--disallow 10.9.9.9",
 		"--ungroup absent", "--bandwidth-in fast", "--bandwidth-out -1", "--bandwidth-out 0x10",
 	} {
 		if code, _, stderr := f.run(t, append([]string{"env", "update", "demo"}, strings.Fields(args)...)...); code != 2 || !strings.Contains(stderr, "Try:") {

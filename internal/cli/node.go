@@ -56,7 +56,7 @@ func (a *app) showNode(node *remotegpuv1.Node) error {
 		{"cgroup", node.GetCgroup()},
 		{"iptables", node.GetIptables()},
 		{"Firewall", firewallText(node.GetFirewall())},
-		{"Addresses", node.GetAddressRange()},
+		{"Addresses", strings.TrimSpace(node.GetAddressRange() + " " + node.GetAddressRange6())},
 		{"Disk limits", diskQuotaText(node.GetDiskQuota())},
 		{"Gateway", node.GetGatewayUrl()},
 		{"Environments", orElse(strings.Join(counts, ", "), "none")},

@@ -15,10 +15,11 @@ import (
 )
 
 // termsHelp is about the flags that port add and port update share.
-const termsHelp = `--allow names who reaches it from outside: IPv4 networks and addresses, such as
-203.0.113.0/24,198.51.100.7. The host and the environment itself always do.
-Without it everybody does, or nobody from outside where the node's [ports]
-closed_by_default is set; --allow 0.0.0.0/0 is everybody there, too.
+const termsHelp = `--allow names who reaches it from outside: networks and addresses, such as
+203.0.113.0/24,198.51.100.7 or 2001:db8::/32. The host and the environment
+itself always do. Without it everybody does, or nobody from outside where the
+node's [ports] closed_by_default is set; --allow 0.0.0.0/0,::/0 is everybody
+there, too.
 --expires withdraws it by itself after that time.`
 
 // termsFlags are the terms of a mapping, as written.

@@ -97,11 +97,12 @@ type BuildKit struct {
 // Network is the network of environments.
 type Network struct {
 	Range      string   `toml:"range" comment:"IPv4 range to cut subnets from (CIDR). Empty: one that collides with no route, kept once chosen."`
+	Range6     string   `toml:"range6" comment:"IPv6 range to cut subnets from (CIDR): unique local addresses, such as fd88:1234:5678::/48, which are masqueraded, or a prefix that is routed to this host, which is not. Empty: environments have no IPv6. The host forwards IPv6 then."`
 	Upstreams  []string `toml:"upstreams" comment:"Name servers for environments where the host has none but loopback ones."`
 	Search     []string `toml:"search" comment:"DNS search domains where upstreams are used."`
 	ResolvConf string   `toml:"resolv_conf" comment:"The host's resolv.conf."`
 	IPTables   string   `toml:"iptables" comment:"iptables program. Empty: the one on PATH."`
-	Allow      []string `toml:"allow" comment:"Destinations in private networks, in those of the host or at a cloud's metadata that environments reach: ADDRESS[/BITS][:PORT[-PORT]][/tcp|/udp], for example 192.168.7.20:5000/tcp. Empty: none but the name servers."`
+	Allow      []string `toml:"allow" comment:"Destinations in private networks, in those of the host or at a cloud's metadata that environments reach: ADDRESS[/BITS][:PORT[-PORT]][/tcp|/udp], for example 192.168.7.20:5000/tcp or [fd12::/64]:443. Empty: none but the name servers."`
 	Route      bool     `toml:"route_host_networks" comment:"Where the node had to switch forwarding on (net.ipv4.ip_forward), let the host also route between its own networks. Off: it does not, as before."`
 	Poll       int      `toml:"firewall_poll" comment:"Seconds between looks at rules and settings that others may change where the kernel does not tell (1 to 3600). 0: rules are mended once a minute only, also where it tells."`
 }
@@ -315,6 +316,11 @@ func (n *Network) check() error {
 			errs = append(errs, fault("network.range", "write it like 10.88.0.0/16", "%q is not an IPv4 range of at least a /29", n.Range))
 		}
 	}
+	if n.Range6 != "" {
+		if prefix, err := netip.ParsePrefix(n.Range6); err != nil || !prefix.Addr().Is6() || prefix.Addr().Is4In6() || prefix != prefix.Masked() || !assigned(prefix) {
+			errs = append(errs, fault("network.range6", "write it like fd88:1234:5678::/48, or a prefix that is routed to this host", "%q is not an IPv6 range of unique local or global addresses", n.Range6))
+		}
+	}
 	if n.Poll < 0 || n.Poll > 3600 {
 		errs = append(errs, fault("network.firewall_poll", "2 is a good value", "%d is not between 0 and 3600 seconds", n.Poll))
 	}
@@ -324,6 +330,16 @@ func (n *Network) check() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// assigned tells whether hosts may have addresses of an IPv6 range: global
+// unicast (RFC 4291 section 2.4, 2000::/3) and unique local ones (RFC 4193).
+func assigned(prefix netip.Prefix) bool {
+	within := func(network string) bool {
+		outer := netip.MustParsePrefix(network)
+		return outer.Bits() <= prefix.Bits() && outer.Contains(prefix.Addr())
+	}
+	return within("2000::/3") || within("fc00::/7")
 }
 
 func fault(field, hint, format string, args ...any) error {

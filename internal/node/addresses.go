@@ -39,7 +39,7 @@ func (a *addresses) Host(name, project string) string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if now := time.Now(); now.After(a.until) {
-		a.host, a.until = hostNames("", a.node.cfg.Node.Name, "", a.node.addresses)[0], now.Add(hostFor)
+		a.host, a.until = hostNames("", a.node.cfg.Node.Name, "", a.node.addresses, a.node.range6)[0], now.Add(hostFor)
 	}
 	return a.host
 }

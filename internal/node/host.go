@@ -26,6 +26,7 @@ import (
 	"github.com/remotegpu/remotegpu/internal/rpc"
 	"github.com/remotegpu/remotegpu/internal/version"
 	"github.com/remotegpu/remotegpu/network"
+	"github.com/remotegpu/remotegpu/network/firewall"
 	"github.com/remotegpu/remotegpu/network/gateway"
 	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/runtime"
@@ -112,6 +113,32 @@ func (n *Node) addressRange(ctx context.Context) (netip.Prefix, error) {
 	return netip.ParsePrefix(kept)
 }
 
+// addressRange6 is the configured IPv6 range, invalid when there is none. It may
+// be another one after a restart: nothing is kept of it. CONFIG_INVALID when the
+// host is in it.
+func (n *Node) addressRange6(addresses netip.Prefix) (netip.Prefix, error) {
+	if n.cfg.Network.Range6 == "" {
+		return netip.Prefix{}, nil
+	}
+	wanted, err := netip.ParsePrefix(n.cfg.Network.Range6)
+	if err != nil {
+		return netip.Prefix{}, fmt.Errorf("read network.range6: %w", err)
+	}
+	if !(firewall.Twins{Subnet: addresses, Subnet6: wanted}).Fits() {
+		return netip.Prefix{}, problem.New(problem.ConfigInvalid, "network.range6: %s has no room for the environments of %s", wanted, addresses).
+			WithField("network.range6").WithHint("use a /64 or wider, such as fd88:1234:5678::/48")
+	}
+	own, err := network.AddressIn(wanted)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	if own.IsValid() {
+		return netip.Prefix{}, problem.New(problem.ConfigInvalid, "network.range6: this host has the address %s of %s", own, wanted).
+			WithField("network.range6").WithHint("use a range that is for environments alone, such as fd88:1234:5678::/48")
+	}
+	return wanted, nil
+}
+
 // defaultRange is a range for cleaning up, which names no address.
 func defaultRange() netip.Prefix { return netip.MustParsePrefix("10.88.0.0/16") }
 
@@ -127,8 +154,17 @@ func parseAddresses(texts []string) []netip.Addr {
 
 // CheckConfig refuses what only parts of the node can read: CONFIG_INVALID.
 func CheckConfig(cfg config.Config) error {
-	_, err := parseDestinations(cfg.Network.Allow)
-	return err
+	allow, err := parseDestinations(cfg.Network.Allow)
+	if err != nil {
+		return err
+	}
+	for i, d := range allow {
+		if d.Prefix.Addr().Is6() && cfg.Network.Range6 == "" {
+			return problem.New(problem.ConfigInvalid, "network.allow: %s is IPv6, and environments have none", cfg.Network.Allow[i]).WithField("network.allow").
+				WithHint("take it out, or set network.range6")
+		}
+	}
+	return nil
 }
 
 // parseDestinations reads what all environments may reach.
@@ -166,7 +202,7 @@ func readToken(path string) (string, error) {
 // best first: the configured one, the address it listens on, that of the default
 // route, its other global ones that are not of
 // environments.
-func hostNames(public, name, listen string, environments netip.Prefix) []string {
+func hostNames(public, name, listen string, environments ...netip.Prefix) []string {
 	var names []string
 	if public != "" {
 		names = append(names, public)
@@ -184,7 +220,7 @@ func hostNames(public, name, listen string, environments netip.Prefix) []string 
 		addresses = nil // loopback and name still work
 	}
 	for _, address := range addresses {
-		if prefix, err := netip.ParsePrefix(address.String()); err == nil && prefix.Addr().IsGlobalUnicast() && !environments.Contains(prefix.Addr()) {
+		if prefix, err := netip.ParsePrefix(address.String()); err == nil && prefix.Addr().IsGlobalUnicast() && !slices.ContainsFunc(environments, func(p netip.Prefix) bool { return p.Contains(prefix.Addr()) }) {
 			names = append(names, prefix.Addr().String())
 		}
 	}
@@ -203,7 +239,7 @@ func (n *Node) Info(ctx context.Context) rpc.Node {
 	info := rpc.Node{
 		ID: n.id, Name: n.cfg.Node.Name, Labels: n.cfg.Node.Labels, Version: version.Version, StartedAt: n.started,
 		OS: osName(), Architecture: goruntime.GOARCH, CPUs: goruntime.NumCPU(), Cgroup: cgroup.Version(),
-		AddressRange: n.prefix, GatewayURL: n.gatewayURL(), Conditions: n.manager.Conditions(),
+		AddressRange: n.prefix, Range6: n.cfg.Network.Range6, GatewayURL: n.gatewayURL(), Conditions: n.manager.Conditions(),
 	}
 	var uname unix.Utsname
 	if unix.Uname(&uname) == nil {

@@ -33,7 +33,7 @@ type names struct {
 	server    *dns.Server
 	forwarder *dns.Forwarder
 	networks  *network.Networks
-	addresses netip.Prefix // of environments
+	addresses []netip.Prefix // of environments, of both families where they have them
 	listen    []netip.AddrPort
 	retry     time.Duration
 	serving   atomic.Bool // at the address that environments ask at
@@ -47,7 +47,7 @@ type names struct {
 }
 
 // newNames makes the responder; nil when it is off. networks is set later.
-func newNames(cfg config.DNS, public string, addresses netip.Prefix, log *slog.Logger) (*names, error) {
+func newNames(cfg config.DNS, public string, addresses, range6 netip.Prefix, log *slog.Logger) (*names, error) {
 	if !cfg.Enabled {
 		return nil, nil //nolint:nilnil // it is off
 	}
@@ -56,12 +56,15 @@ func newNames(cfg config.DNS, public string, addresses netip.Prefix, log *slog.L
 		return nil, err
 	}
 	n := &names{
-		cfg: cfg, public: public, log: log, addresses: addresses, listen: listen, retry: namesRetry,
+		cfg: cfg, public: public, log: log, addresses: []netip.Prefix{addresses}, listen: listen, retry: namesRetry,
 		broken: make(map[netip.AddrPort]error), open: make(map[netip.AddrPort]*dns.Listener),
+	}
+	if range6.IsValid() {
+		n.addresses = append(n.addresses, range6)
 	}
 	n.forwarder = dns.NewForwarder(dns.ForwarderConfig{Upstreams: n.upstreams, Private: cfg.PrivateDomains, Log: log})
 	n.server = dns.NewServer(dns.Config{
-		Allow: parsePrefixes(cfg.Allow), Environments: []netip.Prefix{addresses}, Forwarder: n.forwarder, Log: log,
+		Allow: parsePrefixes(cfg.Allow), Environments: n.addresses, Forwarder: n.forwarder, Log: log,
 		RateLimit: dns.RateLimit{PerSecond: cfg.RateLimit, Outside: cfg.RateOutside, Slip: cfg.RateSlip, Exempt: parsePrefixes(cfg.RateExempt)},
 	})
 	return n, nil
@@ -98,12 +101,18 @@ func (n *names) addressesOfHost() []netip.Addr {
 	if len(n.cfg.Advertise) > 0 {
 		return parseAddresses(n.cfg.Advertise)
 	}
-	for _, name := range hostNames(n.public, "", "", n.addresses) {
-		if address, err := netip.ParseAddr(name); err == nil && address.Is4() && !address.IsLoopback() {
-			return []netip.Addr{address}
+	var four, six netip.Addr
+	for _, name := range hostNames(n.public, "", "", n.addresses...) {
+		address, err := netip.ParseAddr(name)
+		switch {
+		case err != nil || address.IsLoopback():
+		case address.Is4() && !four.IsValid():
+			four = address
+		case address.Is6() && !six.IsValid() && len(n.addresses) > 1: // where environments are published by it
+			six = address
 		}
 	}
-	return nil
+	return slices.DeleteFunc([]netip.Addr{four, six}, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
 // Declare implements runtime.Names.
@@ -117,7 +126,7 @@ func (n *names) Declare(_ context.Context, hosts []*dns.Host) error {
 // set declares everything to the server. The caller holds mu.
 func (n *names) set() error {
 	desired := dns.Desired{
-		Zones: []dns.Zone{{Name: n.cfg.Zone}}, Reverse: []netip.Prefix{n.addresses}, Default: runtime.DefaultProject,
+		Zones: []dns.Zone{{Name: n.cfg.Zone}}, Reverse: n.addresses, Default: runtime.DefaultProject,
 		Node: n.networks.NodeAddress(), Advertised: n.advertised, Hosts: n.hosts,
 	}
 	for _, zone := range n.cfg.Zones {

@@ -53,7 +53,7 @@ func TestNamesWaitForTheirPort(t *testing.T) {
 	testutil.Sh(t, "ip link add up0 type bridge; ip addr add 198.51.100.7/24 dev up0; ip link set up0 up; ip route add default via 198.51.100.254")
 	cfg := config.Default().DNS
 	cfg.Listen = []string{"198.51.100.7", "203.0.113.99"} // the second is no address of the host
-	n, err := newNames(cfg, "", addresses, slog.New(slog.DiscardHandler))
+	n, err := newNames(cfg, "", addresses, netip.Prefix{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,6 +56,7 @@ type Node struct {
 	gpus      gpus
 	prefix    string // address range
 	addresses netip.Prefix
+	range6    netip.Prefix // invalid: environments have no IPv6
 	token     string
 	started   time.Time
 }
@@ -111,10 +112,13 @@ func (n *Node) buildNetwork(ctx context.Context) (err error) {
 		return err
 	}
 	n.prefix, n.addresses = addresses.String(), addresses
-	if n.names, err = newNames(n.cfg.DNS, n.cfg.Node.PublicHost, addresses, n.log); err != nil {
+	if n.range6, err = n.addressRange6(addresses); err != nil {
 		return err
 	}
-	rules := firewall.Config{Subnet: addresses, Path: n.cfg.Network.IPTables, Log: n.log}
+	if n.names, err = newNames(n.cfg.DNS, n.cfg.Node.PublicHost, addresses, n.range6, n.log); err != nil {
+		return err
+	}
+	rules := firewall.Config{Subnet: addresses, Subnet6: n.range6, Path: n.cfg.Network.IPTables, Log: n.log}
 	if n.names != nil {
 		rules.Resolver = addresses.Addr().Next()
 	}
@@ -126,10 +130,10 @@ func (n *Node) buildNetwork(ctx context.Context) (err error) {
 		return err
 	}
 	networks := network.Config{
-		Allow: allow, Range: addresses, NetNSDir: n.runPath("netns"), ResolvConf: n.cfg.Network.ResolvConf,
+		Allow: allow, Range: addresses, Range6: n.range6, NetNSDir: n.runPath("netns"), ResolvConf: n.cfg.Network.ResolvConf,
 		Upstreams: parseAddresses(n.cfg.Network.Upstreams), Search: n.cfg.Network.Search, Firewall: n.firewall, Log: n.log,
 		ClosedByDefault: n.cfg.Ports.ClosedByDefault, ReservedFile: n.runPath(reservedFile),
-		ForwardFile: n.runPath(forwardFile), RouteBetween: n.cfg.Network.Route,
+		ForwardFile: n.runPath(forwardFile), ForwardFile6: n.runPath(forwardFile6), RouteBetween: n.cfg.Network.Route,
 		Poll: pollInterval(n.cfg.Network.Poll),
 	}
 	if n.names != nil {
@@ -152,6 +156,10 @@ const reservedFile = "reserved-ports"
 
 // forwardFile, in the run directory, says that the node switched forwarding on.
 const forwardFile = "forwarding"
+
+// forwardFile6, in the run directory, names what was changed so that the host
+// forwards IPv6.
+const forwardFile6 = "forwarding6"
 
 // pollInterval is the setting in seconds as network.Config takes it: 0 is off.
 func pollInterval(seconds int) time.Duration {
@@ -177,7 +185,7 @@ func (n *Node) buildManager(ctx context.Context) error {
 	})
 	if n.cfg.Gateway.Listen != "" {
 		if n.gateway, err = gateway.New(gateway.Config{
-			Listen: n.cfg.Gateway.Listen, PublicURL: n.cfg.Gateway.PublicURL, Hosts: hostNames(n.cfg.Node.PublicHost, n.cfg.Node.Name, n.cfg.Gateway.Listen, n.addresses),
+			Listen: n.cfg.Gateway.Listen, PublicURL: n.cfg.Gateway.PublicURL, Hosts: hostNames(n.cfg.Node.PublicHost, n.cfg.Node.Name, n.cfg.Gateway.Listen, n.addresses, n.range6),
 			CertFile: n.cfg.Gateway.TLSCert, KeyFile: n.cfg.Gateway.TLSKey, StateDir: n.statePath("gateway"),
 			FrameAncestors: n.cfg.Gateway.FrameAncestors, Desktops: n.desktops, Log: n.log,
 		}); err != nil {
@@ -318,7 +326,7 @@ func CleanUp(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	}
 	networks, err := network.New(network.Config{
 		Range: prefix, NetNSDir: filepath.Join(cfg.Node.RunDir, "netns"), ReservedFile: filepath.Join(cfg.Node.RunDir, reservedFile),
-		ForwardFile: filepath.Join(cfg.Node.RunDir, forwardFile), Firewall: rules, Log: log,
+		ForwardFile: filepath.Join(cfg.Node.RunDir, forwardFile), ForwardFile6: filepath.Join(cfg.Node.RunDir, forwardFile6), Firewall: rules, Log: log,
 	})
 	if err != nil {
 		return err

@@ -43,7 +43,7 @@ func raiseFiles(log *slog.Logger) {
 // before anything else of the daemon could take one.
 func (n *Node) buildPorts(ctx context.Context) (err error) {
 	raiseFiles(n.log)
-	cfg := port.Config{HostID: n.id, Store: n.store, Holder: &n.sockets, Quarantine: -1, Log: n.log}
+	cfg := port.Config{HostID: n.id, Store: n.store, Holder: &n.sockets, IPv6: n.range6.IsValid(), Quarantine: -1, Log: n.log}
 	if seconds := n.cfg.Ports.Quarantine; seconds > 0 {
 		cfg.Quarantine = time.Duration(seconds) * time.Second
 	}

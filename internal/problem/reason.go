@@ -73,6 +73,7 @@ const (
 	FirewallFailed        Reason = "FIREWALL_FAILED"
 	FirewallConflict      Reason = "FIREWALL_CONFLICT"
 	FirewallContested     Reason = "FIREWALL_CONTESTED"
+	IPv6Unavailable       Reason = "IPV6_UNAVAILABLE"
 	NoUpstreamDNS         Reason = "NO_UPSTREAM_DNS"
 	DNSDisabled           Reason = "DNS_DISABLED"
 	DNSListenFailed       Reason = "DNS_LISTEN_FAILED"
@@ -204,6 +205,7 @@ var kinds = map[Reason]error{
 	NetworkFailed:         errdefs.ErrUnavailable,
 	FirewallFailed:        errdefs.ErrUnavailable,
 	FirewallConflict:      errdefs.ErrFailedPrecondition,
+	IPv6Unavailable:       errdefs.ErrFailedPrecondition,
 	FirewallContested:     errdefs.ErrFailedPrecondition,
 	NoUpstreamDNS:         errdefs.ErrFailedPrecondition,
 	DNSDisabled:           errdefs.ErrFailedPrecondition,

@@ -42,6 +42,9 @@ func toEnvironment(env *runtime.Environment) *remotegpuv1.Environment {
 	if env.Address.IsValid() {
 		message.Address = env.Address.String()
 	}
+	if env.Address6.IsValid() {
+		message.Address6 = env.Address6.String()
+	}
 	for i := range env.Ports {
 		message.PortMappings = append(message.PortMappings, toMapping(&env.Ports[i], env.Node))
 	}

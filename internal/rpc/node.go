@@ -30,6 +30,7 @@ type Node struct {
 	Cgroup       string
 	IPTables     string
 	AddressRange string
+	Range6       string // "": environments have no IPv6
 	GatewayURL   string
 	Conditions   []runtime.Condition
 	DiskQuota    *runtime.DiskQuota // nil while it is not known
@@ -49,7 +50,7 @@ func (s *nodeService) GetNodeInfo(ctx context.Context, _ *remotegpuv1.GetNodeInf
 		Containerd: &remotegpuv1.Containerd{
 			Address: node.Engine.Address, Version: node.Engine.Version, Namespace: node.Engine.Namespace, Snapshotter: node.Engine.Snapshotter,
 		},
-		Cgroup: node.Cgroup, Iptables: node.IPTables, AddressRange: node.AddressRange, GatewayUrl: node.GatewayURL,
+		Cgroup: node.Cgroup, Iptables: node.IPTables, AddressRange: node.AddressRange, AddressRange6: node.Range6, GatewayUrl: node.GatewayURL,
 		Environments: make(map[string]int32, len(counts)),
 	}
 	if quota := node.DiskQuota; quota != nil {

@@ -119,7 +119,7 @@ func (n *Namespace) Sh(tb testing.TB, command string) string {
 
 // Answer listens on a TCP or UDP address in the namespace until the test ends
 // and answers everyone who connects, or sends a datagram, with "name address",
-// the address being theirs without the port.
+// the address being theirs without the port. One of IPv6 is in brackets.
 func (n *Namespace) Answer(tb testing.TB, network, address, name string) {
 	tb.Helper()
 	reply := func(from net.Addr) []byte {
@@ -129,7 +129,7 @@ func (n *Namespace) Answer(tb testing.TB, network, address, name string) {
 	var err error
 	if network == "udp" {
 		var conn net.PacketConn
-		n.Do(tb, func() { conn, err = net.ListenPacket("udp4", address) })
+		n.Do(tb, func() { conn, err = net.ListenPacket("udp"+familyOf(address), address) })
 		if err != nil {
 			tb.Fatal(err)
 		}
@@ -147,7 +147,7 @@ func (n *Namespace) Answer(tb testing.TB, network, address, name string) {
 		return
 	}
 	var listener net.Listener
-	n.Do(tb, func() { listener, err = net.Listen("tcp4", address) })
+	n.Do(tb, func() { listener, err = net.Listen("tcp"+familyOf(address), address) })
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -171,7 +171,7 @@ func (n *Namespace) Ask(tb testing.TB, network, address string, patience time.Du
 	tb.Helper()
 	var conn net.Conn
 	var err error
-	n.Do(tb, func() { conn, err = net.DialTimeout(network+"4", address, patience) })
+	n.Do(tb, func() { conn, err = net.DialTimeout(network+familyOf(address), address, patience) })
 	if err != nil {
 		return "", err
 	}
@@ -185,6 +185,14 @@ func (n *Namespace) Ask(tb testing.TB, network, address string, patience time.Du
 	buffer := make([]byte, 64)
 	size, err := conn.Read(buffer)
 	return string(buffer[:size]), err
+}
+
+// familyOf is what net calls the address family of "host:port".
+func familyOf(address string) string {
+	if strings.HasPrefix(address, "[") {
+		return "6"
+	}
+	return "4"
 }
 
 // HoldLock locks a file with flock, as a program that uses xtables does, until

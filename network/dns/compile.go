@@ -73,6 +73,11 @@ func (c *compiler) compile(hosts []*Host, at place) []*compiled {
 	return all
 }
 
+// addresses are those that a host has.
+func (h *Host) addresses() []netip.Addr {
+	return slices.DeleteFunc([]netip.Addr{h.Address, h.Address6}, func(a netip.Addr) bool { return !a.IsValid() })
+}
+
 // make compiles a host. Those of its group get its own address and ports,
 // others those of the node that lead to it.
 func (c *compiler) make(h *Host, at place) *compiled {
@@ -82,7 +87,7 @@ func (c *compiler) make(h *Host, at place) *compiled {
 	}
 	made := c.subtree(h, at, far, func(s Service) uint16 { return s.Port })
 	if at.side == inside && len(h.Groups) > 0 {
-		near := c.subtree(h, at, []netip.Addr{h.Address}, func(s Service) uint16 { return s.Internal })
+		near := c.subtree(h, at, h.addresses(), func(s Service) uint16 { return s.Internal })
 		made.node = pair(made.node, near.node, h.Groups)
 		for label, alias := range near.aliases {
 			made.aliases[label] = pair(made.aliases[label], alias, h.Groups)

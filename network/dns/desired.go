@@ -57,7 +57,9 @@ type Host struct {
 	// in common. They count within a project.
 	Groups []string
 	// Address is its own, which its questions come from.
-	Address  netip.Addr
+	Address netip.Addr
+	// Address6 is its own of IPv6; invalid: it has none.
+	Address6 netip.Addr
 	Services []Service
 	Records  []Record
 	Text     []string // a TXT record each

@@ -34,7 +34,7 @@ func world() dns.Desired {
 			{Name: "gpu.internal"},
 			{Name: "env.example.com.", NS: []string{"ns1.example.com", "ns2.example.com"}, Mailbox: "dns.example.com"},
 		},
-		Reverse: []netip.Prefix{netip.MustParsePrefix("127.88.0.0/16")}, Default: "default",
+		Reverse: []netip.Prefix{netip.MustParsePrefix("127.88.0.0/16"), netip.MustParsePrefix("fd88::/48")}, Default: "default",
 		Node: netip.MustParseAddr("127.88.0.1"), Advertised: []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")},
 		Hosts: []*dns.Host{
 			{
@@ -57,7 +57,7 @@ func world() dns.Desired {
 					{Name: "mate", Alias: true, Type: dns.A, Data: "192.0.2.66"}, // an environment's name: not served
 				},
 			},
-			{ID: "2", Name: "mate", Project: "default", Groups: []string{"g", "h"}, Address: netip.MustParseAddr(mateAddress), Forward: true},
+			{ID: "2", Name: "mate", Project: "default", Groups: []string{"g", "h"}, Address: netip.MustParseAddr(mateAddress), Address6: netip.MustParseAddr("fd88:0:0:1::2"), Forward: true},
 			{ID: "3", Name: "loose", Project: "default", Address: netip.MustParseAddr(looseAddress), Forward: true},
 			{ID: "4", Name: "other", Project: "lab", Groups: []string{"g"}, Address: netip.MustParseAddr(otherAddress), Forward: true, Records: []dns.Record{
 				{Name: "_lab._tcp", Type: dns.SRV, Data: "0 0 1 mate.default.gpu.internal."},

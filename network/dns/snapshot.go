@@ -67,8 +67,9 @@ func (c *compiler) build(d *Desired, serial uint32) (*snapshot, error) {
 	}
 	c.begin(d.Node, d.Advertised)
 	for _, h := range d.Hosts {
-		if h.Address.IsValid() {
-			s.clients[h.Address] = &client{project: h.Project, groups: h.Groups, forward: h.Forward}
+		one := &client{project: h.Project, groups: h.Groups, forward: h.Forward}
+		for _, address := range h.addresses() {
+			s.clients[address] = one
 		}
 	}
 	servers := addressesOfServers(d)
@@ -197,11 +198,13 @@ func (s *snapshot) hang(c *compiler, n *node, hosts []*Host, at place, reversed 
 	}
 	for _, done := range all {
 		n.adopt(done.host.Name, done.node)
-		if owner := s.clients[done.host.Address]; reversed && owner != nil {
-			if at.side == inside {
-				owner.inside = done.ptr
-			} else {
-				owner.outside = done.ptr
+		for _, address := range done.host.addresses() {
+			if owner := s.clients[address]; reversed && owner != nil {
+				if at.side == inside {
+					owner.inside = done.ptr
+				} else {
+					owner.outside = done.ptr
+				}
 			}
 		}
 	}

@@ -14,6 +14,7 @@ const (
 	soa       = "gpu.internal. 5 IN SOA ns.gpu.internal. hostmaster.gpu.internal. 1 3600 600 86400 5"
 	soaLong   = "gpu.internal. 60 IN SOA ns.gpu.internal. hostmaster.gpu.internal. 1 3600 600 86400 5"
 	soaPublic = "env.example.com. 5 IN SOA ns1.example.com. dns.example.com. 1 3600 600 86400 5"
+	soaSix    = "0.0.0.0.0.0.0.0.8.8.d.f.ip6.arpa. 5 IN SOA ns.gpu.internal. hostmaster.gpu.internal. 1 3600 600 86400 5"
 	soaBack   = "88.127.in-addr.arpa. 5 IN SOA ns.gpu.internal. hostmaster.gpu.internal. 1 3600 600 86400 5"
 )
 
@@ -45,6 +46,14 @@ func TestAnswers(t *testing.T) {
 		{name: "for one of its group", from: mateAddress, ask: "demo.gpu.internal.", kind: miekg.TypeA, answer: []string{"demo.gpu.internal. 5 IN A 127.88.0.2"}},
 		{name: "for one of its project", from: looseAddress, ask: "demo.gpu.internal.", kind: miekg.TypeA, answer: []string{"demo.gpu.internal. 5 IN A 127.88.0.1"}},
 		{name: "AAAA of what has IPv4 only is NODATA", from: looseAddress, ask: "demo.gpu.internal.", kind: miekg.TypeAAAA, ns: []string{soa}},
+		{name: "AAAA for one of its group", from: demoAddress, ask: "mate.gpu.internal.", kind: miekg.TypeAAAA, answer: []string{"mate.gpu.internal. 5 IN AAAA fd88:0:0:1::2"}},
+		{name: "AAAA of a wildcard for one of its group", from: demoAddress, ask: "x.mate.gpu.internal.", kind: miekg.TypeAAAA, answer: []string{"x.mate.gpu.internal. 5 IN AAAA fd88:0:0:1::2"}},
+		{name: "AAAA for one of its project", from: looseAddress, ask: "mate.gpu.internal.", kind: miekg.TypeAAAA, ns: []string{soa}},
+		{name: "AAAA for another project", from: otherAddress, ask: "mate.default.gpu.internal.", kind: miekg.TypeAAAA, rcode: miekg.RcodeNameError, ns: []string{soa}},
+		{name: "AAAA of one with an address of its own for the LAN", ask: "mate.gpu.internal.", kind: miekg.TypeAAAA, answer: []string{"mate.gpu.internal. 5 IN AAAA 2001:db8::7"}},
+		{name: "PTR of IPv6", ask: "2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.0.0.0.0.0.0.0.0.8.8.d.f.ip6.arpa.", kind: miekg.TypePTR, answer: []string{"2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.0.0.0.0.0.0.0.0.8.8.d.f.ip6.arpa. 5 IN PTR mate.gpu.internal."}},
+		{name: "PTR of IPv6 for another project", from: otherAddress, ask: "2.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.0.0.0.0.0.0.0.0.8.8.d.f.ip6.arpa.", kind: miekg.TypePTR, rcode: miekg.RcodeNameError, ns: []string{soaSix}},
+		{name: "PTR of IPv6 of nobody", ask: "3.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.1.0.0.0.0.0.0.0.0.0.0.0.8.8.d.f.ip6.arpa.", kind: miekg.TypePTR, rcode: miekg.RcodeNameError, ns: []string{soaSix}},
 		{name: "for another project", from: otherAddress, ask: "demo.gpu.internal.", kind: miekg.TypeA, rcode: miekg.RcodeNameError, ns: []string{soa}},
 		{name: "for another project, in full", from: otherAddress, ask: "demo.default.gpu.internal.", kind: miekg.TypeA, rcode: miekg.RcodeNameError, ns: []string{soa}},
 		{name: "of its own project, in full", from: otherAddress, ask: "other.lab.gpu.internal.", kind: miekg.TypeA, answer: []string{"other.lab.gpu.internal. 5 IN A 127.88.0.26"}},
@@ -70,7 +79,7 @@ func TestAnswers(t *testing.T) {
 		{
 			name: "SRV that leads to another of the asker's group", from: demoAddress, ask: "_sip._udp.demo.gpu.internal.", kind: miekg.TypeSRV,
 			answer: []string{"_sip._udp.demo.gpu.internal. 5 IN SRV 1 2 5060 mate.gpu.internal."},
-			extra:  []string{"mate.gpu.internal. 5 IN A 127.88.0.10"},
+			extra:  []string{"mate.gpu.internal. 5 IN A 127.88.0.10", "mate.gpu.internal. 5 IN AAAA fd88:0:0:1::2"},
 		},
 		{
 			name: "SRV that leads to what the asker does not see", from: otherAddress, ask: "_lab._tcp.other.gpu.internal.", kind: miekg.TypeSRV,

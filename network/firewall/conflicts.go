@@ -70,7 +70,7 @@ func (f *Firewall) otherBackend(ctx context.Context) ([]*problem.Problem, error)
 		f.cfg.Log.DebugContext(ctx, "rules of the other backend cannot be read", "program", other.save, "error", err)
 		return nil, nil // then there are no rules in it
 	}
-	if f.applied != nil {
+	if f.v4.applied != nil {
 		if err := errors.Join(leave(ctx, other, parse(saved)), leaveV6(ctx, other)); err != nil {
 			return nil, err
 		}

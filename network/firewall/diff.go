@@ -56,7 +56,7 @@ func (f *Firewall) Differences(ctx context.Context, desired Desired) ([]Differen
 	if err != nil {
 		return nil, fmt.Errorf("compare rules: %w", err)
 	}
-	ofV6, _ := f.differencesV6(ctx)
+	ofV6, _ := f.differencesV6(f.readV6(ctx), desired)
 	return append(f.v4.differences(there, wanted), ofV6...), nil
 }
 
@@ -84,15 +84,26 @@ func (f *Firewall) Text() (string, error) {
 	return f.Render(f.desired)
 }
 
-// Render returns desired as iptables-save would print our chains, which are
-// those of IPv4. It looks at nothing.
+// Render returns desired as iptables-save would print our chains, and where
+// environments have IPv6 then as ip6tables-save would, behind a line that says
+// so. It looks at nothing.
 func (f *Firewall) Render(desired Desired) (string, error) {
 	wanted, err := f.v4.render(desired)
 	if err != nil {
 		return "", err
 	}
+	if f.wantsV6() && f.v6 != nil {
+		six, err := f.v6.render(desired)
+		if err != nil {
+			return "", err
+		}
+		return wanted.text() + sixMark + six.text(), nil
+	}
 	return wanted.text(), nil
 }
+
+// sixMark is between the rules of IPv4 and those of IPv6.
+const sixMark = "# IPv6\n"
 
 // differences tells how our chains and hooks there differ from wanted.
 func (f *family) differences(there, wanted ruleset) []Difference {

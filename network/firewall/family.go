@@ -24,6 +24,10 @@ type family struct {
 	log                    *slog.Logger
 	// own runs what changes rules in so many transactions.
 	own func(ctx context.Context, commits int, change func() error) error
+
+	layout   *layout // nil: it publishes nothing, and has the same rules always
+	rendered rendering
+	applied  ruleset // what the kernel holds as far as we know, rendered before; nil: unknown
 }
 
 // hook is the jump from a built-in chain into one of ours.
@@ -33,19 +37,60 @@ type hook struct {
 	to           string
 }
 
-// hooksV4 are the hooks of IPv4. DNAT applies to what is addressed to the host
+// hooksOf are the hooks of a family. DNAT applies to what is addressed to the host
 // itself, whatever its addresses are at the time. The host's own packets pass
 // as few of our rules as can be: INPUT leads to ours only from bridges.
-func hooksV4(prefix, bridges string) []hook {
-	local := []string{"-m", "addrtype", "--dst-type", "LOCAL"}
+func hooksOf(l *layout) []hook {
+	prefix, local := l.prefix, []string{"-m", "addrtype", "--dst-type", "LOCAL"}
+	incoming, own := local, local
+	if l.twins != nil {
+		// What has a link-local source is not forwarded, and there is no
+		// route_localnet of IPv6 that would let ::1 leave the loopback.
+		incoming = append([]string{"!", "-s", "fe80::/10"}, local...)
+		own = append([]string{"!", "-s", "fe80::/10", "!", "-d", "::1/128"}, local...)
+	}
 	return []hook{
 		{"raw", "PREROUTING", nil, prefix + "-RAW"},
 		{"filter", "FORWARD", nil, prefix + "-FWD"},
-		{"filter", "INPUT", []string{"-i", bridges}, prefix + "-IN"},
+		{"filter", "INPUT", []string{"-i", l.bridges()}, prefix + "-IN"},
 		{"nat", "POSTROUTING", nil, prefix + "-POST"},
-		{"nat", "PREROUTING", local, prefix + "-DNAT"},
-		{"nat", "OUTPUT", local, prefix + "-DNAT"},
+		{"nat", "PREROUTING", incoming, prefix + "-DNAT"},
+		{"nat", "OUTPUT", own, prefix + "-DNAT"},
 	}
+}
+
+// take renders a desired state and returns the chains that it changes.
+func (f *family) take(desired Desired) (selection, error) {
+	if f.layout == nil {
+		return nil, nil //nolint:nilnil // nothing changes
+	}
+	return f.rendered.take(f.layout, desired)
+}
+
+// state is all rules of the state that was taken last.
+func (f *family) state() (ruleset, error) {
+	if f.layout == nil {
+		return f.render(Desired{})
+	}
+	return f.rendered.state(), nil
+}
+
+// change applies the chains that were changed by the last take, to what is
+// known to be applied. After an error nothing is known.
+func (f *family) change(ctx context.Context, changed selection) error {
+	wanted := f.rendered.only(changed)
+	script := f.script(f.applied.only(changed), wanted, nil)
+	if script == "" {
+		return nil
+	}
+	applied := f.applied
+	f.applied = nil
+	if err := f.run(ctx, script); err != nil {
+		return err
+	}
+	applied.update(changed, wanted)
+	f.applied = applied
+	return nil
 }
 
 // line is the hook as iptables-save prints it.

@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/coreos/go-iptables/iptables"
 
@@ -45,8 +46,12 @@ type Config struct {
 	// Prefix begins the names of our chains; DefaultPrefix when empty. At most
 	// 8 letters, so that all names stay below iptables' 28.
 	Prefix string
-	// Subnet holds the addresses of all environments.
+	// Subnet holds the addresses of all environments, by which they are
+	// declared.
 	Subnet netip.Prefix
+	// Subnet6 holds their addresses of IPv6, which are the Twins of those.
+	// Invalid: they have none, and what they send by IPv6 is dropped.
+	Subnet6 netip.Prefix
 	// Interface begins the names of the environments' bridges;
 	// DefaultInterface when empty.
 	Interface string
@@ -59,6 +64,9 @@ type Config struct {
 	Log  *slog.Logger
 }
 
+// Twins are the addresses of environments.
+func (c *Config) Twins() Twins { return Twins{c.Subnet, c.Subnet6} }
+
 // Mapping is a published port.
 type Mapping struct {
 	EnvID    string
@@ -66,9 +74,10 @@ type Mapping struct {
 	Protocol port.Protocol
 	HostPort uint16
 	To       netip.AddrPort // in the subnet
-	// Sources are the IPv4 networks that reach it, masked, ascending and none
-	// within another; the host and the environment itself always do. Empty:
-	// everybody does, unless Inside.
+	// Sources are the networks that reach it, masked, ascending and none within
+	// another; the host and the environment itself always do. Of an address
+	// family that has none in the list nobody does. Empty: everybody does,
+	// unless Inside.
 	Sources []netip.Prefix
 	// Inside lets only the host and the environments on it reach it. It has no
 	// Sources then.
@@ -91,16 +100,15 @@ type Desired struct {
 // Firewall declares the state of the host's packet filter.
 type Firewall struct {
 	cfg Config
-	v4  family
-	v6  *family // keeps environments from the host's IPv6; nil: there is no ip6tables
+	v4  *family
+	v6  *family // nil: there is no ip6tables
 
-	mu       sync.Mutex
-	failedV6 bool   // the rules of v6 could not be made
-	backend  string // "": not asked for yet
-	desired  Desired
-	rendered rendering
-	applied  ruleset // what the kernel holds as far as we know, rendered before; nil: unknown
-	mine     ownership
+	failedV6 atomic.Pointer[error] // see failureV6
+
+	mu      sync.Mutex
+	backend string // "": not asked for yet
+	desired Desired
+	mine    ownership
 }
 
 // New checks the configuration and finds the iptables programs. It touches no
@@ -121,6 +129,9 @@ func New(cfg Config) (*Firewall, error) {
 	if !cfg.Subnet.IsValid() || !cfg.Subnet.Addr().Is4() || cfg.Subnet != cfg.Subnet.Masked() {
 		return nil, problem.New(problem.ConfigInvalid, "the environments' subnet %s is not an IPv4 network", cfg.Subnet)
 	}
+	if cfg.Subnet6.IsValid() && (cfg.Subnet6 != cfg.Subnet6.Masked() || !cfg.Twins().Fits()) {
+		return nil, problem.New(problem.ConfigInvalid, "the environments' subnet %s is not an IPv6 network with room for those of %s", cfg.Subnet6, cfg.Subnet)
+	}
 	path, err := findProgram(cfg.Path)
 	if err != nil {
 		return nil, err
@@ -130,50 +141,72 @@ func New(cfg Config) (*Firewall, error) {
 		return nil, failed("ask iptables for its version", err)
 	}
 	f := &Firewall{cfg: cfg}
-	f.v4 = family{
-		ipt: ipt, program: path, save: path + "-save", restore: path + "-restore",
-		render: f.renderV4, hooks: hooksV4(cfg.Prefix, cfg.Interface+"+"), prefix: cfg.Prefix, log: cfg.Log, own: f.own,
+	l := &layout{prefix: cfg.Prefix, iface: cfg.Interface, subnet: cfg.Subnet, resolver: cfg.Resolver, six: cfg.Subnet6.IsValid()}
+	f.v4 = &family{
+		ipt: ipt, program: path, save: path + "-save", restore: path + "-restore", layout: l,
+		render: l.render, hooks: hooksOf(l), prefix: cfg.Prefix, log: cfg.Log,
+		own: func(ctx context.Context, commits int, change func() error) error {
+			return f.own(ctx, tablesV4, commits, change)
+		},
 	}
 	f.v6 = f.newV6()
 	return f, nil
 }
 
+// families are those that publish ports.
+func (f *Firewall) families() []*family {
+	if f.publishesV6() {
+		return []*family{f.v4, f.v6}
+	}
+	return []*family{f.v4}
+}
+
 // Set makes desired what is published. What it knows to be applied already is
-// neither rendered again nor read back: publishing costs one program run,
-// however much is published. The first call, and one after an error, compares
-// with the kernel first. Errors are FIREWALL_FAILED problems and leave each
-// table either as it was or as desired.
+// neither rendered again nor read back: publishing costs one program run for
+// each address family, however much is published. The first call, and one after
+// an error, compares with the kernel first. Errors are FIREWALL_FAILED problems
+// and leave each table either as it was or as desired. A kernel that does not
+// take the rules of IPv6 is no error: see IPv6.
 func (f *Firewall) Set(ctx context.Context, desired Desired) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	changed, err := f.rendered.take(f, desired)
+	changed, err := f.take(desired)
 	if err != nil {
 		return err
 	}
-	if f.applied == nil {
-		_, err := f.restore(ctx, desired)
-		return err
-	}
-	wanted := f.rendered.only(changed)
-	script := f.v4.script(f.applied.only(changed), wanted, nil)
-	if script == "" {
-		f.desired = desired
-		return nil
-	}
-	applied := f.applied
-	f.applied = nil
-	if err := f.v4.run(ctx, script); err != nil {
-		if ctx.Err() != nil {
+	for i, family := range f.families() {
+		if family.applied == nil {
+			_, err := f.restore(ctx, desired)
 			return err
 		}
-		// Most likely something else changed our chains under us.
-		f.cfg.Log.WarnContext(ctx, "firewall is not as it was left, repairing", "cause", err)
-		_, err := f.restore(ctx, desired)
-		return err
+		if err := family.change(ctx, changed[i]); err != nil {
+			if ctx.Err() != nil {
+				return err
+			}
+			// Most likely something else changed our chains under us.
+			f.cfg.Log.WarnContext(ctx, "firewall is not as it was left, repairing", "cause", err)
+			_, err := f.restore(ctx, desired)
+			return err
+		}
 	}
-	applied.update(changed, wanted)
-	f.applied, f.desired = applied, desired
+	f.desired = desired
 	return nil
+}
+
+// take renders a desired state for each family and returns the chains that it
+// changes.
+func (f *Firewall) take(desired Desired) (changed []selection, err error) {
+	for _, family := range f.families() {
+		chains, err := family.take(desired)
+		if err != nil {
+			for _, other := range f.families()[:len(changed)] {
+				other.applied = nil // what it rendered is ahead of what it applied
+			}
+			return nil, err
+		}
+		changed = append(changed, chains)
+	}
+	return changed, nil
 }
 
 // Restore does as Set but trusts nothing it remembers: it reads the kernel's
@@ -182,9 +215,6 @@ func (f *Firewall) Set(ctx context.Context, desired Desired) error {
 func (f *Firewall) Restore(ctx context.Context, desired Desired) (mended []string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if _, err := f.rendered.take(f, desired); err != nil {
-		return nil, err
-	}
 	return f.restore(ctx, desired)
 }
 
@@ -193,9 +223,6 @@ func (f *Firewall) Restore(ctx context.Context, desired Desired) (mended []strin
 func (f *Firewall) Repair(ctx context.Context) (mended []string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if _, err := f.rendered.take(f, f.desired); err != nil {
-		return nil, err
-	}
 	return f.restore(ctx, f.desired)
 }
 
@@ -204,26 +231,46 @@ func (f *Firewall) Repair(ctx context.Context) (mended []string, err error) {
 // outcome would count as ours; nf_tables counts changes, which tells them apart.
 const repairRounds = 3
 
-// restore brings the kernel's rules to what is rendered, which is desired.
+// restore brings the kernel's rules to desired. The caller holds mu.
 func (f *Firewall) restore(ctx context.Context, desired Desired) ([]string, error) {
-	f.applied = nil
-	wanted := f.rendered.state()
-	mended := f.repairV6(ctx)
+	if _, err := f.v4.take(desired); err != nil {
+		return nil, err
+	}
+	mended, err := f.bring(ctx, f.v4, tablesV4)
+	if err != nil {
+		return mended, err
+	}
+	more, err := f.restoreV6(ctx, desired)
+	mended = append(mended, more...)
+	if err != nil {
+		return mended, err
+	}
+	f.desired = desired
+	return mended, nil
+}
+
+// bring brings the kernel's rules of a family to what it has rendered.
+func (f *Firewall) bring(ctx context.Context, family *family, of int) (mended []string, err error) {
+	family.applied = nil
+	wanted, err := family.state()
+	if err != nil {
+		return nil, err
+	}
 	for range repairRounds {
-		f.look(ctx)
-		more, err := f.v4.repair(ctx, wanted)
+		f.look(ctx, of)
+		more, err := family.repair(ctx, wanted)
 		mended = append(mended, more...)
 		if err != nil {
 			return mended, err
 		}
 		if len(more) == 0 || f.backend == nftBackend {
-			f.applied, f.desired = wanted, desired
+			family.applied = wanted
 			return mended, nil
 		}
 	}
 	// Somebody is as quick as we are: whoever watches has to come back.
-	f.mine.tables = [3]legacyTable{}
-	f.applied, f.desired = wanted, desired
+	f.mine.tables[of] = tablesOf{}
+	family.applied = wanted
 	return mended, nil
 }
 
@@ -233,7 +280,12 @@ func (f *Firewall) restore(ctx context.Context, desired Desired) ([]string, erro
 func (f *Firewall) CleanUp(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.applied, f.desired = nil, Desired{}
+	f.desired = Desired{}
+	for _, family := range []*family{f.v4, f.v6} {
+		if family != nil {
+			family.applied = nil
+		}
+	}
 	there, err := f.v4.read(ctx)
 	if err != nil {
 		return err

@@ -40,14 +40,14 @@ func (f *Firewall) Foreign(ctx context.Context) ([]port.Span, error) {
 		}); err != nil {
 			return nil, failed("read the rules of other tools", err)
 		}
-		for chain, rules := range parse(out)["nat"] {
-			if f.v4.prefixed(chain) {
-				continue
-			}
-			for _, rule := range rules {
-				found = append(found, foreignSpans(rule, local)...)
-			}
+		found = append(found, f.foreignSpans(out, local)...)
+	}
+	if f.wantsV6() && f.hasV6() {
+		out, err := hostexec.Run(ctx, nil, f.v6.save, "-t", "nat")
+		if err != nil {
+			f.cfg.Log.DebugContext(ctx, "rules of IPv6 cannot be read", "error", err)
 		}
+		found = append(found, f.foreignSpans(out, local)...)
 	}
 	native, err := f.foreignNative(ctx, local)
 	return append(found, native...), err
@@ -70,6 +70,20 @@ func (f *Firewall) foreignNative(ctx context.Context, local []netip.Addr) (found
 		}
 	}
 	return found, nil
+}
+
+// foreignSpans are the host ports that the rules which iptables-save printed lead
+// elsewhere, but for ours.
+func (f *Firewall) foreignSpans(saved []byte, local []netip.Addr) (found []port.Span) {
+	for chain, rules := range parse(saved)["nat"] {
+		if f.v4.prefixed(chain) {
+			continue
+		}
+		for _, rule := range rules {
+			found = append(found, foreignSpans(rule, local)...)
+		}
+	}
+	return found
 }
 
 // savePrograms are the iptables-save of each backend that may have rules.

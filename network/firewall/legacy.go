@@ -12,7 +12,8 @@ import (
 )
 
 // tableInfo is what the kernel tells of a table of the legacy backend without
-// listing it (struct ipt_getinfo of linux/netfilter_ipv4/ip_tables.h).
+// listing it (struct ipt_getinfo of linux/netfilter_ipv4/ip_tables.h, and
+// ip6t_getinfo, which is the same).
 type tableInfo struct {
 	name                 [tableName]byte
 	validHooks           uint32
@@ -35,14 +36,25 @@ const (
 	getEntries = 65
 )
 
-// Offsets in struct ipt_get_entries and struct ipt_entry.
+// entriesAt is where rules begin in struct ipt_get_entries: behind the table's
+// name, its size and padding. counterSize is the size of a rule's counters.
 const (
-	entriesAt    = 40 // behind the table's name, its size and padding
-	nextOffsetAt = 90
-	counterAt    = 96
-	counterSize  = 16
-	entrySize    = counterAt + counterSize
+	entriesAt   = 40
+	counterSize = 16
 )
+
+// tableAccess is how one address family is asked for its tables, and offsets in
+// its struct ipt_entry or ip6t_entry.
+type tableAccess struct {
+	family, raw, level      int
+	nextOffsetAt, counterAt int
+}
+
+// tableAccesses are those of tablesV4 and tablesV6.
+var tableAccesses = [families]tableAccess{ //nolint:gochecknoglobals // a constant but for its type
+	{unix.AF_INET, unix.IPPROTO_RAW, unix.IPPROTO_IP, 90, 96},
+	{unix.AF_INET6, unix.IPPROTO_RAW, unix.IPPROTO_IPV6, 142, 152},
+}
 
 // legacySeed makes hashes comparable within the process.
 var legacySeed = maphash.MakeSeed() //nolint:gochecknoglobals // a constant but for its making
@@ -51,15 +63,16 @@ var legacySeed = maphash.MakeSeed() //nolint:gochecknoglobals // a constant but 
 // tables(). It takes no lock and runs no program; with ten thousand rules it
 // takes some milliseconds, without rules, which is what brief means, some
 // microseconds. A table that is not there yet is made, without rules.
-func askTables(brief bool) (found [3]legacyTable, err error) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+func askTables(of int, brief bool) (found tablesOf, err error) {
+	p := tableAccesses[of]
+	fd, err := unix.Socket(p.family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, p.raw)
 	if err != nil {
 		return found, fmt.Errorf("look at tables: %w", os.NewSyscallError("socket", err))
 	}
 	defer unix.Close(fd) //nolint:errcheck // nothing was written
 	for i, table := range tables() {
 		for range 10 { // somebody may change the table between the two questions
-			if found[i], err = askTable(fd, table, brief); !errors.Is(err, unix.EAGAIN) {
+			if found[i], err = askTable(fd, p, table, brief); !errors.Is(err, unix.EAGAIN) {
 				break
 			}
 		}
@@ -70,9 +83,9 @@ func askTables(brief bool) (found [3]legacyTable, err error) {
 	return found, nil
 }
 
-func askTable(fd int, name string, brief bool) (table legacyTable, err error) {
+func askTable(fd int, p tableAccess, name string, brief bool) (table legacyTable, err error) {
 	copy(table.info.name[:], name)
-	if err := ask(fd, getInfo, unsafe.Pointer(&table.info), unsafe.Sizeof(table.info)); err != nil { //nolint:gosec // the kernel's struct
+	if err := ask(fd, p.level, getInfo, unsafe.Pointer(&table.info), unsafe.Sizeof(table.info)); err != nil { //nolint:gosec // the kernel's struct
 		return table, err
 	}
 	if brief {
@@ -81,16 +94,16 @@ func askTable(fd int, name string, brief bool) (table legacyTable, err error) {
 	buffer := make([]byte, entriesAt+int(table.info.size))
 	copy(buffer, name)
 	binary.NativeEndian.PutUint32(buffer[tableName:], table.info.size)
-	if err := ask(fd, getEntries, unsafe.Pointer(&buffer[0]), uintptr(len(buffer))); err != nil { //nolint:gosec // the kernel's struct
+	if err := ask(fd, p.level, getEntries, unsafe.Pointer(&buffer[0]), uintptr(len(buffer))); err != nil { //nolint:gosec // the kernel's struct
 		return table, err
 	}
-	table.hash = hashEntries(buffer[entriesAt:])
+	table.hash = hashEntries(p, buffer[entriesAt:])
 	return table, nil
 }
 
-func ask(fd int, option uintptr, value unsafe.Pointer, length uintptr) error {
+func ask(fd, level int, option uintptr, value unsafe.Pointer, length uintptr) error {
 	size := uint32(length)
-	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.IPPROTO_IP, option, uintptr(value), uintptr(unsafe.Pointer(&size)), 0) //nolint:gosec // the kernel's struct
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), option, uintptr(value), uintptr(unsafe.Pointer(&size)), 0) //nolint:gosec // the kernel's struct
 	if errno != 0 {
 		return os.NewSyscallError("getsockopt", errno)
 	}
@@ -98,15 +111,16 @@ func ask(fd int, option uintptr, value unsafe.Pointer, length uintptr) error {
 }
 
 // hashEntries hashes rules without their counters, which packets change.
-func hashEntries(b []byte) uint64 {
+func hashEntries(p tableAccess, b []byte) uint64 {
+	entrySize := p.counterAt + counterSize
 	var hash maphash.Hash
 	hash.SetSeed(legacySeed)
 	for len(b) >= entrySize {
-		next := int(binary.NativeEndian.Uint16(b[nextOffsetAt:]))
+		next := int(binary.NativeEndian.Uint16(b[p.nextOffsetAt:]))
 		if next < entrySize || next > len(b) {
 			break
 		}
-		hash.Write(b[:counterAt])
+		hash.Write(b[:p.counterAt])
 		hash.Write(b[entrySize:next])
 		b = b[next:]
 	}

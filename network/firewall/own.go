@@ -11,11 +11,21 @@ import (
 // ownership remembers which changes of the kernel's rules were ours, so that
 // whoever watches them can leave those out. The lock of the Firewall guards it.
 type ownership struct {
-	spans  []generations  // nft: our transactions, the last ones
-	tables [3]legacyTable // legacy: as we left them
-	left   bool           // tables is set
-	hashed bool           // with hashes
+	spans  []generations      // nft: our transactions, the last ones
+	tables [families]tablesOf // legacy: as we left them
+	left   [families]bool     // tables is set
+	hashed [families]bool     // with hashes
 }
+
+// tablesOf are tables() of one address family.
+type tablesOf = [3]legacyTable
+
+// Address families, as the tables of the legacy backend are counted.
+const (
+	tablesV4 = iota
+	tablesV6
+	families
+)
 
 // generations are consecutive generations of nftables: after from, up to to.
 type generations struct{ from, to uint32 }
@@ -25,15 +35,15 @@ type generations struct{ from, to uint32 }
 const spansKept = 256
 
 // own runs what changes the host's rules in so many transactions, and notes
-// that it was us. When others made some meanwhile it is noted as theirs: whoever
+// that it was us, of is the family. When others made some meanwhile it is noted as theirs: whoever
 // watches looks once more than needed.
-func (f *Firewall) own(ctx context.Context, commits int, change func() error) error {
+func (f *Firewall) own(ctx context.Context, of, commits int, change func() error) error {
 	backend, err := f.askBackend(ctx)
 	if err != nil {
 		return err
 	}
 	if backend == legacyBackend {
-		return f.ownLegacy(change)
+		return f.ownLegacy(of, change)
 	}
 	before, errBefore := nft.Generation()
 	err = change()
@@ -52,18 +62,18 @@ func (f *Firewall) own(ctx context.Context, commits int, change func() error) er
 // ownLegacy takes the tables as ours as they are after the change, unless they
 // were not as we left them before it. It looks at them briefly: what others
 // replace by as much, until the next look, is found by the next Restore.
-func (f *Firewall) ownLegacy(change func() error) error {
-	before, errBefore := askTables(true)
-	asLeft := !f.mine.left || errBefore == nil && brief(before) == brief(f.mine.tables)
+func (f *Firewall) ownLegacy(of int, change func() error) error {
+	before, errBefore := askTables(of, true)
+	asLeft := !f.mine.left[of] || errBefore == nil && brief(before) == brief(f.mine.tables[of])
 	err := change()
-	if after, errAfter := askTables(true); asLeft && errAfter == nil {
-		f.mine.tables, f.mine.left, f.mine.hashed = after, true, false
+	if after, errAfter := askTables(of, true); asLeft && errAfter == nil {
+		f.mine.tables[of], f.mine.left[of], f.mine.hashed[of] = after, true, false
 	}
 	return err
 }
 
 // brief is tables without what it takes long to tell.
-func brief(tables [3]legacyTable) [3]legacyTable {
+func brief(tables tablesOf) tablesOf {
 	for i := range tables {
 		tables[i].hash = 0
 	}
@@ -77,13 +87,13 @@ func (o *ownership) ours(generation uint32) bool {
 
 // look notes the tables of the legacy backend before they are read to be
 // mended: what others change from now on is theirs. The caller holds mu.
-func (f *Firewall) look(ctx context.Context) {
+func (f *Firewall) look(ctx context.Context, of int) {
 	backend, err := f.askBackend(ctx)
 	if err != nil || backend != legacyBackend {
 		return // what comes next says why
 	}
-	tables, err := askTables(false)
-	f.mine.tables, f.mine.left, f.mine.hashed = tables, err == nil, true
+	tables, err := askTables(of, false)
+	f.mine.tables[of], f.mine.left[of], f.mine.hashed[of] = tables, err == nil, true
 }
 
 // foreign tells which of the transactions others made, as programs, in order
@@ -109,19 +119,18 @@ func (f *Firewall) foreign(commits []nft.Commit) (by []string, others bool) {
 func (f *Firewall) changedTables() (bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !f.mine.left {
-		return false, nil
+	for of := range families {
+		if !f.mine.left[of] {
+			continue
+		}
+		now, err := askTables(of, false)
+		if err != nil {
+			return false, fmt.Errorf("watch rules: %w", err)
+		}
+		if f.mine.hashed[of] && now != f.mine.tables[of] || brief(now) != brief(f.mine.tables[of]) {
+			return true, nil
+		}
+		f.mine.tables[of], f.mine.hashed[of] = now, true
 	}
-	now, err := askTables(false)
-	if err != nil {
-		return false, fmt.Errorf("watch rules: %w", err)
-	}
-	if f.mine.hashed {
-		return now != f.mine.tables, nil
-	}
-	if brief(now) != brief(f.mine.tables) {
-		return true, nil
-	}
-	f.mine.tables, f.mine.hashed = now, true
 	return false, nil
 }

@@ -36,13 +36,16 @@ func (p *Policy) Equal(other *Policy) bool {
 		slices.Equal(single(p.Allow), single(other.Allow)) && slices.Equal(p.Groups, other.Groups)
 }
 
-// single are destinations of one rule each, each once: as they are read back.
+// single are destinations of one rule each, each once, those of IPv4 first: as
+// they are read back.
 func single(all []policy.Destination) (expanded []policy.Destination) {
-	for _, d := range all {
-		for _, protocol := range protocols(d) {
-			d.Protocol = protocol
-			if !slices.Contains(expanded, d) {
-				expanded = append(expanded, d)
+	for _, six := range []bool{false, true} {
+		for _, d := range all {
+			for _, protocol := range protocols(d) {
+				d.Protocol = protocol
+				if d.Prefix.Addr().Is6() == six && !slices.Contains(expanded, d) {
+					expanded = append(expanded, d)
+				}
 			}
 		}
 	}
@@ -65,6 +68,8 @@ type Surroundings struct {
 	Names bool
 	// Apart are interfaces of the host between which nothing is forwarded.
 	Apart []HostLink
+	// Apart6 are the same for IPv6.
+	Apart6 []HostLink
 }
 
 // HostLink is an interface by which the host is in a network.
@@ -82,7 +87,7 @@ func IsLinkName(name string) bool {
 // Equal tells whether two are the same.
 func (s *Surroundings) Equal(other *Surroundings) bool {
 	return slices.Equal(s.Closed, other.Closed) && slices.Equal(s.Allow, other.Allow) && slices.Equal(s.Resolvers, other.Resolvers) &&
-		s.Names == other.Names && slices.Equal(s.Apart, other.Apart)
+		s.Names == other.Names && slices.Equal(s.Apart, other.Apart) && slices.Equal(s.Apart6, other.Apart6)
 }
 
 // renderPolicies adds to the filter table what decides about what environments
@@ -95,23 +100,27 @@ func (s *Surroundings) Equal(other *Surroundings) bool {
 // sees to that. What the policy of an environment names is matched by where
 // the connection was addressed to, so that ports published on the host's
 // addresses are named by these.
-func (f *Firewall) renderPolicies(filter chains, desired *Desired) error {
-	p := f.cfg.Prefix
+func (l *layout) renderPolicies(filter chains, desired *Desired) error {
+	p := l.prefix
 	filter[p+"-DIRECT"], filter[p+"-OUT"] = nil, nil
-	filter[p+"-DNS"] = f.renderResolvers(desired.Surroundings.Resolvers)
+	filter[p+"-DNS"] = l.renderResolvers(desired.Surroundings.Resolvers)
+	prohibited := "icmp-admin-prohibited"
+	if l.twins != nil {
+		prohibited = "icmp6-adm-prohibited"
+	}
 	// Refused at once, and with the reason where the sender looks at it: a
 	// connection that was tracked before its policy changed is ended.
 	filter[p+"-REFUSE"] = []string{
 		fmt.Sprintf("-A %s-REFUSE -p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -j REJECT --reject-with tcp-reset", p),
-		fmt.Sprintf("-A %s-REFUSE -j REJECT --reject-with icmp-admin-prohibited", p),
+		fmt.Sprintf("-A %s-REFUSE -j REJECT --reject-with %s", p, prohibited),
 	}
 	policies := slices.SortedFunc(slices.Values(desired.Policies), func(a, b Policy) int { return a.Address.Compare(b.Address) })
-	direct := &tree{f, filter, p + "-DIRECT", "-s", func(block netip.Prefix) string { return blockName(p+"-DIRECT", block) }}
-	out := &tree{f, filter, p + "-OUT", "-s", func(block netip.Prefix) string { return blockName(p+"-OUT", block) }}
-	groups := &groups{firewall: f, filter: filter, names: make(map[string]string)}
+	direct := &tree{l, filter, p + "-DIRECT", "-s", func(block netip.Prefix) string { return blockName(p+"-DIRECT", block) }}
+	out := &tree{l, filter, p + "-OUT", "-s", func(block netip.Prefix) string { return blockName(p+"-OUT", block) }}
+	groups := &groups{layout: l, filter: filter, names: make(map[string]string)}
 	for i := range policies {
 		one := &policies[i]
-		if err := f.checkPolicy(one); err != nil {
+		if err := l.checkPolicy(one); err != nil {
 			return err
 		}
 		if i > 0 && one.Address == policies[i-1].Address {
@@ -123,36 +132,39 @@ func (f *Firewall) renderPolicies(filter chains, desired *Desired) error {
 			if err != nil {
 				return err
 			}
-			direct.add(one.Address, fmt.Sprintf("%s -j %s", f.owned(one.EnvID, "group="+name), chain))
+			direct.add(one.Address, fmt.Sprintf("%s -j %s", l.owned(one.EnvID, "group="+name), chain))
 		}
-		f.renderEgress(filter, out, one)
+		l.renderEgress(filter, out, one)
 	}
-	filter[p+"-DIRECT"] = append(filter[p+"-DIRECT"], fmt.Sprintf("-A %s-DIRECT %s -j DROP", p, f.note("other environments")))
-	filter[p+"-OUT"] = append(filter[p+"-OUT"], f.renderDefaults(&desired.Surroundings)...)
+	filter[p+"-DIRECT"] = append(filter[p+"-DIRECT"], fmt.Sprintf("-A %s-DIRECT %s -j DROP", p, l.note("other environments")))
+	filter[p+"-OUT"] = append(filter[p+"-OUT"], l.renderDefaults(&desired.Surroundings)...)
 	return nil
 }
 
 // renderEgress adds the rules of an environment that differs from the default.
-func (f *Firewall) renderEgress(filter chains, out *tree, one *Policy) {
+func (l *layout) renderEgress(filter chains, out *tree, one *Policy) {
 	mode := cmp.Or(one.Egress, policy.Open)
-	mark := f.owned(one.EnvID, "egress="+string(mode))
+	mark := l.owned(one.EnvID, "egress="+string(mode))
 	if mode == policy.None {
-		out.add(one.Address, fmt.Sprintf("%s -j %s-REFUSE", mark, f.cfg.Prefix))
+		out.add(one.Address, fmt.Sprintf("%s -j %s-REFUSE", mark, l.prefix))
 		return
 	}
 	if mode == policy.Open && len(one.Allow) == 0 {
 		return
 	}
-	chain := fmt.Sprintf("%s-ENV-%s", f.cfg.Prefix, one.Address)
+	chain := fmt.Sprintf("%s-ENV-%s", l.prefix, one.Address)
 	out.add(one.Address, fmt.Sprintf("%s -j %s", mark, chain))
 	var rules []string
 	for _, d := range single(one.Allow) {
-		rules = append(rules, fmt.Sprintf("-A %s %s %s -j ACCEPT", chain, original(d), f.owned(one.EnvID, "allow")))
+		if !l.has(d.Prefix) {
+			continue
+		}
+		rules = append(rules, fmt.Sprintf("-A %s %s %s -j ACCEPT", chain, original(d), l.owned(one.EnvID, "allow")))
 	}
 	if mode == policy.AllowList {
 		rules = append(rules,
-			fmt.Sprintf("-A %s %s -j %s-DNS", chain, f.owned(one.EnvID, "names"), f.cfg.Prefix),
-			fmt.Sprintf("-A %s %s -j %s-REFUSE", chain, f.owned(one.EnvID, "rest"), f.cfg.Prefix))
+			fmt.Sprintf("-A %s %s -j %s-DNS", chain, l.owned(one.EnvID, "names"), l.prefix),
+			fmt.Sprintf("-A %s %s -j %s-REFUSE", chain, l.owned(one.EnvID, "rest"), l.prefix))
 	}
 	filter[chain] = rules
 }
@@ -192,13 +204,16 @@ func span(d policy.Destination) string {
 }
 
 // renderDefaults is what holds for environments whose policy has not decided.
-func (f *Firewall) renderDefaults(all *Surroundings) (rules []string) {
-	p := f.cfg.Prefix
+func (l *layout) renderDefaults(all *Surroundings) (rules []string) {
+	p := l.prefix
 	// What was addressed to a published port goes to an environment by now.
 	rules = append(rules,
-		fmt.Sprintf("-A %s-OUT -o %s+ %s -j RETURN", p, f.cfg.Interface, f.note("published ports")),
+		fmt.Sprintf("-A %s-OUT -o %s %s -j RETURN", p, l.bridges(), l.note("published ports")),
 		fmt.Sprintf("-A %s-OUT -j %s-DNS", p, p))
 	for _, d := range single(all.Allow) {
+		if !l.has(d.Prefix) {
+			continue
+		}
 		match := "-d " + d.Prefix.String()
 		if d.Protocol != "" {
 			match += fmt.Sprintf(" -p %s", d.Protocol)
@@ -206,38 +221,44 @@ func (f *Firewall) renderDefaults(all *Surroundings) (rules []string) {
 		if d.First != 0 {
 			match += fmt.Sprintf(" -m %s --dport %s", d.Protocol, span(d))
 		}
-		rules = append(rules, fmt.Sprintf("-A %s-OUT %s %s -j ACCEPT", p, match, f.note("allowed by the node")))
+		rules = append(rules, fmt.Sprintf("-A %s-OUT %s %s -j ACCEPT", p, match, l.note("allowed by the node")))
 	}
-	for _, network := range policy.Closed() {
-		rules = append(rules, fmt.Sprintf("-A %s-OUT -d %s %s -j %s-REFUSE", p, network, f.note("private networks"), p))
+	closed := func(networks []netip.Prefix, what string) {
+		for _, network := range networks {
+			if l.has(network) {
+				rules = append(rules, fmt.Sprintf("-A %s-OUT -d %s %s -j %s-REFUSE", p, network, l.note(what), p))
+			}
+		}
 	}
-	for _, network := range all.Closed {
-		rules = append(rules, fmt.Sprintf("-A %s-OUT -d %s %s -j %s-REFUSE", p, network, f.note("networks of the host"), p))
-	}
+	closed(policy.Closed(), "private networks")
+	closed(all.Closed, "networks of the host")
 	return rules
 }
 
-func (f *Firewall) renderResolvers(servers []netip.Addr) (rules []string) {
+func (l *layout) renderResolvers(servers []netip.Addr) (rules []string) {
 	for _, server := range servers {
+		if !l.hasAddress(server) {
+			continue
+		}
 		for _, protocol := range []port.Protocol{port.UDP, port.TCP} {
-			rules = append(rules, fmt.Sprintf("-A %s-DNS -d %s/32 -p %s -m %s --dport 53 -j ACCEPT", f.cfg.Prefix, server, protocol, protocol))
+			rules = append(rules, fmt.Sprintf("-A %s-DNS -d %s -p %s -m %s --dport 53 -j ACCEPT", l.prefix, alone(server), protocol, protocol))
 		}
 	}
 	return rules
 }
 
-func (f *Firewall) checkPolicy(one *Policy) error {
+func (l *layout) checkPolicy(one *Policy) error {
 	invalid := func(format string, args ...any) error {
 		return fmt.Errorf("policy of environment %s: %s: %w", one.EnvID, fmt.Sprintf(format, args...), errdefs.ErrInvalidArgument)
 	}
-	if !f.cfg.Subnet.Contains(one.Address) {
-		return invalid("address %s is not in %s", one.Address, f.cfg.Subnet)
+	if !l.subnet.Contains(one.Address) {
+		return invalid("address %s is not in %s", one.Address, l.subnet)
 	}
 	if mode := cmp.Or(one.Egress, policy.Open); mode != policy.Open && mode != policy.AllowList && mode != policy.None {
 		return invalid("egress %q", one.Egress)
 	}
 	for _, d := range one.Allow {
-		if !d.Prefix.IsValid() || !d.Prefix.Addr().Is4() || d.Prefix != d.Prefix.Masked() || d.Last < d.First ||
+		if !l.knows(d.Prefix) || d.Last < d.First ||
 			d.Protocol != "" && d.Protocol != port.TCP && d.Protocol != port.UDP {
 			return invalid("destination %s", d)
 		}
@@ -252,9 +273,9 @@ func (f *Firewall) checkPolicy(one *Policy) error {
 
 // groups makes the chain of each group: a tree over its members.
 type groups struct {
-	firewall *Firewall
-	filter   chains
-	names    map[string]string // of chains, to what they are for
+	layout *layout
+	filter chains
+	names  map[string]string // of chains, to what they are for
 }
 
 // join adds a member to a group and returns the group's chain.
@@ -262,7 +283,7 @@ func (g *groups) join(name string, member *Policy) (chain string, err error) {
 	called := func(what string) string {
 		// 75 bits: nobody finds another group whose chain is called the same.
 		sum := sha256.Sum256([]byte(what))
-		chain := g.firewall.cfg.Prefix + "-GRP-" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:15]
+		chain := g.layout.prefix + "-GRP-" + strings.ToLower(base32.StdEncoding.EncodeToString(sum[:]))[:15]
 		if other, taken := g.names[chain]; taken && other != what {
 			err = fmt.Errorf("groups %s and %s: the names of their chains are the same: %w", other, what, errdefs.ErrAlreadyExists)
 		}
@@ -273,7 +294,7 @@ func (g *groups) join(name string, member *Policy) (chain string, err error) {
 	if _, there := g.filter[chain]; !there {
 		g.filter[chain] = nil
 	}
-	members := &tree{g.firewall, g.filter, chain, "-d", func(block netip.Prefix) string { return called(name + " " + block.String()) }}
-	members.add(member.Address, g.firewall.owned(member.EnvID, "member")+" -j ACCEPT")
+	members := &tree{g.layout, g.filter, chain, "-d", func(block netip.Prefix) string { return called(name + " " + block.String()) }}
+	members.add(member.Address, g.layout.owned(member.EnvID, "member")+" -j ACCEPT")
 	return chain, err
 }

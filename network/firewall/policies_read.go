@@ -14,8 +14,39 @@ import (
 // policies reads the rules of the filter table as renderPolicies writes them:
 // the policies that an earlier process declared, by address. A rule that it
 // cannot read is left out; the next application mends it.
-func (f *Firewall) policies(there ruleset) []Policy {
+//
+// The rules of IPv6 are the same but for destinations, which are added.
+func (f *Firewall) policies(there, six ruleset) []Policy {
 	found := make(map[netip.Addr]*Policy)
+	f.readPolicies(there, func(address netip.Addr, envID, key, value string, to policy.Destination) {
+		if found[address] == nil {
+			found[address] = &Policy{EnvID: envID, Address: address, Egress: policy.Open}
+		}
+		one := found[address]
+		switch key {
+		case "group":
+			one.Groups = append(one.Groups, value)
+		case "egress":
+			one.Egress = policy.Egress(value)
+		case "allow":
+			one.Allow = append(one.Allow, to)
+		}
+	})
+	f.readPolicies(six, func(address netip.Addr, envID, key, _ string, to policy.Destination) {
+		if one := found[address]; one != nil && one.EnvID == envID && key == "allow" {
+			one.Allow = append(one.Allow, to)
+		}
+	})
+	var all []Policy
+	for _, address := range slices.SortedFunc(maps.Keys(found), netip.Addr.Compare) {
+		all = append(all, *found[address])
+	}
+	return all
+}
+
+// readPolicies tells each thing that rules say of an environment by its IPv4
+// address, as far as they name that.
+func (f *Firewall) readPolicies(there ruleset, tell func(address netip.Addr, envID, key, value string, to policy.Destination)) {
 	filter := there.owned(f.v4.ours)["filter"]
 	mark := strings.ToLower(f.cfg.Prefix) + ":env="
 	for _, chain := range slices.Sorted(maps.Keys(filter)) {
@@ -26,32 +57,15 @@ func (f *Firewall) policies(there ruleset) []Policy {
 			}
 			key, value, _ := strings.Cut(read.what, "=")
 			switch {
-			case key == "group" && read.source.IsValid():
-				one := policyOf(found, read.source, read.envID)
-				one.Groups = append(one.Groups, value)
-			case key == "egress" && read.source.IsValid():
-				policyOf(found, read.source, read.envID).Egress = policy.Egress(value)
+			case (key == "group" || key == "egress") && read.source.IsValid():
+				tell(read.source, read.envID, key, value, policy.Destination{})
 			case key == "allow" && read.to.Prefix.IsValid():
-				address, err := netip.ParseAddr(strings.TrimPrefix(chain, f.cfg.Prefix+"-ENV-"))
-				if err == nil {
-					one := policyOf(found, address, read.envID)
-					one.Allow = append(one.Allow, read.to)
+				if address, err := netip.ParseAddr(strings.TrimPrefix(chain, f.cfg.Prefix+"-ENV-")); err == nil {
+					tell(address, read.envID, key, value, read.to)
 				}
 			}
 		}
 	}
-	var all []Policy
-	for _, address := range slices.SortedFunc(maps.Keys(found), netip.Addr.Compare) {
-		all = append(all, *found[address])
-	}
-	return all
-}
-
-func policyOf(found map[netip.Addr]*Policy, address netip.Addr, envID string) *Policy {
-	if found[address] == nil {
-		found[address] = &Policy{EnvID: envID, Address: address, Egress: policy.Open}
-	}
-	return found[address]
 }
 
 // policyRule is what a rule of an environment says.

@@ -40,7 +40,7 @@ type slot struct {
 // so that a change costs what it changes, not what there is: ten thousand
 // mappings take tens of milliseconds to render.
 type portTree struct {
-	firewall *Firewall
+	layout   *layout
 	mappings [len(portProtocols)][ports]*Mapping
 	slots    []slot // that have one
 	chains   chains
@@ -50,8 +50,8 @@ type portTree struct {
 	seen  [len(portProtocols)][ports]uint32
 }
 
-func newPortTree(f *Firewall) *portTree {
-	return &portTree{firewall: f, chains: chains{f.cfg.Prefix + "-DNAT": nil}}
+func newPortTree(l *layout) *portTree {
+	return &portTree{layout: l, chains: chains{l.prefix + "-DNAT": nil}}
 }
 
 // portBlock is a block of ports of one level below one of the two roots.
@@ -72,7 +72,7 @@ func (t *portTree) take(mappings []Mapping) (changed map[string]bool, err error)
 		m := &mappings[i]
 		protocol := slices.Index(portProtocols[:], m.Protocol)
 		if protocol < 0 {
-			return nil, t.firewall.check(*m)
+			return nil, t.layout.check(*m)
 		}
 		if t.seen[protocol][m.HostPort] == t.round {
 			return nil, twice(mappings[:i], m)
@@ -82,7 +82,7 @@ func (t *portTree) take(mappings []Mapping) (changed map[string]bool, err error)
 		if old := t.mappings[protocol][m.HostPort]; old != nil && old.Equal(*m) {
 			continue
 		}
-		if err := t.firewall.check(*m); err != nil {
+		if err := t.layout.check(*m); err != nil {
 			return nil, err
 		}
 		differing = append(differing, m)
@@ -119,17 +119,24 @@ func (t *portTree) put(s slot, m *Mapping, leaves map[portBlock]bool, changed ma
 			leaves[t.leaf(s, one.Inside)] = true
 		}
 	}
-	if old != nil && len(old.Sources) > 0 {
+	if old != nil && t.listed(old) {
 		name := t.sourcesOf(s)
 		delete(t.chains, name)
 		changed[name] = true
 	}
-	if m != nil && len(m.Sources) > 0 {
+	if m != nil && t.listed(m) {
 		name := t.sourcesOf(s)
-		t.chains[name] = t.firewall.renderSources(name, *m)
+		t.chains[name] = t.layout.renderListed(name, *m)
 		changed[name] = true
 	}
 	t.mappings[s.protocol][s.number] = m
+}
+
+// listed tells whether some of the family do not reach a mapping for which
+// there is a list of sources.
+func (t *portTree) listed(m *Mapping) bool {
+	_, all := t.layout.sources(m)
+	return !all
 }
 
 func (t *portTree) leaf(s slot, near bool) portBlock {
@@ -143,12 +150,12 @@ func (t *portTree) name(depth int, b portBlock) string {
 	if b.near {
 		near = nearMark
 	}
-	return t.firewall.cfg.Prefix + "-" + portKinds[b.protocol] + "-" + near + portLevels[depth].mark + strconv.Itoa(b.first)
+	return t.layout.prefix + "-" + portKinds[b.protocol] + "-" + near + portLevels[depth].mark + strconv.Itoa(b.first)
 }
 
 // sourcesOf is the chain of one mapping's sources.
 func (t *portTree) sourcesOf(s slot) string {
-	return t.firewall.cfg.Prefix + "-" + portKinds[s.protocol] + "-" + sourceMark + strconv.Itoa(int(s.number))
+	return t.layout.prefix + "-" + portKinds[s.protocol] + "-" + sourceMark + strconv.Itoa(int(s.number))
 }
 
 // render renders leaves, and what leads to them where they came or went.
@@ -190,12 +197,12 @@ func (t *portTree) rules(depth int, b portBlock, name string) (rules []string) {
 
 // rule is what leads from a leaf to where the mapping does.
 func (t *portTree) rule(leaf string, m *Mapping) string {
-	if len(m.Sources) == 0 {
-		return t.firewall.translate(leaf, "", "", *m)
+	if !t.listed(m) {
+		return t.layout.translate(leaf, "", "", *m)
 	}
 	to := t.sourcesOf(slot{uint8(slices.Index(portProtocols[:], m.Protocol)), m.HostPort})
 	return fmt.Sprintf("-A %s -p %s -m %s --dport %d %s -j %s", leaf, m.Protocol, m.Protocol, m.HostPort,
-		t.firewall.owned(m.EnvID, word(string(m.Service))), to)
+		t.layout.owned(m.EnvID, word(string(m.Service))), to)
 }
 
 // replace gives a chain other rules; without rules it goes. It tells whether it
@@ -217,15 +224,15 @@ func (t *portTree) replace(name string, rules []string, changed map[string]bool)
 // renderRoots renders the chains that the trees hang from. That of what the
 // host and environments alone reach is there when such a mapping is.
 func (t *portTree) renderRoots(changed map[string]bool) {
-	f := t.firewall
-	root, near := f.cfg.Prefix+"-DNAT", f.cfg.Prefix+"-NEAR"
+	l := t.layout
+	root, near := l.prefix+"-DNAT", l.prefix+"-NEAR"
 	t.replace(near, t.rootRules(near, true), changed)
 	rules := t.rootRules(root, false)
 	if _, there := t.chains[near]; there {
 		// An address of an environment counts only where environments are, or a
 		// neighbour could send datagrams in its name.
 		rules = append(rules,
-			fmt.Sprintf("-A %s -s %s -i %s+ -j %s", root, f.cfg.Subnet, f.cfg.Interface, near),
+			fmt.Sprintf("-A %s -s %s -i %s -j %s", root, l.network(), l.bridges(), near),
 			fmt.Sprintf("-A %s -m addrtype --src-type LOCAL -j %s", root, near))
 	}
 	if !slices.Equal(t.chains[root], rules) {

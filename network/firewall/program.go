@@ -109,7 +109,7 @@ func (f *Firewall) other(ctx context.Context) (*family, error) {
 	if found, _ := exec.LookPath(program); found == "" || missingTwin(program) != "" { // its absence is no error
 		return nil, nil
 	}
-	other := f.v4
+	other := *f.v4
 	other.program, other.save, other.restore = program, program+"-save", program+"-restore"
 	other.own = func(_ context.Context, _ int, change func() error) error { return change() }
 	return &other, nil

@@ -23,40 +23,41 @@ const (
 // portKinds are protocols in the names of chains.
 var portKinds = [len(portProtocols)]string{"TCP", "UDP"} //nolint:gochecknoglobals // a constant but for its type
 
-// renderSources renders the chain of a mapping that not everybody reaches. Who
+// renderListed renders the chain of a mapping that not everybody reaches. Who
 // matches none of its rules meets the host itself, as on any port that is not
 // published.
-func (f *Firewall) renderSources(chain string, m Mapping) []string {
-	rules := make([]string, 0, len(m.Sources)+2)
-	for _, source := range m.Sources {
-		rules = append(rules, f.translate(chain, fmt.Sprintf("-s %s ", source), "", m))
+func (l *layout) renderListed(chain string, m Mapping) []string {
+	sources, _ := l.sources(&m)
+	rules := make([]string, 0, len(sources)+2)
+	for _, source := range sources {
+		rules = append(rules, l.translate(chain, fmt.Sprintf("-s %s ", source), "", m))
 	}
 	return append(rules,
-		f.translate(chain, fmt.Sprintf("-s %s/32 -i %s+ ", m.To.Addr(), f.cfg.Interface), "", m),
-		f.translate(chain, "", "-m addrtype --src-type LOCAL ", m))
+		l.translate(chain, fmt.Sprintf("-s %s -i %s ", l.host(m.To.Addr()), l.bridges()), "", m),
+		l.translate(chain, "", "-m addrtype --src-type LOCAL ", m))
 }
 
 // translate is the rule that leads to the environment, for what before and
 // after the port let through.
-func (f *Firewall) translate(chain, before, after string, m Mapping) string {
+func (l *layout) translate(chain, before, after string, m Mapping) string {
 	// Put together by hand: there are ten thousand of them.
 	protocol := string(m.Protocol)
 	return "-A " + chain + " " + before + "-p " + protocol + " -m " + protocol + " --dport " + strconv.Itoa(int(m.HostPort)) + " " + after +
-		f.owned(m.EnvID, word(string(m.Service))) + " -j DNAT --to-destination " + m.To.String()
+		l.owned(m.EnvID, word(string(m.Service))) + " -j DNAT --to-destination " + netip.AddrPortFrom(l.address(m.To.Addr()), m.To.Port()).String()
 }
 
-func (f *Firewall) check(m Mapping) error {
+func (l *layout) check(m Mapping) error {
 	if m.Protocol != port.TCP && m.Protocol != port.UDP {
 		return fmt.Errorf("publish port %d of environment %s: protocol %q: %w", m.HostPort, m.EnvID, m.Protocol, errdefs.ErrInvalidArgument)
 	}
-	if m.HostPort == 0 || m.To.Port() == 0 || !f.cfg.Subnet.Contains(m.To.Addr()) {
+	if m.HostPort == 0 || m.To.Port() == 0 || !l.subnet.Contains(m.To.Addr()) {
 		return fmt.Errorf("publish %s port %d of environment %s to %s, which is not in %s: %w",
-			m.Protocol, m.HostPort, m.EnvID, m.To, f.cfg.Subnet, errdefs.ErrInvalidArgument)
+			m.Protocol, m.HostPort, m.EnvID, m.To, l.subnet, errdefs.ErrInvalidArgument)
 	}
 	var last netip.Prefix
 	for _, source := range m.Sources {
 		// iptables would print another text than we render for these.
-		if !source.Addr().Is4() || source.Bits() < 1 || source != source.Masked() || source == last || m.Inside {
+		if !l.knows(source) || source == last || m.Inside {
 			return fmt.Errorf("publish %s port %d of environment %s for %s: %w", m.Protocol, m.HostPort, m.EnvID, source, errdefs.ErrInvalidArgument)
 		}
 		last = source

@@ -21,22 +21,81 @@ func (f *Firewall) Published(ctx context.Context) (Desired, error) {
 	if err != nil {
 		return Desired{}, fmt.Errorf("list published ports and policies: %w", err)
 	}
-	return f.published(there), nil
+	return f.published(there, f.publishing(f.readV6(ctx))), nil
 }
 
-func (f *Firewall) published(there ruleset) Desired {
+// published reads the rules of both families; six is nil when there are none of
+// IPv6 that publish.
+func (f *Firewall) published(there, six ruleset) Desired {
+	found := Desired{Policies: f.policies(there, six), Mappings: f.mappings(there)}
+	if six == nil {
+		return found
+	}
+	type key struct {
+		protocol port.Protocol
+		port     uint16
+	}
+	twins := make(map[key]Mapping, len(found.Mappings))
+	for _, m := range f.mappings(six) {
+		twins[key{m.Protocol, m.HostPort}] = m
+	}
+	for i := range found.Mappings {
+		m := &found.Mappings[i]
+		twin, there := twins[key{m.Protocol, m.HostPort}]
+		if !there || twin.EnvID != m.EnvID || twin.Inside {
+			// What IPv6 does not publish is not more open for that.
+			twin = Mapping{Sources: []netip.Prefix{Nobody()}}
+		}
+		m.Sources = together(m, &twin)
+	}
+	return found
+}
+
+// Nobody is a source that no packet has: a list of it alone is for the host and
+// the environment itself.
+func Nobody() netip.Prefix { return netip.PrefixFrom(netip.IPv6Unspecified(), 128) }
+
+// together is the sources of a mapping that is read from the rules of both
+// families.
+func together(m, twin *Mapping) (sources []netip.Prefix) {
+	if m.Inside || len(m.Sources) == 0 && len(twin.Sources) == 0 {
+		return nil
+	}
+	for _, part := range []struct {
+		sources   []netip.Prefix
+		everybody netip.Prefix
+	}{
+		{m.Sources, netip.PrefixFrom(netip.IPv4Unspecified(), 0)},
+		{twin.Sources, netip.PrefixFrom(netip.IPv6Unspecified(), 0)},
+	} {
+		if len(part.sources) == 0 {
+			sources = append(sources, part.everybody)
+		}
+		for _, source := range part.sources {
+			if source != Nobody() {
+				sources = append(sources, source)
+			}
+		}
+	}
+	if len(sources) == 0 {
+		return []netip.Prefix{Nobody()}
+	}
+	return sources
+}
+
+// mappings reads the rules of one family.
+func (f *Firewall) mappings(there ruleset) (found []Mapping) {
 	mark := strings.ToLower(f.cfg.Prefix) + ":env="
-	found := Desired{Policies: f.policies(there)}
 	for chain, rules := range there.owned(f.v4.ours)["nat"] {
 		block := chain[strings.LastIndex(chain, "-")+1:]
 		if strings.HasPrefix(block, sourceMark) {
-			found.Mappings = append(found.Mappings, parseSources(rules, mark)...)
+			found = append(found, parseSources(rules, mark)...)
 			continue
 		}
 		for _, rule := range rules {
 			if m, _, ok := parseMapping(rule, mark); ok {
 				m.Inside = strings.HasPrefix(block, nearMark)
-				found.Mappings = append(found.Mappings, m)
+				found = append(found, m)
 			}
 		}
 	}
@@ -53,15 +112,15 @@ func parseSources(rules []string, mark string) []Mapping {
 			continue
 		}
 		at := slices.IndexFunc(found, func(other Mapping) bool {
-			other.Sources, other.Inside = nil, false
+			other.Sources = nil
 			return other.Equal(m)
 		})
 		if at < 0 {
-			at, m.Inside = len(found), true
+			at, m.Sources = len(found), []netip.Prefix{Nobody()}
 			found = append(found, m)
 		}
 		if source.IsValid() {
-			found[at].Sources, found[at].Inside = append(found[at].Sources, source), false
+			found[at].Sources = append(slices.DeleteFunc(found[at].Sources, func(p netip.Prefix) bool { return p == Nobody() }), source)
 		}
 	}
 	return found
@@ -80,8 +139,9 @@ func (f *Firewall) Check(ctx context.Context, desired Desired) (published Desire
 	if err != nil {
 		return Desired{}, nil, fmt.Errorf("check rules: %w", err)
 	}
-	_, ofV6 := f.differencesV6(ctx)
-	return f.published(there), append(f.v4.differs(there, wanted), ofV6...), nil
+	six := f.readV6(ctx)
+	_, ofV6 := f.differencesV6(six, desired)
+	return f.published(there, f.publishing(six)), append(f.v4.differs(there, wanted), ofV6...), nil
 }
 
 // parseMapping reads a rule as translate writes it. source is whom it is for,

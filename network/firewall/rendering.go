@@ -29,15 +29,15 @@ func (s selection) add(rules ruleset) {
 // take renders desired and returns the chains that may be others now, came or
 // went. What is refused changes nothing: the errors are those of a mapping or a
 // policy.
-func (r *rendering) take(f *Firewall, desired Desired) (changed selection, err error) {
+func (r *rendering) take(l *layout, desired Desired) (changed selection, err error) {
 	var around ruleset
 	if r.around == nil || !r.surroundings.Equal(&desired.Surroundings) || !r.samePolicies(desired.Policies) {
-		if around, err = f.renderAround(&desired); err != nil {
+		if around, err = l.renderAround(&desired); err != nil {
 			return nil, err
 		}
 	}
 	if r.published == nil {
-		r.published = newPortTree(f)
+		r.published = newPortTree(l)
 	}
 	ports, err := r.published.take(desired.Mappings)
 	if err != nil {

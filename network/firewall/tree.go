@@ -9,16 +9,17 @@ import (
 // Rules that are about addresses of environments are found through a tree of
 // chains over fixed, aligned blocks of addresses, 16 to a block: a packet
 // passes at most 16 rules of each level and those of the last, whatever the
-// number of environments. Blocks without a rule have no chain.
+// number of environments. Blocks without a rule have no chain. Those of IPv6 are
+// the blocks of the twins, and called alike.
 
 // leafBits is the length of a block of the last level: 32 networks of
 // environments.
 const leafBits = 24
 
 // levels are the lengths of the blocks below the subnet, widest first.
-func (f *Firewall) levels() (lengths []int) {
+func (l *layout) levels() (lengths []int) {
 	for bits := 8; bits <= leafBits; bits += 4 {
-		if bits > f.cfg.Subnet.Bits() {
+		if bits > l.subnet.Bits() {
 			lengths = append(lengths, bits)
 		}
 	}
@@ -30,27 +31,27 @@ func (f *Firewall) levels() (lengths []int) {
 // Leaves are added in the order of their addresses, which is what keeps the
 // rules of a chain in order.
 type tree struct {
-	firewall *Firewall
-	all      chains
-	root     string
-	flag     string
-	name     func(block netip.Prefix) string
+	layout *layout
+	all    chains
+	root   string
+	flag   string
+	name   func(block netip.Prefix) string
 }
 
 // add appends rules, without their "-A CHAIN", to the leaf of an address.
 func (t *tree) add(address netip.Addr, rules ...string) {
 	chain := t.root
-	for _, bits := range t.firewall.levels() {
+	for _, bits := range t.layout.levels() {
 		block := netip.PrefixFrom(address, bits).Masked()
 		next := t.name(block)
 		if _, there := t.all[next]; !there {
 			t.all[next] = nil
-			t.all[chain] = append(t.all[chain], fmt.Sprintf("-A %s %s %s -j %s", chain, t.flag, block, next))
+			t.all[chain] = append(t.all[chain], fmt.Sprintf("-A %s %s %s -j %s", chain, t.flag, t.layout.block(block), next))
 		}
 		chain = next
 	}
 	for _, rule := range rules {
-		t.all[chain] = append(t.all[chain], fmt.Sprintf("-A %s %s %s/32 %s", chain, t.flag, address, rule))
+		t.all[chain] = append(t.all[chain], fmt.Sprintf("-A %s %s %s %s", chain, t.flag, t.layout.host(address), rule))
 	}
 }
 

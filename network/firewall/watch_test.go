@@ -26,7 +26,7 @@ func TestWatch(t *testing.T) {
 		t.Run(backend, func(t *testing.T) {
 			t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "lock"))
 			path := "/usr/sbin/iptables-" + backend
-			f := newFirewall(t, path)
+			f := newFirewall6(t, path, ula)
 			ctx, cancel := context.WithCancel(t.Context())
 			told := make(chan firewall.Change, 100)
 			done := make(chan error, 1)
@@ -45,7 +45,7 @@ func TestWatch(t *testing.T) {
 			}()
 			foreign := func(command string) {
 				t.Helper()
-				testutil.Sh(t, strings.ReplaceAll(command, "$I", path))
+				testutil.Sh(t, strings.NewReplacer("$I6", strings.Replace(path, "iptables", "ip6tables", 1), "$I", path).Replace(command))
 			}
 			next := func(what string) firewall.Change {
 				t.Helper()
@@ -94,10 +94,12 @@ func TestWatch(t *testing.T) {
 				{"a rule replaced by one of the same size", "$I -R RGPU-FWD 2 -o rgpu+ -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"},
 				{"a chain renamed", "$I -t nat -E RGPU-TCP-10000 RENAMED"},
 				{"all", "$I -t nat -F; $I -t nat -X"},
+				{"a rule of IPv6", "$I6 -t nat -F RGPU-DNAT"},
+				{"a rule of IPv6 replaced by one of the same size", "$I6 -R RGPU-FWD 2 -o rgpu+ -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"},
 			} {
 				foreign(test.do)
 				change := next(test.what)
-				if backend == "nft" && (len(change.By) == 0 || !strings.HasPrefix(change.By[0], "iptables-nft[")) {
+				if backend == "nft" && (len(change.By) == 0 || !strings.HasPrefix(change.By[0], "iptables-nft[") && !strings.HasPrefix(change.By[0], "ip6tables-nft")) {
 					t.Errorf("%s: by %q", test.what, change.By) // or something of before was told only now
 				}
 				if mended, err := f.Repair(ctx); err != nil || len(mended) == 0 {

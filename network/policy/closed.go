@@ -18,6 +18,14 @@ func Closed() []netip.Prefix {
 		netip.MustParsePrefix("192.168.0.0/16"),   // RFC 1918
 		netip.MustParsePrefix("198.18.0.0/15"),    // RFC 2544: test networks, and some overlays
 		netip.MustParsePrefix("240.0.0.0/4"),      // RFC 1112: reserved, and used as private by some
+		// In these are addresses of IPv4, which has rules of its own: RFC 4291
+		// section 2.5.5, RFC 6052 (64:ff9b::/96), RFC 4380, RFC 3056.
+		netip.MustParsePrefix("::/8"),
+		netip.MustParsePrefix("2001::/32"),
+		netip.MustParsePrefix("2002::/16"),
+		netip.MustParsePrefix("fc00::/7"),  // RFC 4193; the metadata of clouds
+		netip.MustParsePrefix("fe80::/10"), // RFC 4291 section 2.5.6
+		netip.MustParsePrefix("fec0::/10"), // RFC 3879
 	}
 }
 
@@ -28,6 +36,10 @@ func Metadata() []netip.Prefix {
 		netip.MustParsePrefix("100.100.100.200/32"),
 		netip.MustParsePrefix("168.63.129.16/32"),
 		netip.MustParsePrefix("169.254.0.0/16"),
+		netip.MustParsePrefix("fd00:42::42/128"),        // Scaleway
+		netip.MustParsePrefix("fd00:c1::a9fe:a9fe/128"), // Oracle Cloud
+		netip.MustParsePrefix("fd00:ec2::254/128"),      // AWS
+		netip.MustParsePrefix("fd20:ce::254/128"),       // Google Cloud
 	}
 }
 

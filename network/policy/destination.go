@@ -12,7 +12,7 @@ import (
 // Destination is where connections may go to: addresses, and of those a
 // protocol and ports.
 type Destination struct {
-	Prefix   netip.Prefix  `json:"prefix"`             // IPv4, without host bits
+	Prefix   netip.Prefix  `json:"prefix"`             // without host bits
 	Protocol port.Protocol `json:"protocol,omitempty"` // "": all; with ports TCP and UDP
 	First    uint16        `json:"first,omitempty"`    // 0: all ports
 	Last     uint16        `json:"last,omitempty"`     // included; not below First
@@ -34,6 +34,9 @@ func (d Destination) String() string {
 	if d.Prefix.IsSingleIP() {
 		text = d.Prefix.Addr().String()
 	}
+	if d.First != 0 && d.Prefix.Addr().Is6() {
+		text = "[" + text + "]"
+	}
 	switch d.First {
 	case 0:
 	case d.Last:
@@ -47,7 +50,8 @@ func (d Destination) String() string {
 	return text
 }
 
-// ParseDestination reads ADDRESS[/BITS][:PORT[-PORT]][/tcp|/udp].
+// ParseDestination reads ADDRESS[/BITS][:PORT[-PORT]][/tcp|/udp]. Those of IPv6
+// are in brackets when a port follows, as in [2001:db8::/32]:443/tcp.
 func ParseDestination(text string) (d Destination, err error) {
 	rest := text
 	for _, protocol := range []port.Protocol{port.TCP, port.UDP} {
@@ -56,6 +60,16 @@ func ParseDestination(text string) (d Destination, err error) {
 		}
 	}
 	addresses, ports, limited := strings.Cut(rest, ":")
+	if bracketed, ok := strings.CutPrefix(rest, "["); ok {
+		addresses, ports, limited = strings.Cut(bracketed, "]:")
+		if !limited {
+			if addresses, ok = strings.CutSuffix(bracketed, "]"); !ok {
+				addresses = rest // is refused
+			}
+		}
+	} else if strings.Contains(ports, ":") { // of IPv6, without a port
+		addresses, limited = rest, false
+	}
 	if limited {
 		if d.First, d.Last, err = parsePorts(ports); err != nil {
 			return Destination{}, fmt.Errorf("destination %q: %w", text, err)
@@ -86,7 +100,7 @@ func parsePorts(text string) (first, last uint16, err error) {
 	return numbers[0], numbers[1], nil
 }
 
-// ParsePrefix reads an IPv4 address or network; host bits are cut off.
+// ParsePrefix reads an address or network; host bits are cut off.
 func ParsePrefix(text string) (netip.Prefix, error) {
 	prefix, err := netip.ParsePrefix(text)
 	if err != nil {
@@ -96,8 +110,8 @@ func ParsePrefix(text string) (netip.Prefix, error) {
 		}
 		prefix = netip.PrefixFrom(address, address.BitLen())
 	}
-	if !prefix.Addr().Is4() {
-		return netip.Prefix{}, fmt.Errorf("%q is IPv6, and environments have IPv4 alone", text)
+	if port.HoldsIPv4(prefix) {
+		return netip.Prefix{}, fmt.Errorf("%q has an address of IPv4 in it: write that", text)
 	}
 	return prefix.Masked(), nil
 }

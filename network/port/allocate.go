@@ -57,7 +57,7 @@ func (p *Pool) Check(requests []Request, field string) error {
 			errs = append(errs, err)
 			continue
 		}
-		if _, bad := ParseSources(r.Sources, at+".allowed_sources"); len(bad) > 0 {
+		if _, bad := ParseSources(r.Sources, at+".allowed_sources", p.cfg.IPv6); len(bad) > 0 {
 			errs = append(errs, bad...)
 		}
 		if now := p.cfg.Now(); !r.ExpiresAt.IsZero() && !r.ExpiresAt.After(now) {
@@ -186,7 +186,7 @@ func (p *Pool) pick(owner Owner, wants []want, dropped []Mapping) (picked []Mapp
 	sources := make([][]netip.Prefix, len(wants))
 	for i, w := range wants {
 		normal[i] = p.normal(w.Request)
-		sources[i], _ = ParseSources(w.Sources, "") // they were checked
+		sources[i], _ = ParseSources(w.Sources, "", true) // they were checked
 	}
 	picked = make([]Mapping, len(wants))
 	now := p.cfg.Now()

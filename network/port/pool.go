@@ -26,6 +26,9 @@ type Config struct {
 	Holder Holder
 	// Deny are ports that are never given out; what is held stays.
 	Deny []Span
+	// IPv6 says that environments are reached by it, so that sources of it make
+	// sense.
+	IPv6 bool
 	// Quarantine is how long a released port rests before it is given out
 	// again. 0: DefaultQuarantine; negative: not at all.
 	Quarantine time.Duration

@@ -251,8 +251,12 @@ func TestTermsAreChecked(t *testing.T) {
 	}; !slices.Equal(got, want) {
 		t.Errorf("problems %q, want %q", got, want)
 	}
-	sources, bad := port.ParseSources([]string{"203.0.113.9", "203.0.113.0/24", "10.0.0.0/8", "203.0.113.0/24", "10.1.0.0/16"}, "f")
+	sources, bad := port.ParseSources([]string{"203.0.113.9", "203.0.113.0/24", "10.0.0.0/8", "203.0.113.0/24", "10.1.0.0/16"}, "f", false)
 	if len(bad) != 0 || len(sources) != 2 || sources[0].String() != "10.0.0.0/8" || sources[1].String() != "203.0.113.0/24" {
 		t.Errorf("sources %v, %v", sources, bad)
+	}
+	sources, bad = port.ParseSources([]string{"2001:db8::7", "203.0.113.9", "2001:db8::/32", "::ffff:203.0.113.9", "fe80::1%eth0"}, "f", true)
+	if len(bad) != 1 || len(sources) != 3 || sources[0].String() != "203.0.113.9/32" || sources[1].String() != "2001:db8::/32" || sources[2].String() != "fe80::1/128" {
+		t.Errorf("sources of both families %v, %v", sources, bad)
 	}
 }

@@ -12,17 +12,17 @@ import (
 // SourceLimit is how many sources a mapping may name.
 const SourceLimit = 64
 
-// ParseSources reads who may reach a mapping: IPv4 networks (203.0.113.0/24)
-// and addresses. They come back masked, ascending and none within another, so
-// that two lists that mean the same are the same. at is the path of the list in
-// the API request. FIELD_INVALID, for each entry at fault: the caller joins.
-func ParseSources(texts []string, at string) (sources []netip.Prefix, errs []error) {
+// ParseSources reads who may reach a mapping: networks (203.0.113.0/24,
+// 2001:db8::/32) and addresses. Of an address family without any nobody may. They come back masked, ascending and none within another, so
+// that two lists that mean the same are the same. Those of IPv6
+// are refused without six. at is the path of the list in the API request. FIELD_INVALID, for each entry at fault: the caller joins.
+func ParseSources(texts []string, at string, six bool) (sources []netip.Prefix, errs []error) {
 	if len(texts) > SourceLimit {
 		return nil, []error{problem.New(problem.FieldInvalid, "%d sources are more than %d", len(texts), SourceLimit).WithField(at).
 			WithHint("name larger networks, or filter in the environment")}
 	}
 	for i, text := range texts {
-		source, err := parseSource(text)
+		source, err := parseSource(text, six)
 		if err != nil {
 			errs = append(errs, err.WithField(fmt.Sprintf("%s[%d]", at, i)))
 			continue
@@ -32,8 +32,8 @@ func ParseSources(texts []string, at string) (sources []netip.Prefix, errs []err
 	return narrowed(sources), errs
 }
 
-func parseSource(text string) (netip.Prefix, *problem.Problem) {
-	const like = "write an IPv4 network such as 203.0.113.0/24, an address, or 0.0.0.0/0 for everybody"
+func parseSource(text string, six bool) (netip.Prefix, *problem.Problem) {
+	const like = "write a network such as 203.0.113.0/24 or 2001:db8::/32, an address, or 0.0.0.0/0 and ::/0 for everybody"
 	source, err := netip.ParsePrefix(text)
 	if address, addressErr := netip.ParseAddr(text); addressErr == nil {
 		source, err = netip.PrefixFrom(address.WithZone(""), address.BitLen()), nil
@@ -41,8 +41,11 @@ func parseSource(text string) (netip.Prefix, *problem.Problem) {
 	switch {
 	case err != nil:
 		return source, problem.New(problem.FieldInvalid, "source %q is neither a network nor an address", text).WithHint(like)
-	case !source.Addr().Is4():
-		return source, problem.New(problem.FieldInvalid, "source %q is IPv6, which does not reach environments yet", text).WithHint(like)
+	case source.Addr().Is6() && !six:
+		return source, problem.New(problem.FieldInvalid, "source %q is IPv6, which does not reach environments of this node", text).
+			WithHint("name IPv4 networks, or set network.range6 in the node's configuration")
+	case HoldsIPv4(source):
+		return source, problem.New(problem.FieldInvalid, "source %q has an address of IPv4 in it", text).WithHint("write that")
 	case source != source.Masked():
 		// Whoever wrote it meant the one or the other.
 		return source, problem.New(problem.FieldInvalid, "source %q is an address with the length of a network", text).
@@ -65,7 +68,23 @@ func narrowed(sources []netip.Prefix) []netip.Prefix {
 	return kept
 }
 
-// Everybody says that a list of sources leaves nobody out.
-func Everybody(sources []netip.Prefix) bool {
-	return len(sources) == 1 && sources[0].Bits() == 0
+// Everybody says that a list of sources leaves nobody out, of those who have
+// addresses of the families there are: IPv6 with six.
+func Everybody(sources []netip.Prefix, six bool) bool {
+	all := func(is6 bool) bool {
+		return slices.ContainsFunc(sources, func(p netip.Prefix) bool { return p.Bits() == 0 && p.Addr().Is6() == is6 })
+	}
+	return all(false) && (!six || all(true))
+}
+
+// HoldsIPv4 tells whether an address or network of IPv6 is of those that stand
+// for IPv4 (RFC 4291 section 2.5.5), which no packet on the wire has.
+func HoldsIPv4(prefix netip.Prefix) bool {
+	address := prefix.Addr()
+	if !address.Is6() || address.IsLoopback() || address.IsUnspecified() {
+		return false
+	}
+	const ahead = 12 // bytes before the address of IPv4
+	bytes := address.As16()
+	return address.Is4In6() || prefix.Bits() > 8*ahead && [ahead]byte(bytes[:ahead]) == [ahead]byte{}
 }

@@ -25,6 +25,8 @@ type FakeNetworks struct {
 	Faults *Faults
 	// Range is how many slots there are; 0 means 64.
 	Range int
+	// IPv6 gives environments addresses of it.
+	IPv6 bool
 	// Servers are the resolvers; none means 192.0.2.53.
 	Servers []netip.Addr
 
@@ -43,6 +45,14 @@ func (n *FakeNetworks) NetNS(envID string) string { return filepath.Join("/nonex
 // Address returns 10.99.slot/64.2 + 4*slot.
 func (n *FakeNetworks) Address(slot int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 99, byte(slot >> 6), byte(slot<<2 | 2)})
+}
+
+// Address6 returns fd99::slot:2, or nothing without IPv6.
+func (n *FakeNetworks) Address6(slot int) netip.Addr {
+	if !n.IPv6 {
+		return netip.Addr{}
+	}
+	return netip.AddrFrom16([16]byte{0xfd, 0x99, 12: byte(slot >> 8), 13: byte(slot), 15: 2})
 }
 
 // Slots returns Range.

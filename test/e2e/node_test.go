@@ -143,6 +143,18 @@ func (n *Node) Run(tb testing.TB) {
 	}
 }
 
+// reconfigure changes the configuration that the next Run reads.
+func (n *Node) reconfigure(tb testing.TB, change func(config string) string) {
+	tb.Helper()
+	text, err := os.ReadFile(n.config)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if err := os.WriteFile(n.config, []byte(change(string(text))), 0o600); err != nil {
+		tb.Fatal(err)
+	}
+}
+
 // Stop ends the daemon with a signal and waits until it has gone.
 func (n *Node) Stop(tb testing.TB, signal os.Signal) {
 	tb.Helper()
@@ -284,6 +296,7 @@ type Environment struct {
 	Name         string `json:"name"`
 	State        string `json:"state"`
 	Address      string `json:"address"`
+	Address6     string `json:"address6"`
 	DesktopReady bool   `json:"desktopReady"`
 	OOMKills     int    `json:"oomKills"`
 	Exit         *struct {

@@ -444,7 +444,10 @@ type Environment struct {
 	// nothing that has an address.
 	Access []*AccessURL `protobuf:"bytes,32,rep,name=access,proto3" json:"access,omitempty"`
 	// What it has of GPUs.
-	Gpus          []*GPULease `protobuf:"bytes,33,rep,name=gpus,proto3" json:"gpus,omitempty"`
+	Gpus []*GPULease `protobuf:"bytes,33,rep,name=gpus,proto3" json:"gpus,omitempty"`
+	// IPv6 address, which goes with address. Empty while it holds none, and on a
+	// node whose environments have no IPv6 (network.range6; IPV6_UNAVAILABLE).
+	Address6      string `protobuf:"bytes,34,opt,name=address6,proto3" json:"address6,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -680,6 +683,13 @@ func (x *Environment) GetGpus() []*GPULease {
 		return x.Gpus
 	}
 	return nil
+}
+
+func (x *Environment) GetAddress6() string {
+	if x != nil {
+		return x.Address6
+	}
+	return ""
 }
 
 // AccessURL is an address of a service of an environment, for people. Its host
@@ -1705,8 +1715,8 @@ type PortRequest struct {
 	Protocol Protocol `protobuf:"varint,4,opt,name=protocol,proto3,enum=remotegpu.v1.Protocol" json:"protocol,omitempty"`
 	// Free text.
 	Description string `protobuf:"bytes,5,opt,name=description,proto3" json:"description,omitempty"`
-	// IPv4 networks (203.0.113.0/24) and addresses from which it is reached; see
-	// PortMapping. 0.0.0.0/0 is everybody.
+	// Networks (203.0.113.0/24, 2001:db8::/32) and addresses from which it is
+	// reached; see PortMapping. 0.0.0.0/0 and ::/0 are everybody.
 	AllowedSources []string `protobuf:"bytes,6,rep,name=allowed_sources,json=allowedSources,proto3" json:"allowed_sources,omitempty"`
 	// When it is withdrawn and released, and leaves this list. Absent: never.
 	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
@@ -5292,7 +5302,8 @@ var File_remotegpu_v1_environment_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\n" +
-	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x16remotegpu/v1/gpu.proto\x1a\x1aremotegpu/v1/network.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\xe6\t\n" +
+	"\x1eremotegpu/v1/environment.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17remotegpu/v1/file.proto\x1a\x16remotegpu/v1/gpu.proto\x1a\x1aremotegpu/v1/network.proto\x1a\x1cremotegpu/v1/operation.proto\x1a\x17remotegpu/v1/port.proto\x1a\x1aremotegpu/v1/problem.proto\"\x82\n" +
+	"\n" +
 	"\vEnvironment\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -5328,7 +5339,8 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"disk_limit\x18\x1e \x01(\v2\x17.remotegpu.v1.DiskLimitR\tdiskLimit\x12\x1b\n" +
 	"\toom_kills\x18\x1f \x01(\x05R\boomKills\x12/\n" +
 	"\x06access\x18  \x03(\v2\x17.remotegpu.v1.AccessURLR\x06access\x12*\n" +
-	"\x04gpus\x18! \x03(\v2\x16.remotegpu.v1.GPULeaseR\x04gpus\x1a9\n" +
+	"\x04gpus\x18! \x03(\v2\x16.remotegpu.v1.GPULeaseR\x04gpus\x12\x1a\n" +
+	"\baddress6\x18\" \x01(\tR\baddress6\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"[\n" +

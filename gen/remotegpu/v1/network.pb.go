@@ -178,7 +178,8 @@ func (x *NetworkPolicy) GetEgressBitsPerSecond() int64 {
 // ports published on the host's addresses are named by these.
 type EgressDestination struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// IPv4 address or network, such as 198.51.100.0/24.
+	// Address or network, such as 198.51.100.0/24. IPv6 (2001:db8::/32) is refused
+	// where environments have none.
 	Cidr string `protobuf:"bytes,1,opt,name=cidr,proto3" json:"cidr,omitempty"`
 	// UNSPECIFIED: all protocols, or with ports TCP and UDP.
 	Protocol Protocol `protobuf:"varint,2,opt,name=protocol,proto3,enum=remotegpu.v1.Protocol" json:"protocol,omitempty"`

@@ -271,7 +271,9 @@ type Node struct {
 	// (Resources.disk_bytes). Absent while containerd does not answer.
 	DiskQuota *DiskQuota `protobuf:"bytes,19,opt,name=disk_quota,json=diskQuota,proto3" json:"disk_quota,omitempty"`
 	// How the packet filter is watched, and what had to be mended.
-	Firewall      *FirewallState `protobuf:"bytes,20,opt,name=firewall,proto3" json:"firewall,omitempty"`
+	Firewall *FirewallState `protobuf:"bytes,20,opt,name=firewall,proto3" json:"firewall,omitempty"`
+	// IPv6 range of environments, CIDR. Empty: they have no IPv6.
+	AddressRange6 string `protobuf:"bytes,21,opt,name=address_range6,json=addressRange6,proto3" json:"address_range6,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -444,6 +446,13 @@ func (x *Node) GetFirewall() *FirewallState {
 		return x.Firewall
 	}
 	return nil
+}
+
+func (x *Node) GetAddressRange6() string {
+	if x != nil {
+		return x.AddressRange6
+	}
+	return ""
 }
 
 // FirewallState is how the node's part of the host's packet filter fares.
@@ -1297,7 +1306,7 @@ const file_remotegpu_v1_node_proto_rawDesc = "" +
 	"\x17remotegpu/v1/node.proto\x12\fremotegpu.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aremotegpu/v1/problem.proto\"\x14\n" +
 	"\x12GetNodeInfoRequest\"=\n" +
 	"\x13GetNodeInfoResponse\x12&\n" +
-	"\x04node\x18\x01 \x01(\v2\x12.remotegpu.v1.NodeR\x04node\"\xf6\x06\n" +
+	"\x04node\x18\x01 \x01(\v2\x12.remotegpu.v1.NodeR\x04node\"\x9d\a\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x126\n" +
@@ -1326,7 +1335,8 @@ const file_remotegpu_v1_node_proto_rawDesc = "" +
 	"conditions\x126\n" +
 	"\n" +
 	"disk_quota\x18\x13 \x01(\v2\x17.remotegpu.v1.DiskQuotaR\tdiskQuota\x127\n" +
-	"\bfirewall\x18\x14 \x01(\v2\x1b.remotegpu.v1.FirewallStateR\bfirewall\x1a9\n" +
+	"\bfirewall\x18\x14 \x01(\v2\x1b.remotegpu.v1.FirewallStateR\bfirewall\x12%\n" +
+	"\x0eaddress_range6\x18\x15 \x01(\tR\raddressRange6\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a?\n" +

@@ -237,8 +237,10 @@ type PortMapping struct {
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
 	// When it was given back. Absent before.
 	ReleasedAt *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=released_at,json=releasedAt,proto3" json:"released_at,omitempty"`
-	// Networks (IPv4, CIDR) from which it is reached; the host itself and the
-	// environment always reach it. Empty: everybody does, or with the node's
+	// Networks (CIDR) from which it is reached; the host itself and the
+	// environment always reach it. By IPv6 it is reached where environments have
+	// that, by IPv4 or IPv6 not at all from outside when no network of it is
+	// among them. Empty: everybody does, or with the node's
 	// [ports] closed_by_default only the host and environments of the node.
 	AllowedSources []string `protobuf:"bytes,16,rep,name=allowed_sources,json=allowedSources,proto3" json:"allowed_sources,omitempty"`
 	// When it is withdrawn and released. Absent: never.
@@ -1004,8 +1006,8 @@ type CreatePortMappingRequest struct {
 	Protocol Protocol `protobuf:"varint,8,opt,name=protocol,proto3,enum=remotegpu.v1.Protocol" json:"protocol,omitempty"`
 	// Free text.
 	Description string `protobuf:"bytes,9,opt,name=description,proto3" json:"description,omitempty"`
-	// IPv4 networks (203.0.113.0/24) and addresses from which it is reached; see
-	// PortMapping. 0.0.0.0/0 is everybody.
+	// Networks (203.0.113.0/24, 2001:db8::/32) and addresses from which it is
+	// reached; see PortMapping. 0.0.0.0/0 and ::/0 are everybody.
 	AllowedSources []string `protobuf:"bytes,10,rep,name=allowed_sources,json=allowedSources,proto3" json:"allowed_sources,omitempty"`
 	// When it is withdrawn and released. Absent: never, or expires_in.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`

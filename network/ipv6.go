@@ -1,0 +1,241 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/network/firewall"
+)
+
+// nearGateway is the address of every bridge that environments send to: of
+// IPv6 a router is known by its link-local address.
+var nearGateway = netip.MustParsePrefix("fe80::1/64") //nolint:gochecknoglobals // a constant but for its type
+
+// twins are the addresses of environments.
+func (n *Networks) twins() firewall.Twins {
+	return firewall.Twins{Subnet: n.cfg.Range, Subnet6: n.cfg.Range6}
+}
+
+// wants6 tells whether environments are to have IPv6.
+func (n *Networks) wants6() bool { return n.cfg.Range6.IsValid() }
+
+// Address6 is the IPv6 address of the environment in a slot, invalid while
+// environments have none.
+func (n *Networks) Address6(slot int) netip.Addr {
+	if n.unavailable6() != nil {
+		return netip.Addr{}
+	}
+	return n.twins().Of(n.Address(slot))
+}
+
+// unavailable6 tells why environments have no IPv6, nil when they have:
+// IPV6_UNAVAILABLE.
+func (n *Networks) unavailable6() error {
+	if !n.wants6() {
+		return errNotWanted
+	}
+	if err := n.cfg.Firewall.IPv6(); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.failure6 != nil {
+		return problem.New(problem.IPv6Unavailable, "environments have no IPv6: the host does not forward it").WithCause(n.failure6).
+			WithHint("Let remotegpud write to /proc/sys/net/ipv6, or set net.ipv6.conf.all.forwarding=1 yourself.")
+	}
+	return nil
+}
+
+var errNotWanted = errors.New("environments have no IPv6")
+
+// ready6 makes the host forward IPv6 and tells whether environments can have it.
+func (n *Networks) ready6(ctx context.Context) bool {
+	if !n.wants6() || n.cfg.Firewall.IPv6() != nil {
+		return false
+	}
+	_, err := n.forwarding6(ctx)
+	if ctx.Err() != nil {
+		return false
+	}
+	n.mu.Lock()
+	before := n.failure6
+	n.failure6 = err
+	n.mu.Unlock()
+	if err != nil && before == nil {
+		n.cfg.Log.ErrorContext(ctx, "environments have no IPv6: the host does not forward it", "error", err)
+	}
+	return err == nil
+}
+
+// declared is an address as environments are known by it: of an IPv6 one of the
+// range that of IPv4 which it is the twin of. Others stay as they are.
+func (n *Networks) declared(ip net.IP) (address netip.Addr, ok bool) {
+	address, ok = netip.AddrFromSlice(ip)
+	address = address.Unmap()
+	if twin, is := n.twins().Back(address); is {
+		return twin, true
+	}
+	return address, ok
+}
+
+// ensureSix gives a bridge its addresses of IPv6 and the route to the
+// environment. There is no network on the link: what else an environment calls
+// itself leads nowhere, and the firewall drops it.
+func (n *Networks) ensureSix(host *netlink.Handle, bridge netlink.Link, slot int) error {
+	gateway, own := n.twins().Of(n.gateway(slot)), n.twins().Of(n.Address(slot))
+	wanted := []netip.Prefix{nearGateway, netip.PrefixFrom(gateway, gateway.BitLen())}
+	if err := ensureAddresses6(host, bridge, wanted); err != nil {
+		return err
+	}
+	name := bridge.Attrs().Name
+	if err := host.LinkSetUp(bridge); err != nil { // routes lead to what is up
+		return fmt.Errorf("set bridge %s up: %w", name, err)
+	}
+	route := &netlink.Route{LinkIndex: bridge.Attrs().Index, Dst: ipNet(netip.PrefixFrom(own, own.BitLen())), Protocol: unix.RTPROT_STATIC}
+	if err := host.RouteReplace(route); err != nil {
+		return fmt.Errorf("set route to %s: %w", own, err)
+	}
+	return nil
+}
+
+// ensureAddresses6 gives the link the addresses and takes others of its own,
+// link-local ones stay.
+func ensureAddresses6(handle *netlink.Handle, link netlink.Link, wanted []netip.Prefix) error {
+	name := link.Attrs().Name
+	addresses, err := dump(func() ([]netlink.Addr, error) { return handle.AddrList(link, netlink.FAMILY_V6) })
+	if err != nil {
+		return fmt.Errorf("list addresses of %s: %w", name, err)
+	}
+	there := make(map[string]bool, len(addresses))
+	for _, address := range addresses {
+		there[address.IPNet.String()] = true
+		if address.IP.IsLinkLocalUnicast() || isAmong(address.IPNet.String(), wanted) {
+			continue
+		}
+		if err := handle.AddrDel(link, &address); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("take address %s from %s: %w", address.IPNet, name, err)
+		}
+	}
+	for _, address := range wanted {
+		if there[address.String()] {
+			continue
+		}
+		// Nobody else can have it, so nobody is asked whether they do: that
+		// takes a second.
+		if err := handle.AddrReplace(link, &netlink.Addr{IPNet: ipNet(address), Flags: unix.IFA_F_NODAD}); err != nil {
+			return fmt.Errorf("give %s address %s: %w", name, address, err)
+		}
+	}
+	return nil
+}
+
+func isAmong(text string, prefixes []netip.Prefix) bool {
+	for _, prefix := range prefixes {
+		if prefix.String() == text {
+			return true
+		}
+	}
+	return false
+}
+
+// configureInside6 sets up the environment's side.
+func configureInside6(inner *netlink.Handle, link netlink.Link, address netip.Addr) error {
+	if err := ensureAddresses6(inner, link, []netip.Prefix{netip.PrefixFrom(address, address.BitLen())}); err != nil {
+		return err
+	}
+	route := &netlink.Route{
+		LinkIndex: link.Attrs().Index, Gw: nearGateway.Addr().AsSlice(),
+		Dst: &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)},
+	}
+	if err := inner.RouteReplace(route); err != nil {
+		return fmt.Errorf("set default route of IPv6 inside: %w", err)
+	}
+	return nil
+}
+
+// cut6 takes IPv6 from all environments when the rules that keep them apart are
+// not in force. It is called after each application of rules.
+func (n *Networks) cut6(ctx context.Context) {
+	if !n.wants6() {
+		return
+	}
+	down := n.cfg.Firewall.IPv6() != nil
+	n.mu.Lock()
+	before := n.down6
+	n.down6 = down
+	n.mu.Unlock()
+	if !down {
+		return
+	}
+	if !before {
+		n.healer.lost()
+	}
+	if _, err := n.off6(); err != nil {
+		n.cfg.Log.ErrorContext(ctx, "environments keep IPv6 without rules for it", "error", err)
+	}
+}
+
+// off6 takes IPv6 from all environments that have it and returns the settings
+// that it changed. The host's end is what counts; inside, programs are not to
+// try an address that leads nowhere.
+func (n *Networks) off6() (changed []string, err error) {
+	links, err := ours()
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, link := range links {
+		envID, named := strings.CutPrefix(link.Attrs().Alias, aliasPrefix)
+		if link.Type() != "bridge" || !named {
+			continue
+		}
+		setting := disableIPv6(link.Attrs().Name)
+		had, err := setting.mend()
+		errs = append(errs, err)
+		if !had {
+			continue
+		}
+		changed = append(changed, setting.name())
+		there, err := pinned(n.NetNS(envID))
+		if err == nil && there {
+			err = inNamespace(n.NetNS(envID), false, func(int) error { return write(ofInside(false)) })
+		}
+		if err != nil { // Detach may be removing it
+			n.cfg.Log.Debug("an environment keeps its address of IPv6, which leads nowhere", "environment", envID, "error", err)
+		}
+	}
+	return changed, errors.Join(errs...)
+}
+
+// AddressIn is an address of the host in an IPv6 range that is not one of an
+// environment's bridge; invalid when it has none. NETWORK_FAILED.
+func AddressIn(range6 netip.Prefix) (netip.Addr, error) {
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return netip.Addr{}, failed("open netlink", err)
+	}
+	defer host.Close()
+	addresses, err := dump(func() ([]netlink.Addr, error) { return host.AddrList(nil, netlink.FAMILY_V6) })
+	if err != nil {
+		return netip.Addr{}, failed("list the host's addresses", err)
+	}
+	for i := range addresses {
+		prefix, ok := prefixOf(addresses[i].IPNet)
+		if !ok || !range6.Contains(prefix.Addr()) {
+			continue
+		}
+		link, err := host.LinkByIndex(addresses[i].LinkIndex)
+		if err == nil && !isOurs(link) {
+			return prefix.Addr(), nil
+		}
+	}
+	return netip.Addr{}, nil
+}
