@@ -1,0 +1,115 @@
+package e2e_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
+	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/gpus"
+
+	"github.com/remotegpu/remotegpu/internal/testutil"
+	"github.com/remotegpu/remotegpu/test/fakenvml"
+)
+
+// mpsControl stands for nvidia-cuda-mps-control: a daemon that lives until it is
+// told to quit, and what gives it commands, which are written down.
+const mpsControl = `#!/bin/sh
+if [ "$1" = -d ]; then
+	echo start >> %[1]s
+	setsid sleep 1000 > /dev/null 2>&1 < /dev/null &
+	echo $! > $CUDA_MPS_PIPE_DIRECTORY/pid
+	exit 0
+fi
+read command
+pid=$(cat $CUDA_MPS_PIPE_DIRECTORY/pid 2> /dev/null) && test -e /proc/$pid && ! grep -q ') Z ' /proc/$pid/stat || exit 1
+case $command in
+get_default_active_thread_percentage) echo 100.0 ;;
+set_*) echo "$command" >> %[1]s ;;
+quit) echo quit >> %[1]s; kill $pid ;;
+esac
+`
+
+// Environments share a GPU by the Multi-Process Service, and their driver comes
+// by the classic hook: all of it as the configuration says.
+func TestGPUsByTheClassicHookAndMPS(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables, usual, testutil.Programs, testutil.NVIDIA)
+	containerd := testutil.StartContainerd(t, usual)
+	driver := fakenvml.Install(t, filepath.Join(containerd.Dir, "driver"), fakenvml.Version, 1)
+	driver.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: gpus.Config{Name: "NVIDIA L4", Architecture: nvml.DEVICE_ARCH_ADA, MemoryMB: 23034, CudaMajor: 8, CudaMinor: 9}}}})
+	in := func(name string) string { return filepath.Join(containerd.Dir, name) }
+	for _, name := range []string{"nvidia-cdi-hook", "nvidia-container-runtime-hook"} {
+		testutil.Sh(t, "install -m 755 "+testutil.Tool(name)+" "+in(name))
+	}
+	for name, text := range map[string]string{
+		"mps-control": fmt.Sprintf(mpsControl, in("mps")), "container-cli": fmt.Sprintf("#!/bin/sh\necho \"$*\" >> %s\n", in("cli")),
+	} {
+		if err := os.WriteFile(in(name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	containerd.Import(t, testutil.TestImage(t, testutil.ImageOptions{Name: "docker.io/remotegpu/cuda:latest", Env: []string{"NVIDIA_VISIBLE_DEVICES=all", "CUDA_VERSION=12.0"}}))
+	n := startOn(t, containerd, func(config string) string {
+		return config + fmt.Sprintf("[gpu]\ndriver_root = %q\ndev_root = %[1]q\nhook = %q\ninjection = \"hook\"\nruntime_hook = %q\ncontainer_cli = %q\nmps_control = %q\n",
+			driver.Root, in("nvidia-cdi-hook"), in("nvidia-container-runtime-hook"), in("container-cli"), in("mps-control"))
+	}, func(*Node) {})
+	said := func(name string) []string {
+		text, err := os.ReadFile(in(name))
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		return strings.Split(strings.TrimSpace(string(text)), "\n")
+	}
+	for name, memory := range map[string]string{"small": "1GiB", "large": "4GiB"} {
+		n.Must(t, "env", "create", name, "--image", "remotegpu/cuda", "--gpus", "1", "--gpu-mode", "vgpu", "--gpu-memory", memory)
+	}
+	for _, line := range said("cli") {
+		if !strings.Contains(line, "--device="+fakenvml.UUID(0)+" ") || !strings.Contains(line, "--no-cgroups") || strings.Contains(line, "--require") {
+			t.Errorf("nvidia-container-cli was run with %s", line)
+		}
+	}
+	for name, limit := range map[string]string{"small": "0=1024M", "large": "0=4096M"} {
+		env := n.answer(t, name, "env") + "\n"
+		for _, want := range []string{"NVIDIA_VISIBLE_DEVICES=void", "CUDA_MPS_PIPE_DIRECTORY=/run/remotegpu-mps", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=" + limit} {
+			if !strings.Contains(env, want+"\n") {
+				t.Errorf("%s lacks %s: %s", name, want, env)
+			}
+		}
+		if got := n.answer(t, name, "cat", "/dev/nvidia0"); !strings.Contains(got, "no such device or address") {
+			t.Errorf("%s opens its GPU: %s", name, got)
+		}
+		if got := n.answer(t, name, "ls", "/run/remotegpu-mps"); got != "pid" {
+			t.Errorf("the MPS daemon as %s sees it: %s", name, got)
+		}
+	}
+	if got := n.Must(t, "env", "get", "small", "-o", "json"); !strings.Contains(got, "MPS") && !strings.Contains(got, "mps") {
+		t.Errorf("the lease does not say what enforces it: %s", got)
+	}
+	calls := said("mps")
+	if starts := slices.DeleteFunc(slices.Clone(calls), func(call string) bool { return call != "start" }); len(starts) != 1 {
+		t.Errorf("the daemon of the GPU was started %d times: %q", len(starts), calls)
+	}
+	if !slices.Contains(calls, "set_default_device_pinned_mem_limit 0 4096M") {
+		t.Errorf("the server's limit is not the largest share: %q", calls)
+	}
+	// It is there while somebody has a process, and not after.
+	n.Must(t, "env", "stop", "small")
+	n.Must(t, "node", "reconcile")
+	if calls := said("mps"); slices.Contains(calls, "quit") {
+		t.Errorf("the daemon was ended though an environment uses it: %q", calls)
+	}
+	n.Must(t, "env", "stop", "large")
+	n.Must(t, "node", "reconcile")
+	if calls := said("mps"); calls[len(calls)-1] != "quit" {
+		t.Errorf("the daemon was not ended with its last holder: %q", calls)
+	}
+	n.Must(t, "env", "start", "small")
+	if calls := said("mps"); !slices.Contains(calls[len(calls)-3:], "start") || calls[len(calls)-1] != "set_default_device_pinned_mem_limit 0 1024M" {
+		t.Errorf("the next holder has no daemon of its own share: %q", calls)
+	}
+	n.Must(t, "env", "rm", "--force", "small", "large")
+	n.Must(t, "node", "reconcile")
+}
