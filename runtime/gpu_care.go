@@ -72,6 +72,34 @@ func (m *Manager) GPUs(ctx context.Context, usage bool) ([]GPU, gpu.Inventory, e
 	return all, found, nil
 }
 
+// GPUSummary is what there is of GPUs in a few words.
+type GPUSummary struct {
+	gpu.Inventory
+	Free      int // nobody has them, and somebody could get them
+	Models    []string
+	Enforcers []gpu.Enforcement
+}
+
+// GPUSummary sums the GPUs of the host up, as they were lately.
+func (m *Manager) GPUSummary(ctx context.Context) (GPUSummary, error) {
+	books, found, err := m.books(ctx, time.Minute)
+	if err != nil {
+		return GPUSummary{}, err
+	}
+	sum := GPUSummary{Inventory: found, Enforcers: m.cfg.GPU.Rules.Enforcers}
+	for i := range books.Devices {
+		d := &books.Devices[i]
+		mark := books.Mark(d.UUID)
+		if len(books.Leases(d.UUID)) == 0 && !mark.Drained && !mark.Health.Unhealthy && !d.Health.Unhealthy {
+			sum.Free++
+		}
+		if !slices.Contains(sum.Models, d.Model) {
+			sum.Models = append(sum.Models, d.Model)
+		}
+	}
+	return sum, nil
+}
+
 // gone are the GPUs that the books know and the host does not have.
 func gone(books *gpu.Books) (uuids []string) {
 	add := func(uuid string) {

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
-
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
@@ -256,7 +254,7 @@ func (m *Manager) lookForLost(ctx context.Context, envs []*Environment, found *g
 			errs = append(errs, m.recordLost(ctx, env, why))
 		}
 		if why != "" && m.cfg.GPU.Cure == CureRestart && env.State == Running {
-			if _, _, err := m.Restart(ctx, ActionRequest{Project: env.Project, Environment: env.ID}); err != nil && !errdefs.IsFailedPrecondition(err) {
+			if _, _, err := m.Restart(ctx, ActionRequest{Project: env.Project, Environment: env.ID}); err != nil && !strings.HasPrefix(string(problem.Of(err).Reason), "GPU_") {
 				errs = append(errs, fmt.Errorf("restart environment %s, which has lost its GPU: %w", env.ID, err))
 			}
 		}

@@ -2,13 +2,8 @@ package runtime
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"strings"
-	"time"
-
-	"github.com/containerd/errdefs"
 
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/fault"
@@ -52,7 +47,7 @@ func (m *Manager) prepareGPUs(ctx context.Context, env *Environment) (*gpu.Edits
 			}
 		}
 	}
-	if err := m.awaitHandOver(ctx, env); err != nil {
+	if err := m.awaitHandOver(ctx, env, run); err != nil {
 		return nil, nil, err
 	}
 	req.Targets = run.Targets
@@ -96,38 +91,6 @@ func (m *Manager) ensureInstance(ctx context.Context, device *gpu.Device, l *gpu
 	return instance.UUID, fault.After(ctx, "create MIG instance")
 }
 
-// removeInstances removes the MIG instances that were made for leases. Nobody
-// uses them: their environments have no process. An instance whose GPU has gone
-// is gone.
-func (m *Manager) removeInstances(ctx context.Context, leases []gpu.Lease) error {
-	made := slices.DeleteFunc(slices.Clone(leases), func(l gpu.Lease) bool { return l.Mode != gpu.MIGMode || l.Static })
-	if len(made) == 0 || m.cfg.GPUs == nil {
-		return nil
-	}
-	found, err := m.GPUInventory(ctx, 0)
-	if err != nil {
-		return err
-	}
-	defer m.gpus.outdate()
-	var errs []error
-	for _, l := range made {
-		device, _ := (&gpu.Books{Devices: found.Devices}).Device(l.GPU)
-		instance, there := device.InstanceOf(l)
-		if !there {
-			continue
-		}
-		if err := fault.Before(ctx, "destroy MIG instance"); err != nil {
-			return err
-		}
-		if err := m.cfg.GPUs.DestroyMIG(ctx, instance.UUID); err != nil && !errdefs.IsNotFound(err) {
-			errs = append(errs, fmt.Errorf("remove MIG instance %s of GPU %s: %w", instance.UUID, l.GPU, asGPUUnavailable(err)))
-			continue
-		}
-		errs = append(errs, fault.After(ctx, "destroy MIG instance"))
-	}
-	return errors.Join(errs...)
-}
-
 // runs says that a container has a process, as one has whose start was not
 // recorded.
 func (m *Manager) runs(ctx context.Context, id string) bool {
@@ -142,64 +105,6 @@ func (m *Manager) startLeases(ctx context.Context, env *Environment) (*Environme
 		return env, nil
 	}
 	return m.changeLeases(ctx, env, env.Spec.GPU)
-}
-
-// handOverPoll is the time between two looks at who is still on a GPU.
-const handOverPoll = 500 * time.Millisecond
-
-// awaitHandOver makes sure that nothing of others is left on GPUs that an
-// environment is to have alone: GPU_IN_USE. What ends takes a moment to go.
-func (m *Manager) awaitHandOver(ctx context.Context, env *Environment) error {
-	if !slices.ContainsFunc(env.GPUs, func(l gpu.Lease) bool { return l.Mode == gpu.Exclusive }) || m.runs(ctx, env.ID) {
-		return nil
-	}
-	limit := m.cfg.GPU.HandOver
-	if limit == 0 {
-		limit = DefaultHandOver
-	}
-	for deadline := time.Now().Add(limit); ; {
-		usage, err := m.cfg.GPUs.Usage(ctx)
-		if err != nil {
-			return fmt.Errorf("look for what is left on the GPUs of environment %s: %w", env.ID, asGPUUnavailable(err))
-		}
-		left := m.leftOn(env, usage)
-		if left == nil || !time.Now().Add(handOverPoll).Before(deadline) {
-			return left
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(handOverPoll):
-		}
-	}
-}
-
-// leftOn is what is left on GPUs that an environment is to have alone; nil when
-// they are clean.
-func (m *Manager) leftOn(env *Environment, usage []gpu.Usage) error {
-	tolerated := m.cfg.GPU.Leftover
-	if tolerated == 0 {
-		tolerated = DefaultLeftover
-	}
-	for i := range usage {
-		u := &usage[i]
-		if !slices.ContainsFunc(env.GPUs, func(l gpu.Lease) bool { return l.GPU == u.UUID && l.Mode == gpu.Exclusive }) {
-			continue
-		}
-		if len(u.Processes) > 0 {
-			pids := make([]string, len(u.Processes))
-			for i, p := range u.Processes {
-				pids[i] = fmt.Sprintf("%d (%d MiB)", p.PID, p.MemoryBytes>>20)
-			}
-			return problem.New(problem.GPUInUse, "processes that are not of environment %q use GPU %s, which it is to have alone: %s",
-				env.Name, u.UUID, strings.Join(pids, ", ")).WithHint("end them, or use the mode shared")
-		}
-		if u.MemoryUsed > tolerated {
-			return problem.New(problem.GPUInUse, "%d MiB of the memory of GPU %s are in use though no process is there", u.MemoryUsed>>20, u.UUID).
-				WithHint("reset it (nvidia-smi -r -i %s), or raise gpu.leftover in the node's configuration", u.UUID)
-		}
-	}
-	return nil
 }
 
 // releaseIdle gives the GPUs of a stopped environment back where the node does

@@ -57,6 +57,7 @@ func (a *app) showNode(node *remotegpuv1.Node) error {
 		{"iptables", node.GetIptables()},
 		{"Firewall", firewallText(node.GetFirewall())},
 		{"Addresses", strings.TrimSpace(node.GetAddressRange() + " " + node.GetAddressRange6())},
+		{"GPUs", gpusText(node.GetGpus())},
 		{"Disk limits", diskQuotaText(node.GetDiskQuota())},
 		{"Gateway", node.GetGatewayUrl()},
 		{"Environments", orElse(strings.Join(counts, ", "), "none")},
@@ -66,6 +67,18 @@ func (a *app) showNode(node *remotegpuv1.Node) error {
 			[]string{"Try", condition.GetHint()})
 	}
 	return a.facts(rows)
+}
+
+// gpusText sums the GPUs of a node up.
+func gpusText(gpus *remotegpuv1.NodeGPUs) string {
+	if gpus.GetCount() == 0 {
+		return ""
+	}
+	text := fmt.Sprintf("%d, %d free: %s", gpus.GetCount(), gpus.GetFree(), strings.Join(gpus.GetModels(), ", "))
+	if gpus.GetDriver() != "" {
+		text += "; driver " + gpus.GetDriver()
+	}
+	return text
 }
 
 // diskQuotaText says whether writable layers can be limited.

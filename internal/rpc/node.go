@@ -59,6 +59,14 @@ func (s *nodeService) GetNodeInfo(ctx context.Context, _ *remotegpuv1.GetNodeInf
 		}
 	}
 	message.Firewall = toFirewallState(node.Repairs)
+	if gpus, err := s.cfg.Manager.GPUSummary(ctx); err == nil { // else a condition tells
+		message.Gpus = &remotegpuv1.NodeGPUs{
+			Count: int32(len(gpus.Devices)), Free: int32(gpus.Free), Models: gpus.Models, Driver: gpus.Driver, Cuda: gpus.CUDA,
+		}
+		for _, e := range gpus.Enforcers {
+			message.Gpus.Enforcers = append(message.Gpus.Enforcers, gpuEnforcements.toProto[e])
+		}
+	}
 	for state, count := range counts {
 		message.Environments[string(state)] = int32(count)
 	}

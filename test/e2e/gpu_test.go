@@ -100,6 +100,9 @@ func TestGPULeases(t *testing.T) {
 	library.Set(t, world)
 	library.MIGMode(t, 2, true)
 	n := Start(t, usual, fmt.Sprintf("[gpu]\nlibrary = %q\ninjection = \"none\"\nhand_over = 1\n", library.Path))
+	if info := n.Must(t, "node", "info"); !strings.Contains(info, "3, 3 free: NVIDIA L4") {
+		t.Errorf("the node says of its GPUs: %s", info)
+	}
 	list := n.gpus(t)
 	if len(list.GPUs) != 3 || list.Driver != fakenvml.Version || !list.GPUs[2].MIG {
 		t.Fatalf("got %+v", list)

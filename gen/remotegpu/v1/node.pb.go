@@ -274,6 +274,8 @@ type Node struct {
 	Firewall *FirewallState `protobuf:"bytes,20,opt,name=firewall,proto3" json:"firewall,omitempty"`
 	// IPv6 range of environments, CIDR. Empty: they have no IPv6.
 	AddressRange6 string `protobuf:"bytes,21,opt,name=address_range6,json=addressRange6,proto3" json:"address_range6,omitempty"`
+	// Its GPUs. Absent while their software does not answer.
+	Gpus          *NodeGPUs `protobuf:"bytes,22,opt,name=gpus,proto3" json:"gpus,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -455,6 +457,104 @@ func (x *Node) GetAddressRange6() string {
 	return ""
 }
 
+func (x *Node) GetGpus() *NodeGPUs {
+	if x != nil {
+		return x.Gpus
+	}
+	return nil
+}
+
+// NodeGPUs sums up the GPUs of a node; GPUService has each.
+type NodeGPUs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many there are.
+	Count int32 `protobuf:"varint,1,opt,name=count,proto3" json:"count,omitempty"`
+	// How many of them nobody has and somebody could get.
+	Free int32 `protobuf:"varint,2,opt,name=free,proto3" json:"free,omitempty"`
+	// Model names, each once.
+	Models []string `protobuf:"bytes,3,rep,name=models,proto3" json:"models,omitempty"`
+	// Version of NVIDIA's driver. Empty without one.
+	Driver string `protobuf:"bytes,4,opt,name=driver,proto3" json:"driver,omitempty"`
+	// Newest CUDA that it supports.
+	Cuda string `protobuf:"bytes,5,opt,name=cuda,proto3" json:"cuda,omitempty"`
+	// What can hold environments to shares of memory (mode VGPU), the best first.
+	Enforcers     []GPUEnforcement `protobuf:"varint,6,rep,packed,name=enforcers,proto3,enum=remotegpu.v1.GPUEnforcement" json:"enforcers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeGPUs) Reset() {
+	*x = NodeGPUs{}
+	mi := &file_remotegpu_v1_node_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeGPUs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeGPUs) ProtoMessage() {}
+
+func (x *NodeGPUs) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_node_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeGPUs.ProtoReflect.Descriptor instead.
+func (*NodeGPUs) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *NodeGPUs) GetCount() int32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *NodeGPUs) GetFree() int32 {
+	if x != nil {
+		return x.Free
+	}
+	return 0
+}
+
+func (x *NodeGPUs) GetModels() []string {
+	if x != nil {
+		return x.Models
+	}
+	return nil
+}
+
+func (x *NodeGPUs) GetDriver() string {
+	if x != nil {
+		return x.Driver
+	}
+	return ""
+}
+
+func (x *NodeGPUs) GetCuda() string {
+	if x != nil {
+		return x.Cuda
+	}
+	return ""
+}
+
+func (x *NodeGPUs) GetEnforcers() []GPUEnforcement {
+	if x != nil {
+		return x.Enforcers
+	}
+	return nil
+}
+
 // FirewallState is how the node's part of the host's packet filter fares.
 type FirewallState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -471,7 +571,7 @@ type FirewallState struct {
 
 func (x *FirewallState) Reset() {
 	*x = FirewallState{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[3]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -483,7 +583,7 @@ func (x *FirewallState) String() string {
 func (*FirewallState) ProtoMessage() {}
 
 func (x *FirewallState) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[3]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -496,7 +596,7 @@ func (x *FirewallState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FirewallState.ProtoReflect.Descriptor instead.
 func (*FirewallState) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *FirewallState) GetWatch() string {
@@ -538,7 +638,7 @@ type FirewallRepair struct {
 
 func (x *FirewallRepair) Reset() {
 	*x = FirewallRepair{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -550,7 +650,7 @@ func (x *FirewallRepair) String() string {
 func (*FirewallRepair) ProtoMessage() {}
 
 func (x *FirewallRepair) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -563,7 +663,7 @@ func (x *FirewallRepair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FirewallRepair.ProtoReflect.Descriptor instead.
 func (*FirewallRepair) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{4}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *FirewallRepair) GetAt() *timestamppb.Timestamp {
@@ -611,7 +711,7 @@ type Containerd struct {
 
 func (x *Containerd) Reset() {
 	*x = Containerd{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -623,7 +723,7 @@ func (x *Containerd) String() string {
 func (*Containerd) ProtoMessage() {}
 
 func (x *Containerd) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -636,7 +736,7 @@ func (x *Containerd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Containerd.ProtoReflect.Descriptor instead.
 func (*Containerd) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{5}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Containerd) GetAddress() string {
@@ -688,7 +788,7 @@ type DiskQuota struct {
 
 func (x *DiskQuota) Reset() {
 	*x = DiskQuota{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -700,7 +800,7 @@ func (x *DiskQuota) String() string {
 func (*DiskQuota) ProtoMessage() {}
 
 func (x *DiskQuota) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -713,7 +813,7 @@ func (x *DiskQuota) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskQuota.ProtoReflect.Descriptor instead.
 func (*DiskQuota) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{6}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DiskQuota) GetSupported() bool {
@@ -773,7 +873,7 @@ type NodeCondition struct {
 
 func (x *NodeCondition) Reset() {
 	*x = NodeCondition{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +885,7 @@ func (x *NodeCondition) String() string {
 func (*NodeCondition) ProtoMessage() {}
 
 func (x *NodeCondition) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +898,7 @@ func (x *NodeCondition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeCondition.ProtoReflect.Descriptor instead.
 func (*NodeCondition) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{7}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *NodeCondition) GetReason() string {
@@ -833,7 +933,7 @@ type ReconcileRequest struct {
 
 func (x *ReconcileRequest) Reset() {
 	*x = ReconcileRequest{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -845,7 +945,7 @@ func (x *ReconcileRequest) String() string {
 func (*ReconcileRequest) ProtoMessage() {}
 
 func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -858,7 +958,7 @@ func (x *ReconcileRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileRequest.ProtoReflect.Descriptor instead.
 func (*ReconcileRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{8}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ReconcileRequest) GetDryRun() bool {
@@ -880,7 +980,7 @@ type ReconcileResponse struct {
 
 func (x *ReconcileResponse) Reset() {
 	*x = ReconcileResponse{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[9]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -892,7 +992,7 @@ func (x *ReconcileResponse) String() string {
 func (*ReconcileResponse) ProtoMessage() {}
 
 func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[9]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -905,7 +1005,7 @@ func (x *ReconcileResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReconcileResponse.ProtoReflect.Descriptor instead.
 func (*ReconcileResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{9}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReconcileResponse) GetFindings() []*Finding {
@@ -949,7 +1049,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[10]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -961,7 +1061,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[10]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -974,7 +1074,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{10}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Finding) GetKind() string {
@@ -1049,7 +1149,7 @@ type DiffFirewallRequest struct {
 
 func (x *DiffFirewallRequest) Reset() {
 	*x = DiffFirewallRequest{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[11]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1061,7 +1161,7 @@ func (x *DiffFirewallRequest) String() string {
 func (*DiffFirewallRequest) ProtoMessage() {}
 
 func (x *DiffFirewallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[11]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1074,7 +1174,7 @@ func (x *DiffFirewallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffFirewallRequest.ProtoReflect.Descriptor instead.
 func (*DiffFirewallRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{11}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{12}
 }
 
 // DiffFirewallResponse carries the differences.
@@ -1092,7 +1192,7 @@ type DiffFirewallResponse struct {
 
 func (x *DiffFirewallResponse) Reset() {
 	*x = DiffFirewallResponse{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[12]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1204,7 @@ func (x *DiffFirewallResponse) String() string {
 func (*DiffFirewallResponse) ProtoMessage() {}
 
 func (x *DiffFirewallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[12]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1217,7 @@ func (x *DiffFirewallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiffFirewallResponse.ProtoReflect.Descriptor instead.
 func (*DiffFirewallResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{12}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *DiffFirewallResponse) GetDifferences() []*FirewallDifference {
@@ -1153,7 +1253,7 @@ type FirewallDifference struct {
 
 func (x *FirewallDifference) Reset() {
 	*x = FirewallDifference{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[13]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1165,7 +1265,7 @@ func (x *FirewallDifference) String() string {
 func (*FirewallDifference) ProtoMessage() {}
 
 func (x *FirewallDifference) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[13]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1178,7 +1278,7 @@ func (x *FirewallDifference) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FirewallDifference.ProtoReflect.Descriptor instead.
 func (*FirewallDifference) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{13}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *FirewallDifference) GetKind() FirewallDifferenceKind {
@@ -1225,7 +1325,7 @@ type GetFirewallRequest struct {
 
 func (x *GetFirewallRequest) Reset() {
 	*x = GetFirewallRequest{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[14]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1337,7 @@ func (x *GetFirewallRequest) String() string {
 func (*GetFirewallRequest) ProtoMessage() {}
 
 func (x *GetFirewallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[14]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1350,7 @@ func (x *GetFirewallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFirewallRequest.ProtoReflect.Descriptor instead.
 func (*GetFirewallRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{14}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{15}
 }
 
 // GetFirewallResponse carries them.
@@ -1264,7 +1364,7 @@ type GetFirewallResponse struct {
 
 func (x *GetFirewallResponse) Reset() {
 	*x = GetFirewallResponse{}
-	mi := &file_remotegpu_v1_node_proto_msgTypes[15]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1276,7 +1376,7 @@ func (x *GetFirewallResponse) String() string {
 func (*GetFirewallResponse) ProtoMessage() {}
 
 func (x *GetFirewallResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_node_proto_msgTypes[15]
+	mi := &file_remotegpu_v1_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1289,7 +1389,7 @@ func (x *GetFirewallResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetFirewallResponse.ProtoReflect.Descriptor instead.
 func (*GetFirewallResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{15}
+	return file_remotegpu_v1_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *GetFirewallResponse) GetRules() string {
@@ -1303,10 +1403,10 @@ var File_remotegpu_v1_node_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x17remotegpu/v1/node.proto\x12\fremotegpu.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1aremotegpu/v1/problem.proto\"\x14\n" +
+	"\x17remotegpu/v1/node.proto\x12\fremotegpu.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16remotegpu/v1/gpu.proto\x1a\x1aremotegpu/v1/problem.proto\"\x14\n" +
 	"\x12GetNodeInfoRequest\"=\n" +
 	"\x13GetNodeInfoResponse\x12&\n" +
-	"\x04node\x18\x01 \x01(\v2\x12.remotegpu.v1.NodeR\x04node\"\x9d\a\n" +
+	"\x04node\x18\x01 \x01(\v2\x12.remotegpu.v1.NodeR\x04node\"\xc9\a\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x126\n" +
@@ -1336,13 +1436,21 @@ const file_remotegpu_v1_node_proto_rawDesc = "" +
 	"\n" +
 	"disk_quota\x18\x13 \x01(\v2\x17.remotegpu.v1.DiskQuotaR\tdiskQuota\x127\n" +
 	"\bfirewall\x18\x14 \x01(\v2\x1b.remotegpu.v1.FirewallStateR\bfirewall\x12%\n" +
-	"\x0eaddress_range6\x18\x15 \x01(\tR\raddressRange6\x1a9\n" +
+	"\x0eaddress_range6\x18\x15 \x01(\tR\raddressRange6\x12*\n" +
+	"\x04gpus\x18\x16 \x01(\v2\x16.remotegpu.v1.NodeGPUsR\x04gpus\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a?\n" +
 	"\x11EnvironmentsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\x84\x01\n" +
+	"\x05value\x18\x02 \x01(\x05R\x05value:\x028\x01\"\xb4\x01\n" +
+	"\bNodeGPUs\x12\x14\n" +
+	"\x05count\x18\x01 \x01(\x05R\x05count\x12\x12\n" +
+	"\x04free\x18\x02 \x01(\x05R\x04free\x12\x16\n" +
+	"\x06models\x18\x03 \x03(\tR\x06models\x12\x16\n" +
+	"\x06driver\x18\x04 \x01(\tR\x06driver\x12\x12\n" +
+	"\x04cuda\x18\x05 \x01(\tR\x04cuda\x12:\n" +
+	"\tenforcers\x18\x06 \x03(\x0e2\x1c.remotegpu.v1.GPUEnforcementR\tenforcers\"\x84\x01\n" +
 	"\rFirewallState\x12\x14\n" +
 	"\x05watch\x18\x01 \x01(\tR\x05watch\x12\x18\n" +
 	"\arepairs\x18\x02 \x01(\x03R\arepairs\x12C\n" +
@@ -1430,62 +1538,66 @@ func file_remotegpu_v1_node_proto_rawDescGZIP() []byte {
 }
 
 var file_remotegpu_v1_node_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_remotegpu_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_remotegpu_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_remotegpu_v1_node_proto_goTypes = []any{
 	(ReconcileAction)(0),          // 0: remotegpu.v1.ReconcileAction
 	(FirewallDifferenceKind)(0),   // 1: remotegpu.v1.FirewallDifferenceKind
 	(*GetNodeInfoRequest)(nil),    // 2: remotegpu.v1.GetNodeInfoRequest
 	(*GetNodeInfoResponse)(nil),   // 3: remotegpu.v1.GetNodeInfoResponse
 	(*Node)(nil),                  // 4: remotegpu.v1.Node
-	(*FirewallState)(nil),         // 5: remotegpu.v1.FirewallState
-	(*FirewallRepair)(nil),        // 6: remotegpu.v1.FirewallRepair
-	(*Containerd)(nil),            // 7: remotegpu.v1.Containerd
-	(*DiskQuota)(nil),             // 8: remotegpu.v1.DiskQuota
-	(*NodeCondition)(nil),         // 9: remotegpu.v1.NodeCondition
-	(*ReconcileRequest)(nil),      // 10: remotegpu.v1.ReconcileRequest
-	(*ReconcileResponse)(nil),     // 11: remotegpu.v1.ReconcileResponse
-	(*Finding)(nil),               // 12: remotegpu.v1.Finding
-	(*DiffFirewallRequest)(nil),   // 13: remotegpu.v1.DiffFirewallRequest
-	(*DiffFirewallResponse)(nil),  // 14: remotegpu.v1.DiffFirewallResponse
-	(*FirewallDifference)(nil),    // 15: remotegpu.v1.FirewallDifference
-	(*GetFirewallRequest)(nil),    // 16: remotegpu.v1.GetFirewallRequest
-	(*GetFirewallResponse)(nil),   // 17: remotegpu.v1.GetFirewallResponse
-	nil,                           // 18: remotegpu.v1.Node.LabelsEntry
-	nil,                           // 19: remotegpu.v1.Node.EnvironmentsEntry
-	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
-	(*Problem)(nil),               // 22: remotegpu.v1.Problem
+	(*NodeGPUs)(nil),              // 5: remotegpu.v1.NodeGPUs
+	(*FirewallState)(nil),         // 6: remotegpu.v1.FirewallState
+	(*FirewallRepair)(nil),        // 7: remotegpu.v1.FirewallRepair
+	(*Containerd)(nil),            // 8: remotegpu.v1.Containerd
+	(*DiskQuota)(nil),             // 9: remotegpu.v1.DiskQuota
+	(*NodeCondition)(nil),         // 10: remotegpu.v1.NodeCondition
+	(*ReconcileRequest)(nil),      // 11: remotegpu.v1.ReconcileRequest
+	(*ReconcileResponse)(nil),     // 12: remotegpu.v1.ReconcileResponse
+	(*Finding)(nil),               // 13: remotegpu.v1.Finding
+	(*DiffFirewallRequest)(nil),   // 14: remotegpu.v1.DiffFirewallRequest
+	(*DiffFirewallResponse)(nil),  // 15: remotegpu.v1.DiffFirewallResponse
+	(*FirewallDifference)(nil),    // 16: remotegpu.v1.FirewallDifference
+	(*GetFirewallRequest)(nil),    // 17: remotegpu.v1.GetFirewallRequest
+	(*GetFirewallResponse)(nil),   // 18: remotegpu.v1.GetFirewallResponse
+	nil,                           // 19: remotegpu.v1.Node.LabelsEntry
+	nil,                           // 20: remotegpu.v1.Node.EnvironmentsEntry
+	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
+	(GPUEnforcement)(0),           // 22: remotegpu.v1.GPUEnforcement
+	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
+	(*Problem)(nil),               // 24: remotegpu.v1.Problem
 }
 var file_remotegpu_v1_node_proto_depIdxs = []int32{
 	4,  // 0: remotegpu.v1.GetNodeInfoResponse.node:type_name -> remotegpu.v1.Node
-	18, // 1: remotegpu.v1.Node.labels:type_name -> remotegpu.v1.Node.LabelsEntry
-	20, // 2: remotegpu.v1.Node.started_at:type_name -> google.protobuf.Timestamp
-	7,  // 3: remotegpu.v1.Node.containerd:type_name -> remotegpu.v1.Containerd
-	19, // 4: remotegpu.v1.Node.environments:type_name -> remotegpu.v1.Node.EnvironmentsEntry
-	9,  // 5: remotegpu.v1.Node.conditions:type_name -> remotegpu.v1.NodeCondition
-	8,  // 6: remotegpu.v1.Node.disk_quota:type_name -> remotegpu.v1.DiskQuota
-	5,  // 7: remotegpu.v1.Node.firewall:type_name -> remotegpu.v1.FirewallState
-	6,  // 8: remotegpu.v1.FirewallState.latest_repairs:type_name -> remotegpu.v1.FirewallRepair
-	20, // 9: remotegpu.v1.FirewallRepair.at:type_name -> google.protobuf.Timestamp
-	21, // 10: remotegpu.v1.FirewallRepair.took:type_name -> google.protobuf.Duration
-	12, // 11: remotegpu.v1.ReconcileResponse.findings:type_name -> remotegpu.v1.Finding
-	0,  // 12: remotegpu.v1.Finding.action:type_name -> remotegpu.v1.ReconcileAction
-	22, // 13: remotegpu.v1.Finding.problem:type_name -> remotegpu.v1.Problem
-	15, // 14: remotegpu.v1.DiffFirewallResponse.differences:type_name -> remotegpu.v1.FirewallDifference
-	1,  // 15: remotegpu.v1.FirewallDifference.kind:type_name -> remotegpu.v1.FirewallDifferenceKind
-	2,  // 16: remotegpu.v1.NodeService.GetNodeInfo:input_type -> remotegpu.v1.GetNodeInfoRequest
-	10, // 17: remotegpu.v1.NodeService.Reconcile:input_type -> remotegpu.v1.ReconcileRequest
-	13, // 18: remotegpu.v1.NodeService.DiffFirewall:input_type -> remotegpu.v1.DiffFirewallRequest
-	16, // 19: remotegpu.v1.NodeService.GetFirewall:input_type -> remotegpu.v1.GetFirewallRequest
-	3,  // 20: remotegpu.v1.NodeService.GetNodeInfo:output_type -> remotegpu.v1.GetNodeInfoResponse
-	11, // 21: remotegpu.v1.NodeService.Reconcile:output_type -> remotegpu.v1.ReconcileResponse
-	14, // 22: remotegpu.v1.NodeService.DiffFirewall:output_type -> remotegpu.v1.DiffFirewallResponse
-	17, // 23: remotegpu.v1.NodeService.GetFirewall:output_type -> remotegpu.v1.GetFirewallResponse
-	20, // [20:24] is the sub-list for method output_type
-	16, // [16:20] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	19, // 1: remotegpu.v1.Node.labels:type_name -> remotegpu.v1.Node.LabelsEntry
+	21, // 2: remotegpu.v1.Node.started_at:type_name -> google.protobuf.Timestamp
+	8,  // 3: remotegpu.v1.Node.containerd:type_name -> remotegpu.v1.Containerd
+	20, // 4: remotegpu.v1.Node.environments:type_name -> remotegpu.v1.Node.EnvironmentsEntry
+	10, // 5: remotegpu.v1.Node.conditions:type_name -> remotegpu.v1.NodeCondition
+	9,  // 6: remotegpu.v1.Node.disk_quota:type_name -> remotegpu.v1.DiskQuota
+	6,  // 7: remotegpu.v1.Node.firewall:type_name -> remotegpu.v1.FirewallState
+	5,  // 8: remotegpu.v1.Node.gpus:type_name -> remotegpu.v1.NodeGPUs
+	22, // 9: remotegpu.v1.NodeGPUs.enforcers:type_name -> remotegpu.v1.GPUEnforcement
+	7,  // 10: remotegpu.v1.FirewallState.latest_repairs:type_name -> remotegpu.v1.FirewallRepair
+	21, // 11: remotegpu.v1.FirewallRepair.at:type_name -> google.protobuf.Timestamp
+	23, // 12: remotegpu.v1.FirewallRepair.took:type_name -> google.protobuf.Duration
+	13, // 13: remotegpu.v1.ReconcileResponse.findings:type_name -> remotegpu.v1.Finding
+	0,  // 14: remotegpu.v1.Finding.action:type_name -> remotegpu.v1.ReconcileAction
+	24, // 15: remotegpu.v1.Finding.problem:type_name -> remotegpu.v1.Problem
+	16, // 16: remotegpu.v1.DiffFirewallResponse.differences:type_name -> remotegpu.v1.FirewallDifference
+	1,  // 17: remotegpu.v1.FirewallDifference.kind:type_name -> remotegpu.v1.FirewallDifferenceKind
+	2,  // 18: remotegpu.v1.NodeService.GetNodeInfo:input_type -> remotegpu.v1.GetNodeInfoRequest
+	11, // 19: remotegpu.v1.NodeService.Reconcile:input_type -> remotegpu.v1.ReconcileRequest
+	14, // 20: remotegpu.v1.NodeService.DiffFirewall:input_type -> remotegpu.v1.DiffFirewallRequest
+	17, // 21: remotegpu.v1.NodeService.GetFirewall:input_type -> remotegpu.v1.GetFirewallRequest
+	3,  // 22: remotegpu.v1.NodeService.GetNodeInfo:output_type -> remotegpu.v1.GetNodeInfoResponse
+	12, // 23: remotegpu.v1.NodeService.Reconcile:output_type -> remotegpu.v1.ReconcileResponse
+	15, // 24: remotegpu.v1.NodeService.DiffFirewall:output_type -> remotegpu.v1.DiffFirewallResponse
+	18, // 25: remotegpu.v1.NodeService.GetFirewall:output_type -> remotegpu.v1.GetFirewallResponse
+	22, // [22:26] is the sub-list for method output_type
+	18, // [18:22] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_node_proto_init() }
@@ -1493,6 +1605,7 @@ func file_remotegpu_v1_node_proto_init() {
 	if File_remotegpu_v1_node_proto != nil {
 		return
 	}
+	file_remotegpu_v1_gpu_proto_init()
 	file_remotegpu_v1_problem_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1500,7 +1613,7 @@ func file_remotegpu_v1_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_node_proto_rawDesc), len(file_remotegpu_v1_node_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

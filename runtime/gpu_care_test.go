@@ -1,0 +1,281 @@
+package runtime_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/gpu/gputest"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+)
+
+func conditionOf(d *daemon, reason problem.Reason) string {
+	for _, c := range d.Conditions() {
+		if c.Reason == reason {
+			return c.Message
+		}
+	}
+	return ""
+}
+
+func TestAFailedGPUIsGivenToNobody(t *testing.T) {
+	h := gpuHost(t)
+	d := start(t, h)
+	env, _ := d.create(withGPU("one", gpu.Request{}))
+	mine := env.GPUs[0].GPU
+	waitFor(t, "the GPUs to be watched", func() bool {
+		return h.gpus.Happen(gpu.Event{UUID: mine, XID: 31, Detail: "page fault"})
+	})
+	h.gpus.Happen(gpu.Event{UUID: mine, XID: 79, Fatal: true, Detail: "XID 79: GPU has fallen off the bus"})
+	waitFor(t, "the holder to be told", func() bool {
+		kinds, _ := d.history(env.ID)
+		return slices.Contains(kinds, runtime.HappenedGPUFail)
+	})
+	_, entries := d.history(env.ID)
+	for _, entry := range entries {
+		if entry.Kind == runtime.HappenedGPUFail && !strings.Contains(entry.Message, "XID 79") {
+			t.Errorf("got %q", entry.Message)
+		}
+	}
+	waitFor(t, "the condition", func() bool { return strings.Contains(conditionOf(d, problem.GPUUnhealthy), "XID 79") })
+	d.act(d.Delete, "one")
+	_, _, err := d.Create(t.Context(), withGPU("one", gpu.Request{UUIDs: []string{mine}}))
+	d.refusedGPU(err, problem.GPUUnhealthy)
+	// It is known after a restart of the daemon too, until somebody has looked.
+	d.stop()
+	d = start(t, h)
+	if got := conditionOf(d, problem.GPUUnhealthy); !strings.Contains(got, mine) {
+		t.Errorf("got %q", got)
+	}
+	if _, err := d.UndrainGPU(t.Context(), mine, false); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = d.Create(t.Context(), withGPU("one", gpu.Request{UUIDs: []string{mine}}))
+	d.refusedGPU(err, problem.GPUUnhealthy)
+	if _, err := d.UndrainGPU(t.Context(), mine, true); err != nil || conditionOf(d, problem.GPUUnhealthy) != "" {
+		t.Fatal(err)
+	}
+	d.create(withGPU("one", gpu.Request{UUIDs: []string{mine}}))
+}
+
+func TestEnvironmentsThatRunWithoutTheirGPU(t *testing.T) {
+	h := gpuHost(t)
+	h.gpu.Cure = runtime.CureRestart
+	d := start(t, h)
+	env, _ := d.create(withGPU("one", smallest))
+	was := env.GPURun.Targets[0].MIG
+	d.stop() // what happens while no daemon looks
+	h.gpus.Change(func(devices []gpu.Device) ([]gpu.Device, string) { devices[2].MIG.Instances = nil; return devices, "" })
+	d = start(t, h)
+	waitFor(t, "the restart that makes the instance again", func() bool {
+		env := d.get("one")
+		return env.State == runtime.Running && env.Operation == "" && env.GPURun.Targets[0].MIG != was && len(h.gpus.Instances()) == 1
+	})
+	if kinds, _ := d.history(env.ID); !slices.Contains(kinds, runtime.HappenedGPUFail) {
+		t.Errorf("its history is %v", kinds)
+	}
+	// Its GPU goes: nothing can be done but tell.
+	d.stop()
+	h.gpus.Change(func(devices []gpu.Device) ([]gpu.Device, string) { return devices[:2], "" })
+	d = start(t, h)
+	if got := conditionOf(d, problem.GPULost); !strings.Contains(got, "one: GPU") {
+		t.Errorf("got %q", got)
+	}
+	if env := d.get("one"); env.State != runtime.Running || env.GPURun.Lost == "" {
+		t.Errorf("got %+v", env.GPURun)
+	}
+	all, _, err := d.GPUs(t.Context(), true)
+	if err != nil || len(all) != 3 || !all[2].Gone || len(all[2].Leases) != 1 {
+		t.Errorf("got %+v, %v", all, err)
+	}
+	d.act(d.Delete, "one") // what has gone needs no removal
+	d.freeOfGPUs()
+}
+
+func TestAdministratorsPartitionIdleGPUsOnly(t *testing.T) {
+	h := gpuHost(t)
+	d := start(t, h)
+	d.create(withGPU("one", smallest))
+	ctx, a100, plain := t.Context(), gputest.UUID(2), gputest.UUID(0)
+	_, _, err := d.SetMIGMode(ctx, a100, false)
+	d.refusedGPU(err, problem.GPUInUse)
+	_, _, err = d.SetMIGMode(ctx, plain, true)
+	d.refusedGPU(err, problem.GPUModeConflict)
+	_, _, err = d.SetMIGMode(ctx, "GPU-other", true)
+	d.refusedGPU(err, problem.GPUNotFound)
+
+	made, _, err := d.CreateMIG(ctx, a100, "2g.10gb", nil)
+	if err != nil || made.Profile != "2g.10gb" {
+		t.Fatalf("got %+v, %v", made, err)
+	}
+	lease := d.get("one").GPUs[0]
+	_, _, err = d.CreateMIG(ctx, a100, "1g.5gb", &lease.Placement)
+	d.refusedGPU(err, problem.GPUPlacementTaken)
+	_, _, err = d.CreateMIG(ctx, a100, "7g.40gb", nil)
+	d.refusedGPU(err, problem.GPUExhausted)
+	_, _, err = d.CreateMIG(ctx, a100, "9g.90gb", nil)
+	d.refusedGPU(err, problem.GPUNotFound)
+	_, _, err = d.CreateMIG(ctx, a100, "2g.10gb", &gpu.Span{Start: 1})
+	d.refusedGPU(err, problem.FieldInvalid)
+	d.refusedGPU(d.DeleteMIG(ctx, d.get("one").GPUs[0].MIG), problem.GPUInUse)
+	d.refusedGPU(d.DeleteMIG(ctx, "MIG-other"), problem.MIGInstanceNotFound)
+	if err := d.DeleteMIG(ctx, made.UUID); err != nil {
+		t.Fatal(err)
+	}
+	d.act(d.Delete, "one")
+	h.gpus.Use(a100, gpu.Usage{Processes: []gpu.Process{{PID: 1}}})
+	_, _, err = d.SetMIGMode(ctx, a100, false)
+	d.refusedGPU(err, problem.GPUInUse)
+	h.gpus.Use(a100, gpu.Usage{})
+	if reset, g, err := d.SetMIGMode(ctx, a100, false); err != nil || !reset || !g.MIG.Pending {
+		t.Errorf("got %v %+v %v", reset, g, err)
+	}
+
+	if g, err := d.DrainGPU(ctx, plain[:12], "fan"); err != nil || !g.Mark.Drained {
+		t.Fatalf("got %+v, %v", g, err)
+	}
+	_, _, err = d.Create(ctx, withGPU("two", gpu.Request{UUIDs: []string{plain}}))
+	d.refusedGPU(err, problem.GPUDrained)
+	if _, err := d.UndrainGPU(ctx, plain, false); err != nil {
+		t.Fatal(err)
+	}
+	d.create(withGPU("two", gpu.Request{UUIDs: []string{plain}}))
+}
+
+func TestNodesWithoutGPUs(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	_, _, err := d.Create(t.Context(), withGPU("one", gpu.Request{}))
+	d.refusedGPU(err, problem.GPUNotFound)
+	all, found, err := d.GPUs(t.Context(), true)
+	if err != nil || len(all) != 0 || len(found.Notes) == 0 {
+		t.Errorf("got %+v, %+v, %v", all, found, err)
+	}
+	d.stop()
+	h.gpus = gputest.NewDriver(gputest.Plain(1)...)
+	h.gpus.Do = h.faults.Do
+	h.faults.FailCall("GPUs.Probe", 0, errors.New("no answer"))
+	d = start(t, h)
+	_, _, err = d.Create(t.Context(), withGPU("one", gpu.Request{}))
+	d.refusedGPU(err, problem.GPUUnavailable)
+	waitFor(t, "the condition", func() bool { return conditionOf(d, problem.GPUUnavailable) != "" })
+	if _, op := d.create(runtime.CreateRequest{Name: "plain", Spec: runtime.Spec{Image: image}}); op.State != operation.Succeeded {
+		t.Errorf("an environment without a GPU: %+v", op.Problem)
+	}
+}
+
+// At most one of many that ask at once gets each GPU.
+func TestManyAskForOneGPUAtOnce(t *testing.T) {
+	h := gpuHost(t)
+	d := start(t, h)
+	results := make(chan error, 12)
+	for i := range cap(results) {
+		go func() {
+			_, _, err := d.Create(context.WithoutCancel(t.Context()), withGPU(fmt.Sprintf("env-%d", i), gpu.Request{}))
+			results <- err
+		}()
+	}
+	got := 0
+	for range cap(results) {
+		if err := <-results; err == nil {
+			got++
+		} else {
+			d.refusedGPU(err, problem.GPUExhausted)
+		}
+	}
+	if got != 2 {
+		t.Errorf("%d have one of 2 GPUs alone", got)
+	}
+}
+
+// sharing asks whether the GPU of a share is needed, and keeps the answer.
+type sharing struct {
+	uuid   string
+	needed bool
+}
+
+func (s *sharing) Keep(ctx context.Context, needed func(context.Context, string) (bool, error)) (err error) {
+	s.needed, err = needed(ctx, s.uuid)
+	return err
+}
+
+// What a GPU is shared by is there while somebody who shares it has a process.
+func TestWhatSharesTakeIsKeptWhileSomebodyRuns(t *testing.T) {
+	h := gpuHost(t)
+	kept := &sharing{}
+	h.gpu.Sharing, h.gpu.Rules.Enforcers = kept, []gpu.Enforcement{gpu.ByMPS}
+	d := start(t, h)
+	share := gpu.Request{Mode: gpu.VGPU, MemoryBytes: 1 << 30, ComputePercent: 30}
+	env, op := d.create(withGPU("one", share))
+	if op.State != operation.Succeeded {
+		t.Fatalf("created by %+v", op)
+	}
+	want := gpu.Share{Enforcement: gpu.ByMPS, MemoryBytes: 1 << 30, ComputePercent: 30}
+	if got := env.GPURun.Targets[0].Share; got != want {
+		t.Errorf("share %+v, want %+v", got, want)
+	}
+	kept.uuid = env.GPUs[0].GPU
+	pass := func() bool {
+		t.Helper()
+		if err := d.Reconcile(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return kept.needed
+	}
+	if !pass() {
+		t.Error("it is not needed though its holder runs")
+	}
+	d.act(d.Stop, "one")
+	if pass() {
+		t.Error("it is needed though nobody runs")
+	}
+	d.act(d.Start, "one")
+	whole, _ := d.create(withGPU("two", gpu.Request{}))
+	if whole.GPURun.Targets[0].Share != (gpu.Share{}) {
+		t.Errorf("a whole GPU is a share: %+v", whole.GPURun.Targets)
+	}
+	if !pass() {
+		t.Error("it is not needed though its holder runs again")
+	}
+	kept.uuid = whole.GPUs[0].GPU
+	if pass() {
+		t.Error("a GPU that nobody shares needs it")
+	}
+}
+
+// Stats tell what an environment's own processes use of its GPUs.
+func TestStatsOfGPUs(t *testing.T) {
+	h := gpuHost(t)
+	mine := make(map[int]string) // environments by pid
+	h.inEnvironment = func(pid int, envID string) (bool, error) { return mine[pid] == envID, nil }
+	d := start(t, h)
+	alone, _ := d.create(withGPU("alone", gpu.Request{UUIDs: []string{gputest.UUID(0)}}))
+	shared, _ := d.create(withGPU("shared", gpu.Request{Mode: gpu.Shared, UUIDs: []string{gputest.UUID(1)}}))
+	part, _ := d.create(withGPU("part", smallest))
+	mine[1], mine[2], mine[3] = alone.ID, shared.ID, part.ID
+	use := func(pid int, mebibytes uint64, mig string) gpu.Process {
+		return gpu.Process{PID: pid, MemoryBytes: mebibytes << 20, MIG: mig}
+	}
+	h.gpus.Use(gputest.UUID(0), gpu.Usage{UtilPercent: 70, Processes: []gpu.Process{use(1, 10, "")}})
+	h.gpus.Use(gputest.UUID(1), gpu.Usage{UtilPercent: 50, Processes: []gpu.Process{use(2, 20, ""), use(99, 30, "")}})
+	h.gpus.Use(gputest.UUID(2), gpu.Usage{UtilPercent: 5, Processes: []gpu.Process{use(3, 40, part.GPURun.Targets[0].MIG), use(3, 50, "MIG-other")}})
+	stats, err := d.Stats(t.Context(), runtime.StatsRequest{})
+	if err != nil || len(stats) != 3 {
+		t.Fatalf("got %+v, %v", stats, err)
+	}
+	for i, want := range []runtime.GPUStats{
+		{GPU: gputest.UUID(0), MemoryBytes: 10 << 20, MemoryLimitBytes: 24 << 30, UtilPercent: 70, Processes: 1},
+		{GPU: gputest.UUID(1), MemoryBytes: 20 << 20, MemoryLimitBytes: 24 << 30, UtilPercent: -1, Processes: 1},
+		{GPU: gputest.UUID(2), MIG: part.GPURun.Targets[0].MIG, MemoryBytes: 40 << 20, MemoryLimitBytes: 5 << 30, UtilPercent: -1, Processes: 1},
+	} {
+		if len(stats[i].GPUs) != 1 || stats[i].GPUs[0] != want {
+			t.Errorf("%s: got %+v, want %+v", stats[i].Name, stats[i].GPUs, want)
+		}
+	}
+}

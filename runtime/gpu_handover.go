@@ -1,0 +1,133 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/internal/fault"
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
+
+// handOverPoll is the time between two looks at who is still on a GPU.
+const handOverPoll = 500 * time.Millisecond
+
+// awaitHandOver makes sure that nothing of others is left on GPUs, or instances,
+// that an environment is to have alone: GPU_IN_USE.
+func (m *Manager) awaitHandOver(ctx context.Context, env *Environment, run *GPURun) error {
+	if !slices.ContainsFunc(env.GPUs, sole) || m.runs(ctx, env.ID) {
+		return nil
+	}
+	return m.untilFree(ctx, func() error {
+		usage, err := m.cfg.GPUs.Usage(ctx)
+		if err != nil {
+			return fmt.Errorf("look for what is left on the GPUs of environment %s: %w", env.ID, asGPUUnavailable(err))
+		}
+		return m.leftOn(env, run, usage)
+	})
+}
+
+// sole says that a lease is of what nobody else uses.
+func sole(l gpu.Lease) bool { return l.Mode == gpu.Exclusive || l.Mode == gpu.MIGMode }
+
+// untilFree tries again for a while what fails because a GPU is in use: what
+// has ended takes a moment to go.
+func (m *Manager) untilFree(ctx context.Context, try func() error) error {
+	limit := m.cfg.GPU.HandOver
+	if limit == 0 {
+		limit = DefaultHandOver
+	}
+	for deadline := time.Now().Add(limit); ; {
+		err := try()
+		if err == nil || problem.Of(err).Reason != problem.GPUInUse || !time.Now().Add(handOverPoll).Before(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(handOverPoll):
+		}
+	}
+}
+
+// leftOn is what is left on GPUs that an environment is to have alone; nil when
+// they are clean.
+func (m *Manager) leftOn(env *Environment, run *GPURun, usage []gpu.Usage) error {
+	tolerated := m.cfg.GPU.Leftover
+	if tolerated == 0 {
+		tolerated = DefaultLeftover
+	}
+	for i := range usage {
+		u := &usage[i]
+		at := slices.IndexFunc(env.GPUs, func(l gpu.Lease) bool { return l.GPU == u.UUID && sole(l) })
+		if at < 0 {
+			continue
+		}
+		what, mig := "GPU "+u.UUID, run.instance(u.UUID)
+		if mig != "" {
+			what = "MIG instance " + mig
+		}
+		var pids []string
+		for _, p := range u.Processes {
+			if p.MIG == mig {
+				pids = append(pids, fmt.Sprintf("%d (%d MiB)", p.PID, p.MemoryBytes>>20))
+			}
+		}
+		if len(pids) > 0 {
+			return problem.New(problem.GPUInUse, "processes that are not of environment %q use %s, which it is to have alone: %s",
+				env.Name, what, strings.Join(pids, ", ")).WithHint("end them, or use the mode shared")
+		}
+		if mig == "" && u.MemoryUsed > tolerated {
+			return problem.New(problem.GPUInUse, "%d MiB of the memory of GPU %s are in use though no process is there", u.MemoryUsed>>20, u.UUID).
+				WithHint("reset it (nvidia-smi -r -i %s), or raise gpu.leftover in the node's configuration", u.UUID)
+		}
+	}
+	return nil
+}
+
+// removeInstances removes the MIG instances that were made for leases. Nobody
+// uses them: their environments have no process. An instance whose GPU has gone
+// is gone, and one of a GPU that has failed goes with its reset.
+func (m *Manager) removeInstances(ctx context.Context, leases []gpu.Lease) error {
+	made := slices.DeleteFunc(slices.Clone(leases), func(l gpu.Lease) bool { return l.Mode != gpu.MIGMode || l.Static })
+	if len(made) == 0 || m.cfg.GPUs == nil {
+		return nil
+	}
+	books, _, err := m.books(ctx, 0)
+	if err != nil {
+		return err
+	}
+	defer m.gpus.outdate()
+	var errs []error
+	for _, l := range made {
+		device, _ := books.Device(l.GPU)
+		instance, there := device.InstanceOf(l)
+		if !there {
+			continue
+		}
+		err := m.removeInstance(ctx, instance.UUID)
+		if err != nil && (device.Health.Unhealthy || books.Mark(l.GPU).Health.Unhealthy) {
+			m.cfg.Log.WarnContext(ctx, "a MIG instance of a GPU that has failed stays until the GPU is reset", "gpu", l.GPU, "mig", instance.UUID, "error", err)
+			continue
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+func (m *Manager) removeInstance(ctx context.Context, uuid string) error {
+	if err := fault.Before(ctx, "destroy MIG instance"); err != nil {
+		return err
+	}
+	err := m.untilFree(ctx, func() error { return m.cfg.GPUs.DestroyMIG(ctx, uuid) })
+	if err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("remove MIG instance %s: %w", uuid, asGPUUnavailable(err))
+	}
+	return fault.After(ctx, "destroy MIG instance")
+}
