@@ -19,10 +19,14 @@ type Sharing interface {
 // shareOf is the share that a lease gives; nothing for a whole GPU or an
 // instance.
 func shareOf(l *gpu.Lease) gpu.Share {
-	if l.Mode != gpu.Shared && l.Mode != gpu.VGPU {
-		return gpu.Share{}
+	switch l.Mode {
+	case gpu.VGPU:
+		return gpu.Share{Enforcement: l.Enforcement, MemoryBytes: l.MemoryBytes, ComputePercent: l.ComputePercent}
+	case gpu.Shared: // without a quota
+		return gpu.Share{Enforcement: gpu.ByNone}
+	case gpu.Exclusive, gpu.MIGMode:
 	}
-	return gpu.Share{Enforcement: l.Enforcement, MemoryBytes: l.MemoryBytes, ComputePercent: l.ComputePercent}
+	return gpu.Share{}
 }
 
 // keepSharing ends what the last holder of a GPU's share has left behind. One

@@ -57,7 +57,9 @@ type Config struct {
 	// Dir is where the configuration of the hook and the list of libraries are
 	// written: root's, and nobody else may write there.
 	Dir string
-	// MPS runs the daemons that hold containers to shares; nil: there are none.
+	// MPS runs the daemons of GPUs that several share; nil: they take turns. A
+	// GPU that has a daemon is closed to all but its clients, so that all who
+	// share one are clients, whatever holds them to their share.
 	MPS MPS
 	// Library is the path of HAMi-core (libvgpu.so), which the administrator
 	// brings; "": there is none.

@@ -285,6 +285,7 @@ func TestSharesAreHeldByWhatTheLeaseSays(t *testing.T) {
 	}
 	served := &daemons{}
 	whole := inject.New(inject.Config{Driver: &driver{edits: ofNVIDIA()}, CDIHook: program(t, good), MPS: served, Library: library, Dir: t.TempDir()})
+	slicing := inject.New(inject.Config{Driver: &driver{edits: ofNVIDIA()}, CDIHook: program(t, good), Library: library, Dir: t.TempDir()})
 	for _, test := range []struct {
 		by     gpu.Enforcement
 		env    []string
@@ -303,7 +304,11 @@ func TestSharesAreHeldByWhatTheLeaseSays(t *testing.T) {
 		{gpu.ByDriver, nil, nil},
 		{gpu.ByNone, nil, nil},
 	} {
-		edits, err := whole.Edits(t.Context(), share(test.by))
+		injector := slicing
+		if test.by == gpu.ByMPS {
+			injector = whole
+		}
+		edits, err := injector.Edits(t.Context(), share(test.by))
 		if err != nil {
 			t.Errorf("%s: %v", test.by, err)
 			continue
@@ -319,8 +324,17 @@ func TestSharesAreHeldByWhatTheLeaseSays(t *testing.T) {
 			t.Errorf("mounts by %s: %q, want %q", test.by, mounts, test.mounts)
 		}
 	}
-	if !slices.Equal(served.asked, []string{uuidA}) {
-		t.Errorf("daemons of %q, want one", served.asked)
+	// A GPU that has a daemon is closed to all but its clients.
+	unlimited := gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA, Share: gpu.Share{Enforcement: gpu.ByNone}}}}
+	edits, err := whole.Edits(t.Context(), unlimited)
+	if err != nil || !slices.Equal(edits.CDI.Env[len(ofNVIDIA().CDI.Env):], []string{"CUDA_MPS_PIPE_DIRECTORY=/run/remotegpu-mps"}) {
+		t.Errorf("one that shares without a limit: %q, %v", edits.CDI.Env, err)
+	}
+	if edits, err := whole.Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA}}}); err != nil || len(edits.CDI.Env) != len(ofNVIDIA().CDI.Env) {
+		t.Errorf("one that has a GPU alone: %q, %v", edits.CDI.Env, err)
+	}
+	if !slices.Equal(served.asked, []string{uuidA, uuidA}) {
+		t.Errorf("daemons of %q, want one for each that shares", served.asked)
 	}
 	bare := inject.New(inject.Config{Driver: &driver{edits: ofNVIDIA()}, CDIHook: program(t, good)})
 	two := share(gpu.ByMPS)

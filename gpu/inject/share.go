@@ -23,21 +23,26 @@ const (
 	cachePath     = "/tmp/.remotegpu-vgpu.cache"
 )
 
-// shared adds what holds a container to its shares of GPUs: variables for the
-// clients of an MPS daemon, or the library of HAMi-core. What the driver holds
-// itself takes nothing in the container.
+// shared adds what those take who share a GPU with others: variables for the
+// clients of its MPS daemon, where the node runs such, and the library of
+// HAMi-core. What the driver holds itself takes nothing in the container.
 func (d *Driver) shared(ctx context.Context, edits gpu.Edits, targets []gpu.Target) (gpu.Edits, error) {
-	by := func(e gpu.Enforcement) []gpu.Target {
-		return slices.DeleteFunc(slices.Clone(targets), func(t gpu.Target) bool { return t.Share.Enforcement != e })
+	by := func(is func(gpu.Enforcement) bool) []gpu.Target {
+		return slices.DeleteFunc(slices.Clone(targets), func(t gpu.Target) bool { return !is(t.Share.Enforcement) })
 	}
-	if served := by(gpu.ByMPS); len(served) > 0 {
+	sharing := by(func(e gpu.Enforcement) bool { return e != "" && (d.cfg.MPS != nil || e == gpu.ByMPS) })
+	if len(sharing) > 0 {
 		if len(targets) > 1 {
 			return gpu.Edits{}, problem.New(problem.GPUNotEnforceable, "an environment can be a client of one MPS daemon alone, and %d GPUs were asked for", len(targets)).
 				WithHint("ask for one GPU, or for another mode")
 		}
-		return d.byMPS(ctx, edits, served[0])
+		var err error
+		if edits, err = d.byMPS(ctx, edits, sharing[0]); err != nil {
+			return gpu.Edits{}, err
+		}
 	}
-	if agreed := by(gpu.ByCooperation); len(agreed) > 0 {
+	agreed := by(func(e gpu.Enforcement) bool { return e == gpu.ByCooperation })
+	if len(agreed) > 0 {
 		if len(agreed) < len(targets) {
 			return gpu.Edits{}, problem.New(problem.GPUNotEnforceable, "some of the GPUs are held to their share by a library, and it would be loaded for all").
 				WithHint("ask for GPUs of one mode")

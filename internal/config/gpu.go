@@ -21,7 +21,7 @@ type GPU struct {
 	ContainerCLI    string `toml:"container_cli" comment:"nvidia-container-cli, for injection = \"hook\"."`
 
 	MemoryLimits bool   `toml:"memory_limits" comment:"The driver can limit the memory of a cgroup (R615 and newer, cgroup v2): it holds environments to their shares."`
-	MPSControl   string `toml:"mps_control" comment:"nvidia-cuda-mps-control, to hold environments to their shares of one GPU by the Multi-Process Service. Empty: it is not used."`
+	MPSControl   string `toml:"mps_control" comment:"nvidia-cuda-mps-control: all who share a GPU (modes shared and vgpu) are clients of its Multi-Process Service, which holds them to their shares. Empty: they take turns."`
 	HAMiLibrary  string `toml:"hami_library" comment:"libvgpu.so of HAMi-core, to hold environments that let it to their shares. Empty: it is not used."`
 }
 
