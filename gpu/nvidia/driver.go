@@ -3,9 +3,11 @@ package nvidia
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	nvdevice "github.com/NVIDIA/go-nvlib/pkg/nvlib/device"
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
@@ -121,9 +123,40 @@ func (s *session) handle(uuid string) (nvml.Device, error) {
 		return device, nil
 	case nvml.ERROR_NOT_FOUND, nvml.ERROR_INVALID_ARGUMENT:
 		return nil, problem.New(problem.GPUNotFound, "NVIDIA's driver has no GPU %s", uuid).WithHint("see what there is: remotegpu gpu ls")
-	default:
+	default: // also when it is another that does not answer
+		if device := s.search(uuid); device != nil {
+			return device, nil
+		}
 		return nil, failure(ret, "find GPU %s", uuid)
 	}
+}
+
+// search finds a GPU, or an instance of one, among those that answer; nil when
+// it is none of them.
+func (s *session) search(uuid string) nvml.Device {
+	handles, _, err := s.all()
+	if err != nil {
+		return nil
+	}
+	is := func(device nvml.Device) bool {
+		found, ret := device.GetUUID()
+		return ret == nvml.SUCCESS && found == uuid
+	}
+	for _, handle := range handles {
+		if is(handle) {
+			return handle
+		}
+		if !strings.HasPrefix(uuid, "MIG-") {
+			continue
+		}
+		count, ret := handle.GetMaxMigDeviceCount()
+		for index := 0; ret == nvml.SUCCESS && index < count; index++ {
+			if instance, ret := handle.GetMigDeviceHandleByIndex(index); ret == nvml.SUCCESS && is(instance) {
+				return instance
+			}
+		}
+	}
+	return nil
 }
 
 // whole finds a GPU and refuses what is an instance of one.
@@ -139,25 +172,36 @@ func (s *session) whole(uuid string) (nvml.Device, error) {
 }
 
 // all are the handles of the GPUs that answer, and the returns of those that
-// do not, by index.
+// do not, by index: one that is sick hides no other.
 func (s *session) all() (map[int]nvml.Device, map[int]nvml.Return, error) {
 	count, ret := s.lib.DeviceGetCount()
 	if ret != nvml.SUCCESS {
 		return nil, nil, failure(ret, "count GPUs")
 	}
-	devices, lost := make(map[int]nvml.Device, count), map[int]nvml.Return{}
+	devices, silent := make(map[int]nvml.Device, count), map[int]nvml.Return{}
 	for index := range count {
 		device, ret := s.lib.DeviceGetHandleByIndex(index)
-		switch {
-		case ret == nvml.SUCCESS:
+		if ret == nvml.SUCCESS {
 			devices[index] = device
-		case isLost(ret):
-			lost[index] = ret
-		default:
-			return nil, nil, failure(ret, "find GPU %d", index)
+		} else {
+			silent[index] = ret
 		}
 	}
-	return devices, lost, nil
+	return devices, silent, noneAnswers(len(devices), silent)
+}
+
+// noneAnswers is the failure of the driver that it is when no GPU answers; nil
+// when some do, or when those that do not are lost.
+func noneAnswers(answering int, silent map[int]nvml.Return) error {
+	if answering > 0 {
+		return nil
+	}
+	for _, index := range slices.Sorted(maps.Keys(silent)) {
+		if ret := silent[index]; !isLost(ret) {
+			return failure(ret, "find GPU %d", index)
+		}
+	}
+	return nil
 }
 
 func isLost(ret nvml.Return) bool {

@@ -28,6 +28,9 @@ func (s *session) health(handle nvml.Device, c *check) gpu.Health {
 	if c.lost != nvml.SUCCESS {
 		return bad("it does not answer: %v", c.lost)
 	}
+	if c.unknown != "" {
+		return bad("it does not tell %s", c.unknown)
+	}
 	return gpu.Health{}
 }
 
@@ -53,19 +56,19 @@ func (s *session) recoveryAction(handle nvml.Device, c *check) string {
 }
 
 // silent finds the GPUs that the kernel knows and NVML does not give.
-func (s *session) silent(inventory *gpu.Inventory, cards []card, lost map[int]nvml.Return) {
+func (s *session) silent(inventory *gpu.Inventory, cards []card, returns map[int]nvml.Return) {
 	for _, card := range cards {
 		if slices.ContainsFunc(inventory.Devices, func(d gpu.Device) bool { return d.PCI == card.pci }) {
 			continue
 		}
-		if card.driver != "nvidia" {
+		if !card.driven() {
 			inventory.Notes = append(inventory.Notes, fmt.Sprintf("the NVIDIA GPU at %s is not used%s", card.pci, card.boundTo()))
 			continue
 		}
 		device, known := s.cfg.remembered(card.pci)
 		reason := "it does not answer"
-		for _, index := range slices.Sorted(maps.Keys(lost)) {
-			reason = fmt.Sprintf("it does not answer: %v", lost[index])
+		for _, index := range slices.Sorted(maps.Keys(returns)) {
+			reason = fmt.Sprintf("it does not answer: %v", returns[index])
 			break
 		}
 		if !known {
@@ -76,8 +79,8 @@ func (s *session) silent(inventory *gpu.Inventory, cards []card, lost map[int]nv
 		inventory.Devices = append(inventory.Devices, device)
 	}
 	if len(cards) == 0 { // a machine without a PCI bus that we can see, such as a container
-		for _, index := range slices.Sorted(maps.Keys(lost)) {
-			inventory.Notes = append(inventory.Notes, fmt.Sprintf("NVIDIA GPU %d does not answer: %v", index, lost[index]))
+		for _, index := range slices.Sorted(maps.Keys(returns)) {
+			inventory.Notes = append(inventory.Notes, fmt.Sprintf("NVIDIA GPU %d does not answer: %v", index, returns[index]))
 		}
 	}
 }

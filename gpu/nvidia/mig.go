@@ -14,37 +14,38 @@ import (
 
 // mig reads how a GPU is partitioned. A GPU instance without a compute
 // instance, as one that was only half made, is no instance: CreateMIG clears it
-// away when it wants the place.
-func (s *session) mig(handle nvml.Device, device gpu.Device, architecture nvml.DeviceArchitecture, c *check) (gpu.MIG, error) {
+// away when it wants the place. A GPU that does not tell its instances can be
+// given to nobody.
+func (s *session) mig(handle nvml.Device, device gpu.Device, architecture nvml.DeviceArchitecture, c *check) gpu.MIG {
 	if !s.has("nvmlDeviceGetMigMode") {
-		return gpu.MIG{}, nil
+		return gpu.MIG{}
 	}
 	current, pending, ret := handle.GetMigMode()
 	if !c.ok(ret) {
-		return gpu.MIG{}, nil // not capable, or lost
+		return gpu.MIG{} // not capable, or lost
 	}
 	mig := gpu.MIG{
 		Capable: device.Virtualization != vgpuGuest, Enabled: current == nvml.DEVICE_MIG_ENABLE, Pending: current != pending,
 		ResetNeeded: architecture < nvml.DEVICE_ARCH_HOPPER,
 	}
 	profiles, ret := s.profiles(handle, device.MemoryBytes)
-	if !c.ok(ret) && !isLost(ret) {
-		return gpu.MIG{}, failure(ret, "read the MIG profiles of GPU %s", device.UUID)
+	if !c.ok(ret) {
+		c.unknown = fmt.Sprintf("its MIG profiles: %v", ret)
 	}
 	for _, profile := range profiles {
 		mig.Profiles = append(mig.Profiles, profile.MIGProfile)
 	}
 	if !mig.Enabled {
-		return mig, nil
+		return mig
 	}
 	instances, ret := s.instances(handle, profiles)
-	if !c.ok(ret) && !isLost(ret) {
-		return gpu.MIG{}, failure(ret, "list the MIG instances of GPU %s", device.UUID)
+	if !c.ok(ret) {
+		c.unknown = fmt.Sprintf("its MIG instances: %v", ret)
 	}
 	for _, instance := range instances {
 		mig.Instances = append(mig.Instances, instance.MIGInstance)
 	}
-	return mig, nil
+	return mig
 }
 
 // profile is a MIG profile with what NVML wants to be told of it.

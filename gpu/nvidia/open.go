@@ -2,6 +2,7 @@ package nvidia
 
 import (
 	"errors"
+	"slices"
 	"strings"
 
 	nvdevice "github.com/NVIDIA/go-nvlib/pkg/nvlib/device"
@@ -24,11 +25,17 @@ func (changed) Stale() bool { return true }
 func (c changed) Unwrap() error { return c.error }
 
 // open loads NVML and initializes it. Close ends that. errNoLibrary where
-// there is none: only then a host may be said to have no GPU of NVIDIA's.
+// there is none, nor a GPU that the kernel's driver has: only then a host may be
+// said to have no GPU of NVIDIA's.
 func (d *Driver) open() (*session, error) {
 	path := d.cfg.library()
 	if d.lib == nil || d.path != path {
-		if err := load(path); err != nil {
+		err := load(path)
+		if errors.Is(err, errNoLibrary) && slices.ContainsFunc(d.cfg.cards(), card.driven) {
+			return nil, problem.New(problem.GPUUnavailable, "the kernel's NVIDIA driver is loaded but NVML (%s) is not installed", path).
+				WithHint("wait until the driver's installation is done, or install what of it is missing")
+		}
+		if err != nil {
 			return nil, err
 		}
 		d.lib, d.path = nvml.New(nvml.WithLibraryPath(path)), path

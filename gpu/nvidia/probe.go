@@ -31,7 +31,7 @@ func (d *Driver) Probe(ctx context.Context) (gpu.Inventory, error) {
 	if err := s.versions(&inventory); err != nil {
 		return gpu.Inventory{}, err
 	}
-	handles, lost, err := s.all()
+	handles, silent, err := s.all()
 	if err != nil {
 		return gpu.Inventory{}, err
 	}
@@ -40,15 +40,19 @@ func (d *Driver) Probe(ctx context.Context) (gpu.Inventory, error) {
 		if err := ctx.Err(); err != nil {
 			return gpu.Inventory{}, context.Cause(ctx)
 		}
-		device, err := s.device(index, handles[index])
-		if err != nil {
-			return gpu.Inventory{}, err
+		device, ret := s.device(index, handles[index])
+		if ret != nvml.SUCCESS {
+			silent[index] = ret
+			continue
 		}
 		inventory.Devices = append(inventory.Devices, device)
 		byPCI[device.PCI] = handles[index]
 	}
+	if err := noneAnswers(len(inventory.Devices), silent); err != nil {
+		return gpu.Inventory{}, err
+	}
 	s.peers(inventory.Devices, byPCI)
-	s.silent(&inventory, cards, lost)
+	s.silent(&inventory, cards, silent)
 	slices.SortFunc(inventory.Devices, func(a, b gpu.Device) int { return strings.Compare(a.PCI, b.PCI) })
 	if len(inventory.Devices) == 0 && len(inventory.Notes) == 0 {
 		inventory.Notes = []string{"NVIDIA's driver is loaded but has no GPU"}
@@ -82,20 +86,20 @@ func (s *session) versions(inventory *gpu.Inventory) error {
 	return nil
 }
 
-// device reads all about a GPU. What it is must be known; what it does not
+// device reads all about a GPU. Which one it is must be known; what it does not
 // tell is left out.
-func (s *session) device(index int, handle nvml.Device) (gpu.Device, error) {
+func (s *session) device(index int, handle nvml.Device) (gpu.Device, nvml.Return) {
 	device := gpu.Device{Vendor: gpu.NVIDIA, Index: index, Minor: -1}
 	var ret nvml.Return
 	if device.UUID, ret = handle.GetUUID(); ret != nvml.SUCCESS {
-		return gpu.Device{}, failure(ret, "read the UUID of GPU %d", index)
+		return gpu.Device{}, ret
 	}
 	wrapped, err := s.devices.NewDevice(handle)
 	if err != nil {
-		return gpu.Device{}, failure(nvml.ERROR_UNKNOWN, "look at GPU %d: %v", index, err)
+		return gpu.Device{}, returned(err)
 	}
 	if device.PCI, err = wrapped.GetPCIBusID(); err != nil {
-		return gpu.Device{}, failure(nvml.ERROR_UNKNOWN, "read the PCI address of GPU %s: %v", device.UUID, err)
+		return gpu.Device{}, returned(err)
 	}
 	c := check{}
 	if name, ret := handle.GetName(); c.ok(ret) {
@@ -122,15 +126,26 @@ func (s *session) device(index int, handle nvml.Device) (gpu.Device, error) {
 	}
 	device.NUMANode = s.cfg.numaNode(device.PCI)
 	device.CardNode, device.RenderNode = s.cfg.drmNodes(device.PCI)
-	if device.MIG, err = s.mig(handle, device, architecture, &c); err != nil {
-		return gpu.Device{}, err
-	}
+	device.MIG = s.mig(handle, device, architecture, &c)
 	device.Health = s.health(handle, &c)
-	return device, nil
+	return device, nvml.SUCCESS
 }
 
-// check remembers whether one of the calls found the GPU lost.
-type check struct{ lost nvml.Return }
+// returned is what NVML returned as far as go-nvlib's errors say.
+func returned(err error) nvml.Return {
+	var ret nvml.Return
+	if errors.As(err, &ret) {
+		return ret
+	}
+	return nvml.ERROR_UNKNOWN
+}
+
+// check remembers whether one of the calls found the GPU lost, and what else of
+// it has to be known and is not.
+type check struct {
+	lost    nvml.Return
+	unknown string
+}
 
 func (c *check) ok(ret nvml.Return) bool {
 	if isLost(ret) {

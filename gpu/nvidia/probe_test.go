@@ -134,6 +134,70 @@ func TestLostGPU(t *testing.T) {
 	}
 }
 
+// Whatever else is wrong with one GPU, the others are told, measured, found and
+// partitioned.
+func TestSickGPUHidesNoOther(t *testing.T) {
+	t.Parallel()
+	root, library := t.TempDir(), fakenvml.Build(t, t.TempDir(), fakenvml.Version)
+	client := library.Client(t, root)
+	for index := range 2 {
+		card(t, root, fakenvml.PCI(index), "nvidia")
+		write(t, filepath.Join(root, "proc/driver/nvidia/gpus", fakenvml.PCI(index), "information"), "GPU UUID: \t "+fakenvml.UUID(index)+"\n")
+	}
+	sick, well := fakenvml.UUID(0), fakenvml.UUID(1)
+	library.MIGMode(t, 0, true)
+	library.MIGMode(t, 1, true)
+	for _, rule := range []string{
+		"fail nvmlDeviceGetHandleByIndex_v2 18 0", "fail nvmlDeviceGetHandleByIndex_v2 8 0", "fail nvmlDeviceGetUUID 15 0",
+		"fail nvmlDeviceGetPciInfo_v3 999 0", "fail nvmlDeviceGetGpuInstanceProfileInfo 999 0", "fail nvmlDeviceGetMaxMigDeviceCount 999 0",
+	} {
+		// A search by UUID fails for one that does not answer.
+		library.Set(t, fakenvml.Host{
+			GPUs:  []fakenvml.GPU{{Model: gpus.A100_SXM4_40GB}, {Model: gpus.A100_SXM4_40GB}},
+			Rules: []string{rule, "fail nvmlDeviceGetHandleByUUID 18"},
+		})
+		devices := probe(t, client).Devices
+		if len(devices) != 2 || devices[0].UUID != sick || !devices[0].Health.Unhealthy || devices[1].Health.Unhealthy {
+			t.Errorf("%s: %+v", rule, devices)
+		}
+		usage, err := client.Usage(t.Context())
+		if err != nil || len(usage) == 0 || usage[len(usage)-1].UUID != well {
+			t.Errorf("%s: usage %+v, %v", rule, usage, err)
+		}
+		made, err := client.CreateMIG(t.Context(), well, "1g.5gb", gpu.Span{Start: 0, Size: 1})
+		if err != nil {
+			t.Errorf("%s: %v", rule, err)
+			continue
+		}
+		if err := client.DestroyMIG(t.Context(), made.UUID); err != nil {
+			t.Errorf("%s: %v", rule, err)
+		}
+	}
+	// When none answers it is the driver that fails, and no GPU.
+	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain()}, {Model: plain()}}, Rules: []string{"fail nvmlDeviceGetUUID 999"}})
+	_, err := client.Probe(t.Context())
+	wantReason(t, err, problem.GPUUnavailable)
+	_, err = client.Usage(t.Context())
+	wantReason(t, err, problem.GPUUnavailable)
+}
+
+// A library that is missing for a moment, as while a package is upgraded, does
+// not make a host one without GPUs.
+func TestNoLibraryForAGPUThatTheKernelHas(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	client := (&fakenvml.Library{Path: filepath.Join(root, "libnvidia-ml.so.1")}).Client(t, root)
+	card(t, root, fakenvml.PCI(1), "nouveau")
+	if inventory := probe(t, client); len(inventory.Devices) != 0 || len(inventory.Notes) != 1 {
+		t.Errorf("inventory %+v", inventory)
+	}
+	card(t, root, fakenvml.PCI(0), "nvidia")
+	_, err := client.Probe(t.Context())
+	wantReason(t, err, problem.GPUUnavailable)
+	_, err = client.Usage(t.Context())
+	wantReason(t, err, problem.GPUUnavailable)
+}
+
 func TestHealthThatTheGPUTells(t *testing.T) {
 	t.Parallel()
 	library := fakenvml.Build(t, t.TempDir(), fakenvml.Version)

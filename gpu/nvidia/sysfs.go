@@ -15,6 +15,9 @@ type card struct {
 	driver string // that it is bound to, ""
 }
 
+// driven says whether NVIDIA's kernel driver has the GPU.
+func (c card) driven() bool { return c.driver == kernelDriver }
+
 func (c card) boundTo() string {
 	if c.driver == "" {
 		return " (no driver is bound to it)"
@@ -25,6 +28,7 @@ func (c card) boundTo() string {
 const (
 	pciVendorNVIDIA = "0x10de"
 	pciClassDisplay = "0x03" // VGA and 3D controllers
+	kernelDriver    = "nvidia"
 )
 
 // cards are the GPUs of NVIDIA's that are in the machine. A host without PCI

@@ -24,7 +24,7 @@ func (d *Driver) Usage(ctx context.Context) ([]gpu.Usage, error) {
 		return nil, err
 	}
 	defer s.close()
-	handles, _, err := s.all()
+	handles, silent, err := s.all()
 	if err != nil {
 		return nil, err
 	}
@@ -35,11 +35,11 @@ func (d *Driver) Usage(ctx context.Context) ([]gpu.Usage, error) {
 		}
 		if usage, ret := s.usage(handles[index]); ret == nvml.SUCCESS {
 			usages = append(usages, usage)
-		} else if !isLost(ret) {
-			return nil, failure(ret, "measure GPU %d", index)
+		} else {
+			silent[index] = ret
 		}
 	}
-	return usages, nil
+	return usages, noneAnswers(len(usages), silent)
 }
 
 func (s *session) usage(handle nvml.Device) (gpu.Usage, nvml.Return) {

@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	// waitSlice is how long NVML waits at a time: it knows no context.
-	waitSlice = time.Second
+	// waitSlice is how long NVML waits at a time: it knows no context, and what
+	// ends a watch at once ends its process.
+	waitSlice = 5 * time.Second
 	// lookEvery is how often it is looked for GPUs that have gone without an
 	// event, or that are back.
 	lookEvery = 10 * time.Second
@@ -34,27 +35,29 @@ func (d *Driver) Watch(ctx context.Context, report func(gpu.Event)) error {
 		return err
 	}
 	defer func() { _ = w.set.Free() }() // the process ends
-	looked := time.Now()
+	looked, renewed := time.Now(), false
 	for ctx.Err() == nil {
 		event, ret := w.set.Wait(uint32(waitSlice.Milliseconds()))
 		switch ret {
 		case nvml.SUCCESS:
 			w.handle(event)
+			renewed = false
 		case nvml.ERROR_TIMEOUT:
+			renewed = false
 		case nvml.ERROR_GPU_IS_LOST:
-			// Which one is not said. The set gives no events any more.
-			if lost, _ := w.look(); !lost {
-				w.report(gpu.Event{Fatal: true, Detail: "a GPU is lost, and none can be watched", At: time.Now()})
-				return failure(ret, "wait for events")
-			}
-			if err := w.register(); err != nil {
+			if err := w.someLost(renewed); err != nil {
 				return err
 			}
+			renewed = true
 		default:
 			return failure(ret, "wait for events")
 		}
 		if time.Since(looked) >= lookEvery {
-			if _, others := w.look(); others {
+			changed, err := w.look()
+			if err != nil {
+				return err
+			}
+			if changed {
 				if err := w.register(); err != nil {
 					return err
 				}
@@ -63,6 +66,22 @@ func (d *Driver) Watch(ctx context.Context, report func(gpu.Event)) error {
 		}
 	}
 	return context.Cause(ctx)
+}
+
+// someLost is about a set that gives no events any more since a GPU of it is
+// lost. Which one is not said; another set has those that answer. renewed says
+// that this set has just been made.
+func (w *watcher) someLost(renewed bool) error {
+	changed, err := w.look()
+	switch {
+	case err != nil:
+		return err // which are lost is not known
+	case !renewed || changed:
+		return w.register()
+	case len(w.lost) == 0:
+		w.report(gpu.Event{Fatal: true, Detail: "a GPU is lost, and none can be watched", At: time.Now()})
+	}
+	return failure(nvml.ERROR_GPU_IS_LOST, "wait for events")
 }
 
 type watcher struct {
@@ -88,6 +107,7 @@ func (w *watcher) register() error {
 		return err
 	}
 	w.handles = make(map[string]nvml.Device, len(handles))
+	events, failed := 0, error(nil)
 	for _, index := range slices.Sorted(maps.Keys(handles)) {
 		handle := handles[index]
 		uuid, ret := handle.GetUUID()
@@ -102,23 +122,29 @@ func (w *watcher) register() error {
 		}
 		switch {
 		case ret == nvml.SUCCESS && wanted != 0:
+			events++
 		case ret == nvml.SUCCESS, ret == nvml.ERROR_NOT_SUPPORTED:
 			w.report(gpu.Event{UUID: uuid, Detail: "its errors cannot be watched: the driver tells none", At: time.Now()})
 		case isLost(ret):
+			delete(w.handles, uuid)
 			w.tellLost(uuid, ret)
 		default:
-			return failure(ret, "watch GPU %s", uuid)
+			failed = failure(ret, "watch GPU %s", uuid)
+			w.report(gpu.Event{UUID: uuid, Detail: "its errors cannot be watched: " + ret.Error(), At: time.Now()})
 		}
+	}
+	if events == 0 {
+		return failed
 	}
 	return nil
 }
 
 // look finds GPUs that do not answer any more, which it tells, and whether
-// there are others than those that are watched.
-func (w *watcher) look() (lost, others bool) {
+// others are to be watched than are.
+func (w *watcher) look() (changed bool, err error) {
 	handles, _, err := w.all()
 	if err != nil {
-		return false, false // the next look
+		return false, err
 	}
 	answer := make(map[string]bool, len(handles))
 	for _, handle := range handles {
@@ -128,16 +154,18 @@ func (w *watcher) look() (lost, others bool) {
 		if uuid, ret := handle.GetUUID(); ret == nvml.SUCCESS {
 			answer[uuid] = true
 			delete(w.lost, uuid) // it was reset; whether it may be used again is decided elsewhere
-			others = others || w.handles[uuid] == nil
+			changed = changed || w.handles[uuid] == nil
 		}
 	}
 	for uuid := range w.handles {
-		if !answer[uuid] && !w.lost[uuid] {
-			w.tellLost(uuid, nvml.ERROR_GPU_IS_LOST)
-			lost = true
+		if !answer[uuid] {
+			changed = true
+			if !w.lost[uuid] {
+				w.tellLost(uuid, nvml.ERROR_GPU_IS_LOST)
+			}
 		}
 	}
-	return lost, others
+	return changed, nil
 }
 
 func (w *watcher) tellLost(uuid string, ret nvml.Return) {

@@ -116,6 +116,39 @@ func TestWatch(t *testing.T) {
 	}
 }
 
+// A GPU that is lost takes no other with it, by whichever way it is noticed.
+func TestLostGPUIsNotAllGPUs(t *testing.T) {
+	t.Parallel()
+	library := fakenvml.Build(t, t.TempDir(), fakenvml.Version)
+	// The set does not tell of a GPU that answers no other call: the look does.
+	host := fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain()}, {Model: plain()}}}
+	library.Set(t, host)
+	client, events, ended := library.Client(t, t.TempDir()), make(chan gpu.Event, 64), make(chan error, 1)
+	go func() { ended <- client.Watch(t.Context(), func(event gpu.Event) { events <- event }) }()
+	watched(t, library, 2)
+	host.Rules = []string{"fail nvmlDeviceGetMemoryInfo 15 0"}
+	library.Set(t, host)
+	if got := next(t, events); got.UUID != fakenvml.UUID(0) || !got.Fatal {
+		t.Errorf("event %+v", got)
+	}
+	watched(t, library, 3) // without it
+	host.GPUs[0].Lost = true
+	library.Set(t, host)
+	library.XID(t, 1, 31)
+	if got := next(t, events); got.UUID != fakenvml.UUID(1) || got.XID != 31 {
+		t.Errorf("event %+v", got)
+	}
+	// What cannot be looked at is not concluded from.
+	host.GPUs[1].Lost, host.Rules = true, []string{"fail nvmlDeviceGetCount_v2 999"}
+	library.Set(t, host)
+	if err := <-ended; !errdefs.IsUnavailable(err) {
+		t.Errorf("the watch ended: %v", err)
+	}
+	if len(events) > 0 {
+		t.Errorf("event %+v", <-events)
+	}
+}
+
 func TestWatchThatBreaksIsAnError(t *testing.T) {
 	t.Parallel()
 	library := fakenvml.Build(t, t.TempDir(), fakenvml.Version)

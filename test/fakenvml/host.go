@@ -20,8 +20,9 @@ type Host struct {
 	Driver string // version; "": Version
 	CUDA   int    // as NVML counts, 12080 for 12.8; 0: 13020
 	GPUs   []GPU
-	// Rules are what functions do: "fail nvmlX 999", "crash nvmlX", "print
-	// nvmlX"; "hang nvmlX" until the rule is gone, which is in the log.
+	// Rules are what functions do: "fail nvmlX 999", "fail nvmlX 999 1" for the
+	// GPU 1 alone, "crash nvmlX", "print nvmlX"; "hang nvmlX" until the rule is
+	// gone, which is in the log.
 	Rules []string
 }
 

@@ -23,6 +23,8 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *dev
 		return NVML_ERROR_INVALID_ARGUMENT;
 	if (w.gpu[index].lost)
 		return NVML_ERROR_GPU_IS_LOST;
+	if (failing(__func__, index) != NVML_SUCCESS)
+		return failing(__func__, index);
 	device->handle = HANDLE(IS_GPU, index, 0, 0);
 	return NVML_SUCCESS;
 }

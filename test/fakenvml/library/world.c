@@ -78,8 +78,8 @@ static void read_line(const char *key, const char *line)
 	else if (!strcmp(key, "cuda"))
 		sscanf(line, "%d", &w.cuda);
 	else if (!strcmp(key, "rule") && w.rules < MAX_RULES) {
-		struct rule r = {0};
-		if (sscanf(line, "%15s %63s %d", r.verb, r.function, &r.code) >= 2)
+		struct rule r = {.gpu = -1};
+		if (sscanf(line, "%15s %63s %d %d", r.verb, r.function, &r.code, &r.gpu) >= 2)
 			w.rule[w.rules++] = r;
 	} else if (!strcmp(key, "gpu") && w.gpus < MAX_GPUS) {
 		struct gpu g = {0};
@@ -162,13 +162,22 @@ void note(const char *format, ...)
 	fclose(file);
 }
 
-// ruled finds what a rule makes a function do.
-static struct rule *ruled(const char *verb, const char *function)
+// ruled_for finds what a rule makes a function do for a GPU.
+static struct rule *ruled_for(const char *verb, const char *function, int gpu)
 {
 	for (int i = 0; i < w.rules; i++)
-		if (!strcmp(w.rule[i].function, function) && !strcmp(w.rule[i].verb, verb))
+		if (w.rule[i].gpu == gpu && !strcmp(w.rule[i].function, function) && !strcmp(w.rule[i].verb, verb))
 			return &w.rule[i];
 	return NULL;
+}
+
+// ruled finds what a rule makes a function do whatever the GPU.
+static struct rule *ruled(const char *verb, const char *function) { return ruled_for(verb, function, -1); }
+
+nvmlReturn_t failing(const char *function, int gpu)
+{
+	struct rule *rule = ruled_for("fail", function, gpu);
+	return rule ? rule->code : NVML_SUCCESS;
 }
 
 nvmlReturn_t enter(const char *function)

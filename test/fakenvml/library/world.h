@@ -50,7 +50,7 @@ struct gpu {
 struct gi { int gpu; unsigned int id, profile; struct place at; };
 struct ci { int gpu; unsigned int gi, id, profile, slices; char uuid[96]; };
 struct process { int gpu; char kind; unsigned int pid, gi, ci; unsigned long long mb; };
-struct rule { char verb[16], function[64]; int code; };
+struct rule { char verb[16], function[64]; int code, gpu; }; // gpu -1: all
 
 struct world {
 	char driver[64];
@@ -84,6 +84,9 @@ void note(const char *format, ...);
 // rules of the configuration say.
 nvmlReturn_t enter(const char *function);
 
+// failing is what a rule has a function return for one GPU.
+nvmlReturn_t failing(const char *function, int gpu);
+
 #define ENTER()                                   \
 	do {                                          \
 		nvmlReturn_t entered = enter(__func__);   \
@@ -105,6 +108,9 @@ enum { IS_GPU = 1, IS_MIG = 2, IS_GI = 3, IS_CI = 4 };
 	if ((KIND(device) != IS_GPU && KIND(device) != IS_MIG) || GPU(device) >= w.gpus) \
 		return NVML_ERROR_INVALID_ARGUMENT;                               \
 	struct gpu *g = &w.gpu[GPU(device)];                                  \
+	nvmlReturn_t entered_for = failing(__func__, GPU(device));            \
+	if (entered_for != NVML_SUCCESS)                                      \
+		return entered_for;                                               \
 	if (g->lost)                                                          \
 	return NVML_ERROR_GPU_IS_LOST
 
