@@ -85,7 +85,7 @@ func (m *Manager) leftOn(env *Environment, run *GPURun, usage []gpu.Usage) error
 		}
 		if mig == "" && u.MemoryUsed > tolerated {
 			return problem.New(problem.GPUInUse, "%d MiB of the memory of GPU %s are in use though no process is there", u.MemoryUsed>>20, u.UUID).
-				WithHint("reset it (nvidia-smi -r -i %s), or raise gpu.leftover in the node's configuration", u.UUID)
+				WithHint("stop remotegpud, which watches it, and reset it (nvidia-smi -r -i %s), or raise gpu.leftover in the node's configuration", u.UUID)
 		}
 	}
 	return nil

@@ -16,6 +16,10 @@ import (
 // Subcommand is the argument that makes the daemon's program the helper.
 const Subcommand = "gpu-helper"
 
+// DefaultIdle is longer than the pause between two passes of the reconciler,
+// each of which asks: else each would start a process.
+const DefaultIdle = 5 * time.Minute
+
 // Config is how the helper is run.
 type Config struct {
 	Program  string        // "": the program that runs
@@ -23,7 +27,7 @@ type Config struct {
 	Settings any           // what Serve's open gets, as JSON
 	Timeout  time.Duration // the longest that a call takes. 0: a minute
 	Grace    time.Duration // what a call gets to end after its context. 0: 5 s
-	Idle     time.Duration // after which a helper that is asked nothing is ended. 0: a minute
+	Idle     time.Duration // after which a helper that is asked nothing is ended. 0: DefaultIdle
 	Log      *slog.Logger
 }
 
@@ -42,6 +46,7 @@ type Client struct {
 
 	closed   atomic.Bool
 	current  atomic.Pointer[process] // process, for Close
+	stuck    stuck
 	watching watching
 }
 
@@ -58,7 +63,7 @@ func New(cfg Config) *Client {
 	for _, field := range []struct {
 		value *time.Duration
 		least time.Duration
-	}{{&cfg.Timeout, time.Minute}, {&cfg.Grace, 5 * time.Second}, {&cfg.Idle, time.Minute}} {
+	}{{&cfg.Timeout, time.Minute}, {&cfg.Grace, 5 * time.Second}, {&cfg.Idle, DefaultIdle}} {
 		if *field.value == 0 {
 			*field.value = field.least
 		}
@@ -67,6 +72,7 @@ func New(cfg Config) *Client {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Client{cfg: cfg, turn: make(chan struct{}, 1)}
+	c.watching.stuck = &c.stuck
 	c.turn <- struct{}{}
 	return c
 }
@@ -109,7 +115,7 @@ func (c *Client) rest() {
 // end ends the process that there may be.
 func (c *Client) end() {
 	if c.process != nil {
-		c.process.kill()
+		c.stuck.kill(c.process)
 		c.process = nil
 		c.current.Store(nil)
 	}
@@ -179,6 +185,9 @@ func (c *Client) ready(ctx context.Context) error {
 		c.cfg.Log.WarnContext(ctx, "the GPU helper ended between two calls", "error", c.process.failure())
 		c.end()
 	}
+	if err := c.stuck.check(); err != nil {
+		return err
+	}
 	if c.deaths > 1 {
 		pause := min(100*time.Millisecond<<min(c.deaths-2, 6), 5*time.Second)
 		timer := time.NewTimer(time.Until(c.died.Add(pause)))
@@ -243,7 +252,7 @@ func (c *Client) ask(ctx context.Context, q question) (answer, error) {
 	}
 }
 
-const hintHung = "a GPU may hang: see the host's kernel log (NVRM, Xid); reset it, or reboot the host"
+const hintHung = "a GPU may hang: see the host's kernel log (NVRM, Xid); stop remotegpud and reset it, or reboot the host"
 
 // lost is the end of the process in the middle of a call.
 func (c *Client) lost(ctx context.Context, q question) error {

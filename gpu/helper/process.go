@@ -20,6 +20,9 @@ import (
 // choose what libraries it loads.
 var environment = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 
+// killWait is how long a process that was killed may take to end.
+const killWait = 2 * time.Second
+
 // process is a helper that runs.
 type process struct {
 	in      *os.File
@@ -136,9 +139,9 @@ func (p *process) running() bool {
 	}
 }
 
-// kill ends the process with all that it started, and waits for it. One that
-// hangs in the kernel is left behind after a moment; it ends when it can.
-func (p *process) kill() {
+// kill ends the process with all that it started, and waits for it. It says no
+// of one that hangs in the kernel after a moment; that one ends when it can.
+func (p *process) kill() (ended bool) {
 	p.quit.Do(func() {
 		close(p.left)
 		if p.running() {
@@ -149,7 +152,9 @@ func (p *process) kill() {
 	})
 	select {
 	case <-p.ended:
-	case <-time.After(2 * time.Second):
+		return true
+	case <-time.After(killWait):
+		return false
 	}
 }
 
@@ -157,7 +162,7 @@ func (p *process) kill() {
 func (p *process) failure() error {
 	select {
 	case <-p.ended:
-	case <-time.After(2 * time.Second):
+	case <-time.After(killWait):
 		return errors.New("the GPU helper does not end")
 	}
 	state := "exit status 0"

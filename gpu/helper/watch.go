@@ -3,6 +3,8 @@ package helper
 import (
 	"context"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/remotegpu/remotegpu/gpu"
@@ -30,7 +32,7 @@ func (c *Client) Watch(ctx context.Context, report func(gpu.Event)) error {
 // follow reports what a process says until it ends, or the context.
 func follow(ctx context.Context, process *process, report func(gpu.Event)) error {
 	if err := process.ask(question{ID: 1, Method: methodWatch}); err != nil {
-		process.kill()
+		process.kill() // so that it says why
 		return brokenWatch(process.failure())
 	}
 	for {
@@ -55,8 +57,10 @@ func brokenWatch(cause error) error {
 		WithHint("see the daemon's log and the host's kernel log (NVRM)")
 }
 
-// watching are the processes that watch.
+// watching are the processes that watch. Nothing is started or ended while mu is
+// held: both may take seconds.
 type watching struct {
+	stuck     *stuck
 	mu        sync.Mutex
 	closed    bool
 	pauses    int
@@ -64,40 +68,64 @@ type watching struct {
 	processes map[*process]bool // true: it was ended by a pause
 }
 
-// start waits while something pauses watches, and runs a process.
+// start waits while something pauses watches, and runs a process. Until it is
+// asked it has no GPU open.
 func (w *watching) start(ctx context.Context, cfg Config) (*process, error) {
 	for {
+		if err := w.wait(ctx); err != nil {
+			return nil, err
+		}
+		if err := w.stuck.check(); err != nil {
+			return nil, err
+		}
+		started, err := start(ctx, cfg)
+		if err != nil {
+			return nil, brokenWatch(err)
+		}
+		if w.add(started) {
+			return started, nil
+		}
+		w.stuck.kill(started)
+	}
+}
+
+// wait returns when nothing pauses watches.
+func (w *watching) wait(ctx context.Context) error {
+	for {
 		w.mu.Lock()
-		if w.closed {
-			w.mu.Unlock()
-			return nil, problem.New(problem.NodeStopping, "the daemon stops")
-		}
-		if w.pauses == 0 {
-			break
-		}
-		resumed := w.resumed
+		closed, paused, resumed := w.closed, w.pauses > 0, w.resumed
 		w.mu.Unlock()
+		if closed {
+			return problem.New(problem.NodeStopping, "the daemon stops")
+		}
+		if !paused {
+			return nil
+		}
 		select {
 		case <-resumed:
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
 	}
+}
+
+// add says whether the process may watch: nothing pauses watches.
+func (w *watching) add(started *process) bool {
+	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.closed || w.pauses > 0 {
+		return false
+	}
 	if w.processes == nil {
 		w.processes = map[*process]bool{}
 	}
-	started, err := start(ctx, cfg)
-	if err != nil {
-		return nil, brokenWatch(err)
-	}
 	w.processes[started] = false
-	return started, nil
+	return true
 }
 
 // stop ends a process and says whether a pause had.
 func (w *watching) stop(process *process) (paused bool) {
-	process.kill()
+	w.stuck.kill(process)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	paused = w.processes[process]
@@ -108,14 +136,17 @@ func (w *watching) stop(process *process) (paused bool) {
 // pause ends all watches until resume is called; then they go on.
 func (w *watching) pause() (resume func()) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	if w.pauses == 0 {
 		w.resumed = make(chan struct{})
 	}
 	w.pauses++
-	for process := range w.processes {
+	running := slices.Collect(maps.Keys(w.processes))
+	for _, process := range running {
 		w.processes[process] = true
-		process.kill()
+	}
+	w.mu.Unlock()
+	for _, process := range running {
+		w.stuck.kill(process)
 	}
 	return func() {
 		w.mu.Lock()
@@ -129,9 +160,10 @@ func (w *watching) pause() (resume func()) {
 // close ends all watches for good.
 func (w *watching) close() {
 	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.closed = true
-	for process := range w.processes {
-		process.kill()
+	running := slices.Collect(maps.Keys(w.processes))
+	w.mu.Unlock()
+	for _, process := range running {
+		w.stuck.kill(process)
 	}
 }

@@ -133,8 +133,7 @@ func (s *session) device(index int, handle nvml.Device) (gpu.Device, nvml.Return
 
 // returned is what NVML returned as far as go-nvlib's errors say.
 func returned(err error) nvml.Return {
-	var ret nvml.Return
-	if errors.As(err, &ret) {
+	if ret, is := errors.AsType[nvml.Return](err); is {
 		return ret
 	}
 	return nvml.ERROR_UNKNOWN

@@ -317,7 +317,8 @@ func (a *app) migMode() *cobra.Command {
 			}
 			what := "MIG is " + onOff(response.GetGpu().GetMigEnabled())
 			if response.GetResetNeeded() {
-				what += "; it changes with a reset: nvidia-smi -r -i " + response.GetGpu().GetUuid()
+				what += "; it changes with a reset: stop remotegpud, which watches it (environments run on), nvidia-smi -r -i " +
+					response.GetGpu().GetUuid() + ", and start it again"
 			}
 			return a.didGPU(response.GetGpu(), what)
 		},

@@ -77,7 +77,7 @@ func TestGPUs(t *testing.T) {
 		{"gpu mig create 0 1g.5gb", &remotegpuv1.CreateMIGInstanceRequest{Gpu: "0", Profile: "1g.5gb"}, []string{"MIG-1"}},
 		{"gpu mig create 0 1g.5gb --start 0", &remotegpuv1.CreateMIGInstanceRequest{Gpu: "0", Profile: "1g.5gb", Start: proto.Int32(0)}, []string{"MIG-1"}},
 		{"gpu mig delete MIG-1", &remotegpuv1.DeleteMIGInstanceRequest{Instance: "MIG-1"}, []string{"MIG-1: removed"}},
-		{"gpu mig mode 0 on", &remotegpuv1.SetMIGModeRequest{Gpu: "0", Enabled: true}, []string{"MIG is on", "nvidia-smi -r -i GPU-2"}},
+		{"gpu mig mode 0 on", &remotegpuv1.SetMIGModeRequest{Gpu: "0", Enabled: true}, []string{"MIG is on", "stop remotegpud", "nvidia-smi -r -i GPU-2,"}},
 		{"gpu mig mode 0 off", &remotegpuv1.SetMIGModeRequest{Gpu: "0"}, nil},
 	} {
 		code, out, errs := f.run(t, strings.Fields(test.args)...)

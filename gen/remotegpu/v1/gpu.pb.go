@@ -1910,7 +1910,8 @@ type SetMIGModeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The GPU as it is now.
 	Gpu *GPU `protobuf:"bytes,1,opt,name=gpu,proto3" json:"gpu,omitempty"`
-	// The GPU has to be reset before the mode is another: nvidia-smi -r -i UUID.
+	// The GPU has to be reset before the mode is another: nvidia-smi -r -i UUID,
+	// while nothing has it open, the daemon included.
 	ResetNeeded   bool `protobuf:"varint,2,opt,name=reset_needed,json=resetNeeded,proto3" json:"reset_needed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
