@@ -11,9 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/gpus"
 	_ "github.com/mattn/go-sqlite3" // the database is looked into beside the daemon
 
 	"github.com/remotegpu/remotegpu/internal/testutil"
+	"github.com/remotegpu/remotegpu/test/fakenvml"
 )
 
 // faultScenario is one kind of operation as the table of faults has it done.
@@ -42,6 +44,7 @@ const (
 // knows and that is not here fails the test.
 func faultScenarios(f *faultNode, registry *testutil.ImageRegistry, pulled string) []faultScenario {
 	create := `{"request_id":%s,"wait":"60s","name":"one","spec":{"image":"` + f.Image + `","command":["banner",":8080","one"],` +
+		`"gpu":{"mode":"GPU_MODE_MIG","profile":"1g.5gb"},` +
 		`"ports":[{"service_type":"SERVICE_TYPE_CUSTOM","internal_port":8080}],` +
 		`"mounts":[{"type":"MOUNT_TYPE_VOLUME","source":"data","target":"/data"},{"type":"MOUNT_TYPE_BIND","source":"` + f.Shared + `","target":"/shared"}]}}`
 	on := func(more string) string { return `{"request_id":%s,"wait":"60s","environment":"one"` + more + `}` }
@@ -159,7 +162,10 @@ func TestFaultTable(t *testing.T) {
 	}
 	for _, kind := range kinds {
 		t.Run(string(kind), func(t *testing.T) {
-			f := startTestDaemon(t, kind, "")
+			library := fakenvml.Build(t, t.TempDir(), fakenvml.Version)
+			library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: gpus.A100_SXM4_40GB}}})
+			library.MIGMode(t, 0, true)
+			f := startTestDaemon(t, kind, fmt.Sprintf("[gpu]\nlibrary = %q\ninjection = \"none\"\nhand_over = 1\n", library.Path))
 			registry := testutil.Registry(t)
 			gate := startRegistry(t, f.Node, registry)
 			pulled := gate.host + "/team/tool:1"
@@ -333,12 +339,16 @@ func (f *faultNode) settled(t *testing.T, s faultScenario, done bool) {
 		}
 	}
 	f.NothingLeft(t)
+	if list := f.gpus(t); len(list.GPUs) > 0 && len(list.GPUs[0].Instances) > 0 {
+		t.Errorf("MIG instances are left: %+v", list)
+	}
 }
 
 // heldByNobody counts what must be 0 when there is no environment.
 var heldByNobody = map[string]string{
 	"addresses":     "SELECT count(*) FROM environments WHERE slot IS NOT NULL OR held != 0",
 	"environments":  "SELECT count(*) FROM environments WHERE state != 'deleted'",
+	"GPUs":          "SELECT count(*) FROM gpu_leases WHERE released_at = 0",
 	"port mappings": "SELECT count(*) FROM port_mappings WHERE status != 'released'",
 }
 
