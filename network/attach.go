@@ -78,12 +78,12 @@ func (n *Networks) attach(ctx context.Context, envID string, slot int) (err erro
 	if err := fault.Point(ctx, "network namespace made"); err != nil {
 		return err
 	}
-	bridge, err := n.ensureBridge(host, names, netip.PrefixFrom(n.gateway(slot), slotBits), mtu, six)
+	bridge, existed, err := n.ensureBridge(host, names, netip.PrefixFrom(n.gateway(slot), slotBits), mtu, six)
 	if err != nil {
 		return err
 	}
 	if six {
-		if err := n.ensureSix(host, bridge, slot); err != nil {
+		if err := n.ensureSix(host, bridge, slot, existed); err != nil {
 			return err
 		}
 	}
@@ -120,39 +120,39 @@ func (n *Networks) mtu(host *netlink.Handle) int {
 }
 
 // ensureBridge makes the environment's bridge, or brings it in order.
-func (n *Networks) ensureBridge(host *netlink.Handle, names names, address netip.Prefix, mtu int, six bool) (netlink.Link, error) {
+func (n *Networks) ensureBridge(host *netlink.Handle, names names, address netip.Prefix, mtu int, six bool) (link netlink.Link, existed bool, err error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = names.bridge, mtu, names.bridgeMAC
-	err := host.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
+	err = host.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
 	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return nil, fmt.Errorf("make bridge %s: %w", names.bridge, err)
+		return nil, existed, fmt.Errorf("make bridge %s: %w", names.bridge, err)
 	}
-	existed := err != nil
+	existed = err != nil
 	bridge, err := host.LinkByName(names.bridge)
 	if err != nil {
-		return nil, fmt.Errorf("find bridge %s: %w", names.bridge, err)
+		return nil, existed, fmt.Errorf("find bridge %s: %w", names.bridge, err)
 	}
 	if existed {
 		if alias := bridge.Attrs().Alias; alias != "" && alias != names.alias {
-			return nil, fmt.Errorf("bridge %s belongs to %q: %w", names.bridge, alias, unix.EEXIST)
+			return nil, existed, fmt.Errorf("bridge %s belongs to %q: %w", names.bridge, alias, unix.EEXIST)
 		}
 		if err := host.LinkSetMTU(bridge, mtu); err != nil {
-			return nil, fmt.Errorf("set MTU of bridge %s: %w", names.bridge, err)
+			return nil, existed, fmt.Errorf("set MTU of bridge %s: %w", names.bridge, err)
 		}
 	}
 	if err := host.LinkSetAlias(bridge, names.alias); err != nil {
-		return nil, fmt.Errorf("set alias of bridge %s: %w", names.bridge, err)
+		return nil, existed, fmt.Errorf("set alias of bridge %s: %w", names.bridge, err)
 	}
 	if err := write(append(ofBridge(names.bridge), sixOf(names.bridge, six)...)); err != nil {
-		return nil, err
+		return nil, existed, err
 	}
 	if err := ensureAddress(host, bridge, address, existed); err != nil {
-		return nil, err
+		return nil, existed, err
 	}
 	if err := host.LinkSetUp(bridge); err != nil {
-		return nil, fmt.Errorf("set bridge %s up: %w", names.bridge, err)
+		return nil, existed, fmt.Errorf("set bridge %s up: %w", names.bridge, err)
 	}
-	return bridge, nil
+	return bridge, existed, nil
 }
 
 // ensureAddress gives the link the address, and when it existed takes others.

@@ -255,8 +255,9 @@ func (n *Networks) CleanUp(ctx context.Context) error {
 		return fmt.Errorf("clean up networks: %w", err)
 	}
 	n.published.forgetAll()
+	n.routed6.Store(false)
 	// While the rules still keep the host's networks apart.
-	errs := []error{n.stopForwarding(ctx), n.unforward6(ctx), n.cfg.Firewall.CleanUp(ctx), n.unreserve(ctx), distrustBridges(ctx)}
+	errs := []error{n.stopForwarding(ctx), n.unforward6(ctx), removeRange6(), n.cfg.Firewall.CleanUp(ctx), n.unreserve(ctx), distrustBridges(ctx)}
 	attached, err := n.Attached(ctx)
 	errs = append(errs, err)
 	for _, envID := range attached {

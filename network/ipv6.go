@@ -47,11 +47,7 @@ func (n *Networks) unavailable6() error {
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.failure6 != nil {
-		return problem.New(problem.IPv6Unavailable, "environments have no IPv6: the host does not forward it").WithCause(n.failure6).
-			WithHint("Let remotegpud write to /proc/sys/net/ipv6, or set net.ipv6.conf.all.forwarding=1 yourself.")
-	}
-	return nil
+	return n.failure6
 }
 
 var errNotWanted = errors.New("environments have no IPv6")
@@ -61,7 +57,7 @@ func (n *Networks) ready6(ctx context.Context) bool {
 	if !n.wants6() || n.cfg.Firewall.IPv6() != nil {
 		return false
 	}
-	_, err := n.forwarding6(ctx)
+	err := n.prepare6(ctx)
 	if ctx.Err() != nil {
 		return false
 	}
@@ -70,9 +66,32 @@ func (n *Networks) ready6(ctx context.Context) bool {
 	n.failure6 = err
 	n.mu.Unlock()
 	if err != nil && before == nil {
-		n.cfg.Log.ErrorContext(ctx, "environments have no IPv6: the host does not forward it", "error", err)
+		n.cfg.Log.ErrorContext(ctx, "environments have no IPv6", "error", err)
 	}
 	return err == nil
+}
+
+// prepare6 does on the host what IPv6 of environments needs beside rules.
+// IPV6_UNAVAILABLE.
+func (n *Networks) prepare6(ctx context.Context) error {
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return failed("open netlink", err)
+	}
+	defer host.Close()
+	if mtu := n.mtu(host); mtu < leastMTU6 {
+		return problem.New(problem.IPv6Unavailable, "environments have no IPv6: the MTU of the host's default route is %d, and IPv6 needs %d", mtu, leastMTU6).
+			WithHint("Set a larger MTU on that interface.")
+	}
+	if err := n.ensureRange6Once(); err != nil {
+		return problem.New(problem.IPv6Unavailable, "environments have no IPv6: their range cannot be routed").WithCause(err).
+			WithHint("See whether the host has IPv6: ip -6 route")
+	}
+	if _, err := n.forwarding6(ctx); err != nil {
+		return problem.New(problem.IPv6Unavailable, "environments have no IPv6: the host does not forward it").WithCause(err).
+			WithHint("Let remotegpud write to /proc/sys/net/ipv6, or set net.ipv6.conf.all.forwarding=1 yourself.")
+	}
+	return nil
 }
 
 // declared is an address as environments are known by it: of an IPv6 one of the
@@ -88,11 +107,12 @@ func (n *Networks) declared(ip net.IP) (address netip.Addr, ok bool) {
 
 // ensureSix gives a bridge its addresses of IPv6 and the route to the
 // environment. There is no network on the link: what else an environment calls
-// itself leads nowhere, and the firewall drops it.
-func (n *Networks) ensureSix(host *netlink.Handle, bridge netlink.Link, slot int) error {
+// itself leads nowhere, and the firewall drops it. One that existed may have
+// other addresses, which go.
+func (n *Networks) ensureSix(host *netlink.Handle, bridge netlink.Link, slot int, existed bool) error {
 	gateway, own := n.twins().Of(n.gateway(slot)), n.twins().Of(n.Address(slot))
 	wanted := []netip.Prefix{nearGateway, netip.PrefixFrom(gateway, gateway.BitLen())}
-	if err := ensureAddresses6(host, bridge, wanted); err != nil {
+	if err := ensureAddresses6(host, bridge, wanted, existed); err != nil {
 		return err
 	}
 	name := bridge.Attrs().Name
@@ -106,13 +126,17 @@ func (n *Networks) ensureSix(host *netlink.Handle, bridge netlink.Link, slot int
 	return nil
 }
 
-// ensureAddresses6 gives the link the addresses and takes others of its own,
-// link-local ones stay.
-func ensureAddresses6(handle *netlink.Handle, link netlink.Link, wanted []netip.Prefix) error {
+// ensureAddresses6 gives the link the addresses, and when it existed takes others
+// of its own; link-local ones stay. All addresses of the host are listed for that.
+func ensureAddresses6(handle *netlink.Handle, link netlink.Link, wanted []netip.Prefix, existed bool) error {
 	name := link.Attrs().Name
-	addresses, err := dump(func() ([]netlink.Addr, error) { return handle.AddrList(link, netlink.FAMILY_V6) })
-	if err != nil {
-		return fmt.Errorf("list addresses of %s: %w", name, err)
+	var addresses []netlink.Addr
+	if existed {
+		var err error
+		addresses, err = dump(func() ([]netlink.Addr, error) { return handle.AddrList(link, netlink.FAMILY_V6) })
+		if err != nil {
+			return fmt.Errorf("list addresses of %s: %w", name, err)
+		}
 	}
 	there := make(map[string]bool, len(addresses))
 	for _, address := range addresses {
@@ -148,7 +172,7 @@ func isAmong(text string, prefixes []netip.Prefix) bool {
 
 // configureInside6 sets up the environment's side.
 func configureInside6(inner *netlink.Handle, link netlink.Link, address netip.Addr) error {
-	if err := ensureAddresses6(inner, link, []netip.Prefix{netip.PrefixFrom(address, address.BitLen())}); err != nil {
+	if err := ensureAddresses6(inner, link, []netip.Prefix{netip.PrefixFrom(address, address.BitLen())}, true); err != nil {
 		return err
 	}
 	route := &netlink.Route{

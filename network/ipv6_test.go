@@ -65,7 +65,7 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	}
 	inside := func() string {
 		t.Helper()
-		return env.Sh(t, "ip -o -6 addr show dev eth0 scope global | awk '{print $4}'; ip -6 route show default; ip -6 addr show tentative; "+
+		return env.Sh(t, "ip -o -6 addr show dev eth0 scope global | awk '{print $4}'; ip -6 route show default; ip -6 addr show scope global tentative; "+
 			"cat /proc/sys/net/ipv6/conf/eth0/accept_ra")
 	}
 	const whole = "fd88:0:0:3::2/128\ndefault via fe80::1 dev eth0 metric 1024 pref medium\n0"
@@ -79,8 +79,15 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 		t.Errorf("forwarding and accept_ra %s", got)
 	}
 	fresh := l.attach(t, "01ENVB", 31) // a new one is not told from it
-	if got := fresh.Sh(t, "ip -6 route show default; ip -6 addr show tentative"); !strings.HasPrefix(got, "default via fe80::1") || strings.Contains(got, "inet6") {
+	if got := fresh.Sh(t, "ip -6 route show default; ip -6 addr show scope global tentative"); !strings.HasPrefix(got, "default via fe80::1") || strings.Contains(got, "inet6") {
 		t.Errorf("inside a new environment: %s", got)
+	}
+	refused := func() string {
+		t.Helper()
+		return testutil.Sh(t, "ip -6 route show type unreachable | awk '{print $2}'")
+	}
+	if got := refused(); got != ula.String() {
+		t.Errorf("what leads to no environment is refused: %q", got)
 	}
 	bridge := testutil.Sh(t, "ip -o -4 addr show to 10.88.0.25 | awk '{print $2}'")
 	for _, damage := range []string{
@@ -103,6 +110,9 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	if got := inside(); !strings.HasPrefix(got, "fd99::100:0:0:3:2/128\ndefault") || strings.Contains(got, "fd88") {
 		t.Errorf("inside with another range:\n%s", got)
 	}
+	if got := refused(); got != l.range6.String() {
+		t.Errorf("of another range, what leads to no environment is refused: %q", got)
+	}
 	if err := l.networks.Detach(t.Context(), "01ENVB"); err != nil {
 		t.Fatal(err)
 	}
@@ -114,6 +124,9 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	restore("without IPv6 again", false)
 	if got := inside(); strings.Contains(got, "fd99") || strings.Contains(got, "default") {
 		t.Errorf("inside without IPv6 again:\n%s", got)
+	}
+	if got := refused(); got != "" {
+		t.Errorf("after IPv6 the range is refused: %q", got)
 	}
 	if got := accepts(); got != "0 1 0" {
 		t.Errorf("forwarding and accept_ra after IPv6: %s", got)
@@ -198,4 +211,26 @@ func TestNewRefusesRange6(t *testing.T) {
 			t.Errorf("%s: accepted by the firewall", bad)
 		}
 	}
+}
+
+// TestIPv6NeedsAnMTU: behind an uplink that is too narrow for it environments
+// have IPv4 alone, and it is told.
+func TestIPv6NeedsAnMTU(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables)
+	if !testutil.Isolated(t) {
+		return
+	}
+	l := newLab6(t, "nft", ula)
+	testutil.Sh(t, "ip link set uplink mtu 1200")
+	env := l.attach(t, "01ENVA", 0)
+	if err := l.networks.Restore(t.Context(), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := env.Sh(t, "ip -o -6 addr; ip -o -4 addr show dev eth0 | awk '{print $4}'"); got != "10.88.0.2/29" || l.networks.Address6(0).IsValid() {
+		t.Errorf("inside: %s, address %s", got, l.networks.Address6(0))
+	}
+	if told := l.networks.Conditions(); len(told) != 1 || told[0].Reason != problem.IPv6Unavailable || !strings.Contains(told[0].Message, "1200") || told[0].Hint == "" {
+		t.Errorf("conditions %v", told)
+	}
+	cleanUp(t, l)
 }

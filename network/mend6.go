@@ -19,9 +19,12 @@ func (n *Networks) mend6(ctx context.Context) (mended []string, err error) {
 	if !n.wants6() {
 		return nil, nil // bridges are looked after with their other settings
 	}
+	n.routed6.Store(false) // it is looked at again
 	if !n.ready6(ctx) {
-		n.cut6(ctx)
-		return nil, ctx.Err()
+		if ctx.Err() == nil {
+			_, err = n.off6()
+		}
+		return nil, errors.Join(ctx.Err(), err)
 	}
 	there, err := n.look6()
 	if err != nil {
@@ -149,7 +152,7 @@ func (n *Networks) bring6(ctx context.Context, envID string) (changed bool, err 
 		err = write(append(ofBridge(names.bridge), sixOf(names.bridge, true)...))
 	}
 	if err == nil {
-		err = n.ensureSix(host, bridge, one.slot)
+		err = n.ensureSix(host, bridge, one.slot, true)
 	}
 	return err == nil, err
 }

@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -136,7 +137,8 @@ type Networks struct {
 	healer     healer
 	background sync.WaitGroup
 
-	switching6 sync.Mutex // held while ForwardFile6 and what it names change
+	routed6    atomic.Bool // the range is refused where it leads to no environment
+	switching6 sync.Mutex  // held while ForwardFile6 and what it names change
 
 	reserving sync.Mutex
 	ranges    []port.Range // whose ports are reserved
@@ -146,7 +148,7 @@ type Networks struct {
 	prepared bool            // NetNSDir is a shared mount
 	servers  []netip.Addr    // name servers that environments reach, as last read
 	down6    bool            // the rules of IPv6 were not in force when they were last applied
-	failure6 error           // why the host does not forward IPv6; nil: it does, or was not asked to
+	failure6 error           // why environments have no IPv6 though its rules are in force; nil: they have
 }
 
 // New checks the configuration. It makes nothing.

@@ -22,7 +22,7 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 		errs = append(errs, failed("restore networks", err))
 	}
 	if !n.wants6() {
-		if err := n.unforward6(ctx); err != nil { // of a daemon that had it
+		if err := errors.Join(n.unforward6(ctx), removeRange6()); err != nil { // of a daemon that had it
 			errs = append(errs, failed("restore networks", err))
 		}
 	}

@@ -26,7 +26,7 @@ func (f *Firewall) Conflicts(ctx context.Context, trusted bool) ([]*problem.Prob
 		return nil, err
 	}
 	conflicts = append(conflicts, others...)
-	barriers, err := nft.Barriers(f.cfg.Interface)
+	barriers, err := nft.Barriers(f.cfg.Interface, f.wantsV6())
 	if err != nil {
 		// A kernel without nftables has no such chains.
 		f.cfg.Log.DebugContext(ctx, "chains of nftables cannot be listed", "error", err)
@@ -75,18 +75,31 @@ func (f *Firewall) otherBackend(ctx context.Context) ([]*problem.Problem, error)
 			return nil, err
 		}
 	}
+	found := f.foreignIn(other, saved)
+	if program, ok := twinV6(other.program); ok && f.wantsV6() {
+		six := *other
+		six.program = program
+		if saved, err := hostexec.Run(ctx, nil, program+"-save"); err == nil { // else there are none
+			found = append(found, f.foreignIn(&six, saved)...)
+		}
+	}
+	return found, nil
+}
+
+// foreignIn are the conflicts that rules in the other backend make.
+func (f *Firewall) foreignIn(other *family, saved []byte) []*problem.Problem {
 	rules, drops := foreignRules(other, saved)
 	name := filepath.Base(other.program)
 	switch {
 	case drops:
 		return []*problem.Problem{problem.New(problem.FirewallConflict, "the policy of FORWARD is DROP in the other backend (%s): "+
 			"nothing gets to environments or from them", name).
-			WithHint("Try: %s -P FORWARD ACCEPT; then find out what uses %s and have it use %s as well.", name, name, filepath.Base(f.v4.program))}, nil
+			WithHint("Try: %s -P FORWARD ACCEPT; then find out what uses %s and have it use %s as well.", name, name, filepath.Base(f.v4.program))}
 	case rules > 0:
 		return []*problem.Problem{problem.New(problem.FirewallConflict, "the other backend (%s) has %d rules, which packets of environments pass as well", name, rules).
-			WithHint("Look at them with: %s-save. Have what made them use %s as well.", name, filepath.Base(f.v4.program))}, nil
+			WithHint("Look at them with: %s-save. Have what made them use %s as well.", name, filepath.Base(f.v4.program))}
 	}
-	return nil, nil
+	return nil
 }
 
 // foreignRules counts the rules that are not ours, and tells whether the policy

@@ -193,6 +193,13 @@ func TestConflicts(t *testing.T) {
 		want("firewalld that does", conflicts(true))
 		testutil.Sh(t, "nft delete table inet firewalld")
 		want("in the end", conflicts(false))
+		// What stops IPv6 counts where environments have it.
+		testutil.Sh(t, "nft add table ip6 guard; nft add chain ip6 guard gate '{ type filter hook forward priority 0; policy drop; }'")
+		want("a chain of IPv6, without", conflicts(false))
+		f = newFirewall6(t, path, ula)
+		want("a chain of IPv6", conflicts(false), "ip6 guard", "nft insert rule ip6 guard gate")
+		testutil.Sh(t, "nft delete table ip6 guard; "+strings.Replace(other, "iptables", "ip6tables", 1)+" -P FORWARD DROP")
+		want("the policy of IPv6", conflicts(false), "DROP", "ip6tables")
 	})
 }
 

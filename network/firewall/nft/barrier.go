@@ -12,7 +12,7 @@ import (
 // Barrier is a chain of somebody's that forwarded packets come through and that
 // lets go only what its own rules accept. No other chain can overrule it.
 type Barrier struct {
-	Family  string // "ip" or "inet", as the nft program names it
+	Family  string // "ip", "ip6" or "inet", as the nft program names it
 	Table   string
 	Chain   string
 	Policy  bool // it drops by its policy; otherwise by a rule that lets nothing pass
@@ -33,10 +33,10 @@ type base struct {
 	policy      uint32
 }
 
-// Barriers lists the barriers for forwarded IPv4 packets, but for those in the
-// tables that iptables makes. Bridges are the interfaces that begin with so
+// Barriers lists the barriers for forwarded packets, of IPv4 and with six of IPv6
+// too, but for those in the tables that iptables makes. Bridges are the interfaces that begin with so
 // named. What jumps to other chains is not followed.
-func Barriers(bridges string) ([]Barrier, error) {
+func Barriers(bridges string, six bool) ([]Barrier, error) {
 	answers, err := request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, unix.NFPROTO_UNSPEC)
 	if err != nil {
 		return nil, err
@@ -44,11 +44,11 @@ func Barriers(bridges string) ([]Barrier, error) {
 	var found []Barrier
 	for _, answer := range answers {
 		chain, ok := parseBase(answer)
-		if !ok {
+		if !ok || chain.family == unix.NFPROTO_IPV6 && !six {
 			continue
 		}
 		barrier := Barrier{
-			Family: map[uint8]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_INET: "inet"}[chain.family],
+			Family: map[uint8]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet"}[chain.family],
 			Table:  chain.table, Chain: chain.name, Policy: chain.policy == nfDrop,
 		}
 		rules, err := rulesOf(chain)
@@ -76,7 +76,7 @@ const (
 	nfAccept = 1
 )
 
-// parseBase reads a chain; ok says that forwarded IPv4 packets come through it
+// parseBase reads a chain; ok says that forwarded packets come through it
 // and that iptables did not make it.
 func parseBase(answer []byte) (chain base, ok bool) {
 	if len(answer) < genmsgSize {
@@ -96,7 +96,7 @@ func parseBase(answer []byte) (chain base, ok bool) {
 	switch chain.family {
 	case unix.NFPROTO_INET:
 		return chain, true
-	case unix.NFPROTO_IPV4:
+	case unix.NFPROTO_IPV4, unix.NFPROTO_IPV6:
 		// iptables' own, the hook is the first that these rules are passed from.
 		return chain, chain.name != "FORWARD"
 	}

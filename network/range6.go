@@ -1,0 +1,83 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// rangeProtocol marks the route of the range as ours (RTA_PROTOCOL), so that it
+// is found again without knowing the range. Nobody is known to use the number.
+const rangeProtocol = 171
+
+// rangeMetric is that of the route: any other comes before it.
+const rangeMetric = 0xfffffffe
+
+// ensureRange6 has the host refuse what is addressed to the range and to no
+// environment. By its default route it would send that to whom it has a routed
+// prefix from, who would send it back; and what is published for an environment
+// whose bridge has no IPv6 at the moment would leave the host.
+func (n *Networks) ensureRange6() error {
+	wanted := &netlink.Route{
+		Dst: ipNet(n.cfg.Range6), Type: unix.RTN_UNREACHABLE, Protocol: rangeProtocol, Priority: rangeMetric, Family: netlink.FAMILY_V6,
+	}
+	there := false
+	err := eachRange6(func(handle *netlink.Handle, route *netlink.Route) error {
+		if route.Dst.String() == wanted.Dst.String() {
+			there = true
+			return nil
+		}
+		return handle.RouteDel(route)
+	})
+	if err != nil || there {
+		return err
+	}
+	if err := netlink.RouteReplace(wanted); err != nil {
+		return fmt.Errorf("make %s unreachable: %w", n.cfg.Range6, err)
+	}
+	return nil
+}
+
+// ensureRange6Once does as ensureRange6 unless it was done since the last
+// Restore: it lists all routes, which an Attach has no time for.
+func (n *Networks) ensureRange6Once() error {
+	if n.routed6.Load() {
+		return nil
+	}
+	err := n.ensureRange6()
+	n.routed6.Store(err == nil)
+	return err
+}
+
+// removeRange6 takes back what ensureRange6 did, of whatever range.
+func removeRange6() error {
+	return eachRange6(func(handle *netlink.Handle, route *netlink.Route) error { return handle.RouteDel(route) })
+}
+
+// eachRange6 calls do for the routes that are marked as ours. One that went
+// meanwhile is no error.
+func eachRange6(do func(*netlink.Handle, *netlink.Route) error) error {
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer handle.Close()
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return handle.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{Protocol: rangeProtocol, Type: unix.RTN_UNREACHABLE}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE)
+	})
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	var errs []error
+	for i := range routes {
+		if routes[i].Dst == nil {
+			continue
+		}
+		if err := do(handle, &routes[i]); err != nil && !errors.Is(err, unix.ESRCH) {
+			errs = append(errs, fmt.Errorf("change route of %s: %w", routes[i].Dst, err))
+		}
+	}
+	return errors.Join(errs...)
+}
