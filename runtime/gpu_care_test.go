@@ -50,9 +50,7 @@ func TestAFailedGPUIsGivenToNobody(t *testing.T) {
 	// It is known after a restart of the daemon too, until somebody has looked.
 	d.stop()
 	d = start(t, h)
-	if got := conditionOf(d, problem.GPUUnhealthy); !strings.Contains(got, mine) {
-		t.Errorf("got %q", got)
-	}
+	waitFor(t, "the condition", func() bool { return strings.Contains(conditionOf(d, problem.GPUUnhealthy), mine) })
 	if _, err := d.UndrainGPU(t.Context(), mine, false); err != nil {
 		t.Fatal(err)
 	}
@@ -84,9 +82,7 @@ func TestEnvironmentsThatRunWithoutTheirGPU(t *testing.T) {
 	d.stop()
 	h.gpus.Change(func(devices []gpu.Device) ([]gpu.Device, string) { return devices[:2], "" })
 	d = start(t, h)
-	if got := conditionOf(d, problem.GPULost); !strings.Contains(got, "one: GPU") {
-		t.Errorf("got %q", got)
-	}
+	waitFor(t, "the condition", func() bool { return strings.Contains(conditionOf(d, problem.GPULost), "one: GPU") })
 	if env := d.get("one"); env.State != runtime.Running || env.GPURun.Lost == "" {
 		t.Errorf("got %+v", env.GPURun)
 	}
@@ -278,4 +274,27 @@ func TestStatsOfGPUs(t *testing.T) {
 			t.Errorf("%s: got %+v, want %+v", stats[i].Name, stats[i].GPUs, want)
 		}
 	}
+}
+
+// A driver that hangs holds up neither the start of the daemon nor what has no
+// GPU.
+func TestADriverThatHangs(t *testing.T) {
+	h := gpuHost(t)
+	d := start(t, h)
+	d.create(runtime.CreateRequest{Name: "plain", Spec: runtime.Spec{Image: image}})
+	d.stop()
+	released := make(chan struct{})
+	h.faults.Hook(func(call string) {
+		if strings.HasPrefix(call, "GPUs.") {
+			<-released
+		}
+	})
+	d = start(t, h) // its passes do not end
+	for _, do := range []func(context.Context, runtime.ActionRequest) (*runtime.Environment, *operation.Operation, error){d.Stop, d.Start} {
+		if op := d.act(do, "plain"); op.State != operation.Succeeded {
+			t.Errorf("got %+v", op.Problem)
+		}
+	}
+	close(released)
+	h.faults.Hook(nil)
 }

@@ -254,9 +254,7 @@ func (m *Manager) lookForLost(ctx context.Context, envs []*Environment, found *g
 			errs = append(errs, m.recordLost(ctx, env, why))
 		}
 		if why != "" && m.cfg.GPU.Cure == CureRestart && env.State == Running {
-			if _, _, err := m.Restart(ctx, ActionRequest{Project: env.Project, Environment: env.ID}); err != nil && !strings.HasPrefix(string(problem.Of(err).Reason), "GPU_") {
-				errs = append(errs, fmt.Errorf("restart environment %s, which has lost its GPU: %w", env.ID, err))
-			}
+			errs = append(errs, m.cureLost(ctx, env))
 		}
 	}
 	var condition error
@@ -266,6 +264,19 @@ func (m *Manager) lookForLost(ctx context.Context, envs []*Environment, found *g
 	}
 	m.setCondition(problem.GPULost, condition)
 	return errors.Join(errs...)
+}
+
+// cureLost restarts an environment that runs without its GPU. Where it could
+// not have one again the next pass tries anew.
+func (m *Manager) cureLost(ctx context.Context, env *Environment) error {
+	_, _, err := m.Restart(ctx, ActionRequest{Project: env.Project, Environment: env.ID})
+	if err == nil {
+		return nil
+	}
+	if reason := problem.Of(err).Reason; reason == problem.EnvBusy || strings.HasPrefix(string(reason), "GPU_") {
+		return nil
+	}
+	return fmt.Errorf("restart environment %s, which has lost its GPU: %w", env.ID, err)
 }
 
 func (m *Manager) recordLost(ctx context.Context, seen *Environment, why string) error {

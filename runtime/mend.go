@@ -25,6 +25,7 @@ func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding,
 	}
 	if mode == wholePass {
 		m.removeLeftovers(ctx, findings)
+		m.tendGPUs(ctx, o.environments) // last, and not before serving: a driver may hang
 	}
 	m.reportStrangers(findings)
 	m.reportSnapshots(o)
@@ -58,7 +59,6 @@ func (m *Manager) bringUp(ctx context.Context, o *observed, findings []Finding) 
 		}
 	}
 	m.countKills(ctx, o)
-	m.tendGPUs(ctx, o.environments)
 	m.ensureDrawing(o.environments)
 	return m.restorePorts(ctx)
 }
