@@ -76,6 +76,9 @@ func (d *Driver) writeConfig() (string, error) {
 		return "", problem.New(problem.GPUToolkitMissing, "nvidia-container-cli cannot be used: %v", err).WithCause(err).
 			WithHint("install libnvidia-container-tools, or set its place in the section gpu of the configuration")
 	}
+	if p := checkProgram(d.cfg.CLI); p != nil {
+		return "", p
+	}
 	root := ""
 	if d.cfg.DriverRoot != "/" {
 		root = "root = " + strconv.Quote(d.cfg.DriverRoot) + "\n"

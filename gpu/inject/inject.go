@@ -101,7 +101,8 @@ func New(cfg Config) *Driver {
 }
 
 // Edits computes what a container needs, by the way. GPU_TOOLKIT_MISSING,
-// GPU_TOOLKIT_TOO_OLD; GPU_NOT_ENFORCEABLE for shares that nothing here holds;
+// GPU_TOOLKIT_TOO_OLD, UNAVAILABLE when the toolkit could not be asked;
+// GPU_INJECTION_FAILED when others than root could change it; GPU_NOT_ENFORCEABLE for shares that nothing here holds;
 // GPU_NOT_FOUND and GPU_CAPABILITY_UNSUPPORTED for render
 // nodes that are not there; else as the driver's.
 func (d *Driver) Edits(ctx context.Context, req gpu.EditsRequest) (gpu.Edits, error) {
@@ -167,7 +168,7 @@ func (d *Driver) Problems(ctx context.Context, inventory gpu.Inventory) []*probl
 		return nil
 	}
 	var found []*problem.Problem
-	if p := d.toolkit.problem(ctx); p != nil {
+	if p := d.toolkit.problem(ctx); p != nil && p.Reason != problem.Unavailable { // nothing is known yet
 		found = append(found, p)
 	}
 	return found

@@ -94,6 +94,9 @@ func (d *Driver) byLibrary(edits gpu.Edits, targets []gpu.Target) (gpu.Edits, er
 		return gpu.Edits{}, problem.New(problem.GPUInjectionFailed, "the library %s, which holds environments to their share, cannot be used: %v", d.cfg.Library, err).
 			WithCause(err).WithHint("install it, or set gpu.hami_library in the node's configuration")
 	}
+	if p := checkLibrary(d.cfg.Library); p != nil {
+		return gpu.Edits{}, p
+	}
 	if err := os.MkdirAll(d.cfg.Dir, 0o700); err != nil {
 		return gpu.Edits{}, fmt.Errorf("make directory for the list of libraries: %w", err)
 	}

@@ -17,7 +17,9 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/remotegpu/remotegpu/internal/keylock"
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/trusted"
 )
 
 // The toolkit's versions that matter. What is older than the first lets a
@@ -28,8 +30,12 @@ var (
 	goodToolkit = Version{1, 20, 1, false}
 )
 
-// versionTimeout is how long a program may take to say its version.
-const versionTimeout = 10 * time.Second
+const (
+	// versionTimeout is how long a program may take to say its version.
+	versionTimeout = 10 * time.Second
+	// askAgain is after what time one is asked again that could not be run.
+	askAgain = 5 * time.Second
+)
 
 // Version is a version of the toolkit.
 type Version struct {
@@ -79,10 +85,17 @@ type Toolkit struct {
 	AllowOld bool
 	Log      *slog.Logger
 
-	mu      sync.Mutex
-	of      string // the state of the file that version and failure are of
+	turns keylock.Map[string] // by the path of a program: who runs it
+	mu    sync.Mutex
+	said  map[string]said // by the path
+}
+
+// said is what a program answered when its file was in a state.
+type said struct {
+	of      string
 	version Version
-	failure error
+	err     error
+	until   time.Time // zero: as long as the file is the same
 }
 
 // Check refuses a toolkit that is not there or lets containers out, unless that
@@ -92,7 +105,8 @@ func (t *Toolkit) Check(ctx context.Context) error {
 	if p == nil {
 		return nil
 	}
-	if _, err := os.Stat(t.Path); err == nil && p.Reason == problem.GPUToolkitOld && t.AllowOld {
+	unknown := p.Reason == problem.GPUToolkitOld || p.Reason == problem.Unavailable
+	if _, err := os.Stat(t.Path); err == nil && unknown && t.AllowOld && ctx.Err() == nil {
 		return nil
 	}
 	return p
@@ -110,10 +124,14 @@ func (t *Toolkit) problem(ctx context.Context) *problem.Problem {
 		return problem.New(problem.GPUToolkitMissing, "the NVIDIA Container Toolkit cannot be used: %v", err).WithCause(err).
 			WithHint("see what is at %s", t.Path)
 	}
-	version, err := t.ask(ctx, info)
+	if err := checkProgram(t.Path); err != nil {
+		return err
+	}
+	version, err := t.ask(ctx, t.Path, info)
 	switch {
-	case err != nil && ctx.Err() != nil:
-		return problem.New(problem.Unavailable, "the NVIDIA Container Toolkit did not say its version in time").WithCause(err).WithHint("try again")
+	case errors.Is(err, errNoAnswer):
+		return problem.New(problem.Unavailable, "the NVIDIA Container Toolkit did not say its version").WithCause(err).
+			WithHint("try again in a moment; see whether %s --version works on the host", t.Path)
 	case err != nil:
 		return problem.New(problem.GPUToolkitOld, "the NVIDIA Container Toolkit does not say its version: %v", err).WithCause(err).
 			WithHint("install %s or newer; gpu.allow_old_toolkit accepts any, though old ones let containers out", minToolkit)
@@ -128,7 +146,14 @@ func (t *Toolkit) problem(ctx context.Context) *problem.Problem {
 // from before that; nil when there is none at all.
 func (t *Toolkit) withoutHook(ctx context.Context) *problem.Problem {
 	other := filepath.Join(filepath.Dir(t.Path), "nvidia-ctk")
-	version, err := runVersion(ctx, other)
+	var version Version
+	info, err := os.Stat(other)
+	if err == nil {
+		err = trusted.Program(other)
+	}
+	if err == nil {
+		version, err = t.ask(ctx, other, info)
+	}
 	if known := t.Path != "" && err == nil; !known || !version.Before(minToolkit) {
 		return nil
 	}
@@ -136,23 +161,40 @@ func (t *Toolkit) withoutHook(ctx context.Context) *problem.Problem {
 		WithHint("install %s or newer", goodToolkit)
 }
 
-// ask returns the version, as it was told when the program was last another.
-func (t *Toolkit) ask(ctx context.Context, info fs.FileInfo) (Version, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+// ask returns the version that a program says, as it said when its file was last
+// another. One that could not be run, which says nothing of it, is asked again
+// after a moment: errNoAnswer.
+func (t *Toolkit) ask(ctx context.Context, program string, info fs.FileInfo) (Version, error) {
+	unlock, err := t.turns.Lock(ctx, program)
+	if err != nil {
+		return Version{}, errors.Join(errNoAnswer, err)
+	}
+	defer unlock()
 	of := ""
 	if stat, ok := info.Sys().(*syscall.Stat_t); ok {
 		of = fmt.Sprint(stat.Dev, stat.Ino, stat.Size, stat.Mtim, stat.Ctim)
 	}
-	if of != "" && t.of == of {
-		return t.version, t.failure
+	t.mu.Lock()
+	last, known := t.said[program]
+	t.mu.Unlock()
+	if known && of != "" && last.of == of && (last.until.IsZero() || time.Now().Before(last.until)) {
+		return last.version, last.err
 	}
-	version, err := runVersion(ctx, t.Path)
+	version, err := runVersion(ctx, program)
 	if err != nil && ctx.Err() != nil {
-		return Version{}, err // says nothing of the program
+		return Version{}, err // who asked has gone
 	}
-	t.of, t.version, t.failure = of, version, err
-	switch log := t.Log.With("program", t.Path); {
+	answer := said{of: of, version: version, err: err}
+	if errors.Is(err, errNoAnswer) {
+		answer.until = time.Now().Add(askAgain)
+	}
+	t.mu.Lock()
+	if t.said == nil {
+		t.said = map[string]said{}
+	}
+	t.said[program] = answer
+	t.mu.Unlock()
+	switch log := t.Log.With("program", program); {
 	case err != nil:
 		log.WarnContext(ctx, "the version of the NVIDIA Container Toolkit is not known", "allowed", t.AllowOld, "error", err)
 	case version.Before(minToolkit):
@@ -162,6 +204,9 @@ func (t *Toolkit) ask(ctx context.Context, info fs.FileInfo) (Version, error) {
 	}
 	return version, err
 }
+
+// errNoAnswer is a program that could not be run, or not to its end.
+var errNoAnswer = errors.New("it did not answer")
 
 // runVersion asks a program, with nothing of ours in its environment.
 func runVersion(ctx context.Context, program string) (Version, error) {
@@ -174,6 +219,9 @@ func runVersion(ctx context.Context, program string) (Version, error) {
 	cmd.Stdout, cmd.Stderr = &limited{to: &out}, &limited{to: &said}
 	cmd.WaitDelay = time.Second
 	if err := cmd.Run(); err != nil {
+		if exit, is := errors.AsType[*exec.ExitError](err); !is || !exit.Exited() {
+			err = fmt.Errorf("%w: %w", errNoAnswer, err)
+		}
 		return Version{}, fmt.Errorf("%s --version: %w: %s", program, err, strings.TrimSpace(said.String()))
 	}
 	return ParseVersion(out.String())

@@ -9,10 +9,25 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/trusted"
 )
+
+// trust refuses a program that others than root could change: root runs it.
+func (d *Daemons) trust() error {
+	if err := trusted.Program(d.cfg.Control); err != nil {
+		return problem.New(problem.GPUInjectionFailed, "%s cannot be trusted: %v", d.cfg.Control, err).WithCause(err).
+			WithHint("it runs as root: give it and the directories above it to root, and let nobody else write there")
+	}
+	return nil
+}
 
 // ask gives a command to a control daemon and returns what it says.
 func (d *Daemons) ask(ctx context.Context, uuid, command string) (string, error) {
+	if err := d.trust(); err != nil {
+		return "", err
+	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	var stdout, stderr bytes.Buffer

@@ -98,6 +98,9 @@ func (d *Daemons) Prepare(ctx context.Context, uuid string, share gpu.Share) (Cl
 		return Client{}, problem.New(problem.GPUToolkitMissing, "nvidia-cuda-mps-control cannot be used: %v", err).WithCause(err).
 			WithHint("it comes with the driver; set its place in the section gpu of the configuration, or use another mode")
 	}
+	if err := d.trust(); err != nil {
+		return Client{}, err
+	}
 	err = d.start(ctx, uuid)
 	if err == nil {
 		err = d.widen(ctx, uuid, share)

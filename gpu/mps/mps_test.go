@@ -252,3 +252,21 @@ func alive(pid int) bool {
 	state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(state), ") Z ")
 }
+
+func TestControlOfOthersIsNotRun(t *testing.T) {
+	s := newSetup(t)
+	program := filepath.Join(s.dir, "control")
+	if err := os.Chown(program, 1000, 0); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.daemons.Prepare(t.Context(), uuid, share(1))
+	if p := problem.Of(err); p == nil || p.Reason != problem.GPUInjectionFailed || p.Hint == "" {
+		t.Errorf("got %v", err)
+	}
+	if len(s.modes) > 0 {
+		t.Errorf("the GPU was changed: %v", s.modes)
+	}
+	if err := os.Chown(program, 0, 0); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/hostexec"
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/trusted"
 )
 
 // Edits implements gpu.Driver by nvcdi, which finds all of the driver's files.
@@ -28,6 +29,10 @@ func (d *Driver) Edits(ctx context.Context, req gpu.EditsRequest) (gpu.Edits, er
 	if _, err := os.Stat(d.cfg.Hook); err != nil {
 		return gpu.Edits{}, problem.New(problem.GPUToolkitMissing, "the container toolkit's hook %s is not there", d.cfg.Hook).WithCause(err).
 			WithHint("install nvidia-container-toolkit, or set gpu.hook in the configuration")
+	}
+	if err := trusted.Program(d.cfg.Ldconfig); err != nil { // the hook runs it
+		return gpu.Edits{}, problem.New(problem.GPUInjectionFailed, "%s cannot be used: %v", d.cfg.Ldconfig, err).WithCause(err).
+			WithHint("it runs as root: give it and the directories above it to root, or set gpu.ldconfig in the configuration")
 	}
 	s, err := d.driver()
 	if err != nil {
@@ -214,8 +219,8 @@ func isGPUNode(path string) bool {
 // makeNodes has nvidia-modprobe load modules and make nodes, as NVIDIA's tools
 // do themselves when they run. What comes of it is looked at afterwards.
 func (s *session) makeNodes(ctx context.Context, lacking []string) {
-	if _, err := os.Stat(s.cfg.Modprobe); err != nil {
-		return
+	if trusted.Program(s.cfg.Modprobe) != nil {
+		return // it is not there, or others than root could have it run what they like
 	}
 	arguments := [][]string{{"-u", "-c=0"}}
 	if slices.ContainsFunc(lacking, func(l string) bool { return strings.HasPrefix(l, capsDir) }) {

@@ -2,6 +2,8 @@ package nvidia
 
 import (
 	"errors"
+	"io/fs"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -10,6 +12,7 @@ import (
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/trusted"
 )
 
 // errNoLibrary: the host has no NVML, so no driver of NVIDIA's.
@@ -61,6 +64,12 @@ func (d *Driver) open() (*session, error) {
 // load tells apart a host without NVML from one whose NVML is broken, which
 // go-nvml does not.
 func load(path string) error {
+	if filepath.IsAbs(path) {
+		if err := trusted.Library(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return problem.New(problem.GPUUnavailable, "NVML (%s) cannot be trusted: %v", path, err).WithCause(err).
+				WithHint("it runs as root: give it and the directories above it to root, and let nobody else write there")
+		}
+	}
 	library := dl.New(path, dl.RTLD_LAZY|dl.RTLD_GLOBAL)
 	err := library.Open()
 	switch {

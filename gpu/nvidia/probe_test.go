@@ -13,6 +13,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/testutil"
 	"github.com/remotegpu/remotegpu/test/fakenvml"
 )
 
@@ -196,6 +197,27 @@ func TestNoLibraryForAGPUThatTheKernelHas(t *testing.T) {
 	wantReason(t, err, problem.GPUUnavailable)
 	_, err = client.Usage(t.Context())
 	wantReason(t, err, problem.GPUUnavailable)
+}
+
+// The helper is root's: a library that others could change is not loaded.
+func TestLibraryOfOthersIsNotLoaded(t *testing.T) {
+	testutil.Require(t, testutil.Root)
+	t.Parallel()
+	library := fakenvml.Build(t, t.TempDir(), fakenvml.Version)
+	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain()}}})
+	client := library.Client(t, t.TempDir())
+	if err := os.Chown(filepath.Dir(library.Path), 1000, 0); err != nil {
+		t.Fatal(err)
+	}
+	_, err := client.Probe(t.Context())
+	wantReason(t, err, problem.GPUUnavailable)
+	if !strings.Contains(err.Error(), "user 1000") {
+		t.Error(err)
+	}
+	if err := os.Chown(filepath.Dir(library.Path), 0, 0); err != nil {
+		t.Fatal(err)
+	}
+	probe(t, client)
 }
 
 func TestHealthThatTheGPUTells(t *testing.T) {

@@ -3,20 +3,18 @@ package containerd
 import (
 	"cmp"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
 	cdispec "tags.cncf.io/container-device-interface/specs-go"
 
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/trusted"
 	"github.com/remotegpu/remotegpu/runtime"
 )
 
@@ -167,50 +165,19 @@ func checkHooks(hooks *specs.Hooks) error {
 }
 
 // checkProgram refuses a program that another user than root could change or
-// replace: the file, and each directory on the way.
+// replace.
 func checkProgram(name string) error {
-	if !filepath.IsAbs(name) {
-		return notInjected("the hook %q is not an absolute path", name)
-	}
-	resolved, err := filepath.EvalSymlinks(name)
-	if errors.Is(err, fs.ErrNotExist) {
+	err := trusted.Program(name)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, fs.ErrNotExist):
 		return problem.New(problem.GPUToolkitMissing, "the hook %s is not there", name).WithCause(err).
 			WithHint("install the NVIDIA Container Toolkit, or set its place in the section gpu of the configuration")
-	} else if err != nil {
-		return notInjected("the hook %s cannot be used: %v", name, err).WithCause(err)
+	default:
+		return notInjected("the hook %s cannot be trusted: %v", name, err).WithCause(err).
+			WithHint("it runs as root: give it and the directories above it to root, and let nobody else write there")
 	}
-	for _, path := range []string{filepath.Dir(filepath.Clean(name)), resolved} {
-		for ; ; path = filepath.Dir(path) {
-			if err := checkOwner(path, path == resolved); err != nil {
-				return notInjected("the hook %s cannot be trusted: %v", name, err).WithCause(err).
-					WithHint("it runs as root: give it and the directories above it to root, and let nobody else write there")
-			}
-			if path == "/" {
-				break
-			}
-		}
-	}
-	return nil
-}
-
-func checkOwner(path string, program bool) error {
-	var stat unix.Stat_t
-	if err := unix.Stat(path, &stat); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	// In a sticky directory nobody replaces what is another's.
-	shared := stat.Mode&0o022 != 0 && (program || stat.Mode&unix.S_ISVTX == 0)
-	switch {
-	case program && stat.Mode&unix.S_IFMT != unix.S_IFREG:
-		return fmt.Errorf("%s is not a file", path)
-	case stat.Uid != 0:
-		return fmt.Errorf("%s belongs to user %d", path, stat.Uid)
-	case shared:
-		return fmt.Errorf("others than its owner may write to %s (mode %04o)", path, stat.Mode&0o7777)
-	case program && stat.Mode&0o111 == 0:
-		return fmt.Errorf("%s is not executable", path)
-	}
-	return nil
 }
 
 func notInjected(format string, args ...any) *problem.Problem {
