@@ -55,6 +55,9 @@ func newLab(t *testing.T, backend string) *lab {
 		host: testutil.OpenNamespace(t, "/proc/self/ns/net"), lan: testutil.NewNamespace(t),
 		iptables: "/usr/sbin/iptables-" + backend, dir: filepath.Join(dir, "netns"),
 	}
+	// Addresses of IPv6 that are there a second later would be changes in the
+	// middle of a test.
+	testutil.Sh(t, "echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad")
 	testutil.Sh(t, fmt.Sprintf(`
 		ip link add uplink mtu 1400 type veth peer name lan netns %s
 		ip addr add %s/24 dev uplink

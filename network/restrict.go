@@ -45,7 +45,10 @@ func (p *publisher) surround(ctx context.Context) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if !p.restored || inForce && p.idle() {
+	// What is being applied may be of before. What failed is tried again by the
+	// healer, which tells what it had to mend.
+	busy := p.next != nil || p.running
+	if !p.restored || inForce && !busy {
 		p.mu.Unlock()
 		return false, nil
 	}
