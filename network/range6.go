@@ -3,6 +3,8 @@ package network
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -53,6 +55,9 @@ func (n *Networks) ensureRange6Once() error {
 
 // removeRange6 takes back what ensureRange6 did, of whatever range.
 func removeRange6() error {
+	if _, err := os.Stat(confV6); errors.Is(err, fs.ErrNotExist) {
+		return nil // the kernel has no IPv6, and may not like to be asked for routes of it
+	}
 	return eachRange6(func(handle *netlink.Handle, route *netlink.Route) error { return handle.RouteDel(route) })
 }
 
