@@ -14,7 +14,7 @@ type Change struct {
 // GPU_DRAINED, GPU_NOT_ENFORCEABLE, GPU_CAPABILITY_UNSUPPORTED; field is the
 // path of the request in the API request.
 func Allocate(books Books, rules Rules, envID string, req *Request, field string) (Change, error) {
-	change, others := split(&books, envID, req)
+	change, others := split(&books, &rules, envID, req)
 	if req == nil || len(change.Keep) == req.Count {
 		return change, nil
 	}
@@ -50,13 +50,13 @@ func Allocate(books Books, rules Rules, envID string, req *Request, field string
 
 // split tells which of its leases an environment keeps for a request, and what
 // the others have. All that do not fit it gives back first.
-func split(books *Books, envID string, req *Request) (change Change, others Books) {
+func split(books *Books, rules *Rules, envID string, req *Request) (change Change, others Books) {
 	others = Books{Devices: books.Devices, Marks: books.Marks}
 	for _, l := range books.Held {
 		switch {
 		case l.EnvID != envID || envID == "":
 			others.Held = append(others.Held, l)
-		case req != nil && len(change.Keep) < req.Count && books.fits(&l, req):
+		case req != nil && len(change.Keep) < req.Count && books.fits(&l, rules, req):
 			change.Keep = append(change.Keep, l)
 		default:
 			change.Drop = append(change.Drop, l)
@@ -93,8 +93,10 @@ func enforcementOf(rules *Rules, req *Request) Enforcement {
 }
 
 // fits says that a lease is what a request asks for, so that the environment
-// keeps it. One of a GPU that has gone, or that is not well, it does not keep.
-func (b *Books) fits(l *Lease, req *Request) bool {
+// keeps it. One of a GPU that has gone, or that is not well, it does not keep,
+// nor one that would be held otherwise now: what held it may have been turned
+// off, and its environment could not start.
+func (b *Books) fits(l *Lease, rules *Rules, req *Request) bool {
 	d, found := b.Device(l.GPU)
 	if !found || l.Mode != req.Mode || !req.names(&d) {
 		return false
@@ -109,7 +111,7 @@ func (b *Books) fits(l *Lease, req *Request) bool {
 		return l.Profile == req.Profile && (profile.Graphics || !req.draws())
 	case VGPU:
 		return l.MemoryBytes == req.MemoryBytes && l.ComputePercent == req.ComputePercent &&
-			(l.Enforcement != ByNone || req.AllowUnenforced)
+			l.Enforcement == rules.enforcer(req) && (l.Enforcement != ByNone || req.AllowUnenforced)
 	default:
 		return true
 	}

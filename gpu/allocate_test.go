@@ -191,6 +191,25 @@ func TestSharesAddUp(t *testing.T) {
 	}
 }
 
+// What held a share may have been turned off while its environment was stopped.
+func TestShareThatNothingHoldsAnyMoreIsGivenAnew(t *testing.T) {
+	books := gpu.Books{Devices: gputest.Plain(1)}
+	rules := gpu.Rules{Enforcers: []gpu.Enforcement{gpu.ByMPS}}
+	share := gpu.Request{Mode: gpu.VGPU, MemoryBytes: 20 * gib}
+	take(t, &books, rules, "a", share)
+	if change, err := allocate(t, books, rules, "a", share); err != nil || len(change.Keep) != 1 {
+		t.Errorf("nothing is different, and the lease is changed: %+v, %v", change, err)
+	}
+	rules.Enforcers = []gpu.Enforcement{gpu.ByCooperation}
+	change, err := allocate(t, books, rules, "a", share)
+	if err != nil || len(change.Drop) != 1 || len(change.Add) != 1 || change.Add[0].Enforcement != gpu.ByCooperation {
+		t.Errorf("held otherwise: %+v, %v", change, err)
+	}
+	rules.Enforcers = nil
+	_, err = allocate(t, books, rules, "a", share)
+	refused(t, err, problem.GPUNotEnforceable, "allow_unenforced")
+}
+
 func TestWhatIsNotWellIsGivenToNobody(t *testing.T) {
 	devices := gputest.Plain(2)
 	books := gpu.Books{Devices: devices, Marks: []gpu.Mark{
