@@ -46,12 +46,14 @@ func newGPUs(cfg config.GPU, dir string, log *slog.Logger) gpus {
 	if cfg.MemoryLimits {
 		g.enforcers = append(g.enforcers, gpu.ByDriver)
 	}
-	if cfg.MPSControl != "" {
+	// What takes something in the container takes a way that brings it there.
+	brought := injection.Way == inject.CDI || injection.Way == inject.Hook
+	if cfg.MPSControl != "" && brought {
 		g.mps = mps.New(mps.Config{Control: cfg.MPSControl, Dir: filepath.Join(dir, "mps"), SetExclusive: client.SetExclusiveProcess, Log: log})
 		injection.MPS = g.mps
 		g.enforcers = append(g.enforcers, gpu.ByMPS)
 	}
-	if cfg.HAMiLibrary != "" {
+	if cfg.HAMiLibrary != "" && brought {
 		g.enforcers = append(g.enforcers, gpu.ByCooperation)
 	}
 	g.Driver = inject.New(injection)

@@ -1,0 +1,28 @@
+package node
+
+import (
+	"log/slog"
+	"slices"
+	"testing"
+
+	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/internal/config"
+)
+
+// A lease says what holds it. What has to be brought into containers holds
+// nothing where the way brings render nodes alone, or nothing.
+func TestEnforcersAreThoseThatTheWayBrings(t *testing.T) {
+	for way, want := range map[string][]gpu.Enforcement{
+		"cdi":  {gpu.ByDriver, gpu.ByMPS, gpu.ByCooperation},
+		"hook": {gpu.ByDriver, gpu.ByMPS, gpu.ByCooperation},
+		"dri":  {gpu.ByDriver},
+		"none": {gpu.ByDriver},
+	} {
+		g := newGPUs(config.GPU{
+			Injection: way, MemoryLimits: true, MPSControl: "/usr/bin/nvidia-cuda-mps-control", HAMiLibrary: "/opt/libvgpu.so",
+		}, t.TempDir(), slog.New(slog.DiscardHandler))
+		if !slices.Equal(g.enforcers, want) {
+			t.Errorf("%s: %q, want %q", way, g.enforcers, want)
+		}
+	}
+}
