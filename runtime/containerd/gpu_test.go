@@ -125,6 +125,7 @@ func TestGPUs(t *testing.T) {
 			t.Run("classic hook", func(t *testing.T) { classicHook(t, d, engine, driver, container) })
 			t.Run("stages", func(t *testing.T) { stages(t, d, engine, driver, bird, container) })
 			t.Run("graphics and a share", func(t *testing.T) { graphicsAndShare(t, d, engine, driver, container) })
+			t.Run("instances", func(t *testing.T) { instances(t, d, engine, container) })
 			t.Run("memory", func(t *testing.T) { gpuMemory(t, d, container) })
 			if bird.sang() {
 				t.Error("a hook has loaded a library of the tenant")

@@ -59,7 +59,7 @@ func Install(tb testing.TB, root, version string, gpus int) *Driver {
 	for _, program := range []string{"nvidia-smi", "nvidia-cuda-mps-control", "nvidia-xconfig"} {
 		driver.file(tb, "/usr/bin/"+program, "#!/bin/sh\necho fake "+program+"\n", 0o755)
 	}
-	other := freeMajor(tb)
+	other := freeMajors(tb)[0]
 	driver.Node(tb, "/dev/nvidiactl", 195, 255)
 	driver.Node(tb, "/dev/nvidia-modeset", 195, 254)
 	driver.Node(tb, "/dev/nvidia-uvm", other, 0)
@@ -130,11 +130,27 @@ func (d *Driver) Node(tb testing.TB, path string, major, minor int) {
 	}
 }
 
+// Capabilities makes nodes of what MIG instances are opened by, as the driver
+// does: anybody may read them whom the device cgroup lets. It returns their
+// major number.
+func (d *Driver) Capabilities(tb testing.TB, minors ...int) int {
+	tb.Helper()
+	major := freeMajors(tb)[1] // another than that of unified memory
+	for _, minor := range minors {
+		path := fmt.Sprintf("/dev/nvidia-caps/nvidia-cap%d", minor)
+		d.Node(tb, path, major, minor)
+		if err := os.Chmod(filepath.Join(d.Root, path), 0o444); err != nil {
+			tb.Fatal(err)
+		}
+	}
+	return major
+}
+
 var deviceLine = regexp.MustCompile(`(?m)^ *(\d+) (.*)$`)
 
-// freeMajor is a number of character devices that no driver owns. NVIDIA's
+// freeMajors are two numbers of character devices that no driver owns. NVIDIA's
 // must not be owned either.
-func freeMajor(tb testing.TB) int {
+func freeMajors(tb testing.TB) (free [2]int) {
 	tb.Helper()
 	text, err := os.ReadFile("/proc/devices")
 	if err != nil {
@@ -152,11 +168,16 @@ func freeMajor(tb testing.TB) int {
 	if owned[195] {
 		tb.Skip("this machine has an NVIDIA driver: its device numbers must not be used")
 	}
+	count := 0
 	for major := 511; major >= 384; major-- {
-		if !owned[major] {
-			return major
+		if owned[major] {
+			continue
+		}
+		free[count] = major
+		if count++; count == len(free) {
+			return free
 		}
 	}
 	tb.Fatal("all numbers of devices are owned")
-	return 0
+	return free
 }
