@@ -91,12 +91,13 @@ func TestReservedTargets(t *testing.T) {
 
 func TestTargetOfEdits(t *testing.T) {
 	edits := gpu.Edits{CDI: cdi.ContainerEdits{
-		Mounts:      []*cdi.Mount{{ContainerPath: "/usr/lib/x86_64-linux-gnu/libcuda.so.9"}},
+		Mounts:      []*cdi.Mount{{ContainerPath: "/usr/lib/x86_64-linux-gnu/libcuda.so.9"}, {ContainerPath: "/tmp/vgpulock"}},
 		DeviceNodes: []*cdi.DeviceNode{{Path: "/dev/nvidia0"}},
 	}}
 	for target, want := range map[string]bool{
 		"/usr/lib": true, "/usr/lib/x86_64-linux-gnu/libcuda.so.9": true, "/usr/lib/x86_64-linux-gnu/libcuda.so.9/x": true, "/dev/nvidia0": true,
 		"/usr/lib/x86_64-linux-gnu/libcuda.so": false, "/usr/lib64": false, "/data": false,
+		"/tmp": false, "//tmp/x/..": false, "/tmp/vgpulock": true, "/run": false, // what nobody can do without
 	} {
 		if _, is := edits.TargetOf(target); is != want {
 			t.Errorf("%s: %v, want %v", target, is, want)

@@ -60,8 +60,13 @@ func ReservedTarget(target string, gpus bool) (place string, is bool) {
 	return "", false
 }
 
+// above are directories that nobody can do without: a mount there is in the way
+// of nothing below it, since the mounts of GPUs come after all others.
+var above = []string{"/tmp", "/run", "/var/run"}
+
 // TargetOf returns a path of edits that a mount at target would cover or be
-// covered by: the same, one above or one below.
+// covered by: the same, one below, or one above that is not among those that
+// nobody can do without.
 func (e *Edits) TargetOf(target string) (path string, is bool) {
 	all := make([]string, 0, len(e.CDI.Mounts)+len(e.CDI.DeviceNodes))
 	for _, m := range e.CDI.Mounts {
@@ -70,7 +75,8 @@ func (e *Edits) TargetOf(target string) (path string, is bool) {
 	for _, node := range e.CDI.DeviceNodes {
 		all = append(all, node.Path)
 	}
-	i := slices.IndexFunc(all, func(place string) bool { return Within(target, place) || Within(place, target) })
+	open := slices.Contains(above, cleaned(target))
+	i := slices.IndexFunc(all, func(place string) bool { return Within(target, place) || !open && Within(place, target) })
 	if i < 0 {
 		return "", false
 	}

@@ -295,13 +295,13 @@ func TestSharesAreHeldByWhatTheLeaseSays(t *testing.T) {
 	}{
 		{
 			gpu.ByMPS,
-			[]string{"CUDA_MPS_PIPE_DIRECTORY=/run/remotegpu-mps", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=2048M", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=30"},
-			[]string{"/run/remotegpu-mps", "/dev/shm"},
+			[]string{"CUDA_MPS_PIPE_DIRECTORY=/dev/remotegpu-mps", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=2048M", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE=30"},
+			[]string{"/dev/remotegpu-mps", "/dev/shm"},
 		},
 		{
 			gpu.ByCooperation,
 			[]string{"CUDA_DEVICE_MEMORY_SHARED_CACHE=/tmp/.remotegpu-vgpu.cache", "CUDA_DEVICE_MEMORY_LIMIT_0=2048m", "CUDA_DEVICE_SM_LIMIT=30"},
-			[]string{"/usr/local/lib/remotegpu/libvgpu.so", "/etc/ld.so.preload", "/tmp/vgpulock"},
+			[]string{"/dev/remotegpu-vgpu/libvgpu.so", "/etc/ld.so.preload", "/tmp/vgpulock"},
 		},
 		{gpu.ByDriver, nil, nil},
 		{gpu.ByNone, nil, nil},
@@ -329,7 +329,7 @@ func TestSharesAreHeldByWhatTheLeaseSays(t *testing.T) {
 	// A GPU that has a daemon is closed to all but its clients.
 	unlimited := gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA, Share: gpu.Share{Enforcement: gpu.ByNone}}}}
 	edits, err := whole.Edits(t.Context(), unlimited)
-	if err != nil || !slices.Equal(edits.CDI.Env[len(ofNVIDIA().CDI.Env):], []string{"CUDA_MPS_PIPE_DIRECTORY=/run/remotegpu-mps"}) {
+	if err != nil || !slices.Equal(edits.CDI.Env[len(ofNVIDIA().CDI.Env):], []string{"CUDA_MPS_PIPE_DIRECTORY=/dev/remotegpu-mps"}) {
 		t.Errorf("one that shares without a limit: %q, %v", edits.CDI.Env, err)
 	}
 	if edits, err := whole.Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA}}}); err != nil || len(edits.CDI.Env) != len(ofNVIDIA().CDI.Env) {

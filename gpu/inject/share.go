@@ -16,8 +16,9 @@ import (
 
 // Places of what shares take in a container.
 const (
-	pipeTarget    = "/run/remotegpu-mps"
-	libraryTarget = "/usr/local/lib/remotegpu/libvgpu.so"
+	// Below /dev nobody has mounts, and it is never read-only.
+	pipeTarget    = "/dev/remotegpu-mps"
+	libraryTarget = "/dev/remotegpu-vgpu/libvgpu.so"
 	preloadTarget = "/etc/ld.so.preload"
 	lockTarget    = "/tmp/vgpulock" // HAMi-core's, not to be changed
 	cachePath     = "/tmp/.remotegpu-vgpu.cache"

@@ -141,8 +141,8 @@ func graphicsAndShare(t *testing.T, d *testutil.ContainerdDaemon, engine *contai
 	}
 	hasVariables(t, engine, "first", gpu.Void, "NVIDIA_CTK_LIBCUDA_DIR="+libDir, "VGL_DISPLAY=egl0", "REMOTEGPU_RENDER_NODE=/dev/remotegpu/render0",
 		"__EGL_VENDOR_LIBRARY_FILENAMES=/usr/share/glvnd/egl_vendor.d/10_nvidia.json",
-		"CUDA_MPS_PIPE_DIRECTORY=/run/remotegpu-mps", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=1024M")
-	if got := in(t, engine, "first", "cat", "/run/remotegpu-mps/control"); got != "here" {
+		"CUDA_MPS_PIPE_DIRECTORY=/dev/remotegpu-mps", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=1024M")
+	if got := in(t, engine, "first", "cat", "/dev/remotegpu-mps/control"); got != "here" {
 		t.Errorf("the daemon's directory: %s", got)
 	}
 	if got := in(t, engine, "first", "write", "/dev/shm/x", "seen"); got != "" {

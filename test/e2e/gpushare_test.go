@@ -73,7 +73,7 @@ func TestGPUsByTheClassicHookAndMPS(t *testing.T) {
 	}
 	for name, limit := range map[string]string{"small": "0=1024M", "large": "0=4096M"} {
 		env := n.answer(t, name, "env") + "\n"
-		for _, want := range []string{"NVIDIA_VISIBLE_DEVICES=void", "CUDA_MPS_PIPE_DIRECTORY=/run/remotegpu-mps", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=" + limit} {
+		for _, want := range []string{"NVIDIA_VISIBLE_DEVICES=void", "CUDA_MPS_PIPE_DIRECTORY=/dev/remotegpu-mps", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=" + limit} {
 			if !strings.Contains(env, want+"\n") {
 				t.Errorf("%s lacks %s: %s", name, want, env)
 			}
@@ -81,7 +81,7 @@ func TestGPUsByTheClassicHookAndMPS(t *testing.T) {
 		if got := n.answer(t, name, "cat", "/dev/nvidia0"); !strings.Contains(got, "no such device or address") {
 			t.Errorf("%s opens its GPU: %s", name, got)
 		}
-		if got := n.answer(t, name, "ls", "/run/remotegpu-mps"); got != "pid" {
+		if got := n.answer(t, name, "ls", "/dev/remotegpu-mps"); got != "pid" {
 			t.Errorf("the MPS daemon as %s sees it: %s", name, got)
 		}
 	}
