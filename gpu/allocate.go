@@ -8,6 +8,17 @@ type Change struct {
 	Keep, Drop, Add []Lease
 }
 
+// Same says that two changes keep and end the same leases and add equal ones,
+// whatever their ids.
+func (c *Change) Same(other *Change) bool {
+	sameID := func(a, b Lease) bool { return a.ID == b.ID }
+	return slices.EqualFunc(c.Keep, other.Keep, sameID) && slices.EqualFunc(c.Drop, other.Drop, sameID) &&
+		slices.EqualFunc(c.Add, other.Add, func(a, b Lease) bool {
+			return a.GPU == b.GPU && a.Mode == b.Mode && a.Profile == b.Profile && a.Placement == b.Placement && a.Static == b.Static &&
+				a.MemoryBytes == b.MemoryBytes && a.ComputePercent == b.ComputePercent && a.Enforcement == b.Enforcement
+		})
+}
+
 // Allocate finds out which GPUs an environment gets for a request, which has
 // been checked; nil asks for none. What it holds and fits the request it keeps.
 // Errors: GPU_NOT_FOUND, GPU_EXHAUSTED, GPU_MODE_CONFLICT, GPU_UNHEALTHY,
@@ -62,7 +73,23 @@ func split(books *Books, rules *Rules, envID string, req *Request) (change Chang
 			change.Drop = append(change.Drop, l)
 		}
 	}
+	others.Devices = without(books.Devices, change.Drop)
 	return change, others
+}
+
+// without are GPUs as they are when the instances that were made for leases have
+// gone with these.
+func without(devices []Device, dropped []Lease) []Device {
+	devices = slices.Clone(devices)
+	for i := range devices {
+		d := &devices[i]
+		for _, l := range dropped {
+			if instance, there := d.InstanceOf(l); there && l.GPU == d.UUID && !l.Static {
+				d.MIG.Instances = slices.DeleteFunc(slices.Clone(d.MIG.Instances), func(other MIGInstance) bool { return other == instance })
+			}
+		}
+	}
+	return devices
 }
 
 // lease is what a request gets of a GPU.

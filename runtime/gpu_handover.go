@@ -21,8 +21,11 @@ const handOverPoll = 500 * time.Millisecond
 // awaitHandOver makes sure that nothing of others is left on GPUs, or instances,
 // that an environment is to have alone: GPU_IN_USE.
 func (m *Manager) awaitHandOver(ctx context.Context, env *Environment, run *GPURun) error {
-	if !slices.ContainsFunc(env.GPUs, sole) || m.runs(ctx, env.ID) {
+	if !slices.ContainsFunc(env.GPUs, sole) {
 		return nil
+	}
+	if runs, err := m.runs(ctx, env.ID); err != nil || runs {
+		return err
 	}
 	return m.untilFree(ctx, func() error {
 		usage, err := m.cfg.GPUs.Usage(ctx)

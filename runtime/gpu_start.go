@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -92,17 +94,26 @@ func (m *Manager) ensureInstance(ctx context.Context, device *gpu.Device, l *gpu
 }
 
 // runs says that a container has a process, as one has whose start was not
-// recorded.
-func (m *Manager) runs(ctx context.Context, id string) bool {
+// recorded. While nobody can tell nothing is to be taken from it.
+func (m *Manager) runs(ctx context.Context, id string) (bool, error) {
 	status, err := m.cfg.Engine.Status(ctx, id)
-	return err == nil && status.Running
+	switch {
+	case errdefs.IsNotFound(err):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("find out whether environment %s has a process: %w", id, err)
+	}
+	return status.Running, nil
 }
 
 // startLeases brings the leases of an environment that is to be started to what
 // its spec asks for.
 func (m *Manager) startLeases(ctx context.Context, env *Environment) (*Environment, error) {
-	if env.Spec.GPU == nil && len(env.GPUs) == 0 || m.runs(ctx, env.ID) {
+	if env.Spec.GPU == nil && len(env.GPUs) == 0 {
 		return env, nil
+	}
+	if runs, err := m.runs(ctx, env.ID); err != nil || runs {
+		return env, err
 	}
 	return m.changeLeases(ctx, env, env.Spec.GPU)
 }

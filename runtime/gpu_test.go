@@ -1,6 +1,7 @@
 package runtime_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -281,6 +282,16 @@ func TestAnEnvironmentGetsOtherGPUs(t *testing.T) {
 	if env := d.get("one"); len(env.GPUs) != 1 || env.GPUs[0].Mode != gpu.MIGMode || len(h.gpus.Instances()) != 1 {
 		t.Errorf("got %+v", env.GPUs)
 	}
+	// Its own instance is in the way of nothing that it is to have instead.
+	for _, profile := range []string{"7g.40gb", "1g.5gb"} {
+		other := gpu.Request{Mode: gpu.MIGMode, Profile: profile}
+		if _, op := change(&other, true); op.State != operation.Succeeded {
+			t.Errorf("%s: %+v", profile, op.Problem)
+		}
+		if env := d.get("one"); len(env.GPUs) != 1 || env.GPUs[0].Static || env.GPUs[0].Profile != profile || len(h.gpus.Instances()) != 1 {
+			t.Errorf("got %+v, instances %v", env.GPUs, h.gpus.Instances())
+		}
+	}
 	// Stopped, it changes at once.
 	d.act(d.Stop, "one")
 	change(&gpu.Request{Mode: gpu.Shared}, false)
@@ -295,6 +306,54 @@ func TestAnEnvironmentGetsOtherGPUs(t *testing.T) {
 	d.freeOfGPUs()
 	if op := d.act(d.Start, "one"); op.State != operation.Succeeded || d.get("one").GPURun != nil {
 		t.Errorf("got %+v", d.get("one"))
+	}
+}
+
+// A GPU fails after it was chosen, while the instance that it takes the place of
+// is removed: another is chosen, and the history tells of that one.
+func TestLeasesChangeAsWasDecided(t *testing.T) {
+	h := gpuHost(t)
+	d := start(t, h)
+	env, _ := d.create(withGPU("one", smallest))
+	d.act(d.Stop, "one")
+	h.faults.Hook(func(method string) {
+		if method != "GPUs.DestroyMIG" {
+			return
+		}
+		if _, err := d.store.MarkGPU(context.WithoutCancel(t.Context()), gputest.UUID(0), func(_ gpu.Books, mark *gpu.Mark) error {
+			mark.Health = gpu.Health{Unhealthy: true, Reason: "it failed"}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+	if _, op := d.update(runtime.UpdateRequest{Environment: "one", Fields: []string{"spec.gpu"}, Spec: runtime.Spec{GPU: &gpu.Request{}}}); op.State != operation.Succeeded {
+		t.Fatalf("changed by %+v", op.Problem)
+	}
+	if got := d.get("one").GPUs; len(got) != 1 || got[0].GPU != gputest.UUID(1) {
+		t.Errorf("it has %+v", got)
+	}
+	_, entries := d.history(env.ID)
+	for _, entry := range entries {
+		if strings.Contains(entry.Message, gputest.UUID(0)) {
+			t.Errorf("its history tells %q", entry.Message)
+		}
+	}
+}
+
+// While nobody can tell whether an environment has a process its leases stay.
+func TestLeasesDoNotChangeUnderAProcessThatIsNotKnown(t *testing.T) {
+	h := gpuHost(t)
+	h.gpu.ReleaseOnStop = true
+	d := start(t, h)
+	d.create(withGPU("one", gpu.Request{}))
+	d.act(d.Stop, "one")
+	h.faults.FailCall("Engine.Status", 0, errors.New("no answer"))
+	if op := d.act(d.Start, "one"); op.State != operation.Failed {
+		t.Fatalf("started by %+v", op)
+	}
+	if held := d.holders(); len(held) > 0 {
+		t.Errorf("GPUs were taken: %v", held)
 	}
 }
 

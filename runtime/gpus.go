@@ -80,21 +80,34 @@ func (e *Environment) GPUWarnings() []string {
 
 // inventory is what the host's GPU software last said.
 type inventory struct {
-	mu   sync.Mutex
-	last gpu.Inventory
-	read time.Time // zero: not to be used any more
+	mu      sync.Mutex
+	last    gpu.Inventory
+	asked   time.Time // when that was asked for; zero: not to be used any more
+	changes int       // how often it was outdated
 }
 
-func (i *inventory) get(age time.Duration) (gpu.Inventory, bool) {
+// get returns what was asked for at most age before the given time.
+func (i *inventory) get(at time.Time, age time.Duration) (gpu.Inventory, bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	return i.last, !i.read.IsZero() && time.Since(i.read) <= age
+	return i.last, !i.asked.IsZero() && at.Sub(i.asked) <= age
 }
 
-func (i *inventory) set(last gpu.Inventory) {
+// begin is to be called before the question whose answer set keeps.
+func (i *inventory) begin() (asked time.Time, changes int) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.last, i.read = last, time.Now()
+	return time.Now(), i.changes
+}
+
+// set keeps an answer. One that may be of before a change serves nobody else.
+func (i *inventory) set(last gpu.Inventory, asked time.Time, changes int) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.last, i.asked = last, time.Time{}
+	if changes == i.changes {
+		i.asked = asked
+	}
 }
 
 // seen is what was last said, however old.
@@ -108,7 +121,8 @@ func (i *inventory) seen() gpu.Inventory {
 func (i *inventory) outdate() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	i.read = time.Time{}
+	i.asked = time.Time{}
+	i.changes++
 }
 
 // noGPUSoftware is the inventory of a node that does not look for GPUs.
@@ -116,13 +130,14 @@ func noGPUSoftware() gpu.Inventory {
 	return gpu.Inventory{At: time.Now(), Notes: []string{"this node does not look for GPUs"}}
 }
 
-// GPUInventory returns the GPUs of the host, as they were at most age ago.
-// GPU_UNAVAILABLE when the software of the host does not answer.
+// GPUInventory returns the GPUs of the host, as they were at most age before
+// the call. GPU_UNAVAILABLE when the software of the host does not answer.
 func (m *Manager) GPUInventory(ctx context.Context, age time.Duration) (gpu.Inventory, error) {
 	if m.cfg.GPUs == nil {
 		return noGPUSoftware(), nil
 	}
-	if last, fresh := m.gpus.get(age); fresh {
+	now := time.Now()
+	if last, fresh := m.gpus.get(now, age); fresh {
 		return last, nil
 	}
 	// Who asks at the same time gets one answer.
@@ -131,11 +146,12 @@ func (m *Manager) GPUInventory(ctx context.Context, age time.Duration) (gpu.Inve
 		return gpu.Inventory{}, fmt.Errorf("wait for the inventory of GPUs: %w", err)
 	}
 	defer done()
-	if last, fresh := m.gpus.get(age); fresh {
+	if last, fresh := m.gpus.get(now, age); fresh {
 		return last, nil
 	}
 	probing, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
+	asked, changes := m.gpus.begin()
 	last, err := m.cfg.GPUs.Probe(probing)
 	if ctx.Err() == nil {
 		m.setCondition(problem.GPUUnavailable, asGPUUnavailable(err))
@@ -143,7 +159,7 @@ func (m *Manager) GPUInventory(ctx context.Context, age time.Duration) (gpu.Inve
 	if err != nil {
 		return gpu.Inventory{}, asGPUUnavailable(err)
 	}
-	m.gpus.set(last)
+	m.gpus.set(last, asked, changes)
 	return last, nil
 }
 
@@ -312,54 +328,6 @@ func (m *Manager) createLease(ctx context.Context, env *Environment) (LeaseFunc,
 		return nil, nil, err
 	}
 	return m.lease(env.ID, found.Devices, env.Spec.GPU), done, nil
-}
-
-// changeLeases brings the leases of an environment without a process to what a
-// request asks for; nil gives all back. What was made for a lease that ends is
-// gone before. It returns the environment as it is then.
-func (m *Manager) changeLeases(ctx context.Context, env *Environment, req *gpu.Request) (*Environment, error) {
-	if req == nil && len(env.GPUs) == 0 {
-		return env, nil
-	}
-	done, err := m.gpuGate.Lock(ctx, struct{}{})
-	if err != nil {
-		return env, fmt.Errorf("wait for who changes GPUs: %w", err)
-	}
-	defer done()
-	var devices []gpu.Device
-	if req != nil {
-		found, err := m.GPUInventory(ctx, freshInventory)
-		if err != nil {
-			return env, err
-		}
-		devices = found.Devices
-	}
-	books, err := m.cfg.Store.GPUBooks(ctx)
-	if err != nil {
-		return env, err
-	}
-	decide := m.lease(env.ID, devices, req)
-	change, err := decide(books)
-	if err != nil {
-		return env, err
-	}
-	if len(change.Drop)+len(change.Add) == 0 {
-		return env, nil
-	}
-	if err := m.removeInstances(ctx, change.Drop); err != nil {
-		return env, err
-	}
-	changed, err := m.cfg.Store.ChangeGPUs(ctx, env.ID, decide, func(env *Environment) error {
-		env.News = append(env.News, newsOfGPUs(&change)...)
-		return nil
-	})
-	if err != nil {
-		return env, fmt.Errorf("change GPUs of environment %s: %w", env.ID, err)
-	}
-	m.fill(changed)
-	m.follow(changed)
-	m.changes.publish(changed)
-	return changed, nil
 }
 
 // newsOfGPUs is what a change of leases means for an environment's history.
