@@ -103,6 +103,7 @@ type Process struct {
 	MemoryBytes uint64 `json:"memory_bytes"`
 	Graphics    bool   `json:"graphics,omitempty"` // has a graphics context
 	MIG         string `json:"mig,omitempty"`      // UUID of the instance it is on
+	UtilPercent int    `json:"util_percent"`       // time in which its kernels ran a moment ago; -1: not told
 }
 
 // Usage is what a GPU does. What a device does not tell is negative, or nil.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/gpu/gputest"
@@ -256,7 +257,7 @@ func TestStatsOfGPUs(t *testing.T) {
 	part, _ := d.create(withGPU("part", smallest))
 	mine[1], mine[2], mine[3] = alone.ID, shared.ID, part.ID
 	use := func(pid int, mebibytes uint64, mig string) gpu.Process {
-		return gpu.Process{PID: pid, MemoryBytes: mebibytes << 20, MIG: mig}
+		return gpu.Process{PID: pid, MemoryBytes: mebibytes << 20, MIG: mig, UtilPercent: 10 * pid}
 	}
 	h.gpus.Use(gputest.UUID(0), gpu.Usage{UtilPercent: 70, Processes: []gpu.Process{use(1, 10, "")}})
 	h.gpus.Use(gputest.UUID(1), gpu.Usage{UtilPercent: 50, Processes: []gpu.Process{use(2, 20, ""), use(99, 30, "")}})
@@ -267,11 +268,40 @@ func TestStatsOfGPUs(t *testing.T) {
 	}
 	for i, want := range []runtime.GPUStats{
 		{GPU: gputest.UUID(0), MemoryBytes: 10 << 20, MemoryLimitBytes: 24 << 30, UtilPercent: 70, Processes: 1},
-		{GPU: gputest.UUID(1), MemoryBytes: 20 << 20, MemoryLimitBytes: 24 << 30, UtilPercent: -1, Processes: 1},
+		{GPU: gputest.UUID(1), MemoryBytes: 20 << 20, MemoryLimitBytes: 24 << 30, UtilPercent: 20, Processes: 1},
 		{GPU: gputest.UUID(2), MIG: part.GPURun.Targets[0].MIG, MemoryBytes: 40 << 20, MemoryLimitBytes: 5 << 30, UtilPercent: -1, Processes: 1},
 	} {
 		if len(stats[i].GPUs) != 1 || stats[i].GPUs[0] != want {
 			t.Errorf("%s: got %+v, want %+v", stats[i].Name, stats[i].GPUs, want)
+		}
+	}
+}
+
+// What the clients of an MPS server use is not told apart.
+func TestStatsOfClientsOfMPS(t *testing.T) {
+	h := gpuHost(t)
+	h.gpu.Rules.Enforcers = []gpu.Enforcement{gpu.ByMPS}
+	h.inEnvironment = func(pid int, _ string) (bool, error) { return pid == 1, nil }
+	d := start(t, h)
+	d.create(withGPU("one", gpu.Request{Mode: gpu.VGPU, MemoryBytes: 4 << 30, UUIDs: []string{gputest.UUID(0)}}))
+	for _, test := range []struct {
+		used uint64
+		want runtime.GPUStats
+	}{
+		{0, runtime.GPUStats{GPU: gputest.UUID(0), MemoryUnknown: true, MemoryLimitBytes: 4 << 30, UtilPercent: 30, Processes: 1}},
+		{5, runtime.GPUStats{GPU: gputest.UUID(0), MemoryBytes: 5, MemoryLimitBytes: 4 << 30, UtilPercent: 30, Processes: 1}},
+	} {
+		h.gpus.Use(gputest.UUID(0), gpu.Usage{Processes: []gpu.Process{{PID: 1, UtilPercent: 30, MemoryBytes: test.used}, {PID: 2, MemoryBytes: 1 << 30}}})
+		var got []runtime.GPUStats
+		for until := time.Now().Add(10 * time.Second); time.Now().Before(until) && (len(got) != 1 || got[0] != test.want); time.Sleep(50 * time.Millisecond) {
+			stats, err := d.Stats(t.Context(), runtime.StatsRequest{})
+			if err != nil || len(stats) != 1 {
+				t.Fatalf("got %+v, %v", stats, err)
+			}
+			got = stats[0].GPUs
+		}
+		if len(got) != 1 || got[0] != test.want {
+			t.Errorf("got %+v, want %+v", got, test.want)
 		}
 	}
 }

@@ -53,8 +53,11 @@ const (
 	// freshInventory is how old an inventory may be that something is decided
 	// by: reading it may take seconds.
 	freshInventory = 5 * time.Second
-	// probeTimeout bounds the reading of it.
+	// probeTimeout bounds the reading of it. When that failed after slowProbe, or
+	// later, it is not tried again for probePause: all would wait for it in turn.
 	probeTimeout = 30 * time.Second
+	slowProbe    = 2 * time.Second
+	probePause   = 10 * time.Second
 )
 
 // GPURun is what a process was started with.
@@ -84,6 +87,27 @@ type inventory struct {
 	last    gpu.Inventory
 	asked   time.Time // when that was asked for; zero: not to be used any more
 	changes int       // how often it was outdated
+	err     error     // of the last time, if it is not to be tried again before retry
+	retry   time.Time
+}
+
+// failed keeps a failure that took a while.
+func (i *inventory) failed(err error, took time.Duration) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if took >= slowProbe {
+		i.err, i.retry = err, time.Now().Add(probePause)
+	}
+}
+
+// failure is the last failure while nobody is to try again; nil otherwise.
+func (i *inventory) failure() error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if time.Now().Before(i.retry) {
+		return i.err
+	}
+	return nil
 }
 
 // get returns what was asked for at most age before the given time.
@@ -149,6 +173,9 @@ func (m *Manager) GPUInventory(ctx context.Context, age time.Duration) (gpu.Inve
 	if last, fresh := m.gpus.get(now, age); fresh {
 		return last, nil
 	}
+	if err := m.gpus.failure(); err != nil {
+		return gpu.Inventory{}, err
+	}
 	probing, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	asked, changes := m.gpus.begin()
@@ -157,6 +184,9 @@ func (m *Manager) GPUInventory(ctx context.Context, age time.Duration) (gpu.Inve
 		m.setCondition(problem.GPUUnavailable, asGPUUnavailable(err))
 	}
 	if err != nil {
+		if ctx.Err() == nil {
+			m.gpus.failed(asGPUUnavailable(err), time.Since(asked))
+		}
 		return gpu.Inventory{}, asGPUUnavailable(err)
 	}
 	m.gpus.set(last, asked, changes)

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/internal/keylock"
 )
 
 const (
@@ -24,39 +25,61 @@ const (
 type GPUStats struct {
 	GPU, MIG    string // UUIDs
 	MemoryBytes uint64 // used by its processes
+	// MemoryUnknown says that MemoryBytes is not known: the clients of an MPS
+	// server use the server's.
+	MemoryUnknown bool
 	// MemoryLimitBytes is what it has: of the GPU, of the instance, or its
 	// share. 0: not known.
 	MemoryLimitBytes uint64
-	UtilPercent      int // of a GPU that it has alone; -1: nobody can tell
+	UtilPercent      int // of the GPU when it has it alone, else of its processes; -1: nobody can tell
 	Processes        int // of it, on the GPU
 }
 
 // gpuUsage is what the GPUs did a moment ago.
 type gpuUsage struct {
+	turn keylock.Map[struct{}] // who measures
 	mu   sync.Mutex
 	last []gpu.Usage
 	next time.Time // when it is to be measured again
 }
 
-// read measures GPUs unless that was done a moment ago. nil: it is not known.
-func (u *gpuUsage) read(ctx context.Context, driver gpu.Driver) []gpu.Usage {
+func (u *gpuUsage) get() (last []gpu.Usage, fresh bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if time.Now().Before(u.next) {
-		return u.last
+	return u.last, time.Now().Before(u.next)
+}
+
+func (u *gpuUsage) set(last []gpu.Usage, age time.Duration) []gpu.Usage {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.last, u.next = last, time.Now().Add(age)
+	return last
+}
+
+// read measures GPUs unless that was done a moment ago. nil: it is not known.
+func (u *gpuUsage) read(ctx context.Context, driver gpu.Driver) []gpu.Usage {
+	if last, fresh := u.get(); fresh {
+		return last
+	}
+	done, err := u.turn.Lock(ctx, struct{}{})
+	if err != nil {
+		return nil
+	}
+	defer done()
+	if last, fresh := u.get(); fresh {
+		return last
 	}
 	asking, cancel := context.WithTimeout(ctx, usageTimeout)
 	defer cancel()
 	last, err := driver.Usage(asking)
 	switch {
 	case err == nil:
-		u.last, u.next = last, time.Now().Add(freshUsage)
+		return u.set(last, freshUsage)
 	case ctx.Err() == nil:
-		u.last, u.next = nil, time.Now().Add(usagePause)
+		return u.set(nil, usagePause)
 	default:
 		return nil
 	}
-	return u.last
 }
 
 // measureGPUs sets what environments use of their GPUs, as far as that is
@@ -99,6 +122,10 @@ func (m *Manager) ofEnvironment(ctx context.Context, env *Environment, l *gpu.Le
 		}
 		s.MemoryBytes += p.MemoryBytes
 		s.Processes++
+		if p.UtilPercent >= 0 && l.Mode != gpu.Exclusive && l.Mode != gpu.MIGMode {
+			s.UtilPercent = min(max(s.UtilPercent, 0)+p.UtilPercent, 100)
+		}
 	}
+	s.MemoryUnknown = l.Enforcement == gpu.ByMPS && s.MemoryBytes == 0
 	return s
 }

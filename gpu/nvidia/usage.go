@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 
@@ -101,9 +102,36 @@ func (s *session) memoryUsed(handle nvml.Device) uint64 {
 // notAvailable is NVML_VALUE_NOT_AVAILABLE.
 const notAvailable = math.MaxUint64
 
+// utilWindow is the time that the utilization of processes is of.
+const utilWindow = 2 * time.Second
+
+// utilization is the share of time in which kernels of processes ran, in
+// percent; nil where the driver does not tell, as on a GPU that is partitioned.
+func (s *session) utilization(handle nvml.Device) map[uint32]int {
+	if !s.has("nvmlDeviceGetProcessUtilization") {
+		return nil
+	}
+	samples, ret := handle.GetProcessUtilization(uint64(time.Now().Add(-utilWindow).UnixMicro()))
+	told := ret == nvml.SUCCESS || ret == nvml.ERROR_NOT_FOUND // of no process
+	if !told && (ret != nvml.ERROR_INSUFFICIENT_SIZE || samples == nil) {
+		return nil
+	}
+	percent, last := make(map[uint32]int, len(samples)), make(map[uint32]uint64, len(samples))
+	for _, sample := range samples {
+		if sample.TimeStamp < last[sample.Pid] {
+			continue
+		}
+		percent[sample.Pid], last[sample.Pid] = int(sample.SmUtil), sample.TimeStamp
+		if sample.SmUtil > 100 { // some drivers give what is no measurement
+			percent[sample.Pid] = -1
+		}
+	}
+	return percent
+}
+
 // processes are those that have contexts on a GPU.
 func (s *session) processes(handle nvml.Device) ([]gpu.Process, nvml.Return) {
-	migs := s.instanceUUIDs(handle)
+	migs, percent := s.instanceUUIDs(handle), s.utilization(handle)
 	type key struct {
 		pid uint32
 		mig string
@@ -113,7 +141,10 @@ func (s *session) processes(handle nvml.Device) ([]gpu.Process, nvml.Return) {
 		for _, info := range infos {
 			at := key{info.Pid, migs[[2]uint32{info.GpuInstanceId, info.ComputeInstanceId}]}
 			process := found[at]
-			process.PID, process.MIG = int(info.Pid), at.mig
+			process.PID, process.MIG, process.UtilPercent = int(info.Pid), at.mig, -1
+			if percent != nil && at.mig == "" {
+				process.UtilPercent = percent[info.Pid]
+			}
 			process.Graphics = process.Graphics || graphics
 			if info.UsedGpuMemory != notAvailable {
 				process.MemoryBytes = max(process.MemoryBytes, info.UsedGpuMemory) // both kinds count all of the process

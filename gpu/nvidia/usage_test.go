@@ -18,7 +18,7 @@ func TestUsage(t *testing.T) {
 		{
 			Model: plain(), ECC: true, Util: 97, UsedMB: 2048, Encoder: 12, Decoder: 3, Temperature: 66, Power: 71500, ECCErrors: 2,
 			Processes: []fakenvml.Process{
-				{Kind: 'c', PID: 20, MB: 300}, {Kind: 'g', PID: 10, MB: 5}, {Kind: 'g', PID: 20, MB: 300}, {Kind: 'm', PID: 30}, {Kind: 'c', PID: 40, MB: 1},
+				{Kind: 'c', PID: 20, MB: 300, Util: 60}, {Kind: 'g', PID: 10, MB: 5}, {Kind: 'g', PID: 20, MB: 300}, {Kind: 'm', PID: 30}, {Kind: 'c', PID: 40, MB: 1, Util: 1000},
 			},
 		},
 		{Model: plain(), Lost: true},
@@ -32,13 +32,19 @@ func TestUsage(t *testing.T) {
 		{
 			UUID: fakenvml.UUID(0), UtilPercent: 97, MemoryUsed: 2048 << 20, EncoderPercent: 12, DecoderPercent: 3, Temperature: 66,
 			PowerMilliwatts: 71500, ECCUncorrected: 2, Processes: []gpu.Process{
-				{PID: 10, MemoryBytes: 5 << 20, Graphics: true}, {PID: 20, MemoryBytes: 300 << 20, Graphics: true}, {PID: 30}, {PID: 40, MemoryBytes: 1 << 20},
+				{PID: 10, MemoryBytes: 5 << 20, Graphics: true}, {PID: 20, MemoryBytes: 300 << 20, Graphics: true, UtilPercent: 60}, {PID: 30}, {PID: 40, MemoryBytes: 1 << 20, UtilPercent: -1},
 			},
 		},
 		{UUID: fakenvml.UUID(2), ECCUncorrected: -1},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("usage (-want +got):\n%s", diff)
+	}
+	library = fakenvml.Build(t, t.TempDir(), fakenvml.Version, "nvmlDeviceGetProcessUtilization")
+	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain(), Processes: []fakenvml.Process{{Kind: 'c', PID: 20, Util: 60}}}}})
+	got, err = library.Client(t, t.TempDir()).Usage(t.Context())
+	if err != nil || got[0].Processes[0].UtilPercent != -1 {
+		t.Errorf("of a driver that does not tell whose kernels run: %+v, %v", got, err)
 	}
 }
 

@@ -50,8 +50,9 @@ func gpuStatsText(gpus []*remotegpuv1.GPUStats) []string {
 	if len(gpus) == 0 {
 		return []string{"-", "-"}
 	}
-	util, told, used, limit := 0, 0, uint64(0), uint64(0)
+	util, told, used, limit, unknown := 0, 0, uint64(0), uint64(0), false
 	for _, g := range gpus {
+		unknown = unknown || g.GetMemoryUnknown()
 		used, limit = used+g.GetMemoryBytes(), limit+g.GetMemoryLimitBytes()
 		if g.UtilPercent != nil {
 			util, told = util+int(g.GetUtilPercent()), told+1
@@ -60,6 +61,9 @@ func gpuStatsText(gpus []*remotegpuv1.GPUStats) []string {
 	share, memory := "-", size(int64(used))
 	if told > 0 {
 		share = fmt.Sprintf("%d%%", util/told)
+	}
+	if unknown {
+		memory = "?"
 	}
 	if limit > 0 {
 		memory += " of " + size(int64(limit))

@@ -57,6 +57,7 @@ type Process struct {
 	MB   int  // 0: not known
 	GI   *int // GPU instance that it is on; nil: none
 	CI   int
+	Util int // percent of the time
 }
 
 // UUID is the UUID of a GPU that has none of its own.
@@ -122,6 +123,9 @@ func (g GPU) write(text *strings.Builder, index int) {
 			fmt.Fprintf(text, " %d %d", *p.GI, p.CI)
 		}
 		text.WriteString("\n")
+		if p.Util > 0 {
+			fmt.Fprintf(text, "busy %d %d\n", index, p.Util)
+		}
 	}
 	profiles := model.MIGProfiles
 	if len(profiles.GpuInstanceProfiles) == 0 {

@@ -4360,11 +4360,15 @@ type GPUStats struct {
 	MemoryBytes uint64 `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	// What it has: of the GPU, of the instance, or its share. 0: not known.
 	MemoryLimitBytes uint64 `protobuf:"varint,4,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
-	// Share of the time in which a kernel ran, percent. Absent unless it has the
-	// GPU alone: nobody tells whose kernels they were otherwise.
+	// Share of the time in which a kernel ran, percent: of anybody when it has the
+	// GPU alone, else of its processes. Absent where the driver does not tell whose
+	// kernels they were, as on MIG instances.
 	UtilPercent *int32 `protobuf:"varint,5,opt,name=util_percent,json=utilPercent,proto3,oneof" json:"util_percent,omitempty"`
 	// Its processes that use the GPU.
-	Processes     int32 `protobuf:"varint,6,opt,name=processes,proto3" json:"processes,omitempty"`
+	Processes int32 `protobuf:"varint,6,opt,name=processes,proto3" json:"processes,omitempty"`
+	// memory_bytes is not known: it shares the GPU by MPS, and the driver tells
+	// what the server uses for all.
+	MemoryUnknown bool `protobuf:"varint,7,opt,name=memory_unknown,json=memoryUnknown,proto3" json:"memory_unknown,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4439,6 +4443,13 @@ func (x *GPUStats) GetProcesses() int32 {
 		return x.Processes
 	}
 	return 0
+}
+
+func (x *GPUStats) GetMemoryUnknown() bool {
+	if x != nil {
+		return x.MemoryUnknown
+	}
+	return false
 }
 
 // ListEnvironmentEventsRequest names an environment.
@@ -5638,14 +5649,15 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"disk_bytes\x18\x0e \x01(\x03H\x00R\tdiskBytes\x88\x01\x01\x12(\n" +
 	"\x10disk_limit_bytes\x18\x0f \x01(\x03R\x0ediskLimitBytes\x12*\n" +
 	"\x04gpus\x18\x10 \x03(\v2\x16.remotegpu.v1.GPUStatsR\x04gpusB\r\n" +
-	"\v_disk_bytes\"\xe7\x01\n" +
+	"\v_disk_bytes\"\x8e\x02\n" +
 	"\bGPUStats\x12\x10\n" +
 	"\x03gpu\x18\x01 \x01(\tR\x03gpu\x12!\n" +
 	"\fmig_instance\x18\x02 \x01(\tR\vmigInstance\x12!\n" +
 	"\fmemory_bytes\x18\x03 \x01(\x04R\vmemoryBytes\x12,\n" +
 	"\x12memory_limit_bytes\x18\x04 \x01(\x04R\x10memoryLimitBytes\x12&\n" +
 	"\futil_percent\x18\x05 \x01(\x05H\x00R\vutilPercent\x88\x01\x01\x12\x1c\n" +
-	"\tprocesses\x18\x06 \x01(\x05R\tprocessesB\x0f\n" +
+	"\tprocesses\x18\x06 \x01(\x05R\tprocesses\x12%\n" +
+	"\x0ememory_unknown\x18\a \x01(\bR\rmemoryUnknownB\x0f\n" +
 	"\r_util_percent\"\xbd\x01\n" +
 	"\x1cListEnvironmentEventsRequest\x12+\n" +
 	"\venvironment\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +

@@ -220,6 +220,26 @@ nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsign
 nvmlReturn_t nvmlDeviceGetGraphicsRunningProcesses_v3(nvmlDevice_t device, unsigned int *count, nvmlProcessInfo_t *infos) { DEVICE(device); (void)g; return processes(GPU(device), 'g', count, infos); }
 nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count, nvmlProcessInfo_t *infos) { DEVICE(device); (void)g; return processes(GPU(device), 'm', count, infos); }
 
+nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUtilizationSample_t *samples, unsigned int *count, unsigned long long since)
+{
+	DEVICE(device);
+	unsigned int found = 0;
+	if (g->mode)
+		return NVML_ERROR_NOT_SUPPORTED;
+	for (int i = 0; i < w.processes; i++) {
+		if (w.process[i].gpu != GPU(device) || !w.process[i].util)
+			continue;
+		if (samples && found < *count)
+			samples[found] = (nvmlProcessUtilizationSample_t){.pid = w.process[i].pid, .timeStamp = since + 1, .smUtil = w.process[i].util};
+		found++;
+	}
+	if (!found)
+		return NVML_ERROR_NOT_FOUND;
+	int small = !samples || found > *count;
+	*count = found;
+	return small ? NVML_ERROR_INSUFFICIENT_SIZE : NVML_SUCCESS;
+}
+
 nvmlReturn_t nvmlDeviceSetComputeMode(nvmlDevice_t device, nvmlComputeMode_t mode)
 {
 	DEVICE(device);

@@ -68,7 +68,8 @@ static void read_of(const char *key, const char *line)
 		struct process p = {.gpu = index, .gi = 0xffffffff, .ci = 0xffffffff};
 		if (sscanf(line, "%*d %c %u %llu %u %u", &p.kind, &p.pid, &p.mb, &p.gi, &p.ci) >= 3)
 			w.process[w.processes++] = p;
-	}
+	} else if (!strcmp(key, "busy") && w.processes) // the process before it
+		sscanf(line, "%*d %u", &w.process[w.processes - 1].util);
 }
 
 static void read_line(const char *key, const char *line)

@@ -49,7 +49,7 @@ struct gpu {
 
 struct gi { int gpu; unsigned int id, profile; struct place at; };
 struct ci { int gpu; unsigned int gi, id, profile, slices; char uuid[96]; };
-struct process { int gpu; char kind; unsigned int pid, gi, ci; unsigned long long mb; };
+struct process { int gpu; char kind; unsigned int pid, gi, ci, util; unsigned long long mb; };
 struct rule { char verb[16], function[64]; int code, gpu; }; // gpu -1: all
 
 struct world {
