@@ -140,14 +140,28 @@ func (m *Manager) GPU(ctx context.Context, name string, usage bool) (GPU, error)
 	return all[at], nil
 }
 
-// DrainGPU keeps a GPU from new leases; those who have it keep it.
+// DrainGPU keeps a GPU from new leases; those who have it keep it, and are told.
 func (m *Manager) DrainGPU(ctx context.Context, name, why string) (GPU, error) {
-	return m.mark(ctx, name, func(mark *gpu.Mark) {
-		if !mark.Drained {
+	var before bool
+	g, err := m.mark(ctx, name, func(mark *gpu.Mark) {
+		if before = mark.Drained; !before {
 			mark.DrainedAt = time.Now()
 		}
 		mark.Drained, mark.Why = true, why
 	})
+	if err != nil || before {
+		return g, err
+	}
+	message := "GPU " + g.UUID + " is to be given to nobody else"
+	if why != "" {
+		message += ": " + why
+	}
+	for i := range g.Leases {
+		if err := m.tell(ctx, g.Leases[i].EnvID, HappenedGPUs, message); err != nil {
+			m.cfg.Log.WarnContext(ctx, "a holder of a GPU was not told that it is drained", "gpu", g.UUID, "environment", g.Leases[i].EnvID, "error", err)
+		}
+	}
+	return g, nil
 }
 
 // UndrainGPU lets a GPU be given again; with resetHealth also one that had

@@ -95,6 +95,66 @@ func TestEnvironmentsThatRunWithoutTheirGPU(t *testing.T) {
 	d.freeOfGPUs()
 }
 
+// A process whose GPU failed has lost it, and does not have it again because the
+// GPU is well again.
+func TestAFailedGPUIsLostToItsProcess(t *testing.T) {
+	h := gpuHost(t)
+	d := start(t, h)
+	env, _ := d.create(withGPU("one", gpu.Request{}))
+	mine := env.GPUs[0].GPU
+	health := func(health gpu.Health) {
+		d.stop()
+		h.gpus.Change(func(devices []gpu.Device) ([]gpu.Device, string) {
+			for i := range devices {
+				if devices[i].UUID == mine {
+					devices[i].Health = health
+				}
+			}
+			return devices, ""
+		})
+		d = start(t, h)
+	}
+	lost := func() bool { return strings.Contains(d.get("one").GPURun.Lost, "fallen off") }
+	health(gpu.Health{Unhealthy: true, Reason: "it has fallen off the bus", Since: time.Now()})
+	waitFor(t, "the loss", lost)
+	waitFor(t, "the condition", func() bool { return strings.Contains(conditionOf(d, problem.GPULost), "one: GPU") })
+	health(gpu.Health{})
+	if _, err := d.UndrainGPU(t.Context(), mine, true); err != nil {
+		t.Fatal(err)
+	}
+	d.reconcile(false)
+	if !lost() || conditionOf(d, problem.GPULost) == "" || !strings.Contains(strings.Join(d.get("one").GPUWarnings(), ""), "fallen off") {
+		t.Errorf("got %+v, condition %q", d.get("one").GPURun, conditionOf(d, problem.GPULost))
+	}
+	told := 0
+	_, entries := d.history(env.ID)
+	for _, entry := range entries {
+		if entry.Kind == runtime.HappenedGPUFail {
+			told++
+		}
+	}
+	if told != 1 {
+		t.Errorf("it was told %d times: %+v", told, entries)
+	}
+	d.act(d.Restart, "one")
+	d.reconcile(false)
+	if lost() || conditionOf(d, problem.GPULost) != "" {
+		t.Errorf("got %+v, condition %q", d.get("one").GPURun, conditionOf(d, problem.GPULost))
+	}
+	// A mark is enough: the driver itself may not tell.
+	waitFor(t, "the event", func() bool {
+		return h.gpus.Happen(gpu.Event{UUID: mine, XID: 79, Fatal: true, Detail: "it has fallen off, XID 79"})
+	})
+	waitFor(t, "the loss", lost)
+	if _, err := d.DrainGPU(t.Context(), mine, "to be replaced"); err != nil {
+		t.Fatal(err)
+	}
+	_, entries = d.history(env.ID)
+	if !slices.ContainsFunc(entries, func(e runtime.History) bool { return strings.Contains(e.Message, "nobody else: to be replaced") }) {
+		t.Errorf("nobody told it of the drain: %+v", entries)
+	}
+}
+
 func TestAdministratorsPartitionIdleGPUsOnly(t *testing.T) {
 	h := gpuHost(t)
 	d := start(t, h)

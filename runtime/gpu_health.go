@@ -3,7 +3,6 @@ package runtime
 import (
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -143,15 +142,31 @@ func (m *Manager) markUnhealthy(ctx context.Context, uuid string, health gpu.Hea
 	}
 	var errs []error
 	for i := range held {
-		errs = append(errs, m.tell(ctx, held[i].EnvID, fmt.Sprintf("GPU %s failed: %s", uuid, health.Reason)))
+		errs = append(errs, m.tellOfFailure(ctx, held[i].EnvID, failed(uuid, health.Reason)))
 	}
 	return errors.Join(errs...)
 }
 
-// tell adds to an environment's history that something is wrong with its GPUs.
-func (m *Manager) tell(ctx context.Context, envID, message string) error {
+// failed says that a GPU has failed.
+func failed(uuid, reason string) string { return "GPU " + uuid + " failed: " + reason }
+
+// tellOfFailure tells a holder that its GPU has failed: a process has lost it,
+// which the passes see to as well.
+func (m *Manager) tellOfFailure(ctx context.Context, envID, why string) error {
+	env, err := m.cfg.Store.Environment(ctx, envID)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	if !env.Alive() || env.GPURun == nil {
+		return m.tell(ctx, envID, HappenedGPUFail, why)
+	}
+	return m.recordLost(ctx, env, why)
+}
+
+// tell adds to an environment's history what happened to its GPUs.
+func (m *Manager) tell(ctx context.Context, envID string, kind, message string) error {
 	_, err := m.update(ctx, envID, func(env *Environment) error {
-		env.News = append(env.News, History{Time: time.Now(), Kind: HappenedGPUFail, Message: message})
+		env.News = append(env.News, History{Time: time.Now(), Kind: kind, Message: message})
 		return nil
 	})
 	return ignoreNotFound(err)
@@ -234,84 +249,4 @@ func (m *Manager) releaseStopped(ctx context.Context, id string) error {
 	}
 	defer unlock()
 	return m.releaseIdle(ctx, env)
-}
-
-// lookForLost finds processes that do not have their GPUs any more.
-func (m *Manager) lookForLost(ctx context.Context, envs []*Environment, found *gpu.Inventory) error {
-	var (
-		errs []error
-		lost []string
-	)
-	for _, env := range envs {
-		if !env.Alive() || env.GPURun == nil || env.Operation != "" {
-			continue
-		}
-		why := lostGPUs(env.GPURun, found)
-		if why != "" {
-			lost = append(lost, env.Name+": "+why)
-		}
-		if why != env.GPURun.Lost {
-			errs = append(errs, m.recordLost(ctx, env, why))
-		}
-		if why != "" && m.cfg.GPU.Cure == CureRestart && env.State == Running {
-			errs = append(errs, m.cureLost(ctx, env))
-		}
-	}
-	var condition error
-	if len(lost) > 0 {
-		condition = problem.New(problem.GPULost, "%d environments run without their GPUs: %s", len(lost), strings.Join(lost, "; ")).
-			WithHint("restart them: remotegpu env restart NAME; gpu.cure in the node's configuration can do so")
-	}
-	m.setCondition(problem.GPULost, condition)
-	return errors.Join(errs...)
-}
-
-// cureLost restarts an environment that runs without its GPU. Where it could
-// not have one again the next pass tries anew.
-func (m *Manager) cureLost(ctx context.Context, env *Environment) error {
-	_, _, err := m.Restart(ctx, ActionRequest{Project: env.Project, Environment: env.ID})
-	if err == nil {
-		return nil
-	}
-	if reason := problem.Of(err).Reason; reason == problem.EnvBusy || strings.HasPrefix(string(reason), "GPU_") {
-		return nil
-	}
-	return fmt.Errorf("restart environment %s, which has lost its GPU: %w", env.ID, err)
-}
-
-func (m *Manager) recordLost(ctx context.Context, seen *Environment, why string) error {
-	_, err := m.update(ctx, seen.ID, func(env *Environment) error {
-		if env.GPURun == nil || env.Operation != "" || !env.StartedAt.Equal(seen.StartedAt) || env.GPURun.Lost == why {
-			return errNotOurs
-		}
-		run := *env.GPURun
-		run.Lost = why
-		env.GPURun = &run
-		if why != "" {
-			env.News = append(env.News, History{Time: time.Now(), Kind: HappenedGPUFail, Message: why})
-		}
-		return nil
-	})
-	if errors.Is(err, errNotOurs) {
-		return nil
-	}
-	return ignoreNotFound(err)
-}
-
-// lostGPUs says why a process does not have its GPUs any more; "" when it has.
-func lostGPUs(run *GPURun, found *gpu.Inventory) string {
-	books := gpu.Books{Devices: found.Devices}
-	for _, target := range run.Targets {
-		device, there := books.Device(target.GPU)
-		switch {
-		case !there:
-			return "GPU " + target.GPU + " is not there any more"
-		case target.MIG != "" && !slices.ContainsFunc(device.MIG.Instances, func(i gpu.MIGInstance) bool { return i.UUID == target.MIG }):
-			return "MIG instance " + target.MIG + " is not there any more"
-		}
-	}
-	if run.Driver != "" && found.Driver != "" && run.Driver != found.Driver {
-		return "the driver was replaced by version " + found.Driver + " while the process has libraries of version " + run.Driver
-	}
-	return ""
 }

@@ -66,7 +66,7 @@ type GPURun struct {
 	Targets  []gpu.Target `json:"targets,omitempty"`
 	Warnings []string     `json:"warnings,omitempty"` // for people
 	// Lost says that the process does not have its GPUs any more, and why; ""
-	// while nothing of the kind is known.
+	// while nothing of the kind is known. It stays until the next start.
 	Lost string `json:"lost,omitempty"`
 }
 
