@@ -55,6 +55,15 @@ func forGraphics(edits gpu.Edits) gpu.Edits {
 	return edits
 }
 
+// withoutCards leaves out the nodes that set modes of a GPU's outputs and read
+// what others draw: who has a part of a GPU draws by the render node.
+func withoutCards(edits gpu.Edits) gpu.Edits {
+	edits.CDI.DeviceNodes = slices.DeleteFunc(slices.Clone(edits.CDI.DeviceNodes), func(node *cdi.DeviceNode) bool {
+		return strings.HasPrefix(node.Path, driDir+"card")
+	})
+	return edits
+}
+
 // stable gives the DRI nodes of edits a second name that does not change.
 func stable(edits gpu.Edits) gpu.Edits {
 	nodes := slices.Clone(edits.CDI.DeviceNodes)

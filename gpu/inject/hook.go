@@ -23,6 +23,13 @@ const requests = "/var/run/nvidia-container-devices/"
 // configName is the hook's configuration in Config.Dir.
 const configName = "nvidia-container-runtime-hook.toml"
 
+// modesetNode is what an X server of the container's needs.
+const modesetNode = "/dev/nvidia-modeset"
+
+func hasNode(edits gpu.Edits, path string) bool {
+	return slices.ContainsFunc(edits.CDI.DeviceNodes, func(node *cdi.DeviceNode) bool { return node.Path == path })
+}
+
 // byHook has the toolkit's hook of before bring the driver's libraries. Nodes
 // and the rules for them stay in the spec, so that no reload of the host's
 // cgroups takes them away; what they are the edits say.
@@ -33,6 +40,9 @@ func (d *Driver) byHook(edits gpu.Edits, req gpu.EditsRequest) (gpu.Edits, error
 	}
 	capabilities := make([]string, 0, len(req.Capabilities))
 	for _, capability := range req.Capabilities {
+		if capability == gpu.Display && !hasNode(edits, modesetNode) {
+			continue // the edits have left it out, and say so
+		}
 		capabilities = append(capabilities, string(capability))
 	}
 	if len(capabilities) == 0 {

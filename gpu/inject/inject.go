@@ -150,6 +150,9 @@ func (d *Driver) nvidia(ctx context.Context, req gpu.EditsRequest) (gpu.Edits, e
 	if err != nil {
 		return gpu.Edits{}, fmt.Errorf("compute what the container needs: %w", err)
 	}
+	if slices.ContainsFunc(req.Targets, func(t gpu.Target) bool { return t.MIG != "" || t.Share.Enforcement != "" }) {
+		edits = withoutCards(edits)
+	}
 	if slices.Contains(req.Capabilities, gpu.Graphics) {
 		edits = forGraphics(edits)
 	}

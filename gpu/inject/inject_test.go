@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	cdi "tags.cncf.io/container-device-interface/specs-go"
@@ -16,7 +15,6 @@ import (
 	"github.com/remotegpu/remotegpu/gpu/inject"
 	"github.com/remotegpu/remotegpu/gpu/mps"
 	"github.com/remotegpu/remotegpu/internal/problem"
-	"github.com/remotegpu/remotegpu/internal/testutil"
 )
 
 // driver answers with what it was given and keeps what it was asked.
@@ -135,7 +133,7 @@ func TestHookIsAskedByUUIDAndConfiguredByUs(t *testing.T) {
 	options := []string{"bind", "ro", "nosuid", "noexec"}
 	want := gpu.Edits{CDI: cdi.ContainerEdits{
 		Env:         []string{"NVIDIA_VISIBLE_DEVICES=void", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"},
-		DeviceNodes: ofNVIDIA().CDI.DeviceNodes,
+		DeviceNodes: slices.Delete(ofNVIDIA().CDI.DeviceNodes, 2, 3), // one is an instance
 		Mounts: []*cdi.Mount{
 			{HostPath: "/dev/null", ContainerPath: "/var/run/nvidia-container-devices/" + uuidA, Options: options},
 			{HostPath: "/dev/null", ContainerPath: "/var/run/nvidia-container-devices/MIG-3", Options: options},
@@ -352,76 +350,53 @@ func TestSharesAreHeldByWhatTheLeaseSays(t *testing.T) {
 	}
 }
 
-// What others than root could change is not run, not even for its version.
-func TestProgramsOfOthersAreNotRun(t *testing.T) {
-	testutil.Require(t, testutil.Root)
-	marker := filepath.Join(t.TempDir(), "ran")
-	theirs := func(name string) string {
-		t.Helper()
-		path := filepath.Join(t.TempDir(), name)
-		if err := os.WriteFile(path, []byte("#!/bin/sh\ntouch "+marker+"\necho NVIDIA CDI Hook version 1.20.1\n"), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.Chown(path, 1000, 0); err != nil {
-			t.Fatal(err)
-		}
-		return path
-	}
-	share := gpu.Share{Enforcement: gpu.ByCooperation, MemoryBytes: 1 << 30}
-	for name, cfg := range map[string]inject.Config{
-		"the hook":        {CDIHook: theirs("nvidia-cdi-hook")},
-		"the classic one": {Way: inject.Hook, RuntimeHook: theirs("nvidia-container-runtime-hook"), CLI: program(t, good)},
-		"its program":     {Way: inject.Hook, RuntimeHook: program(t, good), CLI: theirs("nvidia-container-cli")},
-		"the library":     {CDIHook: program(t, good), Library: theirs("libvgpu.so")},
+// Who has a part of a GPU does not get the node that reads what others draw.
+func TestCardsAreOfThoseWhoHaveTheGPUAlone(t *testing.T) {
+	for name, test := range map[string]struct {
+		target gpu.Target
+		want   bool
+	}{
+		"alone":    {gpu.Target{GPU: uuidA}, true},
+		"shared":   {gpu.Target{GPU: uuidA, Share: gpu.Share{Enforcement: gpu.ByNone}}, false},
+		"a share":  {gpu.Target{GPU: uuidA, Share: gpu.Share{Enforcement: gpu.ByDriver, MemoryBytes: 1 << 30}}, false},
+		"instance": {gpu.Target{GPU: uuidA, MIG: "MIG-1"}, false},
 	} {
-		cfg.Driver, cfg.Dir, cfg.AllowOld = &driver{edits: ofNVIDIA()}, t.TempDir(), true
-		injector := inject.New(cfg)
-		_, err := injector.Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA, Share: share}}})
-		if p := problem.Of(err); p == nil || p.Reason != problem.GPUInjectionFailed || p.Hint == "" || !strings.Contains(p.Message, "user 1000") {
+		edits, err := inject.New(inject.Config{Driver: &driver{edits: ofNVIDIA()}, CDIHook: program(t, good)}).Edits(t.Context(),
+			gpu.EditsRequest{Targets: []gpu.Target{test.target}, Capabilities: []gpu.Capability{gpu.Graphics}})
+		if err != nil {
 			t.Errorf("%s: %v", name, err)
+			continue
 		}
-		injector.Problems(t.Context(), gpu.Inventory{Devices: []gpu.Device{{UUID: uuidA, Vendor: gpu.NVIDIA}}})
-	}
-	// From before there was a hook.
-	_, err := inject.New(inject.Config{CDIHook: filepath.Join(filepath.Dir(theirs("nvidia-ctk")), "nvidia-cdi-hook")}).
-		Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA}}})
-	if p := problem.Of(err); p == nil || p.Reason != problem.GPUToolkitMissing {
-		t.Errorf("a toolkit of another's without a hook: %v", err)
-	}
-	if _, err := os.Stat(marker); err == nil {
-		t.Error("one of them was run")
+		found := paths(edits)
+		for path, want := range map[string]bool{
+			"/dev/dri/card2": test.want, "/dev/remotegpu/card0": test.want, "/dev/dri/renderD130": true, "/dev/remotegpu/render0": true,
+		} {
+			if slices.Contains(found, path) != want {
+				t.Errorf("%s: %s in %v, want %v", name, path, found, want)
+			}
+		}
 	}
 }
 
-// A program that could not be run to its end says nothing of its version: it is
-// asked again, though its file is the same.
-func TestToolkitThatDidNotAnswerIsAskedAgain(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	path := filepath.Join(dir, "nvidia-cdi-hook")
-	if err := os.WriteFile(path, []byte("#!/bin/sh\necho >>"+dir+"/asked\n[ -e "+dir+"/well ] || kill -9 $$\necho NVIDIA CDI Hook version 1.20.1\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	injector := inject.New(inject.Config{Driver: &driver{}, CDIHook: path})
-	ask := func() error {
-		_, err := injector.Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA}}})
-		return err
-	}
-	for range 3 {
-		if p := problem.Of(ask()); p == nil || p.Reason != problem.Unavailable || p.Hint == "" {
-			t.Fatalf("got %v", p)
+// A capability that the host cannot give is asked of neither way.
+func TestHookIsNotAskedForWhatTheHostLacks(t *testing.T) {
+	for _, modeset := range []bool{true, false} {
+		edits := ofNVIDIA()
+		if modeset {
+			edits.CDI.DeviceNodes = append(edits.CDI.DeviceNodes, &cdi.DeviceNode{Path: "/dev/nvidia-modeset"})
 		}
-	}
-	asked, err := os.ReadFile(filepath.Join(dir, "asked"))
-	if err != nil || len(asked) > 2 {
-		t.Errorf("it was run %d times in a moment, %v", len(asked), err)
-	}
-	if err := os.WriteFile(filepath.Join(dir, "well"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for until := time.Now().Add(time.Minute); ask() != nil; time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(until) {
-			t.Fatal("it is not asked again")
+		found, err := inject.New(inject.Config{
+			Driver: &driver{edits: edits}, Way: inject.Hook, RuntimeHook: program(t, good), CLI: program(t, ""), Dir: t.TempDir(),
+		}).Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA}}, Capabilities: []gpu.Capability{gpu.Display, gpu.Utility}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := "NVIDIA_DRIVER_CAPABILITIES=utility"
+		if modeset {
+			want = "NVIDIA_DRIVER_CAPABILITIES=display,utility"
+		}
+		if !slices.Contains(found.CDI.Env, want) {
+			t.Errorf("got %q, want %s", found.CDI.Env, want)
 		}
 	}
 }
