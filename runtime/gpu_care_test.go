@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -153,6 +154,24 @@ func TestAFailedGPUIsLostToItsProcess(t *testing.T) {
 	if !slices.ContainsFunc(entries, func(e runtime.History) bool { return strings.Contains(e.Message, "nobody else: to be replaced") }) {
 		t.Errorf("nobody told it of the drain: %+v", entries)
 	}
+}
+
+// While a driver hangs the node does everything else.
+func TestADriverThatHangsHoldsNoPassUp(t *testing.T) {
+	h := gpuHost(t)
+	release := make(chan struct{})
+	h.faults.Hook(func(method string) {
+		if method == "GPUs.Probe" {
+			<-release
+		}
+	})
+	d := start(t, h)
+	t.Cleanup(sync.OnceFunc(func() { close(release) }))
+	env, _ := d.create(runtime.CreateRequest{Name: "plain", Spec: runtime.Spec{Image: image}})
+	d.reconcile(false)
+	d.kill(env.ID, 0)
+	waitFor(t, "the end to be recorded", func() bool { return d.get("plain").State == runtime.Stopped })
+	d.reconcile(false)
 }
 
 func TestAdministratorsPartitionIdleGPUsOnly(t *testing.T) {

@@ -193,41 +193,6 @@ func (m *Manager) reportGPUs(ctx context.Context) error {
 	return nil
 }
 
-// tendGPUs is what a pass of the reconciler does about GPUs: it records what
-// the driver says of their health, finds environments that run without theirs,
-// and gives back what stopped ones hold where the node does so. Nothing is
-// concluded from a driver that does not answer.
-func (m *Manager) tendGPUs(ctx context.Context, envs []*Environment) {
-	if m.cfg.GPUs == nil {
-		return
-	}
-	var errs []error
-	for _, event := range m.gpuEvents.take() {
-		if err := m.recordGPUFailure(ctx, event); err != nil {
-			m.gpuEvents.put(event)
-			errs = append(errs, err)
-		}
-	}
-	for _, env := range envs {
-		if env.Operation == "" && len(env.GPUs) > 0 && m.cfg.GPU.ReleaseOnStop {
-			errs = append(errs, m.releaseStopped(ctx, env.ID))
-		}
-	}
-	found, err := m.GPUInventory(ctx, m.lookAgain(envs))
-	if err == nil {
-		for i := range found.Devices {
-			if d := &found.Devices[i]; d.Health.Unhealthy {
-				errs = append(errs, m.markUnhealthy(ctx, d.UUID, d.Health))
-			}
-		}
-		errs = append(errs, m.lookForLost(ctx, envs, &found))
-	} // else the condition tells
-	errs = append(errs, m.keepSharing(ctx), m.reportGPUs(ctx))
-	if err := errors.Join(errs...); err != nil && ctx.Err() == nil {
-		m.cfg.Log.ErrorContext(ctx, "looking after GPUs failed; the next pass tries again", "error", err)
-	}
-}
-
 // lookAgain is how old an inventory may be that a pass goes by: a host on which
 // there is nothing to lose is seldom looked at.
 func (m *Manager) lookAgain(envs []*Environment) time.Duration {

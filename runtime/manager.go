@@ -103,6 +103,7 @@ type Manager struct {
 	gpus      inventory
 	gpuEvents missedEvents
 	gpuUsage  gpuUsage
+	tending   tending
 	// gpuGate has one at a time decide by how GPUs are partitioned, or change
 	// that.
 	gpuGate keylock.Map[struct{}]
@@ -162,6 +163,7 @@ func New(cfg Config) *Manager {
 	if m.cfg.InEnvironment == nil {
 		m.cfg.InEnvironment = func(int, string) (bool, error) { return false, nil }
 	}
+	m.tending.asked = make(chan chan struct{}, 1)
 	m.drawing.manager = m
 	m.restart, m.health, m.expiry = newAgenda(), newHealthChecks(m), newAgenda()
 	m.names.manager = m

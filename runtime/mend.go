@@ -25,7 +25,7 @@ func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding,
 	}
 	if mode == wholePass {
 		m.removeLeftovers(ctx, findings)
-		m.tendGPUs(ctx, o.environments) // last, and not before serving: a driver may hang
+		m.askToTend(ctx)
 	}
 	m.reportStrangers(findings)
 	m.reportSnapshots(o)

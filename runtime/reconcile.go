@@ -60,6 +60,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	group.Go(func() error { m.runExpiry(ctx); return nil })
 	group.Go(func() error { m.health.run(ctx); return nil })
 	group.Go(func() error { m.watchGPUs(ctx); return nil })
+	group.Go(func() error { m.runTending(ctx); return nil })
 	group.Go(func() error {
 		m.watchUndrawn(ctx)
 		ticker := time.NewTicker(m.cfg.Reconcile)

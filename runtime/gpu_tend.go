@@ -1,0 +1,95 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+)
+
+// tendPatience is how long a pass waits until GPUs have been looked after.
+const tendPatience = 2 * time.Second
+
+// tending is the looking after GPUs that passes ask for. It has a goroutine of
+// its own, as a driver may hang: neither passes nor the engine's events wait for
+// one that does.
+type tending struct {
+	asked chan chan struct{} // a pass waits for each to be closed
+	late  atomic.Bool        // who waited last did so in vain
+}
+
+// askToTend has GPUs looked after, and waits for that unless it takes long.
+func (m *Manager) askToTend(ctx context.Context) {
+	if m.cfg.GPUs == nil {
+		return
+	}
+	done := make(chan struct{})
+	select {
+	case m.tending.asked <- done:
+	default: // somebody has asked, and it has not begun
+		return
+	}
+	if m.tending.late.Load() {
+		return
+	}
+	timer := time.NewTimer(tendPatience)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	case <-timer.C:
+		m.tending.late.Store(true)
+	}
+}
+
+// runTending looks after GPUs when passes ask for it, until ctx ends.
+func (m *Manager) runTending(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case done := <-m.tending.asked:
+			if err := m.tendGPUs(ctx); err != nil && ctx.Err() == nil {
+				m.cfg.Log.ErrorContext(ctx, "looking after GPUs failed; the next pass tries again", "error", err)
+			}
+			close(done)
+			m.tending.late.Store(false)
+		}
+	}
+}
+
+// tendGPUs records what the driver says of the health of GPUs, finds
+// environments that run without theirs, and gives back what stopped ones hold
+// where the node does so. Nothing is concluded from a driver that does not
+// answer.
+func (m *Manager) tendGPUs(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, passTimeout)
+	defer cancel()
+	var errs []error
+	for _, event := range m.gpuEvents.take() {
+		if err := m.recordGPUFailure(ctx, event); err != nil {
+			m.gpuEvents.put(event)
+			errs = append(errs, err)
+		}
+	}
+	envs, _, err := m.cfg.Store.Environments(ctx, Filter{})
+	if err != nil {
+		return errors.Join(append(errs, fmt.Errorf("list environments: %w", err))...)
+	}
+	for _, env := range envs {
+		if env.Operation == "" && len(env.GPUs) > 0 && m.cfg.GPU.ReleaseOnStop {
+			errs = append(errs, m.releaseStopped(ctx, env.ID))
+		}
+	}
+	found, err := m.GPUInventory(ctx, m.lookAgain(envs))
+	if err == nil {
+		for i := range found.Devices {
+			if d := &found.Devices[i]; d.Health.Unhealthy {
+				errs = append(errs, m.markUnhealthy(ctx, d.UUID, d.Health))
+			}
+		}
+		errs = append(errs, m.lookForLost(ctx, envs, &found))
+	} // else the condition tells
+	return errors.Join(append(errs, m.keepSharing(ctx), m.reportGPUs(ctx))...)
+}
