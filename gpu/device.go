@@ -19,6 +19,9 @@ type Inventory struct {
 	CUDA    string    `json:"cuda,omitempty"`    // newest CUDA that it supports, "12.8"
 	NVML    string    `json:"nvml,omitempty"`    // version of its management library
 	At      time.Time `json:"at"`
+	// Missing is why GPUs of NVIDIA are not among the devices though the host may
+	// have some: their software does not answer. nil: they are.
+	Missing error `json:"-"`
 	// Notes say what the host lacks, for people: no driver, no toolkit.
 	Notes []string `json:"notes,omitempty"`
 }

@@ -13,7 +13,7 @@ import (
 // answer.
 type Driver interface {
 	// Probe reads the inventory. A host without GPUs has an empty one; a probe
-	// that failed is an error.
+	// that failed is an error, or Missing of an inventory that has GPUs of others.
 	Probe(ctx context.Context) (Inventory, error)
 	// Edits computes what a container needs for the devices, fresh: nodes,
 	// libraries of the driver that is loaded now, hooks.

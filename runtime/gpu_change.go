@@ -24,7 +24,7 @@ func (m *Manager) changeLeases(ctx context.Context, env *Environment, req *gpu.R
 	defer done()
 	var devices []gpu.Device
 	if req != nil {
-		found, err := m.GPUInventory(ctx, freshInventory)
+		found, err := m.inventoryOf(ctx, append(gpusOf(env.GPUs), req.UUIDs...))
 		if err != nil {
 			return env, err
 		}
@@ -38,6 +38,15 @@ func (m *Manager) changeLeases(ctx context.Context, env *Environment, req *gpu.R
 		}
 	}
 	return env, fmt.Errorf("change GPUs of environment %s: %w", env.ID, errDecideAnew)
+}
+
+// gpusOf are the UUIDs of the GPUs of leases.
+func gpusOf(leases []gpu.Lease) []string {
+	var uuids []string
+	for i := range leases {
+		uuids = append(uuids, leases[i].GPU)
+	}
+	return uuids
 }
 
 // decisions bounds how often a change of leases is decided anew: each takes

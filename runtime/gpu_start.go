@@ -23,7 +23,7 @@ func (m *Manager) prepareGPUs(ctx context.Context, env *Environment) (*gpu.Edits
 		return nil, nil, problem.New(problem.GPUUnavailable, "this node does not look for GPUs any more").
 			WithHint("turn it on in the section gpu of the node's configuration, or change the environment to have none")
 	}
-	found, err := m.GPUInventory(ctx, freshInventory)
+	found, err := m.inventoryOf(ctx, gpusOf(env.GPUs))
 	if err != nil {
 		return nil, nil, err
 	}

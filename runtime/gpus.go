@@ -154,45 +154,6 @@ func noGPUSoftware() gpu.Inventory {
 	return gpu.Inventory{At: time.Now(), Notes: []string{"this node does not look for GPUs"}}
 }
 
-// GPUInventory returns the GPUs of the host, as they were at most age before
-// the call. GPU_UNAVAILABLE when the software of the host does not answer.
-func (m *Manager) GPUInventory(ctx context.Context, age time.Duration) (gpu.Inventory, error) {
-	if m.cfg.GPUs == nil {
-		return noGPUSoftware(), nil
-	}
-	now := time.Now()
-	if last, fresh := m.gpus.get(now, age); fresh {
-		return last, nil
-	}
-	// Who asks at the same time gets one answer.
-	done, err := m.measuring.Lock(ctx, "gpus")
-	if err != nil {
-		return gpu.Inventory{}, fmt.Errorf("wait for the inventory of GPUs: %w", err)
-	}
-	defer done()
-	if last, fresh := m.gpus.get(now, age); fresh {
-		return last, nil
-	}
-	if err := m.gpus.failure(); err != nil {
-		return gpu.Inventory{}, err
-	}
-	probing, cancel := context.WithTimeout(ctx, probeTimeout)
-	defer cancel()
-	asked, changes := m.gpus.begin()
-	last, err := m.cfg.GPUs.Probe(probing)
-	if ctx.Err() == nil {
-		m.setCondition(problem.GPUUnavailable, asGPUUnavailable(err))
-	}
-	if err != nil {
-		if ctx.Err() == nil {
-			m.gpus.failed(asGPUUnavailable(err), time.Since(asked))
-		}
-		return gpu.Inventory{}, asGPUUnavailable(err)
-	}
-	m.gpus.set(last, asked, changes)
-	return last, nil
-}
-
 // asGPUUnavailable is the failure of a question to the GPU software as callers
 // get it; nil of nil.
 func asGPUUnavailable(err error) error {
@@ -328,10 +289,15 @@ func (m *Manager) wantGPUs(ctx context.Context, envID string, spec *Spec) error 
 	if spec.GPU == nil {
 		return nil
 	}
-	books, _, err := m.books(ctx, freshInventory)
+	found, err := m.inventoryOf(ctx, spec.GPU.UUIDs)
 	if err != nil {
 		return err
 	}
+	books, err := m.cfg.Store.GPUBooks(ctx)
+	if err != nil {
+		return err
+	}
+	books.Devices = found.Devices
 	req := *spec.GPU
 	if err := resolveGPUs(&books, &req); err != nil {
 		return err
@@ -352,7 +318,7 @@ func (m *Manager) createLease(ctx context.Context, env *Environment) (LeaseFunc,
 	if err != nil {
 		return nil, nil, fmt.Errorf("wait for who changes GPUs: %w", err)
 	}
-	found, err := m.GPUInventory(ctx, freshInventory)
+	found, err := m.inventoryOf(ctx, env.Spec.GPU.UUIDs)
 	if err != nil {
 		done()
 		return nil, nil, err

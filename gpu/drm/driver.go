@@ -2,10 +2,12 @@ package drm
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/remotegpu/remotegpu/gpu"
 )
@@ -18,15 +20,19 @@ type Driver struct {
 	PCIIDs string // path of pci.ids(5)
 }
 
-// Probe implements gpu.Driver.
+// Probe implements gpu.Driver. Software of NVIDIA that does not answer hides no
+// GPU of another vendor.
 func (d Driver) Probe(ctx context.Context) (gpu.Inventory, error) {
-	inventory, err := d.Driver.Probe(ctx)
-	if err != nil {
-		return gpu.Inventory{}, err
+	inventory, missing := d.Driver.Probe(ctx)
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return gpu.Inventory{}, missing
 	}
 	devices, err := Devices(d.Sys, d.PCIIDs)
-	if err != nil {
+	if err := errors.Join(missing, err); err != nil && len(devices) == 0 {
 		return gpu.Inventory{}, err
+	}
+	if missing != nil {
+		inventory = gpu.Inventory{At: time.Now(), Missing: missing, Notes: []string{"GPUs of NVIDIA are not known: " + missing.Error()}}
 	}
 	inventory.Devices = append(inventory.Devices, devices...)
 	slices.SortFunc(inventory.Devices, func(a, b gpu.Device) int { return strings.Compare(a.PCI, b.PCI) })

@@ -123,7 +123,16 @@ func TestProbeAddsThem(t *testing.T) {
 		t.Errorf("usage (-want +got):\n%s", diff)
 	}
 
-	// When NVIDIA's cannot be told, nothing is.
+	// When NVIDIA's software does not answer, the others are told, and that.
+	broken := errors.New("broken")
+	fake.Do = func(string, func() error) error { return broken }
+	if inventory, err := driver.Probe(t.Context()); err != nil || len(inventory.Devices) != 4 || !errors.Is(inventory.Missing, broken) || len(inventory.Notes) != 1 {
+		t.Errorf("without NVIDIA's software: %+v, %v", inventory, err)
+	}
+	if inventory, err := (drm.Driver{Driver: fake, Sys: t.TempDir()}).Probe(t.Context()); !errors.Is(err, broken) {
+		t.Errorf("without other GPUs: %+v, %v", inventory, err)
+	}
+
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if inventory, err := driver.Probe(ctx); !errors.Is(err, context.Canceled) || len(inventory.Devices) != 0 {

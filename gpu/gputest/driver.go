@@ -24,6 +24,7 @@ type Driver struct {
 	mu       sync.Mutex
 	devices  []gpu.Device
 	driver   string
+	missing  error // of an inventory
 	usage    map[string]gpu.Usage
 	made     int // instances so far
 	watchers map[chan gpu.Event]struct{}
@@ -69,9 +70,20 @@ func (d *Driver) Probe(ctx context.Context) (found gpu.Inventory, err error) {
 		for i := range found.Devices {
 			found.Devices[i].MIG.Instances = slices.Clone(found.Devices[i].MIG.Instances)
 		}
+		if found.Missing = d.missing; d.missing != nil {
+			found.Devices = slices.DeleteFunc(found.Devices, func(d gpu.Device) bool { return d.Vendor == gpu.NVIDIA })
+		}
 		return nil
 	})
 	return found, err
+}
+
+// Silence has the software of NVIDIA not answer when the inventory is read; nil
+// has it answer again.
+func (d *Driver) Silence(missing error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.missing = missing
 }
 
 // Edits implements gpu.Driver: a node per GPU, and a variable that names what
