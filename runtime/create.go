@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/cleanup"
 	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -311,7 +312,9 @@ func (m *Manager) teardown(ctx context.Context, env *Environment) error {
 // release gives back an environment's ports, GPUs and slot in the store, tells the
 // pool and the watchers.
 func (m *Manager) release(ctx context.Context, id string, change func(*Environment)) error {
+	var had []gpu.Lease
 	env, released, err := m.cfg.Store.ReleaseEnvironment(ctx, id, recorded(func(env *Environment) error {
+		had = env.GPUs
 		env.Held, env.Ready, env.Health, env.RestartAt = false, false, HealthUnknown, time.Time{}
 		change(env)
 		return nil
@@ -320,6 +323,7 @@ func (m *Manager) release(ctx context.Context, id string, change func(*Environme
 		return fmt.Errorf("release environment %s: %w", id, err)
 	}
 	m.cfg.Ports.Released(released)
+	m.leaveSharing(ctx, id, had)
 	m.follow(env)
 	m.changes.publish(env)
 	return nil

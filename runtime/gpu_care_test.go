@@ -272,8 +272,15 @@ func TestManyAskForOneGPUAtOnce(t *testing.T) {
 
 // sharing asks whether the GPU of a share is needed, and keeps the answer.
 type sharing struct {
-	uuid   string
-	needed bool
+	uuid    string
+	needed  bool
+	settled []string // GPUs one by one, with whether they were needed
+}
+
+func (s *sharing) Settle(ctx context.Context, uuid string, needed func(context.Context, string) (bool, error)) error {
+	is, err := needed(ctx, uuid)
+	s.settled = append(s.settled, fmt.Sprint(uuid, " ", is))
+	return err
 }
 
 func (s *sharing) Keep(ctx context.Context, needed func(context.Context, string) (bool, error)) (err error) {
@@ -323,6 +330,39 @@ func TestWhatSharesTakeIsKeptWhileSomebodyRuns(t *testing.T) {
 	if pass() {
 		t.Error("a GPU that nobody shares needs it")
 	}
+}
+
+// Nobody is given a GPU that is still closed to all but those who shared it.
+func TestWhatSharesTakeIsGoneBeforeTheNextHas(t *testing.T) {
+	h := gpuHost(t)
+	kept := &sharing{}
+	h.gpu.Sharing, h.gpu.Rules.Enforcers = kept, []gpu.Enforcement{gpu.ByMPS}
+	d := start(t, h)
+	uuid := gputest.UUID(0)
+	settled := func(what, want string) {
+		t.Helper()
+		if len(kept.settled) != 1 || kept.settled[0] != uuid+" "+want {
+			t.Errorf("%s: %q, want it needed: %s", what, kept.settled, want)
+		}
+		kept.settled = nil
+	}
+	for _, name := range []string{"one", "two"} {
+		d.create(withGPU(name, gpu.Request{Mode: gpu.Shared, UUIDs: []string{uuid}}))
+		settled("a start", "true")
+	}
+	d.act(d.Stop, "one")
+	settled("a stop beside another", "true")
+	d.act(d.Stop, "two")
+	settled("the last stop", "false")
+	d.act(d.Start, "two")
+	settled("a start", "true")
+	for _, name := range []string{"one", "two"} {
+		d.remove(name)
+	}
+	kept.settled = kept.settled[1:]
+	settled("the last delete", "false")
+	d.create(withGPU("alone", gpu.Request{UUIDs: []string{uuid}}))
+	settled("the next, who has it alone", "false")
 }
 
 // Stats tell what an environment's own processes use of its GPUs.

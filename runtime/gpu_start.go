@@ -27,6 +27,10 @@ func (m *Manager) prepareGPUs(ctx context.Context, env *Environment) (*gpu.Edits
 	if err != nil {
 		return nil, nil, err
 	}
+	// What the last holders shared it by is not left to whoever comes next.
+	if err := m.settleSharing(ctx, env.GPUs); err != nil {
+		return nil, nil, err
+	}
 	run := &GPURun{Driver: found.Driver}
 	req := gpu.EditsRequest{}
 	for i := range env.GPUs {

@@ -255,6 +255,7 @@ func (m *Manager) stop(ctx context.Context, env *Environment, task *operation.Ta
 	if updateErr != nil {
 		return updateErr
 	}
+	m.leaveSharing(recording, env.ID, stopped.GPUs)
 	if err := m.releaseIdle(recording, stopped); err != nil {
 		m.cfg.Log.WarnContext(ctx, "a stopped environment still holds its GPUs; the reconciler will try again", "environment", env.ID, "error", err)
 	}

@@ -3,6 +3,7 @@ package mps
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -28,12 +29,15 @@ func (d *Daemons) ask(ctx context.Context, uuid, command string) (string, error)
 	if err := d.trust(); err != nil {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
 	cmd := d.command(ctx, uuid, d.cfg.Control)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(command+"\n"), &stdout, &stderr
 	if err := cmd.Run(); err != nil {
+		if ctx.Err() != nil {
+			err = errors.Join(context.Cause(ctx), err)
+		}
 		return "", fmt.Errorf("ask %s: %w: %s", filepath.Base(d.cfg.Control), err, strings.TrimSpace(stderr.String()))
 	}
 	return stdout.String(), nil
@@ -42,7 +46,7 @@ func (d *Daemons) ask(ctx context.Context, uuid, command string) (string, error)
 // launch runs a program that leaves a daemon behind, and waits for the program
 // alone. What both say goes into a file: the daemon may keep it open.
 func (d *Daemons) launch(ctx context.Context, uuid, program string, args ...string) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	ctx, cancel := context.WithTimeout(ctx, launchTimeout)
 	defer cancel()
 	said := filepath.Join(d.home(uuid), "log", "start")
 	file, err := os.OpenFile(said, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)

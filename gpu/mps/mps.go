@@ -1,6 +1,7 @@
 // Package mps runs the control daemon of NVIDIA's Multi-Process Service, one for
 // each GPU whose holders share it by MPS. A control daemon outlives the node's
-// own, as environments do: it is found again by its directory.
+// own, as environments do: it has a cgroup of its own, with its servers, and is
+// found again by its directory.
 package mps
 
 import (
@@ -10,12 +11,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/fault"
@@ -25,26 +25,43 @@ import (
 
 // Config says how. Zero fields mean the default, but for Control and Dir.
 type Config struct {
-	// Control is the path of nvidia-cuda-mps-control.
+	// Control is the path of nvidia-cuda-mps-control. "": no daemon is started,
+	// and those of before are ended.
 	Control string
 	// Dir has a directory for each GPU: pipe and log of its daemon, and shm, the
 	// memory that the daemon and its clients share. On a tmpfs, root's alone.
 	Dir string
+	// Cgroup is the one above those of the daemons, DefaultCgroup.
+	Cgroup string
 	// SetExclusive lets one process alone have contexts on a GPU, or any number,
 	// as gpu.Driver does.
 	SetExclusive func(ctx context.Context, gpuUUID string, on bool) error
 	// ShmBytes is the size of shm, DefaultShm.
 	ShmBytes int64
-	Log      *slog.Logger
+	// Timeout bounds a question to a control daemon, DefaultTimeout.
+	Timeout time.Duration
+	Log     *slog.Logger
 }
 
 // DefaultShm is the size of the memory that the clients of one GPU share, in
 // bytes.
 const DefaultShm = 1 << 30
 
+// DefaultCgroup is the cgroup above those of daemons.
+const DefaultCgroup = "/remotegpu"
+
+// DefaultTimeout is how long a control daemon may take to answer.
+const DefaultTimeout = 10 * time.Second
+
 const (
-	// askTimeout bounds a question to a control daemon.
-	askTimeout = 10 * time.Second
+	// quitTimeout is how long a daemon that was told to may take to end.
+	quitTimeout = 5 * time.Second
+	// killTimeout is how long the kernel may take to end what was killed.
+	killTimeout = 10 * time.Second
+	// launchTimeout bounds the program that leaves a daemon behind.
+	launchTimeout = 10 * time.Second
+	// undoTimeout bounds the end of a daemon whose start failed.
+	undoTimeout = 30 * time.Second
 	// startTimeout is how long a control daemon may take to answer.
 	startTimeout = 20 * time.Second
 	poll         = 100 * time.Millisecond
@@ -64,6 +81,12 @@ func New(cfg Config) *Daemons {
 	if cfg.ShmBytes == 0 {
 		cfg.ShmBytes = DefaultShm
 	}
+	if cfg.Timeout == 0 {
+		cfg.Timeout = DefaultTimeout
+	}
+	if cfg.Cgroup == "" {
+		cfg.Cgroup = DefaultCgroup
+	}
 	return &Daemons{cfg: cfg}
 }
 
@@ -76,6 +99,8 @@ type Client struct {
 var uuidText = regexp.MustCompile(`^GPU-[0-9a-zA-Z-]{1,64}$`)
 
 func (d *Daemons) home(uuid string) string { return filepath.Join(d.cfg.Dir, uuid) }
+
+func (d *Daemons) cgroup(uuid string) string { return filepath.Join(d.cfg.Cgroup, "mps-"+uuid) }
 
 // Prepare starts the control daemon of a GPU unless it answers, and makes room in
 // its limits for a client of a share. On error nothing is left of a daemon that
@@ -91,7 +116,11 @@ func (d *Daemons) Prepare(ctx context.Context, uuid string, share gpu.Share) (Cl
 	}
 	defer unlock()
 	client := Client{Pipe: filepath.Join(d.home(uuid), "pipe"), Shm: filepath.Join(d.home(uuid), "shm")}
-	if d.answers(ctx, uuid) {
+	well, err := d.answers(ctx, uuid)
+	if err != nil {
+		return Client{}, err
+	}
+	if well {
 		return client, d.widen(ctx, uuid, share)
 	}
 	if _, err := os.Stat(d.cfg.Control); err != nil {
@@ -106,7 +135,7 @@ func (d *Daemons) Prepare(ctx context.Context, uuid string, share gpu.Share) (Cl
 		err = d.widen(ctx, uuid, share)
 	}
 	if err != nil {
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), askTimeout)
+		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
 		defer cancel()
 		return Client{}, errors.Join(err, d.end(undo, uuid))
 	}
@@ -114,90 +143,35 @@ func (d *Daemons) Prepare(ctx context.Context, uuid string, share gpu.Share) (Cl
 	return client, fault.Point(ctx, "MPS daemon started")
 }
 
-// start makes a daemon's directories and starts it.
-func (d *Daemons) start(ctx context.Context, uuid string) error {
-	home := d.home(uuid)
-	for _, dir := range []string{"pipe", "log", "shm"} {
-		if err := os.MkdirAll(filepath.Join(home, dir), 0o755); err != nil {
-			return fmt.Errorf("make directory of the MPS daemon: %w", err)
-		}
+// answers says whether a GPU's daemon is there and well. GPU_UNAVAILABLE when it
+// is there and says nothing: its clients may use it all the same.
+func (d *Daemons) answers(ctx context.Context, uuid string) (bool, error) {
+	if d.cfg.Control == "" {
+		return false, nil
 	}
-	// What a daemon that died has left would be taken for a living one's. The
-	// directories stay: containers have them.
-	if err := empty(filepath.Join(home, "pipe")); err != nil {
-		return err
-	}
-	shm := filepath.Join(home, "shm")
-	if err := d.mountShm(home, shm); err != nil {
-		return err
-	}
-	if d.cfg.SetExclusive != nil {
-		if err := d.cfg.SetExclusive(ctx, uuid, true); err != nil {
-			return fmt.Errorf("let MPS alone use GPU %s: %w", uuid, err)
-		}
-	}
-	// The server and its clients meet in /dev/shm, which is another one for each
-	// of them unless it is made the same.
-	if err := d.launch(ctx, uuid, "unshare", "--mount", "--propagation", "private", "--",
-		"/bin/sh", "-c", `mount --bind "$1" /dev/shm && exec "$2" -d`, "sh", shm, d.cfg.Control); err != nil {
-		return problem.New(problem.GPUUnavailable, "the MPS control daemon of GPU %s does not start", uuid).WithCause(err).
-			WithHint("see the log in %s/log", home)
-	}
-	for deadline := time.Now().Add(startTimeout); !d.answers(ctx, uuid); {
-		if time.Now().After(deadline) {
-			return problem.New(problem.GPUUnavailable, "the MPS control daemon of GPU %s does not answer", uuid).WithHint("see the log in %s/log", home)
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-time.After(poll):
-		}
-	}
-	return nil
-}
-
-func (d *Daemons) mountShm(home, shm string) error {
-	var outside, inside unix.Stat_t
-	if err := unix.Lstat(home, &outside); err != nil {
-		return fmt.Errorf("inspect %s: %w", home, err)
-	}
-	if err := unix.Lstat(shm, &inside); err != nil {
-		return fmt.Errorf("inspect %s: %w", shm, err)
-	}
-	if outside.Dev != inside.Dev {
-		return nil // it is mounted
-	}
-	if err := unix.Mount("remotegpu-mps", shm, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, fmt.Sprintf("size=%d,mode=1777", d.cfg.ShmBytes)); err != nil {
-		return fmt.Errorf("mount %s: %w", shm, err)
-	}
-	return nil
-}
-
-func empty(dir string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		return fmt.Errorf("empty %s: %w", dir, err)
-	}
-	for _, entry := range entries {
-		if err := os.RemoveAll(filepath.Join(dir, entry.Name())); err != nil {
-			return fmt.Errorf("empty %s: %w", dir, err)
-		}
-	}
-	return nil
-}
-
-// answers says whether a GPU's daemon is there and well.
-func (d *Daemons) answers(ctx context.Context, uuid string) bool {
-	if _, err := os.Stat(filepath.Join(d.home(uuid), "pipe")); err != nil {
-		return false
+	if _, err := os.Stat(filepath.Join(d.home(uuid), "pipe")); errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("look for the MPS daemon of GPU %s: %w", uuid, err)
 	}
 	out, err := d.ask(ctx, uuid, "get_default_active_thread_percentage")
-	return err == nil && strings.TrimSpace(out) != ""
+	switch {
+	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+		return false, problem.New(problem.GPUUnavailable, "the MPS control daemon of GPU %s does not answer", uuid).WithCause(err).
+			WithHint("see the log in %s/log; it is ended when no environment that shares the GPU runs any more", d.home(uuid))
+	case ctx.Err() != nil:
+		return false, context.Cause(ctx)
+	case err != nil:
+		if _, refused := errors.AsType[*exec.ExitError](err); !refused {
+			return false, err // it was not asked
+		}
+	}
+	return err == nil && strings.TrimSpace(out) != "", nil
 }
 
 // Keep looks at the daemons that there are. Those of GPUs that are needed it
 // starts again if they have died: their clients get CUDA errors until then. The
-// others it ends. needed is asked while nobody else prepares that GPU: who is
+// others it ends, all where no program is configured. needed is asked while nobody else prepares that GPU: who is
 // about to has said so by then, or waits.
 func (d *Daemons) Keep(ctx context.Context, needed func(ctx context.Context, gpuUUID string) (bool, error)) error {
 	entries, err := os.ReadDir(d.cfg.Dir)
@@ -213,6 +187,17 @@ func (d *Daemons) Keep(ctx context.Context, needed func(ctx context.Context, gpu
 	return errors.Join(errs...)
 }
 
+// Settle does as Keep for one GPU.
+func (d *Daemons) Settle(ctx context.Context, uuid string, needed func(ctx context.Context, gpuUUID string) (bool, error)) error {
+	if !uuidText.MatchString(uuid) {
+		return nil
+	}
+	if _, err := os.Lstat(d.home(uuid)); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return d.keep(ctx, uuid, needed)
+}
+
 func (d *Daemons) keep(ctx context.Context, uuid string, needed func(ctx context.Context, gpuUUID string) (bool, error)) error {
 	unlock, err := d.locks.Lock(ctx, uuid)
 	if err != nil {
@@ -220,12 +205,13 @@ func (d *Daemons) keep(ctx context.Context, uuid string, needed func(ctx context
 	}
 	defer unlock()
 	wanted, err := needed(ctx, uuid)
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
-	case wanted && d.answers(ctx, uuid):
-		return nil
-	case wanted:
+	}
+	if wanted && d.cfg.Control != "" {
+		if well, err := d.answers(ctx, uuid); err != nil || well {
+			return err
+		}
 		// What it leaves when it fails containers have: it is tried again.
 		err := d.start(ctx, uuid)
 		if err == nil {
@@ -241,39 +227,5 @@ func (d *Daemons) keep(ctx context.Context, uuid string, needed func(ctx context
 		return fmt.Errorf("end MPS daemon of GPU %s: %w", uuid, err)
 	}
 	d.cfg.Log.InfoContext(ctx, "an MPS control daemon was ended", "gpu", uuid)
-	return nil
-}
-
-// end ends a daemon, gives the GPU back to everybody and removes its directory.
-func (d *Daemons) end(ctx context.Context, uuid string) error {
-	if d.answers(ctx, uuid) {
-		if _, err := d.ask(ctx, uuid, "quit"); err != nil {
-			return err
-		}
-	}
-	if d.cfg.SetExclusive != nil {
-		// A GPU that has gone is nobody's.
-		if err := d.cfg.SetExclusive(ctx, uuid, false); err != nil && problem.Of(err).Reason != problem.GPUNotFound {
-			return fmt.Errorf("let all use GPU %s: %w", uuid, err)
-		}
-	}
-	return d.clear(uuid)
-}
-
-// clear removes what a daemon has on the host's disks.
-func (d *Daemons) clear(uuid string) error {
-	shm := filepath.Join(d.home(uuid), "shm")
-	for {
-		err := unix.Unmount(shm, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("unmount %s: %w", shm, err)
-		}
-	}
-	if err := os.RemoveAll(d.home(uuid)); err != nil {
-		return fmt.Errorf("remove directory of the MPS daemon: %w", err)
-	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/gpu/mps"
+	"github.com/remotegpu/remotegpu/internal/cgroup"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/testutil"
 )
@@ -28,6 +29,8 @@ const control = `#!/bin/sh
 log=%[1]s/calls
 if [ "$1" = -d ]; then
 	test -e %[1]s/broken && { echo no GPU >&2; exit 1; }
+	test -e %[1]s/old && test "$2" && { echo unknown option >&2; exit 1; }
+	echo "$2" > %[1]s/flag
 	echo "start $CUDA_VISIBLE_DEVICES $CUDA_MPS_LOG_DIRECTORY ${SECRET-none}" >> $log
 	touch /dev/shm/mark
 	setsid sleep 1000 > /dev/null 2>&1 < /dev/null &
@@ -35,12 +38,13 @@ if [ "$1" = -d ]; then
 	exit 0
 fi
 read command
+test -e %[1]s/hangs && exec sleep 1000
 pid=$(cat $CUDA_MPS_PIPE_DIRECTORY/pid 2> /dev/null) && test -e /proc/$pid && ! grep -q ') Z ' /proc/$pid/stat || { echo "Cannot find MPS control daemon process" >&2; exit 1; }
 case $command in
 get_default_active_thread_percentage) echo 100.0 ;;
 get_server_list) cat %[1]s/servers 2> /dev/null || true ;;
 set_*) echo "$command" >> %[1]s/limits ;;
-quit) echo quit >> $log; kill $pid ;;
+quit) echo quit >> $log; test -e %[1]s/stubborn || kill $pid ;;
 esac
 `
 
@@ -68,7 +72,7 @@ func newSetup(t *testing.T) *setup {
 		t.Fatal(err)
 	}
 	s.daemons = mps.New(mps.Config{
-		Control: program, Dir: filepath.Join(s.dir, "mps"), ShmBytes: 1 << 20,
+		Control: program, Dir: filepath.Join(s.dir, "mps"), Cgroup: s.cgroup(), ShmBytes: 1 << 20,
 		SetExclusive: func(_ context.Context, uuid string, on bool) error {
 			s.modes = append(s.modes, fmt.Sprint(uuid, " ", on))
 			return nil
@@ -78,8 +82,27 @@ func newSetup(t *testing.T) *setup {
 		if err := s.daemons.Keep(context.WithoutCancel(t.Context()), nobody); err != nil {
 			t.Errorf("end daemons: %v", err)
 		}
+		if pids, err := cgroup.Processes(filepath.Join(s.cgroup(), "mps-"+uuid)); err != nil || len(pids) > 0 {
+			t.Errorf("processes %d are left, %v", pids, err)
+		}
+		if err := cgroup.End(context.WithoutCancel(t.Context()), s.cgroup(), 0); err != nil {
+			t.Errorf("cgroups are left: %v", err)
+		}
 	})
 	return s
+}
+
+// cgroup is above those of daemons; tests of several packages run at a time.
+func (s *setup) cgroup() string {
+	return "/" + strings.ReplaceAll(strings.TrimPrefix(s.dir, "/"), "/", "-")
+}
+
+// file makes a file that changes what the program does.
+func (s *setup) file(t *testing.T, name string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(s.dir, name), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (s *setup) calls(t *testing.T) []string {
@@ -115,7 +138,7 @@ func TestDaemonIsStartedOnceAndEndedWithItsLastHolder(t *testing.T) {
 		t.Errorf("the second time: %+v, %v", again, err)
 	}
 	// Another node's daemon, as after a restart of it, finds it.
-	if err := mps.New(mps.Config{Control: filepath.Join(s.dir, "control"), Dir: filepath.Join(s.dir, "mps")}).Keep(t.Context(), somebody); err != nil {
+	if err := mps.New(mps.Config{Control: filepath.Join(s.dir, "control"), Dir: filepath.Join(s.dir, "mps"), Cgroup: s.cgroup()}).Keep(t.Context(), somebody); err != nil {
 		t.Error(err)
 	}
 	home := filepath.Join(s.dir, "mps", uuid)
@@ -244,6 +267,80 @@ func TestDaemonThatDoesNotStartLeavesNothing(t *testing.T) {
 	_, err = mps.New(mps.Config{Control: "/nowhere/control", Dir: s.dir}).Prepare(t.Context(), uuid, share(2))
 	if p := problem.Of(err); p == nil || p.Reason != problem.GPUToolkitMissing || p.Hint == "" {
 		t.Errorf("without the program: %v", err)
+	}
+}
+
+// A daemon outlives the node's service: it is in no cgroup of that one's. It
+// serves users of all environments at a time where its driver can.
+func TestDaemonIsInACgroupOfItsOwn(t *testing.T) {
+	for _, old := range []bool{false, true} {
+		s := newSetup(t)
+		if old {
+			s.file(t, "old")
+		}
+		if _, err := s.daemons.Prepare(t.Context(), uuid, share(2)); err != nil {
+			t.Fatal(err)
+		}
+		if within, err := cgroup.Contains(s.pid(t), filepath.Join(s.cgroup(), "mps-"+uuid)); err != nil || !within {
+			t.Errorf("in its cgroup: %v, %v", within, err)
+		}
+		flag, err := os.ReadFile(filepath.Join(s.dir, "flag"))
+		if want := map[bool]string{false: "-multiuser-server", true: ""}[old]; err != nil || strings.TrimSpace(string(flag)) != want {
+			t.Errorf("of an old driver %v, it was started with %q, %v, want %q", old, flag, err, want)
+		}
+	}
+}
+
+// One that hangs is there all the same: nothing is taken from its clients, and
+// with the last of them it is ended.
+func TestDaemonThatHangsIsKilledWithItsLastHolder(t *testing.T) {
+	for _, how := range []string{"hangs", "stubborn"} {
+		s := newSetup(t)
+		if _, err := s.daemons.Prepare(t.Context(), uuid, share(2)); err != nil {
+			t.Fatal(err)
+		}
+		pid := s.pid(t)
+		s.file(t, how)
+		daemons := mps.New(mps.Config{Control: filepath.Join(s.dir, "control"), Dir: filepath.Join(s.dir, "mps"), Cgroup: s.cgroup(), Timeout: time.Second})
+		if how == "hangs" {
+			_, err := daemons.Prepare(t.Context(), uuid, share(1))
+			if p := problem.Of(err); p == nil || p.Reason != problem.GPUUnavailable || p.Hint == "" {
+				t.Errorf("a new client: %v, want GPU_UNAVAILABLE", err)
+			}
+			if err := daemons.Settle(t.Context(), uuid, somebody); err == nil || !alive(pid) || s.pid(t) != pid {
+				t.Errorf("it was ended under its clients: %v", err)
+			}
+		}
+		if err := daemons.Settle(t.Context(), uuid, nobody); err != nil || alive(pid) {
+			t.Errorf("%s: %v, and it lives: %v", how, err, alive(pid))
+		}
+		if _, err := os.Stat(filepath.Join(s.dir, "mps", uuid)); !os.IsNotExist(err) {
+			t.Errorf("left: %v", err)
+		}
+	}
+}
+
+// Where MPS was turned off, nothing of before stays, whoever has a process: the
+// GPU would be closed to all others.
+func TestDaemonsAreEndedWhereNoneIsConfigured(t *testing.T) {
+	s := newSetup(t)
+	if _, err := s.daemons.Prepare(t.Context(), uuid, share(2)); err != nil {
+		t.Fatal(err)
+	}
+	pid := s.pid(t)
+	opened := false
+	off := mps.New(mps.Config{Dir: filepath.Join(s.dir, "mps"), Cgroup: s.cgroup(), SetExclusive: func(_ context.Context, _ string, on bool) error {
+		opened = !on
+		return nil
+	}})
+	if err := off.Keep(t.Context(), somebody); err != nil || alive(pid) || !opened {
+		t.Errorf("%v; it lives: %v; the GPU is open to all: %v", err, alive(pid), opened)
+	}
+	if _, err := os.Stat(filepath.Join(s.dir, "mps", uuid)); !os.IsNotExist(err) {
+		t.Errorf("left: %v", err)
+	}
+	if err := off.Settle(t.Context(), uuid, somebody); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -28,12 +28,13 @@ const gpuDir = "gpu"
 type gpus struct {
 	*inject.Driver
 	helper    *helper.Client
-	mps       *mps.Daemons // nil: off
+	mps       *mps.Daemons // of a node without MPS: it ends those of before
 	enforcers []gpu.Enforcement
 }
 
 // newGPUs puts the software together. What runs for GPUs is below dir.
-func newGPUs(cfg config.GPU, dir string, log *slog.Logger) gpus {
+// Daemons of MPS are below the cgroup of containers, beside them.
+func newGPUs(cfg config.GPU, dir, cgroup string, log *slog.Logger) gpus {
 	client := helper.New(helper.Config{Log: log, Settings: nvidia.Config{
 		DriverRoot: cfg.DriverRoot, DevRoot: cfg.DevRoot, Library: cfg.Library, Hook: cfg.Hook, Ldconfig: cfg.Ldconfig,
 	}})
@@ -48,8 +49,12 @@ func newGPUs(cfg config.GPU, dir string, log *slog.Logger) gpus {
 	}
 	// What takes something in the container takes a way that brings it there.
 	brought := injection.Way == inject.CDI || injection.Way == inject.Hook
-	if cfg.MPSControl != "" && brought {
-		g.mps = mps.New(mps.Config{Control: cfg.MPSControl, Dir: filepath.Join(dir, "mps"), SetExclusive: client.SetExclusiveProcess, Log: log})
+	daemons := mps.Config{Dir: filepath.Join(dir, "mps"), Cgroup: cgroup, SetExclusive: client.SetExclusiveProcess, Log: log}
+	if brought {
+		daemons.Control = cfg.MPSControl
+	}
+	g.mps = mps.New(daemons)
+	if daemons.Control != "" {
 		injection.MPS = g.mps
 		g.enforcers = append(g.enforcers, gpu.ByMPS)
 	}
@@ -63,16 +68,13 @@ func newGPUs(cfg config.GPU, dir string, log *slog.Logger) gpus {
 // gpuConfig is how the node gives its GPUs.
 func (n *Node) gpuConfig() runtime.GPUConfig {
 	rules := &n.cfg.GPU.GPURules
-	cfg := runtime.GPUConfig{
+	return runtime.GPUConfig{
 		Rules: gpu.Rules{
 			Policy: gpu.Policy(rules.Policy), MaxShared: rules.MaxShared, ReserveBytes: uint64(max(rules.Reserve, 0)), Enforcers: n.gpus.enforcers,
 		},
 		ReleaseOnStop: rules.ReleaseOnStop, Cure: runtime.GPUCure(rules.Cure), HandOver: rules.HandOverTime(), Leftover: uint64(max(rules.Leftover, 0)),
+		Sharing: n.gpus.mps,
 	}
-	if n.gpus.mps != nil {
-		cfg.Sharing = n.gpus.mps
-	}
-	return cfg
 }
 
 // gpuProblems are what keeps the host's GPUs from getting into containers.
@@ -86,11 +88,8 @@ func (n *Node) gpuProblems(ctx context.Context) []*problem.Problem {
 
 // endSharing ends what environments shared GPUs by. None has a process any more.
 func endSharing(ctx context.Context, cfg config.Config, log *slog.Logger) error {
-	g := newGPUs(cfg.GPU, filepath.Join(cfg.Node.RunDir, gpuDir), log)
-	var err error
-	if g.mps != nil {
-		err = g.mps.Keep(ctx, func(context.Context, string) (bool, error) { return false, nil })
-	}
+	g := newGPUs(cfg.GPU, filepath.Join(cfg.Node.RunDir, gpuDir), cfg.Containerd.Cgroup, log)
+	err := g.mps.Keep(ctx, func(context.Context, string) (bool, error) { return false, nil })
 	return errors.Join(err, g.Close())
 }
 

@@ -20,7 +20,7 @@ func TestEnforcersAreThoseThatTheWayBrings(t *testing.T) {
 	} {
 		g := newGPUs(config.GPU{
 			Injection: way, MemoryLimits: true, MPSControl: "/usr/bin/nvidia-cuda-mps-control", HAMiLibrary: "/opt/libvgpu.so",
-		}, t.TempDir(), slog.New(slog.DiscardHandler))
+		}, t.TempDir(), "/remotegpu-test", slog.New(slog.DiscardHandler))
 		if !slices.Equal(g.enforcers, want) {
 			t.Errorf("%s: %q, want %q", way, g.enforcers, want)
 		}

@@ -90,7 +90,7 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Node, err
 	if err := n.buildNetwork(ctx); err != nil {
 		return nil, err
 	}
-	n.gpus = newGPUs(cfg.GPU, n.runPath(gpuDir), log)
+	n.gpus = newGPUs(cfg.GPU, n.runPath(gpuDir), cfg.Containerd.Cgroup, log)
 	if n.engine, err = containerd.New(containerd.Config{
 		Address: cfg.Containerd.Address, Namespace: cfg.Containerd.Namespace, Snapshotter: cfg.Containerd.Snapshotter,
 		CgroupParent: cfg.Containerd.Cgroup, FIFODir: n.runPath("fifo"), LogDir: n.statePath("logs"), LogWriter: n.logWriter(), Log: log,
