@@ -38,7 +38,7 @@ func Metadata() []netip.Prefix {
 		netip.MustParsePrefix("169.254.0.0/16"),
 		netip.MustParsePrefix("fd00:42::42/128"),        // Scaleway
 		netip.MustParsePrefix("fd00:c1::a9fe:a9fe/128"), // Oracle Cloud
-		netip.MustParsePrefix("fd00:ec2::254/128"),      // AWS
+		netip.MustParsePrefix("fd00:ec2::/32"),          // AWS: ::254 metadata, ::23 EKS Pod Identity, ::253 names
 		netip.MustParsePrefix("fd20:ce::254/128"),       // Google Cloud
 	}
 }
