@@ -180,10 +180,10 @@ func (n *Networks) Strays(context.Context) ([]string, error) {
 	if err != nil && !os.IsNotExist(err) {
 		return nil, failed("list networks", err)
 	}
-	known := make(map[string]bool, 2*len(entries))
+	known := make(map[string]bool, 3*len(entries))
 	for _, entry := range entries {
 		names := n.names(entry.Name())
-		known[names.bridge], known[names.veth] = true, true
+		known[names.bridge], known[names.veth], known[names.ifb] = true, true, true
 	}
 	var strays []string
 	for _, link := range links {
