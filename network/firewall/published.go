@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 )
 
@@ -141,7 +142,58 @@ func (f *Firewall) Check(ctx context.Context, desired Desired) (published Desire
 	}
 	six := f.readV6(ctx)
 	_, ofV6 := f.differencesV6(six, desired)
-	return f.published(there, f.publishing(six)), append(f.v4.differs(there, wanted), ofV6...), nil
+	published = f.published(there, f.publishing(six))
+	if f.wantsV6() && f.failureV6() != nil {
+		f.completeV6(&published, &desired)
+	}
+	return published, append(f.v4.differs(there, wanted), ofV6...), nil
+}
+
+// completeV6 gives what was read from the rules of IPv4 alone the part of IPv6
+// that it would have: while that has no rules, their absence is told as such and
+// not once more for each port.
+func (f *Firewall) completeV6(found, desired *Desired) {
+	type key struct {
+		protocol port.Protocol
+		port     uint16
+	}
+	wanted := make(map[key]*Mapping, len(desired.Mappings))
+	for i := range desired.Mappings {
+		m := &desired.Mappings[i]
+		wanted[key{m.Protocol, m.HostPort}] = m
+	}
+	for i := range found.Mappings {
+		m := &found.Mappings[i]
+		if w := wanted[key{m.Protocol, m.HostPort}]; w != nil && m.Equal(f.ofV4(*w)) {
+			m.Sources = w.Sources
+		}
+	}
+	policies := make(map[string]*Policy, len(desired.Policies))
+	for i := range desired.Policies {
+		policies[desired.Policies[i].EnvID] = &desired.Policies[i]
+	}
+	for i := range found.Policies {
+		p := &found.Policies[i]
+		w := policies[p.EnvID]
+		if w == nil {
+			continue
+		}
+		four := *w
+		four.Allow = slices.DeleteFunc(slices.Clone(w.Allow), func(d policy.Destination) bool { return d.Prefix.Addr().Is6() })
+		if p.Equal(&four) {
+			p.Allow = w.Allow
+		}
+	}
+}
+
+// ofV4 is a mapping as it is read from the rules of IPv4 alone.
+func (f *Firewall) ofV4(m Mapping) Mapping {
+	sources, all := f.v4.layout.sources(&m)
+	if !all && len(sources) == 0 {
+		sources = []netip.Prefix{Nobody()}
+	}
+	m.Sources = sources
+	return m
 }
 
 // parseMapping reads a rule as translate writes it. source is whom it is for,
