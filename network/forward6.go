@@ -60,6 +60,9 @@ func (n *Networks) forwarding6(ctx context.Context) (changed bool, err error) {
 		if err := n.published.enforce(ctx); err != nil {
 			return false, err
 		}
+		if err := n.cfg.Firewall.IPv6(); err != nil { // that of IPv4 alone is an error of enforce
+			return false, err
+		}
 	}
 	for _, name := range listening {
 		if err := writeSetting(name+"/accept_ra", "2"); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -167,6 +170,27 @@ func (n *Networks) unforward6(ctx context.Context) error {
 		return fmt.Errorf("forget what forwarding IPv6 took: %w", err)
 	}
 	return nil
+}
+
+// pause6 switches forwarding off while the rules are not in force that keep the
+// host's own networks apart, if it was us who switched it on. The note stays:
+// forwarding6 goes on from it.
+func (n *Networks) pause6(ctx context.Context) error {
+	n.switching6.Lock()
+	defer n.switching6.Unlock()
+	noted, err := n.switchedOn6()
+	if err != nil || !noted.ours || n.cfg.RouteBetween || n.cfg.Firewall.IPv6() == nil {
+		return err
+	}
+	others, err := linksSince(noted.links)
+	if err != nil {
+		return err
+	}
+	if len(others) > 0 {
+		n.cfg.Log.WarnContext(ctx, "net.ipv6.conf.all.forwarding stays 1 without rules: interfaces came since the node switched it on, and may need it", "interfaces", others)
+		return nil
+	}
+	return stopForwarding6(noted.listening)
 }
 
 // stopForwarding6 switches forwarding off. Interfaces listen to advertisements

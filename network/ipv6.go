@@ -123,7 +123,35 @@ func (n *Networks) ensureSix(host *netlink.Handle, bridge netlink.Link, slot int
 	if err := host.RouteReplace(route); err != nil {
 		return fmt.Errorf("set route to %s: %w", own, err)
 	}
+	if !existed {
+		return nil
+	}
+	return removeStale6(host, bridge, own)
+}
+
+// removeStale6 takes the routes from a bridge that lead to other addresses than
+// an environment's own, such as that of another range: it could send as them.
+func removeStale6(host *netlink.Handle, bridge netlink.Link, own netip.Addr) error {
+	routes, err := dump(func() ([]netlink.Route, error) { return host.RouteList(bridge, netlink.FAMILY_V6) })
+	if err != nil {
+		return fmt.Errorf("list routes of %s: %w", bridge.Attrs().Name, err)
+	}
+	for i := range routes {
+		if !isStale6(&routes[i], own) {
+			continue
+		}
+		if err := host.RouteDel(&routes[i]); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("take route to %s from %s: %w", routes[i].Dst, bridge.Attrs().Name, err)
+		}
+	}
 	return nil
+}
+
+// isStale6 tells of a route of a bridge that leads to another address than its
+// environment's own. Those of the bridge's addresses are the kernel's.
+func isStale6(route *netlink.Route, own netip.Addr) bool {
+	to, ok := prefixOf(route.Dst)
+	return route.Protocol != unix.RTPROT_KERNEL && (!ok || to != netip.PrefixFrom(own, own.BitLen()))
 }
 
 // ensureAddresses6 gives the link the addresses, and when it existed takes others
@@ -199,12 +227,18 @@ func (n *Networks) cut6(ctx context.Context) {
 	if !down {
 		return
 	}
-	if !before {
-		n.healer.lost()
-	}
 	if _, err := n.off6(); err != nil {
 		n.cfg.Log.ErrorContext(ctx, "environments keep IPv6 without rules for it", "error", err)
 	}
+	if before {
+		return
+	}
+	n.healer.lost()
+	n.background.Go(func() { // who applies rules may be about to switch it on, and holds what this waits for
+		if err := n.pause6(context.WithoutCancel(ctx)); err != nil {
+			n.cfg.Log.ErrorContext(ctx, "the host goes on forwarding IPv6 without rules for it", "error", err)
+		}
+	})
 }
 
 // off6 takes IPv6 from all environments that have it and returns the settings

@@ -13,6 +13,7 @@ import (
 	"github.com/remotegpu/remotegpu/internal/testutil"
 	"github.com/remotegpu/remotegpu/network"
 	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 )
 
@@ -91,7 +92,7 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	}
 	bridge := testutil.Sh(t, "ip -o -4 addr show to 10.88.0.25 | awk '{print $2}'")
 	for _, damage := range []string{
-		"echo 1 >/proc/sys/net/ipv6/conf/" + bridge + "/disable_ipv6", "ip -6 addr flush dev " + bridge, "ip -6 route flush dev " + bridge,
+		"echo 1 >/proc/sys/net/ipv6/conf/" + bridge + "/disable_ipv6", "ip -6 addr flush dev " + bridge, "ip -6 route flush dev " + bridge, "ip -6 route add fd88:0:0:9::2 dev " + bridge,
 		"ip link set " + bridge + " down; ip link set " + bridge + " up", "echo 0 >/proc/sys/net/ipv6/conf/all/forwarding",
 	} {
 		testutil.Sh(t, damage)
@@ -100,6 +101,9 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 		if repairs := l.networks.Repairs(); repairs.Count != before+1 && !strings.Contains(damage, "forwarding") {
 			t.Errorf("%s: repairs %+v", damage, repairs)
 		}
+	}
+	if got := testutil.Sh(t, "ip -6 route show fd88:0:0:9::2"); got != "" {
+		t.Errorf("a bridge still leads to another's address: %s", got)
 	}
 	if got := accepts(); got != "1 2 0" {
 		t.Errorf("forwarding and accept_ra after damage: %s", got)
@@ -112,6 +116,9 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	}
 	if got := refused(); got != l.range6.String() {
 		t.Errorf("of another range, what leads to no environment is refused: %q", got)
+	}
+	if got := testutil.Sh(t, "ip -6 route show root fd88::/16"); got != "" {
+		t.Errorf("the routes of the range before are left: %s", got)
 	}
 	if err := l.networks.Detach(t.Context(), "01ENVB"); err != nil {
 		t.Fatal(err)
@@ -173,12 +180,28 @@ func TestIPv6WithoutRules(t *testing.T) {
 		t.Errorf("in order: IPv4 %v, IPv6 %v, told %v", four, six, told())
 	}
 	testutil.Sh(t, "touch "+programs+"/broken-ip6tables")
-	publish(append(mappings, published(port.TCP, 10001, 80))...)
+	listed := published(port.TCP, 10001, 80)
+	listed.Sources = []netip.Prefix{netip.MustParsePrefix(lanIP + "/32"), netip.MustParsePrefix(lanIP6 + "/128")}
+	publish(append(mappings, listed)...)
 	if four, six := l.by(t, false); !four || six || !told() || l.networks.Address6(0).IsValid() {
 		t.Errorf("without rules: IPv4 %v, IPv6 %v, told %v, address %s", four, six, told(), l.networks.Address6(0))
 	}
 	if _, err := l.lan.Ask(t, "tcp", hostIP+":10001", patience); err != nil {
 		t.Errorf("IPv4 lacks what was published meanwhile: %v", err)
+	}
+	declared := policy.Declared{EnvID: "01ENVA", Address: l.networks.Address(0), Policy: policy.Policy{Allow: destinations(t, privateIP, privateIP6)}}
+	if err := l.networks.SetPolicy(t.Context(), declared); err != nil {
+		t.Fatal(err)
+	}
+	both := []port.Published{{EnvID: "01ENVA", Address: l.networks.Address(0), Mappings: append(mappings, listed)}}
+	if drift, err := l.networks.Drift(t.Context(), both, []policy.Declared{declared}); err != nil || len(drift) > 0 {
+		t.Errorf("what IPv6 lacks is told once more as drift: %v, %v", drift, err)
+	}
+	if err := l.networks.Wait(t.Context()); err != nil { // it is switched off in the background
+		t.Fatal(err)
+	}
+	if got := testutil.Sh(t, "cat /proc/sys/net/ipv6/conf/all/forwarding"); got != "0" {
+		t.Errorf("forwarding of IPv6 is %s without the rules that keep networks apart", got)
 	}
 	// One that is made meanwhile has none.
 	other := l.attach(t, "01ENVB", 1)

@@ -35,6 +35,9 @@ func (n *Networks) mend6(ctx context.Context) (mended []string, err error) {
 		if one.slot < 0 || one.whole {
 			continue
 		}
+		if n.cfg.Firewall.IPv6() != nil { // a condition says so, and followIPv6 tries again
+			break
+		}
 		changed, err := n.bring6(ctx, envID)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("give environment %s IPv6: %w", envID, err))
@@ -78,11 +81,9 @@ func (n *Networks) look6() (map[string]network6, error) {
 			byLink[addresses[i].LinkIndex] = append(byLink[addresses[i].LinkIndex], prefix)
 		}
 	}
-	leads := make(map[netip.Prefix]int)
+	leads := make(map[int][]*netlink.Route)
 	for i := range routes {
-		if prefix, ok := prefixOf(routes[i].Dst); ok {
-			leads[prefix] = routes[i].LinkIndex
-		}
+		leads[routes[i].LinkIndex] = append(leads[routes[i].LinkIndex], &routes[i])
 	}
 	found := make(map[string]network6)
 	for _, link := range links {
@@ -100,11 +101,25 @@ func (n *Networks) look6() (map[string]network6, error) {
 		}
 		if one.slot >= 0 {
 			gateway, own := n.twins().Of(n.gateway(one.slot)), n.twins().Of(n.Address(one.slot))
-			one.whole = there[nearGateway] && there[netip.PrefixFrom(gateway, 128)] && leads[netip.PrefixFrom(own, 128)] == index
+			one.whole = there[nearGateway] && there[netip.PrefixFrom(gateway, 128)] && leadsTo(leads[index], own)
 		}
 		found[envID] = one
 	}
 	return found, nil
+}
+
+// leadsTo tells whether routes of a bridge lead to its environment and nowhere
+// else.
+func leadsTo(routes []*netlink.Route, own netip.Addr) bool {
+	there := false
+	for _, route := range routes {
+		if isStale6(route, own) {
+			return false
+		}
+		to, _ := prefixOf(route.Dst)
+		there = there || to.Addr() == own
+	}
+	return there
 }
 
 // bring6 gives an environment IPv6: inside first, so that a bridge in order says
@@ -122,6 +137,9 @@ func (n *Networks) bring6(ctx context.Context, envID string) (changed bool, err 
 	one, attached := there[envID]
 	names := n.names(envID)
 	if inside, err := pinned(names.netns); err != nil || !inside || !attached || one.slot < 0 || one.whole {
+		return false, err
+	}
+	if err := n.cfg.Firewall.IPv6(); err != nil { // since mend6 asked
 		return false, err
 	}
 	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -154,7 +172,19 @@ func (n *Networks) bring6(ctx context.Context, envID string) (changed bool, err 
 	if err == nil {
 		err = n.ensureSix(host, bridge, one.slot, true)
 	}
+	err = errors.Join(err, n.withoutRules6(names.bridge))
 	return err == nil, err
+}
+
+// withoutRules6 takes IPv6 from a bridge that was given it while its rules
+// failed: who took it from all may have come before. The error says why.
+func (n *Networks) withoutRules6(bridge string) error {
+	failure := n.cfg.Firewall.IPv6()
+	if failure == nil {
+		return nil
+	}
+	_, err := disableIPv6(bridge).mend()
+	return errors.Join(failure, err)
 }
 
 // lost has the rules of IPv6 tried again that could not be made.
@@ -194,13 +224,15 @@ func (h *healer) recover6(ctx context.Context) bool {
 	h.working.Lock()
 	defer h.working.Unlock()
 	n := h.networks
-	if n.cfg.Firewall.IPv6() == nil {
-		return true
-	}
-	if _, err := n.published.verify(ctx); err != nil || n.cfg.Firewall.IPv6() != nil {
-		return false
+	if n.cfg.Firewall.IPv6() != nil { // else somebody else has made them, who does not look at bridges
+		if _, err := n.published.verify(ctx); err != nil || n.cfg.Firewall.IPv6() != nil {
+			return false
+		}
 	}
 	mended, err := n.mend6(ctx)
+	if n.cfg.Firewall.IPv6() != nil {
+		return false
+	}
 	if err != nil {
 		n.cfg.Log.WarnContext(ctx, "not all environments have IPv6 again", "error", err)
 	}
