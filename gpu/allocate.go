@@ -25,13 +25,15 @@ func (c *Change) Same(other *Change) bool {
 // GPU_DRAINED, GPU_NOT_ENFORCEABLE, GPU_CAPABILITY_UNSUPPORTED; field is the
 // path of the request in the API request.
 func Allocate(books Books, rules Rules, envID string, req *Request, field string) (Change, error) {
+	configured := rules.Enforcers
+	rules = rules.On(books.Devices)
 	change, others := split(&books, &rules, envID, req)
 	if req == nil || len(change.Keep) == req.Count {
 		return change, nil
 	}
 	missing, enforcement := req.Count-len(change.Keep), enforcementOf(&rules, req)
 	if req.Mode == VGPU && enforcement == ByNone && !req.AllowUnenforced {
-		return Change{}, notEnforceable(&rules, req, field)
+		return Change{}, notEnforceable(&rules, configured, req, field)
 	}
 	var able []candidate
 	var refused []refusal

@@ -210,6 +210,22 @@ func TestShareThatNothingHoldsAnyMoreIsGivenAnew(t *testing.T) {
 	refused(t, err, problem.GPUNotEnforceable, "allow_unenforced")
 }
 
+// No lease says that the driver holds it where the driver cannot.
+func TestDriverThatLimitsNothingIsNotCountedOn(t *testing.T) {
+	devices := gputest.Plain(1)
+	devices[0].MemoryLimits = false
+	books := gpu.Books{Devices: devices}
+	rules := gpu.Rules{Enforcers: []gpu.Enforcement{gpu.ByDriver}}
+	share := gpu.Request{Mode: gpu.VGPU, MemoryBytes: gib}
+	_, err := allocate(t, books, rules, "a", share)
+	refused(t, err, problem.GPUNotEnforceable, "R615")
+	rules.Enforcers = append(rules.Enforcers, gpu.ByMPS)
+	take(t, &books, rules, "a", share)
+	if books.Held[0].Enforcement != gpu.ByMPS {
+		t.Errorf("enforced by %s", books.Held[0].Enforcement)
+	}
+}
+
 func TestWhatIsNotWellIsGivenToNobody(t *testing.T) {
 	devices := gputest.Plain(2)
 	books := gpu.Books{Devices: devices, Marks: []gpu.Mark{

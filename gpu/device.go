@@ -44,6 +44,7 @@ type Device struct {
 	CardNode          string `json:"card_node,omitempty"`          // "/dev/dri/card1"
 	RenderNode        string `json:"render_node,omitempty"`        // "/dev/dri/renderD128"
 	ECC               bool   `json:"ecc,omitempty"`                // is on
+	MemoryLimits      bool   `json:"memory_limits,omitempty"`      // the driver can limit what a cgroup allocates of it
 	// Virtualization is "" on bare metal, "passthrough", or "vgpu-guest" when
 	// this host is a guest that has a share of a GPU.
 	Virtualization string   `json:"virtualization,omitempty"`

@@ -103,9 +103,12 @@ func (r *Request) describe() string {
 	return text
 }
 
-func notEnforceable(rules *Rules, req *Request, field string) error {
+func notEnforceable(rules *Rules, configured []Enforcement, req *Request, field string) error {
 	what := "nothing on this host keeps others off a share of a GPU's memory"
-	if slices.Contains(rules.Enforcers, ByDriver) && req.ComputePercent > 0 {
+	switch {
+	case slices.Contains(configured, ByDriver) && !slices.Contains(rules.Enforcers, ByDriver):
+		what += ": its driver is to, and cannot; that takes R615 or newer, and cgroup v2"
+	case slices.Contains(rules.Enforcers, ByDriver) && req.ComputePercent > 0:
 		what = "nothing on this host keeps others off a share of a GPU's compute: its driver limits memory alone"
 	}
 	return problem.New(problem.GPUNotEnforceable, "%s", what).WithField(field).

@@ -1,5 +1,7 @@
 package gpu
 
+import "slices"
+
 // Policy is which of the GPUs that would do a request gets.
 type Policy string
 
@@ -25,6 +27,15 @@ type Rules struct {
 	// Enforcers are what can hold leases to their share of memory on this host,
 	// the best first: of ByDriver, ByMPS and ByCooperation.
 	Enforcers []Enforcement
+}
+
+// On returns the rules for the GPUs that a host has: where the driver of none can
+// limit memory, it is counted on for nothing, whatever was configured.
+func (r Rules) On(devices []Device) Rules {
+	if !slices.ContainsFunc(devices, func(d Device) bool { return d.MemoryLimits }) {
+		r.Enforcers = slices.DeleteFunc(slices.Clone(r.Enforcers), func(e Enforcement) bool { return e == ByDriver })
+	}
+	return r
 }
 
 func (r *Rules) maxShared() int {

@@ -86,7 +86,7 @@ func (m *Manager) GPUSummary(ctx context.Context) (GPUSummary, error) {
 	if err != nil {
 		return GPUSummary{}, err
 	}
-	sum := GPUSummary{Inventory: found, Enforcers: m.cfg.GPU.Rules.Enforcers}
+	sum := GPUSummary{Inventory: found, Enforcers: m.cfg.GPU.Rules.On(found.Devices).Enforcers}
 	for i := range books.Devices {
 		d := &books.Devices[i]
 		mark := books.Mark(d.UUID)

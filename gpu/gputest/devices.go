@@ -17,7 +17,7 @@ func Plain(count int) []gpu.Device {
 	for n := range devices {
 		devices[n] = gpu.Device{
 			UUID: UUID(n), Vendor: gpu.NVIDIA, Model: "NVIDIA L4", Index: n, Minor: n, PCI: fmt.Sprintf("0000:%02x:00.0", 0x10+n),
-			NUMANode: n / 2, MemoryBytes: 24 << 30, Architecture: "ada", ComputeCapability: "8.9",
+			NUMANode: n / 2, MemoryBytes: 24 << 30, Architecture: "ada", ComputeCapability: "8.9", MemoryLimits: true,
 			CardNode: fmt.Sprintf("/dev/dri/card%d", n), RenderNode: fmt.Sprintf("/dev/dri/renderD%d", 128+n),
 		}
 	}

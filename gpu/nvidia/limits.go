@@ -38,7 +38,7 @@ func (d *Driver) SetMemoryLimit(_ context.Context, gpuUUID, cgroup string, bytes
 	if !filepath.IsAbs(cgroup) || filepath.Clean(cgroup) != cgroup || cgroup == "/" {
 		return problem.New(problem.FieldInvalid, "%q is no cgroup: it is a path that begins with /", cgroup)
 	}
-	if _, err := os.Stat(filepath.Join(d.cfg.Cgroup, "cgroup.controllers")); err != nil {
+	if !d.cfg.unified() {
 		return unsupported("the driver limits memory by cgroup v2, which is not mounted at %s", d.cfg.Cgroup)
 	}
 	s, err := d.driver()
@@ -46,7 +46,7 @@ func (d *Driver) SetMemoryLimit(_ context.Context, gpuUUID, cgroup string, bytes
 		return err
 	}
 	defer s.close()
-	if !s.has("nvmlDeviceSetMemoryLimits_v1") {
+	if !s.limitsMemory() {
 		return unsupported("the driver cannot limit the memory of a cgroup: that takes R615 or newer")
 	}
 	handle, err := s.whole(gpuUUID)
@@ -68,4 +68,15 @@ func (d *Driver) SetMemoryLimit(_ context.Context, gpuUUID, cgroup string, bytes
 	default:
 		return failure(ret, "limit the memory of %s on GPU %s", cgroup, gpuUUID)
 	}
+}
+
+// limitsMemory says whether the driver can limit the memory of a cgroup.
+func (s *session) limitsMemory() bool {
+	return s.cfg.unified() && s.has("nvmlDeviceSetMemoryLimits_v1")
+}
+
+// unified says whether the host has cgroup v2, and no other.
+func (c *Config) unified() bool {
+	_, err := os.Stat(filepath.Join(c.Cgroup, "cgroup.controllers"))
+	return err == nil
 }

@@ -124,6 +124,7 @@ func (s *session) device(index int, handle nvml.Device) (gpu.Device, nvml.Return
 			device.Architecture, _ = wrapped.GetArchitectureAsString() // "" where it is newer than go-nvlib
 		}
 	}
+	device.MemoryLimits = s.limitsMemory()
 	device.NUMANode = s.cfg.numaNode(device.PCI)
 	device.CardNode, device.RenderNode = s.cfg.drmNodes(device.PCI)
 	device.MIG = s.mig(handle, device, architecture, &c)

@@ -7,6 +7,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/gpu/helper"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/test/fakenvml"
 )
@@ -56,7 +57,11 @@ func TestLimits(t *testing.T) {
 	limit := func(cgroup string, bytes uint64) error {
 		return client.SetMemoryLimit(t.Context(), uuid, cgroup, bytes)
 	}
+	can := func(client *helper.Client) bool { return probe(t, client).Devices[0].MemoryLimits }
 	wantReason(t, limit("/remotegpu/x", 1<<30), problem.GPUUnsupported, "cgroup v2")
+	if can(client) {
+		t.Error("it is said to limit memory without cgroup v2")
+	}
 	write(t, filepath.Join(root, "cgroup/cgroup.controllers"), "memory\n")
 	for _, bad := range []string{"", "/", "x", "/a/../b", "/a//b"} {
 		wantReason(t, limit(bad, 1), problem.FieldInvalid)
@@ -83,5 +88,9 @@ func TestLimits(t *testing.T) {
 	}
 	old := fakenvml.Build(t, t.TempDir(), fakenvml.Version, "nvmlDeviceSetMemoryLimits_v1")
 	old.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain()}}})
-	wantReason(t, old.Client(t, root).SetMemoryLimit(t.Context(), uuid, "/remotegpu/x", 1), problem.GPUUnsupported, "R615")
+	without := old.Client(t, root)
+	wantReason(t, without.SetMemoryLimit(t.Context(), uuid, "/remotegpu/x", 1), problem.GPUUnsupported, "R615")
+	if !can(client) || can(without) {
+		t.Errorf("said to limit memory: the one that does %v, the one that does not %v", can(client), can(without))
+	}
 }

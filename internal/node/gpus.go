@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/remotegpu/remotegpu/gpu"
@@ -83,7 +84,13 @@ func (n *Node) gpuProblems(ctx context.Context) []*problem.Problem {
 	if err != nil {
 		return nil // a condition of its own
 	}
-	return n.gpus.Problems(ctx, found)
+	problems := n.gpus.Problems(ctx, found)
+	ours := slices.ContainsFunc(found.Devices, func(d gpu.Device) bool { return d.Vendor == gpu.NVIDIA && !d.Health.Unhealthy && !d.MemoryLimits })
+	if n.cfg.GPU.MemoryLimits && ours {
+		problems = append(problems, problem.New(problem.GPUNotEnforceable, "gpu.memory_limits is set, and the driver cannot limit memory of GPUs").
+			WithHint("it takes R615 or newer, and cgroup v2; until then shares are held by what else is configured, or refused"))
+	}
+	return problems
 }
 
 // endSharing ends what environments shared GPUs by. None has a process any more.
