@@ -8,12 +8,12 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// settleTime is how long changes of addresses are gathered: a network that
+// settleTime is how long changes of addresses and routes are gathered: a network that
 // comes up brings several.
 const settleTime = 50 * time.Millisecond
 
 // followAddresses closes networks to environments as soon as the host gets an
-// address in them, until ctx ends.
+// address in them, or a route to their neighbours, until ctx ends.
 func (n *Networks) followAddresses(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := n.watchAddresses(ctx)
@@ -31,10 +31,15 @@ func (n *Networks) watchAddresses(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	updates := make(chan netlink.AddrUpdate, 64)
-	var failure error // written before updates is closed
+	routes := make(chan netlink.RouteUpdate, 64)
+	var failure, lost error // written before their channels are closed
 	err := netlink.AddrSubscribeWithOptions(updates, ctx.Done(), netlink.AddrSubscribeOptions{ErrorCallback: func(err error) { failure = err }})
 	if err != nil {
 		return fmt.Errorf("subscribe to addresses: %w", err)
+	}
+	err = netlink.RouteSubscribeWithOptions(routes, ctx.Done(), netlink.RouteSubscribeOptions{ErrorCallback: func(err error) { lost = err }})
+	if err != nil {
+		return fmt.Errorf("subscribe to routes: %w", err)
 	}
 	n.lookAround(ctx) // what changed before
 	for {
@@ -48,12 +53,22 @@ func (n *Networks) watchAddresses(ctx context.Context) error {
 			if n.ofNetworks(&update.LinkAddress) {
 				continue // an environment comes or goes
 			}
+		case update, open := <-routes:
+			if !open {
+				return fmt.Errorf("the kernel tells of routes no more: %w", lost)
+			}
+			if _, closes := n.closes(update.Dst); !closes || !isOnLink(&update.Route) {
+				continue
+			}
 		}
 		if !pause(ctx, settleTime) {
 			return ctx.Err()
 		}
 		for len(updates) > 0 {
 			<-updates
+		}
+		for len(routes) > 0 {
+			<-routes
 		}
 		n.lookAround(ctx)
 	}

@@ -121,6 +121,27 @@ func TestPoliciesByIPv6(t *testing.T) {
 				l.mended(t, damage)
 			}
 			hold("after the rules were thrown away")
+			// A network that no address of the host is in, as with DHCPv6.
+			l.lan.Sh(t, "ip addr add "+internetIP6+"/128 dev lan nodad")
+			for _, step := range []struct {
+				do     string
+				closed bool
+			}{{"ip -6 route add 2001:db8:99::/64 dev uplink", true}, {"ip -6 route del 2001:db8:99::/64 dev uplink", false}} {
+				testutil.Sh(t, step.do)
+				if _, err := l.host.Ask(t, "tcp", "["+internetIP6+"]:8080", patience); err != nil {
+					t.Errorf("after %s the host does not get there: %v", step.do, err)
+				}
+				for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+					_, err := all["A"].Ask(t, "tcp", "["+internetIP6+"]:8080", quiet)
+					if (err != nil) == step.closed {
+						break
+					}
+					if time.Now().After(deadline) {
+						t.Errorf("after %s: %v, want it closed: %v", step.do, err, step.closed)
+						break
+					}
+				}
+			}
 			stop()
 			// What is withdrawn ends, and a new daemon knows it from the kernel.
 			fresh := l.open(t, nil)

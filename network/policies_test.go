@@ -233,7 +233,13 @@ func surrounded(t *testing.T, m *members) {
 	for _, step := range []struct {
 		do     string
 		closed bool
-	}{{"true", false}, {"ip addr add 198.51.100.1/24 dev uplink", true}, {"ip addr del 198.51.100.1/24 dev uplink", false}} {
+	}{
+		{"true", false},
+		{"ip addr add 198.51.100.1/24 dev uplink", true},
+		{"ip addr del 198.51.100.1/24 dev uplink", false},
+		{"ip route add 198.51.100.0/24 dev uplink", true},
+		{"ip route del 198.51.100.0/24 dev uplink", false},
+	} {
 		testutil.Sh(t, step.do)
 		for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 			_, err := m.in[0].Ask(t, "tcp", internetIP+":8080", quiet)

@@ -8,9 +8,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
-
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/network/firewall"
 	"github.com/remotegpu/remotegpu/network/policy"
@@ -52,52 +49,6 @@ func (n *Networks) resolvers(ctx context.Context) []netip.Addr {
 		n.cfg.Log.WarnContext(ctx, "the host's name servers cannot be read; environments reach those of before", "error", err)
 	}
 	return slices.Clone(n.servers)
-}
-
-// lanBits is the least length of a network that is taken for the host's
-// neighbourhood: an address with a shorter one stands for the way to
-// everywhere, as with some tunnels.
-const lanBits = 8
-
-// connected are the networks that the host has addresses in, sorted, without
-// environments' own and those that are closed anyway.
-func (n *Networks) connected() ([]netip.Prefix, error) {
-	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("open netlink: %w", err)
-	}
-	defer host.Close()
-	family, own := netlink.FAMILY_V4, []netip.Prefix{n.cfg.Range}
-	if n.wants6() {
-		family, own = netlink.FAMILY_ALL, append(own, n.cfg.Range6)
-	}
-	addresses, err := dump(func() ([]netlink.Addr, error) { return host.AddrList(nil, family) })
-	if err != nil {
-		return nil, fmt.Errorf("list addresses: %w", err)
-	}
-	var found []netip.Prefix
-	for i := range addresses {
-		network := addresses[i].IPNet
-		if peer := addresses[i].Peer; peer != nil {
-			network = peer
-		}
-		prefix, ok := prefixOf(network)
-		if !ok || prefix.Addr().IsLoopback() {
-			continue
-		}
-		prefix = prefix.Masked()
-		if prefix.Bits() < lanBits || policy.Within(append(policy.Closed(), own...), prefix) {
-			continue
-		}
-		found = append(found, prefix)
-	}
-	slices.SortFunc(found, func(a, b netip.Prefix) int {
-		if order := a.Addr().Compare(b.Addr()); order != 0 {
-			return order
-		}
-		return a.Bits() - b.Bits()
-	})
-	return slices.Compact(found), nil
 }
 
 // addressOf is the IPv4 address of an address with its network, invalid when it
