@@ -79,7 +79,8 @@ func (n *Networks) withdrawn(removed, present []firewall.Mapping) flows {
 }
 
 // unpublished selects connections that were led to environments by a mapping
-// that is no more, or that does not let in who opened them.
+// that is no more, or that does not let in who opened them, and those that came
+// to an environment's own address from elsewhere while there were no rules.
 func (n *Networks) unpublished(mappings []firewall.Mapping) flows {
 	type key struct {
 		protocol uint8
@@ -92,8 +93,12 @@ func (n *Networks) unpublished(mappings []firewall.Mapping) flows {
 	local := sync.OnceValue(localAddresses)
 	return func(flow *netlink.ConntrackFlow) bool {
 		to, ok := n.declared(flow.Reverse.SrcIP)
-		if !ok || !n.isEnvironment(to) || flow.Forward.DstIP.Equal(flow.Reverse.SrcIP) {
+		if !ok || !n.isEnvironment(to) {
 			return false
+		}
+		if flow.Forward.DstIP.Equal(flow.Reverse.SrcIP) {
+			from, _ := n.declared(flow.Forward.SrcIP)
+			return !n.isEnvironment(from) && !from.IsLoopback() && !slices.Contains(local(), from) // those of environments: see refused
 		}
 		m, there := present[key{flow.Forward.Protocol, flow.Forward.DstPort}]
 		return !there || !n.through(flow, m) || !n.admits(m, flow.Forward.SrcIP, local)

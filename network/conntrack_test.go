@@ -41,6 +41,45 @@ func TestStaleUDP(t *testing.T) {
 	}
 }
 
+// White-box: what was opened while there were no rules is to end, and what they
+// let through is not. From outside it takes a gap of the right length.
+func TestOpenedInAGap(t *testing.T) {
+	t.Parallel()
+	n := &Networks{cfg: Config{Range: netip.MustParsePrefix("10.88.0.0/16"), Range6: netip.MustParsePrefix("fd88::/48")}}
+	desired := firewall.Desired{Surroundings: firewall.Surroundings{Names: true}, Policies: []firewall.Policy{
+		{EnvID: "A", Address: n.Address(0), Groups: []string{"web"}}, {EnvID: "B", Address: n.Address(1), Groups: []string{"web"}},
+	}}
+	refused, unpublished := n.refused(&desired), n.unpublished(nil)
+	for _, test := range []struct {
+		what, from, to string
+		protocol       uint8
+		port           uint16
+		want           bool
+	}{
+		{"a service of the host by the gateway", "10.88.0.2", "10.88.0.1", unix.IPPROTO_TCP, 22, true},
+		{"the same by IPv6", "fd88::2", "fd88::1", unix.IPPROTO_TCP, 22, true},
+		{"the same by another's gateway", "10.88.0.2", "10.88.0.9", unix.IPPROTO_TCP, 22, true},
+		{"names by the node's address", "10.88.0.2", "10.88.0.1", unix.IPPROTO_UDP, 53, false},
+		{"names by another's gateway", "10.88.0.2", "10.88.0.9", unix.IPPROTO_UDP, 53, true},
+		{"whether the host is there", "10.88.0.2", "10.88.0.1", unix.IPPROTO_ICMP, 0, false},
+		{"another protocol", "10.88.0.2", "10.88.0.1", unix.IPPROTO_SCTP, 22, true},
+		{"one of its group", "10.88.0.2", "10.88.0.10", unix.IPPROTO_TCP, 80, false},
+		{"one of its group by IPv6", "fd88::2", "fd88:0:0:1::2", unix.IPPROTO_TCP, 80, false},
+		{"another environment", "10.88.0.2", "10.88.0.18", unix.IPPROTO_TCP, 80, true},
+		{"an environment from elsewhere", "198.51.100.7", "10.88.0.2", unix.IPPROTO_TCP, 80, true},
+		{"the same by IPv6", "2001:db8::7", "fd88::2", unix.IPPROTO_TCP, 80, true},
+		{"an environment from the host", "127.0.0.1", "10.88.0.2", unix.IPPROTO_TCP, 80, false},
+		{"the internet", "10.88.0.2", "198.51.100.7", unix.IPPROTO_TCP, 80, false},
+	} {
+		var flow netlink.ConntrackFlow
+		flow.Forward.Protocol, flow.Forward.DstPort = test.protocol, test.port
+		flow.Forward.SrcIP, flow.Forward.DstIP, flow.Reverse.SrcIP = net.ParseIP(test.from), net.ParseIP(test.to), net.ParseIP(test.to)
+		if got := refused(&flow) || unpublished(&flow); got != test.want {
+			t.Errorf("%s: ends %v, want %v", test.what, got, test.want)
+		}
+	}
+}
+
 // White-box: what is forgotten together is seen from outside by its cost only.
 func TestForgetsInFewWalks(t *testing.T) {
 	t.Parallel()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -33,7 +34,7 @@ func (n *Networks) endRefused(ctx context.Context) {
 // refused selects connections opened by environments that the rules would
 // refuse.
 func (n *Networks) refused(desired *firewall.Desired) flows {
-	rules := verdicts{networks: n, around: &desired.Surroundings, policies: make(map[netip.Addr]*firewall.Policy, len(desired.Policies))}
+	rules := verdicts{networks: n, local: sync.OnceValue(n.hosts), around: &desired.Surroundings, policies: make(map[netip.Addr]*firewall.Policy, len(desired.Policies))}
 	for i := range desired.Policies {
 		rules.policies[desired.Policies[i].Address] = &desired.Policies[i]
 	}
@@ -51,6 +52,9 @@ func (n *Networks) refused(desired *firewall.Desired) flows {
 		case unix.IPPROTO_UDP:
 			protocol = port.UDP
 		}
+		if to == end && rules.isHost(end) {
+			return !rules.allowHost(end, flow.Forward.Protocol, flow.Forward.DstPort)
+		}
 		return !rules.allow(from, to, end, protocol, flow.Forward.DstPort)
 	}
 }
@@ -60,12 +64,45 @@ func (n *Networks) isEnvironment(address netip.Addr) bool {
 	return n.cfg.Range.Contains(address) && n.Address(n.slotOf(address)) == address
 }
 
+// hosts are the addresses of the host, as environments are declared by theirs.
+func (n *Networks) hosts() []netip.Addr {
+	addresses := localAddresses()
+	for i, address := range addresses {
+		if twin, is := n.twins().Back(address); is {
+			addresses[i] = twin
+		}
+	}
+	return addresses
+}
+
 // verdicts say of a connection what the rules of the filter table say of its
 // first packet.
 type verdicts struct {
 	networks *Networks
+	local    func() []netip.Addr // of the host, as environments know them
 	around   *firewall.Surroundings
 	policies map[netip.Addr]*firewall.Policy
+}
+
+// isHost tells whether an address is one of the host, or of nobody in the range
+// of environments.
+func (v *verdicts) isHost(address netip.Addr) bool {
+	if v.networks.cfg.Range.Contains(address) {
+		return !v.networks.isEnvironment(address)
+	}
+	return slices.Contains(v.local(), address)
+}
+
+// allowHost decides about a connection to the host itself: environments may
+// have names of it, and the knowledge that it is there.
+func (v *verdicts) allowHost(address netip.Addr, protocol uint8, number uint16) bool {
+	switch protocol {
+	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
+		return true
+	case unix.IPPROTO_TCP, unix.IPPROTO_UDP:
+		return number == 53 && v.around.Names && address == v.networks.NodeAddress()
+	}
+	return false
 }
 
 // allow decides about a connection that was addressed to one address and leads
@@ -76,8 +113,7 @@ func (v *verdicts) allow(from, to, end netip.Addr, protocol port.Protocol, numbe
 		own = &firewall.Policy{Egress: policy.Open}
 	}
 	if v.networks.cfg.Range.Contains(end) && to == end {
-		// Its gateway is the host, which has rules of its own.
-		return from == end || !v.networks.isEnvironment(end) || v.grouped(own, end)
+		return from == end || v.networks.isEnvironment(end) && v.grouped(own, end)
 	}
 	allowed := policy.Policy{Allow: own.Allow}
 	switch {
