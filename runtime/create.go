@@ -289,8 +289,7 @@ func problemOf(cause error) *operation.Problem {
 // teardown removes everything an environment has on the host. Each step is
 // idempotent, so it undoes a create that failed or was interrupted anywhere.
 // Its ports are withdrawn while the container goes; what the container uses
-// goes after it. What was made for its GPU leases goes by these, which are held
-// until it is gone.
+// goes after it. What was made for its GPU leases goes with these (release).
 func (m *Manager) teardown(ctx context.Context, env *Environment) error {
 	var withdraw error
 	var publishing sync.WaitGroup
@@ -301,7 +300,6 @@ func (m *Manager) teardown(ctx context.Context, env *Environment) error {
 		return errors.Join(fmt.Errorf("delete container of environment %s: %w", env.ID, err), withdraw)
 	}
 	return errors.Join(withdraw,
-		m.removeInstances(ctx, env.GPUs),
 		m.cfg.Networks.Detach(ctx, env.ID),
 		m.cfg.Volumes.Unstage(ctx, env.ID),
 		m.cfg.Desktops.Remove(ctx, env.ID),
@@ -310,7 +308,7 @@ func (m *Manager) teardown(ctx context.Context, env *Environment) error {
 }
 
 // release gives back an environment's ports, GPUs and slot in the store, tells the
-// pool and the watchers.
+// pool and the watchers. A lease that an instance was made for ends with that.
 func (m *Manager) release(ctx context.Context, id string, change func(*Environment)) error {
 	var had []gpu.Lease
 	env, released, err := m.cfg.Store.ReleaseEnvironment(ctx, id, recorded(func(env *Environment) error {
@@ -326,5 +324,10 @@ func (m *Manager) release(ctx context.Context, id string, change func(*Environme
 	m.leaveSharing(ctx, id, had)
 	m.follow(env)
 	m.changes.publish(env)
+	// Nobody waits for a driver that hangs, or a process on the host, to have
+	// done with an environment.
+	if err := m.endInstances(ctx, id); err != nil {
+		m.cfg.Log.WarnContext(ctx, "a MIG instance is left of an environment that is gone; the reconciler will try again", "environment", id, "error", err)
+	}
 	return nil
 }

@@ -99,8 +99,12 @@ func (m *Manager) leftOn(env *Environment, run *GPURun, usage []gpu.Usage) error
 // is gone, and one of a GPU that has failed goes with its reset.
 func (m *Manager) removeInstances(ctx context.Context, leases []gpu.Lease) error {
 	made := slices.DeleteFunc(slices.Clone(leases), func(l gpu.Lease) bool { return l.Mode != gpu.MIGMode || l.Static })
-	if len(made) == 0 || m.cfg.GPUs == nil {
+	switch {
+	case len(made) == 0:
 		return nil
+	case m.cfg.GPUs == nil:
+		return problem.New(problem.GPUUnavailable, "a MIG instance cannot be removed by a node that does not look for GPUs").
+			WithHint("turn it on in the section gpu of the node's configuration")
 	}
 	books, _, err := m.books(ctx, 0)
 	if err != nil {
@@ -118,6 +122,42 @@ func (m *Manager) removeInstances(ctx context.Context, leases []gpu.Lease) error
 		if err != nil && (device.Health.Unhealthy || books.Mark(l.GPU).Health.Unhealthy) {
 			m.cfg.Log.WarnContext(ctx, "a MIG instance of a GPU that has failed stays until the GPU is reset", "gpu", l.GPU, "mig", instance.UUID, "error", err)
 			continue
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// endInstances removes the instances that were made for an environment that is
+// gone, and ends its leases, which keep their places until then.
+func (m *Manager) endInstances(ctx context.Context, envID string) error {
+	books, err := m.cfg.Store.GPUBooks(ctx)
+	if err != nil {
+		return err
+	}
+	left := slices.DeleteFunc(books.Held, func(l gpu.Lease) bool { return l.EnvID != envID })
+	if len(left) == 0 {
+		return nil
+	}
+	if err := m.removeInstances(ctx, left); err != nil {
+		return err
+	}
+	return m.cfg.Store.EndGPULeases(ctx, envID)
+}
+
+// endAbandoned ends what environments that are gone have left of GPUs. What
+// cannot be removed is tried again by the next pass.
+func (m *Manager) endAbandoned(ctx context.Context) error {
+	books, err := m.cfg.Store.GPUBooks(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for i := range books.Held {
+		id := books.Held[i].EnvID
+		fate, err := m.cfg.Store.Fate(ctx, id)
+		if err == nil && fate != FateHeld {
+			err = m.endInstances(ctx, id)
 		}
 		errs = append(errs, err)
 	}

@@ -73,6 +73,7 @@ func (m *Manager) tendGPUs(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
+	errs = append(errs, m.endAbandoned(ctx))
 	envs, _, err := m.cfg.Store.Environments(ctx, Filter{})
 	if err != nil {
 		return errors.Join(append(errs, fmt.Errorf("list environments: %w", err))...)

@@ -183,19 +183,37 @@ func TestEachCallOfAGPUMayFail(t *testing.T) {
 	}
 }
 
-func TestADeleteWaitsForWhatItsInstanceNeeds(t *testing.T) {
+// An environment is gone whatever the driver says to the removal of its
+// instance, whose place is nobody's until it is removed.
+func TestADeleteLeavesItsInstanceToTheNextPass(t *testing.T) {
 	h := gpuHost(t)
 	d := start(t, h)
 	env, _ := d.create(withGPU("one", smallest))
 	h.gpus.Use(gputest.UUID(2), gpu.Usage{Processes: []gpu.Process{{PID: 1, MIG: env.GPURun.Targets[0].MIG}}})
-	if op := d.act(d.Delete, "one"); op.State != operation.Failed {
+	if op := d.act(d.Delete, "one"); op.State != operation.Succeeded {
 		t.Fatalf("deleted by %+v", op)
 	}
-	if got := d.get("one"); !got.Held || got.State != runtime.Failed || len(got.GPUs) != 1 {
-		t.Errorf("got %+v", got)
+	whole := gpu.Request{Mode: gpu.MIGMode, Profile: "7g.40gb"}
+	_, _, err := d.Create(t.Context(), withGPU("whole", whole))
+	d.refusedGPU(err, problem.GPUExhausted)
+	d.reconcile(false)
+	if len(d.holders()) != 1 || len(h.gpus.Instances()) != 1 {
+		t.Errorf("held %v, instances %v", d.holders(), h.gpus.Instances())
 	}
+	// A node that does not look for GPUs any more forgets nothing.
+	d.stop()
+	driver := h.gpus
+	h.gpus = nil
+	d = start(t, h)
+	d.reconcile(false)
+	d.stop()
+	h.gpus = driver
 	h.gpus.Use(gputest.UUID(2), gpu.Usage{})
-	d.act(d.Delete, env.ID)
+	d = start(t, h)
+	d.reconcile(false)
+	d.freeOfGPUs()
+	d.create(withGPU("whole", whole))
+	d.act(d.Delete, "whole")
 	d.freeOfGPUs()
 	// What has just ended takes a moment to go.
 	d.stop()
@@ -208,13 +226,13 @@ func TestADeleteWaitsForWhatItsInstanceNeeds(t *testing.T) {
 	}
 	d.freeOfGPUs()
 	// What a failed GPU does not give up is not waited for.
-	env, _ = d.create(withGPU("three", smallest))
+	d.create(withGPU("three", smallest))
 	h.gpus.Change(func(devices []gpu.Device) ([]gpu.Device, string) {
 		devices[2].Health = gpu.Health{Unhealthy: true, Reason: "it is lost"}
 		return devices, ""
 	})
 	h.faults.FailCall("GPUs.DestroyMIG", 1, errors.New("it is lost"))
-	if op := d.act(d.Delete, env.ID); op.State != operation.Succeeded || len(d.holders()) > 0 {
+	if op := d.act(d.Delete, "three"); op.State != operation.Succeeded || len(d.holders()) > 0 {
 		t.Errorf("got %+v, held %v", op.Problem, d.holders())
 	}
 }

@@ -21,6 +21,9 @@ type GPUStore interface {
 	// ChangeGPUs does as UpdateEnvironment and in the same transaction changes
 	// the leases of the environment as lease decides.
 	ChangeGPUs(ctx context.Context, id string, lease LeaseFunc, change func(*Environment) error) (*Environment, error)
+	// EndGPULeases ends what ReleaseEnvironment has left held: the leases of an
+	// environment for which instances were made, when these are gone.
+	EndGPULeases(ctx context.Context, envID string) error
 	// MarkGPU reads, changes and writes the mark of a GPU in one transaction. An
 	// error from change is returned as it is and nothing is written.
 	MarkGPU(ctx context.Context, uuid string, change func(books gpu.Books, mark *gpu.Mark) error) (gpu.Mark, error)

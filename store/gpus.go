@@ -142,10 +142,24 @@ func lease(ctx context.Context, tx *sql.Tx, env *runtime.Environment, decide run
 	return err
 }
 
-// releaseLeases ends all leases of an environment.
+const endLeases = "UPDATE gpu_leases SET released_at = max(?, 1) WHERE env_id = ? AND released_at = 0"
+
+// releaseLeases ends the leases of an environment, but for those that an
+// instance was made for: that has to be removed first.
 func releaseLeases(ctx context.Context, tx *sql.Tx, envID string, at time.Time) error {
-	_, err := tx.ExecContext(ctx, "UPDATE gpu_leases SET released_at = max(?, 1) WHERE env_id = ? AND released_at = 0", millis(at), envID)
+	_, err := tx.ExecContext(ctx, endLeases+" AND (mode != 'mig' OR static)", millis(at), envID)
 	return err
+}
+
+// EndGPULeases implements runtime.GPUStore.
+func (s *Store) EndGPULeases(ctx context.Context, envID string) error {
+	if err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, endLeases, millis(time.Now()), envID)
+		return err
+	}); err != nil {
+		return fmt.Errorf("end GPU leases of environment %s: %w", envID, err)
+	}
+	return nil
 }
 
 // ChangeGPUs implements runtime.GPUStore.

@@ -69,6 +69,11 @@ func TestLeasesNeverOverlapInTheDatabase(t *testing.T) {
 	}
 	// With the environment go its leases, and can be had again.
 	remove(t, s, first.ID)
+	// What was made for it has to be removed first.
+	wantReason(t, give(t, s, second.ID, instance("f", 0, 8)), problem.GPUExhausted)
+	if err := s.EndGPULeases(t.Context(), first.ID); err != nil {
+		t.Fatal(err)
+	}
 	if err := give(t, s, second.ID, exclusive("a"), instance("f", 0, 8)); err != nil {
 		t.Errorf("what was given back is refused: %v", err)
 	}
