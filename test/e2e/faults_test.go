@@ -333,6 +333,15 @@ func (f *faultNode) settled(t *testing.T, s faultScenario, done bool) {
 	if env != nil {
 		f.must(t, "EnvironmentService/DeleteEnvironment", `{"environment":"one","force":true,"timeout":"0s","wait":"60s"}`)
 	}
+	// An environment does not wait for its instance to be removed: what fails
+	// then a pass makes up for.
+	Eventually(t, "GPUs to be given back", func() bool {
+		if f.count(t, "SELECT count(*) FROM gpu_leases WHERE released_at = 0") == 0 {
+			return true
+		}
+		f.must(t, "NodeService/Reconcile", `{}`)
+		return false
+	})
 	for what, query := range heldByNobody {
 		if n := f.count(t, query); n > 0 {
 			t.Errorf("%d %s are held by nobody", n, what)
@@ -348,7 +357,6 @@ func (f *faultNode) settled(t *testing.T, s faultScenario, done bool) {
 var heldByNobody = map[string]string{
 	"addresses":     "SELECT count(*) FROM environments WHERE slot IS NOT NULL OR held != 0",
 	"environments":  "SELECT count(*) FROM environments WHERE state != 'deleted'",
-	"GPUs":          "SELECT count(*) FROM gpu_leases WHERE released_at = 0",
 	"port mappings": "SELECT count(*) FROM port_mappings WHERE status != 'released'",
 }
 
