@@ -419,4 +419,32 @@ func TestWhatIsLeftOnAGPUIsNotHandedOver(t *testing.T) {
 	if _, op := d.create(withGPU("one", gpu.Request{UUIDs: []string{uuid}})); op.State != operation.Succeeded {
 		t.Errorf("got %+v", op.Problem)
 	}
+	d.act(d.Delete, "one")
+	// So is a first share of it; whoever has one may use it beside others.
+	h.gpus.Use(uuid, gpu.Usage{Processes: []gpu.Process{{PID: 4711}}})
+	share := gpu.Request{UUIDs: []string{uuid}, Mode: gpu.VGPU, MemoryBytes: 1 << 30, AllowUnenforced: true}
+	if _, op := d.create(withGPU("one", share)); op.State != operation.Failed || op.Problem.Reason != string(problem.GPUInUse) {
+		t.Errorf("got %+v", op.Problem)
+	}
+	d.act(d.Delete, "one")
+	h.gpus.Use(uuid, gpu.Usage{})
+	d.create(withGPU("one", share))
+	h.gpus.Use(uuid, gpu.Usage{Processes: []gpu.Process{{PID: 4711}}})
+	if _, op := d.create(withGPU("two", share)); op.State != operation.Succeeded {
+		t.Errorf("got %+v", op.Problem)
+	}
+}
+
+// A GPU of which nothing was measured is not taken to be clean.
+func TestWhatIsNotMeasuredIsNotHandedOver(t *testing.T) {
+	h := gpuHost(t)
+	d := start(t, h)
+	h.faults.Hook(func(method string) {
+		if method == "GPUs.Usage" {
+			h.gpus.Change(func([]gpu.Device) ([]gpu.Device, string) { return nil, "" })
+		}
+	})
+	if _, op := d.create(withGPU("one", gpu.Request{})); op.State != operation.Failed || op.Problem.Reason != string(problem.GPUUnavailable) {
+		t.Errorf("got %+v", op.Problem)
+	}
 }
