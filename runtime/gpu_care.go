@@ -34,14 +34,25 @@ func (g *GPU) Mode() gpu.Mode {
 }
 
 // GPUs returns those of the host, by PCI address, then those that have gone.
-// GPU_UNAVAILABLE.
+// While their software does not answer they are what it last said, unhealthy,
+// and a note tells.
 func (m *Manager) GPUs(ctx context.Context, usage bool) ([]GPU, gpu.Inventory, error) {
-	books, found, err := m.books(ctx, freshInventory)
+	books, err := m.cfg.Store.GPUBooks(ctx)
 	if err != nil {
-		return nil, found, err
+		return nil, gpu.Inventory{}, err
 	}
+	found, stale := m.GPUInventory(ctx, freshInventory)
+	if ctx.Err() != nil {
+		return nil, found, context.Cause(ctx)
+	}
+	absent := "it is not there any more"
+	if stale != nil {
+		absent = "the GPU software of the host does not answer"
+		found = outOfDate(m.gpus.seen(), absent)
+	}
+	books.Devices = found.Devices
 	var measured []gpu.Usage
-	if usage && m.cfg.GPUs != nil && len(books.Devices) > 0 {
+	if usage && stale == nil && m.cfg.GPUs != nil && len(books.Devices) > 0 {
 		if measured, err = m.cfg.GPUs.Usage(ctx); err != nil {
 			m.cfg.Log.WarnContext(ctx, "GPUs could not be measured", "error", err)
 		}
@@ -66,10 +77,22 @@ func (m *Manager) GPUs(ctx context.Context, usage bool) ([]GPU, gpu.Inventory, e
 	for _, uuid := range gone(&books) {
 		add(gpu.Device{
 			UUID: uuid, Index: -1, Minor: -1, NUMANode: -1,
-			Health: gpu.Health{Unhealthy: true, Reason: "it is not there any more"},
-		}, true)
+			Health: gpu.Health{Unhealthy: true, Reason: absent},
+		}, stale == nil)
 	}
 	return all, found, nil
+}
+
+// outOfDate is an inventory that nobody can tell to be still true, and why.
+func outOfDate(last gpu.Inventory, why string) gpu.Inventory {
+	last.Notes = append(slices.Clone(last.Notes), why+": this is what it last said")
+	last.Devices = slices.Clone(last.Devices)
+	for i := range last.Devices {
+		if health := &last.Devices[i].Health; !health.Unhealthy {
+			*health = gpu.Health{Unhealthy: true, Reason: why, Since: time.Now()}
+		}
+	}
+	return last
 }
 
 // GPUSummary is what there is of GPUs in a few words.
@@ -119,7 +142,7 @@ func gone(books *gpu.Books) (uuids []string) {
 }
 
 // GPU returns one by its UUID, the beginning of it, its PCI address or index.
-// GPU_NOT_FOUND, GPU_UNAVAILABLE.
+// GPU_NOT_FOUND.
 func (m *Manager) GPU(ctx context.Context, name string, usage bool) (GPU, error) {
 	all, _, err := m.GPUs(ctx, usage)
 	if err != nil {
@@ -199,6 +222,9 @@ func (m *Manager) alter(ctx context.Context, name string, change func(g *GPU, bo
 	}
 	defer done()
 	m.gpus.outdate()
+	if _, err := m.GPUInventory(ctx, freshInventory); err != nil {
+		return GPU{}, err
+	}
 	g, err := m.GPU(ctx, name, true)
 	if err != nil {
 		return g, err

@@ -156,6 +156,43 @@ func TestAFailedGPUIsLostToItsProcess(t *testing.T) {
 	}
 }
 
+// What the node itself keeps of GPUs is told and changed without their software.
+func TestGPUsWhoseSoftwareDoesNotAnswer(t *testing.T) {
+	h := gpuHost(t)
+	d := start(t, h)
+	env, _ := d.create(withGPU("one", gpu.Request{}))
+	mine := env.GPUs[0].GPU
+	check := func(known int) {
+		t.Helper()
+		g, err := d.DrainGPU(t.Context(), mine, "")
+		if err != nil || !g.Mark.Drained || g.Gone || !g.Health.Unhealthy || len(g.Leases) != 1 {
+			t.Errorf("drained %+v, %v", g, err)
+		}
+		all, found, err := d.GPUs(t.Context(), true)
+		if err != nil || len(all) != known || !strings.Contains(strings.Join(found.Notes, ""), "does not answer") {
+			t.Errorf("got %+v, %+v, %v", all, found.Notes, err)
+		}
+		if _, err := d.UndrainGPU(t.Context(), mine, false); err != nil {
+			t.Error(err)
+		}
+		_, _, err = d.SetMIGMode(t.Context(), mine, true)
+		d.refusedGPU(err, problem.GPUUnavailable)
+	}
+	h.faults.FailCall("GPUs.Probe", 0, errors.New("no answer"))
+	waitFor(t, "the GPUs to be watched", func() bool { return h.gpus.Happen(gpu.Event{UUID: mine, XID: 31}) })
+	waitFor(t, "the inventory to be out of date", func() bool {
+		_, found, err := d.GPUs(t.Context(), false)
+		return err == nil && len(found.Notes) > 0
+	})
+	check(3)
+	d.stop()
+	d = start(t, h) // what was never read is known by the books
+	check(1)
+	if d.get("one").GPURun.Lost != "" {
+		t.Error("it has lost its GPU though nobody can tell")
+	}
+}
+
 // While a driver hangs the node does everything else.
 func TestADriverThatHangsHoldsNoPassUp(t *testing.T) {
 	h := gpuHost(t)
