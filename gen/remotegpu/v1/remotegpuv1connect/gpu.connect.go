@@ -102,15 +102,14 @@ var (
 // GPUServiceClient is a client for the remotegpu.v1.GPUService service.
 type GPUServiceClient interface {
 	// ListGPUs answers all GPUs, by PCI address, then those that somebody has
-	// though the host does not have them any more.
-	//
-	// Errors: UNAVAILABLE (GPU_UNAVAILABLE: the GPU software of the host does
-	// not answer; a host without GPUs answers none, with notes).
+	// though the host does not have them any more. A host without GPUs answers
+	// none, with notes. While the GPU software of the host does not answer they
+	// are those that it last told of, unhealthy, and a note says so.
 	ListGPUs(context.Context, *v1.ListGPUsRequest) (*v1.ListGPUsResponse, error)
 	// GetGPU answers one, with what is measured of it.
 	//
 	// Errors: NOT_FOUND (GPU_NOT_FOUND), INVALID_ARGUMENT (FIELD_INVALID: the
-	// name is that of several), UNAVAILABLE (GPU_UNAVAILABLE).
+	// name is that of several).
 	GetGPU(context.Context, *v1.GetGPURequest) (*v1.GetGPUResponse, error)
 	// DrainGPU keeps a GPU from new environments. Those that have it keep it.
 	//
@@ -124,8 +123,8 @@ type GPUServiceClient interface {
 	// until it is deleted or the host is reset, and is given to whom asks for its
 	// profile before others are made.
 	//
-	// Errors: as GetGPU; NOT_FOUND (GPU_NOT_FOUND: no such profile),
-	// FAILED_PRECONDITION (GPU_MODE_CONFLICT), RESOURCE_EXHAUSTED
+	// Errors: as GetGPU; UNAVAILABLE (GPU_UNAVAILABLE), NOT_FOUND (GPU_NOT_FOUND:
+	// no such profile), FAILED_PRECONDITION (GPU_MODE_CONFLICT), RESOURCE_EXHAUSTED
 	// (GPU_EXHAUSTED), ALREADY_EXISTS (GPU_PLACEMENT_TAKEN).
 	CreateMIGInstance(context.Context, *v1.CreateMIGInstanceRequest) (*v1.CreateMIGInstanceResponse, error)
 	// DeleteMIGInstance removes an instance that no environment has.
@@ -136,7 +135,8 @@ type GPUServiceClient interface {
 	// SetMIGMode turns MIG on or off on a GPU that no environment has and no
 	// process uses. The node never resets a GPU by itself.
 	//
-	// Errors: as GetGPU; FAILED_PRECONDITION (GPU_IN_USE, GPU_MODE_CONFLICT).
+	// Errors: as GetGPU; UNAVAILABLE (GPU_UNAVAILABLE), FAILED_PRECONDITION
+	// (GPU_IN_USE, GPU_MODE_CONFLICT).
 	SetMIGMode(context.Context, *v1.SetMIGModeRequest) (*v1.SetMIGModeResponse, error)
 }
 
@@ -149,15 +149,14 @@ func NewGPUServiceClient(client *connect.Client) GPUServiceClient {
 // GPUServiceHandler is an implementation of the remotegpu.v1.GPUService service.
 type GPUServiceHandler interface {
 	// ListGPUs answers all GPUs, by PCI address, then those that somebody has
-	// though the host does not have them any more.
-	//
-	// Errors: UNAVAILABLE (GPU_UNAVAILABLE: the GPU software of the host does
-	// not answer; a host without GPUs answers none, with notes).
+	// though the host does not have them any more. A host without GPUs answers
+	// none, with notes. While the GPU software of the host does not answer they
+	// are those that it last told of, unhealthy, and a note says so.
 	ListGPUs(context.Context, *v1.ListGPUsRequest) (*v1.ListGPUsResponse, error)
 	// GetGPU answers one, with what is measured of it.
 	//
 	// Errors: NOT_FOUND (GPU_NOT_FOUND), INVALID_ARGUMENT (FIELD_INVALID: the
-	// name is that of several), UNAVAILABLE (GPU_UNAVAILABLE).
+	// name is that of several).
 	GetGPU(context.Context, *v1.GetGPURequest) (*v1.GetGPUResponse, error)
 	// DrainGPU keeps a GPU from new environments. Those that have it keep it.
 	//
@@ -171,8 +170,8 @@ type GPUServiceHandler interface {
 	// until it is deleted or the host is reset, and is given to whom asks for its
 	// profile before others are made.
 	//
-	// Errors: as GetGPU; NOT_FOUND (GPU_NOT_FOUND: no such profile),
-	// FAILED_PRECONDITION (GPU_MODE_CONFLICT), RESOURCE_EXHAUSTED
+	// Errors: as GetGPU; UNAVAILABLE (GPU_UNAVAILABLE), NOT_FOUND (GPU_NOT_FOUND:
+	// no such profile), FAILED_PRECONDITION (GPU_MODE_CONFLICT), RESOURCE_EXHAUSTED
 	// (GPU_EXHAUSTED), ALREADY_EXISTS (GPU_PLACEMENT_TAKEN).
 	CreateMIGInstance(context.Context, *v1.CreateMIGInstanceRequest) (*v1.CreateMIGInstanceResponse, error)
 	// DeleteMIGInstance removes an instance that no environment has.
@@ -183,7 +182,8 @@ type GPUServiceHandler interface {
 	// SetMIGMode turns MIG on or off on a GPU that no environment has and no
 	// process uses. The node never resets a GPU by itself.
 	//
-	// Errors: as GetGPU; FAILED_PRECONDITION (GPU_IN_USE, GPU_MODE_CONFLICT).
+	// Errors: as GetGPU; UNAVAILABLE (GPU_UNAVAILABLE), FAILED_PRECONDITION
+	// (GPU_IN_USE, GPU_MODE_CONFLICT).
 	SetMIGMode(context.Context, *v1.SetMIGModeRequest) (*v1.SetMIGModeResponse, error)
 }
 
