@@ -87,7 +87,10 @@ func End(ctx context.Context, path string, wait time.Duration) error {
 			return err
 		}
 		if len(pids) == 0 {
-			return remove(path)
+			// The kernel may still be busy with what has just ended there.
+			if err := remove(path); !errors.Is(err, unix.EBUSY) {
+				return err
+			}
 		}
 		if !time.Now().Before(deadline) {
 			for _, pid := range pids {
@@ -127,8 +130,7 @@ func kill(pid int, path string) error {
 	return nil
 }
 
-// remove removes the directories of an empty group. The kernel may still be
-// busy with what has just ended there: who ends the group again removes it.
+// remove removes the directories of an empty group.
 func remove(path string) error {
 	for _, root := range hierarchies() {
 		dir := filepath.Join(root, path)

@@ -19,6 +19,7 @@ import (
 	"github.com/remotegpu/remotegpu/internal/testutil"
 	"github.com/remotegpu/remotegpu/runtime"
 	"github.com/remotegpu/remotegpu/runtime/containerd"
+	"github.com/remotegpu/remotegpu/runtime/volume"
 )
 
 // standIn is a driver that computes the edits of one GPU.
@@ -119,6 +120,7 @@ func graphicsAndShare(t *testing.T, d *testutil.ContainerdDaemon, engine *contai
 	edits := driver.edits(1)
 	edits.CDI.DeviceNodes = append(edits.CDI.DeviceNodes, &cdi.DeviceNode{Path: "/dev/dri/renderD130", HostPath: filepath.Join(driver.dir, "dev", "nvidia1")})
 	edits.CDI.Mounts = append(edits.CDI.Mounts, &cdi.Mount{HostPath: dir + "/10_nvidia.json", ContainerPath: "/usr/share/glvnd/egl_vendor.d/10_nvidia.json", Options: []string{"ro", "bind"}})
+	edits.CDI.Mounts = append(edits.CDI.Mounts, &cdi.Mount{HostPath: "tmpfs", ContainerPath: "/tmp/vgpulock", Type: "tmpfs", Options: []string{"mode=1777", "size=64k"}})
 	injector := inject.New(inject.Config{Driver: standIn{edits: edits}, CDIHook: driver.hook, MPS: sharedBy{dir}})
 	for i, id := range []string{"first", "second"} {
 		got, err := injector.Edits(t.Context(), gpu.EditsRequest{
@@ -131,6 +133,9 @@ func graphicsAndShare(t *testing.T, d *testutil.ContainerdDaemon, engine *contai
 		c := container(id, &got)
 		if i == 0 {
 			c.User = "app"
+			for _, target := range []string{"/tmp", "/run"} { // what nobody can do without
+				c.Mounts = append(c.Mounts, volume.Staged{FSType: "tmpfs", Source: "tmpfs", Target: target})
+			}
 		}
 		start(t, engine, c)
 	}
@@ -144,6 +149,9 @@ func graphicsAndShare(t *testing.T, d *testutil.ContainerdDaemon, engine *contai
 		"CUDA_MPS_PIPE_DIRECTORY=/dev/remotegpu-mps", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT=0=1024M")
 	if got := in(t, engine, "first", "cat", "/dev/remotegpu-mps/control"); got != "here" {
 		t.Errorf("the daemon's directory: %s", got)
+	}
+	if got := in(t, engine, "first", "write", "/tmp/vgpulock/lock", "mine"); got != "" {
+		t.Errorf("a user writes below a mount of the request: %s", got)
 	}
 	if got := in(t, engine, "first", "write", "/dev/shm/x", "seen"); got != "" {
 		t.Errorf("a client writes to the shared memory: %s", got)
