@@ -88,7 +88,7 @@ func hostNetworks(t *testing.T, backend string) {
 	}
 	check("not kept apart", false)
 
-	forwarding := func(when, want string) {
+	forwarding := func(when, want string, noted bool) {
 		t.Helper()
 		if err := open(false).CleanUp(t.Context()); err != nil {
 			t.Fatal(err)
@@ -97,11 +97,22 @@ func hostNetworks(t *testing.T, backend string) {
 		if got := testutil.Sh(t, "cat /proc/sys/net/ipv4/ip_forward"); got != want {
 			t.Errorf("%s: ip_forward is %s after cleaning up, want %s", when, got, want)
 		}
-		if _, err := os.Stat(file); !os.IsNotExist(err) {
-			t.Errorf("%s: the file is left: %v", when, err)
+		if _, err := os.Stat(file); (err == nil) != noted {
+			t.Errorf("%s: the note: %v, want it there: %v", when, err, noted)
 		}
 	}
-	forwarding("beside containers", "1")
+	forwarding("beside containers", "1", true)
+	// A daemon that comes after it knows whose doing it is.
+	l.networks = open(false)
+	env = l.attach(t, "01ENVA", 0)
+	if err := l.networks.Restore(t.Context(), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	check("after a clean-up beside containers", true)
+	forwarding("beside containers again", "1", true)
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
 	// On a host that forwards anyway nothing is kept apart.
 	l.networks = open(false)
 	env = l.attach(t, "01ENVA", 0)
@@ -109,11 +120,13 @@ func hostNetworks(t *testing.T, backend string) {
 		t.Fatal(err)
 	}
 	check("forwarding before", false)
-	forwarding("forwarding before", "1")
+	forwarding("forwarding before", "1", false)
 	// Nobody else has come, so nobody relies on it.
-	testutil.Sh(t, "echo 0 > /proc/sys/net/ipv4/ip_forward; ip link del ctr1")
+	testutil.Sh(t, "echo 0 > /proc/sys/net/ipv4/ip_forward") // of what was there before nobody did
 	l.networks = open(false)
 	l.attach(t, "01ENVA", 0)
-	testutil.Sh(t, "ip link del ctr0")
-	forwarding("alone", "0")
+	if err := l.networks.Restore(t.Context(), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	forwarding("beside what was there", "0", false)
 }

@@ -21,8 +21,8 @@ import (
 // forwarding is switched on, interfaces that accept advertisements are told to
 // go on with it. As for IPv4 (apart.go), nothing is forwarded between the host's
 // own networks. ForwardFile6 says what was changed, before it is: a line
-// "listens NAME" for each interface that goes on listening, and "link NAME" for
-// each that was there.
+// "listens NAME" for each interface that goes on listening, "link NAME" for
+// each that is kept apart, and "other NAME" for each that was there besides.
 
 // confV6 are the settings of interfaces in the calling thread's namespace.
 const confV6 = "/proc/sys/net/ipv6/conf"
@@ -30,13 +30,13 @@ const confV6 = "/proc/sys/net/ipv6/conf"
 // Words that begin the lines of ForwardFile6.
 const (
 	linkWord    = "link "
+	otherWord   = "other "
 	listensWord = "listens "
 )
 
 // switched6 is what ForwardFile6 says.
 type switched6 struct {
-	ours      bool // it was us who switched forwarding on
-	links     []firewall.HostLink
+	switched
 	listening []string
 }
 
@@ -88,7 +88,7 @@ func (n *Networks) remember6(listening []string) error {
 		return err
 	}
 	if !noted.ours {
-		if noted.links, err = hostLinks(); err != nil {
+		if noted.links, noted.others, err = hostLinks(); err != nil {
 			return err
 		}
 	}
@@ -99,6 +99,9 @@ func (n *Networks) remember6(listening []string) error {
 			text.WriteString(bridgeMark)
 		}
 		text.WriteString("\n")
+	}
+	for _, name := range noted.others {
+		text.WriteString(otherWord + name + "\n")
 	}
 	names := append(noted.listening, listening...)
 	slices.Sort(names)
@@ -130,6 +133,10 @@ func (n *Networks) switchedOn6() (noted switched6, err error) {
 			noted.listening = append(noted.listening, name)
 			continue
 		}
+		if name, ok := strings.CutPrefix(line, otherWord); ok {
+			noted.others = append(noted.others, name)
+			continue
+		}
 		name, ok := strings.CutPrefix(line, linkWord)
 		name, bridge := strings.CutSuffix(name, bridgeMark)
 		if ok && firewall.IsLinkName(name) {
@@ -157,13 +164,17 @@ func (n *Networks) unforward6(ctx context.Context) error {
 	if err != nil || !noted.ours {
 		return err
 	}
-	others, err := linksSince(noted.links)
+	since, err := linksSince(&noted.switched)
 	if err != nil {
 		return err
 	}
-	if len(others) > 0 {
-		n.cfg.Log.WarnContext(ctx, "net.ipv6.conf.all.forwarding stays 1: interfaces came since the node switched it on, and may need it", "interfaces", others)
-	} else if err := stopForwarding6(noted.listening); err != nil {
+	if len(since) > 0 {
+		if !n.stays6.Swap(true) {
+			n.cfg.Log.WarnContext(ctx, "net.ipv6.conf.all.forwarding stays 1: interfaces came since the node switched it on, and may need it; the host routes between its own networks now, too", "interfaces", since)
+		}
+		return nil // the note stays: it is tried again
+	}
+	if err := stopForwarding6(noted.listening); err != nil {
 		return err
 	}
 	if err := os.Remove(n.cfg.ForwardFile6); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -182,12 +193,12 @@ func (n *Networks) pause6(ctx context.Context) error {
 	if err != nil || !noted.ours || n.cfg.RouteBetween || n.cfg.Firewall.IPv6() == nil {
 		return err
 	}
-	others, err := linksSince(noted.links)
+	since, err := linksSince(&noted.switched)
 	if err != nil {
 		return err
 	}
-	if len(others) > 0 {
-		n.cfg.Log.WarnContext(ctx, "net.ipv6.conf.all.forwarding stays 1 without rules: interfaces came since the node switched it on, and may need it", "interfaces", others)
+	if len(since) > 0 {
+		n.cfg.Log.WarnContext(ctx, "net.ipv6.conf.all.forwarding stays 1 without rules: interfaces came since the node switched it on, and may need it", "interfaces", since)
 		return nil
 	}
 	return stopForwarding6(noted.listening)

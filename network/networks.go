@@ -138,6 +138,7 @@ type Networks struct {
 	background sync.WaitGroup
 
 	routed6    atomic.Bool // the range is refused where it leads to no environment
+	stays6     atomic.Bool // it was told that the host goes on forwarding IPv6
 	switching6 sync.Mutex  // held while ForwardFile6 and what it names change
 
 	reserving sync.Mutex
