@@ -36,6 +36,9 @@ func (n *Networks) Address6(slot int) netip.Addr {
 	return n.twins().Of(n.Address(slot))
 }
 
+// HasIPv6 tells whether environments have IPv6 now, and are published by it.
+func (n *Networks) HasIPv6() bool { return n.unavailable6() == nil }
+
 // unavailable6 tells why environments have no IPv6, nil when they have:
 // IPV6_UNAVAILABLE.
 func (n *Networks) unavailable6() error {

@@ -112,6 +112,9 @@ func (n *names) addressesOfHost() []netip.Addr {
 			six = address
 		}
 	}
+	if n.networks != nil && !n.networks.HasIPv6() { // a condition says why; clients would try it first
+		six = netip.Addr{}
+	}
 	return slices.DeleteFunc([]netip.Addr{four, six}, func(a netip.Addr) bool { return !a.IsValid() })
 }
 
