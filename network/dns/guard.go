@@ -16,6 +16,10 @@ var insideNetworks = []netip.Prefix{
 	netip.MustParsePrefix("198.18.0.0/15"),
 	netip.MustParsePrefix("240.0.0.0/4"),
 	netip.MustParsePrefix("fec0::/10"),
+	// In these are addresses of IPv4 (policy.Closed), which need not be public.
+	netip.MustParsePrefix("::/8"),
+	netip.MustParsePrefix("2001::/32"),
+	netip.MustParsePrefix("2002::/16"),
 }
 
 // isInside says whether an address is of a network of its own.
@@ -23,7 +27,8 @@ func isInside(address netip.Addr) bool {
 	address = address.Unmap()
 	if address.Is6() {
 		bytes := address.As16()
-		// 64:ff9b::/96 is translated to the IPv4 address at its end.
+		// 64:ff9b::/96 is translated to the IPv4 address at its end, where the
+		// host's network has IPv6 alone.
 		if strings.HasPrefix(string(bytes[:]), "\x00\x64\xff\x9b\x00\x00\x00\x00\x00\x00\x00\x00") {
 			return isInside(netip.AddrFrom4([4]byte(bytes[12:])))
 		}
@@ -109,10 +114,30 @@ func local(name string, q Question, private bool) (answer Answer, ours bool) {
 	var reverse query
 	reverse.set(toWire(name))
 	if strings.HasSuffix(name, ".in-addr.arpa.") || strings.HasSuffix(name, ".ip6.arpa.") {
-		// The name of a network, too: it is private when its first address is.
-		if address, _, ok := reverse.reversed(); ok && isInside(address) {
+		// The name of a network, too: it is private when its first address and
+		// its last are. That of 2001::/16 is not, though 2001::/32 is.
+		if address, _, ok := reverse.reversed(); ok && isInside(address) && isInside(lastOf(address, reverse.labels-2)) {
 			return missing, true
 		}
 	}
 	return Answer{}, false
+}
+
+// lastOf is the last address of the network that so many labels of a reverse
+// name stand for.
+func lastOf(first netip.Addr, labels int) netip.Addr {
+	bytes, bits := first.AsSlice(), 8*labels
+	if first.Is6() {
+		bits = 4 * labels
+	}
+	for i := range bytes {
+		switch kept := bits - 8*i; {
+		case kept <= 0:
+			bytes[i] = 0xff
+		case kept < 8:
+			bytes[i] |= 0xff >> kept
+		}
+	}
+	last, _ := netip.AddrFromSlice(bytes)
+	return last
 }
