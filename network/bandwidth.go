@@ -50,12 +50,52 @@ func (n *Networks) setBandwidth(ctx context.Context, declared *policy.Declared) 
 	return nil
 }
 
-// restoreBandwidth sets the limits of an environment that has some again.
-func (n *Networks) restoreBandwidth(ctx context.Context, declared *policy.Declared) error {
-	if declared.Policy.IngressBits == 0 && declared.Policy.EgressBits == 0 {
-		return nil
+// restoreBandwidth sets the limits of environments again that have some, and
+// takes those that are left because it failed when they were lifted.
+func (n *Networks) restoreBandwidth(ctx context.Context, policies []policy.Declared) error {
+	limited, err := limitedLinks()
+	if err != nil {
+		return failed("look at limits of bandwidth", err)
 	}
-	return n.setBandwidth(ctx, declared)
+	var errs []error
+	for i := range policies {
+		names := n.names(policies[i].EnvID)
+		if policies[i].Policy.IngressBits != 0 || policies[i].Policy.EgressBits != 0 || limited[names.veth] || limited[names.ifb] {
+			errs = append(errs, n.setBandwidth(ctx, &policies[i]))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// limitedLinks are our interfaces of the host that limit what passes: with a
+// bucket, or made for one.
+func limitedLinks() (map[string]bool, error) {
+	links, err := ours()
+	if err != nil {
+		return nil, err
+	}
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	defer host.Close()
+	buckets, err := dump(func() ([]netlink.Qdisc, error) { return host.QdiscList(nil) })
+	if err != nil {
+		return nil, fmt.Errorf("list queues: %w", err)
+	}
+	has := make(map[int]bool)
+	for _, bucket := range buckets {
+		if bucket.Type() == "tbf" {
+			has[bucket.Attrs().LinkIndex] = true
+		}
+	}
+	limited := make(map[string]bool)
+	for _, link := range links {
+		if link.Type() == "ifb" || has[link.Attrs().Index] {
+			limited[link.Attrs().Name] = true
+		}
+	}
+	return limited, nil
 }
 
 func (n *Networks) limit(ctx context.Context, declared *policy.Declared) error {
@@ -75,14 +115,27 @@ func (n *Networks) limit(ctx context.Context, declared *policy.Declared) error {
 	if err := fault.Point(ctx, "reception limited"); err != nil {
 		return err
 	}
-	if err := limitAtHost(ctx, host, names, veth, declared.Policy.EgressBits); err != nil {
-		return fmt.Errorf("limit what it sends: %w", err)
+	ownEnd := func() error { return limitInside(names.netns, declared.Policy.EgressBits) }
+	atHost := func() error { return limitAtHost(ctx, host, names, veth, declared.Policy.EgressBits) }
+	steps := []func() error{atHost, ownEnd}
+	if declared.Policy.EgressBits == 0 { // the one that restoreBandwidth sees goes last
+		steps = []func() error{ownEnd, atHost}
 	}
-	there, err := pinned(names.netns)
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return fmt.Errorf("limit what it sends: %w", err)
+		}
+	}
+	return nil
+}
+
+// limitInside limits what an environment sends at its own end.
+func limitInside(netns string, bits int64) error {
+	there, err := pinned(netns)
 	if err != nil || !there {
 		return err
 	}
-	return inNamespace(names.netns, false, func(int) error {
+	return inNamespace(netns, false, func(int) error {
 		inner, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {
 			return fmt.Errorf("open netlink in namespace: %w", err)
@@ -92,10 +145,7 @@ func (n *Networks) limit(ctx context.Context, declared *policy.Declared) error {
 		if err != nil || link == nil {
 			return err
 		}
-		if err := shape(inner, link, declared.Policy.EgressBits); err != nil {
-			return fmt.Errorf("limit what it sends: %w", err)
-		}
-		return nil
+		return shape(inner, link, bits)
 	})
 }
 

@@ -79,6 +79,12 @@ func TestBandwidth(t *testing.T) {
 	m.in[0] = m.attach(t, m.ids[0], m.slots[0])
 	m.set(t, 0, limited)
 	buckets("attached again", "rate 1Mbit", "rate 2Mbit")
+	// As after a lifting that failed.
+	if err := m.networks.Restore(t.Context(), m.all(), []policy.Declared{m.declared(0, "default", policy.Policy{})}); err != nil {
+		t.Fatal(err)
+	}
+	buckets("lifted by a restore", "", "")
+	m.set(t, 0, limited)
 	m.set(t, 0, policy.Policy{})
 	buckets("no limit any more", "", "")
 	m.set(t, 0, limited)

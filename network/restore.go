@@ -50,12 +50,7 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 			errs = append(errs, failed("restore networks", err))
 		}
 	}
-	for i := range policies {
-		if err := n.restoreBandwidth(ctx, &policies[i]); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	errs = append(errs, n.reserveAgain(ctx))
+	errs = append(errs, n.restoreBandwidth(ctx, policies), n.reserveAgain(ctx))
 	mended = append(settings, mended...)
 	switch {
 	case len(mended) > 0 && known:
