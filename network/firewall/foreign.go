@@ -55,7 +55,7 @@ func (f *Firewall) Foreign(ctx context.Context) ([]port.Span, error) {
 
 // foreignNative are the host ports that tables of nftables lead elsewhere.
 func (f *Firewall) foreignNative(ctx context.Context, local []netip.Addr) (found []port.Span, err error) {
-	translations, err := nft.Translations(func(to netip.Prefix) bool { return isLocal(to, local) })
+	translations, err := nft.Translations(f.wantsV6(), func(to netip.Prefix) bool { return isLocal(to, local) })
 	if errors.Is(err, nft.ErrTooMany) {
 		f.cfg.Log.WarnContext(ctx, "not all ports that rules of nftables use are known", "error", err)
 	} else if err != nil {

@@ -2,6 +2,7 @@ package firewall_test
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -63,6 +64,55 @@ func TestForeignPorts(t *testing.T) {
 			t.Errorf("other tools' ports (-want +got):\n%s", diff)
 		}
 	})
+}
+
+// TestForeignPortsOfNftables6: those of IPv6 count where environments have it.
+func TestForeignPortsOfNftables6(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables)
+	if !testutil.Isolated(t) {
+		return
+	}
+	testutil.Sh(t, `ip link set lo up; ip addr add 2001:db8::1/128 dev lo nodad; nft -f - <<'END'
+		table ip6 admin {
+			map services { type ipv6_addr . inet_proto . inet_service : verdict; elements = { 2001:db8::1 . tcp . 8081 : goto a, fd96::1 . tcp . 6443 : goto a } }
+			chain pre {
+				type nat hook prerouting priority dstnat; policy accept;
+				tcp dport 2222 dnat to [fd99::2]:22
+				ip6 daddr 2001:db8::1 udp dport 5300 redirect to :53
+				ip6 daddr 2001:db8::/32 udp dport 5301 redirect to :53
+				ip6 daddr 2001:db8::/33 udp dport 5302 redirect to :53
+				ip6 daddr 2001:db8:1::7 tcp dport 443 dnat to fd99::3
+				ip6 daddr . meta l4proto . th dport vmap @services
+			}
+			chain a { meta l4proto tcp dnat to [fd99::4]:8080; }
+		}
+END`)
+	for _, six := range []bool{true, false} {
+		cfg := firewall.Config{Subnet: netip.MustParsePrefix("10.88.0.0/16"), Path: "/usr/sbin/iptables-nft"}
+		if six {
+			cfg.Subnet6 = netip.MustParsePrefix("fd88::/48")
+		}
+		f, err := firewall.New(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		foreign, err := f.Foreign(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got, want []string
+		for _, span := range foreign {
+			got = append(got, fmt.Sprintf("%s %d-%d %s", span.Protocol, span.First, span.Last, span.Rule))
+		}
+		slices.Sort(got)
+		if six {
+			const pre = " chain pre of the nftables table ip6 admin"
+			want = []string{"tcp 2222-2222" + pre, "tcp 8081-8081 chain a of the nftables table ip6 admin", "udp 5300-5300" + pre, "udp 5301-5301" + pre, "udp 5302-5302" + pre}
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("with IPv6 %v (-want +got):\n%s", six, diff)
+		}
+	}
 }
 
 // TestForeignPortsOfNftables: the same of tables that were made with nftables,

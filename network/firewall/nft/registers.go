@@ -14,6 +14,7 @@ type field struct {
 	kind fieldKind
 	size int // bytes
 	bits int // of an address, those that count
+	six  bool
 }
 
 type fieldKind uint8
@@ -25,11 +26,14 @@ const (
 	addressField
 )
 
-// Offsets in the IPv4 header (RFC 791) and in those of TCP and UDP, bytes.
+// Offsets in the headers of IPv4 (RFC 791), IPv6 (RFC 8200), and TCP and UDP,
+// bytes.
 const (
-	protocolOffset = 9
-	addressOffset  = 16
-	portOffset     = 2
+	protocolOffset  = 9
+	addressOffset   = 16
+	protocolOffset6 = 6
+	addressOffset6  = 24
+	portOffset      = 2
 )
 
 // registers are the data registers of the kernel's machine, in words of four
@@ -49,8 +53,12 @@ func word(register uint32) int {
 }
 
 func (r *registers) put(at int, f field) {
-	if at >= 0 && at < len(r) {
-		r[at] = f
+	if at < 0 || at >= len(r) {
+		return
+	}
+	r[at] = f
+	for next := at + 1; next < min(at+(f.size+3)/4, len(r)); next++ { // it takes these, too
+		r[next] = field{}
 	}
 }
 
@@ -83,8 +91,8 @@ func (r *registers) step(name string, data []byte, family uint8, scopes []scope)
 	case "bitwise":
 		f := r.at(word(number(attribute(data, unix.NFTA_BITWISE_SREG))))
 		mask := attribute(attribute(data, unix.NFTA_BITWISE_MASK), unix.NFTA_DATA_VALUE)
-		if f.kind == addressField && len(mask) == 4 {
-			f.bits = bits.LeadingZeros32(^binary.BigEndian.Uint32(mask))
+		if f.kind == addressField && len(mask) == f.size {
+			f.bits = ones(mask)
 		} else {
 			f = field{}
 		}
@@ -105,6 +113,17 @@ func (r *registers) step(name string, data []byte, family uint8, scopes []scope)
 	return scopes
 }
 
+// ones is how many bits a mask begins with.
+func ones(mask []byte) (count int) {
+	for _, b := range mask {
+		count += bits.LeadingZeros8(^b)
+		if b != 0xff {
+			break
+		}
+	}
+	return count
+}
+
 // loaded is what a payload expression loads.
 func loaded(data []byte, family uint8) field {
 	offset, size := int(number(attribute(data, unix.NFTA_PAYLOAD_OFFSET))), int(number(attribute(data, unix.NFTA_PAYLOAD_LEN)))
@@ -112,7 +131,11 @@ func loaded(data []byte, family uint8) field {
 	case at == unix.NFT_PAYLOAD_TRANSPORT_HEADER && offset == portOffset && size == 2:
 		return field{kind: portField, size: size}
 	// In the family inet it may be the header of IPv6, unless that is asked.
-	case at == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == addressOffset && size >= 1 && size <= 4:
+	case at == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == addressOffset6 && size >= 1 && size <= 16 && family != unix.NFPROTO_IPV4:
+		return field{kind: addressField, size: size, bits: 8 * size, six: true}
+	case at == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == protocolOffset6 && size == 1 && family == unix.NFPROTO_IPV6:
+		return field{kind: protocolField, size: size}
+	case at == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == addressOffset && size >= 1 && size <= 4 && family != unix.NFPROTO_IPV6:
 		return field{kind: addressField, size: size, bits: 8 * size}
 	case at == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == protocolOffset && size == 1 && family == unix.NFPROTO_IPV4:
 		return field{kind: protocolField, size: size}
@@ -172,9 +195,13 @@ func (f field) narrow(s *scope, low, high []byte) bool {
 		if string(low) != string(high) {
 			return true // not followed
 		}
-		var address [4]byte
-		copy(address[:], low)
-		to := netip.PrefixFrom(netip.AddrFrom4(address), f.bits).Masked()
+		address := make([]byte, 4)
+		if f.six {
+			address = make([]byte, 16)
+		}
+		copy(address, low)
+		whole, _ := netip.AddrFromSlice(address)
+		to := netip.PrefixFrom(whole, f.bits).Masked()
 		if s.to.IsValid() && !s.to.Overlaps(to) {
 			return false
 		}

@@ -12,7 +12,7 @@ import (
 // Translation is a rule of somebody's that leads what is addressed to ports of
 // the host elsewhere.
 type Translation struct {
-	Family      string // "ip" or "inet", as the nft program names it
+	Family      string // "ip", "ip6" or "inet", as the nft program names it
 	Table       string
 	Chain       string // that the rule is in
 	TCP, UDP    bool
@@ -29,12 +29,12 @@ const (
 var ErrTooMany = errors.New("more rules of nftables than are followed")
 
 // Translations lists the rules, but for those in the chains that iptables makes,
-// that translate the destination of IPv4 packets which come in, or which the
-// host sends, by a port or some. local tells whether an address of a network is
+// that translate the destination of packets which come in, or which the host
+// sends, by a port or some; six says whether IPv6 counts. local tells whether an address of a network is
 // the host's: what is for others only is left out. Conditions that are not about
 // protocol, port and destination are taken to hold. With ErrTooMany comes what
 // was found. A kernel without nftables has none.
-func Translations(local func(netip.Prefix) bool) ([]Translation, error) {
+func Translations(six bool, local func(netip.Prefix) bool) ([]Translation, error) {
 	answers, err := request(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, unix.NFPROTO_UNSPEC)
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EPROTONOSUPPORT) {
 		return nil, nil
@@ -45,7 +45,7 @@ func Translations(local func(netip.Prefix) bool) ([]Translation, error) {
 	w := &walker{local: local, rules: make(map[base][][]byte), sets: make(map[base][]element), seen: make(map[visit]bool)}
 	for _, answer := range answers {
 		chain, ok := parseTranslating(answer)
-		if !ok {
+		if !ok || chain.family == unix.NFPROTO_IPV6 && !six {
 			continue
 		}
 		if err := w.walk(chain, scope{tcp: true, udp: true, last: ^uint16(0)}, 0); err != nil {
@@ -56,7 +56,7 @@ func Translations(local func(netip.Prefix) bool) ([]Translation, error) {
 }
 
 // parseTranslating reads a chain; ok says that it translates destinations of
-// IPv4 packets and that iptables did not make it.
+// packets and that iptables did not make it.
 func parseTranslating(answer []byte) (chain base, ok bool) {
 	if len(answer) < genmsgSize {
 		return chain, false
@@ -74,7 +74,7 @@ func parseTranslating(answer []byte) (chain base, ok bool) {
 	switch chain.family {
 	case unix.NFPROTO_INET:
 		return chain, true
-	case unix.NFPROTO_IPV4:
+	case unix.NFPROTO_IPV4, unix.NFPROTO_IPV6:
 		return chain, chain.table != "nat" || chain.name != strings.ToUpper(chain.name)
 	}
 	return chain, false
@@ -218,7 +218,7 @@ func (w *walker) translated(chain base, scopes []scope) {
 			continue
 		}
 		w.found = append(w.found, Translation{
-			Family: map[uint8]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_INET: "inet"}[chain.family],
+			Family: map[uint8]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet"}[chain.family],
 			Table:  chain.table, Chain: chain.name, TCP: s.tcp, UDP: s.udp, First: s.first, Last: s.last,
 		})
 	}
