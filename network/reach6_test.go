@@ -188,10 +188,27 @@ func spoof6(t *testing.T, from *testutil.Namespace, other string, on *testutil.N
 		return
 	}
 	defer liar.Close()
-	liar.Write([]byte("spoofed"))
+	if _, err := liar.Write([]byte("spoofed")); err != nil {
+		t.Errorf("nothing was sent as from %s: %v", other, err)
+	}
 	sink.SetReadDeadline(time.Now().Add(quiet))
 	if _, from, err := sink.ReadFrom(make([]byte, 16)); err == nil {
 		t.Errorf("a datagram with address %s, which is not the sender's own, got to %s as from %s", other, to, from)
+	}
+	// With its own address it gets there.
+	var honest net.Conn
+	from.Do(t, func() { honest, err = net.DialUDP("udp6", nil, &net.UDPAddr{IP: net.ParseIP(to), Port: number}) })
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer honest.Close()
+	if _, err := honest.Write([]byte("honest")); err != nil {
+		t.Error(err)
+	}
+	sink.SetReadDeadline(time.Now().Add(patience))
+	if _, _, err := sink.ReadFrom(make([]byte, 16)); err != nil {
+		t.Errorf("a datagram with the sender's own address did not get to %s: %v", to, err)
 	}
 }
 
