@@ -127,20 +127,39 @@ func ones(mask []byte) (count int) {
 // loaded is what a payload expression loads.
 func loaded(data []byte, family uint8) field {
 	offset, size := int(number(attribute(data, unix.NFTA_PAYLOAD_OFFSET))), int(number(attribute(data, unix.NFTA_PAYLOAD_LEN)))
-	switch at := number(attribute(data, unix.NFTA_PAYLOAD_BASE)); {
-	case at == unix.NFT_PAYLOAD_TRANSPORT_HEADER && offset == portOffset && size == 2:
-		return field{kind: portField, size: size}
-	// In the family inet it may be the header of IPv6, unless that is asked.
-	case at == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == addressOffset6 && size >= 1 && size <= 16 && family != unix.NFPROTO_IPV4:
-		return field{kind: addressField, size: size, bits: 8 * size, six: true}
-	case at == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == protocolOffset6 && size == 1 && family == unix.NFPROTO_IPV6:
-		return field{kind: protocolField, size: size}
-	case at == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == addressOffset && size >= 1 && size <= 4 && family != unix.NFPROTO_IPV6:
+	switch number(attribute(data, unix.NFTA_PAYLOAD_BASE)) {
+	case unix.NFT_PAYLOAD_TRANSPORT_HEADER:
+		if offset == portOffset && size == 2 {
+			return field{kind: portField, size: size}
+		}
+	case unix.NFT_PAYLOAD_NETWORK_HEADER:
+		f := field{size: size}
+		// In the family inet it may be the header of either, unless that is asked.
+		if family != unix.NFPROTO_IPV6 {
+			f = ofHeader(offset, size, protocolOffset, addressOffset, 4)
+		}
+		if family != unix.NFPROTO_IPV4 && f.kind == otherField {
+			f = ofHeader(offset, size, protocolOffset6, addressOffset6, 16)
+			f.six = true
+		}
+		if f.kind == protocolField && family == unix.NFPROTO_INET {
+			return field{size: size}
+		}
+		return f
+	}
+	return field{size: size}
+}
+
+// ofHeader is what is at an offset of a header with the protocol and the
+// destination, of so many bytes, where it has them.
+func ofHeader(offset, size, protocol, address, whole int) field {
+	switch {
+	case offset == address && size >= 1 && size <= whole:
 		return field{kind: addressField, size: size, bits: 8 * size}
-	case at == unix.NFT_PAYLOAD_NETWORK_HEADER && offset == protocolOffset && size == 1 && family == unix.NFPROTO_IPV4:
+	case offset == protocol && size == 1:
 		return field{kind: protocolField, size: size}
 	}
-	return field{}
+	return field{size: size}
 }
 
 func (r *registers) compare(data []byte, scopes []scope) []scope {
