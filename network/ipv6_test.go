@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/testutil"
@@ -209,6 +210,22 @@ func TestIPv6WithoutRules(t *testing.T) {
 		t.Errorf("an environment without rules has %s", got)
 	}
 	testutil.Sh(t, "rm "+programs+"/broken-ip6tables")
+	// Who mends rules looks at no bridge: who tries those of IPv6 again does,
+	// also when they are in force by then.
+	publish(mappings...)
+	stop := run(t, l.networks)
+	for deadline := time.Now().Add(patience); l.networks.Repairs().Watch == "" && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	}
+	testutil.Sh(t, "iptables-nft -t nat -F RGPU-POST")
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := l.lan.Ask(t, "tcp", net.JoinHostPort(hostIP6, "10000"), quiet); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Errorf("IPv6 does not come back by itself: %v", err)
+			break
+		}
+	}
+	stop()
 	all := []port.Published{{EnvID: "01ENVA", Address: l.networks.Address(0), Mappings: mappings}}
 	if err := l.networks.Restore(t.Context(), all, nil); err != nil {
 		t.Fatal(err)
