@@ -93,7 +93,15 @@ func hostNetworks(t *testing.T, backend string) {
 		if err := open(false).CleanUp(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		l.clean(t)
+		if noted { // then the host goes on forwarding because of us
+			reach(when+", cleaned up", "the LAN from the site", l.lan, siteIP+":80", false)
+			reach(when+", cleaned up", "the LAN from a container", l.lan, containerIP+":80", true)
+			if rules := testutil.Sh(t, l.iptables+"-save | grep '^:RGPU' | cut -d' ' -f1 | xargs"); rules != ":RGPU-APART :RGPU-FWD" {
+				t.Errorf("%s: chains that are left: %s", when, rules)
+			}
+		} else {
+			l.clean(t)
+		}
 		if got := testutil.Sh(t, "cat /proc/sys/net/ipv4/ip_forward"); got != want {
 			t.Errorf("%s: ip_forward is %s after cleaning up, want %s", when, got, want)
 		}
@@ -110,9 +118,10 @@ func hostNetworks(t *testing.T, backend string) {
 	}
 	check("after a clean-up beside containers", true)
 	forwarding("beside containers again", "1", true)
-	if err := os.Remove(file); err != nil {
-		t.Fatal(err)
-	}
+	// Somebody switches it off: nothing has to be kept apart any more.
+	testutil.Sh(t, "echo 0 > /proc/sys/net/ipv4/ip_forward")
+	forwarding("switched off by others", "0", false)
+	testutil.Sh(t, "echo 1 > /proc/sys/net/ipv4/ip_forward")
 	// On a host that forwards anyway nothing is kept apart.
 	l.networks = open(false)
 	env = l.attach(t, "01ENVA", 0)

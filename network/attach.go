@@ -45,7 +45,8 @@ func (n *Networks) Attach(ctx context.Context, envID string, slot int) error {
 }
 
 func (n *Networks) attach(ctx context.Context, envID string, slot int) (err error) {
-	if err := errors.Join(n.prepare(), n.forward(ctx)); err != nil {
+	_, err = n.forward4.switchOn(ctx)
+	if err := errors.Join(n.prepare(), err); err != nil {
 		return err
 	}
 	names := n.names(envID)

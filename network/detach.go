@@ -15,6 +15,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/internal/cleanup"
 	"github.com/remotegpu/remotegpu/internal/fault"
+	"github.com/remotegpu/remotegpu/network/firewall"
 )
 
 // Detach withdraws what the environment still publishes and its policy, and
@@ -257,7 +258,7 @@ func (n *Networks) CleanUp(ctx context.Context) error {
 	n.published.forgetAll()
 	n.routed6.Store(false)
 	// While the rules still keep the host's networks apart.
-	errs := []error{n.stopForwarding(ctx), n.unforward6(ctx), removeRange6(), n.cfg.Firewall.CleanUp(ctx), n.unreserve(ctx), distrustBridges(ctx)}
+	errs := []error{n.forward4.switchOff(ctx), n.forward6.switchOff(ctx), removeRange6(), n.removeRules(ctx), n.unreserve(ctx), distrustBridges(ctx)}
 	attached, err := n.Attached(ctx)
 	errs = append(errs, err)
 	for _, envID := range attached {
@@ -268,6 +269,21 @@ func (n *Networks) CleanUp(ctx context.Context) error {
 		return failed("clean up networks", err)
 	}
 	return nil
+}
+
+// removeRules removes all rules but those that keep the host's own networks
+// apart where it goes on forwarding because of us.
+func (n *Networks) removeRules(ctx context.Context) error {
+	four, err4 := n.forward4.apart()
+	six, err6 := n.forward6.apart()
+	if err := errors.Join(err4, err6); err != nil {
+		return fmt.Errorf("keep the host's networks apart: %w", err)
+	}
+	if len(four)+len(six) > 0 {
+		n.cfg.Log.WarnContext(ctx, "the rules stay that keep the host's own networks apart: the node switched forwarding on, and it has to stay on; "+
+			"to be rid of them switch it off, or remove what needs it, and clean up again")
+	}
+	return n.cfg.Firewall.CleanUp(ctx, firewall.Kept{Apart: four, Apart6: six})
 }
 
 // removeStrays removes interfaces with our names that belong to nobody.

@@ -184,18 +184,18 @@ func (h *healer) followSettings(ctx context.Context) {
 		}
 		began := time.Now()
 		h.healReserved(ctx)
-		if changed, err := h.networks.forwarding(ctx); err != nil {
+		if changed, err := h.networks.forward4.switchOn(ctx); err != nil {
 			h.networks.cfg.Log.WarnContext(ctx, "forwarding cannot be looked at", "error", err)
 		} else if changed {
-			h.note(ctx, Repair{At: time.Now(), What: []string{"net.ipv4.ip_forward"}, Took: time.Since(began)})
+			h.note(ctx, Repair{At: time.Now(), What: []string{h.networks.forward4.name()}, Took: time.Since(began)})
 		}
 		if !h.networks.wants6() || h.networks.cfg.Firewall.IPv6() != nil {
 			continue
 		}
-		if changed, err := h.networks.forwarding6(ctx); err != nil {
+		if changed, err := h.networks.forward6.switchOn(ctx); err != nil {
 			h.networks.cfg.Log.DebugContext(ctx, "forwarding of IPv6 cannot be looked at", "error", err) // a condition says so
 		} else if changed {
-			h.note(ctx, Repair{At: time.Now(), What: []string{"net.ipv6.conf.all.forwarding"}, Took: time.Since(began)})
+			h.note(ctx, Repair{At: time.Now(), What: []string{h.networks.forward6.name()}, Took: time.Since(began)})
 		}
 	}
 }

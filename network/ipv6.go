@@ -90,7 +90,7 @@ func (n *Networks) prepare6(ctx context.Context) error {
 		return problem.New(problem.IPv6Unavailable, "environments have no IPv6: their range cannot be routed").WithCause(err).
 			WithHint("See whether the host has IPv6: ip -6 route")
 	}
-	if _, err := n.forwarding6(ctx); err != nil {
+	if _, err := n.forward6.switchOn(ctx); err != nil {
 		return problem.New(problem.IPv6Unavailable, "environments have no IPv6: the host does not forward it").WithCause(err).
 			WithHint("Let remotegpud write to /proc/sys/net/ipv6, or set net.ipv6.conf.all.forwarding=1 yourself.")
 	}
@@ -238,7 +238,7 @@ func (n *Networks) cut6(ctx context.Context) {
 	}
 	n.healer.lost()
 	n.background.Go(func() { // who applies rules may be about to switch it on, and holds what this waits for
-		if err := n.pause6(context.WithoutCancel(ctx)); err != nil {
+		if err := n.forward6.pause(context.WithoutCancel(ctx), func() bool { return n.cfg.Firewall.IPv6() == nil }); err != nil {
 			n.cfg.Log.ErrorContext(ctx, "the host goes on forwarding IPv6 without rules for it", "error", err)
 		}
 	})

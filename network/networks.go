@@ -64,7 +64,7 @@ type Firewall interface {
 	Watch(ctx context.Context, poll time.Duration, changed func(context.Context, firewall.Change)) error
 	Watches(ctx context.Context) (string, error)
 	Conflicts(ctx context.Context, trusted bool) ([]*problem.Problem, error)
-	CleanUp(ctx context.Context) error
+	CleanUp(ctx context.Context, kept firewall.Kept) error
 	IPv6() error
 }
 
@@ -137,9 +137,9 @@ type Networks struct {
 	healer     healer
 	background sync.WaitGroup
 
-	routed6    atomic.Bool // the range is refused where it leads to no environment
-	stays6     atomic.Bool // it was told that the host goes on forwarding IPv6
-	switching6 sync.Mutex  // held while ForwardFile6 and what it names change
+	forward4, forward6 forwarding
+
+	routed6 atomic.Bool // the range is refused where it leads to no environment
 
 	reserving sync.Mutex
 	ranges    []port.Range // whose ports are reserved
@@ -183,6 +183,7 @@ func New(cfg Config) (*Networks, error) {
 		firewall: cfg.Firewall, around: n.surroundings, applied6: n.cut6, grace: cfg.RestoreGrace, log: cfg.Log,
 		current: make(map[string]publication), background: &n.background, failed: n.healer.kick,
 	}
+	n.setForwardings()
 	n.healer.kicked, n.healer.lost6 = make(chan struct{}, 1), make(chan struct{}, 1)
 	n.healer.networks, n.healer.pace.burst, n.healer.pace.interval = n, healBurst, healInterval
 	return n, nil

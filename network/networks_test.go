@@ -372,7 +372,7 @@ func (r *recorder) Check(ctx context.Context, _ firewall.Desired) (firewall.Desi
 	return there, nil, err
 }
 
-func (r *recorder) CleanUp(context.Context) error { return nil }
+func (r *recorder) CleanUp(context.Context, firewall.Kept) error { return nil }
 
 func (r *recorder) IPv6() error { return nil }
 

@@ -170,4 +170,4 @@ func TestUpstreams(t *testing.T) {
 
 type noFirewall struct{ network.Firewall }
 
-func (noFirewall) CleanUp(context.Context) error { return nil }
+func (noFirewall) CleanUp(context.Context, firewall.Kept) error { return nil }

@@ -18,11 +18,11 @@ import (
 // than it. Errors are FIREWALL_FAILED and NETWORK_FAILED.
 func (n *Networks) Restore(ctx context.Context, published []port.Published, policies []policy.Declared) error {
 	var errs []error
-	if err := n.forward(ctx); err != nil {
+	if _, err := n.forward4.switchOn(ctx); err != nil {
 		errs = append(errs, failed("restore networks", err))
 	}
 	if !n.wants6() {
-		if err := errors.Join(n.unforward6(ctx), removeRange6()); err != nil { // of a daemon that had it
+		if err := errors.Join(n.forward6.switchOff(ctx), removeRange6()); err != nil { // of a daemon that had it
 			errs = append(errs, failed("restore networks", err))
 		}
 	}

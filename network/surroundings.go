@@ -21,11 +21,11 @@ func (n *Networks) surroundings(ctx context.Context) (firewall.Surroundings, err
 	if err != nil {
 		return firewall.Surroundings{}, failed("look at the host's addresses", err)
 	}
-	apart, err := n.apart()
+	apart, err := n.forward4.apart()
 	if err != nil {
 		return firewall.Surroundings{}, failed("look at the host's interfaces", err)
 	}
-	apart6, err := n.apart6()
+	apart6, err := n.forward6.apart()
 	if err != nil {
 		return firewall.Surroundings{}, failed("look at the host's interfaces", err)
 	}

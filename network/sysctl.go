@@ -2,7 +2,6 @@ package network
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -92,30 +91,20 @@ func ofInside(six bool) (settings []sysctl) {
 	)
 }
 
-// forward makes the host forward packets, but not between its own networks
-// (keepApart).
-func (n *Networks) forward(ctx context.Context) error {
-	_, err := n.forwarding(ctx)
-	return err
+// readSetting reads a setting below /proc/sys/net.
+func readSetting(path string) (string, error) {
+	value, err := os.ReadFile(filepath.Join("/proc/sys/net", path))
+	if err != nil {
+		return "", fmt.Errorf("read net/%s: %w", path, err)
+	}
+	return string(bytes.TrimSpace(value)), nil
 }
 
-// forwarding does as forward and tells whether there was something to do.
-func (n *Networks) forwarding(ctx context.Context) (changed bool, err error) {
-	value, err := os.ReadFile(forwardSetting)
-	if err != nil {
-		return false, fmt.Errorf("read ip_forward: %w", err)
+func writeSetting(path, value string) error {
+	if err := os.WriteFile(filepath.Join("/proc/sys/net", path), []byte(value), 0); err != nil {
+		return fmt.Errorf("set net/%s to %s: %w", path, value, err)
 	}
-	if string(bytes.TrimSpace(value)) != "0" {
-		return false, nil
-	}
-	if err := n.keepApart(ctx); err != nil {
-		return false, err
-	}
-	if err := os.WriteFile(forwardSetting, []byte("1"), 0); err != nil {
-		return false, fmt.Errorf("set net.ipv4.ip_forward to 1: %w", err)
-	}
-	n.cfg.Log.InfoContext(ctx, "net.ipv4.ip_forward was 0 and is now 1: environments need it")
-	return true, nil
+	return nil
 }
 
 // mendBridges gives bridges back the settings that programs change which set

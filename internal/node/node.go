@@ -326,7 +326,7 @@ func CleanUp(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	}
 	networks, err := network.New(network.Config{
 		Range: prefix, NetNSDir: filepath.Join(cfg.Node.RunDir, "netns"), ReservedFile: filepath.Join(cfg.Node.RunDir, reservedFile),
-		ForwardFile: filepath.Join(cfg.Node.RunDir, forwardFile), ForwardFile6: filepath.Join(cfg.Node.RunDir, forwardFile6), Firewall: rules, Log: log,
+		ForwardFile: filepath.Join(cfg.Node.RunDir, forwardFile), ForwardFile6: filepath.Join(cfg.Node.RunDir, forwardFile6), RouteBetween: cfg.Network.Route, Firewall: rules, Log: log,
 	})
 	if err != nil {
 		return err

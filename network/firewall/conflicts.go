@@ -64,10 +64,10 @@ func (f *Firewall) otherBackend(ctx context.Context) ([]*problem.Problem, error)
 	if err != nil || other == nil {
 		return nil, err
 	}
-	saved, err := hostexec.Run(ctx, nil, other.save)
+	saved, err := other.tables.Save(ctx)
 	if err != nil {
 		// The kernel may not have that backend at all.
-		f.cfg.Log.DebugContext(ctx, "rules of the other backend cannot be read", "program", other.save, "error", err)
+		f.cfg.Log.DebugContext(ctx, "rules of the other backend cannot be read", "program", other.program, "error", err)
 		return nil, nil // then there are no rules in it
 	}
 	if f.v4.applied != nil {
@@ -131,7 +131,7 @@ func (f *Firewall) leaveOther(ctx context.Context) error {
 	if err != nil || other == nil {
 		return err
 	}
-	saved, err := hostexec.Run(ctx, nil, other.save)
+	saved, err := other.tables.Save(ctx)
 	if err != nil {
 		saved = nil // the kernel does not have that backend, so nothing is in it
 	}
@@ -145,8 +145,8 @@ func leaveV6(ctx context.Context, v4 *family) error {
 		return nil
 	}
 	other := *v4
-	other.program, other.save, other.restore = program, program+"-save", program+"-restore"
-	saved, err := hostexec.Run(ctx, nil, other.save)
+	other.program, other.tables = program, kernelTables{path: program}
+	saved, err := other.tables.Save(ctx)
 	if err != nil {
 		return nil //nolint:nilerr // as above
 	}
@@ -155,7 +155,7 @@ func leaveV6(ctx context.Context, v4 *family) error {
 
 // leave removes everything of ours that is there.
 func leave(ctx context.Context, other *family, there ruleset) error {
-	script := other.cleanUp(there)
+	script := other.cleanUp(there, nil)
 	if script == "" {
 		return nil
 	}

@@ -125,11 +125,12 @@ func (f *family) differences(there, wanted ruleset) []Difference {
 	if !f.hasAdmin(there) {
 		all = append(all, Difference{Kind: Missing, Table: "filter", Chain: f.admin()})
 	}
-	strays, removed := f.strays(there)
+	hooks := f.hooksTo(wanted)
+	strays, removed := f.strays(there, hooks)
 	for _, stray := range strays {
 		all = append(all, Difference{Kind: Unexpected, Table: stray.table, Chain: stray.chain, Rule: stray.rule})
 	}
-	for _, h := range f.hooks {
+	for _, h := range hooks {
 		// One that is behind a barrier is taken away there and put in front.
 		if !f.inPlace(there, h) || removed[h.table+h.line(f.prefix)] {
 			all = append(all, Difference{Kind: Missing, Table: h.table, Chain: h.chain, Rule: h.line(f.prefix)})

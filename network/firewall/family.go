@@ -8,24 +8,21 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/coreos/go-iptables/iptables"
-
-	"github.com/remotegpu/remotegpu/internal/hostexec"
 )
 
 // family is one address family's programs and layout.
 type family struct {
-	ipt                    *iptables.IPTables // makes the administrator's chain; nil: the family has none
-	program, save, restore string
-	render                 func(Desired) (ruleset, error)
-	hooks                  []hook
-	prefix                 string
-	log                    *slog.Logger
+	program string // its iptables; "": the tables are not the kernel's
+	tables  Tables
+	render  func(Desired) (ruleset, error)
+	hooks   []hook // those to chains that are wanted
+	prefix  string
+	log     *slog.Logger
 	// own runs what changes rules in so many transactions.
 	own func(ctx context.Context, commits int, change func() error) error
 
-	layout   *layout // nil: it publishes nothing, and has the same rules always
+	layout   *layout // nil: it publishes nothing, and has no chain of the administrator's
+	bare     ruleset // all its rules then
 	rendered rendering
 	applied  ruleset // what the kernel holds as far as we know, rendered before; nil: unknown
 }
@@ -62,17 +59,21 @@ func hooksOf(l *layout) []hook {
 // take renders a desired state and returns the chains that it changes.
 func (f *family) take(desired Desired) (selection, error) {
 	if f.layout == nil {
-		return nil, nil //nolint:nilnil // nothing changes
+		bare, err := f.render(desired)
+		if err == nil {
+			f.bare = bare
+		}
+		return nil, err // nothing changes that a change would be applied of
 	}
 	return f.rendered.take(f.layout, desired)
 }
 
 // state is all rules of the state that was taken last.
-func (f *family) state() (ruleset, error) {
+func (f *family) state() ruleset {
 	if f.layout == nil {
-		return f.render(Desired{})
+		return f.bare
 	}
-	return f.rendered.state(), nil
+	return f.rendered.state()
 }
 
 // change applies the chains that were changed by the last take, to what is
@@ -109,7 +110,7 @@ func (f *family) admin() string { return f.prefix + "-USER" }
 // hasAdmin tells whether that chain is there, if there should be one.
 func (f *family) hasAdmin(there ruleset) bool {
 	_, ok := there["filter"][f.admin()]
-	return ok || f.ipt == nil
+	return ok || f.layout == nil
 }
 
 func (f *family) prefixed(chain string) bool { return strings.HasPrefix(chain, f.prefix+"-") }
@@ -120,7 +121,7 @@ func (f *family) ours(chain string) bool { return f.prefixed(chain) && chain != 
 func (f *family) read(ctx context.Context) (ruleset, error) {
 	var out []byte
 	err := retry(ctx, func() (err error) {
-		out, err = hostexec.Run(ctx, nil, f.save)
+		out, err = f.tables.Save(ctx)
 		return err
 	})
 	if err != nil {
@@ -133,10 +134,7 @@ func (f *family) read(ctx context.Context) (ruleset, error) {
 // whole or not at all.
 func (f *family) run(ctx context.Context, script string) error {
 	err := f.own(ctx, strings.Count(script, "COMMIT\n"), func() error {
-		return retry(ctx, func() error {
-			_, err := hostexec.Run(ctx, strings.NewReader(script), f.restore, fmt.Sprintf("--wait=%d", lockWait), "--noflush")
-			return err
-		})
+		return retry(ctx, func() error { return f.tables.Restore(ctx, script) })
 	})
 	if err != nil {
 		return failed("apply rules", err)
@@ -185,13 +183,13 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 		return nil, err
 	}
 	if !f.hasAdmin(there) {
-		if err := f.own(ctx, 1, func() error { return f.ipt.NewChain("filter", f.admin()) }); err != nil {
+		if err := f.own(ctx, 1, func() error { return f.tables.NewChain(ctx, "filter", f.admin()) }); err != nil {
 			return nil, failed("make chain "+f.admin(), err)
 		}
 		mended = append(mended, f.admin())
 	}
 	owned := there.owned(f.ours)
-	hooks, names := f.hookEdits(there)
+	hooks, names := f.hookEdits(there, wanted)
 	if script := f.script(owned, wanted, hooks); script != "" {
 		if err := f.run(ctx, script); err != nil {
 			return mended, err
@@ -207,11 +205,12 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 // hookEdits are rules by table that take away jumps to our chains which should
 // not be where they are, and put the hooks that are not in place in front of
 // everything else, and the names of what that mends.
-func (f *family) hookEdits(there ruleset) (rules map[string]string, names []string) {
+func (f *family) hookEdits(there, wanted ruleset) (rules map[string]string, names []string) {
 	rules = make(map[string]string)
-	strays, removed := f.strays(there)
+	hooks := f.hooksTo(wanted)
+	strays, removed := f.strays(there, hooks)
 	isHook := func(s stray) bool {
-		return slices.ContainsFunc(f.hooks, func(h hook) bool { return h.table == s.table && h.line(f.prefix) == s.rule })
+		return slices.ContainsFunc(hooks, func(h hook) bool { return h.table == s.table && h.line(f.prefix) == s.rule })
 	}
 	remove := func(table, rule string) { rules[table] += "-D" + strings.TrimPrefix(rule, "-A") + "\n" }
 	for _, s := range strays {
@@ -222,7 +221,7 @@ func (f *family) hookEdits(there ruleset) (rules map[string]string, names []stri
 	if len(strays) > 0 {
 		names = append(names, "stray hooks")
 	}
-	for _, h := range f.hooks {
+	for _, h := range hooks {
 		line := h.line(f.prefix)
 		if f.inPlace(there, h) && !slices.Contains(strays, stray{h.table, h.chain, line}) {
 			continue
@@ -249,8 +248,18 @@ func (f *family) differs(there, wanted ruleset) []string {
 		names = append(names, f.admin())
 	}
 	names = append(names, changed(there.owned(f.ours), wanted)...)
-	_, hooks := f.hookEdits(there)
+	_, hooks := f.hookEdits(there, wanted)
 	return append(names, hooks...)
+}
+
+// hooksTo are the hooks that lead to chains which are wanted.
+func (f *family) hooksTo(wanted ruleset) (hooks []hook) {
+	for _, h := range f.hooks {
+		if _, ok := wanted[h.table][h.to]; ok {
+			hooks = append(hooks, h)
+		}
+	}
+	return hooks
 }
 
 // inPlace tells whether the hook is there, wherever in its chain.
@@ -266,7 +275,7 @@ type stray struct{ table, chain, rule string }
 // of another form than we make, or that comes after a rule which may keep
 // packets from it. removed has table and rule of those hooks of which none is
 // where it should be.
-func (f *family) strays(there ruleset) (all []stray, removed map[string]bool) {
+func (f *family) strays(there ruleset, hooks []hook) (all []stray, removed map[string]bool) {
 	removed = make(map[string]bool)
 	for _, table := range tables() {
 		for _, chain := range slices.Sorted(maps.Keys(there[table])) {
@@ -280,7 +289,7 @@ func (f *family) strays(there ruleset) (all []stray, removed map[string]bool) {
 					sealed = sealed || table == "filter" || seals(rule, chain)
 					continue
 				}
-				known := slices.ContainsFunc(f.hooks, func(h hook) bool { return h.table == table && h.line(f.prefix) == rule })
+				known := slices.ContainsFunc(hooks, func(h hook) bool { return h.table == table && h.line(f.prefix) == rule })
 				if !known || seen[rule] || sealed {
 					all = append(all, stray{table, chain, rule})
 					removed[table+rule] = removed[table+rule] || !seen[rule]
@@ -300,12 +309,16 @@ func seals(rule, chain string) bool {
 }
 
 // cleanUp is a script that removes all jumps to chains with our prefix and all
-// such chains, what publishes first.
-func (f *family) cleanUp(there ruleset) string {
+// such chains, what publishes first, but for those of kept, whose hooks come
+// first then.
+func (f *family) cleanUp(there, kept ruleset) string {
 	var b strings.Builder
 	for _, table := range slices.Backward(tables()) {
 		var declared, rules, removed strings.Builder
 		for _, chain := range slices.Sorted(maps.Keys(there[table])) {
+			if _, keep := kept[table][chain]; keep {
+				continue
+			}
 			if f.prefixed(chain) {
 				fmt.Fprintf(&declared, ":%s - [0:0]\n", chain)
 				fmt.Fprintf(&removed, "-X %s\n", chain)
@@ -315,6 +328,15 @@ func (f *family) cleanUp(there ruleset) string {
 				if f.prefixed(target(rule)) {
 					fmt.Fprintf(&rules, "-D%s\n", strings.TrimPrefix(rule, "-A"))
 				}
+			}
+		}
+		for _, chain := range slices.Sorted(maps.Keys(kept[table])) {
+			fmt.Fprintf(&declared, ":%s - [0:0]\n", chain)
+			rules.WriteString(strings.Join(kept[table][chain], "\n") + "\n")
+		}
+		for _, h := range f.hooksTo(kept) {
+			if h.table == table {
+				fmt.Fprintf(&rules, "-I %s 1%s\n", h.chain, strings.TrimPrefix(h.line(f.prefix), "-A "+h.chain))
 			}
 		}
 		if declared.Len()+rules.Len() > 0 {

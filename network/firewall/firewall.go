@@ -61,7 +61,12 @@ type Config struct {
 	// Path is the iptables program, whose -save and -restore twins lie beside
 	// it; the first iptables in PATH when empty. It decides the backend.
 	Path string
-	Log  *slog.Logger
+	// Tables and Tables6 are what tests have in place of the kernel's, which
+	// are the default; then Path is not looked at. What others do to the host
+	// (Foreign, Conflicts, Watch) is no part of them. Without Tables6 there is no
+	// ip6tables.
+	Tables, Tables6 Tables
+	Log             *slog.Logger
 }
 
 // Twins are the addresses of environments.
@@ -132,19 +137,24 @@ func New(cfg Config) (*Firewall, error) {
 	if cfg.Subnet6.IsValid() && (cfg.Subnet6 != cfg.Subnet6.Masked() || !cfg.Twins().Fits()) {
 		return nil, problem.New(problem.ConfigInvalid, "the environments' subnet %s is not an IPv6 network with room for those of %s", cfg.Subnet6, cfg.Subnet)
 	}
-	path, err := findProgram(cfg.Path)
-	if err != nil {
-		return nil, err
-	}
-	ipt, err := iptables.New(iptables.IPFamily(iptables.ProtocolIPv4), iptables.Timeout(lockWait), iptables.Path(path))
-	if err != nil {
-		return nil, failed("ask iptables for its version", err)
-	}
 	f := &Firewall{cfg: cfg}
+	path, tables := "", cfg.Tables
+	if tables != nil {
+		f.backend = standIn
+	} else {
+		var err error
+		if path, err = findProgram(cfg.Path); err != nil {
+			return nil, err
+		}
+		ipt, err := iptables.New(iptables.IPFamily(iptables.ProtocolIPv4), iptables.Timeout(lockWait), iptables.Path(path))
+		if err != nil {
+			return nil, failed("ask iptables for its version", err)
+		}
+		tables = kernelTables{path, ipt}
+	}
 	l := &layout{prefix: cfg.Prefix, iface: cfg.Interface, subnet: cfg.Subnet, resolver: cfg.Resolver, six: cfg.Subnet6.IsValid()}
 	f.v4 = &family{
-		ipt: ipt, program: path, save: path + "-save", restore: path + "-restore", layout: l,
-		render: l.render, hooks: hooksOf(l), prefix: cfg.Prefix, log: cfg.Log,
+		program: path, tables: tables, layout: l, render: l.render, hooks: hooksOf(l), prefix: cfg.Prefix, log: cfg.Log,
 		own: func(ctx context.Context, commits int, change func() error) error {
 			return f.own(ctx, tablesV4, commits, change)
 		},
@@ -252,10 +262,7 @@ func (f *Firewall) restore(ctx context.Context, desired Desired) ([]string, erro
 // bring brings the kernel's rules of a family to what it has rendered.
 func (f *Firewall) bring(ctx context.Context, family *family, of int) (mended []string, err error) {
 	family.applied = nil
-	wanted, err := family.state()
-	if err != nil {
-		return nil, err
-	}
+	wanted := family.state()
 	for range repairRounds {
 		f.look(ctx, of)
 		more, err := family.repair(ctx, wanted)
@@ -263,7 +270,7 @@ func (f *Firewall) bring(ctx context.Context, family *family, of int) (mended []
 		if err != nil {
 			return mended, err
 		}
-		if len(more) == 0 || f.backend == nftBackend {
+		if len(more) == 0 || f.backend != legacyBackend {
 			family.applied = wanted
 			return mended, nil
 		}
@@ -274,10 +281,15 @@ func (f *Firewall) bring(ctx context.Context, family *family, of int) (mended []
 	return mended, nil
 }
 
+// Kept is what CleanUp leaves in force: that nothing is forwarded between these
+// interfaces of the host, by IPv4 and by IPv6.
+type Kept struct{ Apart, Apart6 []HostLink }
+
 // CleanUp removes every jump to a chain with our prefix and every such chain,
-// the administrator's included. It needs no state: what another process or a
-// crash left, in either backend, is removed too. What is not ours stays.
-func (f *Firewall) CleanUp(ctx context.Context) error {
+// the administrator's included, but for what kept needs. It needs no state: what
+// another process or a crash left, in either backend, is removed too. What is not
+// ours stays.
+func (f *Firewall) CleanUp(ctx context.Context, kept Kept) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.desired = Desired{}
@@ -290,10 +302,10 @@ func (f *Firewall) CleanUp(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if script := f.v4.cleanUp(there); script != "" {
+	if script := f.v4.cleanUp(there, f.v4.layout.apart(kept.Apart)); script != "" {
 		if err := f.v4.run(ctx, script); err != nil {
 			return fmt.Errorf("remove chains %s: %w", f.cfg.Prefix, err)
 		}
 	}
-	return errors.Join(f.cleanUpV6(ctx), f.leaveOther(ctx))
+	return errors.Join(f.cleanUpV6(ctx, kept.Apart6), f.leaveOther(ctx))
 }

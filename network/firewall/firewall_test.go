@@ -25,20 +25,6 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// onBackends runs a test on each backend of iptables, in a namespace of its
-// own.
-func onBackends(t *testing.T, test func(t *testing.T, path string)) {
-	t.Helper()
-	testutil.Require(t, testutil.Root, testutil.IPTables)
-	for _, backend := range []string{"nft", "legacy"} {
-		t.Run(backend, func(t *testing.T) {
-			t.Setenv("XTABLES_LOCKFILE", filepath.Join(t.TempDir(), "lock"))
-			testutil.NetNS(t)
-			test(t, "/usr/sbin/iptables-"+backend)
-		})
-	}
-}
-
 func newFirewall(t *testing.T, path string) *firewall.Firewall {
 	t.Helper()
 	f, err := firewall.New(firewall.Config{Subnet: netip.MustParsePrefix("10.88.0.0/16"), Path: path})
@@ -71,34 +57,37 @@ func destination(text string) policy.Destination {
 
 // saved is what iptables-save prints of our chains but the administrator's,
 // in the canonical order of Text: tables raw, filter, nat; chains by name.
-func saved(t *testing.T, path string) string {
+func saved(t *testing.T, h *host, six bool) string {
 	t.Helper()
-	var b strings.Builder
-	for _, table := range []string{"raw", "filter", "nat"} {
-		var declared []string
-		rules := map[string][]string{}
-		for line := range strings.Lines(testutil.Sh(t, path+"-save -t "+table)) {
-			line = strings.TrimSpace(line)
-			name, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(line, ":"), "-A "), " ")
-			if !strings.HasPrefix(name, "RGPU-") || name == "RGPU-USER" {
-				continue
-			}
-			if strings.HasPrefix(line, ":") {
-				declared = append(declared, name)
-			} else {
-				rules[name] = append(rules[name], line)
-			}
+	var table string
+	declared, rules := map[string][]string{}, map[string][]string{}
+	for line := range strings.Lines(h.save(t, six)) {
+		line = strings.TrimSpace(line)
+		if name, ok := strings.CutPrefix(line, "*"); ok {
+			table = name
 		}
-		if len(declared) == 0 {
+		name, _, _ := strings.Cut(strings.TrimPrefix(strings.TrimPrefix(line, ":"), "-A "), " ")
+		if !strings.HasPrefix(name, "RGPU-") || name == "RGPU-USER" {
 			continue
 		}
-		slices.Sort(declared)
+		if strings.HasPrefix(line, ":") {
+			declared[table] = append(declared[table], name)
+		} else {
+			rules[table+name] = append(rules[table+name], line)
+		}
+	}
+	var b strings.Builder
+	for _, table := range []string{"raw", "filter", "nat"} {
+		if len(declared[table]) == 0 {
+			continue
+		}
+		slices.Sort(declared[table])
 		fmt.Fprintf(&b, "*%s\n", table)
-		for _, name := range declared {
+		for _, name := range declared[table] {
 			fmt.Fprintf(&b, ":%s - [0:0]\n", name)
 		}
-		for _, name := range declared {
-			for _, rule := range rules[name] {
+		for _, name := range declared[table] {
+			for _, rule := range rules[table+name] {
 				b.WriteString(rule + "\n")
 			}
 		}
@@ -116,9 +105,9 @@ func text(t *testing.T, f *firewall.Firewall) string {
 	return rendered
 }
 
-func same(t *testing.T, f *firewall.Firewall, path string) {
+func same(t *testing.T, f *firewall.Firewall, h *host) {
 	t.Helper()
-	if diff := cmp.Diff(text(t, f), saved(t, path)); diff != "" {
+	if diff := cmp.Diff(text(t, f), saved(t, h, false)); diff != "" {
 		t.Fatalf("the kernel differs from what was rendered (-rendered +kernel):\n%s", diff)
 	}
 	diff, err := f.Diff(t.Context())
@@ -188,24 +177,24 @@ func TestStates(t *testing.T) {
 		{name: "fewer policies", policies: []firewall.Policy{policies[0], policies[3]}, around: around},
 		{name: "nothing at last"},
 	}
-	onBackends(t, func(t *testing.T, path string) {
+	onHosts(t, func(t *testing.T, h *host) {
 		t.Helper()
-		f := newFirewall(t, path)
+		f := h.firewall(t, netip.Prefix{})
 		for _, state := range states {
 			desired := firewall.Desired{Mappings: state.mappings, Policies: state.policies, Surroundings: state.around}
 			if err := f.Set(t.Context(), desired); err != nil {
 				t.Fatalf("%s: %v", state.name, err)
 			}
-			same(t, f, path)
+			same(t, f, h)
 			golden(t, state.name, text(t, f))
 			if err := f.Set(t.Context(), desired); err != nil {
 				t.Fatalf("%s twice: %v", state.name, err)
 			}
-			same(t, f, path)
+			same(t, f, h)
 			if mended, err := f.Repair(t.Context()); err != nil || len(mended) > 0 {
 				t.Fatalf("%s: Repair after Set mended %v, %v", state.name, mended, err)
 			}
-			there, err := newFirewall(t, path).Published(t.Context())
+			there, err := h.firewall(t, netip.Prefix{}).Published(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -221,7 +210,7 @@ func TestStates(t *testing.T) {
 				t.Fatalf("%s: Check of what was read back: %v, %v", state.name, differs, err)
 			}
 			// A process that starts now finds nothing to do.
-			if mended, err := newFirewall(t, path).Restore(t.Context(), desired); err != nil || len(mended) > 0 {
+			if mended, err := h.firewall(t, netip.Prefix{}).Restore(t.Context(), desired); err != nil || len(mended) > 0 {
 				t.Fatalf("%s: Restore by another process mended %v, %v", state.name, mended, err)
 			}
 		}
@@ -256,95 +245,100 @@ func golden(t *testing.T, name, got string) {
 }
 
 func TestForeignRulesSurvive(t *testing.T) {
-	onBackends(t, func(t *testing.T, path string) {
+	onHosts(t, func(t *testing.T, h *host) {
 		t.Helper()
 		foreign := func() string {
 			var kept []string
-			for line := range strings.Lines(testutil.Sh(t, path+"-save")) {
+			for line := range strings.Lines(h.save(t, false)) {
 				if !strings.Contains(line, "RGPU-") && !strings.HasPrefix(line, "#") && !strings.HasPrefix(line, ":") {
 					kept = append(kept, line)
 				}
 			}
 			return strings.Join(kept, "")
 		}
-		testutil.Sh(t, fmt.Sprintf(`
-			%[1]s -t nat -N OTHER; %[1]s -t nat -A PREROUTING -p tcp --dport 81 -j OTHER
-			%[1]s -t nat -A OTHER -p tcp --dport 81 -m comment --comment "like -j RGPU-DNAT" -j DNAT --to-destination 192.0.2.1:81
-			%[1]s -A FORWARD -s 198.51.100.0/24 -j DROP
-			%[1]s -t raw -A PREROUTING -s 198.51.100.7/32 -j ACCEPT
-			%[1]s -t mangle -A FORWARD -j ACCEPT`, path))
+		h.run(t, false, "nat -N OTHER", "nat -A PREROUTING -p tcp -m tcp --dport 81 -j OTHER",
+			`nat -A OTHER -p tcp -m tcp --dport 81 -m comment --comment "like -j RGPU-DNAT" -j DNAT --to-destination 192.0.2.1:81`,
+			"filter -A FORWARD -s 198.51.100.0/24 -j DROP", "raw -A PREROUTING -s 198.51.100.7/32 -j ACCEPT", "mangle -A FORWARD -j ACCEPT")
 		before := foreign()
-		f := newFirewall(t, path)
+		f := h.firewall(t, netip.Prefix{})
 		desired := firewall.Desired{Mappings: []firewall.Mapping{mapping("01A", port.SSH, port.TCP, 22000, "10.88.0.2:22")}}
 		if err := f.Set(t.Context(), desired); err != nil {
 			t.Fatal(err)
 		}
-		testutil.Sh(t, path+" -A RGPU-USER -s 203.0.113.9/32 -j DROP")
+		h.run(t, false, "filter -A RGPU-USER -s 203.0.113.9/32 -j DROP")
 		if err := f.Set(t.Context(), firewall.Desired{}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := f.Repair(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		if rules := testutil.Sh(t, path+" -S RGPU-USER"); !strings.Contains(rules, "203.0.113.9/32 -j DROP") {
-			t.Errorf("the administrator's rule is gone:\n%s", rules)
+		if rules := h.rules(t, false, "RGPU-USER"); !slices.Equal(rules, []string{"-s 203.0.113.9/32 -j DROP"}) {
+			t.Errorf("the administrator's rule is gone: %q", rules)
 		}
 		// A process that knows nothing removes all of ours and nothing else.
-		if err := newFirewall(t, path).CleanUp(t.Context()); err != nil {
+		if err := h.firewall(t, netip.Prefix{}).CleanUp(t.Context(), firewall.Kept{}); err != nil {
 			t.Fatal(err)
 		}
-		after := testutil.Sh(t, path+"-save")
+		after := h.save(t, false)
 		if strings.Contains(strings.ReplaceAll(after, "like -j RGPU-DNAT", ""), "RGPU") {
 			t.Errorf("CleanUp left:\n%s", after)
 		}
 		if diff := cmp.Diff(before, foreign()); diff != "" {
 			t.Errorf("foreign rules changed (-before +after):\n%s", diff)
 		}
-		if err := f.CleanUp(t.Context()); err != nil {
+		if err := f.CleanUp(t.Context(), firewall.Kept{}); err != nil {
 			t.Errorf("CleanUp of nothing: %v", err)
 		}
 	})
 }
 
 func TestRepair(t *testing.T) {
-	damages := map[string]string{
-		"nat flushed":           "%[1]s -t nat -F",
-		"chains gone":           "%[1]s -t nat -F; %[1]s -t nat -X",
-		"everything flushed":    "for t in raw filter nat; do %[1]s -t $t -F; %[1]s -t $t -X; done",
-		"leaf emptied":          "%[1]s -t nat -F RGPU-TCP-22016",
-		"rule added":            "%[1]s -A RGPU-FWD -s 192.0.2.0/24 -j ACCEPT",
-		"rule doubled":          "%[1]s -t nat -A RGPU-TCP-22016 $(%[1]s -t nat -S RGPU-TCP-22016 | sed -n 's/-A RGPU-TCP-22016//;2p' | tr -d '\"')",
-		"stray chain":           "%[1]s -t nat -N RGPU-TCP-512; %[1]s -t nat -A RGPU-DNAT -p tcp --dport 512:767 -j RGPU-TCP-512",
-		"hook gone":             "%[1]s -D FORWARD 1",
-		"hook doubled":          "%[1]s -A FORWARD -m comment --comment rgpu:hook -j RGPU-FWD",
-		"hook of another form":  "%[1]s -A FORWARD -i lo -j RGPU-FWD",
-		"hook behind a barrier": "%[1]s -I FORWARD 1 -j DROP",
-		"accepts before hooks":  "%[1]s -I FORWARD 1 -o eth9 -j ACCEPT; %[1]s -I INPUT 1 -p tcp -m tcp --dport 22 -j ACCEPT",
-		"hook doubled in front": "%[1]s -I INPUT 1 -i rgpu-+ -m comment --comment rgpu:hook -j RGPU-IN; %[1]s -I INPUT 1 -i eth9 -j ACCEPT",
-		"hook on both sides":    "%[1]s -A FORWARD -j DROP; %[1]s -A FORWARD -m comment --comment rgpu:hook -j RGPU-FWD",
+	const hook = "-m comment --comment rgpu:hook -j"
+	damages := map[string][]string{
+		"nat flushed":           {"nat -F"},
+		"chains gone":           {"nat -F", "nat -X"},
+		"everything flushed":    {"raw -F", "raw -X", "filter -F", "filter -X", "nat -F", "nat -X"},
+		"leaf emptied":          {"nat -F RGPU-TCP-22016"},
+		"rule added":            {"filter -A RGPU-FWD -s 192.0.2.0/24 -j ACCEPT"},
+		"rule doubled":          {`nat -A RGPU-TCP-22016 -p tcp -m tcp --dport 22016 -m comment --comment "rgpu:env=01A:ssh" -j DNAT --to-destination 10.88.0.2:22`},
+		"rule of another form":  {"nat -R RGPU-TCP-22016 1 -p tcp -m tcp --dport 22016 -j DNAT --to-destination 10.88.0.2:22"},
+		"stray chain":           {"nat -N RGPU-TCP-512", "nat -A RGPU-DNAT -p tcp -m tcp --dport 512:767 -j RGPU-TCP-512"},
+		"hook gone":             {"filter -D FORWARD 1"},
+		"hook doubled":          {"filter -A FORWARD " + hook + " RGPU-FWD"},
+		"hook of another form":  {"filter -A FORWARD -i lo -j RGPU-FWD"},
+		"hook behind a barrier": {"filter -I FORWARD 1 -j DROP"},
+		"accepts before hooks":  {"filter -I FORWARD 1 -o eth9 -j ACCEPT", "filter -I INPUT 1 -p tcp -m tcp --dport 22 -j ACCEPT"},
+		"hook doubled in front": {"filter -I INPUT 1 -i rgpu-+ " + hook + " RGPU-IN", "filter -I INPUT 1 -i eth9 -j ACCEPT"},
+		"hook on both sides":    {"filter -A FORWARD -j DROP", "filter -A FORWARD " + hook + " RGPU-FWD"},
 	}
 	desired := firewall.Desired{Mappings: []firewall.Mapping{
 		mapping("01A", port.SSH, port.TCP, 22016, "10.88.0.2:22"),
 		mapping("01B", port.SSH, port.TCP, 22017, "10.88.0.10:22"),
 		mapping("01A", port.Custom, port.UDP, 10000, "10.88.0.2:53"),
 	}}
-	onBackends(t, func(t *testing.T, path string) {
+	onHosts(t, func(t *testing.T, h *host) {
 		t.Helper()
-		f := newFirewall(t, path)
+		f := h.firewall(t, netip.Prefix{})
 		if err := f.Set(t.Context(), desired); err != nil {
 			t.Fatal(err)
 		}
-		hooks := func() string {
-			return testutil.Sh(t, path+"-save | grep rgpu:hook | sort")
+		hooks := func() (all []string) {
+			for line := range strings.Lines(h.save(t, false)) {
+				if strings.Contains(line, "rgpu:hook") {
+					all = append(all, line)
+				}
+			}
+			slices.Sort(all)
+			return all
 		}
 		intact := hooks()
 		for name, damage := range damages {
-			testutil.Sh(t, fmt.Sprintf(damage, path))
-			damaged := testutil.Sh(t, path+"-save")
+			h.run(t, false, damage...)
+			damaged := h.save(t, false)
 			if _, differs, err := f.Check(t.Context(), desired); err != nil || len(differs) == 0 {
 				t.Errorf("%s: Check found %v, %v", name, differs, err)
 			}
-			if now := testutil.Sh(t, path+"-save"); uncounted(now) != uncounted(damaged) {
+			if now := h.save(t, false); uncounted(now) != uncounted(damaged) {
 				t.Errorf("%s: Check changed rules", name)
 			}
 			mended, err := f.Repair(t.Context())
@@ -354,7 +348,7 @@ func TestRepair(t *testing.T) {
 			if len(mended) == 0 {
 				t.Errorf("%s: Repair found nothing", name)
 			}
-			same(t, f, path)
+			same(t, f, h)
 			if diff := cmp.Diff(intact, hooks()); diff != "" {
 				t.Fatalf("%s: hooks differ (-before +after):\n%s", name, diff)
 			}
@@ -366,19 +360,19 @@ func TestRepair(t *testing.T) {
 			}
 		}
 		for chain, to := range map[string]string{"FORWARD": "RGPU-FWD", "INPUT": "RGPU-IN"} {
-			if first := testutil.Sh(t, path+" -S "+chain+" | sed -n 2p"); !strings.Contains(first, to) {
-				t.Errorf("the hook of %s is not in front: %s", chain, first)
+			if rules := h.rules(t, false, chain); len(rules) == 0 || !strings.HasSuffix(rules[0], to) {
+				t.Errorf("the hook of %s is not in front: %q", chain, rules)
 			}
 		}
 		// Hooks are moved in one transaction: none is absent meanwhile.
-		testutil.Sh(t, fmt.Sprintf("%[1]s -I FORWARD 1 -o eth8 -j ACCEPT; %[1]s -I INPUT 1 -i eth8 -j ACCEPT", path))
+		h.run(t, false, "filter -I FORWARD 1 -o eth8 -j ACCEPT", "filter -I INPUT 1 -i eth8 -j ACCEPT")
 		before, errBefore := nft.Generation()
 		mended, err := f.Repair(t.Context())
 		after, errAfter := nft.Generation()
 		if want := []string{"stray hooks", "filter FORWARD hook", "filter INPUT hook"}; err != nil || !slices.Equal(mended, want) {
 			t.Errorf("mended %v, %v, want %v", mended, err, want)
 		}
-		if strings.HasSuffix(path, "nft") && (errors.Join(errBefore, errAfter) != nil || after-before != 1) {
+		if strings.HasSuffix(h.path, "nft") && (errors.Join(errBefore, errAfter) != nil || after-before != 1) {
 			t.Errorf("hooks are moved in %d transactions, %v, %v", after-before, errBefore, errAfter)
 		}
 	})
@@ -398,31 +392,31 @@ func uncounted(saved string) string {
 // TestSetAfterForeignFlush: the fast path meets chains that are gone and
 // repairs at once instead of failing.
 func TestSetAfterForeignFlush(t *testing.T) {
-	onBackends(t, func(t *testing.T, path string) {
+	onHosts(t, func(t *testing.T, h *host) {
 		t.Helper()
-		f := newFirewall(t, path)
+		f := h.firewall(t, netip.Prefix{})
 		one := mapping("01A", port.SSH, port.TCP, 22017, "10.88.0.2:22")
 		if err := f.Set(t.Context(), firewall.Desired{Mappings: []firewall.Mapping{one}}); err != nil {
 			t.Fatal(err)
 		}
-		testutil.Sh(t, fmt.Sprintf("%[1]s -t nat -F; %[1]s -t nat -X", path))
+		h.run(t, false, "nat -F", "nat -X")
 		two := mapping("01B", port.SSH, port.TCP, 22018, "10.88.0.10:22")
 		if err := f.Set(t.Context(), firewall.Desired{Mappings: []firewall.Mapping{one, two}}); err != nil {
 			t.Fatal(err)
 		}
-		same(t, f, path)
+		same(t, f, h)
 	})
 }
 
 // TestRandom applies random states, with damage in between, and holds that
 // what the kernel saves is what was rendered.
 func TestRandom(t *testing.T) {
-	onBackends(t, func(t *testing.T, path string) {
+	onHosts(t, func(t *testing.T, h *host) {
 		t.Helper()
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
 		random := rand.New(rand.NewPCG(seed, 0))
-		f := newFirewall(t, path)
+		f := h.firewall(t, netip.Prefix{})
 		current := map[string]firewall.Mapping{}
 		for range 60 {
 			for range 1 + random.IntN(8) {
@@ -453,7 +447,7 @@ func TestRandom(t *testing.T) {
 			desired.Policies = randomPolicies(random)
 			damage := random.IntN(6) == 0
 			if damage {
-				testutil.Sh(t, path+" -t "+[]string{"nat", "filter"}[random.IntN(2)]+" -F")
+				h.run(t, false, []string{"nat", "filter"}[random.IntN(2)]+" -F")
 			}
 			if err := f.Set(t.Context(), desired); err != nil {
 				t.Fatal(err)
@@ -463,8 +457,8 @@ func TestRandom(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			same(t, f, path)
-			there, err := newFirewall(t, path).Published(t.Context())
+			same(t, f, h)
+			there, err := h.firewall(t, netip.Prefix{}).Published(t.Context())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -500,9 +494,9 @@ func randomPolicies(random *rand.Rand) (all []firewall.Policy) {
 }
 
 func TestSetRefuses(t *testing.T) {
-	onBackends(t, func(t *testing.T, path string) {
+	onHosts(t, func(t *testing.T, h *host) {
 		t.Helper()
-		f := newFirewall(t, path)
+		f := h.firewall(t, netip.Prefix{})
 		good := mapping("01A", port.SSH, port.TCP, 22000, "10.88.0.2:22")
 		if err := f.Set(t.Context(), firewall.Desired{Mappings: []firewall.Mapping{good}}); err != nil {
 			t.Fatal(err)
@@ -538,7 +532,7 @@ func TestSetRefuses(t *testing.T) {
 		if err := f.Set(t.Context(), firewall.Desired{Mappings: []firewall.Mapping{good, twice}}); !errdefs.IsAlreadyExists(err) {
 			t.Errorf("the same port twice: %v", err)
 		}
-		same(t, f, path)
+		same(t, f, h)
 		if rendered := text(t, f); !strings.Contains(rendered, "10.88.0.2:22") {
 			t.Errorf("a refused state replaced the good one:\n%s", rendered)
 		}
@@ -564,7 +558,7 @@ func TestLocked(t *testing.T) {
 	if err := f.Set(t.Context(), desired); err != nil {
 		t.Fatal(err)
 	}
-	same(t, f, "/usr/sbin/iptables-legacy")
+	same(t, f, kernel("/usr/sbin/iptables-legacy"))
 }
 
 // TestMissingModule: a kernel without a match that rules need is a problem that
@@ -589,11 +583,11 @@ func TestMissingModule(t *testing.T) {
 		t.Fatalf("Set without a module: %v, hint %q", err, p.Hint)
 	}
 	testutil.Sh(t, fmt.Sprintf("mv %[1]s/kept %[1]s/iptables-restore", dir))
-	same(t, f, "/usr/sbin/iptables-nft")
+	same(t, f, kernel("/usr/sbin/iptables-nft"))
 	if err := f.Set(t.Context(), firewall.Desired{}); err != nil {
 		t.Fatal(err)
 	}
-	same(t, f, "/usr/sbin/iptables-nft")
+	same(t, f, kernel("/usr/sbin/iptables-nft"))
 }
 
 func TestNew(t *testing.T) {

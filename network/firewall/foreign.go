@@ -43,7 +43,7 @@ func (f *Firewall) Foreign(ctx context.Context) ([]port.Span, error) {
 		found = append(found, f.foreignSpans(out, local)...)
 	}
 	if f.wantsV6() && f.hasV6() {
-		out, err := hostexec.Run(ctx, nil, f.v6.save, "-t", "nat")
+		out, err := hostexec.Run(ctx, nil, f.v6.program+"-save", "-t", "nat")
 		if err != nil {
 			f.cfg.Log.DebugContext(ctx, "rules of IPv6 cannot be read", "error", err)
 		}
@@ -88,7 +88,7 @@ func (f *Firewall) foreignSpans(saved []byte, local []netip.Addr) (found []port.
 
 // savePrograms are the iptables-save of each backend that may have rules.
 func (f *Firewall) savePrograms() []string {
-	programs := []string{f.v4.save}
+	programs := []string{f.v4.program + "-save"}
 	other := map[string]string{"nf_tables": "iptables-legacy-save", "legacy": "iptables-nft-save"}
 	backend := "legacy"
 	resolved, err := filepath.EvalSymlinks(f.v4.program)

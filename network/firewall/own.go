@@ -42,8 +42,11 @@ func (f *Firewall) own(ctx context.Context, of, commits int, change func() error
 	if err != nil {
 		return err
 	}
-	if backend == legacyBackend {
+	switch backend {
+	case legacyBackend:
 		return f.ownLegacy(of, change)
+	case standIn:
+		return change()
 	}
 	before, errBefore := nft.Generation()
 	err = change()

@@ -71,7 +71,7 @@ func settled(program string) string {
 }
 
 // Backend tells which kernel interface iptables speaks: "nf_tables" or
-// "legacy".
+// "legacy"; "stand-in" of Config.Tables.
 func (f *Firewall) Backend(ctx context.Context) (string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -98,7 +98,7 @@ func (f *Firewall) askBackend(ctx context.Context) (string, error) {
 // when its programs are not there. The caller holds mu.
 func (f *Firewall) other(ctx context.Context) (*family, error) {
 	backend, err := f.askBackend(ctx)
-	if err != nil {
+	if err != nil || backend == standIn {
 		return nil, err
 	}
 	name := "iptables-legacy"
@@ -110,7 +110,7 @@ func (f *Firewall) other(ctx context.Context) (*family, error) {
 		return nil, nil
 	}
 	other := *f.v4
-	other.program, other.save, other.restore = program, program+"-save", program+"-restore"
+	other.program, other.tables = program, kernelTables{path: program}
 	other.own = func(_ context.Context, _ int, change func() error) error { return change() }
 	return &other, nil
 }

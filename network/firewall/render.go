@@ -152,6 +152,17 @@ func (l *layout) renderApart(filter chains, links []HostLink) {
 	filter[to] = append(bridged, dropped...)
 }
 
+// apart is all rules that are needed to keep the host's own networks apart; none
+// without links.
+func (l *layout) apart(links []HostLink) ruleset {
+	filter := make(chains)
+	l.renderApart(filter, links)
+	if len(filter) == 0 {
+		return make(ruleset)
+	}
+	return ruleset{"filter": filter}
+}
+
 // ownAddresses are the addresses in a subnet that environments have, as
 // iptables-save prints them: an address with a mask that has a hole.
 func ownAddresses(subnet netip.Prefix) string {

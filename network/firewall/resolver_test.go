@@ -23,19 +23,19 @@ func TestResolverIsOpenToEnvironments(t *testing.T) {
 		if err := f.Set(t.Context(), firewall.Desired{Surroundings: firewall.Surroundings{Names: true}}); err != nil {
 			t.Fatal(err)
 		}
-		same(t, f, path)
+		same(t, f, kernel(path))
 		for _, rule := range []string{
 			"-A RGPU-IN -d 10.88.0.1/32 -i rgpu-+ -p udp -m udp --dport 53 -j ACCEPT",
 			"-A RGPU-IN -d 10.88.0.1/32 -i rgpu-+ -p tcp -m tcp --dport 53 -j ACCEPT",
 		} {
-			if !strings.Contains(saved(t, path), rule+"\n") {
+			if !strings.Contains(saved(t, kernel(path), false), rule+"\n") {
 				t.Errorf("the kernel has no rule %s", rule)
 			}
 		}
 		if err := f.Set(t.Context(), firewall.Desired{}); err != nil {
 			t.Fatal(err)
 		}
-		if left := saved(t, path); strings.Contains(left, "--dport 53 ") {
+		if left := saved(t, kernel(path), false); strings.Contains(left, "--dport 53 ") {
 			t.Errorf("names are not served, and the port is open:\n%s", left)
 		}
 	})

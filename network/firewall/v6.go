@@ -27,8 +27,13 @@ const tableV6 = " (IPv6)"
 // IPv6, with one rule: a setting of each bridge is all that does so besides, and
 // others may set it. It is nil where ip6tables is not beside iptables.
 func (f *Firewall) newV6() *family {
-	program, ok := twinV6(f.v4.program)
-	if !ok {
+	program, tables := "", f.cfg.Tables6
+	if f.cfg.Tables == nil {
+		if twin, ok := twinV6(f.v4.program); ok {
+			program, tables = twin, kernelTables{path: twin}
+		}
+	}
+	if tables == nil {
 		if f.wantsV6() {
 			f.failV6(errors.New("ip6tables is not beside " + f.v4.program))
 		} else {
@@ -37,7 +42,7 @@ func (f *Firewall) newV6() *family {
 		return nil
 	}
 	six := &family{
-		program: program, save: program + "-save", restore: program + "-restore", prefix: f.cfg.Prefix, log: f.cfg.Log,
+		program: program, tables: tables, prefix: f.cfg.Prefix, log: f.cfg.Log,
 		own: func(ctx context.Context, commits int, change func() error) error {
 			if f.backend == legacyBackend && !f.wantsV6() {
 				return change() // others' tables of IPv6 are not looked at for one rule
@@ -48,18 +53,25 @@ func (f *Firewall) newV6() *family {
 	if !f.wantsV6() {
 		bridges, to := f.cfg.Interface+"+", f.cfg.Prefix+"-RAW"
 		rule := fmt.Sprintf("-A %s -i %s %s -j DROP", to, bridges, f.v4.layout.note("no IPv6"))
-		six.hooks = []hook{{"raw", "PREROUTING", []string{"-i", bridges}, to}}
-		six.render = func(Desired) (ruleset, error) { return ruleset{"raw": {to: {rule}}}, nil }
+		six.hooks = []hook{{"raw", "PREROUTING", []string{"-i", bridges}, to}, {"filter", "FORWARD", nil, f.cfg.Prefix + "-FWD"}}
+		six.render = func(desired Desired) (ruleset, error) {
+			rules := f.v4.layout.apart(desired.Surroundings.Apart6) // of a node that had it and left forwarding on
+			rules.set("raw", to, []string{rule})
+			return rules, nil
+		}
 		return six
 	}
-	ipt, err := iptables.New(iptables.IPFamily(iptables.ProtocolIPv6), iptables.Timeout(lockWait), iptables.Path(program))
-	if err != nil {
-		f.failV6(failed("ask ip6tables for its version", err))
-		return nil
+	if program != "" {
+		ipt, err := iptables.New(iptables.IPFamily(iptables.ProtocolIPv6), iptables.Timeout(lockWait), iptables.Path(program))
+		if err != nil {
+			f.failV6(failed("ask ip6tables for its version", err))
+			return nil
+		}
+		six.tables = kernelTables{program, ipt}
 	}
 	twins := f.cfg.Twins()
 	l := &layout{prefix: f.cfg.Prefix, iface: f.cfg.Interface, subnet: f.cfg.Subnet, twins: &twins, six: true}
-	six.ipt, six.layout, six.render, six.hooks = ipt, l, l.render, hooksOf(l)
+	six.layout, six.render, six.hooks = l, l.render, hooksOf(l)
 	return six
 }
 
@@ -102,6 +114,9 @@ func (f *Firewall) publishesV6() bool { return f.wantsV6() && f.v6 != nil && f.f
 func (f *Firewall) hasV6() bool {
 	if f.v6 == nil {
 		return false
+	}
+	if f.cfg.Tables6 != nil {
+		return true
 	}
 	_, err := os.Stat(ipv6Settings)
 	return err == nil
@@ -200,11 +215,7 @@ func (f *Firewall) bringV6(ctx context.Context) (mended []string, err error) {
 		}
 		return mended, err
 	}
-	wanted, err := f.v6.state()
-	if err != nil {
-		return nil, err
-	}
-	return f.v6.repair(ctx, wanted)
+	return f.v6.repair(ctx, f.v6.state())
 }
 
 // readV6 reads the rules of IPv6; nil where there can be none. The caller holds
@@ -254,8 +265,9 @@ func (f *Firewall) differencesV6(there ruleset, desired Desired) (all []Differen
 	return all, names
 }
 
-// cleanUpV6 removes the rules of IPv6. The caller holds mu.
-func (f *Firewall) cleanUpV6(ctx context.Context) error {
+// cleanUpV6 removes the rules of IPv6 but those that keep interfaces apart. The
+// caller holds mu.
+func (f *Firewall) cleanUpV6(ctx context.Context, apart []HostLink) error {
 	if f.v6 != nil {
 		f.failV6(nil)
 	}
@@ -270,7 +282,7 @@ func (f *Firewall) cleanUpV6(ctx context.Context) error {
 		f.cfg.Log.DebugContext(ctx, "rules of IPv6 cannot be read", "error", err)
 		return nil // then there are none
 	}
-	script := f.v6.cleanUp(there)
+	script := f.v6.cleanUp(there, f.v4.layout.apart(apart))
 	if script == "" {
 		return nil
 	}

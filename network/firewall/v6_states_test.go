@@ -31,9 +31,9 @@ func newFirewall6(t *testing.T, path string, subnet netip.Prefix) *firewall.Fire
 }
 
 // same6 compares what is rendered with the rules of both families.
-func same6(t *testing.T, f *firewall.Firewall, path string) {
+func same6(t *testing.T, f *firewall.Firewall, h *host) {
 	t.Helper()
-	kernel := saved(t, path) + "# IPv6\n" + saved(t, strings.Replace(path, "iptables", "ip6tables", 1))
+	kernel := saved(t, h, false) + "# IPv6\n" + saved(t, h, true)
 	if diff := cmp.Diff(text(t, f), kernel); diff != "" {
 		t.Fatalf("the kernel differs from what was rendered (-rendered +kernel):\n%s", diff)
 	}
@@ -79,10 +79,10 @@ func TestStatesOfBothFamilies(t *testing.T) {
 		{name: "policies", mappings: []firewall.Mapping{ssh}, policies: policies, around: around},
 		{name: "nothing again"},
 	}
-	onBackends(t, func(t *testing.T, path string) {
+	onHosts(t, func(t *testing.T, h *host) {
 		t.Helper()
 		for kind, subnet := range map[string]netip.Prefix{"ula": ula, "routed": routed} {
-			f := newFirewall6(t, path, subnet)
+			f := h.firewall(t, subnet)
 			for _, state := range states {
 				desired := firewall.Desired{Mappings: state.mappings, Policies: state.policies, Surroundings: state.around}
 				if err := f.Set(t.Context(), desired); err != nil {
@@ -91,13 +91,13 @@ func TestStatesOfBothFamilies(t *testing.T) {
 				if err := f.IPv6(); err != nil {
 					t.Fatal(err)
 				}
-				same6(t, f, path)
+				same6(t, f, h)
 				_, six, _ := strings.Cut(text(t, f), "# IPv6\n")
 				golden(t, kind+" "+state.name, six)
 				if mended, err := f.Repair(t.Context()); err != nil || len(mended) > 0 {
 					t.Fatalf("%s: Repair after Set mended %v, %v", state.name, mended, err)
 				}
-				there, err := newFirewall6(t, path, subnet).Published(t.Context())
+				there, err := h.firewall(t, subnet).Published(t.Context())
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -107,16 +107,16 @@ func TestStatesOfBothFamilies(t *testing.T) {
 				if !slices.EqualFunc(state.policies, there.Policies, func(a, b firewall.Policy) bool { return a.Equal(&b) }) {
 					t.Fatalf("%s: policies are read back as %v, want %v", state.name, there.Policies, state.policies)
 				}
-				if mended, err := newFirewall6(t, path, subnet).Restore(t.Context(), desired); err != nil || len(mended) > 0 {
+				if mended, err := h.firewall(t, subnet).Restore(t.Context(), desired); err != nil || len(mended) > 0 {
 					t.Fatalf("%s: Restore by another process mended %v, %v", state.name, mended, err)
 				}
 			}
 		}
 		// Without IPv6 again there is nothing but what keeps it away.
-		if err := newFirewall(t, path).Set(t.Context(), firewall.Desired{Mappings: []firewall.Mapping{ssh}}); err != nil {
+		if err := h.firewall(t, netip.Prefix{}).Set(t.Context(), firewall.Desired{Mappings: []firewall.Mapping{ssh}}); err != nil {
 			t.Fatal(err)
 		}
-		if six := saved(t, strings.Replace(path, "iptables", "ip6tables", 1)); strings.Count(six, "-A ") != 1 || !strings.Contains(six, `no IPv6" -j DROP`) {
+		if six := saved(t, h, true); strings.Count(six, "-A ") != 1 || !strings.Contains(six, `no IPv6" -j DROP`) {
 			t.Errorf("rules of IPv6 are left:\n%s", six)
 		}
 	})
@@ -126,44 +126,43 @@ func TestStatesOfBothFamilies(t *testing.T) {
 // those who look for it at each poll are told.
 func TestRepairIPv6(t *testing.T) {
 	damages := []string{
-		"-t nat -F", "-F RGPU-FWD", "-D FORWARD 1", "-I INPUT 1 -p tcp -m tcp --dport 22 -j ACCEPT", "-A RGPU-OUT -j ACCEPT",
-		"-t raw -D PREROUTING 1", "-t nat -A RGPU-DNAT -p tcp -m tcp --dport 9 -j DNAT --to-destination [2001:db8::9]:9",
+		"nat -F", "filter -F RGPU-FWD", "filter -D FORWARD 1", "filter -I INPUT 1 -p tcp -m tcp --dport 22 -j ACCEPT", "filter -A RGPU-OUT -j ACCEPT",
+		"raw -D PREROUTING 1", "nat -A RGPU-DNAT -p tcp -m tcp --dport 9 -j DNAT --to-destination [2001:db8::9]:9",
 	}
-	onBackends(t, func(t *testing.T, path string) {
+	onHosts(t, func(t *testing.T, h *host) {
 		t.Helper()
-		ip6tables := strings.Replace(path, "iptables", "ip6tables", 1)
-		f := newFirewall6(t, path, ula)
+		f := h.firewall(t, ula)
 		desired := firewall.Desired{Mappings: []firewall.Mapping{mapping("01A", port.SSH, port.TCP, 22016, "10.88.0.2:22")}}
 		if err := f.Set(t.Context(), desired); err != nil {
 			t.Fatal(err)
 		}
 		for _, damage := range damages {
-			testutil.Sh(t, ip6tables+" "+damage)
+			h.run(t, true, damage)
 			if _, differs, err := f.Check(t.Context(), desired); err != nil || len(differs) == 0 || !strings.HasSuffix(differs[0], "(IPv6)") {
 				t.Errorf("%s: Check found %v, %v", damage, differs, err)
 			}
 			if mended, err := f.Repair(t.Context()); err != nil || len(mended) == 0 {
 				t.Fatalf("%s: mended %v, %v", damage, mended, err)
 			}
-			same6(t, f, path)
+			same6(t, f, h)
 		}
 		// The fast path meets chains that are gone, and repairs.
-		testutil.Sh(t, ip6tables+" -t nat -F; "+ip6tables+" -t nat -X")
+		h.run(t, true, "nat -F", "nat -X")
 		desired.Mappings = append(desired.Mappings, mapping("01B", port.SSH, port.TCP, 22017, "10.88.0.10:22"))
 		if err := f.Set(t.Context(), desired); err != nil {
 			t.Fatal(err)
 		}
-		same6(t, f, path)
+		same6(t, f, h)
 		// What a mapping has lost does not make it more open when it is read.
-		testutil.Sh(t, ip6tables+" -t nat -F RGPU-TCP-22016")
-		there, err := newFirewall6(t, path, ula).Published(t.Context())
+		h.run(t, true, "nat -F RGPU-TCP-22016")
+		there, err := h.firewall(t, ula).Published(t.Context())
 		if err != nil || len(there.Mappings) != 2 || slices.ContainsFunc(there.Mappings, func(m firewall.Mapping) bool { return len(m.Sources) == 0 }) {
 			t.Errorf("published %v, %v, want both for IPv4 alone", there.Mappings, err)
 		}
-		if err := f.CleanUp(t.Context()); err != nil {
+		if err := f.CleanUp(t.Context(), firewall.Kept{}); err != nil {
 			t.Fatal(err)
 		}
-		if rules := testutil.Sh(t, ip6tables+"-save"); strings.Contains(rules, "RGPU") {
+		if rules := h.save(t, true); strings.Contains(rules, "RGPU") {
 			t.Errorf("rules are left:\n%s", rules)
 		}
 	})
@@ -196,14 +195,14 @@ func TestIPv6Fails(t *testing.T) {
 	if p := problem.Of(f.IPv6()); p == nil || p.Reason != problem.IPv6Unavailable || !strings.Contains(p.Hint, "modprobe") {
 		t.Errorf("IPv6 is said to be in force: %v", f.IPv6())
 	}
-	if rules := saved(t, "/usr/sbin/iptables-nft"); !strings.Contains(rules, "10.88.0.10:22") {
+	if rules := saved(t, kernel("/usr/sbin/iptables-nft"), false); !strings.Contains(rules, "10.88.0.10:22") {
 		t.Errorf("IPv4 is without what was declared:\n%s", rules)
 	}
 	testutil.Sh(t, "mv "+dir+"/kept "+dir+"/ip6tables-restore")
 	if _, err := f.Repair(t.Context()); err != nil || f.IPv6() != nil {
 		t.Fatal(err, f.IPv6())
 	}
-	same6(t, f, "/usr/sbin/iptables-nft")
+	same6(t, f, kernel("/usr/sbin/iptables-nft"))
 }
 
 // TestTwins: each address of an environment has one twin, which leads back.

@@ -66,7 +66,7 @@ func TestNoIPv6(t *testing.T) {
 		if reaches(quiet) == nil {
 			t.Error("an environment reaches the host by IPv6 after a repair")
 		}
-		if err := f.CleanUp(t.Context()); err != nil {
+		if err := f.CleanUp(t.Context(), firewall.Kept{}); err != nil {
 			t.Fatal(err)
 		}
 		if rules := testutil.Sh(t, ip6tables+"-save"); strings.Contains(rules, "RGPU") {

@@ -111,7 +111,7 @@ func TestWatch(t *testing.T) {
 			if err := <-done; err != nil {
 				t.Errorf("Watch: %v", err)
 			}
-			if err := f.CleanUp(t.Context()); err != nil {
+			if err := f.CleanUp(t.Context(), firewall.Kept{}); err != nil {
 				t.Error(err)
 			}
 			testutil.Sh(t, path+" -F OTHER; "+path+" -X OTHER; "+path+" -t nat -F; "+path+" -t nat -X")
@@ -173,7 +173,7 @@ func TestConflicts(t *testing.T) {
 		if rules := testutil.Sh(t, other+"-save"); strings.Contains(rules, "RGPU") {
 			t.Errorf("chains of ours are left in the other backend:\n%s", rules)
 		}
-		same(t, f, path)
+		same(t, f, kernel(path))
 		testutil.Sh(t, other+" -A INPUT -s 192.0.2.1/32 -j ACCEPT")
 		want("rules", conflicts(false), "1 rules", filepath.Base(other))
 		testutil.Sh(t, other+" -F INPUT; "+other+" -P FORWARD DROP")
@@ -223,7 +223,7 @@ func TestAlternatives(t *testing.T) {
 	if err := f.Set(t.Context(), firewall.Desired{}); err != nil {
 		t.Fatal(err)
 	}
-	same(t, f, "/usr/sbin/iptables-nft")
+	same(t, f, kernel("/usr/sbin/iptables-nft"))
 	found, err := f.Conflicts(t.Context(), false)
 	if err != nil || len(found) != 1 || !strings.Contains(found[0].Hint, "Restart remotegpud") {
 		t.Errorf("conflicts %v, %v", found, err)

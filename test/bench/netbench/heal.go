@@ -117,7 +117,7 @@ func (r *rules) heal(ctx context.Context) (err error) {
 	go func() { ended <- networks.Run(watching) }()
 	defer func() {
 		stop()
-		err = errors.Join(err, <-ended, networks.Wait(ctx), f.CleanUp(ctx))
+		err = errors.Join(err, <-ended, networks.Wait(ctx), f.CleanUp(ctx, firewall.Kept{}))
 	}()
 	for networks.Repairs().Watch == "" {
 		if err := wait(ctx, time.Millisecond); err != nil {

@@ -107,7 +107,7 @@ func (r *rules) add(ctx context.Context) error {
 		}
 	}
 	r.say("five ports were added")
-	return f.CleanUp(ctx)
+	return f.CleanUp(ctx, firewall.Kept{})
 }
 
 // addOnce adds the ports as the node does it and by hand, each after a moment
@@ -174,14 +174,14 @@ func (r *rules) set(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := fresh.CleanUp(ctx); err != nil {
+		if err := fresh.CleanUp(ctx, firewall.Kept{}); err != nil {
 			return err
 		}
 		hand, err := timed(func() error { return restore(ctx, r.backend, byHand) })
 		if err != nil {
 			return err
 		}
-		if err := fresh.CleanUp(ctx); err != nil {
+		if err := fresh.CleanUp(ctx, firewall.Kept{}); err != nil {
 			return err
 		}
 		r.results[columns.RemoteGPU].Add(row, ours)
