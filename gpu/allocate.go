@@ -131,7 +131,7 @@ func (b *Books) fits(l *Lease, rules *Rules, req *Request) bool {
 		return false
 	}
 	a := account{Device: &d, mark: b.Mark(d.UUID)}
-	if _, unhealthy := a.unhealthy(); unhealthy || d.MIG.Enabled != (l.Mode == MIGMode) {
+	if a.health().Failed() || d.MIG.Enabled != (l.Mode == MIGMode) {
 		return false
 	}
 	switch req.Mode {
@@ -166,8 +166,10 @@ func (r *Rules) consider(a *account, req *Request, enforcement Enforcement) (can
 			return c, refusal{a, notAsked, "draws, and computes nothing for CUDA"}
 		}
 	}
-	if reason, unhealthy := a.unhealthy(); unhealthy {
-		return c, refusal{a, sick, "is unhealthy: " + reason}
+	if health := a.health(); health.Failed() {
+		return c, refusal{a, sick, "is unhealthy: " + health.Reason}
+	} else if health.Unhealthy {
+		return c, refusal{a, hot, "cannot be given now: " + health.Reason}
 	}
 	if a.mark.Drained {
 		return c, refusal{a, drained, "is drained" + because(a.mark.Why)}

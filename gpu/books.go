@@ -15,8 +15,12 @@ type Mark struct {
 	Why       string    `json:"why,omitempty"` // it is drained, for people
 	DrainedAt time.Time `json:"drained_at"`
 	// Health is unhealthy from a fatal event on until somebody resets it.
-	Health   Health `json:"health"`
-	Revision int64  `json:"revision"` // counts changes, from 1; 0: nothing was ever kept
+	Health Health `json:"health"`
+	// Uncorrected is how many memory errors that nobody corrected the GPU had when
+	// that was last looked at; not known before Counted.
+	Uncorrected uint64 `json:"uncorrected,omitempty"`
+	Counted     bool   `json:"counted,omitempty"`
+	Revision    int64  `json:"revision"` // counts changes, from 1; 0: nothing was ever kept
 }
 
 // Books is what an allocation goes by: what there is and who has it.
@@ -113,14 +117,12 @@ func (a *account) mode() Mode {
 	return a.held[0].Mode
 }
 
-func (a *account) unhealthy() (reason string, is bool) {
-	switch {
-	case a.mark.Health.Unhealthy:
-		return a.mark.Health.Reason, true
-	case a.Health.Unhealthy:
-		return a.Health.Reason, true
+// health is that of the GPU, what is kept of it first.
+func (a *account) health() Health {
+	if a.mark.Health.Unhealthy {
+		return a.mark.Health
 	}
-	return "", false
+	return a.Health
 }
 
 // shares are the sums of what the leases of the GPU have of it.

@@ -50,6 +50,7 @@ type Device struct {
 	Virtualization string   `json:"virtualization,omitempty"`
 	Peers          []string `json:"peers,omitempty"` // UUIDs that NVLink connects it with, sorted
 	MIG            MIG      `json:"mig"`
+	Vitals         Vitals   `json:"vitals"`
 	Health         Health   `json:"health"`
 }
 
@@ -99,7 +100,13 @@ type Health struct {
 	Reason    string    `json:"reason,omitempty"` // for people: "XID 79: GPU has fallen off the bus"
 	XID       int       `json:"xid,omitempty"`    // the last one that mattered; 0: none
 	Since     time.Time `json:"since"`
+	// Passing says that it ends by itself, as heat does: who has the GPU keeps it
+	// and works on.
+	Passing bool `json:"passing,omitempty"`
 }
+
+// Failed says that who has the GPU has lost it.
+func (h Health) Failed() bool { return h.Unhealthy && !h.Passing }
 
 // Process is a process that uses a GPU.
 type Process struct {
@@ -108,17 +115,44 @@ type Process struct {
 	Graphics    bool   `json:"graphics,omitempty"` // has a graphics context
 	MIG         string `json:"mig,omitempty"`      // UUID of the instance it is on
 	UtilPercent int    `json:"util_percent"`       // time in which its kernels ran a moment ago; -1: not told
+	// EncoderPercent and DecoderPercent are the time in which these worked for it;
+	// -1: not told.
+	EncoderPercent int `json:"encoder_percent"`
+	DecoderPercent int `json:"decoder_percent"`
 }
 
 // Usage is what a GPU does. What a device does not tell is negative, or nil.
 type Usage struct {
-	UUID            string    `json:"uuid"`
-	UtilPercent     int       `json:"util_percent"`     // time in which a kernel ran
-	MemoryUsed      uint64    `json:"memory_used"`      // bytes
-	EncoderPercent  int       `json:"encoder_percent"`  //
-	DecoderPercent  int       `json:"decoder_percent"`  //
-	Temperature     int       `json:"temperature"`      // degrees Celsius
-	PowerMilliwatts int       `json:"power_milliwatts"` //
-	ECCUncorrected  int64     `json:"ecc_uncorrected"`  // since the driver was loaded
-	Processes       []Process `json:"processes,omitempty"`
+	UUID            string `json:"uuid"`
+	UtilPercent     int    `json:"util_percent"`     // time in which a kernel ran
+	CopyPercent     int    `json:"copy_percent"`     // time in which memory was read or written
+	MemoryUsed      uint64 `json:"memory_used"`      // bytes
+	MemoryFree      uint64 `json:"memory_free"`      // bytes
+	MemoryReserved  uint64 `json:"memory_reserved"`  // bytes that the driver keeps for itself; 0: not told
+	EncoderPercent  int    `json:"encoder_percent"`  //
+	DecoderPercent  int    `json:"decoder_percent"`  //
+	Temperature     int    `json:"temperature"`      // degrees Celsius
+	PowerMilliwatts int    `json:"power_milliwatts"` //
+	// Memory errors since the driver was loaded, and ever.
+	ECCUncorrected     int64           `json:"ecc_uncorrected"`
+	ECCCorrected       int64           `json:"ecc_corrected"`
+	ECCUncorrectedEver int64           `json:"ecc_uncorrected_ever"`
+	ECCCorrectedEver   int64           `json:"ecc_corrected_ever"`
+	Instances          []InstanceUsage `json:"instances,omitempty"`
+	Processes          []Process       `json:"processes,omitempty"`
+}
+
+// Untold is a GPU of which nothing is told.
+func Untold(uuid string) Usage {
+	return Usage{
+		UUID: uuid, UtilPercent: -1, CopyPercent: -1, EncoderPercent: -1, DecoderPercent: -1, Temperature: -1, PowerMilliwatts: -1,
+		ECCUncorrected: -1, ECCCorrected: -1, ECCUncorrectedEver: -1, ECCCorrectedEver: -1,
+	}
+}
+
+// InstanceUsage is the memory of a MIG instance, bytes.
+type InstanceUsage struct {
+	UUID       string `json:"uuid"`
+	MemoryUsed uint64 `json:"memory_used"`
+	MemoryFree uint64 `json:"memory_free"`
 }

@@ -41,6 +41,10 @@ type Driver interface {
 	// /sys/fs/cgroup, v2) may allocate on a GPU; 0 removes the bound.
 	// Unimplemented where the driver cannot.
 	SetMemoryLimit(ctx context.Context, gpuUUID, cgroup string, bytes uint64) error
+	// MemoryUsed is how much of a GPU's memory, in bytes, the processes of such
+	// cgroups have, as the driver counts it for their limits. A cgroup that it does
+	// not know is left out. Unimplemented where the driver cannot.
+	MemoryUsed(ctx context.Context, gpuUUID string, cgroups []string) (map[string]uint64, error)
 }
 
 // Target is what a container gets: a whole GPU, an instance of one, or a share

@@ -47,14 +47,17 @@ type Request struct {
 // Lease is a GPU, an instance or a share of one, that an environment has. An
 // environment that asks for several has as many leases.
 type Lease struct {
-	ID        string `json:"id"` // ULID
-	EnvID     string `json:"env_id"`
-	EnvName   string `json:"env_name,omitempty"` // as it is called now
-	GPU       string `json:"gpu"`                // UUID
-	MIG       string `json:"mig,omitempty"`      // UUID of the instance while it exists
-	Mode      Mode   `json:"mode"`
-	Profile   string `json:"profile,omitempty"`
-	Placement Span   `json:"placement"` // of the instance
+	ID      string `json:"id"` // ULID
+	EnvID   string `json:"env_id"`
+	EnvName string `json:"env_name,omitempty"` // as it is called now, or was when the lease ended
+	// EnvDeleted says that the environment is gone. A lease is held even so until
+	// what was made for it is removed.
+	EnvDeleted bool   `json:"env_deleted,omitempty"`
+	GPU        string `json:"gpu"`           // UUID
+	MIG        string `json:"mig,omitempty"` // UUID of the instance while it exists
+	Mode       Mode   `json:"mode"`
+	Profile    string `json:"profile,omitempty"`
+	Placement  Span   `json:"placement"` // of the instance
 	// Static says that the instance was there before the lease and stays when
 	// it ends. Others are made when their environment starts.
 	Static         bool        `json:"static,omitempty"`

@@ -17,6 +17,7 @@ const (
 	notAsked   refusalKind = "not asked for"
 	wrongMode  refusalKind = "mode"
 	sick       refusalKind = "unhealthy"
+	hot        refusalKind = "hot"
 	drained    refusalKind = "drained"
 	taken      refusalKind = "taken"
 	noProfile  refusalKind = "profile"
@@ -70,6 +71,8 @@ func (b *Books) refuse(req *Request, missing int, able []candidate, refused []re
 		reason, hint, field = problem.GPUCapability, "use a profile with +gfx or a whole GPU, or leave graphics out of the capabilities", field+".capabilities"
 	case only(sick):
 		reason, hint = problem.GPUUnhealthy, "look at the host's kernel log; an administrator gives it free again: remotegpu gpu undrain --reset-health GPU"
+	case only(hot):
+		reason, hint = problem.GPUUnhealthy, "wait: it is given again when it has been cool for a while; see to the host's fans and air"
 	case only(drained):
 		reason, hint = problem.GPUDrained, "ask for another GPU, or have it undrained: remotegpu gpu undrain GPU"
 	}

@@ -199,6 +199,7 @@ func (m *Manager) UndrainGPU(ctx context.Context, name string, resetHealth bool)
 	if err != nil {
 		return g, err
 	}
+	m.gpuFlow.forget(g.UUID) // what happens from now on is news
 	return g, m.reportGPUs(ctx)
 }
 

@@ -179,7 +179,7 @@ func TestGPUsWhoseSoftwareDoesNotAnswer(t *testing.T) {
 		d.refusedGPU(err, problem.GPUUnavailable)
 	}
 	h.faults.FailCall("GPUs.Probe", 0, errors.New("no answer"))
-	waitFor(t, "the GPUs to be watched", func() bool { return h.gpus.Happen(gpu.Event{UUID: mine, XID: 31}) })
+	waitFor(t, "the GPUs to be watched", func() bool { return h.gpus.Happen(gpu.Event{UUID: mine, Detail: "something"}) })
 	waitFor(t, "the inventory to be out of date", func() bool {
 		_, found, err := d.GPUs(t.Context(), false)
 		return err == nil && len(found.Notes) > 0
@@ -413,9 +413,9 @@ func TestStatsOfGPUs(t *testing.T) {
 	part, _ := d.create(withGPU("part", smallest))
 	mine[1], mine[2], mine[3] = alone.ID, shared.ID, part.ID
 	use := func(pid int, mebibytes uint64, mig string) gpu.Process {
-		return gpu.Process{PID: pid, MemoryBytes: mebibytes << 20, MIG: mig, UtilPercent: 10 * pid}
+		return gpu.Process{PID: pid, MemoryBytes: mebibytes << 20, MIG: mig, UtilPercent: 10 * pid, EncoderPercent: pid, DecoderPercent: -1}
 	}
-	h.gpus.Use(gputest.UUID(0), gpu.Usage{UtilPercent: 70, Processes: []gpu.Process{use(1, 10, "")}})
+	h.gpus.Use(gputest.UUID(0), gpu.Usage{UtilPercent: 70, EncoderPercent: 8, DecoderPercent: 9, Processes: []gpu.Process{use(1, 10, "")}})
 	h.gpus.Use(gputest.UUID(1), gpu.Usage{UtilPercent: 50, Processes: []gpu.Process{use(2, 20, ""), use(99, 30, "")}})
 	h.gpus.Use(gputest.UUID(2), gpu.Usage{UtilPercent: 5, Processes: []gpu.Process{use(3, 40, part.GPURun.Targets[0].MIG), use(3, 50, "MIG-other")}})
 	stats, err := d.Stats(t.Context(), runtime.StatsRequest{})
@@ -423,13 +423,31 @@ func TestStatsOfGPUs(t *testing.T) {
 		t.Fatalf("got %+v, %v", stats, err)
 	}
 	for i, want := range []runtime.GPUStats{
-		{GPU: gputest.UUID(0), MemoryBytes: 10 << 20, MemoryLimitBytes: 24 << 30, UtilPercent: 70, Processes: 1},
-		{GPU: gputest.UUID(1), MemoryBytes: 20 << 20, MemoryLimitBytes: 24 << 30, UtilPercent: 20, Processes: 1},
-		{GPU: gputest.UUID(2), MIG: part.GPURun.Targets[0].MIG, MemoryBytes: 40 << 20, MemoryLimitBytes: 5 << 30, UtilPercent: -1, Processes: 1},
+		{GPU: gputest.UUID(0), MemoryBytes: 10 << 20, MemoryLimitBytes: 24 << 30, UtilPercent: 70, EncoderPercent: 8, DecoderPercent: 9, Processes: 1},
+		{GPU: gputest.UUID(1), MemoryBytes: 20 << 20, MemoryLimitBytes: 24 << 30, UtilPercent: 20, EncoderPercent: 2, DecoderPercent: -1, Processes: 1},
+		{GPU: gputest.UUID(2), MIG: part.GPURun.Targets[0].MIG, MemoryBytes: 40 << 20, MemoryLimitBytes: 5 << 30, UtilPercent: -1, EncoderPercent: -1, DecoderPercent: -1, Processes: 1},
 	} {
 		if len(stats[i].GPUs) != 1 || stats[i].GPUs[0] != want {
 			t.Errorf("%s: got %+v, want %+v", stats[i].Name, stats[i].GPUs, want)
 		}
+	}
+}
+
+// Where the driver limits an environment, what it counts is what is used.
+func TestStatsOfMemoryThatTheDriverLimits(t *testing.T) {
+	h := gpuHost(t)
+	h.gpu.Rules.Enforcers = []gpu.Enforcement{gpu.ByDriver}
+	h.inEnvironment = func(pid int, _ string) (bool, error) { return pid == 1, nil }
+	d := start(t, h)
+	env, _ := d.create(withGPU("one", gpu.Request{Mode: gpu.VGPU, MemoryBytes: 4 << 30, UUIDs: []string{gputest.UUID(0)}}))
+	h.gpus.Use(gputest.UUID(0), gpu.Usage{Processes: []gpu.Process{{PID: 1, MemoryBytes: 5 << 20}}})
+	h.gpus.UseMemory(gputest.UUID(0), "/test/"+env.ID, 7<<20)
+	for _, want := range []uint64{7 << 20, 5 << 20} {
+		waitFor(t, "the memory to be told", func() bool {
+			stats, err := d.Stats(t.Context(), runtime.StatsRequest{})
+			return err == nil && len(stats) == 1 && len(stats[0].GPUs) == 1 && stats[0].GPUs[0].MemoryBytes == want
+		})
+		h.faults.FailCall("GPUs.MemoryUsed", 0, errors.New("it does not tell"))
 	}
 }
 

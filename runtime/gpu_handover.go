@@ -142,7 +142,7 @@ func (m *Manager) removeInstances(ctx context.Context, leases []gpu.Lease) error
 			continue
 		}
 		err := m.removeInstance(ctx, instance.UUID)
-		if err != nil && (device.Health.Unhealthy || books.Mark(l.GPU).Health.Unhealthy) {
+		if err != nil && (device.Health.Failed() || books.Mark(l.GPU).Health.Unhealthy) {
 			m.cfg.Log.WarnContext(ctx, "a MIG instance of a GPU that has failed stays until the GPU is reset", "gpu", l.GPU, "mig", instance.UUID, "error", err)
 			continue
 		}

@@ -87,9 +87,19 @@ func (m *Manager) watchGPUs(ctx context.Context) {
 
 // gpuHappened makes the store follow one event. What no administrator has to
 // look at is only logged: a process in an environment can bring it about at
-// will.
+// will, thousands of times. An error of a program changes nothing of the GPU.
 func (m *Manager) gpuHappened(ctx context.Context, event gpu.Event) {
-	m.gpus.outdate()
+	m.gpuErrors.count(&event)
+	follow, held := m.gpuFlow.pass(&event, time.Now())
+	if !follow {
+		return
+	}
+	if held > 0 {
+		m.logHeldBack(ctx, event.UUID, event.XID, event.Detail, held)
+	}
+	if event.Fatal || event.XID == 0 {
+		m.gpus.outdate()
+	}
 	if !event.Fatal {
 		m.cfg.Log.InfoContext(ctx, "an error of a program on a GPU", "gpu", event.UUID, "mig", event.MIG, "xid", event.XID, "detail", event.Detail)
 		return
@@ -99,6 +109,11 @@ func (m *Manager) gpuHappened(ctx context.Context, event gpu.Event) {
 		m.cfg.Log.ErrorContext(ctx, "recording the failure of a GPU failed; the reconciler will try again", "gpu", event.UUID, "error", err)
 		m.gpuEvents.put(event)
 	}
+}
+
+// logHeldBack tells of like events that were not told one by one.
+func (m *Manager) logHeldBack(ctx context.Context, uuid string, xid int, detail string, count int) {
+	m.cfg.Log.WarnContext(ctx, "a GPU had many errors of one kind", "gpu", uuid, "xid", xid, "detail", detail, "more", count)
 }
 
 // recordGPUFailure marks the GPU of a fatal event, or all, and tells those who
@@ -123,15 +138,24 @@ func (m *Manager) recordGPUFailure(ctx context.Context, event gpu.Event) error {
 	return errors.Join(append(errs, m.reportGPUs(ctx))...)
 }
 
-// markUnhealthy keeps that a GPU is not well, and tells those who have it. What
-// it had before stays the reason.
+// markUnhealthy keeps that a GPU is not well, and tells those who have it.
 func (m *Manager) markUnhealthy(ctx context.Context, uuid string, health gpu.Health) error {
+	return m.judgeGPU(ctx, uuid, func(*gpu.Mark) gpu.Health { return health })
+}
+
+// judgeGPU changes what is kept of a GPU; of one that judge finds unhealthy it
+// keeps that, and tells those who have it. What it had before stays the reason.
+func (m *Manager) judgeGPU(ctx context.Context, uuid string, judge func(mark *gpu.Mark) gpu.Health) error {
 	var held []gpu.Lease
-	_, err := m.cfg.Store.MarkGPU(ctx, uuid, func(books gpu.Books, mark *gpu.Mark) error {
-		if mark.Health.Unhealthy {
+	mark, err := m.cfg.Store.MarkGPU(ctx, uuid, func(books gpu.Books, mark *gpu.Mark) error {
+		before := *mark
+		held = nil
+		if health := judge(mark); health.Unhealthy && !mark.Health.Unhealthy {
+			mark.Health, held = health, books.Leases(uuid)
+		}
+		if *mark == before {
 			return errNothingToDo
 		}
-		mark.Health, held = health, books.Leases(uuid)
 		return nil
 	})
 	if errors.Is(err, errNothingToDo) {
@@ -142,7 +166,7 @@ func (m *Manager) markUnhealthy(ctx context.Context, uuid string, health gpu.Hea
 	}
 	var errs []error
 	for i := range held {
-		errs = append(errs, m.tellOfFailure(ctx, held[i].EnvID, failed(uuid, health.Reason)))
+		errs = append(errs, m.tellOfFailure(ctx, held[i].EnvID, failed(uuid, mark.Health.Reason)))
 	}
 	return errors.Join(errs...)
 }
@@ -190,7 +214,29 @@ func (m *Manager) reportGPUs(ctx context.Context) error {
 			WithHint("look at the host's kernel log; when one is well again: remotegpu gpu undrain --reset-health GPU")
 	}
 	m.setCondition(problem.GPUUnhealthy, unhealthy)
+	m.setCondition(problem.GPUWarning, gpuWarnings(m.gpus.seen().Devices))
 	return nil
+}
+
+// gpuWarnings is the condition of GPUs that work and are not as they should be;
+// nil: there are none.
+func gpuWarnings(devices []gpu.Device) error {
+	var warned []string
+	for i := range devices {
+		d := &devices[i]
+		found := d.Vitals.Warnings()
+		if d.Health.Unhealthy && d.Health.Passing {
+			found = append(found, d.Health.Reason)
+		}
+		if len(found) > 0 {
+			warned = append(warned, d.UUID+": "+strings.Join(found, ", "))
+		}
+	}
+	if len(warned) == 0 {
+		return nil
+	}
+	return problem.New(problem.GPUWarning, "%d GPUs work, and need to be looked at: %s", len(warned), strings.Join(warned, "; ")).
+		WithHint("heat: see to fans and air; memory: drain the GPU (remotegpu gpu drain GPU) and reset it when it is free")
 }
 
 // lookAgain is how old an inventory may be that a pass goes by: a host on which

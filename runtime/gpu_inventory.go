@@ -86,6 +86,9 @@ func (m *Manager) knownGPUs(ctx context.Context, age time.Duration) (gpu.Invento
 			}
 		}
 	}
+	if last.Missing == nil { // else it is what was seen before
+		m.vitals.look(&last, &m.cfg.GPU)
+	}
 	m.gpus.set(last, asked, changes)
 	return last, nil
 }

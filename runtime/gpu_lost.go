@@ -92,7 +92,7 @@ func lostGPUs(env *Environment, books *gpu.Books, driver string) string {
 		switch {
 		case !there:
 			return "GPU " + target.GPU + " is not there any more"
-		case device.Health.Unhealthy:
+		case device.Health.Failed():
 			return failed(target.GPU, device.Health.Reason)
 		case mark.Unhealthy && mark.Since.After(env.StartedAt):
 			return failed(target.GPU, mark.Reason)

@@ -67,6 +67,9 @@ func (m *Manager) tendGPUs(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, passTimeout)
 	defer cancel()
 	var errs []error
+	for _, held := range m.gpuFlow.over(time.Now()) {
+		m.logHeldBack(ctx, held.gpu, held.xid, held.detail, held.count)
+	}
 	for _, event := range m.gpuEvents.take() {
 		if err := m.recordGPUFailure(ctx, event); err != nil {
 			m.gpuEvents.put(event)
@@ -85,12 +88,7 @@ func (m *Manager) tendGPUs(ctx context.Context) error {
 	}
 	found, err := m.GPUInventory(ctx, m.lookAgain(envs))
 	if err == nil {
-		for i := range found.Devices {
-			if d := &found.Devices[i]; d.Health.Unhealthy {
-				errs = append(errs, m.markUnhealthy(ctx, d.UUID, d.Health))
-			}
-		}
-		errs = append(errs, m.lookForLost(ctx, envs, &found))
+		errs = append(errs, m.examineGPUs(ctx, &found), m.lookForLost(ctx, envs, &found))
 	} // else the condition tells
 	return errors.Join(append(errs, m.keepSharing(ctx), m.reportGPUs(ctx))...)
 }

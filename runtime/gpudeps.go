@@ -11,13 +11,21 @@ import (
 // nothing is written. Added leases have their ids.
 type LeaseFunc func(held gpu.Books) (gpu.Change, error)
 
+// LeaseFilter selects leases.
+type LeaseFilter struct {
+	GPU   string // UUID; "": of all
+	Limit int    // 0: no limit
+	After string // page cursor as returned by the store
+}
+
 // GPUStore keeps who has which GPU, and what is known of GPUs whatever their
 // driver says. The devices of its books are not in it. Errors as of Store.
 type GPUStore interface {
 	// GPUBooks returns all leases that are held, and all marks.
 	GPUBooks(ctx context.Context) (gpu.Books, error)
-	// GPULeases returns the last leases of a GPU, ended ones too, oldest first.
-	GPULeases(ctx context.Context, uuid string, limit int) ([]gpu.Lease, error)
+	// GPULeases returns leases, ended ones too, newest first, and the cursor of the
+	// next page. PAGE_TOKEN_INVALID.
+	GPULeases(ctx context.Context, filter LeaseFilter) ([]gpu.Lease, string, error)
 	// ChangeGPUs does as UpdateEnvironment and in the same transaction changes
 	// the leases of the environment as lease decides.
 	ChangeGPUs(ctx context.Context, id string, lease LeaseFunc, change func(*Environment) error) (*Environment, error)

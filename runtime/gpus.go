@@ -37,6 +37,9 @@ type GPUConfig struct {
 	// Leftover is how much memory (bytes) may be in use on such a GPU though no
 	// process is there. 0: DefaultLeftover.
 	Leftover uint64
+	// HotFor is how long a GPU is hot before it is given to nobody, and CoolFor how
+	// long it is cool before it is. 0: gpu.HotFor and gpu.CoolFor.
+	HotFor, CoolFor time.Duration
 	// Sharing is what holds environments to their shares; nil: nothing that
 	// would have to be tended.
 	Sharing Sharing

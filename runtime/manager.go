@@ -53,6 +53,8 @@ type Config struct {
 	// InEnvironment says whether a process of the host is one of an
 	// environment's. NotFound when there is none. nil: it is not known.
 	InEnvironment func(pid int, envID string) (bool, error)
+	// Cgroup is the path of an environment's control group. nil: it is not known.
+	Cgroup func(envID string) string
 	// NamedVolumes are the volumes behind Volumes.
 	NamedVolumes NamedVolumes
 	Log          *slog.Logger
@@ -103,6 +105,9 @@ type Manager struct {
 	gpus      inventory
 	gpuEvents missedEvents
 	gpuUsage  gpuUsage
+	gpuFlow   eventGate
+	gpuErrors errorCounts
+	vitals    gpuVitals
 	tending   tending
 	// gpuGate has one at a time decide by how GPUs are partitioned, or change
 	// that.

@@ -148,7 +148,7 @@ func start(t *testing.T, h *host) *daemon {
 		gpus = h.gpus
 	}
 	d.Manager = runtime.New(runtime.Config{
-		GPUs: gpus, GPU: h.gpu, InEnvironment: h.inEnvironment, Meters: noMeters{},
+		GPUs: gpus, GPU: h.gpu, InEnvironment: h.inEnvironment, Cgroup: func(id string) string { return "/test/" + id }, Meters: noMeters{},
 		Node: "node", StateDir: filepath.Join(h.dir, "environments"), LogDir: filepath.Join(h.dir, "logs"),
 		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Executor: h.engine, Roots: h.engine, Snapshotter: h.engine, Images: h.images,
 		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/remotegpu/remotegpu/gpu"
@@ -15,10 +16,11 @@ import (
 const (
 	leaseColumns = `id, env_id, gpu, mode, profile, place_start, place_size, static, memory_bytes, compute_percent,
 	enforcement, created_at, released_at`
-	selectLeases = `SELECT l.id, l.env_id, l.gpu, l.mode, l.profile, l.place_start, l.place_size, l.static, l.memory_bytes,
-	l.compute_percent, l.enforcement, l.created_at, l.released_at, coalesce(e.name, '')
+	// The name of an environment is that of its row, while it has one.
+	selectLeases = `SELECT l.seq, l.id, l.env_id, l.gpu, l.mode, l.profile, l.place_start, l.place_size, l.static, l.memory_bytes,
+	l.compute_percent, l.enforcement, l.created_at, l.released_at, coalesce(e.name, l.env_name), e.id IS NULL OR e.state = 'deleted'
 	FROM gpu_leases l LEFT JOIN environments e ON e.id = l.env_id WHERE `
-	selectMarks = "SELECT gpu, drained, why, drained_at, unhealthy, reason, xid, since, revision FROM gpu_marks"
+	selectMarks = "SELECT gpu, drained, why, drained_at, unhealthy, reason, xid, since, uncorrected, revision FROM gpu_marks"
 )
 
 func queryLeases(ctx context.Context, tx *sql.Tx, where string, args ...any) ([]gpu.Lease, error) {
@@ -29,20 +31,25 @@ func queryLeases(ctx context.Context, tx *sql.Tx, where string, args ...any) ([]
 	defer rows.Close() //nolint:errcheck // rows.Err tells what went wrong
 	var found []gpu.Lease
 	for rows.Next() {
-		var (
-			l                 gpu.Lease
-			memory            int64
-			created, released int64
-		)
-		if err := rows.Scan(&l.ID, &l.EnvID, &l.GPU, &l.Mode, &l.Profile, &l.Placement.Start, &l.Placement.Size, &l.Static, &memory,
-			&l.ComputePercent, &l.Enforcement, &created, &released, &l.EnvName); err != nil {
+		l, _, err := scanLease(rows)
+		if err != nil {
 			return nil, err
 		}
-		l.MemoryBytes = uint64(max(memory, 0))
-		l.CreatedAt, l.ReleasedAt = fromMillis(created), fromMillis(released)
 		found = append(found, l)
 	}
 	return found, rows.Err()
+}
+
+// scanLease reads a row of selectLeases, and its place in the order of creation.
+func scanLease(rows *sql.Rows) (l gpu.Lease, seq int64, err error) {
+	var memory, created, released int64
+	if err := rows.Scan(&seq, &l.ID, &l.EnvID, &l.GPU, &l.Mode, &l.Profile, &l.Placement.Start, &l.Placement.Size, &l.Static, &memory,
+		&l.ComputePercent, &l.Enforcement, &created, &released, &l.EnvName, &l.EnvDeleted); err != nil {
+		return l, 0, err
+	}
+	l.MemoryBytes = uint64(max(memory, 0))
+	l.CreatedAt, l.ReleasedAt = fromMillis(created), fromMillis(released)
+	return l, seq, nil
 }
 
 func queryMarks(ctx context.Context, tx *sql.Tx, where string, args ...any) ([]gpu.Mark, error) {
@@ -56,11 +63,13 @@ func queryMarks(ctx context.Context, tx *sql.Tx, where string, args ...any) ([]g
 		var (
 			m              gpu.Mark
 			drained, since int64
+			uncorrected    sql.NullInt64
 		)
-		if err := rows.Scan(&m.GPU, &m.Drained, &m.Why, &drained, &m.Health.Unhealthy, &m.Health.Reason, &m.Health.XID, &since, &m.Revision); err != nil {
+		if err := rows.Scan(&m.GPU, &m.Drained, &m.Why, &drained, &m.Health.Unhealthy, &m.Health.Reason, &m.Health.XID, &since, &uncorrected, &m.Revision); err != nil {
 			return nil, err
 		}
 		m.DrainedAt, m.Health.Since = fromMillis(drained), fromMillis(since)
+		m.Uncorrected, m.Counted = uint64(uncorrected.Int64), uncorrected.Valid
 		found = append(found, m)
 	}
 	return found, rows.Err()
@@ -91,18 +100,6 @@ func (s *Store) GPUBooks(ctx context.Context) (books gpu.Books, err error) {
 	return books, nil
 }
 
-// GPULeases implements runtime.GPUStore.
-func (s *Store) GPULeases(ctx context.Context, uuid string, limit int) (leases []gpu.Lease, err error) {
-	err = s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		leases, err = queryLeases(ctx, tx, "l.seq IN (SELECT seq FROM gpu_leases WHERE gpu = ? ORDER BY seq DESC LIMIT ?)", uuid, limit)
-		return err
-	})
-	if err != nil {
-		return nil, fmt.Errorf("list leases of GPU %s: %w", uuid, err)
-	}
-	return leases, nil
-}
-
 // lease has decide change the leases of an environment, by what is held and
 // marked inside the transaction.
 func lease(ctx context.Context, tx *sql.Tx, env *runtime.Environment, decide runtime.LeaseFunc, at time.Time) error {
@@ -119,7 +116,7 @@ func lease(ctx context.Context, tx *sql.Tx, env *runtime.Environment, decide run
 	}
 	for i := range change.Drop {
 		// What has ended meanwhile has ended.
-		if _, err := tx.ExecContext(ctx, "UPDATE gpu_leases SET released_at = max(?, 1) WHERE id = ? AND env_id = ? AND released_at = 0",
+		if _, err := tx.ExecContext(ctx, endLease+" WHERE id = ? AND env_id = ? AND released_at = 0",
 			millis(at), change.Drop[i].ID, env.ID); err != nil {
 			return err
 		}
@@ -142,7 +139,12 @@ func lease(ctx context.Context, tx *sql.Tx, env *runtime.Environment, decide run
 	return err
 }
 
-const endLeases = "UPDATE gpu_leases SET released_at = max(?, 1) WHERE env_id = ? AND released_at = 0"
+const (
+	// An ended lease outlives the row of its environment, so it keeps the name.
+	endLease = `UPDATE gpu_leases SET released_at = max(?, 1),
+	env_name = coalesce((SELECT name FROM environments WHERE id = gpu_leases.env_id), env_name)`
+	endLeases = endLease + " WHERE env_id = ? AND released_at = 0"
+)
 
 // releaseLeases ends the leases of an environment, but for those that an
 // instance was made for: that has to be removed first.
@@ -189,12 +191,14 @@ func (s *Store) MarkGPU(ctx context.Context, uuid string, change func(books gpu.
 		}
 		mark.Revision++
 		mark.DrainedAt, mark.Health.Since = stored(mark.DrainedAt), stored(mark.Health.Since)
-		_, err = tx.ExecContext(ctx, `INSERT INTO gpu_marks (gpu, drained, why, drained_at, unhealthy, reason, xid, since, revision)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+		uncorrected := sql.NullInt64{Int64: int64(min(mark.Uncorrected, math.MaxInt64)), Valid: mark.Counted}
+		_, err = tx.ExecContext(ctx, `INSERT INTO gpu_marks (gpu, drained, why, drained_at, unhealthy, reason, xid, since, uncorrected, revision)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 			ON CONFLICT (gpu) DO UPDATE SET drained = excluded.drained, why = excluded.why, drained_at = excluded.drained_at,
-			unhealthy = excluded.unhealthy, reason = excluded.reason, xid = excluded.xid, since = excluded.since, revision = excluded.revision`,
+			unhealthy = excluded.unhealthy, reason = excluded.reason, xid = excluded.xid, since = excluded.since,
+			uncorrected = excluded.uncorrected, revision = excluded.revision`,
 			uuid, mark.Drained, mark.Why, millis(mark.DrainedAt), mark.Health.Unhealthy, mark.Health.Reason, mark.Health.XID,
-			millis(mark.Health.Since), mark.Revision)
+			millis(mark.Health.Since), uncorrected, mark.Revision)
 		return err
 	})
 	if changeErr != nil {

@@ -2,8 +2,10 @@ package store_test
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -77,10 +79,52 @@ func TestLeasesNeverOverlapInTheDatabase(t *testing.T) {
 	if err := give(t, s, second.ID, exclusive("a"), instance("f", 0, 8)); err != nil {
 		t.Errorf("what was given back is refused: %v", err)
 	}
-	history, err := s.GPULeases(t.Context(), "a", 10)
-	if err != nil || len(history) != 2 || history[0].ReleasedAt.IsZero() || history[0].EnvName != "first" || !history[1].ReleasedAt.IsZero() {
-		t.Errorf("got %+v, %v", history, err)
+}
+
+// Who had a GPU is known by name when the environment has been forgotten.
+func TestWhoHadAGPUIsKept(t *testing.T) {
+	s := open(t)
+	first, second := environment("first"), environment("second")
+	create(t, s, first)
+	create(t, s, second)
+	if err := give(t, s, first.ID, exclusive("a"), exclusive("b")); err != nil {
+		t.Fatal(err)
 	}
+	remove(t, s, first.ID)
+	if err := give(t, s, second.ID, exclusive("a")); err != nil {
+		t.Fatal(err)
+	}
+	page := func(filter runtime.LeaseFilter) (words []string, next string) {
+		t.Helper()
+		leases, next, err := s.GPULeases(t.Context(), filter)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, l := range leases {
+			words = append(words, fmt.Sprint(l.GPU, " ", l.EnvName, " deleted ", l.EnvDeleted, " held ", l.ReleasedAt.IsZero()))
+		}
+		return words, next
+	}
+	check := func() {
+		t.Helper()
+		all, next := page(runtime.LeaseFilter{})
+		want := []string{"a second deleted false held true", "b first deleted true held false", "a first deleted true held false"}
+		if !slices.Equal(all, want) || next != "" {
+			t.Errorf("got %q and %q, want %q", all, next, want)
+		}
+		one, next := page(runtime.LeaseFilter{GPU: "a", Limit: 1})
+		rest, last := page(runtime.LeaseFilter{GPU: "a", Limit: 1, After: next})
+		if !slices.Equal(append(one, rest...), []string{want[0], want[2]}) || last != "" {
+			t.Errorf("by pages: %q, %q and %q", one, rest, last)
+		}
+	}
+	check()
+	if purged, err := s.PurgeDeleted(t.Context(), time.Now().Add(time.Hour)); err != nil || purged != 1 {
+		t.Fatalf("forgot %d environments, %v", purged, err)
+	}
+	check()
+	_, _, err := s.GPULeases(t.Context(), runtime.LeaseFilter{After: "x"})
+	wantReason(t, err, problem.PageTokenInvalid)
 }
 
 func TestACreateTakesAllOrNothing(t *testing.T) {
@@ -125,6 +169,7 @@ func TestMarksOutliveTheDaemon(t *testing.T) {
 	mark, err := s.MarkGPU(t.Context(), "a", func(_ gpu.Books, m *gpu.Mark) error {
 		m.Drained, m.Why, m.DrainedAt = true, "fan", since
 		m.Health = gpu.Health{Unhealthy: true, Reason: "XID 79", XID: 79, Since: since}
+		m.Uncorrected, m.Counted = 7, true
 		return nil
 	})
 	if err != nil || mark.Revision != 1 {

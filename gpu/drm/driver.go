@@ -58,7 +58,7 @@ func (d Driver) Usage(ctx context.Context) ([]gpu.Usage, error) {
 
 // measure reads what amdgpu tells, and hwmon of either vendor.
 func measure(dir, uuid string) gpu.Usage {
-	usage := gpu.Usage{UUID: uuid, UtilPercent: -1, EncoderPercent: -1, DecoderPercent: -1, Temperature: -1, PowerMilliwatts: -1, ECCUncorrected: -1}
+	usage := gpu.Untold(uuid)
 	if percent, err := strconv.Atoi(read(dir, "gpu_busy_percent")); err == nil {
 		usage.UtilPercent = percent
 	}

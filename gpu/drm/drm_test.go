@@ -112,13 +112,9 @@ func TestProbeAddsThem(t *testing.T) {
 	if err != nil || len(usages) != 5 {
 		t.Fatalf("usage %+v, %v", usages, err)
 	}
-	want := []gpu.Usage{
-		{
-			UUID: "PCI-0000:03:00.0", UtilPercent: 42, MemoryUsed: 1 << 20, EncoderPercent: -1, DecoderPercent: -1, Temperature: 61,
-			PowerMilliwatts: 123000, ECCUncorrected: -1,
-		},
-		{UUID: "PCI-0000:04:00.0", UtilPercent: -1, EncoderPercent: -1, DecoderPercent: -1, Temperature: -1, PowerMilliwatts: -1, ECCUncorrected: -1},
-	}
+	amd := gpu.Untold("PCI-0000:03:00.0")
+	amd.UtilPercent, amd.MemoryUsed, amd.Temperature, amd.PowerMilliwatts = 42, 1<<20, 61, 123000
+	want := []gpu.Usage{amd, gpu.Untold("PCI-0000:04:00.0")}
 	if diff := cmp.Diff(want, usages[1:3]); diff != "" {
 		t.Errorf("usage (-want +got):\n%s", diff)
 	}

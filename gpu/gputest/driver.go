@@ -29,13 +29,14 @@ type Driver struct {
 	made     int // instances so far
 	watchers map[chan gpu.Event]struct{}
 	limits   map[string]uint64 // by GPU and cgroup
+	used     map[string]uint64 // by GPU and cgroup
 }
 
 var _ gpu.Driver = (*Driver)(nil)
 
 // NewDriver has the given GPUs and driver version "580.1".
 func NewDriver(devices ...gpu.Device) *Driver {
-	return &Driver{devices: devices, driver: "580.1", usage: make(map[string]gpu.Usage), watchers: make(map[chan gpu.Event]struct{}), limits: make(map[string]uint64)}
+	return &Driver{devices: devices, driver: "580.1", usage: make(map[string]gpu.Usage), watchers: make(map[chan gpu.Event]struct{}), limits: make(map[string]uint64), used: make(map[string]uint64)}
 }
 
 func (d *Driver) call(ctx context.Context, name string, work func() error) error {
@@ -223,6 +224,28 @@ func (d *Driver) SetMemoryLimit(ctx context.Context, gpuUUID, cgroup string, byt
 		d.limits[gpuUUID+" "+cgroup] = bytes
 		return err
 	})
+}
+
+// MemoryUsed implements gpu.Driver.
+func (d *Driver) MemoryUsed(ctx context.Context, gpuUUID string, cgroups []string) (used map[string]uint64, err error) {
+	err = d.call(ctx, "MemoryUsed", func() error {
+		used = make(map[string]uint64)
+		for _, cgroup := range cgroups {
+			if bytes, known := d.used[gpuUUID+" "+cgroup]; known {
+				used[cgroup] = bytes
+			}
+		}
+		_, err := d.device(gpuUUID)
+		return err
+	})
+	return used, err
+}
+
+// UseMemory sets what the processes of a cgroup have of a GPU's memory.
+func (d *Driver) UseMemory(uuid, cgroup string, bytes uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.used[uuid+" "+cgroup] = bytes
 }
 
 // Change changes the GPUs and the version of the driver, as the world does.

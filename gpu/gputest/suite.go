@@ -3,6 +3,7 @@ package gputest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
@@ -18,6 +19,9 @@ type Subject struct {
 	// Happen brings about an event of a GPU while it is watched; nil: that
 	// cannot be done.
 	Happen func(gpu.Event)
+	// Ail has the first GPU tell of its state what it is given; nil: that cannot be
+	// done.
+	Ail func(gpu.Vitals)
 }
 
 // Run checks what every driver has to do. subject is called once per check.
@@ -27,6 +31,7 @@ func Run(t *testing.T, subject func(t *testing.T) Subject) {
 	t.Run("Instances", func(t *testing.T) { testInstances(t, subject(t)) })
 	t.Run("Edits", func(t *testing.T) { testEdits(t, subject(t)) })
 	t.Run("Usage", func(t *testing.T) { testUsage(t, subject(t)) })
+	t.Run("Vitals", func(t *testing.T) { testVitals(t, subject(t)) })
 	t.Run("Watch", func(t *testing.T) { testWatch(t, subject(t)) })
 	t.Run("Context", func(t *testing.T) { testContext(t, subject(t)) })
 }
@@ -138,6 +143,35 @@ func testUsage(t *testing.T, s Subject) {
 	for _, d := range probe(t, s).Devices {
 		if d.Vendor == gpu.NVIDIA && !measured[d.UUID] {
 			t.Errorf("GPU %s is not measured", d.UUID)
+		}
+	}
+}
+
+func testVitals(t *testing.T, s Subject) {
+	t.Helper()
+	for _, d := range probe(t, s).Devices {
+		v := d.Vitals
+		if v.Temperature < 0 || v.ShutdownAt > 0 && v.SlowdownAt > v.ShutdownAt {
+			t.Errorf("GPU %s: %+v", d.UUID, v)
+		}
+	}
+	if s.Ail == nil {
+		t.Skip("nothing can be brought about")
+	}
+	count := uint64(7)
+	for _, want := range []gpu.Vitals{
+		{Temperature: 91, SlowdownAt: 90, ShutdownAt: 100, Throttled: true},
+		{Temperature: 60, SlowdownAt: 90, UncorrectedErrors: &count, RemapPending: true},
+		{RetirePending: true},
+	} {
+		s.Ail(want)
+		d := probe(t, s).Devices[0]
+		if got := d.Vitals; fmt.Sprint(got.Warnings()) != fmt.Sprint(want.Warnings()) || got.SlowdownAt != want.SlowdownAt || got.Temperature != want.Temperature ||
+			(want.UncorrectedErrors != nil && (got.UncorrectedErrors == nil || *got.UncorrectedErrors != count)) {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+		if d.Health.Unhealthy {
+			t.Errorf("it is unhealthy: %+v", d.Health)
 		}
 	}
 }

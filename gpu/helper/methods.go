@@ -65,3 +65,9 @@ func (c *Client) SetExclusiveProcess(ctx context.Context, gpuUUID string, on boo
 func (c *Client) SetMemoryLimit(ctx context.Context, gpuUUID, cgroup string, bytes uint64) error {
 	return c.change(ctx, question{Method: methodLimit, GPU: gpuUUID, Cgroup: cgroup, Bytes: bytes}, nil)
 }
+
+// MemoryUsed implements gpu.Driver.
+func (c *Client) MemoryUsed(ctx context.Context, gpuUUID string, cgroups []string) (used map[string]uint64, err error) {
+	err = c.call(ctx, question{Method: methodMemory, GPU: gpuUUID, Cgroups: cgroups}, &used)
+	return used, err
+}

@@ -101,6 +101,8 @@ func (s *server) call(ctx context.Context, q question) (any, error) {
 		return nil, s.driver.SetExclusiveProcess(ctx, q.GPU, q.On)
 	case methodLimit:
 		return nil, s.driver.SetMemoryLimit(ctx, q.GPU, q.Cgroup, q.Bytes)
+	case methodMemory:
+		return s.driver.MemoryUsed(ctx, q.GPU, q.Cgroups)
 	default:
 		return nil, problem.New(problem.Internal, "no method %q", q.Method)
 	}

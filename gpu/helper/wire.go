@@ -19,6 +19,7 @@ const (
 	methodMIGMode    = "mig_mode"
 	methodExclusive  = "exclusive_process"
 	methodLimit      = "memory_limit"
+	methodMemory     = "memory_used"
 )
 
 // question is what the helper is asked.
@@ -32,6 +33,7 @@ type question struct {
 	Placement gpu.Span          `json:"placement"`
 	On        bool              `json:"on,omitempty"`
 	Cgroup    string            `json:"cgroup,omitempty"`
+	Cgroups   []string          `json:"cgroups,omitempty"`
 	Bytes     uint64            `json:"bytes,omitempty"`
 }
 

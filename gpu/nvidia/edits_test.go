@@ -301,10 +301,19 @@ func TestConformance(t *testing.T) {
 	gputest.Run(t, func(t *testing.T) gputest.Subject {
 		t.Helper()
 		driver := fakenvml.Install(t, t.TempDir(), fakenvml.Version, 2)
-		driver.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: gpus.A100_SXM4_40GB}, {Model: plain(), Minor: 1}}})
+		world := fakenvml.Host{GPUs: []fakenvml.GPU{{Model: gpus.A100_SXM4_40GB}, {Model: plain(), Minor: 1}}}
+		driver.Set(t, world)
 		driver.MIGMode(t, 0, true)
 		return gputest.Subject{
 			Driver: clientOf(t, driver),
+			Ail: func(v gpu.Vitals) {
+				g := &world.GPUs[0]
+				g.Temperature, g.Slowdown, g.Shutdown, g.Throttled, g.Remap, g.Retire = v.Temperature, v.SlowdownAt, v.ShutdownAt, v.Throttled, v.RemapPending, v.RetirePending
+				if g.ECC = v.UncorrectedErrors != nil; g.ECC {
+					g.ECCEver = int(*v.UncorrectedErrors)
+				}
+				driver.Set(t, world)
+			},
 			Happen: func(event gpu.Event) {
 				for index := range 2 {
 					if event.UUID == fakenvml.UUID(index) {

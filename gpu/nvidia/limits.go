@@ -70,6 +70,37 @@ func (d *Driver) SetMemoryLimit(_ context.Context, gpuUUID, cgroup string, bytes
 	}
 }
 
+// MemoryUsed implements gpu.Driver: nvmlDeviceGetMemoryLimits_v1.
+func (d *Driver) MemoryUsed(ctx context.Context, gpuUUID string, cgroups []string) (map[string]uint64, error) {
+	s, err := d.driver()
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	if !s.cfg.unified() || !s.has("nvmlDeviceGetMemoryLimits_v1") {
+		return nil, unsupported("the driver does not tell what memory a cgroup uses: that takes R615 or newer, and cgroup v2")
+	}
+	handle, err := s.whole(gpuUUID)
+	if err != nil {
+		return nil, err
+	}
+	used := make(map[string]uint64, len(cgroups))
+	for _, cgroup := range cgroups {
+		if err := ctx.Err(); err != nil {
+			return nil, context.Cause(ctx)
+		}
+		limits, ret := handle.GetMemoryLimits_v1(filepath.Join(d.cfg.Cgroup, strings.TrimPrefix(cgroup, "/")))
+		switch ret {
+		case nvml.SUCCESS:
+			used[cgroup] = limits.CurrentUsed
+		case nvml.ERROR_OPERATING_SYSTEM, nvml.ERROR_NOT_FOUND, nvml.ERROR_INVALID_ARGUMENT: // it has ended
+		default:
+			return nil, failure(ret, "find out what memory %s uses on GPU %s", cgroup, gpuUUID)
+		}
+	}
+	return used, nil
+}
+
 // limitsMemory says whether the driver can limit the memory of a cgroup.
 func (s *session) limitsMemory() bool {
 	return s.cfg.unified() && s.has("nvmlDeviceSetMemoryLimits_v1")

@@ -139,7 +139,7 @@ func TestMIGInstanceInUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []gpu.Process{{PID: 4711, MemoryBytes: 100 << 20, MIG: made.UUID, UtilPercent: -1}}
+	want := []gpu.Process{{PID: 4711, MemoryBytes: 100 << 20, MIG: made.UUID, UtilPercent: -1, EncoderPercent: -1, DecoderPercent: -1}}
 	if diff := cmp.Diff(want, usage[0].Processes); diff != "" || usage[0].UtilPercent != -1 {
 		t.Errorf("usage %+v: %s", usage[0], diff)
 	}

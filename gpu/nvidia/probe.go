@@ -128,6 +128,7 @@ func (s *session) device(index int, handle nvml.Device) (gpu.Device, nvml.Return
 	device.NUMANode = s.cfg.numaNode(device.PCI)
 	device.CardNode, device.RenderNode = s.cfg.drmNodes(device.PCI)
 	device.MIG = s.mig(handle, device, architecture, &c)
+	device.Vitals = s.vitals(handle, &c)
 	device.Health = s.health(handle, &c)
 	return device, nvml.SUCCESS
 }

@@ -84,7 +84,7 @@ func TestInventory(t *testing.T) {
 			{
 				UUID: fakenvml.UUID(0), Vendor: gpu.NVIDIA, Model: gpus.A100_SXM4_40GB.Name, Index: 0, Minor: 3, PCI: fakenvml.PCI(0), NUMANode: 1,
 				MemoryBytes: 40960 << 20, Architecture: "Ampere", ComputeCapability: "8.0", CardNode: "/dev/dri/card1", RenderNode: "/dev/dri/renderD128",
-				ECC: true, Peers: []string{fakenvml.UUID(1)}, MIG: gpu.MIG{Capable: true, ResetNeeded: true},
+				ECC: true, Peers: []string{fakenvml.UUID(1)}, MIG: gpu.MIG{Capable: true, ResetNeeded: true}, Vitals: gpu.Vitals{UncorrectedErrors: new(uint64)},
 			},
 			{
 				UUID: fakenvml.UUID(1), Vendor: gpu.NVIDIA, Model: "NVIDIA L4", Index: 1, Minor: 1, PCI: fakenvml.PCI(1), NUMANode: -1, MemoryBytes: 23034 << 20,
@@ -236,6 +236,40 @@ func TestHealthThatTheGPUTells(t *testing.T) {
 	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain()}}, Rules: []string{"fail nvmlDeviceGetEccMode 15"}})
 	if health := probe(t, client).Devices[0].Health; !health.Unhealthy {
 		t.Errorf("health of a GPU that is being lost: %+v", health)
+	}
+}
+
+func TestVitals(t *testing.T) {
+	t.Parallel()
+	library := fakenvml.Build(t, t.TempDir(), fakenvml.Version)
+	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{
+		{Model: plain(), Temperature: 95, Slowdown: 90, Shutdown: 100, Throttled: true, ECC: true, ECCErrors: 1, ECCEver: 7, Remap: true},
+		{Model: plain(), Temperature: 80, Margin: 9, Retire: true},
+		{Model: plain(), Temperature: 80, Margin: -2},
+		{Model: plain()},
+	}})
+	ever := uint64(7)
+	want := []gpu.Vitals{
+		{Temperature: 95, SlowdownAt: 90, ShutdownAt: 100, Throttled: true, UncorrectedErrors: &ever, RemapPending: true},
+		{Temperature: 80, SlowdownAt: 89, RetirePending: true},
+		{Temperature: 80, SlowdownAt: 78},
+		{},
+	}
+	var got []gpu.Vitals
+	for _, d := range probe(t, library.Client(t, t.TempDir())).Devices {
+		if got = append(got, d.Vitals); d.Health.Unhealthy {
+			t.Errorf("GPU %d is unhealthy: %+v", d.Index, d.Health)
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("vitals (-want +got):\n%s", diff)
+	}
+	// Drivers that have not all of it.
+	old := fakenvml.Build(t, t.TempDir(), fakenvml.Version, "nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetMarginTemperature",
+		"nvmlDeviceGetTemperatureThreshold", "nvmlDeviceGetRetiredPagesPendingStatus", "nvmlDeviceGetRemappedRows")
+	old.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain(), Temperature: 95, Slowdown: 90, Throttled: true, Remap: true, Retire: true}}})
+	if diff := cmp.Diff(gpu.Vitals{Temperature: 95, Throttled: true}, probe(t, old.Client(t, t.TempDir())).Devices[0].Vitals); diff != "" {
+		t.Errorf("vitals of an old driver (-want +got):\n%s", diff)
 	}
 }
 

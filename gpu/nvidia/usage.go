@@ -44,13 +44,13 @@ func (d *Driver) Usage(ctx context.Context) ([]gpu.Usage, error) {
 }
 
 func (s *session) usage(handle nvml.Device) (gpu.Usage, nvml.Return) {
-	usage := gpu.Usage{UtilPercent: -1, EncoderPercent: -1, DecoderPercent: -1, Temperature: -1, PowerMilliwatts: -1, ECCUncorrected: -1}
+	usage := gpu.Untold("")
 	var ret nvml.Return
 	if usage.UUID, ret = handle.GetUUID(); ret != nvml.SUCCESS {
 		return gpu.Usage{}, ret
 	}
 	if rates, ret := handle.GetUtilizationRates(); ret == nvml.SUCCESS { // not while MIG is on
-		usage.UtilPercent = int(rates.Gpu)
+		usage.UtilPercent, usage.CopyPercent = int(rates.Gpu), int(rates.Memory)
 	}
 	if percent, _, ret := handle.GetEncoderUtilization(); ret == nvml.SUCCESS {
 		usage.EncoderPercent = int(percent)
@@ -62,10 +62,13 @@ func (s *session) usage(handle nvml.Device) (gpu.Usage, nvml.Return) {
 	if power, ret := handle.GetPowerUsage(); ret == nvml.SUCCESS {
 		usage.PowerMilliwatts = int(power)
 	}
-	if count, ret := handle.GetTotalEccErrors(nvml.MEMORY_ERROR_TYPE_UNCORRECTED, nvml.VOLATILE_ECC); ret == nvml.SUCCESS {
-		usage.ECCUncorrected = int64(min(count, math.MaxInt64))
-	}
-	usage.MemoryUsed = s.memoryUsed(handle)
+	usage.ECCUncorrected = memoryErrors(handle, nvml.MEMORY_ERROR_TYPE_UNCORRECTED, nvml.VOLATILE_ECC)
+	usage.ECCCorrected = memoryErrors(handle, nvml.MEMORY_ERROR_TYPE_CORRECTED, nvml.VOLATILE_ECC)
+	usage.ECCUncorrectedEver = memoryErrors(handle, nvml.MEMORY_ERROR_TYPE_UNCORRECTED, nvml.AGGREGATE_ECC)
+	usage.ECCCorrectedEver = memoryErrors(handle, nvml.MEMORY_ERROR_TYPE_CORRECTED, nvml.AGGREGATE_ECC)
+	memory := s.memory(handle)
+	usage.MemoryUsed, usage.MemoryFree, usage.MemoryReserved = memory.Used, memory.Free, memory.Reserved
+	usage.Instances = s.instanceUsage(handle)
 	usage.Processes, ret = s.processes(handle)
 	return usage, ret
 }
@@ -86,17 +89,59 @@ func (s *session) temperature(handle nvml.Device) int {
 	return -1
 }
 
-// memoryUsed is without what the driver keeps for itself, where it tells.
-func (s *session) memoryUsed(handle nvml.Device) uint64 {
+// memoryErrors is a counter; -1 where there is none.
+func memoryErrors(handle nvml.Device, kind nvml.MemoryErrorType, counter nvml.EccCounterType) int64 {
+	count, ret := handle.GetTotalEccErrors(kind, counter)
+	if ret != nvml.SUCCESS {
+		return -1
+	}
+	return int64(min(count, math.MaxInt64))
+}
+
+// memory is with what the driver keeps for itself apart, where it tells.
+func (s *session) memory(handle nvml.Device) nvml.Memory_v2 {
 	if s.has("nvmlDeviceGetMemoryInfo_v2") {
 		if memory, ret := handle.GetMemoryInfo_v2(); ret == nvml.SUCCESS {
-			return memory.Used
+			return memory
 		}
 	}
-	if memory, ret := handle.GetMemoryInfo(); ret == nvml.SUCCESS {
-		return memory.Used
+	memory, ret := handle.GetMemoryInfo()
+	if ret != nvml.SUCCESS {
+		return nvml.Memory_v2{}
 	}
-	return 0
+	return nvml.Memory_v2{Total: memory.Total, Free: memory.Free, Used: memory.Used}
+}
+
+// instanceUsage is the memory of each MIG instance of a GPU.
+func (s *session) instanceUsage(handle nvml.Device) []gpu.InstanceUsage {
+	if !s.migOn(handle) {
+		return nil
+	}
+	count, ret := handle.GetMaxMigDeviceCount()
+	if ret != nvml.SUCCESS {
+		return nil
+	}
+	var found []gpu.InstanceUsage
+	for index := range count {
+		instance, ret := handle.GetMigDeviceHandleByIndex(index)
+		if ret != nvml.SUCCESS {
+			continue
+		}
+		if uuid, ret := instance.GetUUID(); ret == nvml.SUCCESS {
+			memory := s.memory(instance)
+			found = append(found, gpu.InstanceUsage{UUID: uuid, MemoryUsed: memory.Used, MemoryFree: memory.Free})
+		}
+	}
+	return found
+}
+
+// migOn says whether MIG is on.
+func (s *session) migOn(handle nvml.Device) bool {
+	if !s.has("nvmlDeviceGetMigMode") {
+		return false
+	}
+	current, _, ret := handle.GetMigMode()
+	return ret == nvml.SUCCESS && current == nvml.DEVICE_MIG_ENABLE
 }
 
 // notAvailable is NVML_VALUE_NOT_AVAILABLE.
@@ -105,9 +150,13 @@ const notAvailable = math.MaxUint64
 // utilWindow is the time that the utilization of processes is of.
 const utilWindow = 2 * time.Second
 
-// utilization is the share of time in which kernels of processes ran, in
-// percent; nil where the driver does not tell, as on a GPU that is partitioned.
-func (s *session) utilization(handle nvml.Device) map[uint32]int {
+// work is the share of time, in percent, in which a GPU worked for a process:
+// kernels, encoders, decoders. -1: it is not told.
+type work struct{ kernels, encoders, decoders int }
+
+// utilization is what processes had a GPU do; nil where the driver does not
+// tell, as of one that is partitioned.
+func (s *session) utilization(handle nvml.Device) map[uint32]work {
 	if !s.has("nvmlDeviceGetProcessUtilization") {
 		return nil
 	}
@@ -116,22 +165,28 @@ func (s *session) utilization(handle nvml.Device) map[uint32]int {
 	if !told && (ret != nvml.ERROR_INSUFFICIENT_SIZE || samples == nil) {
 		return nil
 	}
-	percent, last := make(map[uint32]int, len(samples)), make(map[uint32]uint64, len(samples))
+	found, last := make(map[uint32]work, len(samples)), make(map[uint32]uint64, len(samples))
 	for _, sample := range samples {
 		if sample.TimeStamp < last[sample.Pid] {
 			continue
 		}
-		percent[sample.Pid], last[sample.Pid] = int(sample.SmUtil), sample.TimeStamp
-		if sample.SmUtil > 100 { // some drivers give what is no measurement
-			percent[sample.Pid] = -1
-		}
+		found[sample.Pid] = work{percent(sample.SmUtil), percent(sample.EncUtil), percent(sample.DecUtil)}
+		last[sample.Pid] = sample.TimeStamp
 	}
-	return percent
+	return found
+}
+
+// percent is -1 for what is no measurement, which some drivers give.
+func percent(value uint32) int {
+	if value > 100 {
+		return -1
+	}
+	return int(value)
 }
 
 // processes are those that have contexts on a GPU.
 func (s *session) processes(handle nvml.Device) ([]gpu.Process, nvml.Return) {
-	migs, percent := s.instanceUUIDs(handle), s.utilization(handle)
+	migs, told := s.instanceUUIDs(handle), s.utilization(handle)
 	type key struct {
 		pid uint32
 		mig string
@@ -141,10 +196,12 @@ func (s *session) processes(handle nvml.Device) ([]gpu.Process, nvml.Return) {
 		for _, info := range infos {
 			at := key{info.Pid, migs[[2]uint32{info.GpuInstanceId, info.ComputeInstanceId}]}
 			process := found[at]
-			process.PID, process.MIG, process.UtilPercent = int(info.Pid), at.mig, -1
-			if percent != nil && at.mig == "" {
-				process.UtilPercent = percent[info.Pid]
+			process.PID, process.MIG = int(info.Pid), at.mig
+			did := work{-1, -1, -1}
+			if told != nil && at.mig == "" {
+				did = told[info.Pid]
 			}
+			process.UtilPercent, process.EncoderPercent, process.DecoderPercent = did.kernels, did.encoders, did.decoders
 			process.Graphics = process.Graphics || graphics
 			if info.UsedGpuMemory != notAvailable {
 				process.MemoryBytes = max(process.MemoryBytes, info.UsedGpuMemory) // both kinds count all of the process
@@ -175,10 +232,7 @@ func (s *session) processes(handle nvml.Device) ([]gpu.Process, nvml.Return) {
 // instanceUUIDs are those of MIG instances by the numbers of GPU and compute
 // instance.
 func (s *session) instanceUUIDs(handle nvml.Device) map[[2]uint32]string {
-	if !s.has("nvmlDeviceGetMigMode") {
-		return nil
-	}
-	if current, _, ret := handle.GetMigMode(); ret != nvml.SUCCESS || current != nvml.DEVICE_MIG_ENABLE {
+	if !s.migOn(handle) {
 		return nil
 	}
 	instances, ret := s.instances(handle, nil)

@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/NVIDIA/go-nvml/pkg/nvml/mock/gpus"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/remotegpu/remotegpu/gpu"
@@ -17,29 +18,58 @@ func TestUsage(t *testing.T) {
 	library := fakenvml.Build(t, t.TempDir(), fakenvml.Version)
 	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{
 		{
-			Model: plain(), ECC: true, Util: 97, UsedMB: 2048, Encoder: 12, Decoder: 3, Temperature: 66, Power: 71500, ECCErrors: 2,
+			Model: plain(), ECC: true, ECCEver: 9, Corrected: 70, Util: 97, UsedMB: 2048, Encoder: 12, Decoder: 3, Temperature: 66, Power: 71500, ECCErrors: 2,
 			Processes: []fakenvml.Process{
-				{Kind: 'c', PID: 20, MB: 300, Util: 60}, {Kind: 'g', PID: 10, MB: 5}, {Kind: 'g', PID: 20, MB: 300}, {Kind: 'm', PID: 30}, {Kind: 'c', PID: 40, MB: 1, Util: 1000},
+				{Kind: 'c', PID: 20, MB: 300, Util: 60, Enc: 12, Dec: 3}, {Kind: 'g', PID: 10, MB: 5}, {Kind: 'g', PID: 20, MB: 300}, {Kind: 'm', PID: 30}, {Kind: 'c', PID: 40, MB: 1, Util: 1000},
 			},
 		},
 		{Model: plain(), Lost: true},
 		{Model: plain()},
 	}})
-	got, err := library.Client(t, t.TempDir()).Usage(t.Context())
+	client := library.Client(t, t.TempDir())
+	got, err := client.Usage(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []gpu.Usage{
 		{
-			UUID: fakenvml.UUID(0), UtilPercent: 97, MemoryUsed: 2048 << 20, EncoderPercent: 12, DecoderPercent: 3, Temperature: 66,
-			PowerMilliwatts: 71500, ECCUncorrected: 2, Processes: []gpu.Process{
-				{PID: 10, MemoryBytes: 5 << 20, Graphics: true}, {PID: 20, MemoryBytes: 300 << 20, Graphics: true, UtilPercent: 60}, {PID: 30}, {PID: 40, MemoryBytes: 1 << 20, UtilPercent: -1},
+			UUID: fakenvml.UUID(0), UtilPercent: 97, CopyPercent: 97, MemoryUsed: 2048 << 20, MemoryFree: (23034 - 2048 - 500) << 20, MemoryReserved: 500 << 20,
+			EncoderPercent: 12, DecoderPercent: 3, Temperature: 66, PowerMilliwatts: 71500,
+			ECCUncorrected: 2, ECCCorrected: 70, ECCUncorrectedEver: 9, ECCCorrectedEver: 70, Processes: []gpu.Process{
+				{PID: 10, MemoryBytes: 5 << 20, Graphics: true},
+				{PID: 20, MemoryBytes: 300 << 20, Graphics: true, UtilPercent: 60, EncoderPercent: 12, DecoderPercent: 3},
+				{PID: 30},
+				{PID: 40, MemoryBytes: 1 << 20, UtilPercent: -1},
 			},
 		},
-		{UUID: fakenvml.UUID(2), ECCUncorrected: -1},
+		{
+			UUID: fakenvml.UUID(2), MemoryFree: (23034 - 500) << 20, MemoryReserved: 500 << 20,
+			ECCUncorrected: -1, ECCCorrected: -1, ECCUncorrectedEver: -1, ECCCorrectedEver: -1,
+		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("usage (-want +got):\n%s", diff)
+	}
+	// Instances have memory of their own; whose kernels run on them is not told.
+	library.MIGMode(t, 0, true)
+	world := fakenvml.Host{GPUs: []fakenvml.GPU{{Model: gpus.A100_SXM4_40GB}}}
+	library.Set(t, world)
+	made, err := client.CreateMIG(t.Context(), fakenvml.UUID(0), "1g.5gb", gpu.Span{Start: 0, Size: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	world.GPUs[0].Processes = []fakenvml.Process{{Kind: 'c', PID: 20, MB: 300, Util: 60, Enc: 1, GI: &made.GPUInstance}}
+	library.Set(t, world)
+	got, err = client.Usage(t.Context())
+	if err != nil || len(got) != 1 {
+		t.Fatalf("usage %+v, %v", got, err)
+	}
+	onInstance := []gpu.Process{{PID: 20, MemoryBytes: 300 << 20, MIG: made.UUID, UtilPercent: -1, EncoderPercent: -1, DecoderPercent: -1}}
+	if diff := cmp.Diff(onInstance, got[0].Processes); diff != "" || got[0].UtilPercent != -1 {
+		t.Errorf("on an instance (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]gpu.InstanceUsage{{UUID: made.UUID, MemoryUsed: 300 << 20, MemoryFree: made.MemoryBytes - 300<<20}}, got[0].Instances); diff != "" {
+		t.Errorf("instances (-want +got):\n%s", diff)
 	}
 	library = fakenvml.Build(t, t.TempDir(), fakenvml.Version, "nvmlDeviceGetProcessUtilization")
 	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain(), Processes: []fakenvml.Process{{Kind: 'c', PID: 20, Util: 60}}}}})
@@ -78,6 +108,11 @@ func TestLimits(t *testing.T) {
 		}
 	}
 	path := filepath.Join(root, "cgroup/remotegpu/x")
+	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain(), Cgroups: []fakenvml.Cgroup{{Path: path, MB: 77}}}}})
+	used, err := client.MemoryUsed(t.Context(), uuid, []string{"/remotegpu/x", "/remotegpu/gone"})
+	if diff := cmp.Diff(map[string]uint64{"/remotegpu/x": 77 << 20}, used); diff != "" || err != nil {
+		t.Errorf("used (-want +got):\n%s%v", diff, err)
+	}
 	want := []string{
 		"memory_limits " + uuid + " " + path + " 1073741824 1073741824",
 		"memory_limits " + uuid + " " + path + " 0 18446744073709551615",
@@ -86,10 +121,12 @@ func TestLimits(t *testing.T) {
 	if diff := cmp.Diff(want, library.Log(t)); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)
 	}
-	old := fakenvml.Build(t, t.TempDir(), fakenvml.Version, "nvmlDeviceSetMemoryLimits_v1")
+	old := fakenvml.Build(t, t.TempDir(), fakenvml.Version, "nvmlDeviceSetMemoryLimits_v1", "nvmlDeviceGetMemoryLimits_v1")
 	old.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain()}}})
 	without := old.Client(t, root)
 	wantReason(t, without.SetMemoryLimit(t.Context(), uuid, "/remotegpu/x", 1), problem.GPUUnsupported, "R615")
+	_, err = without.MemoryUsed(t.Context(), uuid, []string{"/remotegpu/x"})
+	wantReason(t, err, problem.GPUUnsupported, "R615")
 	if !can(client) || can(without) {
 		t.Errorf("said to limit memory: the one that does %v, the one that does not %v", can(client), can(without))
 	}

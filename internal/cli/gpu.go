@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -13,7 +12,7 @@ import (
 )
 
 func (a *app) gpuCommand() *cobra.Command {
-	cmd := group("gpu", "GPUs of the node", a.gpuList(), a.gpuGet(), a.gpuDrain(), a.gpuUndrain(), a.gpuMIG())
+	cmd := group("gpu", "GPUs of the node", a.gpuList(), a.gpuGet(), a.gpuLeases(), a.gpuDrain(), a.gpuUndrain(), a.gpuMIG())
 	cmd.Long = `GPUs of the node and who has them. A GPU is named by its UUID or the beginning
 of it, its PCI address, or its index.`
 	return cmd
@@ -99,7 +98,7 @@ func gpuUsage(u *remotegpuv1.GPUUsage) string {
 func gpuHolders(g *remotegpuv1.GPU) string {
 	names := make([]string, 0, len(g.GetLeases()))
 	for _, l := range g.GetLeases() {
-		names = append(names, cmp.Or(l.GetEnvironmentName(), l.GetEnvironment()))
+		names = append(names, holder(l))
 	}
 	return strings.Join(names, ", ")
 }
@@ -140,6 +139,9 @@ func (a *app) showGPU(g *remotegpuv1.GPU) error {
 		{"Drained", strings.TrimSpace(moment(g.GetDrainedAt()) + " " + g.GetDrainReason())},
 		{"Unhealthy", strings.TrimSpace(moment(g.GetUnhealthySince()) + " " + g.GetHealthReason())},
 	}
+	for _, warning := range g.GetWarnings() {
+		rows = append(rows, []string{"Warning", warning})
+	}
 	if g.GetMigCapable() {
 		rows = append(rows, []string{"MIG", onOff(g.GetMigEnabled())})
 	}
@@ -154,7 +156,7 @@ func (a *app) showGPU(g *remotegpuv1.GPU) error {
 		rows = append(rows, []string{"Instance", fmt.Sprintf("%s %s at %d", i.GetUuid(), i.GetProfile(), i.GetPlacement().GetStart())})
 	}
 	for _, l := range g.GetLeases() {
-		rows = append(rows, []string{"Environment", cmp.Or(l.GetEnvironmentName(), l.GetEnvironment()) + ": " + strings.TrimPrefix(gpuText(l), g.GetUuid()+" ")})
+		rows = append(rows, []string{"Environment", holder(l) + ": " + strings.TrimPrefix(gpuText(l), g.GetUuid()+" ")})
 	}
 	return a.facts(append(rows, usageRows(g.GetUsage())...))
 }
@@ -176,6 +178,14 @@ func usageRows(u *remotegpuv1.GPUUsage) [][]string {
 	}
 	if u.PowerMilliwatts != nil {
 		rows = append(rows, []string{"Power", fmt.Sprintf("%d W", u.GetPowerMilliwatts()/1000)})
+	}
+	for _, count := range []struct {
+		name  string
+		value *int64
+	}{{"Memory errors", u.EccUncorrected}, {"Memory errors ever", u.EccUncorrectedEver}} {
+		if count.value != nil {
+			rows = append(rows, []string{count.name, fmt.Sprintf("%d that were not corrected", *count.value)})
+		}
 	}
 	for _, p := range u.GetProcesses() {
 		rows = append(rows, []string{"Process", fmt.Sprintf("%d %s %s", p.GetPid(), gpuMemory(p.GetMemoryBytes()), p.GetMigInstance())})

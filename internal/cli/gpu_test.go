@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
@@ -23,11 +24,11 @@ func gpus() []*remotegpuv1.GPU {
 	return []*remotegpuv1.GPU{
 		{
 			Uuid: "GPU-1", Model: "NVIDIA L4", MemoryBytes: 24 << 30, Mode: remotegpuv1.GPUMode_GPU_MODE_SHARED, Health: remotegpuv1.GPUHealth_GPU_HEALTH_OK,
-			Drained: true, DrainReason: "fan", Leases: []*remotegpuv1.GPULease{{EnvironmentName: "demo", Gpu: "GPU-1"}, {Environment: "01X"}},
-			Usage: &remotegpuv1.GPUUsage{UtilPercent: proto.Int32(7), MemoryUsedBytes: 1 << 30, TemperatureCelsius: proto.Int32(40)},
+			Drained: true, DrainReason: "fan", Leases: []*remotegpuv1.GPULease{{EnvironmentName: "demo", Gpu: "GPU-1"}, {Environment: "01X", EnvironmentDeleted: true}},
+			Usage: &remotegpuv1.GPUUsage{UtilPercent: proto.Int32(7), MemoryUsedBytes: 1 << 30, TemperatureCelsius: proto.Int32(40), EccUncorrectedEver: proto.Int64(3)},
 		},
 		{
-			Uuid: "GPU-2", Index: -1, Health: remotegpuv1.GPUHealth_GPU_HEALTH_UNHEALTHY, HealthReason: "XID 79", MigCapable: true, MigEnabled: true,
+			Uuid: "GPU-2", Index: -1, Health: remotegpuv1.GPUHealth_GPU_HEALTH_UNHEALTHY, HealthReason: "XID 79", Warnings: []string{"it is hot"}, MigCapable: true, MigEnabled: true,
 			Profiles:  []*remotegpuv1.MIGProfile{{Name: "1g.5gb", MemoryBytes: 5 << 30, Placements: []*remotegpuv1.MIGPlacement{{Start: 0}, {Start: 1}}}},
 			Instances: []*remotegpuv1.MIGInstance{{Uuid: "MIG-1", Profile: "1g.5gb", Placement: &remotegpuv1.MIGPlacement{Start: 1}}},
 		},
@@ -40,6 +41,16 @@ func (g *gpuFake) ListGPUs(_ context.Context, req *remotegpuv1.ListGPUsRequest) 
 
 func (g *gpuFake) GetGPU(_ context.Context, req *remotegpuv1.GetGPURequest) (*remotegpuv1.GetGPUResponse, error) {
 	return &remotegpuv1.GetGPUResponse{Gpu: gpus()[req.GetGpu()[len(req.GetGpu())-1]-'1']}, g.fake.got(req)
+}
+
+func (g *gpuFake) ListGPULeases(_ context.Context, req *remotegpuv1.ListGPULeasesRequest) (*remotegpuv1.ListGPULeasesResponse, error) {
+	if req.GetPageToken() == "" {
+		return &remotegpuv1.ListGPULeasesResponse{Leases: []*remotegpuv1.GPULease{{EnvironmentName: "demo", Environment: "01ENV", Gpu: "GPU-1"}}, NextPageToken: "2"}, g.fake.got(req)
+	}
+	return &remotegpuv1.ListGPULeasesResponse{Leases: []*remotegpuv1.GPULease{{
+		EnvironmentName: "old", Environment: "01OLD", EnvironmentDeleted: true, Gpu: "GPU-1", ReleasedAt: ago(time.Minute),
+		Mode: remotegpuv1.GPUMode_GPU_MODE_EXCLUSIVE, Enforcement: remotegpuv1.GPUEnforcement_GPU_ENFORCEMENT_SOLE,
+	}}}, g.fake.got(req)
 }
 
 func (g *gpuFake) DrainGPU(_ context.Context, req *remotegpuv1.DrainGPURequest) (*remotegpuv1.DrainGPUResponse, error) {
@@ -69,9 +80,11 @@ func TestGPUs(t *testing.T) {
 		want proto.Message
 		says []string
 	}{
-		{"gpu ls --usage", &remotegpuv1.ListGPUsRequest{Usage: true}, []string{"0 GPU-1 NVIDIA L4 24 GiB shared drained 7% 1 GiB demo, 01X", "- GPU-2 - - free unhealthy - -", "no toolkit"}},
-		{"gpu get GPU-1", &remotegpuv1.GetGPURequest{Gpu: "GPU-1"}, []string{"Temperature: 40 °C", "Environment: demo", "fan"}},
-		{"gpu get GPU-2", &remotegpuv1.GetGPURequest{Gpu: "GPU-2"}, []string{"XID 79", "Profile: 1g.5gb, 5 GiB, at 0 1", "Instance: MIG-1 1g.5gb at 1", "MIG: on"}},
+		{"gpu ls --usage", &remotegpuv1.ListGPUsRequest{Usage: true}, []string{"0 GPU-1 NVIDIA L4 24 GiB shared drained 7% 1 GiB demo, 01X (deleted)", "- GPU-2 - - free unhealthy - -", "no toolkit"}},
+		{"gpu get GPU-1", &remotegpuv1.GetGPURequest{Gpu: "GPU-1"}, []string{"Temperature: 40 °C", "Memory errors ever: 3", "Environment: demo", "fan"}},
+		{"gpu get GPU-2", &remotegpuv1.GetGPURequest{Gpu: "GPU-2"}, []string{"XID 79", "Warning: it is hot", "Profile: 1g.5gb, 5 GiB, at 0 1", "Instance: MIG-1 1g.5gb at 1", "MIG: on"}},
+		{"gpu leases 0", &remotegpuv1.ListGPULeasesRequest{Gpu: "0", PageSize: 49, PageToken: "2"}, []string{"now demo 01ENV", "old (deleted) 01OLD exclusive, enforced by sole GPU-1"}},
+		{"gpu leases --page-size 1", &remotegpuv1.ListGPULeasesRequest{PageSize: 1}, []string{"demo"}},
 		{"gpu drain GPU-1 --reason fan", &remotegpuv1.DrainGPURequest{Gpu: "GPU-1", Reason: "fan"}, []string{"GPU-1: drained"}},
 		{"gpu undrain 1 --reset-health", &remotegpuv1.UndrainGPURequest{Gpu: "1", ResetHealth: true}, []string{"GPU-2: unhealthy"}},
 		{"gpu mig create 0 1g.5gb", &remotegpuv1.CreateMIGInstanceRequest{Gpu: "0", Profile: "1g.5gb"}, []string{"MIG-1"}},

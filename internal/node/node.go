@@ -216,15 +216,18 @@ func (n *Node) buildManager(ctx context.Context) error {
 		Engine: n.engine, Executor: n.engine, Roots: n.engine, Snapshotter: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.ports(), Volumes: volumes, Desktops: n.desktops, Log: n.log,
 		LoginDir: n.statePath("credentials"), BootID: bootID(), Names: served,
 		Addresses: &addresses{node: n},
-		GPUs:      n.gpuDriver(), GPU: n.gpuConfig(), InEnvironment: n.inEnvironment,
+		GPUs:      n.gpuDriver(), GPU: n.gpuConfig(), InEnvironment: n.inEnvironment, Cgroup: n.cgroupOf,
 	})
 	return ctx.Err()
 }
 
 // inEnvironment says whether a process is one of an environment's.
 func (n *Node) inEnvironment(pid int, envID string) (bool, error) {
-	return cgroup.Contains(pid, path.Join(n.cfg.Containerd.Cgroup, envID))
+	return cgroup.Contains(pid, n.cgroupOf(envID))
 }
+
+// cgroupOf is the path of an environment's control group.
+func (n *Node) cgroupOf(envID string) string { return path.Join(n.cfg.Containerd.Cgroup, envID) }
 
 // Run adopts what survived the last daemon, serves, and returns when ctx ends
 // or a part fails. Order down: the API stops accepting, the gateway drains, the

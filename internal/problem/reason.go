@@ -106,6 +106,7 @@ const (
 	GPUExhausted          Reason = "GPU_EXHAUSTED"
 	GPUModeConflict       Reason = "GPU_MODE_CONFLICT"
 	GPUUnhealthy          Reason = "GPU_UNHEALTHY"
+	GPUWarning            Reason = "GPU_WARNING"
 	GPULost               Reason = "GPU_LOST"
 	GPUDrained            Reason = "GPU_DRAINED"
 	GPUInUse              Reason = "GPU_IN_USE"
@@ -239,6 +240,7 @@ var kinds = map[Reason]error{
 	GPUExhausted:          errdefs.ErrResourceExhausted,
 	GPUModeConflict:       errdefs.ErrFailedPrecondition,
 	GPUUnhealthy:          errdefs.ErrFailedPrecondition,
+	GPUWarning:            errdefs.ErrFailedPrecondition,
 	GPULost:               errdefs.ErrFailedPrecondition,
 	GPUDrained:            errdefs.ErrFailedPrecondition,
 	GPUInUse:              errdefs.ErrFailedPrecondition,

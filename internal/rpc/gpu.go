@@ -56,6 +56,19 @@ func (s *gpuService) GetGPU(ctx context.Context, req *remotegpuv1.GetGPURequest)
 	return &remotegpuv1.GetGPUResponse{Gpu: s.toGPU(&g)}, nil
 }
 
+// ListGPULeases implements the RPC.
+func (s *gpuService) ListGPULeases(ctx context.Context, req *remotegpuv1.ListGPULeasesRequest) (*remotegpuv1.ListGPULeasesResponse, error) {
+	leases, next, err := s.cfg.Manager.GPULeases(ctx, req.GetGpu(), pageSize(req.GetPageSize()), req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	res := &remotegpuv1.ListGPULeasesResponse{NextPageToken: next}
+	for i := range leases {
+		res.Leases = append(res.Leases, toLease(&leases[i]))
+	}
+	return res, nil
+}
+
 // DrainGPU implements the RPC.
 func (s *gpuService) DrainGPU(ctx context.Context, req *remotegpuv1.DrainGPURequest) (*remotegpuv1.DrainGPUResponse, error) {
 	g, err := s.cfg.Manager.DrainGPU(ctx, req.GetGpu(), req.GetReason())
@@ -116,8 +129,12 @@ func (s *gpuService) toGPU(g *runtime.GPU) *remotegpuv1.GPU {
 	if !health.Unhealthy {
 		health = g.Health
 	}
+	message.Warnings = g.Vitals.Warnings()
 	if health.Unhealthy {
 		message.Health = remotegpuv1.GPUHealth_GPU_HEALTH_UNHEALTHY
+		if health.Passing {
+			message.Health = remotegpuv1.GPUHealth_GPU_HEALTH_HOT
+		}
 		message.HealthReason, message.Xid, message.UnhealthySince = health.Reason, int32(health.XID), timestamp(health.Since)
 	}
 	if g.Gone {
@@ -151,7 +168,8 @@ func toLease(l *gpu.Lease) *remotegpuv1.GPULease {
 	message := &remotegpuv1.GPULease{
 		Id: l.ID, Environment: l.EnvID, EnvironmentName: l.EnvName, Gpu: l.GPU, MigInstance: l.MIG, Mode: gpuModes.toProto[l.Mode],
 		Profile: l.Profile, MemoryBytes: l.MemoryBytes, ComputePercent: int32(l.ComputePercent),
-		Enforcement: gpuEnforcements.toProto[l.Enforcement], CreatedAt: timestamp(l.CreatedAt),
+		Enforcement: gpuEnforcements.toProto[l.Enforcement], CreatedAt: timestamp(l.CreatedAt), ReleasedAt: timestamp(l.ReleasedAt),
+		EnvironmentDeleted: l.EnvDeleted,
 	}
 	if l.Mode == gpu.MIGMode {
 		message.Placement = toPlacement(l.Placement)
@@ -176,6 +194,7 @@ func toGPUUsage(u *gpu.Usage) *remotegpuv1.GPUUsage {
 		UtilPercent: told[int, int32](u.UtilPercent), MemoryUsedBytes: u.MemoryUsed, EncoderPercent: told[int, int32](u.EncoderPercent),
 		DecoderPercent: told[int, int32](u.DecoderPercent), TemperatureCelsius: told[int, int32](u.Temperature),
 		PowerMilliwatts: told[int, int32](u.PowerMilliwatts), EccUncorrected: told[int64, int64](u.ECCUncorrected),
+		EccCorrected: told[int64, int64](u.ECCCorrected), EccUncorrectedEver: told[int64, int64](u.ECCUncorrectedEver),
 	}
 	for _, p := range u.Processes {
 		message.Processes = append(message.Processes, &remotegpuv1.GPUProcess{

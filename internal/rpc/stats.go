@@ -50,7 +50,7 @@ func toStats(all []runtime.Stats) []*remotegpuv1.Stats {
 			message.Gpus = append(message.Gpus, &remotegpuv1.GPUStats{
 				Gpu: g.GPU, MigInstance: g.MIG, MemoryBytes: g.MemoryBytes, MemoryLimitBytes: g.MemoryLimitBytes,
 				UtilPercent: told[int, int32](g.UtilPercent), Processes: int32(g.Processes),
-				MemoryUnknown: g.MemoryUnknown,
+				MemoryUnknown: g.MemoryUnknown, EncoderPercent: told[int, int32](g.EncoderPercent), DecoderPercent: told[int, int32](g.DecoderPercent),
 			})
 		}
 		messages = append(messages, message)

@@ -45,9 +45,24 @@ type GPU struct {
 	Decoder      int
 	Temperature  int
 	Power        int // milliwatts
-	ECCErrors    int
+	ECCErrors    int // uncorrected, since the driver was loaded
+	ECCEver      int // uncorrected, of the board
+	Corrected    int // since the driver was loaded
+	Slowdown     int // degrees, 0: it does not tell
+	Shutdown     int // degrees, 0: it does not tell
+	Margin       int // degrees to the slowdown of one that does not tell it; 0: it does not tell that either
+	Throttled    bool
+	Remap        bool     // rows are replaced with the next reset
+	Retire       bool     // pages are taken out with the next reset
+	Cgroups      []Cgroup // whose memory the driver limits
 	Processes    []Process
 	WithGraphics bool // a profile of one slice that can draw, besides
+}
+
+// Cgroup is a control group, as the driver knows it.
+type Cgroup struct {
+	Path string
+	MB   int // used by its processes
 }
 
 // Process is a process on a GPU.
@@ -58,6 +73,8 @@ type Process struct {
 	GI   *int // GPU instance that it is on; nil: none
 	CI   int
 	Util int // percent of the time
+	Enc  int // of the encoders
+	Dec  int // of the decoders
 }
 
 // UUID is the UUID of a GPU that has none of its own.
@@ -114,6 +131,11 @@ func (g GPU) write(text *strings.Builder, index int) {
 		model.Architecture, model.CudaMajor, model.CudaMinor, model.MemoryMB, number(g.ECC), g.VirtMode, model.Name)
 	fmt.Fprintf(text, "health %d %d %d\n", index, number(g.RemapFailed), g.Recovery)
 	fmt.Fprintf(text, "usage %d %d %d %d %d %d %d %d\n", index, g.Util, g.UsedMB, g.Encoder, g.Decoder, g.Temperature, g.Power, g.ECCErrors)
+	fmt.Fprintf(text, "vitals %d %d %d %d %d %d %d\n", index, g.Slowdown, g.Shutdown, g.Margin, number(g.Throttled), number(g.Remap), number(g.Retire))
+	fmt.Fprintf(text, "ecc %d %d %d %d\n", index, g.ECCEver, g.Corrected, g.Corrected)
+	for _, c := range g.Cgroups {
+		fmt.Fprintf(text, "cgroup %d %d %s\n", index, c.MB, c.Path)
+	}
 	if g.Lost {
 		fmt.Fprintf(text, "lost %d\n", index)
 	}
@@ -123,8 +145,8 @@ func (g GPU) write(text *strings.Builder, index int) {
 			fmt.Fprintf(text, " %d %d", *p.GI, p.CI)
 		}
 		text.WriteString("\n")
-		if p.Util > 0 {
-			fmt.Fprintf(text, "busy %d %d\n", index, p.Util)
+		if p.Util+p.Enc+p.Dec > 0 {
+			fmt.Fprintf(text, "busy %d %d %d %d\n", index, p.Util, p.Enc, p.Dec)
 		}
 	}
 	profiles := model.MIGProfiles

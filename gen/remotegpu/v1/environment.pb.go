@@ -4356,7 +4356,8 @@ type GPUStats struct {
 	Gpu string `protobuf:"bytes,1,opt,name=gpu,proto3" json:"gpu,omitempty"`
 	// UUID of the MIG instance. Empty: none.
 	MigInstance string `protobuf:"bytes,2,opt,name=mig_instance,json=migInstance,proto3" json:"mig_instance,omitempty"`
-	// Memory that its processes use, bytes.
+	// Memory that its processes use, bytes: what the driver counts where it limits
+	// that of the environment, else what it tells of each process.
 	MemoryBytes uint64 `protobuf:"varint,3,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	// What it has: of the GPU, of the instance, or its share. 0: not known.
 	MemoryLimitBytes uint64 `protobuf:"varint,4,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
@@ -4369,8 +4370,12 @@ type GPUStats struct {
 	// memory_bytes is not known: it shares the GPU by MPS, and the driver tells
 	// what the server uses for all.
 	MemoryUnknown bool `protobuf:"varint,7,opt,name=memory_unknown,json=memoryUnknown,proto3" json:"memory_unknown,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// Share of the time in which encoders worked, percent, as util_percent.
+	EncoderPercent *int32 `protobuf:"varint,8,opt,name=encoder_percent,json=encoderPercent,proto3,oneof" json:"encoder_percent,omitempty"`
+	// Share of the time in which decoders worked, percent, as util_percent.
+	DecoderPercent *int32 `protobuf:"varint,9,opt,name=decoder_percent,json=decoderPercent,proto3,oneof" json:"decoder_percent,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *GPUStats) Reset() {
@@ -4450,6 +4455,20 @@ func (x *GPUStats) GetMemoryUnknown() bool {
 		return x.MemoryUnknown
 	}
 	return false
+}
+
+func (x *GPUStats) GetEncoderPercent() int32 {
+	if x != nil && x.EncoderPercent != nil {
+		return *x.EncoderPercent
+	}
+	return 0
+}
+
+func (x *GPUStats) GetDecoderPercent() int32 {
+	if x != nil && x.DecoderPercent != nil {
+		return *x.DecoderPercent
+	}
+	return 0
 }
 
 // ListEnvironmentEventsRequest names an environment.
@@ -5649,7 +5668,7 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"disk_bytes\x18\x0e \x01(\x03H\x00R\tdiskBytes\x88\x01\x01\x12(\n" +
 	"\x10disk_limit_bytes\x18\x0f \x01(\x03R\x0ediskLimitBytes\x12*\n" +
 	"\x04gpus\x18\x10 \x03(\v2\x16.remotegpu.v1.GPUStatsR\x04gpusB\r\n" +
-	"\v_disk_bytes\"\x8e\x02\n" +
+	"\v_disk_bytes\"\x92\x03\n" +
 	"\bGPUStats\x12\x10\n" +
 	"\x03gpu\x18\x01 \x01(\tR\x03gpu\x12!\n" +
 	"\fmig_instance\x18\x02 \x01(\tR\vmigInstance\x12!\n" +
@@ -5657,8 +5676,12 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x12memory_limit_bytes\x18\x04 \x01(\x04R\x10memoryLimitBytes\x12&\n" +
 	"\futil_percent\x18\x05 \x01(\x05H\x00R\vutilPercent\x88\x01\x01\x12\x1c\n" +
 	"\tprocesses\x18\x06 \x01(\x05R\tprocesses\x12%\n" +
-	"\x0ememory_unknown\x18\a \x01(\bR\rmemoryUnknownB\x0f\n" +
-	"\r_util_percent\"\xbd\x01\n" +
+	"\x0ememory_unknown\x18\a \x01(\bR\rmemoryUnknown\x12,\n" +
+	"\x0fencoder_percent\x18\b \x01(\x05H\x01R\x0eencoderPercent\x88\x01\x01\x12,\n" +
+	"\x0fdecoder_percent\x18\t \x01(\x05H\x02R\x0edecoderPercent\x88\x01\x01B\x0f\n" +
+	"\r_util_percentB\x12\n" +
+	"\x10_encoder_percentB\x12\n" +
+	"\x10_decoder_percent\"\xbd\x01\n" +
 	"\x1cListEnvironmentEventsRequest\x12+\n" +
 	"\venvironment\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +
 	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12$\n" +

@@ -231,6 +231,9 @@ const (
 	GPUHealth_GPU_HEALTH_UNHEALTHY GPUHealth = 2
 	// The host does not have it any more.
 	GPUHealth_GPU_HEALTH_GONE GPUHealth = 3
+	// It is too hot: those who have it keep it, and it is given again when it has
+	// been cool for five minutes.
+	GPUHealth_GPU_HEALTH_HOT GPUHealth = 4
 )
 
 // Enum value maps for GPUHealth.
@@ -240,12 +243,14 @@ var (
 		1: "GPU_HEALTH_OK",
 		2: "GPU_HEALTH_UNHEALTHY",
 		3: "GPU_HEALTH_GONE",
+		4: "GPU_HEALTH_HOT",
 	}
 	GPUHealth_value = map[string]int32{
 		"GPU_HEALTH_UNSPECIFIED": 0,
 		"GPU_HEALTH_OK":          1,
 		"GPU_HEALTH_UNHEALTHY":   2,
 		"GPU_HEALTH_GONE":        3,
+		"GPU_HEALTH_HOT":         4,
 	}
 )
 
@@ -405,7 +410,8 @@ type GPULease struct {
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// Id of the environment.
 	Environment string `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
-	// Name of it.
+	// Name of it; of one that is gone the name that it had when the lease ended.
+	// Empty where that is not known.
 	EnvironmentName string `protobuf:"bytes,3,opt,name=environment_name,json=environmentName,proto3" json:"environment_name,omitempty"`
 	// UUID of the GPU.
 	Gpu string `protobuf:"bytes,4,opt,name=gpu,proto3" json:"gpu,omitempty"`
@@ -425,9 +431,14 @@ type GPULease struct {
 	// What keeps others off it.
 	Enforcement GPUEnforcement `protobuf:"varint,11,opt,name=enforcement,proto3,enum=remotegpu.v1.GPUEnforcement" json:"enforcement,omitempty"`
 	// Since when.
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// Until when. Absent while it is held.
+	ReleasedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=released_at,json=releasedAt,proto3" json:"released_at,omitempty"`
+	// Whether the environment is gone. A lease is held even so until the MIG
+	// instance that was made for it is removed.
+	EnvironmentDeleted bool `protobuf:"varint,14,opt,name=environment_deleted,json=environmentDeleted,proto3" json:"environment_deleted,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *GPULease) Reset() {
@@ -542,6 +553,20 @@ func (x *GPULease) GetCreatedAt() *timestamppb.Timestamp {
 		return x.CreatedAt
 	}
 	return nil
+}
+
+func (x *GPULease) GetReleasedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ReleasedAt
+	}
+	return nil
+}
+
+func (x *GPULease) GetEnvironmentDeleted() bool {
+	if x != nil {
+		return x.EnvironmentDeleted
+	}
+	return false
 }
 
 // MIGPlacement is a range of memory slices of a GPU.
@@ -809,13 +834,16 @@ type GPU struct {
 	HealthReason string `protobuf:"bytes,25,opt,name=health_reason,json=healthReason,proto3" json:"health_reason,omitempty"`
 	// NVIDIA's number of the error. 0: none.
 	Xid int32 `protobuf:"varint,26,opt,name=xid,proto3" json:"xid,omitempty"`
-	// Since when it is unhealthy.
+	// Since when it is unhealthy, or too hot.
 	UnhealthySince *timestamppb.Timestamp `protobuf:"bytes,27,opt,name=unhealthy_since,json=unhealthySince,proto3" json:"unhealthy_since,omitempty"`
 	// "passthrough", or "vgpu-guest" when the host is a guest with a share of a
 	// GPU. Empty on bare metal.
 	Virtualization string `protobuf:"bytes,28,opt,name=virtualization,proto3" json:"virtualization,omitempty"`
 	// What it does. Absent unless it was asked for and is known.
-	Usage         *GPUUsage `protobuf:"bytes,29,opt,name=usage,proto3" json:"usage,omitempty"`
+	Usage *GPUUsage `protobuf:"bytes,29,opt,name=usage,proto3" json:"usage,omitempty"`
+	// What is wrong with it though it works: heat, memory that failed and is taken
+	// out with its next reset.
+	Warnings      []string `protobuf:"bytes,30,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1053,6 +1081,13 @@ func (x *GPU) GetUsage() *GPUUsage {
 	return nil
 }
 
+func (x *GPU) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
 // GPUUsage is what a GPU does. What it does not tell is absent.
 type GPUUsage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1071,9 +1106,14 @@ type GPUUsage struct {
 	// Uncorrected memory errors since the driver was loaded.
 	EccUncorrected *int64 `protobuf:"varint,7,opt,name=ecc_uncorrected,json=eccUncorrected,proto3,oneof" json:"ecc_uncorrected,omitempty"`
 	// Processes that use it.
-	Processes     []*GPUProcess `protobuf:"bytes,8,rep,name=processes,proto3" json:"processes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Processes []*GPUProcess `protobuf:"bytes,8,rep,name=processes,proto3" json:"processes,omitempty"`
+	// Corrected memory errors since the driver was loaded.
+	EccCorrected *int64 `protobuf:"varint,9,opt,name=ecc_corrected,json=eccCorrected,proto3,oneof" json:"ecc_corrected,omitempty"`
+	// Uncorrected memory errors over the life of the board. More of them make it
+	// unhealthy.
+	EccUncorrectedEver *int64 `protobuf:"varint,10,opt,name=ecc_uncorrected_ever,json=eccUncorrectedEver,proto3,oneof" json:"ecc_uncorrected_ever,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *GPUUsage) Reset() {
@@ -1160,6 +1200,20 @@ func (x *GPUUsage) GetProcesses() []*GPUProcess {
 		return x.Processes
 	}
 	return nil
+}
+
+func (x *GPUUsage) GetEccCorrected() int64 {
+	if x != nil && x.EccCorrected != nil {
+		return *x.EccCorrected
+	}
+	return 0
+}
+
+func (x *GPUUsage) GetEccUncorrectedEver() int64 {
+	if x != nil && x.EccUncorrectedEver != nil {
+		return *x.EccUncorrectedEver
+	}
+	return 0
 }
 
 // GPUProcess is a process that uses a GPU.
@@ -1446,6 +1500,125 @@ func (x *GetGPUResponse) GetGpu() *GPU {
 	return nil
 }
 
+// ListGPULeasesRequest asks for leases.
+type ListGPULeasesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in GetGPURequest, or the UUID of a GPU that is gone. Empty: of all.
+	Gpu string `protobuf:"bytes,1,opt,name=gpu,proto3" json:"gpu,omitempty"`
+	// At most this many; 0 means 50, and more than 500 means 500.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// next_page_token of the page before. Empty for the first.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGPULeasesRequest) Reset() {
+	*x = ListGPULeasesRequest{}
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGPULeasesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGPULeasesRequest) ProtoMessage() {}
+
+func (x *ListGPULeasesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGPULeasesRequest.ProtoReflect.Descriptor instead.
+func (*ListGPULeasesRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ListGPULeasesRequest) GetGpu() string {
+	if x != nil {
+		return x.Gpu
+	}
+	return ""
+}
+
+func (x *ListGPULeasesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListGPULeasesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// ListGPULeasesResponse is one page.
+type ListGPULeasesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The latest first.
+	Leases []*GPULease `protobuf:"bytes,1,rep,name=leases,proto3" json:"leases,omitempty"`
+	// Token of the next page. Empty on the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListGPULeasesResponse) Reset() {
+	*x = ListGPULeasesResponse{}
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListGPULeasesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListGPULeasesResponse) ProtoMessage() {}
+
+func (x *ListGPULeasesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListGPULeasesResponse.ProtoReflect.Descriptor instead.
+func (*ListGPULeasesResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ListGPULeasesResponse) GetLeases() []*GPULease {
+	if x != nil {
+		return x.Leases
+	}
+	return nil
+}
+
+func (x *ListGPULeasesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
 // DrainGPURequest names a GPU.
 type DrainGPURequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1459,7 +1632,7 @@ type DrainGPURequest struct {
 
 func (x *DrainGPURequest) Reset() {
 	*x = DrainGPURequest{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[12]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1471,7 +1644,7 @@ func (x *DrainGPURequest) String() string {
 func (*DrainGPURequest) ProtoMessage() {}
 
 func (x *DrainGPURequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[12]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1484,7 +1657,7 @@ func (x *DrainGPURequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainGPURequest.ProtoReflect.Descriptor instead.
 func (*DrainGPURequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{12}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DrainGPURequest) GetGpu() string {
@@ -1512,7 +1685,7 @@ type DrainGPUResponse struct {
 
 func (x *DrainGPUResponse) Reset() {
 	*x = DrainGPUResponse{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[13]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1524,7 +1697,7 @@ func (x *DrainGPUResponse) String() string {
 func (*DrainGPUResponse) ProtoMessage() {}
 
 func (x *DrainGPUResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[13]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1537,7 +1710,7 @@ func (x *DrainGPUResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainGPUResponse.ProtoReflect.Descriptor instead.
 func (*DrainGPUResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{13}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DrainGPUResponse) GetGpu() *GPU {
@@ -1560,7 +1733,7 @@ type UndrainGPURequest struct {
 
 func (x *UndrainGPURequest) Reset() {
 	*x = UndrainGPURequest{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[14]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1572,7 +1745,7 @@ func (x *UndrainGPURequest) String() string {
 func (*UndrainGPURequest) ProtoMessage() {}
 
 func (x *UndrainGPURequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[14]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1585,7 +1758,7 @@ func (x *UndrainGPURequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainGPURequest.ProtoReflect.Descriptor instead.
 func (*UndrainGPURequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{14}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *UndrainGPURequest) GetGpu() string {
@@ -1613,7 +1786,7 @@ type UndrainGPUResponse struct {
 
 func (x *UndrainGPUResponse) Reset() {
 	*x = UndrainGPUResponse{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[15]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1798,7 @@ func (x *UndrainGPUResponse) String() string {
 func (*UndrainGPUResponse) ProtoMessage() {}
 
 func (x *UndrainGPUResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[15]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1811,7 @@ func (x *UndrainGPUResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainGPUResponse.ProtoReflect.Descriptor instead.
 func (*UndrainGPUResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{15}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UndrainGPUResponse) GetGpu() *GPU {
@@ -1663,7 +1836,7 @@ type CreateMIGInstanceRequest struct {
 
 func (x *CreateMIGInstanceRequest) Reset() {
 	*x = CreateMIGInstanceRequest{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[16]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1675,7 +1848,7 @@ func (x *CreateMIGInstanceRequest) String() string {
 func (*CreateMIGInstanceRequest) ProtoMessage() {}
 
 func (x *CreateMIGInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[16]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1688,7 +1861,7 @@ func (x *CreateMIGInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMIGInstanceRequest.ProtoReflect.Descriptor instead.
 func (*CreateMIGInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{16}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateMIGInstanceRequest) GetGpu() string {
@@ -1725,7 +1898,7 @@ type CreateMIGInstanceResponse struct {
 
 func (x *CreateMIGInstanceResponse) Reset() {
 	*x = CreateMIGInstanceResponse{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[17]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +1910,7 @@ func (x *CreateMIGInstanceResponse) String() string {
 func (*CreateMIGInstanceResponse) ProtoMessage() {}
 
 func (x *CreateMIGInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[17]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +1923,7 @@ func (x *CreateMIGInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMIGInstanceResponse.ProtoReflect.Descriptor instead.
 func (*CreateMIGInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{17}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateMIGInstanceResponse) GetInstance() *MIGInstance {
@@ -1778,7 +1951,7 @@ type DeleteMIGInstanceRequest struct {
 
 func (x *DeleteMIGInstanceRequest) Reset() {
 	*x = DeleteMIGInstanceRequest{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[18]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1790,7 +1963,7 @@ func (x *DeleteMIGInstanceRequest) String() string {
 func (*DeleteMIGInstanceRequest) ProtoMessage() {}
 
 func (x *DeleteMIGInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[18]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1803,7 +1976,7 @@ func (x *DeleteMIGInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteMIGInstanceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteMIGInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{18}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteMIGInstanceRequest) GetInstance() string {
@@ -1822,7 +1995,7 @@ type DeleteMIGInstanceResponse struct {
 
 func (x *DeleteMIGInstanceResponse) Reset() {
 	*x = DeleteMIGInstanceResponse{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[19]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1834,7 +2007,7 @@ func (x *DeleteMIGInstanceResponse) String() string {
 func (*DeleteMIGInstanceResponse) ProtoMessage() {}
 
 func (x *DeleteMIGInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[19]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1847,7 +2020,7 @@ func (x *DeleteMIGInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteMIGInstanceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteMIGInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{19}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{21}
 }
 
 // SetMIGModeRequest turns MIG on or off.
@@ -1863,7 +2036,7 @@ type SetMIGModeRequest struct {
 
 func (x *SetMIGModeRequest) Reset() {
 	*x = SetMIGModeRequest{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[20]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1875,7 +2048,7 @@ func (x *SetMIGModeRequest) String() string {
 func (*SetMIGModeRequest) ProtoMessage() {}
 
 func (x *SetMIGModeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[20]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1888,7 +2061,7 @@ func (x *SetMIGModeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMIGModeRequest.ProtoReflect.Descriptor instead.
 func (*SetMIGModeRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{20}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SetMIGModeRequest) GetGpu() string {
@@ -1919,7 +2092,7 @@ type SetMIGModeResponse struct {
 
 func (x *SetMIGModeResponse) Reset() {
 	*x = SetMIGModeResponse{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[21]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1931,7 +2104,7 @@ func (x *SetMIGModeResponse) String() string {
 func (*SetMIGModeResponse) ProtoMessage() {}
 
 func (x *SetMIGModeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[21]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1944,7 +2117,7 @@ func (x *SetMIGModeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMIGModeResponse.ProtoReflect.Descriptor instead.
 func (*SetMIGModeResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{21}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SetMIGModeResponse) GetGpu() *GPU {
@@ -1976,7 +2149,7 @@ const file_remotegpu_v1_gpu_proto_rawDesc = "" +
 	"\x0fcompute_percent\x18\x06 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x00R\x0ecomputePercent\x12!\n" +
 	"\aprofile\x18\a \x01(\tB\a\xbaH\x04r\x02\x18@R\aprofile\x12R\n" +
 	"\fcapabilities\x18\b \x03(\x0e2\x1b.remotegpu.v1.GPUCapabilityB\x11\xbaH\x0e\x92\x01\v\x10\x10\"\a\x82\x01\x04\x10\x01 \x00R\fcapabilities\x12)\n" +
-	"\x10allow_unenforced\x18\t \x01(\bR\x0fallowUnenforced\"\xe2\x03\n" +
+	"\x10allow_unenforced\x18\t \x01(\bR\x0fallowUnenforced\"\xd0\x04\n" +
 	"\bGPULease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12 \n" +
 	"\venvironment\x18\x02 \x01(\tR\venvironment\x12)\n" +
@@ -1991,7 +2164,10 @@ const file_remotegpu_v1_gpu_proto_rawDesc = "" +
 	" \x01(\x05R\x0ecomputePercent\x12>\n" +
 	"\venforcement\x18\v \x01(\x0e2\x1c.remotegpu.v1.GPUEnforcementR\venforcement\x129\n" +
 	"\n" +
-	"created_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\"8\n" +
+	"created_at\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12;\n" +
+	"\vreleased_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"releasedAt\x12/\n" +
+	"\x13environment_deleted\x18\x0e \x01(\bR\x12environmentDeleted\"8\n" +
 	"\fMIGPlacement\x12\x14\n" +
 	"\x05start\x18\x01 \x01(\x05R\x05start\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x05R\x04size\"\xb3\x01\n" +
@@ -2008,7 +2184,7 @@ const file_remotegpu_v1_gpu_proto_rawDesc = "" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\aprofile\x18\x02 \x01(\tR\aprofile\x128\n" +
 	"\tplacement\x18\x03 \x01(\v2\x1a.remotegpu.v1.MIGPlacementR\tplacement\x12!\n" +
-	"\fmemory_bytes\x18\x04 \x01(\x04R\vmemoryBytes\"\x89\b\n" +
+	"\fmemory_bytes\x18\x04 \x01(\x04R\vmemoryBytes\"\xa5\b\n" +
 	"\x03GPU\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -2044,7 +2220,8 @@ const file_remotegpu_v1_gpu_proto_rawDesc = "" +
 	"\x03xid\x18\x1a \x01(\x05R\x03xid\x12C\n" +
 	"\x0funhealthy_since\x18\x1b \x01(\v2\x1a.google.protobuf.TimestampR\x0eunhealthySince\x12&\n" +
 	"\x0evirtualization\x18\x1c \x01(\tR\x0evirtualization\x12,\n" +
-	"\x05usage\x18\x1d \x01(\v2\x16.remotegpu.v1.GPUUsageR\x05usage\"\x80\x04\n" +
+	"\x05usage\x18\x1d \x01(\v2\x16.remotegpu.v1.GPUUsageR\x05usage\x12\x1a\n" +
+	"\bwarnings\x18\x1e \x03(\tR\bwarnings\"\x8c\x05\n" +
 	"\bGPUUsage\x12&\n" +
 	"\futil_percent\x18\x01 \x01(\x05H\x00R\vutilPercent\x88\x01\x01\x12*\n" +
 	"\x11memory_used_bytes\x18\x02 \x01(\x04R\x0fmemoryUsedBytes\x12,\n" +
@@ -2053,13 +2230,18 @@ const file_remotegpu_v1_gpu_proto_rawDesc = "" +
 	"\x13temperature_celsius\x18\x05 \x01(\x05H\x03R\x12temperatureCelsius\x88\x01\x01\x12.\n" +
 	"\x10power_milliwatts\x18\x06 \x01(\x05H\x04R\x0fpowerMilliwatts\x88\x01\x01\x12,\n" +
 	"\x0fecc_uncorrected\x18\a \x01(\x03H\x05R\x0eeccUncorrected\x88\x01\x01\x126\n" +
-	"\tprocesses\x18\b \x03(\v2\x18.remotegpu.v1.GPUProcessR\tprocessesB\x0f\n" +
+	"\tprocesses\x18\b \x03(\v2\x18.remotegpu.v1.GPUProcessR\tprocesses\x12(\n" +
+	"\recc_corrected\x18\t \x01(\x03H\x06R\feccCorrected\x88\x01\x01\x125\n" +
+	"\x14ecc_uncorrected_ever\x18\n" +
+	" \x01(\x03H\aR\x12eccUncorrectedEver\x88\x01\x01B\x0f\n" +
 	"\r_util_percentB\x12\n" +
 	"\x10_encoder_percentB\x12\n" +
 	"\x10_decoder_percentB\x16\n" +
 	"\x14_temperature_celsiusB\x13\n" +
 	"\x11_power_milliwattsB\x12\n" +
-	"\x10_ecc_uncorrected\"\x80\x01\n" +
+	"\x10_ecc_uncorrectedB\x10\n" +
+	"\x0e_ecc_correctedB\x17\n" +
+	"\x15_ecc_uncorrected_ever\"\x80\x01\n" +
 	"\n" +
 	"GPUProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12!\n" +
@@ -2077,7 +2259,15 @@ const file_remotegpu_v1_gpu_proto_rawDesc = "" +
 	"\x03gpu\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x03gpu\"5\n" +
 	"\x0eGetGPUResponse\x12#\n" +
-	"\x03gpu\x18\x01 \x01(\v2\x11.remotegpu.v1.GPUR\x03gpu\"Q\n" +
+	"\x03gpu\x18\x01 \x01(\v2\x11.remotegpu.v1.GPUR\x03gpu\"\x81\x01\n" +
+	"\x14ListGPULeasesRequest\x12\x1a\n" +
+	"\x03gpu\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\x03gpu\x12$\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\tpageToken\"o\n" +
+	"\x15ListGPULeasesResponse\x12.\n" +
+	"\x06leases\x18\x01 \x03(\v2\x16.remotegpu.v1.GPULeaseR\x06leases\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"Q\n" +
 	"\x0fDrainGPURequest\x12\x1c\n" +
 	"\x03gpu\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x03gpu\x12 \n" +
@@ -2130,16 +2320,18 @@ const file_remotegpu_v1_gpu_proto_rawDesc = "" +
 	"\x16GPU_ENFORCEMENT_DRIVER\x10\x03\x12\x17\n" +
 	"\x13GPU_ENFORCEMENT_MPS\x10\x04\x12\x1f\n" +
 	"\x1bGPU_ENFORCEMENT_COOPERATIVE\x10\x05\x12\x18\n" +
-	"\x14GPU_ENFORCEMENT_NONE\x10\x06*i\n" +
+	"\x14GPU_ENFORCEMENT_NONE\x10\x06*}\n" +
 	"\tGPUHealth\x12\x1a\n" +
 	"\x16GPU_HEALTH_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rGPU_HEALTH_OK\x10\x01\x12\x18\n" +
 	"\x14GPU_HEALTH_UNHEALTHY\x10\x02\x12\x13\n" +
-	"\x0fGPU_HEALTH_GONE\x10\x032\xee\x04\n" +
+	"\x0fGPU_HEALTH_GONE\x10\x03\x12\x12\n" +
+	"\x0eGPU_HEALTH_HOT\x10\x042\xcd\x05\n" +
 	"\n" +
 	"GPUService\x12N\n" +
 	"\bListGPUs\x12\x1d.remotegpu.v1.ListGPUsRequest\x1a\x1e.remotegpu.v1.ListGPUsResponse\"\x03\x90\x02\x01\x12H\n" +
-	"\x06GetGPU\x12\x1b.remotegpu.v1.GetGPURequest\x1a\x1c.remotegpu.v1.GetGPUResponse\"\x03\x90\x02\x01\x12N\n" +
+	"\x06GetGPU\x12\x1b.remotegpu.v1.GetGPURequest\x1a\x1c.remotegpu.v1.GetGPUResponse\"\x03\x90\x02\x01\x12]\n" +
+	"\rListGPULeases\x12\".remotegpu.v1.ListGPULeasesRequest\x1a#.remotegpu.v1.ListGPULeasesResponse\"\x03\x90\x02\x01\x12N\n" +
 	"\bDrainGPU\x12\x1d.remotegpu.v1.DrainGPURequest\x1a\x1e.remotegpu.v1.DrainGPUResponse\"\x03\x90\x02\x02\x12T\n" +
 	"\n" +
 	"UndrainGPU\x12\x1f.remotegpu.v1.UndrainGPURequest\x1a .remotegpu.v1.UndrainGPUResponse\"\x03\x90\x02\x02\x12d\n" +
@@ -2162,7 +2354,7 @@ func file_remotegpu_v1_gpu_proto_rawDescGZIP() []byte {
 }
 
 var file_remotegpu_v1_gpu_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_remotegpu_v1_gpu_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_remotegpu_v1_gpu_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_remotegpu_v1_gpu_proto_goTypes = []any{
 	(GPUMode)(0),                      // 0: remotegpu.v1.GPUMode
 	(GPUCapability)(0),                // 1: remotegpu.v1.GPUCapability
@@ -2180,17 +2372,19 @@ var file_remotegpu_v1_gpu_proto_goTypes = []any{
 	(*ListGPUsResponse)(nil),          // 13: remotegpu.v1.ListGPUsResponse
 	(*GetGPURequest)(nil),             // 14: remotegpu.v1.GetGPURequest
 	(*GetGPUResponse)(nil),            // 15: remotegpu.v1.GetGPUResponse
-	(*DrainGPURequest)(nil),           // 16: remotegpu.v1.DrainGPURequest
-	(*DrainGPUResponse)(nil),          // 17: remotegpu.v1.DrainGPUResponse
-	(*UndrainGPURequest)(nil),         // 18: remotegpu.v1.UndrainGPURequest
-	(*UndrainGPUResponse)(nil),        // 19: remotegpu.v1.UndrainGPUResponse
-	(*CreateMIGInstanceRequest)(nil),  // 20: remotegpu.v1.CreateMIGInstanceRequest
-	(*CreateMIGInstanceResponse)(nil), // 21: remotegpu.v1.CreateMIGInstanceResponse
-	(*DeleteMIGInstanceRequest)(nil),  // 22: remotegpu.v1.DeleteMIGInstanceRequest
-	(*DeleteMIGInstanceResponse)(nil), // 23: remotegpu.v1.DeleteMIGInstanceResponse
-	(*SetMIGModeRequest)(nil),         // 24: remotegpu.v1.SetMIGModeRequest
-	(*SetMIGModeResponse)(nil),        // 25: remotegpu.v1.SetMIGModeResponse
-	(*timestamppb.Timestamp)(nil),     // 26: google.protobuf.Timestamp
+	(*ListGPULeasesRequest)(nil),      // 16: remotegpu.v1.ListGPULeasesRequest
+	(*ListGPULeasesResponse)(nil),     // 17: remotegpu.v1.ListGPULeasesResponse
+	(*DrainGPURequest)(nil),           // 18: remotegpu.v1.DrainGPURequest
+	(*DrainGPUResponse)(nil),          // 19: remotegpu.v1.DrainGPUResponse
+	(*UndrainGPURequest)(nil),         // 20: remotegpu.v1.UndrainGPURequest
+	(*UndrainGPUResponse)(nil),        // 21: remotegpu.v1.UndrainGPUResponse
+	(*CreateMIGInstanceRequest)(nil),  // 22: remotegpu.v1.CreateMIGInstanceRequest
+	(*CreateMIGInstanceResponse)(nil), // 23: remotegpu.v1.CreateMIGInstanceResponse
+	(*DeleteMIGInstanceRequest)(nil),  // 24: remotegpu.v1.DeleteMIGInstanceRequest
+	(*DeleteMIGInstanceResponse)(nil), // 25: remotegpu.v1.DeleteMIGInstanceResponse
+	(*SetMIGModeRequest)(nil),         // 26: remotegpu.v1.SetMIGModeRequest
+	(*SetMIGModeResponse)(nil),        // 27: remotegpu.v1.SetMIGModeResponse
+	(*timestamppb.Timestamp)(nil),     // 28: google.protobuf.Timestamp
 }
 var file_remotegpu_v1_gpu_proto_depIdxs = []int32{
 	0,  // 0: remotegpu.v1.GPURequest.mode:type_name -> remotegpu.v1.GPUMode
@@ -2198,44 +2392,48 @@ var file_remotegpu_v1_gpu_proto_depIdxs = []int32{
 	0,  // 2: remotegpu.v1.GPULease.mode:type_name -> remotegpu.v1.GPUMode
 	6,  // 3: remotegpu.v1.GPULease.placement:type_name -> remotegpu.v1.MIGPlacement
 	2,  // 4: remotegpu.v1.GPULease.enforcement:type_name -> remotegpu.v1.GPUEnforcement
-	26, // 5: remotegpu.v1.GPULease.created_at:type_name -> google.protobuf.Timestamp
-	6,  // 6: remotegpu.v1.MIGProfile.placements:type_name -> remotegpu.v1.MIGPlacement
-	6,  // 7: remotegpu.v1.MIGInstance.placement:type_name -> remotegpu.v1.MIGPlacement
-	7,  // 8: remotegpu.v1.GPU.profiles:type_name -> remotegpu.v1.MIGProfile
-	8,  // 9: remotegpu.v1.GPU.instances:type_name -> remotegpu.v1.MIGInstance
-	0,  // 10: remotegpu.v1.GPU.mode:type_name -> remotegpu.v1.GPUMode
-	5,  // 11: remotegpu.v1.GPU.leases:type_name -> remotegpu.v1.GPULease
-	26, // 12: remotegpu.v1.GPU.drained_at:type_name -> google.protobuf.Timestamp
-	3,  // 13: remotegpu.v1.GPU.health:type_name -> remotegpu.v1.GPUHealth
-	26, // 14: remotegpu.v1.GPU.unhealthy_since:type_name -> google.protobuf.Timestamp
-	10, // 15: remotegpu.v1.GPU.usage:type_name -> remotegpu.v1.GPUUsage
-	11, // 16: remotegpu.v1.GPUUsage.processes:type_name -> remotegpu.v1.GPUProcess
-	9,  // 17: remotegpu.v1.ListGPUsResponse.gpus:type_name -> remotegpu.v1.GPU
-	9,  // 18: remotegpu.v1.GetGPUResponse.gpu:type_name -> remotegpu.v1.GPU
-	9,  // 19: remotegpu.v1.DrainGPUResponse.gpu:type_name -> remotegpu.v1.GPU
-	9,  // 20: remotegpu.v1.UndrainGPUResponse.gpu:type_name -> remotegpu.v1.GPU
-	8,  // 21: remotegpu.v1.CreateMIGInstanceResponse.instance:type_name -> remotegpu.v1.MIGInstance
-	9,  // 22: remotegpu.v1.CreateMIGInstanceResponse.gpu:type_name -> remotegpu.v1.GPU
-	9,  // 23: remotegpu.v1.SetMIGModeResponse.gpu:type_name -> remotegpu.v1.GPU
-	12, // 24: remotegpu.v1.GPUService.ListGPUs:input_type -> remotegpu.v1.ListGPUsRequest
-	14, // 25: remotegpu.v1.GPUService.GetGPU:input_type -> remotegpu.v1.GetGPURequest
-	16, // 26: remotegpu.v1.GPUService.DrainGPU:input_type -> remotegpu.v1.DrainGPURequest
-	18, // 27: remotegpu.v1.GPUService.UndrainGPU:input_type -> remotegpu.v1.UndrainGPURequest
-	20, // 28: remotegpu.v1.GPUService.CreateMIGInstance:input_type -> remotegpu.v1.CreateMIGInstanceRequest
-	22, // 29: remotegpu.v1.GPUService.DeleteMIGInstance:input_type -> remotegpu.v1.DeleteMIGInstanceRequest
-	24, // 30: remotegpu.v1.GPUService.SetMIGMode:input_type -> remotegpu.v1.SetMIGModeRequest
-	13, // 31: remotegpu.v1.GPUService.ListGPUs:output_type -> remotegpu.v1.ListGPUsResponse
-	15, // 32: remotegpu.v1.GPUService.GetGPU:output_type -> remotegpu.v1.GetGPUResponse
-	17, // 33: remotegpu.v1.GPUService.DrainGPU:output_type -> remotegpu.v1.DrainGPUResponse
-	19, // 34: remotegpu.v1.GPUService.UndrainGPU:output_type -> remotegpu.v1.UndrainGPUResponse
-	21, // 35: remotegpu.v1.GPUService.CreateMIGInstance:output_type -> remotegpu.v1.CreateMIGInstanceResponse
-	23, // 36: remotegpu.v1.GPUService.DeleteMIGInstance:output_type -> remotegpu.v1.DeleteMIGInstanceResponse
-	25, // 37: remotegpu.v1.GPUService.SetMIGMode:output_type -> remotegpu.v1.SetMIGModeResponse
-	31, // [31:38] is the sub-list for method output_type
-	24, // [24:31] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	28, // 5: remotegpu.v1.GPULease.created_at:type_name -> google.protobuf.Timestamp
+	28, // 6: remotegpu.v1.GPULease.released_at:type_name -> google.protobuf.Timestamp
+	6,  // 7: remotegpu.v1.MIGProfile.placements:type_name -> remotegpu.v1.MIGPlacement
+	6,  // 8: remotegpu.v1.MIGInstance.placement:type_name -> remotegpu.v1.MIGPlacement
+	7,  // 9: remotegpu.v1.GPU.profiles:type_name -> remotegpu.v1.MIGProfile
+	8,  // 10: remotegpu.v1.GPU.instances:type_name -> remotegpu.v1.MIGInstance
+	0,  // 11: remotegpu.v1.GPU.mode:type_name -> remotegpu.v1.GPUMode
+	5,  // 12: remotegpu.v1.GPU.leases:type_name -> remotegpu.v1.GPULease
+	28, // 13: remotegpu.v1.GPU.drained_at:type_name -> google.protobuf.Timestamp
+	3,  // 14: remotegpu.v1.GPU.health:type_name -> remotegpu.v1.GPUHealth
+	28, // 15: remotegpu.v1.GPU.unhealthy_since:type_name -> google.protobuf.Timestamp
+	10, // 16: remotegpu.v1.GPU.usage:type_name -> remotegpu.v1.GPUUsage
+	11, // 17: remotegpu.v1.GPUUsage.processes:type_name -> remotegpu.v1.GPUProcess
+	9,  // 18: remotegpu.v1.ListGPUsResponse.gpus:type_name -> remotegpu.v1.GPU
+	9,  // 19: remotegpu.v1.GetGPUResponse.gpu:type_name -> remotegpu.v1.GPU
+	5,  // 20: remotegpu.v1.ListGPULeasesResponse.leases:type_name -> remotegpu.v1.GPULease
+	9,  // 21: remotegpu.v1.DrainGPUResponse.gpu:type_name -> remotegpu.v1.GPU
+	9,  // 22: remotegpu.v1.UndrainGPUResponse.gpu:type_name -> remotegpu.v1.GPU
+	8,  // 23: remotegpu.v1.CreateMIGInstanceResponse.instance:type_name -> remotegpu.v1.MIGInstance
+	9,  // 24: remotegpu.v1.CreateMIGInstanceResponse.gpu:type_name -> remotegpu.v1.GPU
+	9,  // 25: remotegpu.v1.SetMIGModeResponse.gpu:type_name -> remotegpu.v1.GPU
+	12, // 26: remotegpu.v1.GPUService.ListGPUs:input_type -> remotegpu.v1.ListGPUsRequest
+	14, // 27: remotegpu.v1.GPUService.GetGPU:input_type -> remotegpu.v1.GetGPURequest
+	16, // 28: remotegpu.v1.GPUService.ListGPULeases:input_type -> remotegpu.v1.ListGPULeasesRequest
+	18, // 29: remotegpu.v1.GPUService.DrainGPU:input_type -> remotegpu.v1.DrainGPURequest
+	20, // 30: remotegpu.v1.GPUService.UndrainGPU:input_type -> remotegpu.v1.UndrainGPURequest
+	22, // 31: remotegpu.v1.GPUService.CreateMIGInstance:input_type -> remotegpu.v1.CreateMIGInstanceRequest
+	24, // 32: remotegpu.v1.GPUService.DeleteMIGInstance:input_type -> remotegpu.v1.DeleteMIGInstanceRequest
+	26, // 33: remotegpu.v1.GPUService.SetMIGMode:input_type -> remotegpu.v1.SetMIGModeRequest
+	13, // 34: remotegpu.v1.GPUService.ListGPUs:output_type -> remotegpu.v1.ListGPUsResponse
+	15, // 35: remotegpu.v1.GPUService.GetGPU:output_type -> remotegpu.v1.GetGPUResponse
+	17, // 36: remotegpu.v1.GPUService.ListGPULeases:output_type -> remotegpu.v1.ListGPULeasesResponse
+	19, // 37: remotegpu.v1.GPUService.DrainGPU:output_type -> remotegpu.v1.DrainGPUResponse
+	21, // 38: remotegpu.v1.GPUService.UndrainGPU:output_type -> remotegpu.v1.UndrainGPUResponse
+	23, // 39: remotegpu.v1.GPUService.CreateMIGInstance:output_type -> remotegpu.v1.CreateMIGInstanceResponse
+	25, // 40: remotegpu.v1.GPUService.DeleteMIGInstance:output_type -> remotegpu.v1.DeleteMIGInstanceResponse
+	27, // 41: remotegpu.v1.GPUService.SetMIGMode:output_type -> remotegpu.v1.SetMIGModeResponse
+	34, // [34:42] is the sub-list for method output_type
+	26, // [26:34] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_gpu_proto_init() }
@@ -2244,14 +2442,14 @@ func file_remotegpu_v1_gpu_proto_init() {
 		return
 	}
 	file_remotegpu_v1_gpu_proto_msgTypes[6].OneofWrappers = []any{}
-	file_remotegpu_v1_gpu_proto_msgTypes[16].OneofWrappers = []any{}
+	file_remotegpu_v1_gpu_proto_msgTypes[18].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_gpu_proto_rawDesc), len(file_remotegpu_v1_gpu_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   22,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -94,9 +94,28 @@ void fill_pci(nvmlPciInfo_t *pci, const char *address)
 
 nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *pci) { DEVICE(device); fill_pci(pci, g->pci); return NVML_SUCCESS; }
 
+// part is what an instance has, and what of it is in use.
+static nvmlReturn_t part(nvmlDevice_t device, unsigned long long *total, unsigned long long *used)
+{
+	struct gi *gi = find_gi(GPU(device), GI(device));
+	if (!gi)
+		return NVML_ERROR_NOT_FOUND;
+	*total = find_profile(&w.gpu[gi->gpu], gi->profile)->mb << 20;
+	*used = 0;
+	for (int i = 0; i < w.processes; i++)
+		if (w.process[i].gpu == gi->gpu && w.process[i].gi == gi->id)
+			*used += w.process[i].mb << 20;
+	return NVML_SUCCESS;
+}
+
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, nvmlMemory_t *memory)
 {
 	DEVICE(device);
+	if (KIND(device) == IS_MIG) {
+		nvmlReturn_t ret = part(device, &memory->total, &memory->used);
+		memory->free = memory->total - memory->used;
+		return ret;
+	}
 	memory->total = g->mb << 20;
 	memory->used = (g->used_mb + 500) << 20; // with what the driver keeps
 	memory->free = memory->total - memory->used;
@@ -108,6 +127,12 @@ nvmlReturn_t nvmlDeviceGetMemoryInfo_v2(nvmlDevice_t device, nvmlMemory_v2_t *me
 	DEVICE(device);
 	if (memory->version != nvmlMemory_v2)
 		return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+	if (KIND(device) == IS_MIG) {
+		nvmlReturn_t ret = part(device, &memory->total, &memory->used);
+		memory->reserved = 0;
+		memory->free = memory->total - memory->used;
+		return ret;
+	}
 	memory->total = g->mb << 20;
 	memory->used = g->used_mb << 20;
 	memory->reserved = 500 << 20;
@@ -133,8 +158,10 @@ nvmlReturn_t nvmlDeviceGetEccMode(nvmlDevice_t device, nvmlEnableState_t *curren
 nvmlReturn_t nvmlDeviceGetTotalEccErrors(nvmlDevice_t device, nvmlMemoryErrorType_t type, nvmlEccCounterType_t counter, unsigned long long *count)
 {
 	DEVICE(device);
-	(void)type, (void)counter;
-	*count = g->ecc_errors;
+	if (type == NVML_MEMORY_ERROR_TYPE_CORRECTED)
+		*count = counter == NVML_AGGREGATE_ECC ? g->corrected_ever : g->corrected;
+	else
+		*count = counter == NVML_AGGREGATE_ECC ? g->ecc_ever : g->ecc_errors;
 	return g->ecc ? NVML_SUCCESS : NVML_ERROR_NOT_SUPPORTED;
 }
 
@@ -143,7 +170,8 @@ nvmlReturn_t nvmlDeviceGetVirtualizationMode(nvmlDevice_t device, nvmlGpuVirtual
 nvmlReturn_t nvmlDeviceGetRemappedRows(nvmlDevice_t device, unsigned int *corrected, unsigned int *uncorrected, unsigned int *pending, unsigned int *failed)
 {
 	DEVICE(device);
-	*corrected = *uncorrected = *pending = 0;
+	*corrected = *uncorrected = 0;
+	*pending = g->remap_pending;
 	*failed = g->remap_failed;
 	return NVML_SUCCESS;
 }
@@ -196,6 +224,38 @@ nvmlReturn_t nvmlDeviceGetDecoderUtilization(nvmlDevice_t device, unsigned int *
 nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, nvmlTemperatureSensors_t sensor, unsigned int *degrees) { DEVICE(device); (void)sensor; *degrees = g->temperature; return NVML_SUCCESS; }
 nvmlReturn_t nvmlDeviceGetPowerUsage(nvmlDevice_t device, unsigned int *milliwatts) { DEVICE(device); *milliwatts = g->power; return NVML_SUCCESS; }
 
+nvmlReturn_t nvmlDeviceGetTemperatureThreshold(nvmlDevice_t device, nvmlTemperatureThresholds_t type, unsigned int *degrees)
+{
+	DEVICE(device);
+	*degrees = type == NVML_TEMPERATURE_THRESHOLD_SLOWDOWN ? g->slowdown : type == NVML_TEMPERATURE_THRESHOLD_SHUTDOWN ? g->shutdown : 0;
+	return *degrees ? NVML_SUCCESS : NVML_ERROR_NOT_SUPPORTED;
+}
+
+nvmlReturn_t nvmlDeviceGetMarginTemperature(nvmlDevice_t device, nvmlMarginTemperature_t *margin)
+{
+	DEVICE(device);
+	if (margin->version != nvmlMarginTemperature_v1)
+		return NVML_ERROR_ARGUMENT_VERSION_MISMATCH;
+	margin->marginTemperature = g->margin;
+	return g->margin ? NVML_SUCCESS : NVML_ERROR_NOT_SUPPORTED;
+}
+
+nvmlReturn_t nvmlDeviceGetCurrentClocksEventReasons(nvmlDevice_t device, unsigned long long *reasons)
+{
+	DEVICE(device);
+	*reasons = nvmlClocksEventReasonSwThermalSlowdown | (g->throttled ? nvmlClocksThrottleReasonHwThermalSlowdown : 0);
+	return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetCurrentClocksThrottleReasons(nvmlDevice_t device, unsigned long long *reasons) { return nvmlDeviceGetCurrentClocksEventReasons(device, reasons); }
+
+nvmlReturn_t nvmlDeviceGetRetiredPagesPendingStatus(nvmlDevice_t device, nvmlEnableState_t *pending)
+{
+	DEVICE(device);
+	*pending = g->retire_pending ? NVML_FEATURE_ENABLED : NVML_FEATURE_DISABLED;
+	return NVML_SUCCESS;
+}
+
 static nvmlReturn_t processes(int gpu, char kind, unsigned int *count, nvmlProcessInfo_t *infos)
 {
 	unsigned int found = 0;
@@ -227,10 +287,10 @@ nvmlReturn_t nvmlDeviceGetProcessUtilization(nvmlDevice_t device, nvmlProcessUti
 	if (g->mode)
 		return NVML_ERROR_NOT_SUPPORTED;
 	for (int i = 0; i < w.processes; i++) {
-		if (w.process[i].gpu != GPU(device) || !w.process[i].util)
+		if (w.process[i].gpu != GPU(device) || !(w.process[i].util | w.process[i].enc | w.process[i].dec))
 			continue;
 		if (samples && found < *count)
-			samples[found] = (nvmlProcessUtilizationSample_t){.pid = w.process[i].pid, .timeStamp = since + 1, .smUtil = w.process[i].util};
+			samples[found] = (nvmlProcessUtilizationSample_t){.pid = w.process[i].pid, .timeStamp = since + 1, .smUtil = w.process[i].util, .encUtil = w.process[i].enc, .decUtil = w.process[i].dec};
 		found++;
 	}
 	if (!found)
@@ -254,4 +314,18 @@ nvmlReturn_t nvmlDeviceSetMemoryLimits_v1(nvmlDevice_t device, nvmlSetMemoryLimi
 		return NVML_ERROR_INVALID_ARGUMENT;
 	note("memory_limits %s %s %llu %llu\n", g->uuid, limits->nameSpace, limits->softLimit, limits->hardLimit);
 	return NVML_SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetMemoryLimits_v1(nvmlDevice_t device, nvmlGetMemoryLimits_v1_t *limits)
+{
+	DEVICE(device);
+	(void)g;
+	limits->softLimit = 0;
+	limits->hardLimit = NVML_DEVICE_MEMORY_LIMIT_MAX;
+	for (int i = 0; i < w.cgroups; i++)
+		if (w.cgroup[i].gpu == GPU(device) && !strcmp(w.cgroup[i].path, limits->nameSpace)) {
+			limits->currentUsed = w.cgroup[i].mb << 20;
+			return NVML_SUCCESS;
+		}
+	return NVML_ERROR_OPERATING_SYSTEM; // it cannot be opened
 }

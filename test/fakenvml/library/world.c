@@ -51,6 +51,10 @@ static void read_of(const char *key, const char *line)
 		sscanf(line, "%*d %u %u", &g->remap_failed, &g->recovery);
 	else if (!strcmp(key, "usage"))
 		sscanf(line, "%*d %u %llu %u %u %u %u %llu", &g->util, &g->used_mb, &g->enc, &g->dec, &g->temperature, &g->power, &g->ecc_errors);
+	else if (!strcmp(key, "vitals"))
+		sscanf(line, "%*d %u %u %d %u %u %u", &g->slowdown, &g->shutdown, &g->margin, &g->throttled, &g->remap_pending, &g->retire_pending);
+	else if (!strcmp(key, "ecc"))
+		sscanf(line, "%*d %llu %llu %llu", &g->ecc_ever, &g->corrected, &g->corrected_ever);
 	else if (!strcmp(key, "link") && g->link_count < MAX_LINKS && sscanf(line, "%*d %d", &end) == 1)
 		g->links[g->link_count++] = end;
 	else if (!strcmp(key, "profile") && g->profiles < MAX_PROFILES)
@@ -69,7 +73,12 @@ static void read_of(const char *key, const char *line)
 		if (sscanf(line, "%*d %c %u %llu %u %u", &p.kind, &p.pid, &p.mb, &p.gi, &p.ci) >= 3)
 			w.process[w.processes++] = p;
 	} else if (!strcmp(key, "busy") && w.processes) // the process before it
-		sscanf(line, "%*d %u", &w.process[w.processes - 1].util);
+		sscanf(line, "%*d %u %u %u", &w.process[w.processes - 1].util, &w.process[w.processes - 1].enc, &w.process[w.processes - 1].dec);
+	else if (!strcmp(key, "cgroup") && w.cgroups < MAX_CGROUPS) {
+		struct cgroup c = {.gpu = index};
+		if (sscanf(line, "%*d %llu %255s", &c.mb, c.path) == 2)
+			w.cgroup[w.cgroups++] = c;
+	}
 }
 
 static void read_line(const char *key, const char *line)

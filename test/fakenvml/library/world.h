@@ -15,6 +15,7 @@
 #define MAX_PROCESSES 32
 #define MAX_RULES 16
 #define MAX_LINKS 8
+#define MAX_CGROUPS 8
 
 struct place { unsigned int start, size; };
 
@@ -38,7 +39,9 @@ struct gpu {
 	int lost, links[MAX_LINKS], link_count; // the GPU at the other end; -1: a switch
 	int mig_capable, mig_reset;             // a change of the mode stays pending
 	unsigned int util, enc, dec, temperature, power;
-	unsigned long long ecc_errors;
+	unsigned long long ecc_errors, ecc_ever, corrected, corrected_ever; // since the driver was loaded, and ever
+	unsigned int slowdown, shutdown, throttled, remap_pending, retire_pending; // degrees, 0: not told
+	int margin; // degrees to the slowdown of those that do not tell it
 	struct profile profile[MAX_PROFILES];
 	int profiles;
 	struct compute compute[64];
@@ -49,7 +52,8 @@ struct gpu {
 
 struct gi { int gpu; unsigned int id, profile; struct place at; };
 struct ci { int gpu; unsigned int gi, id, profile, slices; char uuid[96]; };
-struct process { int gpu; char kind; unsigned int pid, gi, ci, util; unsigned long long mb; };
+struct process { int gpu; char kind; unsigned int pid, gi, ci, util, enc, dec; unsigned long long mb; };
+struct cgroup { int gpu; unsigned long long mb; char path[256]; }; // what its processes use
 struct rule { char verb[16], function[64]; int code, gpu; }; // gpu -1: all
 
 struct world {
@@ -59,6 +63,8 @@ struct world {
 	int gpus;
 	struct process process[MAX_PROCESSES];
 	int processes;
+	struct cgroup cgroup[MAX_CGROUPS];
+	int cgroups;
 	struct rule rule[MAX_RULES];
 	int rules;
 	struct gi gi[MAX_INSTANCES];

@@ -28,6 +28,8 @@ const (
 	GPUServiceListGPUsProcedure = "/remotegpu.v1.GPUService/ListGPUs"
 	// GPUServiceGetGPUProcedure is the procedure name of the GPUService's GetGPU RPC.
 	GPUServiceGetGPUProcedure = "/remotegpu.v1.GPUService/GetGPU"
+	// GPUServiceListGPULeasesProcedure is the procedure name of the GPUService's ListGPULeases RPC.
+	GPUServiceListGPULeasesProcedure = "/remotegpu.v1.GPUService/ListGPULeases"
 	// GPUServiceDrainGPUProcedure is the procedure name of the GPUService's DrainGPU RPC.
 	GPUServiceDrainGPUProcedure = "/remotegpu.v1.GPUService/DrainGPU"
 	// GPUServiceUndrainGPUProcedure is the procedure name of the GPUService's UndrainGPU RPC.
@@ -56,6 +58,14 @@ var (
 			StreamType:       connect.StreamTypeUnary,
 			Schema:           v1.File_remotegpu_v1_gpu_proto.Services().ByName("GPUService").Methods().ByName("GetGPU"),
 			Procedure:        GPUServiceGetGPUProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	gPUServiceListGPULeasesSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_remotegpu_v1_gpu_proto.Services().ByName("GPUService").Methods().ByName("ListGPULeases"),
+			Procedure:        GPUServiceListGPULeasesProcedure,
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
 		}
 	})
@@ -111,6 +121,12 @@ type GPUServiceClient interface {
 	// Errors: NOT_FOUND (GPU_NOT_FOUND), INVALID_ARGUMENT (FIELD_INVALID: the
 	// name is that of several).
 	GetGPU(context.Context, *v1.GetGPURequest) (*v1.GetGPUResponse, error)
+	// ListGPULeases answers who has GPUs and who had them, of one GPU or of all, the
+	// latest first. What has ended is kept for a year, and is found by the UUID of
+	// a GPU that the host does not have any more.
+	//
+	// Errors: as GetGPU; INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
+	ListGPULeases(context.Context, *v1.ListGPULeasesRequest) (*v1.ListGPULeasesResponse, error)
 	// DrainGPU keeps a GPU from new environments. Those that have it keep it.
 	//
 	// Errors: as GetGPU.
@@ -158,6 +174,12 @@ type GPUServiceHandler interface {
 	// Errors: NOT_FOUND (GPU_NOT_FOUND), INVALID_ARGUMENT (FIELD_INVALID: the
 	// name is that of several).
 	GetGPU(context.Context, *v1.GetGPURequest) (*v1.GetGPUResponse, error)
+	// ListGPULeases answers who has GPUs and who had them, of one GPU or of all, the
+	// latest first. What has ended is kept for a year, and is found by the UUID of
+	// a GPU that the host does not have any more.
+	//
+	// Errors: as GetGPU; INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
+	ListGPULeases(context.Context, *v1.ListGPULeasesRequest) (*v1.ListGPULeasesResponse, error)
 	// DrainGPU keeps a GPU from new environments. Those that have it keep it.
 	//
 	// Errors: as GetGPU.
@@ -193,6 +215,7 @@ func RegisterGPUServiceHandler(server *connect.Server, svc GPUServiceHandler) {
 	server.Register(
 		connect.Method{Spec: gPUServiceListGPUsSpec(), Handler: adapter.listGPUs},
 		connect.Method{Spec: gPUServiceGetGPUSpec(), Handler: adapter.getGPU},
+		connect.Method{Spec: gPUServiceListGPULeasesSpec(), Handler: adapter.listGPULeases},
 		connect.Method{Spec: gPUServiceDrainGPUSpec(), Handler: adapter.drainGPU},
 		connect.Method{Spec: gPUServiceUndrainGPUSpec(), Handler: adapter.undrainGPU},
 		connect.Method{Spec: gPUServiceCreateMIGInstanceSpec(), Handler: adapter.createMIGInstance},
@@ -210,6 +233,10 @@ func (UnimplementedGPUServiceHandler) ListGPUs(context.Context, *v1.ListGPUsRequ
 
 func (UnimplementedGPUServiceHandler) GetGPU(context.Context, *v1.GetGPURequest) (*v1.GetGPUResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.GPUService.GetGPU is not implemented")
+}
+
+func (UnimplementedGPUServiceHandler) ListGPULeases(context.Context, *v1.ListGPULeasesRequest) (*v1.ListGPULeasesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.GPUService.ListGPULeases is not implemented")
 }
 
 func (UnimplementedGPUServiceHandler) DrainGPU(context.Context, *v1.DrainGPURequest) (*v1.DrainGPUResponse, error) {
@@ -247,6 +274,14 @@ func (c *gPUServiceClient) ListGPUs(ctx context.Context, req *v1.ListGPUsRequest
 func (c *gPUServiceClient) GetGPU(ctx context.Context, req *v1.GetGPURequest) (*v1.GetGPUResponse, error) {
 	var res v1.GetGPUResponse
 	if err := c.client.CallUnary(ctx, gPUServiceGetGPUSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *gPUServiceClient) ListGPULeases(ctx context.Context, req *v1.ListGPULeasesRequest) (*v1.ListGPULeasesResponse, error) {
+	var res v1.ListGPULeasesResponse
+	if err := c.client.CallUnary(ctx, gPUServiceListGPULeasesSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -312,6 +347,18 @@ func (h gPUServiceHandler) getGPU(ctx context.Context, _ connect.Spec, stream co
 		return err
 	}
 	res, err := h.svc.GetGPU(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h gPUServiceHandler) listGPULeases(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.ListGPULeasesRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.ListGPULeases(ctx, &req)
 	if err != nil {
 		return err
 	}
