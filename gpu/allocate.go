@@ -28,8 +28,11 @@ func Allocate(books Books, rules Rules, envID string, req *Request, field string
 	configured := rules.Enforcers
 	rules = rules.On(books.Devices)
 	change, others := split(&books, &rules, envID, req)
-	if req == nil || len(change.Keep) == req.Count {
+	if req == nil {
 		return change, nil
+	}
+	if len(change.Keep) == req.Count {
+		return change, rules.severalServed(&books, &change, req, field)
 	}
 	missing, enforcement := req.Count-len(change.Keep), enforcementOf(&rules, req)
 	if req.Mode == VGPU && enforcement == ByNone && !req.AllowUnenforced {
@@ -58,7 +61,7 @@ func Allocate(books Books, rules Rules, envID string, req *Request, field string
 	for _, c := range choose(able, missing, kept, &rules, accounts) {
 		change.Add = append(change.Add, c.lease(req, enforcement))
 	}
-	return change, nil
+	return change, rules.severalServed(&books, &change, req, field)
 }
 
 // split tells which of its leases an environment keeps for a request, and what

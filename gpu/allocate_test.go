@@ -191,6 +191,46 @@ func TestSharesAddUp(t *testing.T) {
 	}
 }
 
+// An environment is the client of one MPS daemon, which serves one GPU.
+func TestSeveralGPUsAreNotSharedByMPS(t *testing.T) {
+	books := gpu.Books{Devices: gputest.Plain(2)}
+	two := gpu.Request{Mode: gpu.Shared, Count: 2}
+	turns := gpu.Rules{Enforcers: []gpu.Enforcement{gpu.ByMPS}, SharedBy: gpu.TimeSlicing}
+	served := gpu.Rules{Enforcers: []gpu.Enforcement{gpu.ByMPS}, SharedBy: gpu.MPS}
+	take(t, &books, turns, "a", two)
+	// It is refused before its start, too, when the node shares otherwise by then.
+	for _, env := range []string{"a", "b"} {
+		_, err := allocate(t, books, served, env, two)
+		refused(t, err, problem.GPUNotEnforceable, "MPS", "one GPU")
+		if field := problem.Of(err).Field; field != "spec.gpu.count" {
+			t.Errorf("field %s", field)
+		}
+	}
+	take(t, &books, served, "b", gpu.Request{Mode: gpu.Shared})
+	books.Held = nil
+	share := gpu.Request{Mode: gpu.VGPU, MemoryBytes: gib, Count: 2}
+	for _, rules := range []gpu.Rules{turns, served} {
+		_, err := allocate(t, books, rules, "a", share)
+		refused(t, err, problem.GPUNotEnforceable, "2 GPUs", "one GPU")
+	}
+	share.AllowUnenforced = true
+	_, err := allocate(t, books, served, "a", share)
+	refused(t, err, problem.GPUNotEnforceable, "2 GPUs")
+	take(t, &books, turns, "a", share)
+	if books.Held[0].Enforcement != gpu.ByNone {
+		t.Errorf("enforced by %s", books.Held[0].Enforcement)
+	}
+	books.Held, share.AllowUnenforced = nil, false
+	turns.Enforcers = append(turns.Enforcers, gpu.ByCooperation)
+	take(t, &books, turns, "a", share)
+	if books.Held[0].Enforcement != gpu.ByCooperation {
+		t.Errorf("enforced by %s", books.Held[0].Enforcement)
+	}
+	// What MPS does not serve it is in the way of nothing of.
+	amd := []gpu.Device{{UUID: "PCI-0000:0a:00.0", Vendor: gpu.AMD, PCI: "0000:0a:00.0", Index: -1}, {UUID: "PCI-0000:0b:00.0", Vendor: gpu.AMD, PCI: "0000:0b:00.0", Index: -1}}
+	take(t, &gpu.Books{Devices: amd}, served, "a", gpu.Request{Mode: gpu.Shared, Count: 2, Capabilities: []gpu.Capability{gpu.Graphics}})
+}
+
 // What held a share may have been turned off while its environment was stopped.
 func TestShareThatNothingHoldsAnyMoreIsGivenAnew(t *testing.T) {
 	books := gpu.Books{Devices: gputest.Plain(1)}

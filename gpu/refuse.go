@@ -109,6 +109,9 @@ func (r *Request) describe() string {
 func notEnforceable(rules *Rules, configured []Enforcement, req *Request, field string) error {
 	what := "nothing on this host keeps others off a share of a GPU's memory"
 	switch {
+	case slices.Contains(rules.Enforcers, ByMPS): // so it is the number
+		return problem.New(problem.GPUNotEnforceable, "nothing on this host keeps others off shares of %d GPUs: MPS serves an environment on one", req.Count).
+			WithField(field + ".count").WithHint("ask for one GPU, or for the mode exclusive or mig")
 	case slices.Contains(configured, ByDriver) && !slices.Contains(rules.Enforcers, ByDriver):
 		what += ": its driver is to, and cannot; that takes R615 or newer, and cgroup v2"
 	case slices.Contains(rules.Enforcers, ByDriver) && req.ComputePercent > 0:

@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
 // changeLeases brings the leases of an environment without a process to what a
@@ -17,8 +18,9 @@ func (m *Manager) changeLeases(ctx context.Context, env *Environment, req *gpu.R
 	if req == nil && len(env.GPUs) == 0 {
 		return env, nil
 	}
-	done, err := m.gpuGate.Lock(ctx, struct{}{})
-	if err != nil {
+	var done func()
+	// Who has the gate may wait for a GPU to be free, and for a worker then.
+	if err := operation.Idle(ctx, func() (err error) { done, err = m.gpuGate.Lock(ctx, struct{}{}); return err }); err != nil {
 		return env, fmt.Errorf("wait for who changes GPUs: %w", err)
 	}
 	defer done()

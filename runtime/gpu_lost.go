@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,7 +31,7 @@ func (m *Manager) lookForLost(ctx context.Context, envs []*Environment, found *g
 		}
 		why := env.GPURun.Lost
 		if why == "" {
-			why = lostGPUs(env, &books, found.Driver)
+			why = cmp.Or(lostGPUs(env, &books, found.Driver), m.lostShare(env))
 		}
 		if why != "" {
 			lost = append(lost, env.Name+": "+why)

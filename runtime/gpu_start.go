@@ -27,8 +27,17 @@ func (m *Manager) prepareGPUs(ctx context.Context, env *Environment) (*gpu.Edits
 	if err != nil {
 		return nil, nil, err
 	}
-	// What the last holders shared it by is not left to whoever comes next.
-	if err := m.settleSharing(ctx, env.GPUs); err != nil {
+	runs, err := m.runs(ctx, env.ID)
+	if err != nil {
+		return nil, nil, err
+	}
+	// What the last holders shared it by is not left to whoever comes next: the
+	// first of those who share it has it anew.
+	without := env.ID
+	if runs {
+		without = ""
+	}
+	if err := m.settleSharing(ctx, env.GPUs, without); err != nil {
 		return nil, nil, err
 	}
 	run := &GPURun{Driver: found.Driver}
@@ -53,8 +62,10 @@ func (m *Manager) prepareGPUs(ctx context.Context, env *Environment) (*gpu.Edits
 			}
 		}
 	}
-	if err := m.awaitHandOver(ctx, env, run); err != nil {
-		return nil, nil, err
+	if !runs {
+		if err := m.awaitHandOver(ctx, env, run); err != nil {
+			return nil, nil, err
+		}
 	}
 	req.Targets = run.Targets
 	edits, err := m.cfg.GPUs.Edits(ctx, req)

@@ -21,7 +21,7 @@ type tending struct {
 
 // askToTend has GPUs looked after, and waits for that unless it takes long.
 func (m *Manager) askToTend(ctx context.Context) {
-	if m.cfg.GPUs == nil {
+	if m.cfg.GPUs == nil && m.cfg.GPU.Sharing == nil {
 		return
 	}
 	done := make(chan struct{})
@@ -66,6 +66,9 @@ func (m *Manager) runTending(ctx context.Context) {
 func (m *Manager) tendGPUs(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, passTimeout)
 	defer cancel()
+	if m.cfg.GPUs == nil {
+		return m.keepSharing(ctx) // what ran for GPUs before they were turned off
+	}
 	var errs []error
 	for _, held := range m.gpuFlow.over(time.Now()) {
 		m.logHeldBack(ctx, held.gpu, held.xid, held.detail, held.count)

@@ -71,6 +71,9 @@ type GPURun struct {
 	// Lost says that the process does not have its GPUs any more, and why; ""
 	// while nothing of the kind is known. It stays until the next start.
 	Lost string `json:"lost,omitempty"`
+	// Interrupted is when what it shares a GPU by was last begun anew, or ended,
+	// under it, which it was told of.
+	Interrupted time.Time `json:"interrupted,omitzero"`
 }
 
 // GPUWarnings are what the caller should know about the GPUs of an environment.

@@ -51,7 +51,8 @@ type Config struct {
 	GPUs gpu.Driver
 	GPU  GPUConfig
 	// InEnvironment says whether a process of the host is one of an
-	// environment's. NotFound when there is none. nil: it is not known.
+	// environment's, or, "", of any, those that are gone included. NotFound when
+	// there is no such process. nil: it is not known.
 	InEnvironment func(pid int, envID string) (bool, error)
 	// Cgroup is the path of an environment's control group. nil: it is not known.
 	Cgroup func(envID string) string

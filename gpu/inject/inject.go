@@ -57,10 +57,15 @@ type Config struct {
 	// Dir is where the configuration of the hook and the list of libraries are
 	// written: root's, and nobody else may write there.
 	Dir string
-	// MPS runs the daemons of GPUs that several share; nil: they take turns. A
-	// GPU that has a daemon is closed to all but its clients, so that all who
-	// share one are clients, whatever holds them to their share.
+	// MPS runs the daemons of GPUs that several share; nil: none.
 	MPS MPS
+	// SharedBy says who are clients of a daemon: those whom it holds to their
+	// share, or all who share a GPU. The others take turns.
+	SharedBy gpu.SharedBy
+	// TimeSlice is how long a turn is; "": what the driver has. SMI is the path of
+	// nvidia-smi, which sets it.
+	TimeSlice TimeSlice
+	SMI       string
 	// Library is the path of HAMi-core (libvgpu.so), which the administrator
 	// brings; "": there is none.
 	Library string

@@ -23,6 +23,8 @@ type driver struct {
 	inventory gpu.Inventory
 	edits     gpu.Edits
 	asked     []gpu.EditsRequest
+	opened    []string // GPUs
+	closed    error    // what opening one fails with
 }
 
 func (d *driver) Probe(context.Context) (gpu.Inventory, error) { return d.inventory, nil }
@@ -30,6 +32,11 @@ func (d *driver) Probe(context.Context) (gpu.Inventory, error) { return d.invent
 func (d *driver) Edits(_ context.Context, req gpu.EditsRequest) (gpu.Edits, error) {
 	d.asked = append(d.asked, req)
 	return d.edits, nil
+}
+
+func (d *driver) SetExclusiveProcess(_ context.Context, uuid string, on bool) error {
+	d.opened = append(d.opened, uuid+map[bool]string{true: " closed"}[on])
+	return d.closed
 }
 
 // program writes a program that says a version.
@@ -284,7 +291,7 @@ func TestSharesAreHeldByWhatTheLeaseSays(t *testing.T) {
 		return gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA, Share: gpu.Share{Enforcement: e, MemoryBytes: 2 << 30, ComputePercent: 30}}}}
 	}
 	served := &daemons{}
-	whole := inject.New(inject.Config{Driver: &driver{edits: ofNVIDIA()}, CDIHook: program(t, good), MPS: served, Library: library, Dir: t.TempDir()})
+	whole := inject.New(inject.Config{Driver: &driver{edits: ofNVIDIA()}, CDIHook: program(t, good), MPS: served, SharedBy: gpu.MPS, Library: library, Dir: t.TempDir()})
 	slicing := inject.New(inject.Config{Driver: &driver{edits: ofNVIDIA()}, CDIHook: program(t, good), Library: library, Dir: t.TempDir()})
 	for _, test := range []struct {
 		by     gpu.Enforcement

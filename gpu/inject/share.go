@@ -25,15 +25,15 @@ const (
 )
 
 // shared adds what those take who share a GPU with others: variables for the
-// clients of its MPS daemon, where the node runs such, and the library of
+// clients of its MPS daemon, turns for those who are none, and the library of
 // HAMi-core. What the driver holds itself takes nothing in the container.
 func (d *Driver) shared(ctx context.Context, edits gpu.Edits, targets []gpu.Target) (gpu.Edits, error) {
 	by := func(is func(gpu.Enforcement) bool) []gpu.Target {
 		return slices.DeleteFunc(slices.Clone(targets), func(t gpu.Target) bool { return !is(t.Share.Enforcement) })
 	}
-	sharing := by(func(e gpu.Enforcement) bool { return e != "" && (d.cfg.MPS != nil || e == gpu.ByMPS) })
+	sharing := by(d.cfg.SharedBy.ServedByMPS)
 	if len(sharing) > 0 {
-		if len(targets) > 1 {
+		if len(targets) > 1 { // the allocator refuses it before
 			return gpu.Edits{}, problem.New(problem.GPUNotEnforceable, "an environment can be a client of one MPS daemon alone, and %d GPUs were asked for", len(targets)).
 				WithHint("ask for one GPU, or for another mode")
 		}
@@ -41,6 +41,12 @@ func (d *Driver) shared(ctx context.Context, edits gpu.Edits, targets []gpu.Targ
 		if edits, err = d.byMPS(ctx, edits, sharing[0]); err != nil {
 			return gpu.Edits{}, err
 		}
+	}
+	edits, err := d.inTurns(ctx, edits, slices.DeleteFunc(slices.Clone(targets), func(t gpu.Target) bool {
+		return d.cfg.SharedBy.ServedByMPS(t.Share.Enforcement)
+	}))
+	if err != nil {
+		return gpu.Edits{}, err
 	}
 	agreed := by(func(e gpu.Enforcement) bool { return e == gpu.ByCooperation })
 	if len(agreed) > 0 {

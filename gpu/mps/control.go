@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/trusted"
 )
@@ -29,6 +30,13 @@ func (d *Daemons) ask(ctx context.Context, uuid, command string) (string, error)
 	if err := d.trust(); err != nil {
 		return "", err
 	}
+	verb, _, _ := strings.Cut(command, " ")
+	changes := !strings.HasPrefix(verb, "get_")
+	if changes {
+		if err := fault.Before(ctx, "mps "+verb); err != nil {
+			return "", err
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, d.cfg.Timeout)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
@@ -39,6 +47,9 @@ func (d *Daemons) ask(ctx context.Context, uuid, command string) (string, error)
 			err = errors.Join(context.Cause(ctx), err)
 		}
 		return "", fmt.Errorf("ask %s: %w: %s", filepath.Base(d.cfg.Control), err, strings.TrimSpace(stderr.String()))
+	}
+	if changes {
+		return stdout.String(), fault.After(ctx, "mps "+verb)
 	}
 	return stdout.String(), nil
 }

@@ -11,7 +11,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/remotegpu/internal/atomicfile"
 	"github.com/remotegpu/remotegpu/internal/cgroup"
+	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
@@ -39,10 +41,17 @@ func (d *Daemons) start(ctx context.Context, uuid string) error {
 	if err := d.mountShm(home, shm); err != nil {
 		return err
 	}
+	if err := fault.Point(ctx, "MPS directories made"); err != nil {
+		return err
+	}
 	if d.cfg.SetExclusive != nil {
 		if err := d.cfg.SetExclusive(ctx, uuid, true); err != nil {
 			return fmt.Errorf("let MPS alone use GPU %s: %w", uuid, err)
 		}
+	}
+	// Before it is: what is not known to be the same daemon is another.
+	if err := atomicfile.WriteUnsynced(filepath.Join(home, sinceName), []byte(time.Now().Format(time.RFC3339Nano)), 0o600); err != nil {
+		return err
 	}
 	if err := d.launchDaemon(ctx, uuid, shm); err != nil {
 		return problem.New(problem.GPUUnavailable, "the MPS control daemon of GPU %s does not start", uuid).WithCause(err).
@@ -70,6 +79,9 @@ func (d *Daemons) launchDaemon(ctx context.Context, uuid, shm string) error {
 	if err != nil {
 		return err
 	}
+	if err := fault.Before(ctx, "launch MPS daemon"); err != nil {
+		return err
+	}
 	// Into its cgroup, which has nothing to do with that of the node's service.
 	// The server and its clients meet in /dev/shm, which is another one for each
 	// of them unless it is made the same.
@@ -85,7 +97,10 @@ exec "$control" -d $flag`
 	// has none (CUDA Multi-Process Service, section Architecture). Drivers before
 	// R545 do not know it.
 	refused := launch("-multiuser-server")
-	if refused == nil || ctx.Err() != nil {
+	if refused == nil {
+		return fault.After(ctx, "launch MPS daemon")
+	}
+	if ctx.Err() != nil {
 		return refused
 	}
 	if err := d.kill(ctx, uuid, 0); err != nil {
@@ -146,13 +161,19 @@ func (d *Daemons) end(ctx context.Context, uuid string) error {
 	if err := d.kill(ctx, uuid, wait); err != nil {
 		return err
 	}
+	if err := fault.Point(ctx, "MPS daemon ended"); err != nil {
+		return err
+	}
 	if d.cfg.SetExclusive != nil {
 		// A GPU that has gone is nobody's.
 		if err := d.cfg.SetExclusive(ctx, uuid, false); err != nil && problem.Of(err).Reason != problem.GPUNotFound {
 			return fmt.Errorf("let all use GPU %s: %w", uuid, err)
 		}
 	}
-	return d.clear(uuid)
+	if err := d.clear(uuid); err != nil {
+		return err
+	}
+	return fault.Point(ctx, "MPS directories removed")
 }
 
 // kill ends what runs in a daemon's cgroup, after a while.

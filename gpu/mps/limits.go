@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/atomicfile"
@@ -23,13 +24,13 @@ const limitsName = "limits"
 // client is held by its own variables. It is never made narrower: that would
 // be the limit of whoever has the largest.
 func (d *Daemons) widen(ctx context.Context, uuid string, share gpu.Share) error {
-	now := d.limits(uuid)
+	now, set := d.limits(uuid)
 	wide := gpu.Share{MemoryBytes: larger(now.MemoryBytes, share.MemoryBytes), ComputePercent: larger(now.ComputePercent, share.ComputePercent)}
 	if now.Enforcement == "" { // the first
 		wide = share
 	}
 	wide.Enforcement = gpu.ByMPS
-	if wide == now {
+	if wide == now && set {
 		return nil
 	}
 	return d.limit(ctx, uuid, wide)
@@ -43,13 +44,32 @@ func larger[T int | uint64](a, b T) T {
 	return max(a, b)
 }
 
-// limits are those that were set last; none of any enforcement before.
-func (d *Daemons) limits(uuid string) (set gpu.Share) {
+// kept is what limitsName has.
+type kept struct {
+	gpu.Share
+
+	Since time.Time `json:"since"` // of the daemon that has them
+}
+
+// limits are those that the clients of a GPU were given last, none of any
+// enforcement before, and whether the daemon that is there now has them.
+func (d *Daemons) limits(uuid string) (_ gpu.Share, set bool) {
+	var k kept
 	text, err := os.ReadFile(filepath.Join(d.home(uuid), limitsName))
-	if err != nil || json.Unmarshal(text, &set) != nil {
-		return gpu.Share{}
+	if err != nil || json.Unmarshal(text, &k) != nil {
+		return gpu.Share{}, false
 	}
-	return set
+	since, there := d.Since(uuid)
+	return k.Share, there && since.Equal(k.Since)
+}
+
+// limitAgain gives a daemon the limits of the one before it, unless it has them.
+func (d *Daemons) limitAgain(ctx context.Context, uuid string) error {
+	wide, set := d.limits(uuid)
+	if set {
+		return nil
+	}
+	return d.limit(ctx, uuid, wide)
 }
 
 // limit sets the limits of a daemon: for servers that it starts, and for clients
@@ -90,7 +110,8 @@ func (d *Daemons) limit(ctx context.Context, uuid string, wide gpu.Share) error 
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("limit the clients of the MPS daemon of GPU %s: %w", uuid, err)
 	}
-	text, err := json.Marshal(wide)
+	since, _ := d.Since(uuid)
+	text, err := json.Marshal(kept{wide, since})
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/internal/cgroup"
 	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/keylock"
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -103,8 +104,8 @@ func (d *Daemons) home(uuid string) string { return filepath.Join(d.cfg.Dir, uui
 func (d *Daemons) cgroup(uuid string) string { return filepath.Join(d.cfg.Cgroup, "mps-"+uuid) }
 
 // Prepare starts the control daemon of a GPU unless it answers, and makes room in
-// its limits for a client of a share. On error nothing is left of a daemon that
-// was not there before. GPU_TOOLKIT_MISSING without the program, GPU_UNAVAILABLE
+// its limits for a client of a share. On error nothing is left, unless there was a
+// daemon before. GPU_TOOLKIT_MISSING without the program, GPU_UNAVAILABLE
 // when it does not come up.
 func (d *Daemons) Prepare(ctx context.Context, uuid string, share gpu.Share) (Client, error) {
 	if !uuidText.MatchString(uuid) {
@@ -130,9 +131,13 @@ func (d *Daemons) Prepare(ctx context.Context, uuid string, share gpu.Share) (Cl
 	if err := d.trust(); err != nil {
 		return Client{}, err
 	}
+	_, absent := os.Lstat(d.home(uuid))
 	err = d.start(ctx, uuid)
 	if err == nil {
 		err = d.widen(ctx, uuid, share)
+	}
+	if err != nil && absent == nil { // one has died: its clients have its directories, and Keep tries again
+		return Client{}, err
 	}
 	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
@@ -169,10 +174,36 @@ func (d *Daemons) answers(ctx context.Context, uuid string) (bool, error) {
 	return err == nil && strings.TrimSpace(out) != "", nil
 }
 
+// sinceName is the file in a daemon's directory that says when it was started.
+const sinceName = "since"
+
+// Since is when the daemon of a GPU was started; false when there is none, nor one
+// that died and is to be started again.
+func (d *Daemons) Since(uuid string) (time.Time, bool) {
+	if !uuidText.MatchString(uuid) {
+		return time.Time{}, false
+	}
+	text, err := os.ReadFile(filepath.Join(d.home(uuid), sinceName))
+	if err != nil {
+		return time.Time{}, false
+	}
+	since, err := time.Parse(time.RFC3339Nano, string(text))
+	return since, err == nil
+}
+
+// Runs says whether a process is the daemon of a GPU or a server of it. NotFound
+// when there is no such process.
+func (d *Daemons) Runs(uuid string, pid int) (bool, error) {
+	if !uuidText.MatchString(uuid) {
+		return false, nil
+	}
+	return cgroup.Contains(pid, d.cgroup(uuid))
+}
+
 // Keep looks at the daemons that there are. Those of GPUs that are needed it
 // starts again if they have died: their clients get CUDA errors until then. The
-// others it ends, all where no program is configured. needed is asked while nobody else prepares that GPU: who is
-// about to has said so by then, or waits.
+// others it ends, all where no program is configured. needed is asked while nobody
+// else prepares that GPU: who is about to has said so by then, or waits.
 func (d *Daemons) Keep(ctx context.Context, needed func(ctx context.Context, gpuUUID string) (bool, error)) error {
 	entries, err := os.ReadDir(d.cfg.Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -209,15 +240,16 @@ func (d *Daemons) keep(ctx context.Context, uuid string, needed func(ctx context
 		return err
 	}
 	if wanted && d.cfg.Control != "" {
-		if well, err := d.answers(ctx, uuid); err != nil || well {
+		if well, err := d.answers(ctx, uuid); err != nil {
 			return err
+		} else if well {
+			return d.limitAgain(ctx, uuid) // who started it may have died
 		}
 		// What it leaves when it fails containers have: it is tried again.
-		err := d.start(ctx, uuid)
-		if err == nil {
-			err = d.limit(ctx, uuid, d.limits(uuid))
+		if err := d.start(ctx, uuid); err != nil {
+			return err
 		}
-		if err != nil {
+		if err := d.limitAgain(ctx, uuid); err != nil {
 			return err
 		}
 		d.cfg.Log.WarnContext(ctx, "an MPS control daemon had died and was started again", "gpu", uuid)

@@ -344,6 +344,88 @@ func TestDaemonsAreEndedWhereNoneIsConfigured(t *testing.T) {
 	}
 }
 
+// Clients have the directories of a daemon that died: one that does not start for
+// a new client leaves them to the next one, whose clients have its limits.
+func TestDaemonThatDoesNotStartAgainLeavesItsClientsTheirDirectories(t *testing.T) {
+	s := newSetup(t)
+	client, err := s.daemons.Prepare(t.Context(), uuid, share(2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	since, there := s.daemons.Since(uuid)
+	if mine, err := s.daemons.Runs(uuid, s.pid(t)); !there || time.Since(since) > time.Hour || !mine || err != nil {
+		t.Errorf("since %v, %v; it runs: %v, %v", since, there, mine, err)
+	}
+	if mine, err := s.daemons.Runs(uuid, os.Getpid()); mine || err != nil {
+		t.Errorf("who asks is of it: %v, %v", mine, err)
+	}
+	before, err := os.Stat(client.Pipe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := s.pid(t)
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); alive(pid) && time.Now().Before(deadline); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	s.file(t, "broken")
+	for range 2 {
+		if _, err := s.daemons.Prepare(t.Context(), uuid, share(1)); err == nil {
+			t.Error("it starts")
+		}
+		if err := s.daemons.Keep(t.Context(), somebody); err == nil {
+			t.Error("it is said to run")
+		}
+	}
+	if err := os.Remove(filepath.Join(s.dir, "broken")); err != nil {
+		t.Fatal(err)
+	}
+	_ = os.Remove(filepath.Join(s.dir, "limits"))
+	if err := s.daemons.Keep(t.Context(), somebody); err != nil {
+		t.Fatal(err)
+	}
+	if after, err := os.Stat(client.Pipe); err != nil || !os.SameFile(before, after) {
+		t.Errorf("its clients have lost it: %v", err)
+	}
+	if again, there := s.daemons.Since(uuid); !there || !again.After(since) {
+		t.Errorf("the next one is there since %v, %v; the first since %v", again, there, since)
+	}
+	limits := func() string {
+		text, err := os.ReadFile(filepath.Join(s.dir, "limits"))
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		_ = os.Remove(filepath.Join(s.dir, "limits"))
+		return string(text)
+	}
+	want := limits()
+	if !strings.Contains(want, "mem_limit 0 2048M") {
+		t.Errorf("the next one has the limits %q", want)
+	}
+	// The node's daemon died when it had started another and not limited it.
+	if err := s.daemons.Keep(t.Context(), somebody); err != nil || limits() != "" {
+		t.Errorf("limits are set that are set: %v", err)
+	}
+	name := filepath.Join(s.dir, "mps", uuid, "since")
+	if err := os.WriteFile(name, []byte(time.Now().Format(time.RFC3339Nano)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.daemons.Keep(t.Context(), somebody); err != nil {
+		t.Fatal(err)
+	}
+	if got := limits(); got != want {
+		t.Errorf("one that was not limited has %q, want %q", got, want)
+	}
+	if err := s.daemons.Keep(t.Context(), nobody); err != nil {
+		t.Error(err)
+	}
+	if _, there := s.daemons.Since(uuid); there {
+		t.Error("one that was ended is there")
+	}
+}
+
 // alive says whether a process lives; nobody may reap orphans here.
 func alive(pid int) bool {
 	state, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -2,6 +2,7 @@ package nvidia
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,9 +12,16 @@ import (
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
-// SetExclusiveProcess implements gpu.Driver.
+// SetExclusiveProcess implements gpu.Driver. Without a driver no GPU is closed to
+// anybody.
 func (d *Driver) SetExclusiveProcess(_ context.Context, gpuUUID string, on bool) error {
-	s, err := d.driver()
+	s, err := d.open()
+	if errors.Is(err, errNoLibrary) {
+		if !on {
+			return nil
+		}
+		err = errNoDriver()
+	}
 	if err != nil {
 		return err
 	}
@@ -25,6 +33,12 @@ func (d *Driver) SetExclusiveProcess(_ context.Context, gpuUUID string, on bool)
 	mode := nvml.COMPUTEMODE_DEFAULT
 	if on {
 		mode = nvml.COMPUTEMODE_EXCLUSIVE_PROCESS
+	}
+	if s.has("nvmlDeviceGetComputeMode") { // a GPU that has no modes has the default
+		now, ret := handle.GetComputeMode()
+		if ret == nvml.SUCCESS && now == mode || ret == nvml.ERROR_NOT_SUPPORTED && !on {
+			return nil
+		}
 	}
 	if ret := handle.SetComputeMode(mode); ret != nvml.SUCCESS {
 		return failure(ret, "set the compute mode of GPU %s", gpuUUID)

@@ -93,9 +93,13 @@ func (s *session) close() { _ = s.lib.Shutdown() } // nothing is left to do when
 func (d *Driver) driver() (*session, error) {
 	s, err := d.open()
 	if errors.Is(err, errNoLibrary) {
-		return nil, problem.New(problem.GPUUnavailable, "this host has no NVIDIA driver").WithHint("install one; see: remotegpu gpu ls")
+		return nil, errNoDriver()
 	}
 	return s, err
+}
+
+func errNoDriver() error {
+	return problem.New(problem.GPUUnavailable, "this host has no NVIDIA driver").WithHint("install one; see: remotegpu gpu ls")
 }
 
 // failure is a call of NVML's that failed.

@@ -102,7 +102,7 @@ func TestLimits(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, on := range []bool{true, false} {
+	for _, on := range []bool{false, true, true, false} { // what is so already is not done
 		if err := client.SetExclusiveProcess(t.Context(), uuid, on); err != nil {
 			t.Fatal(err)
 		}

@@ -44,14 +44,15 @@ func newGPUs(cfg config.GPU, dir, cgroup string, log *slog.Logger) gpus {
 		Driver: drm.Driver{Driver: client, Sys: "/sys", PCIIDs: pciIDs}, Way: inject.Way(cfg.Injection),
 		CDIHook: cfg.Hook, RuntimeHook: cfg.RuntimeHook, CLI: cfg.ContainerCLI, DriverRoot: cfg.DriverRoot, Dir: filepath.Join(dir, "hooks"),
 		AllowOld: cfg.AllowOldToolkit, Library: cfg.HAMiLibrary, Log: log,
+		SharedBy: sharedBy(&cfg), TimeSlice: inject.TimeSlice(cfg.TimeSlice), SMI: cfg.SMI,
 	}
 	if cfg.MemoryLimits {
 		g.enforcers = append(g.enforcers, gpu.ByDriver)
 	}
-	// What takes something in the container takes a way that brings it there.
-	brought := injection.Way == inject.CDI || injection.Way == inject.Hook
 	daemons := mps.Config{Dir: filepath.Join(dir, "mps"), Cgroup: cgroup, SetExclusive: client.SetExclusiveProcess, Log: log}
-	if brought {
+	// What takes something in the container takes a way that brings it there. A
+	// node that does not look for GPUs ends what it ran for them.
+	if cfg.Enabled && cfg.Brings() {
 		daemons.Control = cfg.MPSControl
 	}
 	g.mps = mps.New(daemons)
@@ -59,11 +60,19 @@ func newGPUs(cfg config.GPU, dir, cgroup string, log *slog.Logger) gpus {
 		injection.MPS = g.mps
 		g.enforcers = append(g.enforcers, gpu.ByMPS)
 	}
-	if cfg.HAMiLibrary != "" && brought {
+	if cfg.HAMiLibrary != "" && cfg.Brings() {
 		g.enforcers = append(g.enforcers, gpu.ByCooperation)
 	}
 	g.Driver = inject.New(injection)
 	return g
+}
+
+// sharedBy is how all who share a GPU use it.
+func sharedBy(cfg *config.GPU) gpu.SharedBy {
+	if cfg.SharedByMPS() {
+		return gpu.MPS
+	}
+	return gpu.TimeSlicing
 }
 
 // gpuConfig is how the node gives its GPUs.
@@ -71,7 +80,7 @@ func (n *Node) gpuConfig() runtime.GPUConfig {
 	rules := &n.cfg.GPU.GPURules
 	return runtime.GPUConfig{
 		Rules: gpu.Rules{
-			Policy: gpu.Policy(rules.Policy), MaxShared: rules.MaxShared, ReserveBytes: uint64(max(rules.Reserve, 0)), Enforcers: n.gpus.enforcers,
+			Policy: gpu.Policy(rules.Policy), MaxShared: rules.MaxShared, SharedBy: sharedBy(&n.cfg.GPU), ReserveBytes: uint64(max(rules.Reserve, 0)), Enforcers: n.gpus.enforcers,
 		},
 		ReleaseOnStop: rules.ReleaseOnStop, Cure: runtime.GPUCure(rules.Cure), HandOver: rules.HandOverTime(), Leftover: uint64(max(rules.Leftover, 0)),
 		Sharing: n.gpus.mps,

@@ -221,7 +221,7 @@ func (n *Node) buildManager(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// inEnvironment says whether a process is one of an environment's.
+// inEnvironment says whether a process is one of an environment's, "": of any.
 func (n *Node) inEnvironment(pid int, envID string) (bool, error) {
 	return cgroup.Contains(pid, n.cgroupOf(envID))
 }

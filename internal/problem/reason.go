@@ -110,6 +110,7 @@ const (
 	GPULost               Reason = "GPU_LOST"
 	GPUDrained            Reason = "GPU_DRAINED"
 	GPUInUse              Reason = "GPU_IN_USE"
+	GPUSharingFailed      Reason = "GPU_SHARING_FAILED"
 	GPUNotEnforceable     Reason = "GPU_NOT_ENFORCEABLE"
 	GPUCapability         Reason = "GPU_CAPABILITY_UNSUPPORTED"
 	GPUPlacementTaken     Reason = "GPU_PLACEMENT_TAKEN"
@@ -244,6 +245,7 @@ var kinds = map[Reason]error{
 	GPULost:               errdefs.ErrFailedPrecondition,
 	GPUDrained:            errdefs.ErrFailedPrecondition,
 	GPUInUse:              errdefs.ErrFailedPrecondition,
+	GPUSharingFailed:      errdefs.ErrUnavailable,
 	GPUNotEnforceable:     errdefs.ErrFailedPrecondition,
 	GPUCapability:         errdefs.ErrFailedPrecondition,
 	GPUPlacementTaken:     errdefs.ErrAlreadyExists,

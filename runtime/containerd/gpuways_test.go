@@ -30,6 +30,8 @@ type standIn struct {
 
 func (s standIn) Edits(context.Context, gpu.EditsRequest) (gpu.Edits, error) { return *s.edits, nil }
 
+func (s standIn) SetExclusiveProcess(context.Context, string, bool) error { return nil }
+
 // The classic hook runs nvidia-container-cli for the leased UUID alone, with
 // nothing else in its environment, and nodes are as with CDI.
 func classicHook(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.Engine, driver *fakeDriver, container func(string, *gpu.Edits) runtime.Container) {

@@ -201,12 +201,24 @@ func number(b bool) int {
 // MIGMode turns MIG on or off, as after a reset.
 func (l *Library) MIGMode(tb testing.TB, index int, on bool) {
 	tb.Helper()
+	l.state(tb, fmt.Sprintf("mode %d %d %d\n", index, number(on), number(on)))
+}
+
+// ComputeMode sets the compute mode of a GPU, as an administrator does.
+func (l *Library) ComputeMode(tb testing.TB, index int, mode nvml.ComputeMode) {
+	tb.Helper()
+	l.state(tb, fmt.Sprintf("compute_mode %d %d\n", index, mode))
+}
+
+// state adds a line to what callers have changed.
+func (l *Library) state(tb testing.TB, line string) {
+	tb.Helper()
 	path := filepath.Join(l.dir, "fakenvml.state")
 	text, err := os.ReadFile(path)
 	if err != nil && !os.IsNotExist(err) {
 		tb.Fatal(err)
 	}
-	l.replace(tb, "fakenvml.state", fmt.Sprintf("%smode %d %d %d\n", text, index, number(on), number(on)))
+	l.replace(tb, "fakenvml.state", string(text)+line)
 }
 
 // WholeGPU is the instance of an event that is about a GPU.

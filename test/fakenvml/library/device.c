@@ -304,8 +304,13 @@ nvmlReturn_t nvmlDeviceSetComputeMode(nvmlDevice_t device, nvmlComputeMode_t mod
 {
 	DEVICE(device);
 	note("compute_mode %s %d\n", g->uuid, mode);
+	change();
+	w.gpu[GPU(device)].compute_mode = mode;
+	store(1);
 	return NVML_SUCCESS;
 }
+
+nvmlReturn_t nvmlDeviceGetComputeMode(nvmlDevice_t device, nvmlComputeMode_t *mode) { DEVICE(device); *mode = g->compute_mode; return NVML_SUCCESS; }
 
 nvmlReturn_t nvmlDeviceSetMemoryLimits_v1(nvmlDevice_t device, nvmlSetMemoryLimits_v1_t *limits)
 {

@@ -107,6 +107,10 @@ static void read_line(const char *key, const char *line)
 		unsigned int gpu, mode, pending;
 		if (sscanf(line, "%u %u %u", &gpu, &mode, &pending) == 3 && gpu < (unsigned int)w.gpus)
 			w.gpu[gpu].mode = mode, w.gpu[gpu].pending = pending;
+	} else if (!strcmp(key, "compute_mode")) {
+		unsigned int gpu, mode;
+		if (sscanf(line, "%u %u", &gpu, &mode) == 2 && gpu < (unsigned int)w.gpus)
+			w.gpu[gpu].compute_mode = mode;
 	} else if (!strcmp(key, "made"))
 		sscanf(line, "%u", &w.made);
 	else
@@ -149,7 +153,7 @@ void store(int changed)
 			abort();
 		fprintf(file, "made %u\n", w.made);
 		for (int i = 0; i < w.gpus; i++)
-			fprintf(file, "mode %d %u %u\n", i, w.gpu[i].mode, w.gpu[i].pending);
+			fprintf(file, "mode %d %u %u\ncompute_mode %d %u\n", i, w.gpu[i].mode, w.gpu[i].pending, i, w.gpu[i].compute_mode);
 		for (int i = 0; i < w.gis; i++)
 			fprintf(file, "gi %d %u %u %u %u\n", w.gi[i].gpu, w.gi[i].id, w.gi[i].profile, w.gi[i].at.start, w.gi[i].at.size);
 		for (int i = 0; i < w.cis; i++)

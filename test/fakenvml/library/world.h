@@ -47,7 +47,7 @@ struct gpu {
 	struct compute compute[64];
 	int computes;
 	// state
-	unsigned int mode, pending;
+	unsigned int mode, pending, compute_mode;
 };
 
 struct gi { int gpu; unsigned int id, profile; struct place at; };
