@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -216,30 +215,16 @@ func (n *Networks) Attached(_ context.Context) ([]string, error) {
 // ours returns the host's links that have our names and are of our kinds and
 // not somebody else's by their alias. It is empty where a crash left one.
 func ours() ([]netlink.Link, error) {
-	interfaces, err := net.Interfaces()
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
-	}
 	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	defer host.Close()
-	var links []netlink.Link
-	for _, i := range interfaces {
-		if !strings.HasPrefix(i.Name, bridgePrefix) && !strings.HasPrefix(i.Name, vethPrefix) && !strings.HasPrefix(i.Name, ifbPrefix) {
-			continue
-		}
-		link, err := find(host, i.Name)
-		if err != nil {
-			return nil, err
-		}
-		if link == nil || !isOurs(link) {
-			continue
-		}
-		links = append(links, link)
+	all, err := dump(host.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	return links, nil
+	return slices.DeleteFunc(all, func(link netlink.Link) bool { return !isOurs(link) }), nil
 }
 
 func isOurs(link netlink.Link) bool {

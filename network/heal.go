@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/tick"
 	"github.com/remotegpu/remotegpu/network/firewall"
 )
 
@@ -29,6 +30,8 @@ const (
 	retryLast  = 10 * time.Second
 	// conflictInterval is how often conflicts are looked for.
 	conflictInterval = time.Minute
+	// settingsPolls is how many Config.Poll pass between two looks at settings.
+	settingsPolls = 2
 	// repairsKept is how many repairs are remembered one by one.
 	repairsKept = 32
 	// contestedBy is how many repairs within contestedTime mean that somebody
@@ -174,14 +177,7 @@ func (h *healer) followRules(ctx context.Context) {
 
 // followSettings looks at settings of the host that environments need.
 func (h *healer) followSettings(ctx context.Context) {
-	ticker := time.NewTicker(h.networks.cfg.Poll)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
+	for pause(ctx, tick.Until(settingsPolls*h.networks.cfg.Poll)) {
 		began := time.Now()
 		h.healReserved(ctx)
 		if changed, err := h.networks.forward4.switchOn(ctx); err != nil {

@@ -119,8 +119,9 @@ type Config struct {
 	ForwardFile string
 	// RouteBetween lets the host route between its own networks.
 	RouteBetween bool
-	// Poll is how often Run looks at what tells nothing by itself; DefaultPoll
-	// when 0. Negative: Run does nothing, only Restore mends.
+	// Poll is how often Run looks at rules that tell nothing by themselves, and
+	// half as often at settings; DefaultPoll when 0. Negative: Run does nothing,
+	// only Restore mends.
 	Poll     time.Duration
 	Firewall Firewall
 	Log      *slog.Logger
@@ -143,6 +144,9 @@ type Networks struct {
 
 	reserving sync.Mutex
 	ranges    []port.Range // whose ports are reserved
+	// nothingLost is what the settings were when none of them was lost: they are
+	// looked at often.
+	nothingLost string
 
 	mu       sync.Mutex
 	removing map[string]bool // environments that Detach is removing

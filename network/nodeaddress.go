@@ -23,12 +23,17 @@ func (n *Networks) NodeAddress() netip.Addr { return n.gateway(0) }
 // that of another range. CleanUp removes it. NETWORK_FAILED.
 func (n *Networks) EnsureNodeAddress() error {
 	wanted := netip.PrefixFrom(n.NodeAddress(), 32)
+	there := false
 	err := eachNodeAddress(func(handle *netlink.Handle, lo netlink.Link, address *netlink.Addr) error {
 		if address.IPNet.String() == wanted.String() {
+			there = true
 			return nil
 		}
 		return handle.AddrDel(lo, address)
 	}, func(handle *netlink.Handle, lo netlink.Link) error {
+		if there {
+			return nil // whoever follows addresses would be told of it
+		}
 		// Of the scope of this host, so that the kernel does not choose it as
 		// the source of what the host sends.
 		return handle.AddrReplace(lo, &netlink.Addr{IPNet: ipNet(wanted), Label: nodeAddressLabel, Scope: unix.RT_SCOPE_HOST})

@@ -13,10 +13,10 @@ import (
 	"github.com/remotegpu/remotegpu/network/port"
 )
 
-// Settings of the calling thread's network namespace.
+// Settings below /proc/sys/net of the calling thread's network namespace.
 const (
-	ephemeralSetting = "/proc/sys/net/ipv4/ip_local_port_range"
-	reservedSetting  = "/proc/sys/net/ipv4/ip_local_reserved_ports"
+	ephemeralSetting = "ipv4/ip_local_port_range"
+	reservedSetting  = "ipv4/ip_local_reserved_ports"
 )
 
 // ReservePorts keeps the kernel from giving host ports of the ranges to
@@ -27,7 +27,7 @@ const (
 func (n *Networks) ReservePorts(ctx context.Context, ranges []port.Range) error {
 	n.reserving.Lock()
 	defer n.reserving.Unlock()
-	n.ranges = ranges
+	n.ranges, n.nothingLost = ranges, ""
 	return n.reserve(ctx)
 }
 
@@ -77,18 +77,34 @@ func (n *Networks) reservationLost() (string, error) {
 	if n.ranges == nil || n.cfg.ReservedFile == "" {
 		return "", nil
 	}
+	ephemeral, err := readSetting(ephemeralSetting)
+	if err != nil {
+		return "", fmt.Errorf("read ports: %w", err)
+	}
+	reserved, err := readSetting(reservedSetting)
+	if err != nil {
+		return "", fmt.Errorf("read ports: %w", err)
+	}
+	seen := ephemeral + " " + reserved
+	if seen == n.nothingLost {
+		return "", nil
+	}
 	wanted, err := n.wantedReserved()
 	if err != nil {
 		return "", err
 	}
-	present, err := readPorts(reservedSetting)
+	present, err := parsePorts(reserved)
 	if err != nil {
 		return "", err
 	}
 	for p := range wanted {
 		wanted[p] = wanted[p] && !present[p]
 	}
-	return wanted.String(), nil
+	lost := wanted.String()
+	if lost == "" {
+		n.nothingLost = seen
+	}
+	return lost, nil
 }
 
 // setReserved has the wanted ports reserved, and of those that are reserved
@@ -112,7 +128,7 @@ func (n *Networks) setReserved(ctx context.Context, wanted *portSet) error {
 		return failed("reserve host ports", err)
 	}
 	if target != *present {
-		if err := os.WriteFile(reservedSetting, []byte(target.String()+"\n"), 0); err != nil {
+		if err := writeSetting(reservedSetting, target.String()+"\n"); err != nil {
 			return failed("reserve host ports", fmt.Errorf("set net.ipv4.ip_local_reserved_ports to %q: %w", target.String(), err))
 		}
 		n.cfg.Log.InfoContext(ctx, "net.ipv4.ip_local_reserved_ports is changed, so that outgoing connections take no port of a pool",
@@ -166,14 +182,14 @@ func (n *Networks) unreserve(ctx context.Context) error {
 type portSet [1 << 16]bool
 
 func readPorts(path string) (*portSet, error) {
-	text, err := os.ReadFile(path)
+	text, err := readSetting(path)
 	if err != nil {
 		return nil, fmt.Errorf("read ports: %w", err)
 	}
 	if path == ephemeralSetting { // "32768\t60999"
-		text = []byte(strings.Join(strings.Fields(string(text)), "-"))
+		text = strings.Join(strings.Fields(text), "-")
 	}
-	return parsePorts(string(text))
+	return parsePorts(text)
 }
 
 func parsePorts(text string) (*portSet, error) {

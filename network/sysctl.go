@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // sysctl is a setting below /proc/sys/net of the calling thread's namespace.
@@ -91,13 +94,34 @@ func ofInside(six bool) (settings []sysctl) {
 	)
 }
 
-// readSetting reads a setting below /proc/sys/net.
+// settingSize is more than a setting has: the longest list of reserved ports is
+// one that has every other port.
+const settingSize = 1 << 18
+
+// readSetting reads a setting below /proc/sys/net. Settings are looked at
+// often, and os.ReadFile would take each into the poller and out of it.
 func readSetting(path string) (string, error) {
-	value, err := os.ReadFile(filepath.Join("/proc/sys/net", path))
+	fd, err := unix.Open(filepath.Join("/proc/sys/net", path), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", fmt.Errorf("read net/%s: %w", path, err)
 	}
-	return string(bytes.TrimSpace(value)), nil
+	defer unix.Close(fd)
+	value := make([]byte, 0, 512)
+	for len(value) < settingSize {
+		value = slices.Grow(value, 512)
+		read, err := unix.Read(fd, value[len(value):cap(value)])
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return "", fmt.Errorf("read net/%s: %w", path, err)
+		}
+		if read == 0 {
+			return string(bytes.TrimSpace(value)), nil
+		}
+		value = value[:len(value)+read]
+	}
+	return "", fmt.Errorf("read net/%s: %w", path, unix.EFBIG)
 }
 
 func writeSetting(path, value string) error {
@@ -146,19 +170,18 @@ func (s sysctl) name() string { return "net." + strings.ReplaceAll(s.path, "/", 
 // mend sets it if it is another, and tells whether it was. What is not there
 // any more, or never was, is no error.
 func (s sysctl) mend() (changed bool, err error) {
-	path := filepath.Join("/proc/sys/net", s.path)
-	value, err := os.ReadFile(path)
-	if err == nil && string(bytes.TrimSpace(value)) == s.value {
+	value, err := readSetting(s.path)
+	if err == nil && value == s.value {
 		return false, nil
 	}
 	if err == nil {
-		err = os.WriteFile(path, []byte(s.value), 0)
+		err = writeSetting(s.path, s.value)
 	}
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return false, nil
 	case err != nil:
-		return false, fmt.Errorf("set net/%s to %s: %w", s.path, s.value, err)
+		return false, err
 	}
 	return true, nil
 }

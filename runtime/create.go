@@ -79,6 +79,8 @@ func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Ta
 	}
 	spans.end("prepare")
 	task.Progress(operation.Progress{Step: "starting", Done: 2, Total: 3})
+	m.creating.enter(env.ID, 1)
+	defer m.creating.leave(env.ID) // after the store says that it runs
 	if err := m.startPublished(ctx, env, container, spans); err != nil {
 		return err
 	}

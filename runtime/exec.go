@@ -154,6 +154,17 @@ func (c *useCount) enter(id string, limit int) bool {
 	return true
 }
 
+// ids are those in which something goes on.
+func (c *useCount) ids() map[string]bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ids := make(map[string]bool, len(c.count))
+	for id := range c.count {
+		ids[id] = true
+	}
+	return ids
+}
+
 func (c *useCount) leave(id string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

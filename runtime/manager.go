@@ -100,6 +100,7 @@ type Manager struct {
 	occupiedSlots atomic.Pointer[map[string]int]
 	execs         useCount
 	copies        useCount
+	creating      useCount // whose ports are published before the store says that they run
 	claims        imageClaims
 	logins        loginFiles
 

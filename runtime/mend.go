@@ -125,6 +125,7 @@ func settled(findings []Finding, step step) bool {
 // restorePorts declares all published ports and policies. It reads them anew: the pass may
 // have taken minutes by now.
 func (m *Manager) restorePorts(ctx context.Context) error {
+	creating := m.creating.ids() // before the store, which may say by now that they run
 	envs, _, err := m.cfg.Store.Environments(ctx, Filter{})
 	if err != nil {
 		return fmt.Errorf("list environments: %w", err)
@@ -132,7 +133,7 @@ func (m *Manager) restorePorts(ctx context.Context) error {
 	for _, env := range envs {
 		m.fill(env)
 	}
-	err = m.cfg.Networks.Restore(ctx, published(envs), policies(envs))
+	err = m.cfg.Networks.Restore(ctx, published(envs, creating), policies(envs))
 	m.setCondition(problem.FirewallFailed, err)
 	return errors.Join(err, m.lookForConflicts(ctx))
 }

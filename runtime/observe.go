@@ -16,7 +16,8 @@ import (
 // observed is what one pass of the reconciler has read of what should be and
 // of what is.
 type observed struct {
-	environments []*Environment // those not deleted, filled in
+	environments []*Environment  // those not deleted, filled in
+	creating     map[string]bool // those whose process is being started for the first time
 	// operations are those that environments name. nil: there is none. Absent:
 	// it could not be read.
 	operations map[string]*operation.Operation
@@ -50,6 +51,7 @@ func (m *Manager) observe(ctx context.Context) (*observed, error) {
 	for _, status := range statuses {
 		o.containers[status.ID] = status
 	}
+	o.creating = m.creating.ids() // before the store, which may say by now that they run
 	if o.environments, _, err = m.cfg.Store.Environments(ctx, Filter{}); err != nil {
 		return nil, fmt.Errorf("list environments: %w", err)
 	}
@@ -183,7 +185,7 @@ func (m *Manager) observeFates(ctx context.Context, o *observed) error {
 
 // observeDrift compares the host's rules with what should be published.
 func (m *Manager) observeDrift(ctx context.Context, o *observed) error {
-	drift, err := m.cfg.Networks.Drift(ctx, published(o.environments), policies(o.environments))
+	drift, err := m.cfg.Networks.Drift(ctx, published(o.environments, o.creating), policies(o.environments))
 	if err != nil {
 		return fmt.Errorf("read the host's rules: %w", err)
 	}
@@ -191,11 +193,13 @@ func (m *Manager) observeDrift(ctx context.Context, o *observed) error {
 	return nil
 }
 
-// published are the ports that environments should be reachable by.
-func published(envs []*Environment) []port.Published {
+// published are the ports that environments should be reachable by. Those of
+// an environment that is being created are from when its process is started,
+// which may take minutes on a host that is stuck.
+func published(envs []*Environment, creating map[string]bool) []port.Published {
 	all := make([]port.Published, 0, len(envs))
 	for _, env := range envs {
-		if !env.Held || env.StartedAt.IsZero() {
+		if !env.Held || env.StartedAt.IsZero() && !creating[env.ID] {
 			continue
 		}
 		if live := livePorts(env); len(live) > 0 {

@@ -310,3 +310,32 @@ func TestPortsExpireBesideAnOperation(t *testing.T) {
 	waitFor(t, "the mapping to be released", func() bool { held, err := d.Port(t.Context(), m.ID); return err == nil && held.Status == port.Released })
 	d.agrees("after both")
 }
+
+// The ports of an environment whose first start takes long stay published
+// whatever passes go by meanwhile.
+func TestPortsOfALongStart(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	begun, release := make(chan struct{}), make(chan struct{})
+	h.faults.Hook(func(method string) {
+		if method == "Engine.Start" {
+			close(begun)
+			<-release
+		}
+	})
+	env, op, err := d.Create(t.Context(), full("desk"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	waitFor(t, "its ports to be published", func() bool { return len(h.networks.Published(env.ID)) == 2 })
+	if err := d.Reconcile(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if got := h.networks.Published(env.ID); len(got) != 2 {
+		t.Errorf("after a pass it has the ports %v", got)
+	}
+	close(release)
+	d.settle(op, nil)
+	d.agrees("started")
+}

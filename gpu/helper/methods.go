@@ -10,6 +10,9 @@ import (
 // Probe implements gpu.Driver.
 func (c *Client) Probe(ctx context.Context) (inventory gpu.Inventory, err error) {
 	err = c.call(ctx, question{Method: methodProbe}, &inventory)
+	if err == nil && len(inventory.Devices) == 0 {
+		c.rest() // it is asked seldom on such a host, and keeps nothing ready
+	}
 	return inventory, err
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/internal/config"
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/tick"
 	"github.com/remotegpu/remotegpu/network"
 	"github.com/remotegpu/remotegpu/network/dns"
 	"github.com/remotegpu/remotegpu/runtime"
@@ -23,7 +24,7 @@ import (
 
 // namesRetry is how often it is tried again to listen, and looked whether the
 // host has other addresses.
-const namesRetry = 5 * time.Second
+const namesRetry = 4 * time.Second
 
 // names is the node's DNS responder: what is served, and where.
 type names struct {
@@ -243,7 +244,7 @@ func (n *names) serve(ctx context.Context, address netip.AddrPort) {
 // watch keeps the node's address in place, and names at the host's address
 // when that changes.
 func (n *names) watch(ctx context.Context) {
-	for wait(ctx, n.retry) {
+	for wait(ctx, tick.Until(n.retry)) {
 		if err := n.networks.EnsureNodeAddress(); err != nil {
 			n.log.WarnContext(ctx, "environments cannot ask for names", "error", err)
 		}

@@ -10,10 +10,16 @@ import (
 	"time"
 
 	miekg "github.com/miekg/dns"
+
+	"github.com/remotegpu/remotegpu/internal/tick"
 )
 
-// probeEvery is how often name servers are looked at: new ones at once.
+// probeEvery is how often name servers are probed; new ones are at once.
 const probeEvery = 10 * time.Minute
+
+// serversEvery is how often it is looked whether the host has other name
+// servers.
+const serversEvery = 4 * time.Second
 
 // probeName is the end of the names that loops are looked for with: random, so
 // that nobody has it, and directly below the root, so that everybody passes it
@@ -31,8 +37,6 @@ func random() string {
 func (f *Forwarder) Run(ctx context.Context) error {
 	var before []netip.AddrPort
 	var last time.Time
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
 	for {
 		servers, _ := f.cfg.Upstreams()
 		if !slices.Equal(servers, before) || time.Since(last) >= probeEvery {
@@ -42,10 +46,12 @@ func (f *Forwarder) Run(ctx context.Context) error {
 			before, last = slices.Clone(servers), time.Now()
 			f.Probe(ctx, servers)
 		}
+		timer := time.NewTimer(tick.Until(serversEvery))
 		select {
 		case <-ctx.Done():
+			timer.Stop()
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		}
 	}
 }

@@ -1,0 +1,19 @@
+// Package tick has whatever looks at something now and then do so at the same
+// moments. Waking an idle process costs more than most looks do, so five looks
+// at one moment are cheaper than one look at five moments.
+package tick
+
+import "time"
+
+// Until is the time from now to the next moment that is a multiple of period
+// since the epoch; it is never 0. Periods of which one is a multiple of the
+// other share their moments. A period that is not above 0 counts as a
+// nanosecond.
+func Until(period time.Duration) time.Duration {
+	return until(time.Now(), period)
+}
+
+func until(now time.Time, period time.Duration) time.Duration {
+	period = max(period, 1)
+	return period - time.Duration(now.UnixNano()%int64(period))
+}
