@@ -105,7 +105,7 @@ func readSetting(path string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("read net/%s: %w", path, err)
 	}
-	defer unix.Close(fd)
+	defer unix.Close(fd) //nolint:errcheck // it was only read
 	value := make([]byte, 0, 512)
 	for len(value) < settingSize {
 		value = slices.Grow(value, 512)
