@@ -75,7 +75,7 @@ func answer(out io.Writer, suite *report.Suite, begun time.Time, failed error) e
 	return nil
 }
 
-// bare measures a suite that makes no containers.
+// bare measures a suite whose columns need not be started.
 func bare(ctx context.Context, asked *request, suite *report.Suite, out io.Writer, say func(string)) error {
 	begun := time.Now()
 	byName := map[string]*report.Column{}
@@ -85,8 +85,10 @@ func bare(ctx context.Context, asked *request, suite *report.Suite, out io.Write
 	}
 	options := &asked.Options
 	if netbench.Columns(asked.Suite) != nil {
-		return answer(out, suite, begun, netbench.Run(ctx, asked.Suite,
-			netbench.Options{Mappings: options.Mappings, Rounds: options.Rounds, Connects: options.Connects}, byName, say))
+		return answer(out, suite, begun, netbench.Run(ctx, asked.Suite, netbench.Options{
+			Mappings: options.Mappings, Environments: options.Environments, Rounds: options.Rounds, Connects: options.Connects,
+			Peers: measure.Peers(asked.Columns), Config: asked.Config,
+		}, byName, say))
 	}
 	return answer(out, suite, begun, pools.Measure(ctx, asked.Config.Dir, options.Rounds, options.Ports, byName, say))
 }

@@ -43,6 +43,8 @@ func main() {
 			os.Exit(code)
 		case columns.WarmArg:
 			exit(columns.KeepWarm(os.Args[2], os.Stdin))
+		case netbench.NodeArg:
+			exit(netbench.BeNode(context.Background(), os.Args[2]))
 		case names.ServeArg:
 			exit(names.Serve(context.Background(), os.Args[2]))
 		case sandbox.BodyArg:
@@ -149,6 +151,7 @@ func optionFlags(flags *flag.FlagSet, o *measure.Options) {
 	flags.IntVar(&o.Floods, "floods", 3, "logs: rounds with one container")
 	flags.IntVar(&o.Rounds, "rounds", 5, "ports, firewall, packets: rounds")
 	flags.IntVar(&o.Mappings, "mappings", 10000, "firewall, packets: published ports, 200 to 10000")
+	flags.IntVar(&o.Environments, "environments", 2000, "packets: environments, at least one for five ports, at most 8000")
 	flags.IntVar(&o.Connects, "connects", 4000, "packets: connections of each row in a round; firewall: ten times as many while rules are rewritten")
 	flags.IntVar(&o.Ports, "ports", 10000, "ports: host ports of each round, at most 10000")
 	flags.IntVar(&o.Names.Rounds, "dns-rounds", 5, "dns: rounds that count")
@@ -182,6 +185,9 @@ func check(o *measure.Options) error {
 	}
 	if o.Mappings < 200 || o.Mappings > 10000 {
 		return errors.New("-mappings is 200 to 10000")
+	}
+	if o.Environments < o.Mappings/5 || o.Environments > 8000 {
+		return errors.New("-environments is at least a fifth of -mappings and at most 8000: an environment has five ports, and the range no more networks")
 	}
 	if o.Ports > 10000 {
 		return errors.New("-ports is at most 10000: the range has no more")
@@ -218,7 +224,7 @@ func run(ctx context.Context, args []string, out, errs io.Writer) (err error) {
 		return fmt.Errorf("make directory of the run: %w", err)
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(s.Config.Dir)) }()
-	if !bareOnly(s) {
+	if len(started(s)) > 0 {
 		if err := buildImage(ctx, &s.Config); err != nil {
 			return err
 		}
@@ -282,10 +288,7 @@ func missing(s *settings, errs io.Writer) error {
 	if lack := netbench.Missing(); lack != "" && slices.ContainsFunc(s.suites, func(suite report.SuiteName) bool { return netbench.Columns(suite) != nil }) {
 		return errors.New(lack)
 	}
-	if bareOnly(s) {
-		return nil
-	}
-	for _, name := range s.Columns {
+	for _, name := range started(s) {
 		column, err := columns.New(name, &s.Config)
 		if err != nil {
 			return err
@@ -307,9 +310,15 @@ func missing(s *settings, errs io.Writer) error {
 	return nil
 }
 
-// bareOnly says that no suite makes a container.
-func bareOnly(s *settings) bool {
-	return !slices.ContainsFunc(s.suites, func(suite report.SuiteName) bool { return !measure.Bare(suite) })
+// started are the columns that make containers in some suite.
+func started(s *settings) []string {
+	if slices.ContainsFunc(s.suites, func(suite report.SuiteName) bool { return !measure.Bare(suite) }) {
+		return s.Columns
+	}
+	if slices.Contains(s.suites, report.Packets) {
+		return measure.Peers(s.Columns)
+	}
+	return nil
 }
 
 // buildImage compiles the image's program and writes the image.

@@ -33,6 +33,8 @@ func TestRefusesBadFlags(t *testing.T) {
 		{"-idle", "0"},
 		{"-ports", "10001"},
 		{"-mappings", "20"},
+		{"-environments", "1999"},
+		{"-environments", "8001"},
 		{"-connects", "0"},
 		{"-rounds", "0"},
 	} {
@@ -180,7 +182,8 @@ func TestPortsMeasures(t *testing.T) {
 func TestRulesMeasure(t *testing.T) {
 	testutil.Require(t, testutil.Root, testutil.IPTables)
 	file := filepath.Join(t.TempDir(), "result.json")
-	cmd, dir, errs := bench(t, "-suites", "firewall,packets", "-rounds", "1", "-mappings", "200", "-connects", "20", "-json", file)
+	cmd, dir, errs := bench(t, "-suites", "firewall,packets", "-columns", columns.RemoteGPU, "-rounds", "1", "-mappings", "200", "-environments", "50",
+		"-connects", "20", "-json", file)
 	table, err := cmd.Output()
 	if err != nil {
 		t.Fatalf("%v\n%s\n%s", err, errs, table)
@@ -203,6 +206,35 @@ func TestRulesMeasure(t *testing.T) {
 				t.Errorf("%v connections were refused while rules were rewritten", target.Value)
 			}
 		}
+	}
+}
+
+// Packets has docker and podman publish ports, and adds the rules of more.
+func TestPacketsBesidePeers(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables, testutil.Containerd, testutil.Peers)
+	file := filepath.Join(t.TempDir(), "result.json")
+	cmd, dir, errs := bench(t, "-require", "-suites", "packets", "-columns", "podman,docker", "-rounds", "1", "-mappings", "200", "-environments", "40",
+		"-connects", "20", "-json", file)
+	if table, err := cmd.Output(); err != nil {
+		t.Fatalf("%v\n%s\n%s", err, errs, table)
+	}
+	assertNothingLeft(t, cmd.Process.Pid, dir)
+	encoded, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var result report.Result
+	if err := json.Unmarshal(encoded, &result); err != nil {
+		t.Fatal(err)
+	}
+	measured := 0
+	for _, column := range result.Suites[0].Columns {
+		if columns.IsPeer(column.Name) && column.Summary[report.HitWorst].N == 1 && column.Summary[report.Miss].N == 1 {
+			measured++
+		}
+	}
+	if measured != 2 {
+		t.Errorf("measured %s\n%s", encoded, errs)
 	}
 }
 

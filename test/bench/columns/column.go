@@ -5,6 +5,7 @@ package columns
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -54,6 +55,28 @@ type Complete interface {
 	// Logs calls each with every line of the log of a container, or only the
 	// last so many unless tail is 0.
 	Logs(ctx context.Context, instance *Instance, tail int, each func(line []byte)) error
+}
+
+// Publisher is a Column of a product that publishes any port of a container.
+type Publisher interface {
+	Column
+	// Publish makes a container as Create does, with other published ports.
+	Publish(ctx context.Context, id string, bindings []Binding) (*Instance, error)
+	// Inspect tells what the product knows of a container that runs.
+	Inspect(ctx context.Context, instance *Instance) (Details, error)
+}
+
+// Binding is a published port.
+type Binding struct {
+	Host, Inner uint16
+	Protocol    string // tcp or udp
+}
+
+// Details are what a product knows of a container.
+type Details struct {
+	ID      string     // that the product gave it
+	Process int        // process id of its first process
+	Address netip.Addr // in its network
 }
 
 // Instance is a container that a column made.

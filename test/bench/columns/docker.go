@@ -52,7 +52,7 @@ func (d *docker) Start(ctx context.Context) error {
 		"--host", "unix://"+api,
 		"--containerd", d.engine.address,
 		"--data-root", filepath.Join(dir, "root"),
-		"--exec-root", filepath.Join(dir, "exec"),
+		"--exec-root", filepath.Join(filepath.Dir(api), "docker-exec"), // it has sockets in it
 		"--pidfile", filepath.Join(dir, "pid"),
 		"--storage-driver", "overlay2",
 		"--exec-opt", "native.cgroupdriver=cgroupfs",

@@ -72,16 +72,32 @@ func (d *dockerAPI) Stop() {
 func (d *dockerAPI) Tail() string { return d.daemon.Tail() }
 
 func (d *dockerAPI) Create(ctx context.Context, id string) (*Instance, error) {
-	instance := &Instance{ID: id, Host: d.host, Port: 20000 + int(d.serial.Add(1)%10000)}
+	number := 20000 + int(d.serial.Add(1)%10000)
+	instance, err := d.Publish(ctx, id, []Binding{{Host: uint16(number), Inner: ContainerPort, Protocol: "tcp"}})
+	if err != nil {
+		return nil, err
+	}
+	instance.Port = number
+	return instance, nil
+}
+
+// Publish makes a container with published ports and starts it.
+func (d *dockerAPI) Publish(ctx context.Context, id string, bindings []Binding) (*Instance, error) {
+	instance := &Instance{ID: id, Host: d.host}
 	spans := newSpans()
-	inner := strconv.Itoa(ContainerPort) + "/tcp"
+	exposed, published := map[string]any{}, map[string]any{}
+	for _, b := range bindings {
+		inner := fmt.Sprintf("%d/%s", b.Inner, b.Protocol)
+		exposed[inner] = struct{}{}
+		published[inner] = []map[string]string{{"HostPort": strconv.Itoa(int(b.Host))}}
+	}
 	request := map[string]any{
 		"Image":        ImageName,
-		"ExposedPorts": map[string]any{inner: struct{}{}},
+		"ExposedPorts": exposed,
 		"HostConfig": map[string]any{
 			"CgroupParent": d.cgroupParent,
 			"SecurityOpt":  []string{"no-new-privileges"},
-			"PortBindings": map[string]any{inner: []map[string]string{{"HostPort": strconv.Itoa(instance.Port)}}},
+			"PortBindings": published,
 		},
 	}
 	if err := d.call(ctx, http.MethodPost, "/containers/create?name="+id, request, nil); err != nil {

@@ -3,6 +3,7 @@ package columns
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 )
@@ -24,6 +26,31 @@ func (d *dockerAPI) List(ctx context.Context, limit int) (int, error) {
 // Restart starts a container that has ended.
 func (d *dockerAPI) Restart(ctx context.Context, instance *Instance) error {
 	return d.call(ctx, http.MethodPost, "/containers/"+instance.ID+"/start", nil, nil)
+}
+
+// Inspect tells what the daemon knows of a container.
+func (d *dockerAPI) Inspect(ctx context.Context, instance *Instance) (Details, error) {
+	var found struct {
+		ID    string `json:"Id"`
+		State struct{ Pid int }
+
+		NetworkSettings struct {
+			IPAddress string
+			Networks  map[string]struct{ IPAddress string }
+		}
+	}
+	if err := d.call(ctx, http.MethodGet, "/containers/"+instance.ID+"/json", nil, &found); err != nil {
+		return Details{}, err
+	}
+	text := found.NetworkSettings.IPAddress
+	for _, network := range found.NetworkSettings.Networks { // podman tells it only there
+		text = cmp.Or(text, network.IPAddress)
+	}
+	address, err := netip.ParseAddr(text)
+	if err != nil || found.State.Pid <= 0 {
+		return Details{}, fmt.Errorf("container %s has process %d and address %q", instance.ID, found.State.Pid, text)
+	}
+	return Details{ID: found.ID, Process: found.State.Pid, Address: address}, nil
 }
 
 // Deaths listens to the daemon's events.

@@ -33,13 +33,17 @@ type Options struct {
 	Rounds int           // samples of Ports, Firewall and Packets
 	Ports  int           // that each of them finds
 
-	Mappings int // published ports of Firewall and Packets
-	Connects int // connections of each row and round of Packets
+	Mappings     int // published ports of Firewall and Packets
+	Environments int // of Packets
+	Connects     int // connections of each row and round of Packets
 }
 
 // Columns are the columns that a suite can measure, of those asked for.
 func Columns(suite report.SuiteName, asked []string) []string {
 	if of := netbench.Columns(suite); of != nil {
+		if suite == report.Packets {
+			of = append(of, Peers(asked)...)
+		}
 		return of
 	}
 	if Bare(suite) {
@@ -54,8 +58,18 @@ func Columns(suite report.SuiteName, asked []string) []string {
 	return chosen
 }
 
-// Bare says whether a suite makes no containers, so that its columns need not be
-// started.
+// Peers are the other products with a daemon among the columns asked for.
+func Peers(asked []string) (peers []string) {
+	for _, name := range asked {
+		if columns.IsPeer(name) {
+			peers = append(peers, name)
+		}
+	}
+	return peers
+}
+
+// Bare says whether a suite makes no containers itself, so that its columns need
+// not be started.
 func Bare(suite report.SuiteName) bool {
 	return suite == report.Ports || netbench.Columns(suite) != nil
 }
@@ -87,8 +101,8 @@ func (o *Options) Title(suite report.SuiteName) string {
 		return fmt.Sprintf("rules of %d published ports on both backends, in turns, %d rounds; what is appended one by one is taken from 600; "+
 			"connections refused of %d while rules are rewritten; medians in ms (min–max)", o.Mappings, o.Rounds, 10*o.Connects)
 	case report.Packets:
-		return fmt.Sprintf("%d published ports; time of a connection, in turns of 100, on one CPU; %d connections in each of %d rounds; medians of the rounds' medians (min–max)",
-			o.Mappings, o.Connects, o.Rounds)
+		return fmt.Sprintf("%d published ports of %d environments; time of a connection, in turns of 100, on one CPU; "+
+			"%d connections in each of %d rounds; medians of the rounds' medians (min–max)", o.Mappings, o.Environments, o.Connects, o.Rounds)
 	case report.Logs:
 		return fmt.Sprintf("containers that write lines of %d bytes: one all it can, one 50 MB/s, %d at once; medians (min–max)", lineLength, o.Many)
 	}

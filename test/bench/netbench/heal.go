@@ -35,7 +35,7 @@ func (r *rules) refused(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p, err := newPath(ctx, columns.RemoteGPU, nil, func(ctx context.Context, _ []firewall.Mapping) error { return f.Set(ctx, state(0)) })
+	p, err := newPath(ctx, columns.RemoteGPU, []int{0}, func(ctx context.Context) error { return f.Set(ctx, state(0)) })
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,7 @@ func (r *rules) refused(ctx context.Context) error {
 func (p *path) countRefused(count int) (refused int, err error) {
 	err = p.host.Client().Do(func() error {
 		for i := range count {
-			switch _, err := connect(netip.MustParseAddr(sandbox.HostAddress), firstPort); {
+			switch _, err := connect(netip.AddrPortFrom(netip.MustParseAddr(sandbox.HostAddress), firstPort)); {
 			case errors.Is(err, unix.ECONNREFUSED):
 				refused++
 			case err != nil:

@@ -1,5 +1,5 @@
 // Package netbench measures what rules cost: to change them, and packets that
-// pass them. It runs no container; it is called in the benchmark's sandbox.
+// pass them. It is called in the benchmark's sandbox.
 package netbench
 
 import (
@@ -17,25 +17,30 @@ import (
 
 // Options are how to measure.
 type Options struct {
-	Mappings int // published ports that there are, at most 10000
-	Rounds   int // of each row
-	Connects int // of a round of packets, and while rules are rewritten (ten times as many)
+	Mappings     int // published ports that there are, at most 10000
+	Environments int // of Packets, at least one for five mappings
+	Rounds       int // of each row
+	Connects     int // of a round of packets, and while rules are rewritten (ten times as many)
+
+	Peers  []string       // columns of Packets that are other programs
+	Config columns.Config // for these, and where a node keeps its files
 }
 
 const (
 	firstPort  = 10000
 	mappingsOf = 5 // of an environment
 	rangeOf    = "10.88.0.0/16"
-	innerPort  = 8080
+	innerPort  = 22 // of services
 )
 
-// Columns are the columns of a suite, nil when it is none of these.
+// Columns are the columns of a suite but for other programs, nil when it is none
+// of these.
 func Columns(suite report.SuiteName) []string {
 	switch suite { //nolint:exhaustive // the others are of containers
 	case report.Firewall:
 		return []string{columns.RemoteGPU, report.ByHand, report.Unique, report.Append}
 	case report.Packets:
-		return []string{columns.RemoteGPU, report.OursLegacy, report.Map, report.Flat, report.OneRule, report.OneLegacy}
+		return []string{columns.RemoteGPU, report.OursLegacy, report.Map, report.OneRule, report.OneLegacy, report.Flat}
 	}
 	return nil
 }
@@ -65,6 +70,9 @@ func Run(ctx context.Context, suite report.SuiteName, options Options, results m
 // program is the iptables of a backend.
 func program(backend string) string { return "/usr/sbin/iptables-" + backend }
 
+// program6 is the ip6tables of a backend.
+func program6(backend string) string { return "/usr/sbin/ip6tables-" + backend }
+
 // newFirewall is the node's firewall on a backend.
 func newFirewall(backend string) (*firewall.Firewall, error) {
 	return firewall.New(firewall.Config{Subnet: netip.MustParsePrefix(rangeOf), Path: program(backend)})
@@ -89,7 +97,7 @@ func mappings(n int) []firewall.Mapping {
 func mapping(i int) firewall.Mapping {
 	environment := i / mappingsOf
 	return firewall.Mapping{
-		EnvID: fmt.Sprintf("01JBENCH%018d", environment), Service: port.Custom, Protocol: port.TCP, HostPort: uint16(firstPort + i),
+		EnvID: environmentID(environment), Service: port.Custom, Protocol: port.TCP, HostPort: uint16(firstPort + i),
 		To: netip.AddrPortFrom(target(environment), innerPort),
 	}
 }
@@ -105,19 +113,26 @@ func flatRules(chain string, all []firewall.Mapping) string {
 
 func flatRule(m firewall.Mapping) []string {
 	return []string{
-		"-p", "tcp", "-m", "tcp", "--dport", fmt.Sprint(m.HostPort), "-m", "comment", "--comment", "rgpu:env=" + m.EnvID + ":" + string(m.Service),
+		"-p", string(m.Protocol), "-m", string(m.Protocol), "--dport", fmt.Sprint(m.HostPort), "-m", "comment", "--comment", "rgpu:env=" + m.EnvID + ":" + string(m.Service),
 		"-j", "DNAT", "--to-destination", m.To.String(),
 	}
 }
 
 // run runs a program in the calling thread's namespace.
 func run(ctx context.Context, stdin, name string, args ...string) error {
+	_, err := output(ctx, stdin, name, args...)
+	return err
+}
+
+// output does as run and returns what the program prints.
+func output(ctx context.Context, stdin, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Stdin = strings.NewReader(stdin)
-	if said, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(string(said)))
+	var out, said strings.Builder
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &out, &said
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, strings.TrimSpace(said.String()))
 	}
-	return nil
+	return out.String(), nil
 }
 
 // restore applies a file of iptables-restore.

@@ -122,7 +122,7 @@ func rowsOf(suite SuiteName) []Row {
 	case Firewall:
 		return []Row{AddNFT, SetNFT, RefusedNFT, HealNFT, AddLegacy, SetLegacy, RefusedLegacy, HealLegacy}
 	case Packets:
-		return []Row{HitFirst, HitWorst, Miss}
+		return []Row{HitFirst, HitWorst, HitListed, Miss, HitFirst6, HitWorst6, Miss6}
 	case Logs:
 		return []Row{LogRate, LogPaced, LogStall, LogTogether, LogSlowest}
 	case DNS:

@@ -34,6 +34,15 @@ func NewNetNS() (*NetNS, error) {
 	return made, nil
 }
 
+// OpenNetNS opens the network namespace that a path leads to.
+func OpenNetNS(path string) (*NetNS, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	return &NetNS{file: file}, nil
+}
+
 // PinNetNS makes a network namespace and binds it to a file, which it creates.
 // The namespace lives until the file is unmounted.
 func PinNetNS(path string) (*NetNS, error) {
