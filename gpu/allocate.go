@@ -8,17 +8,6 @@ type Change struct {
 	Keep, Drop, Add []Lease
 }
 
-// Same says that two changes keep and end the same leases and add equal ones,
-// whatever their ids.
-func (c *Change) Same(other *Change) bool {
-	sameID := func(a, b Lease) bool { return a.ID == b.ID }
-	return slices.EqualFunc(c.Keep, other.Keep, sameID) && slices.EqualFunc(c.Drop, other.Drop, sameID) &&
-		slices.EqualFunc(c.Add, other.Add, func(a, b Lease) bool {
-			return a.GPU == b.GPU && a.Mode == b.Mode && a.Profile == b.Profile && a.Placement == b.Placement && a.Static == b.Static &&
-				a.MemoryBytes == b.MemoryBytes && a.ComputePercent == b.ComputePercent && a.Enforcement == b.Enforcement
-		})
-}
-
 // Allocate finds out which GPUs an environment gets for a request, which has
 // been checked; nil asks for none. What it holds and fits the request it keeps.
 // Errors: GPU_NOT_FOUND, GPU_EXHAUSTED, GPU_MODE_CONFLICT, GPU_UNHEALTHY,
@@ -67,7 +56,7 @@ func Allocate(books Books, rules Rules, envID string, req *Request, field string
 // split tells which of its leases an environment keeps for a request, and what
 // the others have. All that do not fit it gives back first.
 func split(books *Books, rules *Rules, envID string, req *Request) (change Change, others Books) {
-	others = Books{Devices: books.Devices, Marks: books.Marks}
+	others = Books{Devices: books.Devices, Marks: books.Marks, Planned: books.Planned, MIG: books.MIG}
 	for _, l := range books.Held {
 		switch {
 		case l.EnvID != envID || envID == "":
@@ -133,8 +122,8 @@ func (b *Books) fits(l *Lease, rules *Rules, req *Request) bool {
 	if !found || l.Mode != req.Mode || !req.names(&d) {
 		return false
 	}
-	a := account{Device: &d, mark: b.Mark(d.UUID)}
-	if a.health().Failed() || d.MIG.Enabled != (l.Mode == MIGMode) {
+	a := b.account(&d)
+	if a.health().Failed() || a.partitioned != (l.Mode == MIGMode) {
 		return false
 	}
 	switch req.Mode {
@@ -177,8 +166,8 @@ func (r *Rules) consider(a *account, req *Request, enforcement Enforcement) (can
 	if a.mark.Drained {
 		return c, refusal{a, drained, "is drained" + because(a.mark.Why)}
 	}
-	if a.MIG.Enabled != (req.Mode == MIGMode) {
-		if a.MIG.Enabled {
+	if a.partitioned != (req.Mode == MIGMode) {
+		if a.partitioned {
 			return c, refusal{a, wrongMode, "is partitioned (MIG is on)"}
 		}
 		return c, refusal{a, wrongMode, "is not partitioned (MIG is off)"}

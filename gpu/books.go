@@ -28,6 +28,10 @@ type Books struct {
 	Devices []Device
 	Held    []Lease
 	Marks   []Mark
+	// Planned are instances that are to be or to go, and MIG the UUIDs of GPUs
+	// whose MIG mode an administrator wants on, whatever the driver says.
+	Planned []Planned
+	MIG     []string
 }
 
 // Mark returns what is kept about a GPU.
@@ -105,8 +109,10 @@ func (d *Device) Profile(name string) (MIGProfile, bool) {
 // account is one GPU as an allocation sees it.
 type account struct {
 	*Device
-	mark Mark
-	held []Lease
+	mark        Mark
+	held        []Lease
+	planned     []Planned
+	partitioned bool // instances alone are given of it
 }
 
 // mode is the one that the leases of the GPU give it; "" when there are none.
@@ -134,12 +140,17 @@ func (a *account) shares() (memory uint64, percent int) {
 	return memory, percent
 }
 
+// account is that of one GPU.
+func (b *Books) account(d *Device) account {
+	return account{Device: d, mark: b.Mark(d.UUID), held: b.Leases(d.UUID), planned: b.PlannedOn(d.UUID), partitioned: b.Partitioned(d)}
+}
+
 // accounts are those of all GPUs, by PCI address.
 func (b *Books) accounts() []account {
 	all := make([]account, len(b.Devices))
 	for i := range b.Devices {
 		d := &b.Devices[i]
-		all[i] = account{Device: d, mark: b.Mark(d.UUID), held: b.Leases(d.UUID)}
+		all[i] = b.account(d)
 	}
 	slices.SortStableFunc(all, func(x, y account) int {
 		return cmp.Or(cmp.Compare(x.PCI, y.PCI), cmp.Compare(x.UUID, y.UUID))

@@ -21,8 +21,10 @@ type Driver interface {
 	// Usage measures all GPUs.
 	Usage(ctx context.Context) ([]Usage, error)
 	// Watch calls report for each thing that happens to a GPU until ctx ends
-	// or the watch breaks, which is an error.
-	Watch(ctx context.Context, report func(Event)) error
+	// or the watch breaks, which is an error. only are the PCI addresses of the
+	// GPUs of NVIDIA to watch, which it keeps open; the others it does not open.
+	// nil: all. When it returns nothing is open any more.
+	Watch(ctx context.Context, only []string, report func(Event)) error
 
 	// CreateMIG makes an instance at the place: PLACEMENT_TAKEN is
 	// errdefs.AlreadyExists.

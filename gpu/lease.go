@@ -50,8 +50,7 @@ type Lease struct {
 	ID      string `json:"id"` // ULID
 	EnvID   string `json:"env_id"`
 	EnvName string `json:"env_name,omitempty"` // as it is called now, or was when the lease ended
-	// EnvDeleted says that the environment is gone. A lease is held even so until
-	// what was made for it is removed.
+	// EnvDeleted says that the environment is gone.
 	EnvDeleted bool   `json:"env_deleted,omitempty"`
 	GPU        string `json:"gpu"`           // UUID
 	MIG        string `json:"mig,omitempty"` // UUID of the instance while it exists

@@ -167,6 +167,11 @@ func (a *account) instances() string {
 	for _, l := range a.held {
 		names = append(names, l.Profile+" of "+cmp.Or(l.EnvName, l.EnvID))
 	}
+	for _, p := range a.planned {
+		if p.Remove {
+			names = append(names, p.Profile+", which is to be removed")
+		}
+	}
 	if len(names) == 0 {
 		return ""
 	}

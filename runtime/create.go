@@ -310,7 +310,7 @@ func (m *Manager) teardown(ctx context.Context, env *Environment) error {
 }
 
 // release gives back an environment's ports, GPUs and slot in the store, tells the
-// pool and the watchers. A lease that an instance was made for ends with that.
+// pool and the watchers. What was made for its leases is removed then.
 func (m *Manager) release(ctx context.Context, id string, change func(*Environment)) error {
 	var had []gpu.Lease
 	env, released, err := m.cfg.Store.ReleaseEnvironment(ctx, id, recorded(func(env *Environment) error {
@@ -326,10 +326,6 @@ func (m *Manager) release(ctx context.Context, id string, change func(*Environme
 	m.leaveSharing(ctx, id, had)
 	m.follow(env)
 	m.changes.publish(env)
-	// Nobody waits for a driver that hangs, or a process on the host, to have
-	// done with an environment.
-	if err := m.endInstances(ctx, id); err != nil {
-		m.cfg.Log.WarnContext(ctx, "a MIG instance is left of an environment that is gone; the reconciler will try again", "environment", id, "error", err)
-	}
+	m.leaveInstances(ctx, id, had)
 	return nil
 }

@@ -2,9 +2,7 @@ package runtime
 
 import (
 	"context"
-	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/remotegpu/remotegpu/gpu"
@@ -17,9 +15,26 @@ type GPU struct {
 	Mark   gpu.Mark
 	Leases []gpu.Lease // those that are held, oldest first
 	// Gone says that the host does not have it though somebody has a lease, or
-	// though it is marked.
+	// though it is marked, or instances of it are to be there.
 	Gone  bool
 	Usage *gpu.Usage // nil: not asked for, or not known
+	// Planned are instances that are to be there or to go. WantsMIG says that MIG
+	// is to be on, and MIGProblem why it is not.
+	Planned    []PlannedInstance
+	WantsMIG   bool
+	MIGProblem string
+}
+
+// PlannedInstance is an instance that is to be there, or to go.
+type PlannedInstance struct {
+	gpu.Planned
+	UUID    string // "": it is not there
+	Problem string // why it could not be made again; "": nothing has tried yet
+}
+
+// Kept says that an instance is made again when the host has lost it.
+func (g *GPU) Kept(i *gpu.MIGInstance) bool {
+	return slices.ContainsFunc(g.Planned, func(p PlannedInstance) bool { return !p.Remove && p.Of(i) })
 }
 
 // Mode is what its leases, or the way it is partitioned, make it; "": free.
@@ -27,7 +42,7 @@ func (g *GPU) Mode() gpu.Mode {
 	switch {
 	case len(g.Leases) > 0:
 		return g.Leases[0].Mode
-	case g.MIG.Enabled:
+	case g.MIG.Enabled, g.WantsMIG:
 		return gpu.MIGMode
 	}
 	return ""
@@ -51,6 +66,9 @@ func (m *Manager) GPUs(ctx context.Context, usage bool) ([]GPU, gpu.Inventory, e
 		found = outOfDate(m.gpus.seen(), absent)
 	}
 	books.Devices = found.Devices
+	if strange, err := m.strangeLeases(ctx); err == nil { // the engine may not answer
+		books.Held = append(books.Held, strange...)
+	}
 	var measured []gpu.Usage
 	if usage && stale == nil && m.cfg.GPUs != nil && len(books.Devices) > 0 {
 		if measured, err = m.cfg.GPUs.Usage(ctx); err != nil {
@@ -64,6 +82,7 @@ func (m *Manager) GPUs(ctx context.Context, usage bool) ([]GPU, gpu.Inventory, e
 			instance, _ := d.InstanceOf(g.Leases[i])
 			g.Leases[i].MIG = instance.UUID
 		}
+		m.plannedOf(&g, &books)
 		for i := range measured {
 			if measured[i].UUID == d.UUID {
 				g.Usage = &measured[i]
@@ -81,6 +100,23 @@ func (m *Manager) GPUs(ctx context.Context, usage bool) ([]GPU, gpu.Inventory, e
 		}, stale == nil)
 	}
 	return all, found, nil
+}
+
+// plannedOf fills in what is planned of a GPU.
+func (m *Manager) plannedOf(g *GPU, books *gpu.Books) {
+	g.WantsMIG = slices.Contains(wantedMIG(books), g.UUID)
+	if g.WantsMIG && !g.MIG.Enabled {
+		g.MIGProblem = m.partition.problem(g.UUID)
+	}
+	for _, p := range books.PlannedOn(g.UUID) {
+		planned := PlannedInstance{Planned: p}
+		if instance, there := p.Find(&g.Device); there {
+			planned.UUID = instance.UUID
+		} else {
+			planned.Problem = m.partition.problem(placeOf(&p))
+		}
+		g.Planned = append(g.Planned, planned)
+	}
 }
 
 // outOfDate is an inventory that nobody can tell to be still true, and why.
@@ -138,6 +174,9 @@ func gone(books *gpu.Books) (uuids []string) {
 			add(mark.GPU)
 		}
 	}
+	for _, uuid := range wantedMIG(books) {
+		add(uuid)
+	}
 	return uuids
 }
 
@@ -164,6 +203,7 @@ func (m *Manager) GPU(ctx context.Context, name string, usage bool) (GPU, error)
 }
 
 // DrainGPU keeps a GPU from new leases; those who have it keep it, and are told.
+// The node does not keep it open any more, so it can be reset once nobody has it.
 func (m *Manager) DrainGPU(ctx context.Context, name, why string) (GPU, error) {
 	var before bool
 	g, err := m.mark(ctx, name, func(mark *gpu.Mark) {
@@ -175,6 +215,7 @@ func (m *Manager) DrainGPU(ctx context.Context, name, why string) (GPU, error) {
 	if err != nil || before {
 		return g, err
 	}
+	m.watchAnew(ctx)
 	message := "GPU " + g.UUID + " is to be given to nobody else"
 	if why != "" {
 		message += ": " + why
@@ -200,6 +241,7 @@ func (m *Manager) UndrainGPU(ctx context.Context, name string, resetHealth bool)
 		return g, err
 	}
 	m.gpuFlow.forget(g.UUID) // what happens from now on is news
+	m.watchAnew(ctx)
 	return g, m.reportGPUs(ctx)
 }
 
@@ -213,144 +255,4 @@ func (m *Manager) mark(ctx context.Context, name string, change func(*gpu.Mark))
 		return nil
 	})
 	return g, err
-}
-
-// alter has change alter how a GPU is partitioned, while nobody is given any.
-func (m *Manager) alter(ctx context.Context, name string, change func(g *GPU, books *gpu.Books) error) (GPU, error) {
-	done, err := m.gpuGate.Lock(ctx, struct{}{})
-	if err != nil {
-		return GPU{}, fmt.Errorf("wait for who is given GPUs: %w", err)
-	}
-	defer done()
-	m.gpus.outdate()
-	if _, err := m.GPUInventory(ctx, freshInventory); err != nil {
-		return GPU{}, err
-	}
-	g, err := m.GPU(ctx, name, true)
-	if err != nil {
-		return g, err
-	}
-	if !g.MIG.Capable {
-		return g, problem.New(problem.GPUModeConflict, "GPU %s (%s) cannot be partitioned", g.UUID, g.Model).WithField("gpu").
-			WithHint("use the mode shared or vgpu")
-	}
-	books, _, err := m.books(ctx, freshInventory)
-	if err != nil {
-		return g, err
-	}
-	err = change(&g, &books)
-	m.gpus.outdate()
-	if err != nil {
-		return g, err
-	}
-	return m.GPU(ctx, g.UUID, false)
-}
-
-// CreateMIG makes an instance on a partitioned GPU, which stays until it is
-// deleted: at the place, or, nil, where it leaves the largest hole. GPU_NOT_FOUND,
-// GPU_MODE_CONFLICT, GPU_EXHAUSTED, GPU_PLACEMENT_TAKEN.
-func (m *Manager) CreateMIG(ctx context.Context, name, profile string, at *gpu.Span) (made gpu.MIGInstance, _ GPU, err error) {
-	g, err := m.alter(ctx, name, func(g *GPU, books *gpu.Books) error {
-		if !g.MIG.Enabled {
-			return problem.New(problem.GPUModeConflict, "MIG is off on GPU %s", g.UUID).WithField("gpu").
-				WithHint("turn it on: remotegpu gpu mig mode %s on", g.UUID)
-		}
-		p, found := g.Profile(profile)
-		if !found {
-			names := make([]string, len(g.MIG.Profiles))
-			for i := range g.MIG.Profiles {
-				names[i] = g.MIG.Profiles[i].Name
-			}
-			return problem.New(problem.GPUNotFound, "GPU %s has no profile %s", g.UUID, profile).WithField("profile").
-				WithHint("use one of %s", strings.Join(names, ", "))
-		}
-		place, err := choosePlace(g, books, p, at)
-		if err != nil {
-			return err
-		}
-		made, err = m.cfg.GPUs.CreateMIG(ctx, g.UUID, profile, place)
-		return err
-	})
-	return made, g, err
-}
-
-func choosePlace(g *GPU, books *gpu.Books, profile gpu.MIGProfile, at *gpu.Span) (gpu.Span, error) {
-	if at == nil {
-		place, found := books.FreePlace(&g.Device, profile)
-		if !found {
-			return place, problem.New(problem.GPUExhausted, "GPU %s has no place left for %s", g.UUID, profile.Name).WithField("profile").
-				WithHint("see what is on it: remotegpu gpu get %s", g.UUID)
-		}
-		return place, nil
-	}
-	index := slices.IndexFunc(profile.Placements, func(s gpu.Span) bool { return s.Start == at.Start })
-	if index < 0 {
-		starts := make([]string, len(profile.Placements))
-		for i, s := range profile.Placements {
-			starts[i] = fmt.Sprint(s.Start)
-		}
-		return *at, problem.New(problem.FieldInvalid, "%s cannot be at %d", profile.Name, at.Start).WithField("start").
-			WithHint("use one of %s", strings.Join(starts, ", "))
-	}
-	place := profile.Placements[index]
-	if what := books.Taken(&g.Device, place); what != "" {
-		return place, problem.New(problem.GPUPlacementTaken, "%s", what).WithField("start").
-			WithHint("leave the place out, or see what is free: remotegpu gpu get %s", g.UUID)
-	}
-	return place, nil
-}
-
-// DeleteMIG removes an instance that no environment has: MIG_INSTANCE_NOT_FOUND,
-// GPU_IN_USE.
-func (m *Manager) DeleteMIG(ctx context.Context, uuid string) error {
-	found, err := m.GPUInventory(ctx, 0)
-	if err != nil {
-		return err
-	}
-	owner := slices.IndexFunc(found.Devices, func(d gpu.Device) bool {
-		return slices.ContainsFunc(d.MIG.Instances, func(i gpu.MIGInstance) bool { return i.UUID == uuid })
-	})
-	if owner < 0 {
-		return problem.New(problem.MIGInstanceNotFound, "there is no MIG instance %s", uuid).WithField("instance").
-			WithHint("see those there are: remotegpu gpu ls")
-	}
-	_, err = m.alter(ctx, found.Devices[owner].UUID, func(g *GPU, _ *gpu.Books) error {
-		for i := range g.Leases {
-			if g.Leases[i].MIG == uuid {
-				return problem.New(problem.GPUInUse, "environment %s has MIG instance %s", g.Leases[i].EnvName, uuid).WithField("instance").
-					WithHint("delete that environment first, or change it to have another GPU")
-			}
-		}
-		return m.cfg.GPUs.DestroyMIG(ctx, uuid)
-	})
-	return err
-}
-
-// SetMIGMode turns MIG on or off on a GPU that nobody has or uses, and tells
-// whether the GPU has to be reset before that is so. GPU_IN_USE,
-// GPU_MODE_CONFLICT.
-func (m *Manager) SetMIGMode(ctx context.Context, name string, on bool) (resetNeeded bool, _ GPU, err error) {
-	g, err := m.alter(ctx, name, func(g *GPU, _ *gpu.Books) error {
-		inUse := func(format string, args ...any) error {
-			return problem.New(problem.GPUInUse, format, args...).WithField("gpu").
-				WithHint("end that first; remotegpu gpu drain %s keeps others from taking it meanwhile", g.UUID)
-		}
-		switch {
-		case len(g.Leases) > 0:
-			names := make([]string, len(g.Leases))
-			for i := range g.Leases {
-				names[i] = g.Leases[i].EnvName
-			}
-			return inUse("environments have GPU %s: %s", g.UUID, strings.Join(names, ", "))
-		case g.Usage != nil && len(g.Usage.Processes) > 0:
-			return inUse("%d processes use GPU %s, the first is %d", len(g.Usage.Processes), g.UUID, g.Usage.Processes[0].PID)
-		case !on && len(g.MIG.Instances) > 0:
-			return inUse("GPU %s has %d MIG instances", g.UUID, len(g.MIG.Instances))
-		case g.MIG.Enabled == on && !g.MIG.Pending:
-			return nil
-		}
-		resetNeeded, err = m.cfg.GPUs.SetMIGMode(ctx, g.UUID, on)
-		return err
-	})
-	return resetNeeded, g, err
 }

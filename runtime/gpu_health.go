@@ -63,13 +63,16 @@ func (m *Manager) watchGPUs(ctx context.Context) {
 			wait = lookForGPUs // the software of others tells of nothing
 		default:
 			began := time.Now()
-			err = m.cfg.GPUs.Watch(ctx, func(event gpu.Event) { m.gpuHappened(ctx, event) })
+			err = m.watchSome(ctx, &found)
 			if time.Since(began) > watchPauseMax {
 				pause, wait = watchPause, watchPause
 			}
 		}
 		if ctx.Err() != nil {
 			return
+		}
+		if errors.Is(err, errWatchAnew) {
+			continue
 		}
 		if err != nil {
 			if err.Error() != said {

@@ -101,7 +101,7 @@ func (m *Manager) leftOn(ctx context.Context, env *Environment, c *gpuClaim, usa
 	}
 	if c.mig == "" && !expected && u.MemoryUsed > tolerated {
 		return problem.New(problem.GPUInUse, "%d MiB of the memory of GPU %s are in use though no process is there", u.MemoryUsed>>20, u.UUID).
-			WithHint("stop remotegpud, which watches it, and reset it (nvidia-smi -r -i %s), or raise gpu.leftover in the node's configuration", u.UUID)
+			WithHint("drain and reset it (remotegpu gpu drain %[1]s; nvidia-smi -r -i %[1]s; remotegpu gpu undrain %[1]s), or raise gpu.leftover in the node's configuration", u.UUID)
 	}
 	return nil
 }

@@ -72,8 +72,23 @@ func (m *Manager) prepareGPUs(ctx context.Context, env *Environment) (*gpu.Edits
 	if err != nil {
 		return nil, nil, fmt.Errorf("find out what environment %s needs for its GPUs: %w", env.ID, asGPUUnavailable(err))
 	}
-	run.Warnings = edits.Warnings
+	run.Warnings = append(edits.Warnings, cannotDraw(env, found.Devices)...)
 	return &edits, run, nil
+}
+
+// cannotDraw says that the desktop of an environment draws by software though it
+// has a GPU: instances draw with +gfx profiles alone.
+func cannotDraw(env *Environment, devices []gpu.Device) []string {
+	req := env.Spec.GPU
+	if env.Spec.Desktop == nil || req == nil || req.Mode != gpu.MIGMode || len(req.Capabilities) > 0 || len(env.GPUs) == 0 {
+		return nil
+	}
+	device, _ := (&gpu.Books{Devices: devices}).Device(env.GPUs[0].GPU)
+	if profile, _ := device.Profile(env.GPUs[0].Profile); profile.Graphics {
+		return nil
+	}
+	return []string{"its MIG instance (" + env.GPUs[0].Profile + ") cannot draw, so the desktop is drawn by software: " +
+		"use a profile with +gfx or a whole GPU for graphics, or name the capabilities to leave them out knowingly"}
 }
 
 // memoryLimits are the limits that the driver holds leases to.
@@ -94,8 +109,16 @@ func (m *Manager) ensureInstance(ctx context.Context, device *gpu.Device, l *gpu
 		return instance.UUID, nil
 	}
 	if !device.MIG.Enabled {
-		return "", problem.New(problem.GPUModeConflict, "MIG is off on GPU %s, of which the environment has an instance", device.UUID).
+		off := problem.New(problem.GPUModeConflict, "MIG is off on GPU %s, of which the environment has an instance", device.UUID).
 			WithHint("turn it on again: remotegpu gpu mig mode %s on", device.UUID)
+		if why := m.partition.problem(device.UUID); why != "" {
+			off.Message += ": " + why
+		}
+		return "", off
+	}
+	// What the environment had there before is in the way.
+	if err := m.removePlanned(ctx, func(p *gpu.Planned) bool { return p.GPU == device.UUID && p.Placement.Overlaps(l.Placement) }); err != nil {
+		return "", fmt.Errorf("remove what was at %d of GPU %s: %w", l.Placement.Start, device.UUID, err)
 	}
 	defer m.gpus.outdate()
 	if err := fault.Before(ctx, "create MIG instance"); err != nil {
@@ -130,7 +153,23 @@ func (m *Manager) startLeases(ctx context.Context, env *Environment) (*Environme
 	if runs, err := m.runs(ctx, env.ID); err != nil || runs {
 		return env, err
 	}
+	if err := m.mendPartitions(ctx, env); err != nil {
+		return env, err
+	}
 	return m.changeLeases(ctx, env, env.Spec.GPU)
+}
+
+// mendPartitions has an environment of a partitioned GPU find that as it is to
+// be: a host that has just booted may not have come this far. What could not be
+// made the start itself tells.
+func (m *Manager) mendPartitions(ctx context.Context, env *Environment) error {
+	if env.Spec.GPU == nil || env.Spec.GPU.Mode != gpu.MIGMode {
+		return nil
+	}
+	if err := m.removePlanned(ctx, func(p *gpu.Planned) bool { return p.EnvID == env.ID }); err != nil {
+		m.cfg.Log.WarnContext(ctx, "a MIG instance is left that an environment has given back; the reconciler will try again", "environment", env.ID, "error", err)
+	}
+	return m.remakePartitions(ctx)
 }
 
 // releaseIdle gives the GPUs of a stopped environment back where the node does

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync/atomic"
 	"time"
+
+	"github.com/remotegpu/remotegpu/gpu"
 )
 
 // tendPatience is how long a pass waits until GPUs have been looked after.
@@ -60,8 +62,9 @@ func (m *Manager) runTending(ctx context.Context) {
 }
 
 // tendGPUs records what the driver says of the health of GPUs, finds
-// environments that run without theirs, and gives back what stopped ones hold
-// where the node does so. Nothing is concluded from a driver that does not
+// environments that run without theirs, gives back what stopped ones hold where
+// the node does so, removes instances that nobody has any more, and makes again
+// what an administrator made and the host has lost. Nothing is concluded from a driver that does not
 // answer.
 func (m *Manager) tendGPUs(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, passTimeout)
@@ -79,7 +82,7 @@ func (m *Manager) tendGPUs(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, m.endAbandoned(ctx))
+	errs = append(errs, m.removePlanned(ctx, func(*gpu.Planned) bool { return true }))
 	envs, _, err := m.cfg.Store.Environments(ctx, Filter{})
 	if err != nil {
 		return errors.Join(append(errs, fmt.Errorf("list environments: %w", err))...)
@@ -91,7 +94,8 @@ func (m *Manager) tendGPUs(ctx context.Context) error {
 	}
 	found, err := m.GPUInventory(ctx, m.lookAgain(envs))
 	if err == nil {
-		errs = append(errs, m.examineGPUs(ctx, &found), m.lookForLost(ctx, envs, &found))
+		errs = append(errs, m.examineGPUs(ctx, &found), m.lookForLost(ctx, envs, &found), m.remakePartitions(ctx))
+		m.watchAnew(ctx)
 	} // else the condition tells
 	return errors.Join(append(errs, m.keepSharing(ctx), m.reportGPUs(ctx))...)
 }

@@ -197,7 +197,7 @@ func TestADeleteLeavesItsInstanceToTheNextPass(t *testing.T) {
 	_, _, err := d.Create(t.Context(), withGPU("whole", whole))
 	d.refusedGPU(err, problem.GPUExhausted)
 	d.reconcile(false)
-	if len(d.holders()) != 1 || len(h.gpus.Instances()) != 1 {
+	if len(d.holders()) != 0 || len(h.gpus.Instances()) != 1 {
 		t.Errorf("held %v, instances %v", d.holders(), h.gpus.Instances())
 	}
 	// A node that does not look for GPUs any more forgets nothing.
@@ -328,8 +328,8 @@ func TestAnEnvironmentGetsOtherGPUs(t *testing.T) {
 }
 
 // A GPU fails after it was chosen, while the instance that it takes the place of
-// is removed: another is chosen, and the history tells of that one.
-func TestLeasesChangeAsWasDecided(t *testing.T) {
+// is removed: the next start takes another.
+func TestAGPUThatFailsAfterItWasChosen(t *testing.T) {
 	h := gpuHost(t)
 	d := start(t, h)
 	env, _ := d.create(withGPU("one", smallest))
@@ -348,14 +348,18 @@ func TestLeasesChangeAsWasDecided(t *testing.T) {
 	if _, op := d.update(runtime.UpdateRequest{Environment: "one", Fields: []string{"spec.gpu"}, Spec: runtime.Spec{GPU: &gpu.Request{}}}); op.State != operation.Succeeded {
 		t.Fatalf("changed by %+v", op.Problem)
 	}
+	if got := d.get("one").GPUs; len(got) != 1 || got[0].GPU != gputest.UUID(0) || len(h.gpus.Instances()) > 0 {
+		t.Errorf("it has %+v, instances are %v", got, h.gpus.Instances())
+	}
+	if op := d.act(d.Start, "one"); op.State != operation.Succeeded {
+		t.Fatalf("started by %+v", op.Problem)
+	}
 	if got := d.get("one").GPUs; len(got) != 1 || got[0].GPU != gputest.UUID(1) {
 		t.Errorf("it has %+v", got)
 	}
 	_, entries := d.history(env.ID)
-	for _, entry := range entries {
-		if strings.Contains(entry.Message, gputest.UUID(0)) {
-			t.Errorf("its history tells %q", entry.Message)
-		}
+	if last := entries[len(entries)-1].Message; !slices.ContainsFunc(entries, func(e runtime.History) bool { return strings.Contains(e.Message, "it has GPU "+gputest.UUID(1)) }) {
+		t.Errorf("its history ends with %q", last)
 	}
 }
 

@@ -21,17 +21,22 @@ type LeaseFilter struct {
 // GPUStore keeps who has which GPU, and what is known of GPUs whatever their
 // driver says. The devices of its books are not in it. Errors as of Store.
 type GPUStore interface {
-	// GPUBooks returns all leases that are held, and all marks.
+	// GPUBooks returns all leases that are held, all marks, and what is planned.
 	GPUBooks(ctx context.Context) (gpu.Books, error)
 	// GPULeases returns leases, ended ones too, newest first, and the cursor of the
 	// next page. PAGE_TOKEN_INVALID.
 	GPULeases(ctx context.Context, filter LeaseFilter) ([]gpu.Lease, string, error)
-	// ChangeGPUs does as UpdateEnvironment and in the same transaction changes
-	// the leases of the environment as lease decides.
+	// ChangeGPUs changes the leases of an environment as lease decides and then,
+	// in the same transaction, does as UpdateEnvironment. An instance that was
+	// made for a lease that ends is planned to be removed.
 	ChangeGPUs(ctx context.Context, id string, lease LeaseFunc, change func(*Environment) error) (*Environment, error)
-	// EndGPULeases ends what ReleaseEnvironment has left held: the leases of an
-	// environment for which instances were made, when these are gone.
-	EndGPULeases(ctx context.Context, envID string) error
+	// PlanInstance keeps that an instance is to be or to go, whatever was planned
+	// of it before. ForgetInstance forgets that, unless the other was planned
+	// meanwhile. AlreadyExists when another is to be there.
+	PlanInstance(ctx context.Context, p gpu.Planned) error
+	ForgetInstance(ctx context.Context, p gpu.Planned) error
+	// PlanMIG keeps that the MIG mode of a GPU is to be on, or nothing of it.
+	PlanMIG(ctx context.Context, uuid string, on bool) error
 	// MarkGPU reads, changes and writes the mark of a GPU in one transaction. An
 	// error from change is returned as it is and nothing is written.
 	MarkGPU(ctx context.Context, uuid string, change func(books gpu.Books, mark *gpu.Mark) error) (gpu.Mark, error)

@@ -185,7 +185,11 @@ func (m *Manager) books(ctx context.Context, age time.Duration) (gpu.Books, gpu.
 		return gpu.Books{}, found, err
 	}
 	books, err := m.cfg.Store.GPUBooks(ctx)
-	books.Devices = found.Devices
+	if err != nil {
+		return books, found, err
+	}
+	strange, err := m.strangeLeases(ctx)
+	books.Devices, books.Held = found.Devices, append(books.Held, strange...)
 	return books, found, err
 }
 
@@ -278,15 +282,22 @@ func gpuNotFound(name string) *problem.Problem {
 
 // lease decides which GPUs an environment gets for a request; nil gives all
 // back.
-func (m *Manager) lease(envID string, devices []gpu.Device, req *gpu.Request) LeaseFunc {
+func (m *Manager) lease(ctx context.Context, envID string, devices []gpu.Device, req *gpu.Request) (LeaseFunc, error) {
+	var strange []gpu.Lease
+	if req != nil {
+		var err error
+		if strange, err = m.strangeLeases(ctx); err != nil {
+			return nil, err
+		}
+	}
 	return func(held gpu.Books) (gpu.Change, error) {
-		held.Devices = devices
+		held.Devices, held.Held = devices, append(held.Held, strange...)
 		change, err := gpu.Allocate(held, m.cfg.GPU.Rules, envID, req, fieldGPU)
 		for i := range change.Add {
 			change.Add[i].ID, change.Add[i].EnvID, change.Add[i].CreatedAt = ulid.Make().String(), envID, time.Now()
 		}
 		return change, err
-	}
+	}, nil
 }
 
 // wantGPUs checks that an environment could have the GPUs that a spec asks for,
@@ -303,7 +314,11 @@ func (m *Manager) wantGPUs(ctx context.Context, envID string, spec *Spec) error 
 	if err != nil {
 		return err
 	}
-	books.Devices = found.Devices
+	strange, err := m.strangeLeases(ctx)
+	if err != nil {
+		return err
+	}
+	books.Devices, books.Held = found.Devices, append(books.Held, strange...)
 	req := *spec.GPU
 	if err := resolveGPUs(&books, &req); err != nil {
 		return err
@@ -329,7 +344,12 @@ func (m *Manager) createLease(ctx context.Context, env *Environment) (LeaseFunc,
 		done()
 		return nil, nil, err
 	}
-	return m.lease(env.ID, found.Devices, env.Spec.GPU), done, nil
+	lease, err := m.lease(ctx, env.ID, found.Devices, env.Spec.GPU)
+	if err != nil {
+		done()
+		return nil, nil, err
+	}
+	return lease, done, nil
 }
 
 // newsOfGPUs is what a change of leases means for an environment's history.

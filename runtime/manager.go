@@ -98,13 +98,18 @@ type Manager struct {
 	// occupiedSlots are the address slots of networks that no environment
 	// holds, by id. nil: no pass has looked yet.
 	occupiedSlots atomic.Pointer[map[string]int]
-	execs         useCount
-	copies        useCount
-	creating      useCount // whose ports are published before the store says that they run
-	claims        imageClaims
-	logins        loginFiles
+	// strangers are the ids of containers that hold GPUs of which the database
+	// does not know. nil: no pass has looked yet.
+	strangers atomic.Pointer[[]string]
+	execs     useCount
+	copies    useCount
+	creating  useCount // whose ports are published before the store says that they run
+	claims    imageClaims
+	logins    loginFiles
 
 	gpus      inventory
+	partition partitions
+	watch     gpuWatch
 	gpuEvents missedEvents
 	gpuUsage  gpuUsage
 	gpuFlow   eventGate

@@ -65,6 +65,7 @@ func (m *Manager) observe(ctx context.Context) (*observed, error) {
 	readers := []func(context.Context, *observed) error{
 		m.observeParts, m.observeFates, m.observeDrift, m.observeSnapshots,
 		func(ctx context.Context, _ *observed) (err error) { occupied, err = m.occupied(ctx); return err },
+		func(ctx context.Context, _ *observed) error { _, err := m.lookForStrangers(ctx, statuses); return err },
 	}
 	for _, read := range readers {
 		errs = append(errs, read(ctx, o))

@@ -81,8 +81,10 @@ func (m *Manager) relabel(ctx context.Context, id string) error {
 
 // containerLabels are the labels of an environment's container.
 func containerLabels(env *Environment) map[string]string {
-	return map[string]string{
+	labels := map[string]string{
 		labelName: env.Name, "remotegpu.dev/project": env.Project, "remotegpu.dev/node": env.Node,
 		"remotegpu.dev/spec-version": specVersion,
 	}
+	labelLeases(labels, env.GPUs)
+	return labels
 }

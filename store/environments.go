@@ -236,14 +236,13 @@ func (s *Store) Fate(ctx context.Context, id string) (runtime.Fate, error) {
 const keepPortHistory = 1
 
 // PurgeDeleted implements runtime.Store. An environment that still holds a
-// mapping or a GPU stays; released ones outlive what they were for.
+// mapping stays; released ones outlive what they were for.
 func (s *Store) PurgeDeleted(ctx context.Context, before time.Time) (int, error) {
 	var purged int64
 	err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		const which = `SELECT id FROM environments WHERE state = 'deleted' AND updated_at < ?1
 			AND NOT EXISTS (SELECT 1 FROM port_mappings WHERE env_id = environments.id
-				AND status IN ('reserved', 'active'))
-			AND NOT EXISTS (SELECT 1 FROM gpu_leases WHERE env_id = environments.id AND released_at = 0)`
+				AND status IN ('reserved', 'active'))`
 		if _, err := tx.ExecContext(ctx, "DELETE FROM port_mappings WHERE status = 'released' AND released_at < ?",
 			millis(before.AddDate(-keepPortHistory, 0, 0))); err != nil {
 			return err

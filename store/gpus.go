@@ -84,7 +84,13 @@ func gpuBooks(ctx context.Context, tx *sql.Tx) (books gpu.Books, err error) {
 	if books.Held, err = queryLeases(ctx, tx, "l.released_at = 0"); err != nil {
 		return books, err
 	}
-	books.Marks, err = queryMarks(ctx, tx, " ORDER BY gpu")
+	if books.Marks, err = queryMarks(ctx, tx, " ORDER BY gpu"); err != nil {
+		return books, err
+	}
+	if books.Planned, err = queryPlanned(ctx, tx); err != nil {
+		return books, err
+	}
+	books.MIG, err = queryMIG(ctx, tx)
 	return books, err
 }
 
@@ -115,6 +121,9 @@ func lease(ctx context.Context, tx *sql.Tx, env *runtime.Environment, decide run
 		return err
 	}
 	for i := range change.Drop {
+		if err := leaveInstances(ctx, tx, at, env.ID, change.Drop[i].ID); err != nil {
+			return err
+		}
 		// What has ended meanwhile has ended.
 		if _, err := tx.ExecContext(ctx, endLease+" WHERE id = ? AND env_id = ? AND released_at = 0",
 			millis(at), change.Drop[i].ID, env.ID); err != nil {
@@ -139,38 +148,27 @@ func lease(ctx context.Context, tx *sql.Tx, env *runtime.Environment, decide run
 	return err
 }
 
-const (
-	// An ended lease outlives the row of its environment, so it keeps the name.
-	endLease = `UPDATE gpu_leases SET released_at = max(?, 1),
+// An ended lease outlives the row of its environment, so it keeps the name.
+const endLease = `UPDATE gpu_leases SET released_at = max(?, 1),
 	env_name = coalesce((SELECT name FROM environments WHERE id = gpu_leases.env_id), env_name)`
-	endLeases = endLease + " WHERE env_id = ? AND released_at = 0"
-)
 
-// releaseLeases ends the leases of an environment, but for those that an
-// instance was made for: that has to be removed first.
+// releaseLeases ends the leases of an environment.
 func releaseLeases(ctx context.Context, tx *sql.Tx, envID string, at time.Time) error {
-	_, err := tx.ExecContext(ctx, endLeases+" AND (mode != 'mig' OR static)", millis(at), envID)
-	return err
-}
-
-// EndGPULeases implements runtime.GPUStore.
-func (s *Store) EndGPULeases(ctx context.Context, envID string) error {
-	if err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		_, err := tx.ExecContext(ctx, endLeases, millis(time.Now()), envID)
+	if err := leaveInstances(ctx, tx, at, envID, ""); err != nil {
 		return err
-	}); err != nil {
-		return fmt.Errorf("end GPU leases of environment %s: %w", envID, err)
 	}
-	return nil
+	_, err := tx.ExecContext(ctx, endLease+" WHERE env_id = ? AND released_at = 0", millis(at), envID)
+	return err
 }
 
 // ChangeGPUs implements runtime.GPUStore.
 func (s *Store) ChangeGPUs(ctx context.Context, id string, decide runtime.LeaseFunc, change func(*runtime.Environment) error) (
 	*runtime.Environment, error,
 ) {
-	return s.changeEnvironment(ctx, id, nil, change, func(ctx context.Context, tx *sql.Tx, env *runtime.Environment, at time.Time) error {
-		return lease(ctx, tx, env, decide, at)
-	})
+	before := func(ctx context.Context, tx *sql.Tx) (bool, error) {
+		return true, lease(ctx, tx, &runtime.Environment{ID: id}, decide, s.now())
+	}
+	return s.changeEnvironment(ctx, id, before, change, func(context.Context, *sql.Tx, *runtime.Environment, time.Time) error { return nil })
 }
 
 // MarkGPU implements runtime.GPUStore.

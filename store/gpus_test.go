@@ -69,12 +69,12 @@ func TestLeasesNeverOverlapInTheDatabase(t *testing.T) {
 	if err := give(t, s, first.ID, share(0)); err == nil {
 		t.Error("one environment has a GPU twice")
 	}
-	// With the environment go its leases, and can be had again.
+	// With the environment go its leases, and can be had again. What was made for
+	// it is to be removed.
 	remove(t, s, first.ID)
-	// What was made for it has to be removed first.
-	wantReason(t, give(t, s, second.ID, instance("f", 0, 8)), problem.GPUExhausted)
-	if err := s.EndGPULeases(t.Context(), first.ID); err != nil {
-		t.Fatal(err)
+	books, err := s.GPUBooks(t.Context())
+	if err != nil || len(books.Planned) != 3 || books.Planned[2].GPU != "f" || !books.Planned[2].Remove || books.Planned[2].EnvName != "first" {
+		t.Errorf("planned is %+v, %v", books.Planned, err)
 	}
 	if err := give(t, s, second.ID, exclusive("a"), instance("f", 0, 8)); err != nil {
 		t.Errorf("what was given back is refused: %v", err)
@@ -243,3 +243,48 @@ func TestTheDatabaseTakesWhatTheAllocatorGives(t *testing.T) {
 }
 
 var errRefused = errors.New("refused")
+
+// What an administrator made keeps its place.
+func TestPlannedInstances(t *testing.T) {
+	s := open(t)
+	env := environment("one")
+	create(t, s, env)
+	wanted := gpu.Planned{GPU: "a", Profile: "p", Placement: gpu.Span{Start: 2, Size: 2}, CreatedAt: time.Now()}
+	for range 2 {
+		if err := s.PlanInstance(t.Context(), wanted); err != nil {
+			t.Fatal(err)
+		}
+	}
+	over := wanted
+	over.Placement = gpu.Span{Start: 0, Size: 4}
+	wantReason(t, s.PlanInstance(t.Context(), over), problem.GPUPlacementTaken)
+	wantReason(t, give(t, s, env.ID, instance("a", 2, 2)), problem.GPUExhausted)
+	own := instance("a", 2, 2)
+	own.Static = true
+	if err := give(t, s, env.ID, own); err != nil {
+		t.Errorf("its own place is refused: %v", err)
+	}
+	// That it is to go is another thing, which forgetting the first leaves.
+	gone := wanted
+	gone.Remove = true
+	for _, change := range []func() error{
+		func() error { return s.PlanInstance(t.Context(), gone) },
+		func() error { return s.ForgetInstance(t.Context(), wanted) },
+		func() error { return s.PlanMIG(t.Context(), "a", true) },
+		func() error { return s.PlanMIG(t.Context(), "a", true) },
+	} {
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	books, err := s.GPUBooks(t.Context())
+	if err != nil || len(books.Planned) != 1 || !books.Planned[0].Remove || len(books.MIG) != 1 {
+		t.Fatalf("got %+v, %v", books, err)
+	}
+	if err := errors.Join(s.ForgetInstance(t.Context(), gone), s.PlanMIG(t.Context(), "a", false)); err != nil {
+		t.Fatal(err)
+	}
+	if books, err := s.GPUBooks(t.Context()); err != nil || len(books.Planned)+len(books.MIG) != 0 {
+		t.Errorf("got %+v, %v", books, err)
+	}
+}

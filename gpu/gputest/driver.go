@@ -26,17 +26,17 @@ type Driver struct {
 	driver   string
 	missing  error // of an inventory
 	usage    map[string]gpu.Usage
-	made     int // instances so far
-	watchers map[chan gpu.Event]struct{}
-	limits   map[string]uint64 // by GPU and cgroup
-	used     map[string]uint64 // by GPU and cgroup
+	made     int                         // instances so far
+	watchers map[chan gpu.Event][]string // which GPUs
+	limits   map[string]uint64           // by GPU and cgroup
+	used     map[string]uint64           // by GPU and cgroup
 }
 
 var _ gpu.Driver = (*Driver)(nil)
 
 // NewDriver has the given GPUs and driver version "580.1".
 func NewDriver(devices ...gpu.Device) *Driver {
-	return &Driver{devices: devices, driver: "580.1", usage: make(map[string]gpu.Usage), watchers: make(map[chan gpu.Event]struct{}), limits: make(map[string]uint64), used: make(map[string]uint64)}
+	return &Driver{devices: devices, driver: "580.1", usage: make(map[string]gpu.Usage), watchers: make(map[chan gpu.Event][]string), limits: make(map[string]uint64), used: make(map[string]uint64)}
 }
 
 func (d *Driver) call(ctx context.Context, name string, work func() error) error {
@@ -127,9 +127,9 @@ func (d *Driver) Usage(ctx context.Context) (all []gpu.Usage, err error) {
 }
 
 // Watch implements gpu.Driver.
-func (d *Driver) Watch(ctx context.Context, report func(gpu.Event)) error {
+func (d *Driver) Watch(ctx context.Context, only []string, report func(gpu.Event)) error {
 	events := make(chan gpu.Event, 64)
-	if err := d.call(ctx, "Watch", func() error { d.watchers[events] = struct{}{}; return nil }); err != nil {
+	if err := d.call(ctx, "Watch", func() error { d.watchers[events] = only; return nil }); err != nil {
 		return err
 	}
 	defer func() {
@@ -265,14 +265,20 @@ func (d *Driver) Use(uuid string, usage gpu.Usage) {
 	d.usage[uuid] = usage
 }
 
-// Happen tells all watchers of an event, and whether there was one.
+// Happen tells all who watch its GPU of an event, and whether there was one.
 func (d *Driver) Happen(event gpu.Event) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for events := range d.watchers {
+	told := false
+	for events, only := range d.watchers {
+		device, err := d.device(event.UUID)
+		if only != nil && err == nil && !slices.Contains(only, device.PCI) {
+			continue
+		}
 		events <- event
+		told = true
 	}
-	return len(d.watchers) > 0
+	return told
 }
 
 // Instances names the profiles of all instances by where they are.

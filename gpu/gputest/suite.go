@@ -185,7 +185,7 @@ func testWatch(t *testing.T, s Subject) {
 	defer cancel()
 	uuid := probe(t, s).Devices[0].UUID
 	got, ended := make(chan gpu.Event, 64), make(chan error, 1)
-	go func() { ended <- s.Driver.Watch(ctx, func(e gpu.Event) { got <- e }) }()
+	go func() { ended <- s.Driver.Watch(ctx, nil, func(e gpu.Event) { got <- e }) }()
 	want := gpu.Event{UUID: uuid, XID: 79, Fatal: true}
 	ticker := time.NewTicker(50 * time.Millisecond) // it may not watch yet
 	defer ticker.Stop()

@@ -252,7 +252,7 @@ func (c *Client) ask(ctx context.Context, q question) (answer, error) {
 	}
 }
 
-const hintHung = "a GPU may hang: see the host's kernel log (NVRM, Xid); stop remotegpud and reset it, or reboot the host"
+const hintHung = "a GPU may hang: see the host's kernel log (NVRM, Xid); drain and reset it (remotegpu gpu drain GPU, nvidia-smi -r -i GPU), or reboot the host"
 
 // lost is the end of the process in the middle of a call.
 func (c *Client) lost(ctx context.Context, q question) error {

@@ -33,7 +33,7 @@ func TestDaemon(t *testing.T) {
 	library := &fakenvml.Library{Path: path}
 	client := library.Client(t, t.TempDir())
 	mustProbe(t, client, 1)
-	go func() { _ = client.Watch(t.Context(), func(gpu.Event) {}) }()
+	go func() { _ = client.Watch(t.Context(), nil, func(gpu.Event) {}) }()
 	eventually(t, func() bool { return len(children(t)) == 2 })
 	for _, pid := range children(t) {
 		_, _ = os.Stdout.WriteString("helper " + strconv.Itoa(pid) + "\n")

@@ -90,7 +90,7 @@ func (s *server) call(ctx context.Context, q question) (any, error) {
 	case methodUsage:
 		return s.driver.Usage(ctx)
 	case methodWatch:
-		return nil, s.driver.Watch(ctx, func(event gpu.Event) { s.send(answer{ID: q.ID, Event: &event}) })
+		return nil, s.driver.Watch(ctx, q.Only, func(event gpu.Event) { s.send(answer{ID: q.ID, Event: &event}) })
 	case methodCreateMIG:
 		return s.driver.CreateMIG(ctx, q.GPU, q.Profile, q.Placement)
 	case methodDestroyMIG:

@@ -46,7 +46,7 @@ func TestStuckHelperIsTheOnlyOne(t *testing.T) {
 			t.Errorf("a call: %v", err)
 		}
 	}
-	if err := client.Watch(t.Context(), func(gpu.Event) {}); !refused(err) {
+	if err := client.Watch(t.Context(), nil, func(gpu.Event) {}); !refused(err) {
 		t.Errorf("a watch: %v", err)
 	}
 	close(p.ended)

@@ -12,13 +12,13 @@ import (
 )
 
 // Watch implements gpu.Driver, in a process of its own.
-func (c *Client) Watch(ctx context.Context, report func(gpu.Event)) error {
+func (c *Client) Watch(ctx context.Context, only []string, report func(gpu.Event)) error {
 	for {
 		process, err := c.watching.start(ctx, c.cfg)
 		if err != nil {
 			return err
 		}
-		err = follow(ctx, process, report)
+		err = follow(ctx, process, only, report)
 		paused := c.watching.stop(process)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -30,8 +30,8 @@ func (c *Client) Watch(ctx context.Context, report func(gpu.Event)) error {
 }
 
 // follow reports what a process says until it ends, or the context.
-func follow(ctx context.Context, process *process, report func(gpu.Event)) error {
-	if err := process.ask(question{ID: 1, Method: methodWatch}); err != nil {
+func follow(ctx context.Context, process *process, only []string, report func(gpu.Event)) error {
+	if err := process.ask(question{ID: 1, Method: methodWatch, Only: only}); err != nil {
 		process.kill() // so that it says why
 		return brokenWatch(process.failure())
 	}

@@ -35,6 +35,7 @@ type question struct {
 	Cgroup    string            `json:"cgroup,omitempty"`
 	Cgroups   []string          `json:"cgroups,omitempty"`
 	Bytes     uint64            `json:"bytes,omitempty"`
+	Only      []string          `json:"only"` // nil is not empty
 }
 
 // answer is what it says. A watch has one with an event for each, and an

@@ -107,7 +107,7 @@ func failure(ret nvml.Return, format string, args ...any) error {
 	reason, hint := problem.GPUUnavailable, "see the daemon's log and the host's kernel log (NVRM)"
 	switch ret {
 	case nvml.ERROR_GPU_IS_LOST, nvml.ERROR_RESET_REQUIRED:
-		hint = "the GPU does not answer any more: stop remotegpud and what else has it open and reset it (nvidia-smi -r), or reboot the host"
+		hint = "the GPU does not answer any more: drain it (remotegpu gpu drain), end what has it open and reset it (nvidia-smi -r), or reboot the host"
 	case nvml.ERROR_IN_USE:
 		reason, hint = problem.GPUInUse, "end the processes that use it"
 	case nvml.ERROR_NOT_SUPPORTED, nvml.ERROR_FUNCTION_NOT_FOUND:

@@ -23,14 +23,16 @@ const (
 )
 
 // Watch implements gpu.Driver. It keeps the GPUs open: while it runs, the
-// driver cannot be unloaded nor a GPU be reset.
-func (d *Driver) Watch(ctx context.Context, report func(gpu.Event)) error {
+// driver cannot be unloaded nor one of them be reset. NVML opens a GPU when it is
+// asked for its handle, and by its PCI address that one alone
+// (nvmlDeviceGetHandleByPciBusId_v2).
+func (d *Driver) Watch(ctx context.Context, only []string, report func(gpu.Event)) error {
 	s, err := d.driver()
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	w := watcher{session: s, report: report, lost: map[string]bool{}}
+	w := watcher{session: s, only: only, report: report, lost: map[string]bool{}}
 	if err := w.register(); err != nil {
 		return err
 	}
@@ -86,13 +88,38 @@ func (w *watcher) someLost(renewed bool) error {
 
 type watcher struct {
 	*session
+	only    []string // PCI addresses; nil: all
 	report  func(gpu.Event)
 	set     nvml.EventSet
 	handles map[string]nvml.Device // by UUID, of those that are watched
 	lost    map[string]bool        // what was told, by UUID
 }
 
-// register makes an event set of all GPUs that answer.
+// watched are the handles of the GPUs to watch that answer.
+func (w *watcher) watched() ([]nvml.Device, error) {
+	var found []nvml.Device
+	if w.only == nil {
+		handles, _, err := w.all()
+		for _, index := range slices.Sorted(maps.Keys(handles)) {
+			found = append(found, handles[index])
+		}
+		return found, err
+	}
+	silent := make(map[int]nvml.Return)
+	for i, address := range w.only {
+		handle, ret := w.lib.DeviceGetHandleByPciBusId(address)
+		switch ret {
+		case nvml.SUCCESS:
+			found = append(found, handle)
+		case nvml.ERROR_NOT_FOUND: // it has gone, which the inventory tells
+		default:
+			silent[i] = ret
+		}
+	}
+	return found, noneAnswers(len(found), silent)
+}
+
+// register makes an event set of all GPUs to watch that answer.
 func (w *watcher) register() error {
 	if w.set != nil {
 		_ = w.set.Free() // it is of no use
@@ -102,14 +129,13 @@ func (w *watcher) register() error {
 		return failure(ret, "make an event set")
 	}
 	w.set = set
-	handles, _, err := w.all()
+	handles, err := w.watched()
 	if err != nil {
 		return err
 	}
 	w.handles = make(map[string]nvml.Device, len(handles))
 	events, failed := 0, error(nil)
-	for _, index := range slices.Sorted(maps.Keys(handles)) {
-		handle := handles[index]
+	for _, handle := range handles {
 		uuid, ret := handle.GetUUID()
 		if ret != nvml.SUCCESS || w.lost[uuid] {
 			continue
@@ -142,7 +168,7 @@ func (w *watcher) register() error {
 // look finds GPUs that do not answer any more, which it tells, and whether
 // others are to be watched than are.
 func (w *watcher) look() (changed bool, err error) {
-	handles, _, err := w.all()
+	handles, err := w.watched()
 	if err != nil {
 		return false, err
 	}

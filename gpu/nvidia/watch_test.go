@@ -22,7 +22,7 @@ func watch(t *testing.T, library *fakenvml.Library, client *helper.Client, count
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	reported, ended := make(chan gpu.Event, 64), make(chan error, 1)
-	go func() { ended <- client.Watch(ctx, func(event gpu.Event) { reported <- event }) }()
+	go func() { ended <- client.Watch(ctx, nil, func(event gpu.Event) { reported <- event }) }()
 	t.Cleanup(cancel)
 	watched(t, library, count)
 	return reported, func() error { cancel(); return <-ended }
@@ -124,7 +124,7 @@ func TestLostGPUIsNotAllGPUs(t *testing.T) {
 	host := fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain()}, {Model: plain()}}}
 	library.Set(t, host)
 	client, events, ended := library.Client(t, t.TempDir()), make(chan gpu.Event, 64), make(chan error, 1)
-	go func() { ended <- client.Watch(t.Context(), func(event gpu.Event) { events <- event }) }()
+	go func() { ended <- client.Watch(t.Context(), nil, func(event gpu.Event) { events <- event }) }()
 	watched(t, library, 2)
 	host.Rules = []string{"fail nvmlDeviceGetMemoryInfo 15 0"}
 	library.Set(t, host)
@@ -157,14 +157,14 @@ func TestWatchThatBreaksIsAnError(t *testing.T) {
 		host.Rules = []string{rule}
 		library.Set(t, host)
 		client := library.Client(t, t.TempDir())
-		if err := client.Watch(t.Context(), func(gpu.Event) {}); !errdefs.IsUnavailable(err) {
+		if err := client.Watch(t.Context(), nil, func(gpu.Event) {}); !errdefs.IsUnavailable(err) {
 			t.Errorf("%s: %v", rule, err)
 		}
 		probe(t, client)
 		if err := client.Close(); err != nil {
 			t.Error(err)
 		}
-		if err := client.Watch(t.Context(), func(gpu.Event) {}); err == nil {
+		if err := client.Watch(t.Context(), nil, func(gpu.Event) {}); err == nil {
 			t.Error("a client that was closed watches")
 		}
 	}
@@ -174,7 +174,7 @@ func TestWatchThatBreaksIsAnError(t *testing.T) {
 	events := make(chan gpu.Event, 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	go func() { _ = library.Client(t, t.TempDir()).Watch(ctx, func(event gpu.Event) { events <- event }) }()
+	go func() { _ = library.Client(t, t.TempDir()).Watch(ctx, nil, func(event gpu.Event) { events <- event }) }()
 	if got := next(t, events); got.Fatal || !strings.Contains(got.Detail, "cannot be watched") {
 		t.Errorf("event %+v", got)
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strconv"
@@ -143,7 +144,7 @@ func (a *app) showGPU(g *remotegpuv1.GPU) error {
 		rows = append(rows, []string{"Warning", warning})
 	}
 	if g.GetMigCapable() {
-		rows = append(rows, []string{"MIG", onOff(g.GetMigEnabled())})
+		rows = append(rows, []string{"MIG", migText(g)})
 	}
 	for _, p := range g.GetProfiles() {
 		starts := make([]string, 0, len(p.GetPlacements()))
@@ -153,12 +154,48 @@ func (a *app) showGPU(g *remotegpuv1.GPU) error {
 		rows = append(rows, []string{"Profile", fmt.Sprintf("%s, %s, at %s", p.GetName(), gpuMemory(p.GetMemoryBytes()), strings.Join(starts, " "))})
 	}
 	for _, i := range g.GetInstances() {
-		rows = append(rows, []string{"Instance", fmt.Sprintf("%s %s at %d", i.GetUuid(), i.GetProfile(), i.GetPlacement().GetStart())})
+		text := fmt.Sprintf("%s %s at %d", i.GetUuid(), i.GetProfile(), i.GetPlacement().GetStart())
+		if i.GetKept() {
+			text += ", kept"
+		}
+		rows = append(rows, []string{"Instance", text})
+	}
+	for _, p := range g.GetPlanned() {
+		rows = append(rows, []string{"Instance", plannedText(p)})
 	}
 	for _, l := range g.GetLeases() {
 		rows = append(rows, []string{"Environment", holder(l) + ": " + strings.TrimPrefix(gpuText(l), g.GetUuid()+" ")})
 	}
 	return a.facts(append(rows, usageRows(g.GetUsage())...))
+}
+
+// migText says whether MIG is on, and whether it is to be.
+func migText(g *remotegpuv1.GPU) string {
+	text := onOff(g.GetMigEnabled())
+	if g.GetMigWanted() && !g.GetMigEnabled() {
+		text += ", to be on"
+	}
+	if g.GetMigProblem() != "" {
+		text += ": " + g.GetMigProblem()
+	}
+	return text
+}
+
+// plannedText says what is to become of an instance.
+func plannedText(p *remotegpuv1.PlannedMIGInstance) string {
+	text := fmt.Sprintf("%s at %d", p.GetProfile(), p.GetPlacement().GetStart())
+	switch {
+	case !p.GetRemove():
+		text += ", missing, to be made again"
+	case p.GetEnvironment() != "":
+		text += ", to be removed: environment " + cmp.Or(p.GetEnvironmentName(), p.GetEnvironment()) + " had it"
+	default:
+		text += ", to be removed"
+	}
+	if p.GetProblem() != "" {
+		text += ": " + p.GetProblem()
+	}
+	return text
 }
 
 func onOff(on bool) string {
@@ -198,7 +235,9 @@ func (a *app) gpuDrain() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "drain GPU", Short: "Keep a GPU from new environments", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeGPUs,
 		Long: `drain keeps a GPU from new environments. Those that have it keep it, also over a
-restart.`,
+restart. remotegpud keeps a drained GPU open no longer than it takes to look at
+it, so that it can be reset (nvidia-smi -r) once nothing else uses it; its events
+are not seen until undrain.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -248,7 +287,8 @@ func (a *app) gpuMIG() *cobra.Command {
 	cmd := group("mig", "Instances of partitioned GPUs", a.migCreate(), a.migDelete(), a.migMode())
 	cmd.Long = `Instances are made for environments that ask for a profile (env create
 --gpu-mode mig --gpu-profile PROFILE), and go with them. Those that are made here
-stay.`
+stay, and so does the mode: a host that has lost them with a reboot makes them
+again. An instance that is made again has another UUID.`
 	return cmd
 }
 
@@ -282,6 +322,9 @@ func (a *app) migCreate() *cobra.Command {
 func (a *app) migDelete() *cobra.Command {
 	return &cobra.Command{
 		Use: "delete INSTANCE...", Aliases: []string{"rm"}, Short: "Remove instances that no environment has", Args: cobra.MinimumNArgs(1),
+		Long: `delete removes instances, by their UUIDs, that no environment has. One that is to
+be made again and is not there is named GPU:PLACE, the UUID of its GPU and its
+first memory slice; it is not made again then.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -327,8 +370,7 @@ func (a *app) migMode() *cobra.Command {
 			}
 			what := "MIG is " + onOff(response.GetGpu().GetMigEnabled())
 			if response.GetResetNeeded() {
-				what += "; it changes with a reset: stop remotegpud, which watches it (environments run on), nvidia-smi -r -i " +
-					response.GetGpu().GetUuid() + ", and start it again"
+				what += "; it changes with a reset, which remotegpud is not in the way of: nvidia-smi -r -i " + response.GetGpu().GetUuid()
 			}
 			return a.didGPU(response.GetGpu(), what)
 		},

@@ -30,7 +30,11 @@ func gpus() []*remotegpuv1.GPU {
 		{
 			Uuid: "GPU-2", Index: -1, Health: remotegpuv1.GPUHealth_GPU_HEALTH_UNHEALTHY, HealthReason: "XID 79", Warnings: []string{"it is hot"}, MigCapable: true, MigEnabled: true,
 			Profiles:  []*remotegpuv1.MIGProfile{{Name: "1g.5gb", MemoryBytes: 5 << 30, Placements: []*remotegpuv1.MIGPlacement{{Start: 0}, {Start: 1}}}},
-			Instances: []*remotegpuv1.MIGInstance{{Uuid: "MIG-1", Profile: "1g.5gb", Placement: &remotegpuv1.MIGPlacement{Start: 1}}},
+			Instances: []*remotegpuv1.MIGInstance{{Uuid: "MIG-1", Profile: "1g.5gb", Placement: &remotegpuv1.MIGPlacement{Start: 1}, Kept: true}},
+			Planned: []*remotegpuv1.PlannedMIGInstance{
+				{Profile: "2g.10gb", Placement: &remotegpuv1.MIGPlacement{Start: 2}, Problem: "in use"},
+				{Profile: "1g.5gb", Placement: &remotegpuv1.MIGPlacement{Start: 4}, Remove: true, Environment: "01X", EnvironmentName: "old"},
+			},
 		},
 	}
 }
@@ -82,7 +86,7 @@ func TestGPUs(t *testing.T) {
 	}{
 		{"gpu ls --usage", &remotegpuv1.ListGPUsRequest{Usage: true}, []string{"0 GPU-1 NVIDIA L4 24 GiB shared drained 7% 1 GiB demo, 01X (deleted)", "- GPU-2 - - free unhealthy - -", "no toolkit"}},
 		{"gpu get GPU-1", &remotegpuv1.GetGPURequest{Gpu: "GPU-1"}, []string{"Temperature: 40 °C", "Memory errors ever: 3", "Environment: demo", "fan"}},
-		{"gpu get GPU-2", &remotegpuv1.GetGPURequest{Gpu: "GPU-2"}, []string{"XID 79", "Warning: it is hot", "Profile: 1g.5gb, 5 GiB, at 0 1", "Instance: MIG-1 1g.5gb at 1", "MIG: on"}},
+		{"gpu get GPU-2", &remotegpuv1.GetGPURequest{Gpu: "GPU-2"}, []string{"XID 79", "Warning: it is hot", "Profile: 1g.5gb, 5 GiB, at 0 1", "Instance: MIG-1 1g.5gb at 1, kept", "MIG: on", "2g.10gb at 2, missing, to be made again: in use", "1g.5gb at 4, to be removed: environment old had it"}},
 		{"gpu leases 0", &remotegpuv1.ListGPULeasesRequest{Gpu: "0", PageSize: 49, PageToken: "2"}, []string{"now demo 01ENV", "old (deleted) 01OLD exclusive, enforced by sole GPU-1"}},
 		{"gpu leases --page-size 1", &remotegpuv1.ListGPULeasesRequest{PageSize: 1}, []string{"demo"}},
 		{"gpu drain GPU-1 --reason fan", &remotegpuv1.DrainGPURequest{Gpu: "GPU-1", Reason: "fan"}, []string{"GPU-1: drained"}},
@@ -90,7 +94,7 @@ func TestGPUs(t *testing.T) {
 		{"gpu mig create 0 1g.5gb", &remotegpuv1.CreateMIGInstanceRequest{Gpu: "0", Profile: "1g.5gb"}, []string{"MIG-1"}},
 		{"gpu mig create 0 1g.5gb --start 0", &remotegpuv1.CreateMIGInstanceRequest{Gpu: "0", Profile: "1g.5gb", Start: proto.Int32(0)}, []string{"MIG-1"}},
 		{"gpu mig delete MIG-1", &remotegpuv1.DeleteMIGInstanceRequest{Instance: "MIG-1"}, []string{"MIG-1: removed"}},
-		{"gpu mig mode 0 on", &remotegpuv1.SetMIGModeRequest{Gpu: "0", Enabled: true}, []string{"MIG is on", "stop remotegpud", "nvidia-smi -r -i GPU-2,"}},
+		{"gpu mig mode 0 on", &remotegpuv1.SetMIGModeRequest{Gpu: "0", Enabled: true}, []string{"MIG is on", "nvidia-smi -r -i GPU-2"}},
 		{"gpu mig mode 0 off", &remotegpuv1.SetMIGModeRequest{Gpu: "0"}, nil},
 	} {
 		code, out, errs := f.run(t, strings.Fields(test.args)...)

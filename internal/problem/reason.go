@@ -114,6 +114,7 @@ const (
 	GPUNotEnforceable     Reason = "GPU_NOT_ENFORCEABLE"
 	GPUCapability         Reason = "GPU_CAPABILITY_UNSUPPORTED"
 	GPUPlacementTaken     Reason = "GPU_PLACEMENT_TAKEN"
+	GPUPartitionMissing   Reason = "GPU_PARTITION_MISSING"
 	GPUUnsupported        Reason = "GPU_UNSUPPORTED"
 	GPUSoftwareMissing    Reason = "GPU_SOFTWARE_MISSING"
 	MIGInstanceNotFound   Reason = "MIG_INSTANCE_NOT_FOUND"
@@ -249,6 +250,7 @@ var kinds = map[Reason]error{
 	GPUNotEnforceable:     errdefs.ErrFailedPrecondition,
 	GPUCapability:         errdefs.ErrFailedPrecondition,
 	GPUPlacementTaken:     errdefs.ErrAlreadyExists,
+	GPUPartitionMissing:   errdefs.ErrFailedPrecondition,
 	GPUUnsupported:        errdefs.ErrNotImplemented,
 	GPUSoftwareMissing:    errdefs.ErrFailedPrecondition,
 	MIGInstanceNotFound:   errdefs.ErrNotFound,

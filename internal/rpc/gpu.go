@@ -97,7 +97,9 @@ func (s *gpuService) CreateMIGInstance(ctx context.Context, req *remotegpuv1.Cre
 	if err != nil {
 		return nil, err
 	}
-	return &remotegpuv1.CreateMIGInstanceResponse{Instance: toInstance(&made), Gpu: s.toGPU(&g)}, nil
+	instance := toInstance(&made)
+	instance.Kept = g.Kept(&made)
+	return &remotegpuv1.CreateMIGInstanceResponse{Instance: instance, Gpu: s.toGPU(&g)}, nil
 }
 
 // DeleteMIGInstance implements the RPC.
@@ -124,6 +126,7 @@ func (s *gpuService) toGPU(g *runtime.GPU) *remotegpuv1.GPU {
 		RenderNode: g.RenderNode, Peers: g.Peers, MigCapable: g.MIG.Capable, MigEnabled: g.MIG.Enabled, MigPending: g.MIG.Pending,
 		Mode: gpuModes.toProto[g.Mode()], Drained: g.Mark.Drained, DrainReason: g.Mark.Why, DrainedAt: timestamp(g.Mark.DrainedAt),
 		Health: remotegpuv1.GPUHealth_GPU_HEALTH_OK, Virtualization: g.Virtualization, Usage: toGPUUsage(g.Usage),
+		MigWanted: g.WantsMIG, MigProblem: g.MIGProblem,
 	}
 	health := g.Mark.Health
 	if !health.Unhealthy {
@@ -148,7 +151,16 @@ func (s *gpuService) toGPU(g *runtime.GPU) *remotegpuv1.GPU {
 		message.Profiles = append(message.Profiles, profile)
 	}
 	for i := range g.MIG.Instances {
-		message.Instances = append(message.Instances, toInstance(&g.MIG.Instances[i]))
+		instance := toInstance(&g.MIG.Instances[i])
+		instance.Kept = g.Kept(&g.MIG.Instances[i])
+		message.Instances = append(message.Instances, instance)
+	}
+	for i := range g.Planned {
+		if p := &g.Planned[i]; p.Remove || p.UUID == "" {
+			message.Planned = append(message.Planned, &remotegpuv1.PlannedMIGInstance{
+				Profile: p.Profile, Placement: toPlacement(p.Placement), Remove: p.Remove, Environment: p.EnvID, EnvironmentName: p.EnvName, Problem: p.Problem,
+			})
+		}
 	}
 	for i := range g.Leases {
 		message.Leases = append(message.Leases, toLease(&g.Leases[i]))

@@ -408,10 +408,11 @@ type GPULease struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// ULID.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Id of the environment.
+	// Id of the environment. Of a container that the database does not know, or
+	// does not know with this GPU: the container's.
 	Environment string `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
 	// Name of it; of one that is gone the name that it had when the lease ended.
-	// Empty where that is not known.
+	// Empty where that is not known. Of such a container what it is.
 	EnvironmentName string `protobuf:"bytes,3,opt,name=environment_name,json=environmentName,proto3" json:"environment_name,omitempty"`
 	// UUID of the GPU.
 	Gpu string `protobuf:"bytes,4,opt,name=gpu,proto3" json:"gpu,omitempty"`
@@ -434,8 +435,7 @@ type GPULease struct {
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// Until when. Absent while it is held.
 	ReleasedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=released_at,json=releasedAt,proto3" json:"released_at,omitempty"`
-	// Whether the environment is gone. A lease is held even so until the MIG
-	// instance that was made for it is removed.
+	// Whether the environment is gone.
 	EnvironmentDeleted bool `protobuf:"varint,14,opt,name=environment_deleted,json=environmentDeleted,proto3" json:"environment_deleted,omitempty"`
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
@@ -716,7 +716,10 @@ type MIGInstance struct {
 	// Where.
 	Placement *MIGPlacement `protobuf:"bytes,3,opt,name=placement,proto3" json:"placement,omitempty"`
 	// Memory in bytes.
-	MemoryBytes   uint64 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	MemoryBytes uint64 `protobuf:"varint,4,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// Whether it is made again when a reboot has taken it: CreateMIGInstance made
+	// it.
+	Kept          bool `protobuf:"varint,5,opt,name=kept,proto3" json:"kept,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -777,6 +780,106 @@ func (x *MIGInstance) GetMemoryBytes() uint64 {
 		return x.MemoryBytes
 	}
 	return 0
+}
+
+func (x *MIGInstance) GetKept() bool {
+	if x != nil {
+		return x.Kept
+	}
+	return false
+}
+
+// PlannedMIGInstance is an instance that is to be there and is not, or that is
+// to go.
+type PlannedMIGInstance struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Profile.
+	Profile string `protobuf:"bytes,1,opt,name=profile,proto3" json:"profile,omitempty"`
+	// Where.
+	Placement *MIGPlacement `protobuf:"bytes,2,opt,name=placement,proto3" json:"placement,omitempty"`
+	// It is to go. Otherwise it is to be made again.
+	Remove bool `protobuf:"varint,3,opt,name=remove,proto3" json:"remove,omitempty"`
+	// Id of the environment that had it. Empty: an administrator made it, or did
+	// away with it.
+	Environment string `protobuf:"bytes,4,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Name of the environment. Empty when it is not known any more.
+	EnvironmentName string `protobuf:"bytes,5,opt,name=environment_name,json=environmentName,proto3" json:"environment_name,omitempty"`
+	// Why it could not be made again. Empty: nothing has tried yet.
+	Problem       string `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PlannedMIGInstance) Reset() {
+	*x = PlannedMIGInstance{}
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PlannedMIGInstance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PlannedMIGInstance) ProtoMessage() {}
+
+func (x *PlannedMIGInstance) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PlannedMIGInstance.ProtoReflect.Descriptor instead.
+func (*PlannedMIGInstance) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *PlannedMIGInstance) GetProfile() string {
+	if x != nil {
+		return x.Profile
+	}
+	return ""
+}
+
+func (x *PlannedMIGInstance) GetPlacement() *MIGPlacement {
+	if x != nil {
+		return x.Placement
+	}
+	return nil
+}
+
+func (x *PlannedMIGInstance) GetRemove() bool {
+	if x != nil {
+		return x.Remove
+	}
+	return false
+}
+
+func (x *PlannedMIGInstance) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *PlannedMIGInstance) GetEnvironmentName() string {
+	if x != nil {
+		return x.EnvironmentName
+	}
+	return ""
+}
+
+func (x *PlannedMIGInstance) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
 }
 
 // GPU is a GPU of the node.
@@ -843,14 +946,21 @@ type GPU struct {
 	Usage *GPUUsage `protobuf:"bytes,29,opt,name=usage,proto3" json:"usage,omitempty"`
 	// What is wrong with it though it works: heat, memory that failed and is taken
 	// out with its next reset.
-	Warnings      []string `protobuf:"bytes,30,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Warnings []string `protobuf:"bytes,30,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// Instances that are to be there and are not, or that are to go.
+	Planned []*PlannedMIGInstance `protobuf:"bytes,31,rep,name=planned,proto3" json:"planned,omitempty"`
+	// Whether the node turns MIG on again where it is off: it was turned on with
+	// SetMIGMode, or instances are to be there.
+	MigWanted bool `protobuf:"varint,32,opt,name=mig_wanted,json=migWanted,proto3" json:"mig_wanted,omitempty"`
+	// Why it could not. Empty: it is on, or nothing has tried yet.
+	MigProblem    string `protobuf:"bytes,33,opt,name=mig_problem,json=migProblem,proto3" json:"mig_problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GPU) Reset() {
 	*x = GPU{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -862,7 +972,7 @@ func (x *GPU) String() string {
 func (*GPU) ProtoMessage() {}
 
 func (x *GPU) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -875,7 +985,7 @@ func (x *GPU) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GPU.ProtoReflect.Descriptor instead.
 func (*GPU) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{5}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GPU) GetUuid() string {
@@ -1088,6 +1198,27 @@ func (x *GPU) GetWarnings() []string {
 	return nil
 }
 
+func (x *GPU) GetPlanned() []*PlannedMIGInstance {
+	if x != nil {
+		return x.Planned
+	}
+	return nil
+}
+
+func (x *GPU) GetMigWanted() bool {
+	if x != nil {
+		return x.MigWanted
+	}
+	return false
+}
+
+func (x *GPU) GetMigProblem() string {
+	if x != nil {
+		return x.MigProblem
+	}
+	return ""
+}
+
 // GPUUsage is what a GPU does. What it does not tell is absent.
 type GPUUsage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1118,7 +1249,7 @@ type GPUUsage struct {
 
 func (x *GPUUsage) Reset() {
 	*x = GPUUsage{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1130,7 +1261,7 @@ func (x *GPUUsage) String() string {
 func (*GPUUsage) ProtoMessage() {}
 
 func (x *GPUUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1143,7 +1274,7 @@ func (x *GPUUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GPUUsage.ProtoReflect.Descriptor instead.
 func (*GPUUsage) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{6}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *GPUUsage) GetUtilPercent() int32 {
@@ -1233,7 +1364,7 @@ type GPUProcess struct {
 
 func (x *GPUProcess) Reset() {
 	*x = GPUProcess{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1376,7 @@ func (x *GPUProcess) String() string {
 func (*GPUProcess) ProtoMessage() {}
 
 func (x *GPUProcess) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1389,7 @@ func (x *GPUProcess) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GPUProcess.ProtoReflect.Descriptor instead.
 func (*GPUProcess) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{7}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *GPUProcess) GetPid() int32 {
@@ -1300,7 +1431,7 @@ type ListGPUsRequest struct {
 
 func (x *ListGPUsRequest) Reset() {
 	*x = ListGPUsRequest{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1312,7 +1443,7 @@ func (x *ListGPUsRequest) String() string {
 func (*ListGPUsRequest) ProtoMessage() {}
 
 func (x *ListGPUsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1325,7 +1456,7 @@ func (x *ListGPUsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGPUsRequest.ProtoReflect.Descriptor instead.
 func (*ListGPUsRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{8}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListGPUsRequest) GetUsage() bool {
@@ -1352,7 +1483,7 @@ type ListGPUsResponse struct {
 
 func (x *ListGPUsResponse) Reset() {
 	*x = ListGPUsResponse{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[9]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1364,7 +1495,7 @@ func (x *ListGPUsResponse) String() string {
 func (*ListGPUsResponse) ProtoMessage() {}
 
 func (x *ListGPUsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[9]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1377,7 +1508,7 @@ func (x *ListGPUsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGPUsResponse.ProtoReflect.Descriptor instead.
 func (*ListGPUsResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{9}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListGPUsResponse) GetGpus() []*GPU {
@@ -1419,7 +1550,7 @@ type GetGPURequest struct {
 
 func (x *GetGPURequest) Reset() {
 	*x = GetGPURequest{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[10]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1431,7 +1562,7 @@ func (x *GetGPURequest) String() string {
 func (*GetGPURequest) ProtoMessage() {}
 
 func (x *GetGPURequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[10]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1444,7 +1575,7 @@ func (x *GetGPURequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGPURequest.ProtoReflect.Descriptor instead.
 func (*GetGPURequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{10}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetGPURequest) GetGpu() string {
@@ -1465,7 +1596,7 @@ type GetGPUResponse struct {
 
 func (x *GetGPUResponse) Reset() {
 	*x = GetGPUResponse{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[11]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1477,7 +1608,7 @@ func (x *GetGPUResponse) String() string {
 func (*GetGPUResponse) ProtoMessage() {}
 
 func (x *GetGPUResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[11]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1490,7 +1621,7 @@ func (x *GetGPUResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetGPUResponse.ProtoReflect.Descriptor instead.
 func (*GetGPUResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{11}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetGPUResponse) GetGpu() *GPU {
@@ -1515,7 +1646,7 @@ type ListGPULeasesRequest struct {
 
 func (x *ListGPULeasesRequest) Reset() {
 	*x = ListGPULeasesRequest{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[12]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1527,7 +1658,7 @@ func (x *ListGPULeasesRequest) String() string {
 func (*ListGPULeasesRequest) ProtoMessage() {}
 
 func (x *ListGPULeasesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[12]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1540,7 +1671,7 @@ func (x *ListGPULeasesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGPULeasesRequest.ProtoReflect.Descriptor instead.
 func (*ListGPULeasesRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{12}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ListGPULeasesRequest) GetGpu() string {
@@ -1577,7 +1708,7 @@ type ListGPULeasesResponse struct {
 
 func (x *ListGPULeasesResponse) Reset() {
 	*x = ListGPULeasesResponse{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[13]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1589,7 +1720,7 @@ func (x *ListGPULeasesResponse) String() string {
 func (*ListGPULeasesResponse) ProtoMessage() {}
 
 func (x *ListGPULeasesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[13]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1602,7 +1733,7 @@ func (x *ListGPULeasesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListGPULeasesResponse.ProtoReflect.Descriptor instead.
 func (*ListGPULeasesResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{13}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ListGPULeasesResponse) GetLeases() []*GPULease {
@@ -1632,7 +1763,7 @@ type DrainGPURequest struct {
 
 func (x *DrainGPURequest) Reset() {
 	*x = DrainGPURequest{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[14]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1644,7 +1775,7 @@ func (x *DrainGPURequest) String() string {
 func (*DrainGPURequest) ProtoMessage() {}
 
 func (x *DrainGPURequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[14]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1657,7 +1788,7 @@ func (x *DrainGPURequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainGPURequest.ProtoReflect.Descriptor instead.
 func (*DrainGPURequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{14}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DrainGPURequest) GetGpu() string {
@@ -1685,7 +1816,7 @@ type DrainGPUResponse struct {
 
 func (x *DrainGPUResponse) Reset() {
 	*x = DrainGPUResponse{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[15]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +1828,7 @@ func (x *DrainGPUResponse) String() string {
 func (*DrainGPUResponse) ProtoMessage() {}
 
 func (x *DrainGPUResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[15]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +1841,7 @@ func (x *DrainGPUResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainGPUResponse.ProtoReflect.Descriptor instead.
 func (*DrainGPUResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{15}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *DrainGPUResponse) GetGpu() *GPU {
@@ -1733,7 +1864,7 @@ type UndrainGPURequest struct {
 
 func (x *UndrainGPURequest) Reset() {
 	*x = UndrainGPURequest{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[16]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1745,7 +1876,7 @@ func (x *UndrainGPURequest) String() string {
 func (*UndrainGPURequest) ProtoMessage() {}
 
 func (x *UndrainGPURequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[16]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1758,7 +1889,7 @@ func (x *UndrainGPURequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainGPURequest.ProtoReflect.Descriptor instead.
 func (*UndrainGPURequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{16}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UndrainGPURequest) GetGpu() string {
@@ -1786,7 +1917,7 @@ type UndrainGPUResponse struct {
 
 func (x *UndrainGPUResponse) Reset() {
 	*x = UndrainGPUResponse{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[17]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1798,7 +1929,7 @@ func (x *UndrainGPUResponse) String() string {
 func (*UndrainGPUResponse) ProtoMessage() {}
 
 func (x *UndrainGPUResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[17]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1811,7 +1942,7 @@ func (x *UndrainGPUResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainGPUResponse.ProtoReflect.Descriptor instead.
 func (*UndrainGPUResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{17}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UndrainGPUResponse) GetGpu() *GPU {
@@ -1836,7 +1967,7 @@ type CreateMIGInstanceRequest struct {
 
 func (x *CreateMIGInstanceRequest) Reset() {
 	*x = CreateMIGInstanceRequest{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[18]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +1979,7 @@ func (x *CreateMIGInstanceRequest) String() string {
 func (*CreateMIGInstanceRequest) ProtoMessage() {}
 
 func (x *CreateMIGInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[18]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +1992,7 @@ func (x *CreateMIGInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMIGInstanceRequest.ProtoReflect.Descriptor instead.
 func (*CreateMIGInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{18}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateMIGInstanceRequest) GetGpu() string {
@@ -1898,7 +2029,7 @@ type CreateMIGInstanceResponse struct {
 
 func (x *CreateMIGInstanceResponse) Reset() {
 	*x = CreateMIGInstanceResponse{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[19]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1910,7 +2041,7 @@ func (x *CreateMIGInstanceResponse) String() string {
 func (*CreateMIGInstanceResponse) ProtoMessage() {}
 
 func (x *CreateMIGInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[19]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1923,7 +2054,7 @@ func (x *CreateMIGInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateMIGInstanceResponse.ProtoReflect.Descriptor instead.
 func (*CreateMIGInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{19}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CreateMIGInstanceResponse) GetInstance() *MIGInstance {
@@ -1943,7 +2074,8 @@ func (x *CreateMIGInstanceResponse) GetGpu() *GPU {
 // DeleteMIGInstanceRequest names an instance.
 type DeleteMIGInstanceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// UUID.
+	// UUID, or, of one that is to be made again, the GPU and the first slice of its
+	// place: "GPU-…:4".
 	Instance      string `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1951,7 +2083,7 @@ type DeleteMIGInstanceRequest struct {
 
 func (x *DeleteMIGInstanceRequest) Reset() {
 	*x = DeleteMIGInstanceRequest{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[20]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1963,7 +2095,7 @@ func (x *DeleteMIGInstanceRequest) String() string {
 func (*DeleteMIGInstanceRequest) ProtoMessage() {}
 
 func (x *DeleteMIGInstanceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[20]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1976,7 +2108,7 @@ func (x *DeleteMIGInstanceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteMIGInstanceRequest.ProtoReflect.Descriptor instead.
 func (*DeleteMIGInstanceRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{20}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteMIGInstanceRequest) GetInstance() string {
@@ -1995,7 +2127,7 @@ type DeleteMIGInstanceResponse struct {
 
 func (x *DeleteMIGInstanceResponse) Reset() {
 	*x = DeleteMIGInstanceResponse{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[21]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2139,7 @@ func (x *DeleteMIGInstanceResponse) String() string {
 func (*DeleteMIGInstanceResponse) ProtoMessage() {}
 
 func (x *DeleteMIGInstanceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[21]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2152,7 @@ func (x *DeleteMIGInstanceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteMIGInstanceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteMIGInstanceResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{21}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{22}
 }
 
 // SetMIGModeRequest turns MIG on or off.
@@ -2036,7 +2168,7 @@ type SetMIGModeRequest struct {
 
 func (x *SetMIGModeRequest) Reset() {
 	*x = SetMIGModeRequest{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[22]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2180,7 @@ func (x *SetMIGModeRequest) String() string {
 func (*SetMIGModeRequest) ProtoMessage() {}
 
 func (x *SetMIGModeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[22]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2193,7 @@ func (x *SetMIGModeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMIGModeRequest.ProtoReflect.Descriptor instead.
 func (*SetMIGModeRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{22}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SetMIGModeRequest) GetGpu() string {
@@ -2084,7 +2216,7 @@ type SetMIGModeResponse struct {
 	// The GPU as it is now.
 	Gpu *GPU `protobuf:"bytes,1,opt,name=gpu,proto3" json:"gpu,omitempty"`
 	// The GPU has to be reset before the mode is another: nvidia-smi -r -i UUID,
-	// while nothing has it open, the daemon included.
+	// while nothing has it open. The node does not until then.
 	ResetNeeded   bool `protobuf:"varint,2,opt,name=reset_needed,json=resetNeeded,proto3" json:"reset_needed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2092,7 +2224,7 @@ type SetMIGModeResponse struct {
 
 func (x *SetMIGModeResponse) Reset() {
 	*x = SetMIGModeResponse{}
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[23]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2104,7 +2236,7 @@ func (x *SetMIGModeResponse) String() string {
 func (*SetMIGModeResponse) ProtoMessage() {}
 
 func (x *SetMIGModeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_gpu_proto_msgTypes[23]
+	mi := &file_remotegpu_v1_gpu_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2117,7 +2249,7 @@ func (x *SetMIGModeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetMIGModeResponse.ProtoReflect.Descriptor instead.
 func (*SetMIGModeResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{23}
+	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SetMIGModeResponse) GetGpu() *GPU {
@@ -2179,12 +2311,20 @@ const file_remotegpu_v1_gpu_proto_rawDesc = "" +
 	"\n" +
 	"placements\x18\x04 \x03(\v2\x1a.remotegpu.v1.MIGPlacementR\n" +
 	"placements\x12\x1a\n" +
-	"\bgraphics\x18\x05 \x01(\bR\bgraphics\"\x98\x01\n" +
+	"\bgraphics\x18\x05 \x01(\bR\bgraphics\"\xac\x01\n" +
 	"\vMIGInstance\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x18\n" +
 	"\aprofile\x18\x02 \x01(\tR\aprofile\x128\n" +
 	"\tplacement\x18\x03 \x01(\v2\x1a.remotegpu.v1.MIGPlacementR\tplacement\x12!\n" +
-	"\fmemory_bytes\x18\x04 \x01(\x04R\vmemoryBytes\"\xa5\b\n" +
+	"\fmemory_bytes\x18\x04 \x01(\x04R\vmemoryBytes\x12\x12\n" +
+	"\x04kept\x18\x05 \x01(\bR\x04kept\"\xe7\x01\n" +
+	"\x12PlannedMIGInstance\x12\x18\n" +
+	"\aprofile\x18\x01 \x01(\tR\aprofile\x128\n" +
+	"\tplacement\x18\x02 \x01(\v2\x1a.remotegpu.v1.MIGPlacementR\tplacement\x12\x16\n" +
+	"\x06remove\x18\x03 \x01(\bR\x06remove\x12 \n" +
+	"\venvironment\x18\x04 \x01(\tR\venvironment\x12)\n" +
+	"\x10environment_name\x18\x05 \x01(\tR\x0fenvironmentName\x12\x18\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xa1\t\n" +
 	"\x03GPU\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -2221,7 +2361,12 @@ const file_remotegpu_v1_gpu_proto_rawDesc = "" +
 	"\x0funhealthy_since\x18\x1b \x01(\v2\x1a.google.protobuf.TimestampR\x0eunhealthySince\x12&\n" +
 	"\x0evirtualization\x18\x1c \x01(\tR\x0evirtualization\x12,\n" +
 	"\x05usage\x18\x1d \x01(\v2\x16.remotegpu.v1.GPUUsageR\x05usage\x12\x1a\n" +
-	"\bwarnings\x18\x1e \x03(\tR\bwarnings\"\x8c\x05\n" +
+	"\bwarnings\x18\x1e \x03(\tR\bwarnings\x12:\n" +
+	"\aplanned\x18\x1f \x03(\v2 .remotegpu.v1.PlannedMIGInstanceR\aplanned\x12\x1d\n" +
+	"\n" +
+	"mig_wanted\x18  \x01(\bR\tmigWanted\x12\x1f\n" +
+	"\vmig_problem\x18! \x01(\tR\n" +
+	"migProblem\"\x8c\x05\n" +
 	"\bGPUUsage\x12&\n" +
 	"\futil_percent\x18\x01 \x01(\x05H\x00R\vutilPercent\x88\x01\x01\x12*\n" +
 	"\x11memory_used_bytes\x18\x02 \x01(\x04R\x0fmemoryUsedBytes\x12,\n" +
@@ -2354,7 +2499,7 @@ func file_remotegpu_v1_gpu_proto_rawDescGZIP() []byte {
 }
 
 var file_remotegpu_v1_gpu_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_remotegpu_v1_gpu_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_remotegpu_v1_gpu_proto_msgTypes = make([]protoimpl.MessageInfo, 25)
 var file_remotegpu_v1_gpu_proto_goTypes = []any{
 	(GPUMode)(0),                      // 0: remotegpu.v1.GPUMode
 	(GPUCapability)(0),                // 1: remotegpu.v1.GPUCapability
@@ -2365,26 +2510,27 @@ var file_remotegpu_v1_gpu_proto_goTypes = []any{
 	(*MIGPlacement)(nil),              // 6: remotegpu.v1.MIGPlacement
 	(*MIGProfile)(nil),                // 7: remotegpu.v1.MIGProfile
 	(*MIGInstance)(nil),               // 8: remotegpu.v1.MIGInstance
-	(*GPU)(nil),                       // 9: remotegpu.v1.GPU
-	(*GPUUsage)(nil),                  // 10: remotegpu.v1.GPUUsage
-	(*GPUProcess)(nil),                // 11: remotegpu.v1.GPUProcess
-	(*ListGPUsRequest)(nil),           // 12: remotegpu.v1.ListGPUsRequest
-	(*ListGPUsResponse)(nil),          // 13: remotegpu.v1.ListGPUsResponse
-	(*GetGPURequest)(nil),             // 14: remotegpu.v1.GetGPURequest
-	(*GetGPUResponse)(nil),            // 15: remotegpu.v1.GetGPUResponse
-	(*ListGPULeasesRequest)(nil),      // 16: remotegpu.v1.ListGPULeasesRequest
-	(*ListGPULeasesResponse)(nil),     // 17: remotegpu.v1.ListGPULeasesResponse
-	(*DrainGPURequest)(nil),           // 18: remotegpu.v1.DrainGPURequest
-	(*DrainGPUResponse)(nil),          // 19: remotegpu.v1.DrainGPUResponse
-	(*UndrainGPURequest)(nil),         // 20: remotegpu.v1.UndrainGPURequest
-	(*UndrainGPUResponse)(nil),        // 21: remotegpu.v1.UndrainGPUResponse
-	(*CreateMIGInstanceRequest)(nil),  // 22: remotegpu.v1.CreateMIGInstanceRequest
-	(*CreateMIGInstanceResponse)(nil), // 23: remotegpu.v1.CreateMIGInstanceResponse
-	(*DeleteMIGInstanceRequest)(nil),  // 24: remotegpu.v1.DeleteMIGInstanceRequest
-	(*DeleteMIGInstanceResponse)(nil), // 25: remotegpu.v1.DeleteMIGInstanceResponse
-	(*SetMIGModeRequest)(nil),         // 26: remotegpu.v1.SetMIGModeRequest
-	(*SetMIGModeResponse)(nil),        // 27: remotegpu.v1.SetMIGModeResponse
-	(*timestamppb.Timestamp)(nil),     // 28: google.protobuf.Timestamp
+	(*PlannedMIGInstance)(nil),        // 9: remotegpu.v1.PlannedMIGInstance
+	(*GPU)(nil),                       // 10: remotegpu.v1.GPU
+	(*GPUUsage)(nil),                  // 11: remotegpu.v1.GPUUsage
+	(*GPUProcess)(nil),                // 12: remotegpu.v1.GPUProcess
+	(*ListGPUsRequest)(nil),           // 13: remotegpu.v1.ListGPUsRequest
+	(*ListGPUsResponse)(nil),          // 14: remotegpu.v1.ListGPUsResponse
+	(*GetGPURequest)(nil),             // 15: remotegpu.v1.GetGPURequest
+	(*GetGPUResponse)(nil),            // 16: remotegpu.v1.GetGPUResponse
+	(*ListGPULeasesRequest)(nil),      // 17: remotegpu.v1.ListGPULeasesRequest
+	(*ListGPULeasesResponse)(nil),     // 18: remotegpu.v1.ListGPULeasesResponse
+	(*DrainGPURequest)(nil),           // 19: remotegpu.v1.DrainGPURequest
+	(*DrainGPUResponse)(nil),          // 20: remotegpu.v1.DrainGPUResponse
+	(*UndrainGPURequest)(nil),         // 21: remotegpu.v1.UndrainGPURequest
+	(*UndrainGPUResponse)(nil),        // 22: remotegpu.v1.UndrainGPUResponse
+	(*CreateMIGInstanceRequest)(nil),  // 23: remotegpu.v1.CreateMIGInstanceRequest
+	(*CreateMIGInstanceResponse)(nil), // 24: remotegpu.v1.CreateMIGInstanceResponse
+	(*DeleteMIGInstanceRequest)(nil),  // 25: remotegpu.v1.DeleteMIGInstanceRequest
+	(*DeleteMIGInstanceResponse)(nil), // 26: remotegpu.v1.DeleteMIGInstanceResponse
+	(*SetMIGModeRequest)(nil),         // 27: remotegpu.v1.SetMIGModeRequest
+	(*SetMIGModeResponse)(nil),        // 28: remotegpu.v1.SetMIGModeResponse
+	(*timestamppb.Timestamp)(nil),     // 29: google.protobuf.Timestamp
 }
 var file_remotegpu_v1_gpu_proto_depIdxs = []int32{
 	0,  // 0: remotegpu.v1.GPURequest.mode:type_name -> remotegpu.v1.GPUMode
@@ -2392,48 +2538,50 @@ var file_remotegpu_v1_gpu_proto_depIdxs = []int32{
 	0,  // 2: remotegpu.v1.GPULease.mode:type_name -> remotegpu.v1.GPUMode
 	6,  // 3: remotegpu.v1.GPULease.placement:type_name -> remotegpu.v1.MIGPlacement
 	2,  // 4: remotegpu.v1.GPULease.enforcement:type_name -> remotegpu.v1.GPUEnforcement
-	28, // 5: remotegpu.v1.GPULease.created_at:type_name -> google.protobuf.Timestamp
-	28, // 6: remotegpu.v1.GPULease.released_at:type_name -> google.protobuf.Timestamp
+	29, // 5: remotegpu.v1.GPULease.created_at:type_name -> google.protobuf.Timestamp
+	29, // 6: remotegpu.v1.GPULease.released_at:type_name -> google.protobuf.Timestamp
 	6,  // 7: remotegpu.v1.MIGProfile.placements:type_name -> remotegpu.v1.MIGPlacement
 	6,  // 8: remotegpu.v1.MIGInstance.placement:type_name -> remotegpu.v1.MIGPlacement
-	7,  // 9: remotegpu.v1.GPU.profiles:type_name -> remotegpu.v1.MIGProfile
-	8,  // 10: remotegpu.v1.GPU.instances:type_name -> remotegpu.v1.MIGInstance
-	0,  // 11: remotegpu.v1.GPU.mode:type_name -> remotegpu.v1.GPUMode
-	5,  // 12: remotegpu.v1.GPU.leases:type_name -> remotegpu.v1.GPULease
-	28, // 13: remotegpu.v1.GPU.drained_at:type_name -> google.protobuf.Timestamp
-	3,  // 14: remotegpu.v1.GPU.health:type_name -> remotegpu.v1.GPUHealth
-	28, // 15: remotegpu.v1.GPU.unhealthy_since:type_name -> google.protobuf.Timestamp
-	10, // 16: remotegpu.v1.GPU.usage:type_name -> remotegpu.v1.GPUUsage
-	11, // 17: remotegpu.v1.GPUUsage.processes:type_name -> remotegpu.v1.GPUProcess
-	9,  // 18: remotegpu.v1.ListGPUsResponse.gpus:type_name -> remotegpu.v1.GPU
-	9,  // 19: remotegpu.v1.GetGPUResponse.gpu:type_name -> remotegpu.v1.GPU
-	5,  // 20: remotegpu.v1.ListGPULeasesResponse.leases:type_name -> remotegpu.v1.GPULease
-	9,  // 21: remotegpu.v1.DrainGPUResponse.gpu:type_name -> remotegpu.v1.GPU
-	9,  // 22: remotegpu.v1.UndrainGPUResponse.gpu:type_name -> remotegpu.v1.GPU
-	8,  // 23: remotegpu.v1.CreateMIGInstanceResponse.instance:type_name -> remotegpu.v1.MIGInstance
-	9,  // 24: remotegpu.v1.CreateMIGInstanceResponse.gpu:type_name -> remotegpu.v1.GPU
-	9,  // 25: remotegpu.v1.SetMIGModeResponse.gpu:type_name -> remotegpu.v1.GPU
-	12, // 26: remotegpu.v1.GPUService.ListGPUs:input_type -> remotegpu.v1.ListGPUsRequest
-	14, // 27: remotegpu.v1.GPUService.GetGPU:input_type -> remotegpu.v1.GetGPURequest
-	16, // 28: remotegpu.v1.GPUService.ListGPULeases:input_type -> remotegpu.v1.ListGPULeasesRequest
-	18, // 29: remotegpu.v1.GPUService.DrainGPU:input_type -> remotegpu.v1.DrainGPURequest
-	20, // 30: remotegpu.v1.GPUService.UndrainGPU:input_type -> remotegpu.v1.UndrainGPURequest
-	22, // 31: remotegpu.v1.GPUService.CreateMIGInstance:input_type -> remotegpu.v1.CreateMIGInstanceRequest
-	24, // 32: remotegpu.v1.GPUService.DeleteMIGInstance:input_type -> remotegpu.v1.DeleteMIGInstanceRequest
-	26, // 33: remotegpu.v1.GPUService.SetMIGMode:input_type -> remotegpu.v1.SetMIGModeRequest
-	13, // 34: remotegpu.v1.GPUService.ListGPUs:output_type -> remotegpu.v1.ListGPUsResponse
-	15, // 35: remotegpu.v1.GPUService.GetGPU:output_type -> remotegpu.v1.GetGPUResponse
-	17, // 36: remotegpu.v1.GPUService.ListGPULeases:output_type -> remotegpu.v1.ListGPULeasesResponse
-	19, // 37: remotegpu.v1.GPUService.DrainGPU:output_type -> remotegpu.v1.DrainGPUResponse
-	21, // 38: remotegpu.v1.GPUService.UndrainGPU:output_type -> remotegpu.v1.UndrainGPUResponse
-	23, // 39: remotegpu.v1.GPUService.CreateMIGInstance:output_type -> remotegpu.v1.CreateMIGInstanceResponse
-	25, // 40: remotegpu.v1.GPUService.DeleteMIGInstance:output_type -> remotegpu.v1.DeleteMIGInstanceResponse
-	27, // 41: remotegpu.v1.GPUService.SetMIGMode:output_type -> remotegpu.v1.SetMIGModeResponse
-	34, // [34:42] is the sub-list for method output_type
-	26, // [26:34] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	6,  // 9: remotegpu.v1.PlannedMIGInstance.placement:type_name -> remotegpu.v1.MIGPlacement
+	7,  // 10: remotegpu.v1.GPU.profiles:type_name -> remotegpu.v1.MIGProfile
+	8,  // 11: remotegpu.v1.GPU.instances:type_name -> remotegpu.v1.MIGInstance
+	0,  // 12: remotegpu.v1.GPU.mode:type_name -> remotegpu.v1.GPUMode
+	5,  // 13: remotegpu.v1.GPU.leases:type_name -> remotegpu.v1.GPULease
+	29, // 14: remotegpu.v1.GPU.drained_at:type_name -> google.protobuf.Timestamp
+	3,  // 15: remotegpu.v1.GPU.health:type_name -> remotegpu.v1.GPUHealth
+	29, // 16: remotegpu.v1.GPU.unhealthy_since:type_name -> google.protobuf.Timestamp
+	11, // 17: remotegpu.v1.GPU.usage:type_name -> remotegpu.v1.GPUUsage
+	9,  // 18: remotegpu.v1.GPU.planned:type_name -> remotegpu.v1.PlannedMIGInstance
+	12, // 19: remotegpu.v1.GPUUsage.processes:type_name -> remotegpu.v1.GPUProcess
+	10, // 20: remotegpu.v1.ListGPUsResponse.gpus:type_name -> remotegpu.v1.GPU
+	10, // 21: remotegpu.v1.GetGPUResponse.gpu:type_name -> remotegpu.v1.GPU
+	5,  // 22: remotegpu.v1.ListGPULeasesResponse.leases:type_name -> remotegpu.v1.GPULease
+	10, // 23: remotegpu.v1.DrainGPUResponse.gpu:type_name -> remotegpu.v1.GPU
+	10, // 24: remotegpu.v1.UndrainGPUResponse.gpu:type_name -> remotegpu.v1.GPU
+	8,  // 25: remotegpu.v1.CreateMIGInstanceResponse.instance:type_name -> remotegpu.v1.MIGInstance
+	10, // 26: remotegpu.v1.CreateMIGInstanceResponse.gpu:type_name -> remotegpu.v1.GPU
+	10, // 27: remotegpu.v1.SetMIGModeResponse.gpu:type_name -> remotegpu.v1.GPU
+	13, // 28: remotegpu.v1.GPUService.ListGPUs:input_type -> remotegpu.v1.ListGPUsRequest
+	15, // 29: remotegpu.v1.GPUService.GetGPU:input_type -> remotegpu.v1.GetGPURequest
+	17, // 30: remotegpu.v1.GPUService.ListGPULeases:input_type -> remotegpu.v1.ListGPULeasesRequest
+	19, // 31: remotegpu.v1.GPUService.DrainGPU:input_type -> remotegpu.v1.DrainGPURequest
+	21, // 32: remotegpu.v1.GPUService.UndrainGPU:input_type -> remotegpu.v1.UndrainGPURequest
+	23, // 33: remotegpu.v1.GPUService.CreateMIGInstance:input_type -> remotegpu.v1.CreateMIGInstanceRequest
+	25, // 34: remotegpu.v1.GPUService.DeleteMIGInstance:input_type -> remotegpu.v1.DeleteMIGInstanceRequest
+	27, // 35: remotegpu.v1.GPUService.SetMIGMode:input_type -> remotegpu.v1.SetMIGModeRequest
+	14, // 36: remotegpu.v1.GPUService.ListGPUs:output_type -> remotegpu.v1.ListGPUsResponse
+	16, // 37: remotegpu.v1.GPUService.GetGPU:output_type -> remotegpu.v1.GetGPUResponse
+	18, // 38: remotegpu.v1.GPUService.ListGPULeases:output_type -> remotegpu.v1.ListGPULeasesResponse
+	20, // 39: remotegpu.v1.GPUService.DrainGPU:output_type -> remotegpu.v1.DrainGPUResponse
+	22, // 40: remotegpu.v1.GPUService.UndrainGPU:output_type -> remotegpu.v1.UndrainGPUResponse
+	24, // 41: remotegpu.v1.GPUService.CreateMIGInstance:output_type -> remotegpu.v1.CreateMIGInstanceResponse
+	26, // 42: remotegpu.v1.GPUService.DeleteMIGInstance:output_type -> remotegpu.v1.DeleteMIGInstanceResponse
+	28, // 43: remotegpu.v1.GPUService.SetMIGMode:output_type -> remotegpu.v1.SetMIGModeResponse
+	36, // [36:44] is the sub-list for method output_type
+	28, // [28:36] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_gpu_proto_init() }
@@ -2441,15 +2589,15 @@ func file_remotegpu_v1_gpu_proto_init() {
 	if File_remotegpu_v1_gpu_proto != nil {
 		return
 	}
-	file_remotegpu_v1_gpu_proto_msgTypes[6].OneofWrappers = []any{}
-	file_remotegpu_v1_gpu_proto_msgTypes[18].OneofWrappers = []any{}
+	file_remotegpu_v1_gpu_proto_msgTypes[7].OneofWrappers = []any{}
+	file_remotegpu_v1_gpu_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_gpu_proto_rawDesc), len(file_remotegpu_v1_gpu_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   24,
+			NumMessages:   25,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -127,7 +127,9 @@ type GPUServiceClient interface {
 	//
 	// Errors: as GetGPU; INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListGPULeases(context.Context, *v1.ListGPULeasesRequest) (*v1.ListGPULeasesResponse, error)
-	// DrainGPU keeps a GPU from new environments. Those that have it keep it.
+	// DrainGPU keeps a GPU from new environments. Those that have it keep it. The
+	// node does not keep it open any more, so that it can be reset once nobody
+	// uses it; events of it are not seen meanwhile.
 	//
 	// Errors: as GetGPU.
 	DrainGPU(context.Context, *v1.DrainGPURequest) (*v1.DrainGPUResponse, error)
@@ -136,20 +138,24 @@ type GPUServiceClient interface {
 	// Errors: as GetGPU.
 	UndrainGPU(context.Context, *v1.UndrainGPURequest) (*v1.UndrainGPUResponse, error)
 	// CreateMIGInstance makes an instance on a GPU whose MIG mode is on. It stays
-	// until it is deleted or the host is reset, and is given to whom asks for its
+	// until it is deleted, also over a reboot of the host, after which it is made
+	// again at its place and has another UUID. It is given to whom asks for its
 	// profile before others are made.
 	//
 	// Errors: as GetGPU; UNAVAILABLE (GPU_UNAVAILABLE), NOT_FOUND (GPU_NOT_FOUND:
 	// no such profile), FAILED_PRECONDITION (GPU_MODE_CONFLICT), RESOURCE_EXHAUSTED
 	// (GPU_EXHAUSTED), ALREADY_EXISTS (GPU_PLACEMENT_TAKEN).
 	CreateMIGInstance(context.Context, *v1.CreateMIGInstanceRequest) (*v1.CreateMIGInstanceResponse, error)
-	// DeleteMIGInstance removes an instance that no environment has.
+	// DeleteMIGInstance removes an instance that no environment has, or has one not
+	// made again that is not there.
 	//
 	// Errors: NOT_FOUND (MIG_INSTANCE_NOT_FOUND), FAILED_PRECONDITION
 	// (GPU_IN_USE), UNAVAILABLE (GPU_UNAVAILABLE).
 	DeleteMIGInstance(context.Context, *v1.DeleteMIGInstanceRequest) (*v1.DeleteMIGInstanceResponse, error)
 	// SetMIGMode turns MIG on or off on a GPU that no environment has and no
-	// process uses. The node never resets a GPU by itself.
+	// process uses. The node never resets a GPU by itself. A mode that was turned
+	// on here is turned on again when a reboot has turned it off; with off all
+	// instances of the GPU that are to be made again are forgotten.
 	//
 	// Errors: as GetGPU; UNAVAILABLE (GPU_UNAVAILABLE), FAILED_PRECONDITION
 	// (GPU_IN_USE, GPU_MODE_CONFLICT).
@@ -180,7 +186,9 @@ type GPUServiceHandler interface {
 	//
 	// Errors: as GetGPU; INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
 	ListGPULeases(context.Context, *v1.ListGPULeasesRequest) (*v1.ListGPULeasesResponse, error)
-	// DrainGPU keeps a GPU from new environments. Those that have it keep it.
+	// DrainGPU keeps a GPU from new environments. Those that have it keep it. The
+	// node does not keep it open any more, so that it can be reset once nobody
+	// uses it; events of it are not seen meanwhile.
 	//
 	// Errors: as GetGPU.
 	DrainGPU(context.Context, *v1.DrainGPURequest) (*v1.DrainGPUResponse, error)
@@ -189,20 +197,24 @@ type GPUServiceHandler interface {
 	// Errors: as GetGPU.
 	UndrainGPU(context.Context, *v1.UndrainGPURequest) (*v1.UndrainGPUResponse, error)
 	// CreateMIGInstance makes an instance on a GPU whose MIG mode is on. It stays
-	// until it is deleted or the host is reset, and is given to whom asks for its
+	// until it is deleted, also over a reboot of the host, after which it is made
+	// again at its place and has another UUID. It is given to whom asks for its
 	// profile before others are made.
 	//
 	// Errors: as GetGPU; UNAVAILABLE (GPU_UNAVAILABLE), NOT_FOUND (GPU_NOT_FOUND:
 	// no such profile), FAILED_PRECONDITION (GPU_MODE_CONFLICT), RESOURCE_EXHAUSTED
 	// (GPU_EXHAUSTED), ALREADY_EXISTS (GPU_PLACEMENT_TAKEN).
 	CreateMIGInstance(context.Context, *v1.CreateMIGInstanceRequest) (*v1.CreateMIGInstanceResponse, error)
-	// DeleteMIGInstance removes an instance that no environment has.
+	// DeleteMIGInstance removes an instance that no environment has, or has one not
+	// made again that is not there.
 	//
 	// Errors: NOT_FOUND (MIG_INSTANCE_NOT_FOUND), FAILED_PRECONDITION
 	// (GPU_IN_USE), UNAVAILABLE (GPU_UNAVAILABLE).
 	DeleteMIGInstance(context.Context, *v1.DeleteMIGInstanceRequest) (*v1.DeleteMIGInstanceResponse, error)
 	// SetMIGMode turns MIG on or off on a GPU that no environment has and no
-	// process uses. The node never resets a GPU by itself.
+	// process uses. The node never resets a GPU by itself. A mode that was turned
+	// on here is turned on again when a reboot has turned it off; with off all
+	// instances of the GPU that are to be made again are forgotten.
 	//
 	// Errors: as GetGPU; UNAVAILABLE (GPU_UNAVAILABLE), FAILED_PRECONDITION
 	// (GPU_IN_USE, GPU_MODE_CONFLICT).
