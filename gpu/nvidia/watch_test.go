@@ -149,6 +149,40 @@ func TestLostGPUIsNotAllGPUs(t *testing.T) {
 	}
 }
 
+// A watch of some opens no other, and a question leaves none open.
+func TestWhatIsNotWatchedIsClosed(t *testing.T) {
+	t.Parallel()
+	library := fakenvml.Build(t, t.TempDir(), fakenvml.Version)
+	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain()}, {Model: plain()}, {Model: plain()}}})
+	client := library.Client(t, t.TempDir())
+	found := probe(t, client)
+	ctx, cancel := context.WithCancel(t.Context())
+	reported, ended := make(chan gpu.Event, 64), make(chan error, 1)
+	go func() {
+		ended <- client.Watch(ctx, []string{found.Devices[0].PCI, found.Devices[2].PCI}, func(event gpu.Event) { reported <- event })
+	}()
+	watched(t, library, 2)
+	if first, left, last := library.Open(t, 0), library.Open(t, 1), library.Open(t, 2); len(first) != 1 || len(left) != 0 || len(last) != 1 {
+		t.Errorf("the GPUs are open in %v, %v and %v", first, left, last)
+	}
+	library.XID(t, 1, 79)
+	library.XID(t, 2, 79)
+	if got := next(t, reported); got.UUID != fakenvml.UUID(2) {
+		t.Errorf("event %+v", got)
+	}
+	probe(t, client)
+	if open := library.Open(t, 1); len(open) > 0 {
+		t.Errorf("it is open in %v", open)
+	}
+	cancel()
+	<-ended
+	for index := range 3 {
+		if open := library.Open(t, index); len(open) > 0 {
+			t.Errorf("GPU %d is open in %v after the watch", index, open)
+		}
+	}
+}
+
 func TestWatchThatBreaksIsAnError(t *testing.T) {
 	t.Parallel()
 	library := fakenvml.Build(t, t.TempDir(), fakenvml.Version)

@@ -179,7 +179,27 @@ func TestGPULeases(t *testing.T) {
 	if left := n.gpus(t).GPUs[2].Instances; len(left) != 1 || left[0].UUID != kept {
 		t.Errorf("left are %+v, and only that of the administrator stays", left)
 	}
-	n.Must(t, "gpu", "mig", "delete", kept)
+	// A GPU that is drained can be reset: the daemon watches the others alone.
+	open := func(index int) bool { return len(library.Open(t, index)) > 0 }
+	Eventually(t, "the GPUs to be watched", func() bool { return open(0) && open(1) && open(2) })
+	n.Must(t, "gpu", "drain", "1")
+	Eventually(t, "a drained GPU to be closed", func() bool { return open(0) && !open(1) && open(2) })
+	n.Must(t, "gpu", "undrain", "1")
+	Eventually(t, "it to be watched again", func() bool { return open(1) })
+
+	// What the administrator made outlives a boot of the host.
+	n.Must(t, create("holds", "--gpu-mode", "mig", "--gpu-profile", "2g.10gb")...)
+	n.Must(t, "env", "stop", "--grace", "0s", "holds")
+	n.Stop(t, syscall.SIGKILL)
+	library.Reboot(t)
+	n.Run(t)
+	n.Must(t, "env", "start", "holds") // whoever comes first
+	again := n.gpus(t).GPUs[2]
+	if len(again.Instances) != 1 || again.Instances[0].UUID == kept || len(again.Leases) != 1 || again.Leases[0].Instance != again.Instances[0].UUID {
+		t.Errorf("after the boot of the host: %+v", again)
+	}
+	n.Must(t, "env", "rm", "--force", "--grace", "0s", "holds")
+	n.Must(t, "gpu", "mig", "delete", again.Instances[0].UUID)
 	if found := n.reconcile(t, "--dry-run"); len(found) > 0 {
 		t.Errorf("found %+v", found)
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -219,6 +220,42 @@ func (l *Library) state(tb testing.TB, line string) {
 		tb.Fatal(err)
 	}
 	l.replace(tb, "fakenvml.state", string(text)+line)
+}
+
+// Reboot has the host lose what it does with a boot: instances, and the MIG mode
+// as from Hopper on.
+func (l *Library) Reboot(tb testing.TB) {
+	tb.Helper()
+	text, err := os.ReadFile(filepath.Join(l.dir, "fakenvml.state"))
+	if err != nil && !os.IsNotExist(err) {
+		tb.Fatal(err)
+	}
+	made, _, _ := strings.Cut(string(text), "\n") // so that instances get other UUIDs
+	l.replace(tb, "fakenvml.state", made+"\n")
+}
+
+// Open are the processes that have a GPU open: with a handle of it, until they
+// shut NVML down.
+func (l *Library) Open(tb testing.TB, index int) (pids []int) {
+	tb.Helper()
+	links, err := filepath.Glob("/proc/[0-9]*/fd/*")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	dir, err := filepath.EvalSymlinks(l.dir)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	for _, link := range links {
+		to, err := os.Readlink(link)
+		if err != nil || to != filepath.Join(dir, fmt.Sprintf("fakenvml.gpu%d", index)) {
+			continue // it may have been closed
+		}
+		if pid, err := strconv.Atoi(strings.Split(link, "/")[2]); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // WholeGPU is the instance of an event that is about a GPU.

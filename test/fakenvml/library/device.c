@@ -25,6 +25,7 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *dev
 		return NVML_ERROR_GPU_IS_LOST;
 	if (failing(__func__, index) != NVML_SUCCESS)
 		return failing(__func__, index);
+	hold(index);
 	device->handle = HANDLE(IS_GPU, index, 0, 0);
 	return NVML_SUCCESS;
 }
@@ -32,6 +33,8 @@ nvmlReturn_t nvmlDeviceGetHandleByIndex_v2(unsigned int index, nvmlDevice_t *dev
 nvmlReturn_t nvmlDeviceGetHandleByUUID(const char *uuid, nvmlDevice_t *device)
 {
 	ENTER();
+	for (int i = 0; i < w.gpus; i++)
+		hold(i); // it searches (nvml.h)
 	for (int i = 0; i < w.gpus; i++)
 		if (!strcmp(w.gpu[i].uuid, uuid)) {
 			device->handle = HANDLE(IS_GPU, i, 0, 0);
@@ -50,6 +53,9 @@ nvmlReturn_t nvmlDeviceGetHandleByPciBusId_v2(const char *address, nvmlDevice_t 
 	ENTER();
 	for (int i = 0; i < w.gpus; i++)
 		if (!strcasecmp(w.gpu[i].pci, address)) {
+			if (w.gpu[i].lost)
+				return NVML_ERROR_GPU_IS_LOST;
+			hold(i);
 			device->handle = HANDLE(IS_GPU, i, 0, 0);
 			return NVML_SUCCESS;
 		}

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 struct world w;
-static int initialized, lock = -1;
+static int initialized, lock = -1, open_gpus[MAX_GPUS]; // descriptors and 1; 0: it is not open
 
 const char *path(const char *name)
 {
@@ -210,6 +210,14 @@ nvmlReturn_t enter(const char *function)
 	return initialized || !strcmp(function, "nvmlInit_v2") ? NVML_SUCCESS : NVML_ERROR_UNINITIALIZED;
 }
 
+void hold(int gpu)
+{
+	char name[32];
+	snprintf(name, sizeof name, "fakenvml.gpu%d", gpu);
+	if (!open_gpus[gpu])
+		open_gpus[gpu] = open(path(name), O_RDWR | O_CREAT | O_CLOEXEC, 0600) + 1;
+}
+
 nvmlReturn_t nvmlInit_v2(void)
 {
 	ENTER();
@@ -227,7 +235,13 @@ nvmlReturn_t nvmlShutdown(void)
 {
 	if (!initialized)
 		return NVML_ERROR_UNINITIALIZED;
-	initialized--;
+	if (--initialized)
+		return NVML_SUCCESS;
+	for (int i = 0; i < MAX_GPUS; i++) {
+		if (open_gpus[i])
+			close(open_gpus[i] - 1);
+		open_gpus[i] = 0;
+	}
 	return NVML_SUCCESS;
 }
 

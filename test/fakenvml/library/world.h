@@ -90,6 +90,9 @@ void note(const char *format, ...);
 // rules of the configuration say.
 nvmlReturn_t enter(const char *function);
 
+// hold opens a GPU until NVML is shut down, as a handle of it does.
+void hold(int gpu);
+
 // failing is what a rule has a function return for one GPU.
 nvmlReturn_t failing(const char *function, int gpu);
 
