@@ -54,6 +54,14 @@ func Make(path string) (procs []string, err error) {
 	return procs, nil
 }
 
+// Exists says whether there is a group with the path, in any hierarchy.
+func Exists(path string) bool {
+	return validPath(path) && slices.ContainsFunc(hierarchies(), func(root string) bool {
+		_, err := os.Stat(filepath.Join(root, path, "cgroup.procs"))
+		return err == nil
+	})
+}
+
 // Processes returns the pids that are in the group with the path; none when
 // there is no such group. Groups below it do not count.
 func Processes(path string) (pids []int, err error) {

@@ -1,6 +1,7 @@
 package cgroup_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -23,7 +24,10 @@ func TestGroupOfOnesOwn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cgroup.End(t.Context(), path, 0) })
+	t.Cleanup(func() { _ = cgroup.End(context.WithoutCancel(t.Context()), path, 0) })
+	if !cgroup.Exists(path) || cgroup.Exists(path+"-other") || cgroup.Exists("/") {
+		t.Errorf("%s: %v, another %v, none %v", path, cgroup.Exists(path), cgroup.Exists(path+"-other"), cgroup.Exists("/"))
+	}
 	script := `for file; do echo $$ > "$file"; done; trap "" TERM; sleep 600 & sleep 600`
 	cmd := exec.CommandContext(t.Context(), "sh", append([]string{"-ec", script, "sh"}, procs...)...)
 	if err := cmd.Start(); err != nil {
@@ -49,6 +53,9 @@ func TestGroupOfOnesOwn(t *testing.T) {
 		if _, err := os.Stat(filepath.Dir(file)); !os.IsNotExist(err) {
 			t.Errorf("left: %s, %v", file, err)
 		}
+	}
+	if cgroup.Exists(path) {
+		t.Error("it is said to be there when it is gone")
 	}
 	if err := cgroup.End(t.Context(), path, time.Minute); err != nil {
 		t.Errorf("a second time: %v", err)

@@ -2,8 +2,6 @@
 package containerd_test
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -15,7 +13,6 @@ import (
 	cdi "tags.cncf.io/container-device-interface/specs-go"
 
 	"github.com/remotegpu/remotegpu/gpu"
-	"github.com/remotegpu/remotegpu/internal/cgroup"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/testutil"
 	"github.com/remotegpu/remotegpu/runtime"
@@ -126,7 +123,6 @@ func TestGPUs(t *testing.T) {
 			t.Run("stages", func(t *testing.T) { stages(t, d, engine, driver, bird, container) })
 			t.Run("graphics and a share", func(t *testing.T) { graphicsAndShare(t, d, engine, driver, container) })
 			t.Run("instances", func(t *testing.T) { instances(t, d, engine, container) })
-			t.Run("memory", func(t *testing.T) { gpuMemory(t, d, container) })
 			if bird.sang() {
 				t.Error("a hook has loaded a library of the tenant")
 			}
@@ -258,7 +254,7 @@ func (c canary) content(tb testing.TB) string {
 func stages(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.Engine, driver *fakeDriver, bird canary, container func(string, *gpu.Edits) runtime.Container) {
 	record := filepath.Join(d.Dir, "record")
 	testutil.Sh(t, fmt.Sprintf("printf '#!/bin/sh\\ncat > /dev/null\\n/usr/bin/env > %s.$1\\n' > %s; chmod 755 %s", record, record, record))
-	all := []string{"prestart", "createRuntime", "createContainer", "poststart"}
+	all := []string{"prestart", "createRuntime", "createContainer", "poststart", "poststop"}
 	edits := driver.edits(0)
 	for _, stage := range all {
 		edits.CDI.Hooks = append(edits.CDI.Hooks, &cdi.Hook{HookName: stage, Path: record, Args: []string{"record", stage}, Env: []string{"OWN=" + stage}})
@@ -266,6 +262,12 @@ func stages(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.Engin
 	c := container("one", edits)
 	c.Env = append(c.Env, "LD_PRELOAD=/proc/self/cwd/canary.so:"+bird.library, "SECRET=1")
 	start(t, engine, c)
+	if got := in(t, engine, "one", "env"); !strings.Contains(got, "LD_PRELOAD=/proc/self/cwd/canary.so:") {
+		t.Errorf("the tenant's own variable is gone: %s", got)
+	}
+	if err := engine.Delete(t.Context(), "one"); err != nil {
+		t.Error(err)
+	}
 	for _, stage := range all {
 		text, err := os.ReadFile(record + "." + stage)
 		if err != nil {
@@ -279,63 +281,5 @@ func stages(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.Engin
 				t.Errorf("the hook at %s has the variable %s", stage, name)
 			}
 		}
-	}
-	if got := in(t, engine, "one", "env"); !strings.Contains(got, "LD_PRELOAD=/proc/self/cwd/canary.so:") {
-		t.Errorf("the tenant's own variable is gone: %s", got)
-	}
-	if err := engine.Delete(t.Context(), "one"); err != nil {
-		t.Error(err)
-	}
-}
-
-// Memory that the driver limits is limited before the first process runs, in
-// the container's own cgroup, and not after it; where nothing can, nothing runs.
-func gpuMemory(t *testing.T, d *testutil.ContainerdDaemon, container func(string, *gpu.Edits) runtime.Container) {
-	var calls []string
-	var failure error
-	engine, err := containerd.New(containerd.Config{
-		Address: d.Address, Namespace: d.Namespace, CgroupParent: d.Cgroup, LogDir: logs(d), FIFODir: filepath.Join(d.Dir, "fifo"),
-		LimitGPU: func(_ context.Context, uuid, group string, bytes uint64) error {
-			running := "no process"
-			if procs, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", group, "cgroup.procs")); err == nil && len(strings.Fields(string(procs))) > 0 {
-				running = "processes"
-			}
-			calls = append(calls, fmt.Sprint(uuid, " ", group, " ", bytes, " ", running))
-			return failure
-		},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = engine.Close() })
-	c := container("one", nil)
-	c.GPUMemory = []gpu.MemoryLimit{{GPU: "GPU-1", Bytes: 1 << 30}}
-	if err := engine.Create(t.Context(), c); err != nil {
-		t.Fatal(err)
-	}
-	_, err = engine.Start(t.Context(), c)
-	if cgroup.Version() != "v2" {
-		if p := problem.Of(err); p == nil || p.Reason != problem.GPUNotEnforceable || p.Hint == "" || len(calls) != 0 {
-			t.Errorf("with cgroup v1: %v, calls %q, want GPU_NOT_ENFORCEABLE", err, calls)
-		}
-	} else if err != nil {
-		t.Error(err)
-	} else {
-		stop(t, engine, "one")
-		group := d.Cgroup + "/one"
-		if want := []string{"GPU-1 " + group + " 1073741824 processes", "GPU-1 " + group + " 0 no process"}; !slices.Equal(calls, want) {
-			t.Errorf("calls: %q, want %q", calls, want)
-		}
-		failure = problem.New(problem.Unavailable, "the driver does not answer")
-		if _, err := engine.Start(t.Context(), c); !errors.Is(err, failure) {
-			t.Errorf("a limit that could not be set: %v", err)
-		}
-		failure = nil
-	}
-	if status, err := engine.Status(t.Context(), "one"); err != nil || status.Running {
-		t.Errorf("it runs without its limit: %+v, %v", status, err)
-	}
-	if err := engine.Delete(t.Context(), "one"); err != nil {
-		t.Error(err)
 	}
 }

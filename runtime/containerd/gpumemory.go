@@ -2,7 +2,6 @@ package containerd
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -10,6 +9,7 @@ import (
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/errdefs"
 
+	"github.com/remotegpu/remotegpu/internal/cgroup"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime"
 )
@@ -30,24 +30,19 @@ func limitedGPUs(c *runtime.Container) string {
 }
 
 // limitGPUs has the driver limit a container that has a cgroup by now, and no
-// process of its own yet. What was limited before one failed goes with the task.
+// process of its own yet. Whether it can the driver says: that takes cgroup v2.
 func (e *Engine) limitGPUs(ctx context.Context, c *runtime.Container) error {
 	if len(c.GPUMemory) == 0 {
 		return nil
 	}
-	if e.cfg.LimitGPU == nil || !e.host().unified {
-		return problem.New(problem.GPUNotEnforceable, "memory of GPUs can be limited with cgroup v2 alone, by the driver").
+	if e.cfg.LimitGPU == nil {
+		return problem.New(problem.GPUNotEnforceable, "this node does not limit memory of GPUs").
 			WithHint("use the mode mig or exclusive, or accept a share that nothing enforces")
 	}
-	for i, limit := range c.GPUMemory {
+	for _, limit := range c.GPUMemory {
 		err := e.cfg.LimitGPU(ctx, limit.GPU, e.cgroup(c.ID), limit.Bytes)
 		if err == nil {
 			continue
-		}
-		undo, cancel := afterwards(ctx)
-		defer cancel()
-		for _, done := range c.GPUMemory[:i] {
-			err = errors.Join(err, e.cfg.LimitGPU(undo, done.GPU, e.cgroup(c.ID), 0))
 		}
 		if errdefs.IsNotImplemented(err) {
 			return problem.New(problem.GPUNotEnforceable, "the driver cannot limit memory of GPU %s", limit.GPU).WithCause(err).
@@ -62,7 +57,7 @@ func (e *Engine) limitGPUs(ctx context.Context, c *runtime.Container) error {
 // are of. They are nothing without it, so a failure stops nobody.
 func (e *Engine) liftGPULimits(ctx context.Context, record *containers.Container) {
 	names := record.Labels[labelGPUMemory]
-	if names == "" || e.cfg.LimitGPU == nil {
+	if names == "" || e.cfg.LimitGPU == nil || !cgroup.Exists(e.cgroup(record.ID)) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, liftTimeout)
@@ -72,4 +67,14 @@ func (e *Engine) liftGPULimits(ctx context.Context, record *containers.Container
 			e.cfg.Log.WarnContext(ctx, "the limit of a GPU's memory was not lifted", "container", record.ID, "gpu", uuid, "error", err)
 		}
 	}
+}
+
+// liftGPULimitsOf is liftGPULimits for who does not have the record.
+func (e *Engine) liftGPULimitsOf(ctx context.Context, id string) {
+	record, err := e.store.Get(ctx, id)
+	if err != nil {
+		e.cfg.Log.DebugContext(ctx, "limits of GPUs are not known", "container", id, "error", err)
+		return
+	}
+	e.liftGPULimits(ctx, &record)
 }

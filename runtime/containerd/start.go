@@ -131,6 +131,7 @@ func (e *Engine) clearTask(ctx context.Context, id string) error {
 	if running(process) {
 		return fmt.Errorf("it runs: %w", errdefs.ErrAlreadyExists)
 	}
+	e.liftGPULimitsOf(ctx, id)
 	return e.removeTask(ctx, id)
 }
 
@@ -181,16 +182,24 @@ func (e *Engine) run(ctx context.Context, c *runtime.Container, mounts []mount.M
 	if err == nil {
 		err = e.settleDisk(mounts, c.Resources.DiskBytes) // it is mounted now
 	}
+	var limited error // of another than containerd
 	if err == nil {
-		err = e.limitGPUs(ctx, c)
+		limited = e.limitGPUs(ctx, c)
+		err = limited
 	}
 	if err == nil {
 		_, err = e.tasks.Start(whole, &tasks.StartRequest{ContainerID: c.ID})
 	}
 	if err != nil {
+		if limited == nil {
+			err = e.startProblem(ctx, err)
+		}
 		undo, cancel := afterwards(ctx)
 		defer cancel()
-		return 0, errors.Join(e.startProblem(ctx, err), e.removeTask(undo, c.ID))
+		if len(c.GPUMemory) > 0 {
+			e.liftGPULimitsOf(undo, c.ID)
+		}
+		return 0, errors.Join(err, e.removeTask(undo, c.ID))
 	}
 	return int(created.Pid), nil
 }

@@ -15,8 +15,9 @@ import (
 // other than the host's.
 var suites = []suite{
 	{"internal/cgroup", ""},
+	{"gpu/mps", ""},
 	{"internal/projectquota", "TestLimit"},
-	{"runtime/containerd", "^(TestSpec|TestDiskQuota|TestUpdateReachesTheKernel|TestGPUDevices|TestPausedWhenContainerdOrShimIsKilled)$"},
+	{"runtime/containerd", "^(TestSpec|TestDiskQuota|TestUpdateReachesTheKernel|TestGPUDevices|TestGPUMemory|TestPausedWhenContainerdOrShimIsKilled)$"},
 	{"test/e2e", "TestStats"},
 }
 
