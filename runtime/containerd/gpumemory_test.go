@@ -1,3 +1,4 @@
+//nolint:thelper // as in gpu_test.go
 package containerd_test
 
 import (

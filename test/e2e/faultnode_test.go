@@ -60,7 +60,9 @@ type faultNode struct {
 	armed  int
 	// mapping is the port mapping that a scenario is about.
 	mapping string
-	http    *http.Client
+	// left is what a GPU is left with that nobody has; "": nothing.
+	left func(testing.TB) string
+	http *http.Client
 }
 
 // startTestDaemon starts a node with the daemon of testDaemon. The race
@@ -79,7 +81,7 @@ func testDaemonOn(tb testing.TB, containerd *testutil.ContainerdDaemon, extra st
 	if err != nil {
 		tb.Fatal(err)
 	}
-	f := &faultNode{dir: tb.TempDir(), struck: make(map[string]bool)}
+	f := &faultNode{dir: tb.TempDir(), struck: make(map[string]bool), left: func(testing.TB) string { return "" }}
 	races := filepath.Join(tb.TempDir(), "race")
 	f.Node = startOn(tb, containerd, func(config string) string { return config + extra }, func(n *Node) {
 		n.Program = program

@@ -33,6 +33,9 @@ type faultScenario struct {
 	keep bool
 	// more checks what state does not tell. nil: nothing.
 	more func(testing.TB, *faultNode)
+	// only picks the points that are struck without REMOTEGPU_TEST_LONG, and that
+	// fail with it. nil: all.
+	only func(faultPoint) bool
 }
 
 const (
@@ -48,24 +51,7 @@ func faultScenarios(f *faultNode, registry *testutil.ImageRegistry, pulled strin
 		`"ports":[{"service_type":"SERVICE_TYPE_CUSTOM","internal_port":8080}],` +
 		`"mounts":[{"type":"MOUNT_TYPE_VOLUME","source":"data","target":"/data"},{"type":"MOUNT_TYPE_BIND","source":"` + f.Shared + `","target":"/shared"}]}}`
 	on := func(more string) string { return `{"request_id":%s,"wait":"60s","environment":"one"` + more + `}` }
-	exists := func(state string) func(testing.TB, *faultNode) {
-		return func(tb testing.TB, f *faultNode) {
-			tb.Helper()
-			if f.environment(tb) == nil {
-				f.must(tb, "EnvironmentService/CreateEnvironment", fmt.Sprintf(create, `""`))
-			}
-			switch env := f.environment(tb); {
-			case env.State == state:
-			case state == stateRunning:
-				f.must(tb, "EnvironmentService/StartEnvironment", fmt.Sprintf(on(""), `""`))
-			case env.State == stateRunning:
-				f.must(tb, "EnvironmentService/StopEnvironment", fmt.Sprintf(on(`,"timeout":"0s"`), `""`))
-			default: // in error after a failure
-				f.must(tb, "EnvironmentService/StartEnvironment", fmt.Sprintf(on(""), `""`))
-				f.must(tb, "EnvironmentService/StopEnvironment", fmt.Sprintf(on(`,"timeout":"0s"`), `""`))
-			}
-		}
-	}
+	exists := existing(create)
 	return []faultScenario{
 		{kind: "environment.create", before: nothing, method: "EnvironmentService/CreateEnvironment", body: create, state: stateRunning},
 		{kind: "environment.stop", before: exists(stateRunning), method: "EnvironmentService/StopEnvironment", body: on(`,"timeout":"1s"`), state: stateStopped, keep: true},
@@ -137,6 +123,30 @@ func faultScenarios(f *faultNode, registry *testutil.ImageRegistry, pulled strin
 	}
 }
 
+// existing has an environment that a request creates in a state, whatever the run
+// before has left.
+func existing(create string) func(state string) func(testing.TB, *faultNode) {
+	on := func(more string) string { return `{"wait":"60s","environment":"one"` + more + `}` }
+	return func(state string) func(testing.TB, *faultNode) {
+		return func(tb testing.TB, f *faultNode) {
+			tb.Helper()
+			if f.environment(tb) == nil {
+				f.must(tb, "EnvironmentService/CreateEnvironment", fmt.Sprintf(create, `""`))
+			}
+			switch env := f.environment(tb); {
+			case env.State == state:
+			case state == stateRunning:
+				f.must(tb, "EnvironmentService/StartEnvironment", on(""))
+			case env.State == stateRunning:
+				f.must(tb, "EnvironmentService/StopEnvironment", on(`,"timeout":"0s"`))
+			default: // in error after a failure
+				f.must(tb, "EnvironmentService/StartEnvironment", on(""))
+				f.must(tb, "EnvironmentService/StopEnvironment", on(`,"timeout":"0s"`))
+			}
+		}
+	}
+}
+
 func nothing(testing.TB, *faultNode) {}
 
 func noImage(reference string) func(testing.TB, *faultNode) {
@@ -205,6 +215,9 @@ func (f *faultNode) table(t *testing.T, s faultScenario) {
 		for _, action := range []string{"kill", "fail"} {
 			// Killed before a step is killed after the one before it.
 			if action == "kill" && p.what == "before" && i > 0 || action == "fail" && !long() {
+				continue
+			}
+			if s.only != nil && !s.only(p) && (action == "fail" || !long()) {
 				continue
 			}
 			if !long() && f.struck[p.String()] && p.name != "database write" {
@@ -336,7 +349,7 @@ func (f *faultNode) settled(t *testing.T, s faultScenario, done bool) {
 	// An environment does not wait for its instance to be removed: what fails
 	// then a pass makes up for.
 	Eventually(t, "GPUs to be given back", func() bool {
-		if f.count(t, "SELECT count(*) FROM gpu_leases WHERE released_at = 0") == 0 {
+		if f.count(t, "SELECT count(*) FROM gpu_leases WHERE released_at = 0") == 0 && f.left(t) == "" {
 			return true
 		}
 		f.must(t, "NodeService/Reconcile", `{}`)
