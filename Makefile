@@ -13,7 +13,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 # compiler's default is: most hosts have no NVML.
 LDFLAGS := -s -w -extldflags=-Wl,-z,lazy -X github.com/remotegpu/remotegpu/internal/version.Version=$(VERSION)
 # What the tests of the CI tier need; see internal/testutil/require.go.
-NEEDS := root,iptables,containerd,containerd2,buildkit,browser,programs,nvidia
+NEEDS := root,iptables,containerd,containerd2,buildkit,browser,programs,nvidia,prometheus
 
 .PHONY: help
 help: ## List the targets

@@ -52,13 +52,31 @@ func (g *GPU) Mode() gpu.Mode {
 // While their software does not answer they are what it last said, unhealthy,
 // and a note tells.
 func (m *Manager) GPUs(ctx context.Context, usage bool) ([]GPU, gpu.Inventory, error) {
+	all, found, _, err := m.listGPUs(ctx, freshInventory, func([]gpu.Device) []gpu.Usage {
+		if !usage || m.cfg.GPUs == nil {
+			return nil
+		}
+		measured, err := m.cfg.GPUs.Usage(ctx)
+		if err != nil {
+			m.cfg.Log.WarnContext(ctx, "GPUs could not be measured", "error", err)
+		}
+		return measured
+	})
+	return all, found, err
+}
+
+// listGPUs is GPUs as they were at most age ago; what measure returns of those
+// there are is their usage. stale is why their software does not answer.
+func (m *Manager) listGPUs(ctx context.Context, age time.Duration, measure func([]gpu.Device) []gpu.Usage) (
+	all []GPU, found gpu.Inventory, stale, err error,
+) {
 	books, err := m.cfg.Store.GPUBooks(ctx)
 	if err != nil {
-		return nil, gpu.Inventory{}, err
+		return nil, gpu.Inventory{}, nil, err
 	}
-	found, stale := m.GPUInventory(ctx, freshInventory)
+	found, stale = m.GPUInventory(ctx, age)
 	if ctx.Err() != nil {
-		return nil, found, context.Cause(ctx)
+		return nil, found, stale, context.Cause(ctx)
 	}
 	absent := "it is not there any more"
 	if stale != nil {
@@ -70,12 +88,9 @@ func (m *Manager) GPUs(ctx context.Context, usage bool) ([]GPU, gpu.Inventory, e
 		books.Held = append(books.Held, strange...)
 	}
 	var measured []gpu.Usage
-	if usage && stale == nil && m.cfg.GPUs != nil && len(books.Devices) > 0 {
-		if measured, err = m.cfg.GPUs.Usage(ctx); err != nil {
-			m.cfg.Log.WarnContext(ctx, "GPUs could not be measured", "error", err)
-		}
+	if stale == nil && len(books.Devices) > 0 {
+		measured = measure(books.Devices)
 	}
-	var all []GPU
 	add := func(d gpu.Device, gone bool) {
 		g := GPU{Device: d, Mark: books.Mark(d.UUID), Leases: books.Leases(d.UUID), Gone: gone}
 		for i := range g.Leases {
@@ -99,7 +114,7 @@ func (m *Manager) GPUs(ctx context.Context, usage bool) ([]GPU, gpu.Inventory, e
 			Health: gpu.Health{Unhealthy: true, Reason: absent},
 		}, stale == nil)
 	}
-	return all, found, nil
+	return all, found, stale, nil
 }
 
 // plannedOf fills in what is planned of a GPU.

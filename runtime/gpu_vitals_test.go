@@ -1,6 +1,7 @@
 package runtime_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -222,5 +223,59 @@ func TestAStartWhoseGPUHasFailed(t *testing.T) {
 	d.refusedGPU(err, problem.GPUUnhealthy)
 	if p := problem.Of(err); !strings.Contains(p.Hint, "reset-health") || !strings.Contains(p.Message, "XID 79: again") {
 		t.Errorf("it says %q, %q", p.Message, p.Hint)
+	}
+}
+
+// A report costs a host without GPUs of NVIDIA nothing: each question starts a
+// process there.
+func TestReportsOfAHostWithoutGPUs(t *testing.T) {
+	h := gpuHost(t)
+	h.gpus.Change(func([]gpu.Device) ([]gpu.Device, string) { return nil, "" })
+	d := start(t, h)
+	d.reconcile(false)
+	before := len(h.faults.Calls())
+	for range 10 {
+		if report := d.ReportGPUs(t.Context()); report.Err != nil || len(report.GPUs) != 0 {
+			t.Fatalf("got %+v", report)
+		}
+	}
+	asked := slices.DeleteFunc(h.faults.Calls()[before:], func(call string) bool { return call != "GPUs.Probe" && call != "GPUs.Usage" })
+	if len(asked) > 1 { // by the start's own pass
+		t.Errorf("its software was asked: %v", asked)
+	}
+}
+
+func TestReports(t *testing.T) {
+	h := gpuHost(t)
+	h.inEnvironment = func(pid int, _ string) (bool, error) { return pid == 1, nil }
+	d := start(t, h)
+	env, _ := d.create(withGPU("one", gpu.Request{}))
+	d.create(withGPU("part", smallest))
+	d.act(d.Stop, "part")
+	mine := env.GPUs[0].GPU
+	h.gpus.Use(mine, gpu.Usage{UtilPercent: 7, Processes: []gpu.Process{{PID: 1, MemoryBytes: 5}}})
+	report := d.ReportGPUs(t.Context())
+	if report.Err != nil || len(report.GPUs) != 3 || report.GPUs[0].Usage == nil || len(report.Holders) != 2 {
+		t.Fatalf("got %+v", report)
+	}
+	one, part := report.Holders[0], report.Holders[1]
+	if one.Lease.EnvName != "one" || one.Project != "default" || one.Stats == nil || one.Stats.MemoryBytes != 5 || one.Stats.UtilPercent != 7 {
+		t.Errorf("got %+v, %+v", one, one.Stats)
+	}
+	if part.Lease.EnvName != "part" || part.Lease.MIG == "" || part.Stats != nil {
+		t.Errorf("got %+v", part)
+	}
+	// What cannot be measured, or asked, is not gone.
+	d.stop()
+	for _, call := range []string{"GPUs.Usage", "GPUs.Probe"} {
+		d = start(t, h)
+		d.reconcile(false)
+		h.faults.FailCall(call, 0, errors.New("no answer"))
+		d.look("the failure", func() bool { return d.ReportGPUs(t.Context()).Err != nil })
+		if report := d.ReportGPUs(t.Context()); len(report.GPUs) != 3 || len(report.Holders) != 2 || report.GPUs[0].Usage != nil {
+			t.Errorf("%s fails: %+v", call, report)
+		}
+		h.faults.Reset()
+		d.stop()
 	}
 }

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -21,6 +22,10 @@ const (
 	usageTimeout = 3 * time.Second
 	usagePause   = 30 * time.Second
 )
+
+// errNotMeasured is that of GPUs whose software told of them, and does not say
+// what they do.
+var errNotMeasured = errors.New("GPUs cannot be measured")
 
 // GPUStats is what an environment uses of one of its GPUs.
 type GPUStats struct {
@@ -212,8 +217,7 @@ func together(a, b int) int {
 }
 
 // hiddenByMPS says that an environment uses a GPU through an MPS server, for
-// which the driver tells what all have together. On a node that runs MPS those
-// without a quota do, too.
+// which the driver tells what all have together.
 func (m *Manager) hiddenByMPS(l *gpu.Lease) bool {
-	return l.Enforcement == gpu.ByMPS || l.Mode == gpu.Shared && slices.Contains(m.cfg.GPU.Rules.Enforcers, gpu.ByMPS)
+	return m.cfg.GPU.Rules.SharedBy.ServedByMPS(shareOf(l).Enforcement)
 }

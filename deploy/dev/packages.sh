@@ -8,7 +8,7 @@ set -euo pipefail
 declare -A programs=(
 	[node]="containerd:containerd containerd-shim-runc-v2:containerd runc:runc iptables:iptables iptables-restore:iptables ip:iproute2 nsenter:util-linux"
 	[build]="gcc:gcc curl:curl npm:npm node:nodejs mmdebstrap:mmdebstrap"
-	[test]="chromium:chromium conntrack:conntrack nft:nftables jq:jq sysctl:procps shellcheck:shellcheck Xvnc:tigervnc-standalone-server xsetroot:x11-xserver-utils xterm:xterm setpriv:util-linux mkfs.ext4:e2fsprogs dig:bind9-dnsutils"
+	[test]="chromium:chromium conntrack:conntrack nft:nftables jq:jq sysctl:procps shellcheck:shellcheck Xvnc:tigervnc-standalone-server xsetroot:x11-xserver-utils xterm:xterm setpriv:util-linux mkfs.ext4:e2fsprogs dig:bind9-dnsutils prometheus:prometheus promtool:prometheus"
 	[bench]="dockerd:docker.io podman:podman conntrack:conntrack firewalld:firewalld ufw:ufw dnsperf:dnsperf"
 	[vm]="mmdebstrap:mmdebstrap mke2fs:e2fsprogs qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils"
 )
@@ -46,6 +46,11 @@ echo "installing ${missing[*]}"
 if [[ " ${missing[*]} " == *" firewalld "* ]] && [ ! -e /etc/systemd/system/firewalld.service ] && [ -d /etc/systemd/system ]; then
 	ln -s /dev/null /etc/systemd/system/firewalld.service
 	echo "firewalld is masked; to use it: systemctl unmask firewalld"
+fi
+# Tests run a Prometheus of their own, too.
+if [[ " ${missing[*]} " == *" prometheus "* ]] && [ ! -e /etc/systemd/system/prometheus.service ] && [ -d /etc/systemd/system ]; then
+	ln -s /dev/null /etc/systemd/system/prometheus.service
+	echo "prometheus is masked; to use it: systemctl unmask prometheus"
 fi
 export DEBIAN_FRONTEND=noninteractive
 apt-get update -q >/dev/null

@@ -30,7 +30,7 @@ var layers = []struct {
 	{"mechanisms", []string{"gpu", "network", "runtime/volume", "runtime/operation", "runtime/logfile"}},
 	{"domain", []string{"desktop", "runtime"}},
 	{"adapters", []string{"store", "runtime/containerd", "build"}},
-	{"rpc", []string{"internal/rpc"}},
+	{"rpc", []string{"internal/rpc", "internal/metrics"}},
 	{"programs", []string{"internal/node", "internal/cli", "cmd"}},
 	{"tests", []string{"internal/testutil", "internal/archtest", "runtime/runtimetest", "test", "network/port/porttest", "runtime/operation/operationtest"}},
 }
@@ -50,6 +50,7 @@ var soleImporters = map[string][]string{
 	"tags.cncf.io/container-device-interface/pkg": {"runtime/containerd"},
 	"github.com/spf13/cobra":                      {"internal/cli", "cmd/remotegpud"},
 	"github.com/pelletier/go-toml/v2":             {"internal/config"},
+	"github.com/prometheus/":                      {"internal/metrics"},
 	"connectrpc.com/":                             {"internal/rpc", "internal/cli", "internal/node", "gen"},
 	"github.com/remotegpu/remotegpu/gen/":         {"internal/rpc", "internal/cli", "internal/node", "gen"},
 }

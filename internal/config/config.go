@@ -43,6 +43,7 @@ type Config struct {
 	Mounts     Mounts     `toml:"mounts"`
 	GPU        GPU        `toml:"gpu"`
 	Operations Operations `toml:"operations"`
+	Metrics    Metrics    `toml:"metrics"`
 	Logs       Logs       `toml:"logs"`
 	Log        Log        `toml:"log"`
 }
@@ -60,7 +61,7 @@ type Node struct {
 // API is where the API listens.
 type API struct {
 	Socket  string `toml:"socket" comment:"Unix socket, for root only. Empty: <run_dir>/node.sock."`
-	Listen  string `toml:"listen" comment:"TCP address; callers need the token in <state_dir>/token. Beyond loopback it speaks TLS. Empty: off."`
+	Listen  string `toml:"listen" comment:"TCP address; callers need the token in <state_dir>/token (for /metrics, that in metrics-token will do). Beyond loopback it speaks TLS. Empty: off."`
 	TLSCert string `toml:"tls_cert" comment:"Certificate (PEM) for TCP beyond loopback. Empty: a self-signed one is made."`
 	TLSKey  string `toml:"tls_key" comment:"Key (PEM) of tls_cert."`
 }
@@ -203,6 +204,7 @@ func Default() Config {
 		DNS:        defaultDNS(),
 		GPU:        defaultGPU(),
 		Operations: Operations{Workers: 16, KeepDays: 30},
+		Metrics:    Metrics{DCGM: true},
 		Logs:       Logs{MaxSize: 16 << 20, MaxFiles: 4},
 		Log:        Log{Format: "text", Level: "info"},
 	}

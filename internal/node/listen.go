@@ -32,8 +32,10 @@ var errStopping error = problem.New(problem.NodeStopping, "the node is stopping"
 type apiListener struct {
 	net.Listener
 	token string // "": none is asked for
-	tls   *tls.Config
-	local bool // no network is between caller and node
+	// scrape is a token that opens the metrics and nothing else.
+	scrape string
+	tls    *tls.Config
+	local  bool // no network is between caller and node
 }
 
 // listen opens the unix socket, for root, and the TCP address, for who has the
@@ -58,7 +60,7 @@ func (n *Node) listen(ctx context.Context) ([]*apiListener, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for the API: %w", err), socket.Close())
 	}
-	api := &apiListener{Listener: listener, token: n.token}
+	api := &apiListener{Listener: listener, token: n.token, scrape: n.scrape}
 	if address, err := netip.ParseAddrPort(listener.Addr().String()); err != nil || !address.Addr().Unmap().IsLoopback() {
 		if api.tls, err = n.apiCertificate(); err != nil {
 			return nil, errors.Join(err, socket.Close(), listener.Close())
@@ -81,7 +83,7 @@ func (n *Node) apiCertificate() (*tls.Config, error) {
 // serve serves until ctx ends, then lets calls at work finish for a while.
 func (l *apiListener) serve(ctx context.Context, handler http.Handler, log *slog.Logger) error {
 	if l.token != "" {
-		handler = authenticate(l.token, handler)
+		handler = authenticate(l.token, l.scrape, handler)
 	}
 	if l.local {
 		handler = uncompressed(handler)
@@ -135,12 +137,15 @@ func uncompressed(next http.Handler) http.Handler {
 	})
 }
 
-// authenticate lets only callers with the token through. Health needs none.
-func authenticate(token string, next http.Handler) http.Handler {
+// authenticate lets only callers with the token through, and to the metrics also
+// those with the token for them. Health needs none.
+func authenticate(token, scrape string, next http.Handler) http.Handler {
 	errorWriter := connecthttp.NewErrorWriter()
-	want := []byte("Bearer " + token)
+	has := func(r *http.Request, token string) bool {
+		return token != "" && subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), []byte("Bearer "+token)) == 1
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), want) == 1 || r.URL.Path == "/grpc.health.v1.Health/Check" {
+		if has(r, token) || r.URL.Path == "/grpc.health.v1.Health/Check" || r.URL.Path == metricsPath && has(r, scrape) {
 			next.ServeHTTP(w, r)
 			return
 		}

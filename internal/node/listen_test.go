@@ -31,3 +31,34 @@ func TestLocalCallersGetNoCompression(t *testing.T) {
 		t.Error("the request did not arrive")
 	}
 }
+
+// The token of the metrics opens them and nothing else, however it is asked.
+func TestTokens(t *testing.T) {
+	reached := ""
+	handler := authenticate("all", "scrape", http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { reached = r.URL.Path }))
+	for _, test := range []struct {
+		path, authorization string
+		through             bool
+	}{
+		{"/metrics", "Bearer all", true},
+		{"/metrics", "Bearer scrape", true},
+		{"/metrics", "bearer scrape", false},
+		{"/metrics", "Bearer ", false},
+		{"/metrics", "", false},
+		{"/metrics/", "Bearer scrape", false},
+		{"/metrics/../remotegpu.v1.NodeService/GetNodeInfo", "Bearer scrape", false},
+		{"//metrics", "Bearer scrape", false},
+		{"/remotegpu.v1.NodeService/GetNodeInfo", "Bearer scrape", false},
+		{"/remotegpu.v1.NodeService/GetNodeInfo", "Bearer all", true},
+		{"/grpc.health.v1.Health/Check", "", true},
+	} {
+		request := httptest.NewRequestWithContext(t.Context(), http.MethodGet, test.path, http.NoBody)
+		request.Header.Set("Authorization", test.authorization)
+		answer := httptest.NewRecorder()
+		reached = ""
+		handler.ServeHTTP(answer, request)
+		if through := reached != ""; through != test.through || !through && answer.Code != http.StatusUnauthorized {
+			t.Errorf("%s with %q: reached %q, status %d", test.path, test.authorization, reached, answer.Code)
+		}
+	}
+}

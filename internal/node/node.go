@@ -58,6 +58,7 @@ type Node struct {
 	addresses netip.Prefix
 	range6    netip.Prefix // invalid: environments have no IPv6
 	token     string
+	scrape    string // token that opens the metrics alone
 	started   time.Time
 }
 
@@ -85,6 +86,9 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Node, err
 		return nil, err
 	}
 	if n.token, err = readToken(n.statePath("token")); err != nil {
+		return nil, err
+	}
+	if n.scrape, err = readToken(n.statePath("metrics-token")); err != nil {
 		return nil, err
 	}
 	if err := n.buildNetwork(ctx); err != nil {
@@ -233,6 +237,10 @@ func (n *Node) cgroupOf(envID string) string { return path.Join(n.cfg.Containerd
 // or a part fails. Order down: the API stops accepting, the gateway drains, the
 // operations at work are parked for the next start. Environments keep running.
 func (n *Node) Run(ctx context.Context) error {
+	shown, err := n.metrics(ctx)
+	if err != nil {
+		return err
+	}
 	listeners, err := n.listen(ctx)
 	if err != nil {
 		return err
@@ -248,10 +256,10 @@ func (n *Node) Run(ctx context.Context) error {
 		group.Go(func() error { return n.names.run(ctx) })
 	}
 	n.manager.Adopt(ctx)
-	handler := rpc.NewHandler(rpc.Config{
+	handler := withMetrics(rpc.NewHandler(rpc.Config{
 		Manager: n.manager, Operations: operations{n.queue, n.store}, Ports: n.ports(), Desktops: desktops{n.desktops},
 		Sessions: sessions{n.gateway}, Node: n, Firewall: n.networks, NodeName: n.cfg.Node.Name, Log: n.log,
-	})
+	}), shown)
 	for _, listener := range listeners {
 		group.Go(func() error { return listener.serve(ctx, handler, n.log) })
 	}

@@ -25,6 +25,7 @@ const (
 	Browser     Need = "browser"     // Chromium, node and playwright-core
 	Programs    Need = "programs"    // the built programs in bin/
 	NVIDIA      Need = "nvidia"      // the container toolkit's programs built by "make tools", gcc
+	Prometheus  Need = "prometheus"  // Debian's Prometheus with promtool
 	Peers       Need = "peers"       // docker, podman, firewalld, ufw
 	VM          Need = "vm"          // QEMU, mke2fs, and the image that test/vm/image.sh makes
 	GPU         Need = "gpu"         // a GPU of NVIDIA with its driver, the container toolkit, and what gpucheck is compiled with
@@ -93,6 +94,8 @@ func missing(need Need) string {
 			return m
 		}
 		return missingPrograms("gcc")
+	case Prometheus:
+		return missingPrograms("prometheus", "promtool")
 	case Peers:
 		return missingPrograms("dockerd", "podman", "firewalld", "dbus-daemon", "ufw")
 	case GPU:
