@@ -33,7 +33,9 @@ func (p *Policy) IsDefault() bool {
 // Equal tells whether two policies have the same rules.
 func (p *Policy) Equal(other *Policy) bool {
 	return p.EnvID == other.EnvID && p.Address == other.Address && cmp.Or(p.Egress, policy.Open) == cmp.Or(other.Egress, policy.Open) &&
-		slices.Equal(single(p.Allow), single(other.Allow)) && slices.Equal(p.Groups, other.Groups)
+		slices.Equal(p.Groups, other.Groups) &&
+		// Those that are written alike are compared most: all of a node's with each change.
+		(slices.Equal(p.Allow, other.Allow) || slices.Equal(single(p.Allow), single(other.Allow)))
 }
 
 // single are destinations of one rule each, each once, those of IPv4 first: as

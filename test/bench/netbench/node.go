@@ -104,6 +104,28 @@ func (n node) policies() (all []policy.Declared, err error) {
 	return all, nil
 }
 
+// rules are the policies as the firewall is told them for IPv4, those that
+// differ from the default.
+func (n node) rules() (all []firewall.Policy, err error) {
+	declared, err := n.policies()
+	for i := range declared {
+		d := &declared[i]
+		one := firewall.Policy{EnvID: d.EnvID, Address: d.Address, Egress: d.Policy.Mode()}
+		for _, to := range d.Policy.Allow {
+			if to.Prefix.Addr().Is4() {
+				one.Allow = append(one.Allow, to)
+			}
+		}
+		for _, group := range d.Policy.Groups {
+			one.Groups = append(one.Groups, d.Project+"/"+group)
+		}
+		if !one.IsDefault() {
+			all = append(all, one)
+		}
+	}
+	return all, err
+}
+
 // mappings are the published ports as the firewall is told them for IPv4.
 func (n node) mappings() (all []firewall.Mapping, err error) {
 	published, err := n.published()

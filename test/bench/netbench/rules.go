@@ -62,16 +62,21 @@ func measureRules(ctx context.Context, options Options, results map[string]*repo
 	return nil
 }
 
-// add times five ports more, in turns: as the node does it, the same file by
-// hand, and rule by rule into one flat chain, which is in a namespace of its
-// own.
+// add times five ports more where all environments have policies, in turns: as
+// the node does it, the same file by hand, and rule by rule into one flat chain,
+// which is in a namespace of its own.
 func (r *rules) add(ctx context.Context) error {
-	without, with := mappings(r.Mappings), mappings(r.Mappings+added)
+	policies, err := node{Environments: r.Mappings / mappingsOf}.rules()
+	if err != nil {
+		return err
+	}
+	without := firewall.Desired{Mappings: mappings(r.Mappings), Policies: policies}
+	with := firewall.Desired{Mappings: mappings(r.Mappings + added), Policies: policies}
 	f, err := newFirewall(r.backend)
 	if err != nil {
 		return err
 	}
-	if err := f.Set(ctx, firewall.Desired{Mappings: without}); err != nil {
+	if err := f.Set(ctx, without); err != nil {
 		return err
 	}
 	file, err := growth(f, without, with)
@@ -83,7 +88,7 @@ func (r *rules) add(ctx context.Context) error {
 		return err
 	}
 	defer flat.Close()
-	if err := flat.Do(func() error { return restore(ctx, r.backend, flatFile("", without)) }); err != nil {
+	if err := flat.Do(func() error { return restore(ctx, r.backend, flatFile("", without.Mappings)) }); err != nil {
 		return err
 	}
 	row := rows[r.backend].add
@@ -98,7 +103,7 @@ func (r *rules) add(ctx context.Context) error {
 				r.results[report.ByHand].Add(row, byHand)
 			}
 		}
-		unique, err := r.addUnique(ctx, flat, with[len(without):])
+		unique, err := r.addUnique(ctx, flat, with.Mappings[r.Mappings:])
 		if err != nil {
 			return err
 		}
@@ -112,14 +117,14 @@ func (r *rules) add(ctx context.Context) error {
 
 // addOnce adds the ports as the node does it and by hand, each after a moment
 // in which the kernel destroys what was removed before.
-func (r *rules) addOnce(ctx context.Context, f *firewall.Firewall, file string, without, with []firewall.Mapping) (ours, byHand time.Duration, err error) {
+func (r *rules) addOnce(ctx context.Context, f *firewall.Firewall, file string, without, with firewall.Desired) (ours, byHand time.Duration, err error) {
 	if err := wait(ctx, settle); err != nil {
 		return 0, 0, err
 	}
-	if ours, err = timed(func() error { return f.Set(ctx, firewall.Desired{Mappings: with}) }); err != nil {
+	if ours, err = timed(func() error { return f.Set(ctx, with) }); err != nil {
 		return 0, 0, err
 	}
-	if err := f.Set(ctx, firewall.Desired{Mappings: without}); err != nil {
+	if err := f.Set(ctx, without); err != nil {
 		return 0, 0, err
 	}
 	if err := wait(ctx, settle); err != nil {
@@ -128,7 +133,7 @@ func (r *rules) addOnce(ctx context.Context, f *firewall.Firewall, file string, 
 	if byHand, err = timed(func() error { return restore(ctx, r.backend, file) }); err != nil {
 		return 0, 0, err
 	}
-	_, err = f.Restore(ctx, firewall.Desired{Mappings: without})
+	_, err = f.Restore(ctx, without)
 	return ours, byHand, err
 }
 
@@ -253,12 +258,12 @@ func flatFile(command string, all []firewall.Mapping) string {
 
 // growth is the file that leads from one state to a larger one: new chains
 // whole, and insertions into those that grow.
-func growth(f *firewall.Firewall, from, to []firewall.Mapping) (string, error) {
-	before, err := f.Render(firewall.Desired{Mappings: from})
+func growth(f *firewall.Firewall, from, to firewall.Desired) (string, error) {
+	before, err := f.Render(from)
 	if err != nil {
 		return "", err
 	}
-	after, err := f.Render(firewall.Desired{Mappings: to})
+	after, err := f.Render(to)
 	if err != nil {
 		return "", err
 	}
