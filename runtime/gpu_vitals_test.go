@@ -32,8 +32,8 @@ func (d *daemon) look(what string, done func() bool) {
 	d.t.Helper()
 	count := 0
 	waitFor(d.t, what, func() bool {
-		count++
-		d.host.gpus.Happen(gpu.Event{UUID: gputest.UUID(1), Detail: fmt.Sprint("look ", count)})
+		count++ // like events are held back
+		d.host.gpus.Happen(gpu.Event{UUID: gputest.UUID(1), Detail: fmt.Sprint(what, " ", count)})
 		d.reconcile(false)
 		return done()
 	})
@@ -108,8 +108,12 @@ func TestMemoryErrorsMakeAGPUUnhealthy(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.ail(mine, errs(0)) // its memory of errors was cleared
-	for range 2 {
-		d.look("the GPU to be well", func() bool { return conditionOf(d, problem.GPUUnhealthy) == "" })
+	d.look("that to be seen", func() bool {
+		g, err := d.GPU(t.Context(), mine, false)
+		return err == nil && g.Mark.Counted && g.Mark.Uncorrected == 0
+	})
+	if sick := conditionOf(d, problem.GPUUnhealthy); sick != "" {
+		t.Errorf("fewer errors make it unhealthy: %s", sick)
 	}
 	h.ail(mine, gpu.Vitals{RemapPending: true})
 	d.look("a warning", func() bool { return strings.Contains(conditionOf(d, problem.GPUWarning), "rows of its memory") })
@@ -127,7 +131,7 @@ func TestAStormOfErrorsCostsNothing(t *testing.T) {
 	if _, err := d.GPUInventory(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
-	before := len(h.faults.Calls())
+	before, began := len(h.faults.Calls()), time.Now()
 	for range 5000 {
 		h.gpus.Happen(gpu.Event{UUID: mine, XID: 31, Detail: "page fault"})
 	}
@@ -136,7 +140,8 @@ func TestAStormOfErrorsCostsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	probes := slices.DeleteFunc(h.faults.Calls()[before:], func(call string) bool { return call != "GPUs.Probe" })
-	if len(probes) > 2 || d.GPUErrors(mine).Last != 31 {
+	// Passes read it as well, when it is five seconds old.
+	if len(probes) > 2+int(time.Since(began)/(5*time.Second)) || d.GPUErrors(mine).Last != 31 {
 		t.Errorf("it was read %d times; counted %+v", len(probes), d.GPUErrors(mine))
 	}
 	// One that matters gets through.
