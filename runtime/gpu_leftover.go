@@ -46,7 +46,11 @@ func (m *Manager) gpuClaims(ctx context.Context, env *Environment, run *GPURun) 
 				continue // which processes use it nobody can tell
 			}
 			sharing := slices.DeleteFunc(slices.Clone(others), func(other *Environment) bool { return !shares(other, c.GPU) })
-			if slices.ContainsFunc(sharing, (*Environment).Alive) {
+			strangers, err := m.strangersShare(ctx, c.GPU)
+			if err != nil {
+				return nil, err
+			}
+			if strangers || slices.ContainsFunc(sharing, (*Environment).Alive) {
 				continue
 			}
 			c.beside = sharing

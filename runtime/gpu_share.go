@@ -100,7 +100,17 @@ func (m *Manager) sharingNeeded(ctx context.Context, uuid, without string) (bool
 	if err != nil {
 		return false, err
 	}
-	return slices.ContainsFunc(envs, func(env *Environment) bool { return env.ID != without && shares(env, uuid) }), nil
+	if slices.ContainsFunc(envs, func(env *Environment) bool { return env.ID != without && shares(env, uuid) }) {
+		return true, nil
+	}
+	return m.strangersShare(ctx, uuid)
+}
+
+// strangersShare says whether containers that the database does not know share a
+// GPU.
+func (m *Manager) strangersShare(ctx context.Context, uuid string) (bool, error) {
+	strange, err := m.strangeLeases(ctx)
+	return slices.ContainsFunc(strange, func(l gpu.Lease) bool { return l.GPU == uuid && shareOf(&l).Enforcement != "" }), err
 }
 
 // tellInterrupted tells those who run that what they share a GPU by has ended

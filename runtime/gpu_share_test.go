@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -315,5 +317,46 @@ func TestSharingThatWasTurnedOff(t *testing.T) {
 		}
 		d.stop()
 		h.gpus = driver
+	}
+}
+
+// After the database was lost, containers run on: what they share a GPU by stays
+// while they do, and whoever comes next is beside them.
+func TestSharingWithContainersThatNobodyKnows(t *testing.T) {
+	h := gpuHost(t)
+	kept := &sharing{}
+	h.gpu.Sharing, h.gpu.Rules.Enforcers = kept, []gpu.Enforcement{gpu.ByMPS}
+	uuid := gputest.UUID(0)
+	share := gpu.Request{Mode: gpu.VGPU, MemoryBytes: 1 << 30, UUIDs: []string{uuid}}
+	d := start(t, h)
+	lost, _ := d.create(withGPU("one", share))
+	d.stop()
+	files, err := filepath.Glob(filepath.Join(h.dir, "node.db*"))
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	for _, file := range files {
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept = &sharing{uuid: uuid}
+	h.gpu.Sharing = kept
+	d = start(t, h)
+	d.reconcile(false)
+	if !kept.needed {
+		t.Error("what a container uses that nobody knows is ended")
+	}
+	h.gpus.Use(uuid, gpu.Usage{Processes: []gpu.Process{{PID: 4711}}})
+	if _, op := d.create(withGPU("two", share)); op.State != operation.Succeeded {
+		t.Errorf("got %+v", op.Problem)
+	}
+	d.remove("two")
+	if err := h.engine.Delete(t.Context(), lost.ID); err != nil {
+		t.Fatal(err)
+	}
+	d.reconcile(false)
+	if kept.needed {
+		t.Error("what nobody uses any more is kept")
 	}
 }

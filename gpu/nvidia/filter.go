@@ -39,6 +39,9 @@ func add(to, from *cdi.ContainerEdits) {
 		}
 	}
 	for _, node := range from.DeviceNodes {
+		if ofAdministrator(node.Path) {
+			continue
+		}
 		if !slices.ContainsFunc(to.DeviceNodes, func(n *cdi.DeviceNode) bool { return n.Path == node.Path }) {
 			to.DeviceNodes = append(to.DeviceNodes, node)
 		}
@@ -54,6 +57,13 @@ func add(to, from *cdi.ContainerEdits) {
 			to.AdditionalGIDs = append(to.AdditionalGIDs, gid)
 		}
 	}
+}
+
+// ofAdministrator says whether a node lets who has it change or watch how GPUs
+// are partitioned: MIG's config and monitor (/proc/driver/nvidia-caps/mig-minors). No
+// container has them; nvcdi does not give them for GPUs either.
+func ofAdministrator(path string) bool {
+	return path == capsDir+"nvidia-cap1" || path == capsDir+"nvidia-cap2"
 }
 
 // class is which capability a file is for. Files of no class are for all of
