@@ -41,6 +41,7 @@ func (n *Networks) Attach(ctx context.Context, envID string, slot int) error {
 	if err := n.attach(ctx, envID, slot); err != nil {
 		return failed("attach network of environment "+envID, err)
 	}
+	n.holds(envID, slot)
 	return nil
 }
 
@@ -84,7 +85,14 @@ func (n *Networks) attach(ctx context.Context, envID string, slot int) (err erro
 		return err
 	}
 	if six {
-		if err := n.ensureSix(host, bridge, slot, existed); err != nil {
+		var addresses []netlink.Addr
+		var routes []netlink.Route
+		if existed {
+			if addresses, routes, err = listed6(host, bridge); err != nil {
+				return err
+			}
+		}
+		if err := n.ensureSix(host, bridge, names, slot, addresses, routes); err != nil {
 			return err
 		}
 	}
@@ -153,6 +161,9 @@ func (n *Networks) ensureBridge(host *netlink.Handle, names names, address netip
 	if err := host.LinkSetUp(bridge); err != nil {
 		return nil, existed, fmt.Errorf("set bridge %s up: %w", names.bridge, err)
 	}
+	if err := ensureNeighbours(host, bridge, names.insideMAC, address.Addr().Next()); err != nil {
+		return nil, existed, err
+	}
 	return bridge, existed, nil
 }
 
@@ -191,14 +202,17 @@ func (n *Networks) ensurePair(host *netlink.Handle, names names, bridge netlink.
 		if err != nil {
 			return err
 		}
-		if err := configureInside(inner, netip.PrefixFrom(n.Address(slot), slotBits), n.gateway(slot), mtu, existed); err != nil || !six {
+		if err := configureInside(inner, netip.PrefixFrom(n.Address(slot), slotBits), n.gateway(slot), mtu, existed); err != nil {
 			return err
 		}
 		link, err := inner.LinkByName(inside)
 		if err != nil {
 			return fmt.Errorf("find interface %s inside: %w", inside, err)
 		}
-		return configureInside6(inner, link, n.twins().Of(n.Address(slot)))
+		if err := ensureNeighbours(inner, link, names.bridgeMAC, n.gateway(slot)); err != nil || !six {
+			return err
+		}
+		return configureInside6(inner, link, names, n.twins().Of(n.Address(slot)))
 	})
 	if err != nil {
 		return err

@@ -31,6 +31,17 @@ func (n *Networks) flowsOf(address netip.Addr) flows {
 	return func(flow *netlink.ConntrackFlow) bool { return is(flow.Forward.SrcIP) || is(flow.Reverse.SrcIP) }
 }
 
+// flowsIn selects all connections that have to do with a network.
+func flowsIn(network netip.Prefix) flows {
+	is := func(ip net.IP) bool {
+		address, ok := netip.AddrFromSlice(ip)
+		return ok && network.Contains(address.Unmap())
+	}
+	return func(flow *netlink.ConntrackFlow) bool {
+		return is(flow.Forward.SrcIP) || is(flow.Forward.DstIP) || is(flow.Reverse.SrcIP) || is(flow.Reverse.DstIP)
+	}
+}
+
 // staleUDP selects datagrams to host ports that were published just now and
 // are tracked as going elsewhere: without the mapping, or to whom it led
 // before. Each datagram would keep such an entry alive. local are the addresses
@@ -166,6 +177,15 @@ func localAddresses() []netip.Addr {
 // is kept off paths that need not wait for it: see forgetter. A failure is
 // logged: entries time out by themselves.
 func (n *Networks) forget(ctx context.Context, which ...flows) {
+	families := []netlink.InetFamily{unix.AF_INET}
+	if n.wants6() {
+		families = append(families, unix.AF_INET6)
+	}
+	n.forgetIn(ctx, families, which...)
+}
+
+// forgetIn does as forget in some address families.
+func (n *Networks) forgetIn(ctx context.Context, families []netlink.InetFamily, which ...flows) {
 	filters := make([]netlink.CustomConntrackFilter, len(which))
 	for i, selection := range which {
 		filters[i] = selection
@@ -173,9 +193,10 @@ func (n *Networks) forget(ctx context.Context, which ...flows) {
 	handle, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
 	if err == nil {
 		defer handle.Close()
-		_, err = handle.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filters...)
-		if n.wants6() && err == nil {
-			_, err = handle.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET6, filters...)
+		for _, family := range families {
+			if _, err = handle.ConntrackDeleteFilters(netlink.ConntrackTable, family, filters...); err != nil {
+				break
+			}
 		}
 	}
 	if err != nil {

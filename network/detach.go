@@ -34,6 +34,7 @@ func (n *Networks) Detach(ctx context.Context, envID string) error {
 	if err != nil {
 		return fmt.Errorf("detach network of environment %s: %w", envID, err)
 	}
+	n.silences(envID)
 	address, err := n.silence(envID)
 	if err != nil {
 		unlock()
@@ -243,7 +244,7 @@ func (n *Networks) CleanUp(ctx context.Context) error {
 	n.published.forgetAll()
 	n.routed6.Store(false)
 	// While the rules still keep the host's networks apart.
-	errs := []error{n.forward4.switchOff(ctx), n.forward6.switchOff(ctx), removeRange6(), n.removeRules(ctx), n.unreserve(ctx), distrustBridges(ctx)}
+	errs := []error{n.forward4.switchOff(ctx), n.forward6.switchOff(ctx), n.leaveRanges6(ctx, netip.Prefix{}), n.removeRules(ctx), n.unreserve(ctx), distrustBridges(ctx)}
 	attached, err := n.Attached(ctx)
 	errs = append(errs, err)
 	for _, envID := range attached {

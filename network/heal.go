@@ -63,15 +63,19 @@ type healer struct {
 	working  sync.Mutex    // one repair at a time
 	kicked   chan struct{} // holds one when an application has failed
 	lost6    chan struct{} // holds one when the rules of IPv6 could not be made
+	damaged  chan struct{} // holds one when bridges have to be looked at
 
-	mu        sync.Mutex
-	watch     string
-	count     int64
-	latest    []Repair
-	failure   *problem.Problem // of the last attempt; nil: it went well
-	conflicts []*problem.Problem
-	trusted   bool       // firewalld lets our bridges through
-	firewalld *dbus.Conn // where firewalld is; nil: it is not there
+	bridgePace pace
+
+	mu         sync.Mutex
+	watch      string
+	count      int64
+	latest     []Repair
+	failure    *problem.Problem // of the last attempt; nil: it went well
+	conflicts  []*problem.Problem
+	neighbours [2]neighbourTable // as neighbourTables
+	trusted    bool              // firewalld lets our bridges through
+	firewalld  *dbus.Conn        // where firewalld is; nil: it is not there
 }
 
 // Run mends the host's rules and settings as soon as others change them, until
@@ -90,6 +94,7 @@ func (n *Networks) Run(ctx context.Context) error {
 	group.Go(func() error { n.healer.followSettings(ctx); return nil })
 	group.Go(func() error { n.healer.followConflicts(ctx); return nil })
 	group.Go(func() error { n.followAddresses(ctx); return nil })
+	group.Go(func() error { n.healer.followBridges(ctx); return nil })
 	return group.Wait()
 }
 
@@ -101,9 +106,9 @@ func (n *Networks) Repairs() Repairs {
 	return Repairs{Watch: h.watch, Count: h.count, Latest: slices.Clone(h.latest)}
 }
 
-// Conditions tells what about the host's packet filter is not as it should be:
-// FIREWALL_FAILED, FIREWALL_CONTESTED, FIREWALL_CONFLICT and
-// IPV6_UNAVAILABLE.
+// Conditions tells what about the host's network is not as it should be:
+// FIREWALL_FAILED, FIREWALL_CONTESTED, FIREWALL_CONFLICT, IPV6_UNAVAILABLE and
+// NEIGHBOUR_TABLE_FULL.
 func (n *Networks) Conditions() []*problem.Problem {
 	h := &n.healer
 	h.mu.Lock()
@@ -119,6 +124,9 @@ func (n *Networks) Conditions() []*problem.Problem {
 	}
 	if contested := h.contested(time.Now()); contested != nil {
 		conditions = append(conditions, contested)
+	}
+	if full := h.overflown(time.Now()); full != nil {
+		conditions = append(conditions, full)
 	}
 	return append(conditions, h.conflicts...)
 }
@@ -147,8 +155,8 @@ func (h *healer) contested(now time.Time) *problem.Problem {
 	if len(by) > 0 {
 		who = strings.Join(by[:min(named, len(by))], ", ")
 	}
-	return problem.New(problem.FirewallContested, "%s changes the node's rules again and again: %d repairs in the last minute", who, times).
-		WithHint("Find out what flushes or rewrites iptables on this host and stop it. Until then the rules are mended every %s.", healInterval)
+	return problem.New(problem.FirewallContested, "%s changes the node's rules or bridges again and again: %d repairs in the last minute", who, times).
+		WithHint("Find out what flushes or rewrites iptables, or the addresses and routes of bridges, on this host and stop it. Until then they are mended every %s.", healInterval)
 }
 
 // followRules watches the host's rules.
@@ -219,6 +227,7 @@ func (h *healer) followConflicts(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		h.lookForConflicts(ctx)
+		h.lookAtNeighbours(neighbourStats, time.Now())
 		select {
 		case <-ctx.Done():
 			return

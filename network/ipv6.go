@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -108,14 +109,19 @@ func (n *Networks) declared(ip net.IP) (address netip.Addr, ok bool) {
 	return address, ok
 }
 
-// ensureSix gives a bridge its addresses of IPv6 and the route to the
-// environment. There is no network on the link: what else an environment calls
-// itself leads nowhere, and the firewall drops it. One that existed may have
-// other addresses, which go.
-func (n *Networks) ensureSix(host *netlink.Handle, bridge netlink.Link, slot int, existed bool) error {
-	gateway, own := n.twins().Of(n.gateway(slot)), n.twins().Of(n.Address(slot))
-	wanted := []netip.Prefix{nearGateway, netip.PrefixFrom(gateway, gateway.BitLen())}
-	if err := ensureAddresses6(host, bridge, wanted, existed); err != nil {
+// addresses6 are those of the bridge in a slot.
+func (n *Networks) addresses6(slot int) []netip.Prefix {
+	gateway := n.twins().Of(n.gateway(slot))
+	return []netip.Prefix{nearGateway, netip.PrefixFrom(gateway, gateway.BitLen())}
+}
+
+// ensureSix gives a bridge its addresses of IPv6, the route to the environment,
+// and where that is. There is no network on the link: what else an environment
+// calls itself leads nowhere, and the firewall drops it. What the bridge has
+// besides, of addresses and routes that were there, goes.
+func (n *Networks) ensureSix(host *netlink.Handle, bridge netlink.Link, names names, slot int, addresses []netlink.Addr, routes []netlink.Route) error {
+	own := n.twins().Of(n.Address(slot))
+	if err := ensureAddresses6(host, bridge, n.addresses6(slot), addresses); err != nil {
 		return err
 	}
 	name := bridge.Attrs().Name
@@ -126,25 +132,44 @@ func (n *Networks) ensureSix(host *netlink.Handle, bridge netlink.Link, slot int
 	if err := host.RouteReplace(route); err != nil {
 		return fmt.Errorf("set route to %s: %w", own, err)
 	}
-	if !existed {
-		return nil
+	// The kernel's own comes with the address, not when that is there.
+	route = &netlink.Route{LinkIndex: bridge.Attrs().Index, Dst: ipNet(nearGateway.Masked()), Protocol: unix.RTPROT_KERNEL, Priority: kernelMetric}
+	if err := host.RouteAppend(route); err != nil && !errors.Is(err, unix.EEXIST) { // each bridge has one
+		return fmt.Errorf("set route to %s: %w", nearGateway.Masked(), err)
 	}
-	return removeStale6(host, bridge, own)
+	if err := removeStale6(host, name, routes, own); err != nil {
+		return err
+	}
+	return ensureNeighbours(host, bridge, names.insideMAC, own, near)
+}
+
+// kernelMetric is that of the kernel's routes to the networks of addresses
+// (IP6_RT_PRIO_ADDRCONF of net/ip6_route.h).
+const kernelMetric = 256
+
+// listed6 are the addresses and routes of IPv6 that a bridge has. The kernel
+// lists those of the whole host for it.
+func listed6(host *netlink.Handle, bridge netlink.Link) ([]netlink.Addr, []netlink.Route, error) {
+	addresses, err := dump(func() ([]netlink.Addr, error) { return host.AddrList(bridge, netlink.FAMILY_V6) })
+	if err != nil {
+		return nil, nil, fmt.Errorf("list addresses of %s: %w", bridge.Attrs().Name, err)
+	}
+	routes, err := dump(func() ([]netlink.Route, error) { return host.RouteList(bridge, netlink.FAMILY_V6) })
+	if err != nil {
+		return nil, nil, fmt.Errorf("list routes of %s: %w", bridge.Attrs().Name, err)
+	}
+	return addresses, routes, nil
 }
 
 // removeStale6 takes the routes from a bridge that lead to other addresses than
 // an environment's own, such as that of another range: it could send as them.
-func removeStale6(host *netlink.Handle, bridge netlink.Link, own netip.Addr) error {
-	routes, err := dump(func() ([]netlink.Route, error) { return host.RouteList(bridge, netlink.FAMILY_V6) })
-	if err != nil {
-		return fmt.Errorf("list routes of %s: %w", bridge.Attrs().Name, err)
-	}
+func removeStale6(host *netlink.Handle, bridge string, routes []netlink.Route, own netip.Addr) error {
 	for i := range routes {
 		if !isStale6(&routes[i], own) {
 			continue
 		}
 		if err := host.RouteDel(&routes[i]); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("take route to %s from %s: %w", routes[i].Dst, bridge.Attrs().Name, err)
+			return fmt.Errorf("take route to %s from %s: %w", routes[i].Dst, bridge, err)
 		}
 	}
 	return nil
@@ -157,36 +182,26 @@ func isStale6(route *netlink.Route, own netip.Addr) bool {
 	return route.Protocol != unix.RTPROT_KERNEL && (!ok || to != netip.PrefixFrom(own, own.BitLen()))
 }
 
-// ensureAddresses6 gives the link the addresses, and when it existed takes others
-// of its own; link-local ones stay. All addresses of the host are listed for that.
-func ensureAddresses6(handle *netlink.Handle, link netlink.Link, wanted []netip.Prefix, existed bool) error {
+// ensureAddresses6 gives the link the addresses and takes those of it that were
+// there and are others.
+func ensureAddresses6(handle *netlink.Handle, link netlink.Link, wanted []netip.Prefix, there []netlink.Addr) error {
 	name := link.Attrs().Name
-	var addresses []netlink.Addr
-	if existed {
-		var err error
-		addresses, err = dump(func() ([]netlink.Addr, error) { return handle.AddrList(link, netlink.FAMILY_V6) })
-		if err != nil {
-			return fmt.Errorf("list addresses of %s: %w", name, err)
-		}
-	}
-	there := make(map[string]bool, len(addresses))
-	for _, address := range addresses {
-		there[address.IPNet.String()] = true
-		if address.IP.IsLinkLocalUnicast() || isAmong(address.IPNet.String(), wanted) {
-			continue
-		}
-		if err := handle.AddrDel(link, &address); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
-			return fmt.Errorf("take address %s from %s: %w", address.IPNet, name, err)
-		}
-	}
 	for _, address := range wanted {
-		if there[address.String()] {
+		if slices.ContainsFunc(there, func(a netlink.Addr) bool { return a.IPNet.String() == address.String() }) {
 			continue
 		}
 		// Nobody else can have it, so nobody is asked whether they do: that
 		// takes a second.
 		if err := handle.AddrReplace(link, &netlink.Addr{IPNet: ipNet(address), Flags: unix.IFA_F_NODAD}); err != nil {
 			return fmt.Errorf("give %s address %s: %w", name, address, err)
+		}
+	}
+	for i := range there {
+		if isAmong(there[i].IPNet.String(), wanted) {
+			continue
+		}
+		if err := handle.AddrDel(link, &there[i]); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+			return fmt.Errorf("take address %s from %s: %w", there[i].IPNet, name, err)
 		}
 	}
 	return nil
@@ -202,8 +217,16 @@ func isAmong(text string, prefixes []netip.Prefix) bool {
 }
 
 // configureInside6 sets up the environment's side.
-func configureInside6(inner *netlink.Handle, link netlink.Link, address netip.Addr) error {
-	if err := ensureAddresses6(inner, link, []netip.Prefix{netip.PrefixFrom(address, address.BitLen())}, true); err != nil {
+func configureInside6(inner *netlink.Handle, link netlink.Link, names names, address netip.Addr) error {
+	there, err := dump(func() ([]netlink.Addr, error) { return inner.AddrList(link, netlink.FAMILY_V6) })
+	if err != nil {
+		return fmt.Errorf("list addresses of %s inside: %w", inside, err)
+	}
+	wanted := []netip.Prefix{netip.PrefixFrom(address, address.BitLen()), netip.PrefixFrom(near, nearGateway.Bits())}
+	if err := ensureAddresses6(inner, link, wanted, there); err != nil {
+		return err
+	}
+	if err := ensureNeighbours(inner, link, names.bridgeMAC, nearGateway.Addr()); err != nil {
 		return err
 	}
 	route := &netlink.Route{

@@ -74,6 +74,10 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	l.range6 = ula
 	l.networks = l.open(t, nil)
 	restore("with IPv6", true)
+	if site, err := l.networks.Site(); err != nil || !slices.Contains(site, ula) || !slices.Contains(site, subnet) ||
+		!slices.Contains(site, netip.MustParsePrefix(hostIP+"/24").Masked()) || !slices.Contains(site, netip.MustParsePrefix(hostIP6+"/64").Masked()) {
+		t.Errorf("networks that public names are kept out of: %v, %v", site, err)
+	}
 	if got := inside(); got != whole {
 		t.Errorf("inside an environment that was there before:\n%s\nwant\n%s", got, whole)
 	}
@@ -93,6 +97,8 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	}
 	bridge := testutil.Sh(t, "ip -o -4 addr show to 10.88.0.25 | awk '{print $2}'")
 	for _, damage := range []string{
+		"ip addr flush dev " + bridge, "ip -4 route flush dev " + bridge, "ip neigh flush dev " + bridge + " nud permanent",
+		"ip link set " + strings.Replace(bridge, "rgpu-", "rgpuv-", 1) + " nomaster",
 		"echo 1 >/proc/sys/net/ipv6/conf/" + bridge + "/disable_ipv6", "ip -6 addr flush dev " + bridge, "ip -6 route flush dev " + bridge, "ip -6 route add fd88:0:0:9::2 dev " + bridge,
 		"ip link set " + bridge + " down; ip link set " + bridge + " up", "echo 0 >/proc/sys/net/ipv6/conf/all/forwarding",
 	} {
@@ -109,8 +115,21 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	if got := accepts(); got != "1 2 0" {
 		t.Errorf("forwarding and accept_ra after damage: %s", got)
 	}
+	tracked := func() string {
+		t.Helper()
+		return testutil.Sh(t, "conntrack -f ipv6 -L 2>/dev/null | grep -c 'src=fd' || true")
+	}
+	if got := tracked(); got == "0" {
+		t.Error("no connection to an environment's address is tracked")
+	}
 	l.range6 = netip.MustParsePrefix("fd99:0:0:100::/56")
 	l.networks = l.open(t, nil)
+	if err := l.networks.Restore(t.Context(), all, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := tracked(); got != "0" {
+		t.Errorf("%s connections of the range before are tracked", got)
+	}
 	restore("with another range", true)
 	if got := inside(); !strings.HasPrefix(got, "fd99::100:0:0:3:2/128\ndefault") || strings.Contains(got, "fd88") {
 		t.Errorf("inside with another range:\n%s", got)
@@ -129,7 +148,13 @@ func TestIPv6ComesAndGoes(t *testing.T) {
 	}
 	l.range6 = netip.Prefix{}
 	l.networks = l.open(t, nil)
+	if got := tracked(); got == "0" {
+		t.Error("no connection to an environment's address of another range is tracked")
+	}
 	restore("without IPv6 again", false)
+	if got := tracked(); got != "0" {
+		t.Errorf("%s connections are tracked of a range that has gone", got)
+	}
 	if got := inside(); strings.Contains(got, "fd99") || strings.Contains(got, "default") {
 		t.Errorf("inside without IPv6 again:\n%s", got)
 	}

@@ -140,7 +140,10 @@ type Networks struct {
 
 	forward4, forward6 forwarding
 
-	routed6 atomic.Bool // the range is refused where it leads to no environment
+	restored atomic.Bool                    // Restore has had rules in force
+	mending  sync.Mutex                     // held by mendNetworks: one look at a time
+	site     atomic.Pointer[[]netip.Prefix] // see Site; nil: not looked at yet
+	routed6  atomic.Bool                    // the range is refused where it leads to no environment
 
 	reserving sync.Mutex
 	ranges    []port.Range // whose ports are reserved
@@ -150,6 +153,8 @@ type Networks struct {
 
 	mu       sync.Mutex
 	removing map[string]bool // environments that Detach is removing
+	slots    map[string]int  // of environments that have a network which is looked after
+	silenced map[string]bool // environments whose network Detach has taken the address from
 	prepared bool            // NetNSDir is a shared mount
 	servers  []netip.Addr    // name servers that environments reach, as last read
 	down6    bool            // the rules of IPv6 were not in force when they were last applied
@@ -182,13 +187,14 @@ func New(cfg Config) (*Networks, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	n := &Networks{cfg: cfg, removing: make(map[string]bool)}
+	n := &Networks{cfg: cfg, removing: make(map[string]bool), slots: make(map[string]int), silenced: make(map[string]bool)}
 	n.published = publisher{
 		firewall: cfg.Firewall, around: n.surroundings, applied6: n.cut6, grace: cfg.RestoreGrace, log: cfg.Log,
 		current: make(map[string]publication), background: &n.background, failed: n.healer.kick,
 	}
 	n.setForwardings()
-	n.healer.kicked, n.healer.lost6 = make(chan struct{}, 1), make(chan struct{}, 1)
+	n.healer.kicked, n.healer.lost6, n.healer.damaged = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
+	n.healer.bridgePace.burst, n.healer.bridgePace.interval = healBurst, healInterval
 	n.healer.networks, n.healer.pace.burst, n.healer.pace.interval = n, healBurst, healInterval
 	return n, nil
 }

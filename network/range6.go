@@ -1,9 +1,11 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 
 	"github.com/vishvananda/netlink"
@@ -26,12 +28,9 @@ func (n *Networks) ensureRange6() error {
 		Dst: ipNet(n.cfg.Range6), Type: unix.RTN_UNREACHABLE, Protocol: rangeProtocol, Priority: rangeMetric, Family: netlink.FAMILY_V6,
 	}
 	there := false
-	err := eachRange6(func(handle *netlink.Handle, route *netlink.Route) error {
-		if route.Dst.String() == wanted.Dst.String() {
-			there = true
-			return nil
-		}
-		return handle.RouteDel(route)
+	err := eachRange6(func(_ *netlink.Handle, route *netlink.Route) error {
+		there = there || route.Dst.String() == wanted.Dst.String()
+		return nil
 	})
 	if err != nil || there {
 		return err
@@ -53,12 +52,24 @@ func (n *Networks) ensureRange6Once() error {
 	return err
 }
 
-// removeRange6 takes back what ensureRange6 did, of whatever range.
-func removeRange6() error {
+// leaveRanges6 takes back what ensureRange6 did for ranges but the one that is
+// kept, which may be invalid, and ends what is tracked of their addresses, which
+// may be another's next. The rules must be of the range that they have, if any: then
+// nothing new is tracked. The route goes last, since it is what names the range.
+func (n *Networks) leaveRanges6(ctx context.Context, kept netip.Prefix) error {
 	if _, err := os.Stat(confV6); errors.Is(err, fs.ErrNotExist) {
 		return nil // the kernel has no IPv6, and may not like to be asked for routes of it
 	}
-	return eachRange6(func(handle *netlink.Handle, route *netlink.Route) error { return handle.RouteDel(route) })
+	return eachRange6(func(handle *netlink.Handle, route *netlink.Route) error {
+		former, ok := prefixOf(route.Dst)
+		if ok && former == kept {
+			return nil
+		}
+		if ok {
+			n.forgetIn(ctx, []netlink.InetFamily{unix.AF_INET6}, flowsIn(former))
+		}
+		return handle.RouteDel(route)
+	})
 }
 
 // eachRange6 calls do for the routes that are marked as ours. One that went

@@ -22,10 +22,11 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 		errs = append(errs, failed("restore networks", err))
 	}
 	if !n.wants6() {
-		if err := errors.Join(n.forward6.switchOff(ctx), removeRange6()); err != nil { // of a daemon that had it
+		if err := n.forward6.switchOff(ctx); err != nil { // of a daemon that had it
 			errs = append(errs, failed("restore networks", err))
 		}
 	}
+	n.heldBefore(published, policies)
 	known, began := n.published.knows(), time.Now()
 	settings, err := n.mendBridges()
 	if err != nil {
@@ -44,7 +45,8 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 		n.endRefused(ctx)
 	}
 	if err == nil { // an address comes after the rules for it
-		more, err := n.mend6(ctx)
+		n.restored.Store(true)
+		more, err := n.mendNetworks(ctx)
 		settings = append(settings, more...)
 		if err != nil {
 			errs = append(errs, failed("restore networks", err))

@@ -21,6 +21,7 @@ func (n *Networks) surroundings(ctx context.Context) (firewall.Surroundings, err
 	if err != nil {
 		return firewall.Surroundings{}, failed("look at the host's addresses", err)
 	}
+	n.noteSite(connected)
 	apart, err := n.forward4.apart()
 	if err != nil {
 		return firewall.Surroundings{}, failed("look at the host's interfaces", err)
@@ -34,6 +35,32 @@ func (n *Networks) surroundings(ctx context.Context) (firewall.Surroundings, err
 		_, around.Names = n.cfg.Responder()
 	}
 	return around, nil
+}
+
+// Site are the networks that are environments' and those that the host is in,
+// sorted: nobody from outside should lead environments into them. They are as
+// Run or Restore saw them last, and looked at when neither has yet.
+// NETWORK_FAILED.
+func (n *Networks) Site() ([]netip.Prefix, error) {
+	if site := n.site.Load(); site != nil {
+		return *site, nil
+	}
+	connected, err := n.connected()
+	if err != nil {
+		return nil, failed("look at the host's addresses", err)
+	}
+	return n.noteSite(connected), nil
+}
+
+// noteSite has Site return these networks of the host.
+func (n *Networks) noteSite(connected []netip.Prefix) []netip.Prefix {
+	site := append(slices.Clone(connected), n.cfg.Range)
+	if n.wants6() {
+		site = append(site, n.cfg.Range6)
+	}
+	slices.SortFunc(site, comparePrefixes)
+	n.site.Store(&site)
+	return site
 }
 
 // resolvers are the name servers of environments. While the host's files cannot

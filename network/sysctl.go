@@ -36,11 +36,14 @@ func write(settings []sysctl) error {
 // interface. route_localnet lets the host's loopback reach published ports;
 // the firewall keeps everyone else from using it. rp_filter is loose because
 // strict breaks answers on hosts with several uplinks.
-// It believes no advertisement of an environment.
+// It believes no advertisement of an environment, and answers who asks by ARP
+// from its own network alone (arp_ignore): the kernel makes a neighbour of whoever
+// it answers.
 func ofBridge(bridge string) []sysctl {
 	return []sysctl{
 		routeLocalnet(bridge),
 		{"ipv4/conf/" + bridge + "/rp_filter", "2", false},
+		{"ipv4/conf/" + bridge + "/arp_ignore", "2", false},
 		{"ipv4/conf/" + bridge + "/accept_redirects", "0", false},
 		{"ipv4/conf/" + bridge + "/send_redirects", "0", false},
 		{"ipv6/conf/" + bridge + "/accept_ra", "0", true},
@@ -74,7 +77,7 @@ func ofPort(veth string) []sysctl {
 }
 
 // ofInside are the settings inside an environment: no IPv6 while it has no
-// address, and no address but the one it is given; and what needs no privilege
+// address, and no address but those it is given (addr_gen_mode 1 makes none); and what needs no privilege
 // because the namespace is its own: low ports and ping.
 func ofInside(six bool) (settings []sysctl) {
 	off := "1"
@@ -84,6 +87,9 @@ func ofInside(six bool) (settings []sysctl) {
 			for _, link := range []string{"default", inside} { // inside is not there yet, or has what was the default
 				settings = append(settings, sysctl{"ipv6/conf/" + link + "/" + name, "0", true})
 			}
+		}
+		for _, link := range []string{"default", inside} {
+			settings = append(settings, sysctl{"ipv6/conf/" + link + "/addr_gen_mode", "1", true})
 		}
 	}
 	return append(settings,
@@ -156,7 +162,7 @@ func (n *Networks) mendBridges() (mended []string, err error) {
 			}
 		}
 	}
-	if !n.wants6() { // else see mend6
+	if !n.wants6() { // else see mendNetworks
 		off, err := n.off6()
 		mended = append(mended, off...)
 		errs = append(errs, err)

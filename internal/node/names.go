@@ -63,7 +63,11 @@ func newNames(cfg config.DNS, public string, addresses, range6 netip.Prefix, log
 	if range6.IsValid() {
 		n.addresses = append(n.addresses, range6)
 	}
-	n.forwarder = dns.NewForwarder(dns.ForwarderConfig{Upstreams: n.upstreams, Private: cfg.PrivateDomains, Log: log})
+	private := cfg.PrivateDomains
+	if _, err := netip.ParseAddr(public); err != nil && public != "" {
+		private = append(slices.Clone(private), public) // it leads to this host, as it should
+	}
+	n.forwarder = dns.NewForwarder(dns.ForwarderConfig{Upstreams: n.upstreams, Private: private, Log: log})
 	n.server = dns.NewServer(dns.Config{
 		Allow: parsePrefixes(cfg.Allow), Environments: n.addresses, Forwarder: n.forwarder, Log: log,
 		RateLimit: dns.RateLimit{PerSecond: cfg.RateLimit, Outside: cfg.RateOutside, Slip: cfg.RateSlip, Exempt: parsePrefixes(cfg.RateExempt)},
@@ -156,6 +160,7 @@ func (n *names) upstreams() (servers []netip.AddrPort, private []string) {
 // start opens the sockets, so that the first environment that is made finds
 // them. What cannot be opened is tried again by run.
 func (n *names) start(ctx context.Context) {
+	n.guard(ctx)
 	n.mu.Lock()
 	n.advertised = n.addressesOfHost()
 	if err := n.set(); err != nil {
@@ -245,6 +250,7 @@ func (n *names) serve(ctx context.Context, address netip.AddrPort) {
 // when that changes.
 func (n *names) watch(ctx context.Context) {
 	for wait(ctx, tick.Until(n.retry)) {
+		n.guard(ctx)
 		if err := n.networks.EnsureNodeAddress(); err != nil {
 			n.log.WarnContext(ctx, "environments cannot ask for names", "error", err)
 		}
@@ -259,6 +265,17 @@ func (n *names) watch(ctx context.Context) {
 		}
 		n.mu.Unlock()
 	}
+}
+
+// guard keeps answers about public names out of the networks that the host is in
+// now. While these cannot be read, those of before count.
+func (n *names) guard(ctx context.Context) {
+	site, err := n.networks.Site()
+	if err != nil {
+		n.log.WarnContext(ctx, "answers of name servers may lead into networks of the host", "error", err)
+		return
+	}
+	n.forwarder.Guard(site)
 }
 
 // wait waits a while; false when ctx ends first.

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"net"
@@ -35,6 +36,52 @@ func (r *rules) Set(_ context.Context, desired firewall.Desired) error {
 
 func (r *rules) Restore(ctx context.Context, desired firewall.Desired) ([]string, error) {
 	return nil, r.Set(ctx, desired)
+}
+
+// guarded: public names do not lead into a network that the host gets into.
+func guarded(ctx context.Context, t *testing.T, n *names, eventually func(string, func() bool)) {
+	t.Helper()
+	testutil.Sh(t, "ip addr add 192.0.2.1/32 dev lo") // the name server of resolv.conf
+	server, err := net.ListenPacket("udp4", "192.0.2.1:53")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		buffer := make([]byte, 512)
+		for {
+			size, from, err := server.ReadFrom(buffer)
+			if err != nil {
+				return
+			}
+			end := 12 + bytes.IndexByte(buffer[12:size], 0) + 5 // of the question
+			reply := append([]byte{buffer[0], buffer[1], 0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0}, buffer[12:end]...)
+			reply = append(reply, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 203, 0, 113, 50)
+			if _, err := server.WriteTo(reply, from); err != nil {
+				return
+			}
+		}
+	}()
+	records := func(want int) func() bool {
+		return func() bool {
+			answer := n.forwarder.Resolve(ctx, dns.Question{Name: "www.example.org.", Type: 1})
+			return answer.Rcode == 0 && len(answer.Answer) == want
+		}
+	}
+	eventually("an answer about a public name", records(1))
+	look := func() { // as the reconciler does, or who follows addresses
+		t.Helper()
+		if err := n.networks.Restore(ctx, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testutil.Sh(t, "ip addr add 203.0.113.1/24 dev up0")
+	look()
+	eventually("it to be left out, since the host is in that network", records(0))
+	testutil.Sh(t, "ip addr del 203.0.113.1/24 dev up0")
+	look()
+	eventually("it to be given again", records(1))
+	server.Close()
+	testutil.Sh(t, "ip addr del 192.0.2.1/32 dev lo")
 }
 
 // White-box: only the node has the responder, and a whole node needs
@@ -132,6 +179,7 @@ func TestNamesWaitForTheirPort(t *testing.T) {
 	eventually("the node's address to be back", func() bool {
 		return testutil.Sh(t, "ip -o addr show dev lo | grep -c 10.88.0.1/32 || true") == "1"
 	})
+	guarded(ctx, t, n, eventually)
 	stop()
 	if err := <-done; err != nil {
 		t.Error(err)

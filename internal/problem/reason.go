@@ -74,6 +74,7 @@ const (
 	FirewallConflict      Reason = "FIREWALL_CONFLICT"
 	FirewallContested     Reason = "FIREWALL_CONTESTED"
 	IPv6Unavailable       Reason = "IPV6_UNAVAILABLE"
+	NeighbourTableFull    Reason = "NEIGHBOUR_TABLE_FULL"
 	NoUpstreamDNS         Reason = "NO_UPSTREAM_DNS"
 	DNSDisabled           Reason = "DNS_DISABLED"
 	DNSListenFailed       Reason = "DNS_LISTEN_FAILED"
@@ -209,6 +210,7 @@ var kinds = map[Reason]error{
 	FirewallFailed:        errdefs.ErrUnavailable,
 	FirewallConflict:      errdefs.ErrFailedPrecondition,
 	IPv6Unavailable:       errdefs.ErrFailedPrecondition,
+	NeighbourTableFull:    errdefs.ErrResourceExhausted,
 	FirewallContested:     errdefs.ErrFailedPrecondition,
 	NoUpstreamDNS:         errdefs.ErrFailedPrecondition,
 	DNSDisabled:           errdefs.ErrFailedPrecondition,

@@ -38,10 +38,10 @@ type kept struct {
 
 // keep takes from a message what answers a question: records of its name and
 // of those that its CNAMEs lead to, and why there are none. What else a server
-// sends is not asked of it. With guard, private addresses are left out: a
-// public name that leads to one makes a browser reach what its owner cannot
-// (DNS rebinding).
-func keep(message *miekg.Msg, name string, guard bool, now time.Time) *kept {
+// sends is not asked of it. With guard, addresses that are private or in one of
+// its networks are left out: a public name that leads to one makes a browser
+// reach what its owner cannot (DNS rebinding).
+func keep(message *miekg.Msg, name string, guard *guard, now time.Time) *kept {
 	k := &kept{rcode: message.Rcode, at: now}
 	ttl, last := k.keepRecords(message.Answer, name, guard)
 	proofTTL, said := k.keepProof(message.Ns, last)
@@ -62,13 +62,13 @@ func keep(message *miekg.Msg, name string, guard bool, now time.Time) *kept {
 
 // keepRecords keeps the records of the name and of those that its CNAMEs lead
 // to, of which last is the last one. ttl is the shortest, seconds.
-func (k *kept) keepRecords(records []miekg.RR, name string, guard bool) (ttl uint32, last string) {
+func (k *kept) keepRecords(records []miekg.RR, name string, guard *guard) (ttl uint32, last string) {
 	ttl = math.MaxUint32
 	owners := []string{name}
 	for _, rr := range records {
 		header := rr.Header()
 		asked := slices.ContainsFunc(owners, func(owner string) bool { return strings.EqualFold(owner, header.Name) })
-		if !asked || header.Class != miekg.ClassINET || len(k.records) == maxRecords || guard && leadsInside(rr) {
+		if !asked || header.Class != miekg.ClassINET || len(k.records) == maxRecords || guard != nil && leadsInside(rr, guard.site) {
 			continue
 		}
 		if cname, ok := rr.(*miekg.CNAME); ok && len(owners) < maxOwners {
@@ -158,6 +158,13 @@ func (c *cache) put(key cacheKey, answer *kept) {
 	for len(c.entries) > c.size {
 		delete(c.entries, c.oldest())
 	}
+}
+
+// clear forgets all answers.
+func (c *cache) clear() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.entries)
 }
 
 // oldest is the entry that ends first of a few: a map is read in random order.

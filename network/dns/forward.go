@@ -6,8 +6,10 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	miekg "github.com/miekg/dns"
@@ -49,6 +51,7 @@ type Forwarder struct {
 	cache     cache
 	upstreams upstreams
 	probe     string // the name that loops are found with
+	guard     atomic.Pointer[guard]
 
 	mu     sync.Mutex
 	flight map[cacheKey]*flight
@@ -70,7 +73,19 @@ func NewForwarder(cfg ForwarderConfig) *Forwarder {
 	}
 	f := &Forwarder{cfg: cfg, probe: probeName(), flight: make(map[cacheKey]*flight)}
 	f.cache.size = cfg.CacheSize
+	f.guard.Store(new(guard))
 	return f
+}
+
+// Guard says in which networks of the site public names must not lead, besides
+// private ones: those that the host is in, and those of environments. When they
+// are others than before, what is kept is asked for again.
+func (f *Forwarder) Guard(site []netip.Prefix) {
+	if slices.Equal(f.guard.Load().site, site) {
+		return
+	}
+	f.guard.Store(&guard{site: slices.Clone(site)})
+	f.cache.clear()
 }
 
 // Resolve asks. It always answers: with SERVFAIL when nobody did.
@@ -173,8 +188,16 @@ func (f *Forwarder) ask(ctx context.Context, q Question, key cacheKey, servers [
 		f.cfg.Log.DebugContext(ctx, "a question was not answered by any name server", "name", q.Name, "error", errors.Join(errs...))
 		last = &miekg.Msg{MsgHdr: miekg.MsgHdr{Rcode: miekg.RcodeServerFailure}}
 	}
-	answer := keep(last, key.name, !private, time.Now())
+	current := f.guard.Load()
+	guard := current
+	if private {
+		guard = nil
+	}
+	answer := keep(last, key.name, guard, time.Now())
 	f.cache.put(key, answer)
+	if f.guard.Load() != current { // what was cleared since has not had this answer
+		f.cache.clear()
+	}
 	return answer
 }
 

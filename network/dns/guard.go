@@ -22,15 +22,22 @@ var insideNetworks = []netip.Prefix{
 	netip.MustParsePrefix("2002::/16"),
 }
 
-// isInside says whether an address is of a network of its own.
-func isInside(address netip.Addr) bool {
+// guard is what answers about public names must not lead to, besides addresses
+// that are private wherever they are.
+type guard struct {
+	site []netip.Prefix
+}
+
+// isInside says whether an address is of a network of its own, or in one of the
+// site's.
+func isInside(address netip.Addr, site ...netip.Prefix) bool {
 	address = address.Unmap()
 	if address.Is6() {
 		bytes := address.As16()
 		// 64:ff9b::/96 is translated to the IPv4 address at its end, where the
 		// host's network has IPv6 alone.
 		if strings.HasPrefix(string(bytes[:]), "\x00\x64\xff\x9b\x00\x00\x00\x00\x00\x00\x00\x00") {
-			return isInside(netip.AddrFrom4([4]byte(bytes[12:])))
+			return isInside(netip.AddrFrom4([4]byte(bytes[12:])), site...)
 		}
 	}
 	if address.IsPrivate() || address.IsLoopback() || address.IsLinkLocalUnicast() || address.IsUnspecified() || address.IsMulticast() {
@@ -41,34 +48,39 @@ func isInside(address netip.Addr) bool {
 			return true
 		}
 	}
+	for _, network := range site {
+		if network.Contains(address) {
+			return true
+		}
+	}
 	return false
 }
 
 // leadsInside says whether a record leads to an address that is inside.
-func leadsInside(rr miekg.RR) bool {
+func leadsInside(rr miekg.RR, site []netip.Prefix) bool {
 	switch rr := rr.(type) {
 	case *miekg.A:
 		address, ok := netip.AddrFromSlice(rr.A)
-		return !ok || isInside(address)
+		return !ok || isInside(address, site...)
 	case *miekg.AAAA:
 		address, ok := netip.AddrFromSlice(rr.AAAA)
-		return !ok || isInside(address)
+		return !ok || isInside(address, site...)
 	case *miekg.HTTPS:
-		return hintsInside(rr.Value)
+		return hintsInside(rr.Value, site)
 	case *miekg.SVCB:
-		return hintsInside(rr.Value)
+		return hintsInside(rr.Value, site)
 	}
 	return false
 }
 
 // hintsInside looks at the addresses that services are to be found at.
-func hintsInside(values []miekg.SVCBKeyValue) bool {
+func hintsInside(values []miekg.SVCBKeyValue, site []netip.Prefix) bool {
 	for _, value := range values {
 		if key := value.Key(); key != miekg.SVCB_IPV4HINT && key != miekg.SVCB_IPV6HINT {
 			continue
 		}
 		for text := range strings.SplitSeq(value.String(), ",") {
-			if address, err := netip.ParseAddr(text); err != nil || isInside(address) {
+			if address, err := netip.ParseAddr(text); err != nil || isInside(address, site...) {
 				return true
 			}
 		}

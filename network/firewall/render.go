@@ -81,10 +81,11 @@ func (l *layout) renderSpoofing() (rules []string) {
 		// environment's own address, and link-local ones, lead to its bridge.
 		rules = append(rules, fmt.Sprintf("-A %s-RAW ! -s %s -i %s %s -j DROP", p, ownAddresses(l.subnet), bridges, note("source spoofing")))
 	} else {
-		// That is so unless somebody adds a route to one. Link-local addresses
-		// are for neighbour discovery, and nobody forwards what has one.
+		// That is so unless somebody adds a route to one. The link-local address is
+		// for neighbour discovery, and nobody forwards what has one; any other
+		// would be one more neighbour of the host, which can have so many.
 		rules = append(rules,
-			fmt.Sprintf("-A %s-RAW -s fe80::/10 -i %s -p ipv6-icmp -j RETURN", p, bridges),
+			fmt.Sprintf("-A %s-RAW -s %s -i %s -p ipv6-icmp -j RETURN", p, alone(Near()), bridges),
 			fmt.Sprintf("-A %s-RAW ! -s %s -i %s %s -j DROP", p, network, bridges, note("source spoofing")))
 	}
 	return append(rules, fmt.Sprintf("-A %s-RAW -i %s -m rpfilter --invert %s -j DROP", p, bridges, note("source spoofing")))

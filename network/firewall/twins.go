@@ -21,6 +21,10 @@ const (
 	narrowBits = 112
 )
 
+// Near is the link-local address of every environment, each of which is alone on
+// its link with its gateway.
+func Near() netip.Addr { return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: HostNumber}) }
+
 // slotBits is how long the number of an environment is.
 func (t Twins) slotBits() int { return NetworkBits - t.Subnet.Bits() }
 
