@@ -178,6 +178,9 @@ func (r *Rules) consider(a *account, req *Request, enforcement Enforcement) (can
 		}
 		return c, refusal{a, wrongMode, "is in the mode " + string(mode) + " for " + a.holders()}
 	}
+	if r.servesNoMore(a, req, enforcement) {
+		return c, refusal{a, taken, "has as many clients as MPS serves on it, " + itoa(a.mpsClients()) + ": " + a.holders()}
+	}
 	return r.fit(c, req, enforcement)
 }
 

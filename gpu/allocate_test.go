@@ -191,6 +191,28 @@ func TestSharesAddUp(t *testing.T) {
 	}
 }
 
+// No more share a GPU by MPS than its server has clients.
+func TestNoMoreShareAGPUThanMPSServes(t *testing.T) {
+	for capability, most := range map[string]int{"8.9": 48, "7.5": 48, "7.0": 16, "6.1": 16, "": 48} {
+		devices := gputest.Plain(1)
+		devices[0].ComputeCapability = capability
+		for _, by := range []gpu.SharedBy{gpu.MPS, gpu.TimeSlicing} {
+			books, rules := gpu.Books{Devices: devices}, gpu.Rules{MaxShared: 64, SharedBy: by}
+			for i := range most {
+				take(t, &books, rules, fmt.Sprint(i), gpu.Request{Mode: gpu.Shared})
+			}
+			_, err := allocate(t, books, rules, "more", gpu.Request{Mode: gpu.Shared})
+			if by == gpu.TimeSlicing {
+				if err != nil {
+					t.Errorf("%q in turns: %v", capability, err)
+				}
+				continue
+			}
+			refused(t, err, problem.GPUExhausted, fmt.Sprint("MPS serves on it, ", most))
+		}
+	}
+}
+
 // An environment is the client of one MPS daemon, which serves one GPU.
 func TestSeveralGPUsAreNotSharedByMPS(t *testing.T) {
 	books := gpu.Books{Devices: gputest.Plain(2)}

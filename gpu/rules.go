@@ -1,6 +1,7 @@
 package gpu
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -98,4 +99,23 @@ func (r *Rules) severalServed(books *Books, change *Change, req *Request, field 
 	}
 	return problem.New(problem.GPUNotEnforceable, "shares of %d GPUs were asked for; this node has GPUs shared by MPS, of which an environment can use one", req.Count).
 		WithField(field + ".count").WithHint("ask for one GPU, or for the mode exclusive or mig")
+}
+
+// mpsClients is how many processes may be clients of a GPU's MPS server at a time
+// (CUDA Multi-Process Service, section Limitations; NVIDIA's device plugin goes by
+// the same numbers), so no more environments share it.
+func (d *Device) mpsClients() int {
+	const many, few = 48, 16
+	var major, minor int
+	if _, err := fmt.Sscanf(d.ComputeCapability, "%d.%d", &major, &minor); err == nil && (major < 7 || major == 7 && minor < 5) {
+		return few
+	}
+	return many
+}
+
+// servesNoMore says that a request would make an environment a client of MPS on a
+// GPU that has all it can have.
+func (r *Rules) servesNoMore(a *account, req *Request, enforcement Enforcement) bool {
+	shares := req.Mode == Shared || req.Mode == VGPU
+	return shares && a.Vendor == NVIDIA && r.SharedBy.ServedByMPS(enforcement) && len(a.held) >= a.mpsClients()
 }

@@ -360,3 +360,43 @@ func TestSharingWithContainersThatNobodyKnows(t *testing.T) {
 		t.Error("what nobody uses any more is kept")
 	}
 }
+
+// An environment is the client of one MPS daemon, which serves one GPU: it is told
+// so at once, not when its process does not start.
+func TestSeveralGPUsByMPSAreRefusedAtOnce(t *testing.T) {
+	h := gpuHost(t)
+	h.gpu.Rules.SharedBy = gpu.MPS
+	d := start(t, h)
+	refused := func(err error) {
+		t.Helper()
+		d.refusedGPU(err, problem.GPUNotEnforceable)
+		if p := problem.Of(err); p == nil || p.Field != "spec.gpu.count" {
+			t.Errorf("got %+v", p)
+		}
+	}
+	two := gpu.Request{Mode: gpu.Shared, Count: 2}
+	_, _, err := d.Create(t.Context(), withGPU("one", two))
+	refused(err)
+	d.create(withGPU("one", gpu.Request{Mode: gpu.Shared}))
+	change := runtime.UpdateRequest{Environment: "one", Fields: []string{"spec.gpu"}, Spec: runtime.Spec{GPU: &two}}
+	_, err = d.Update(t.Context(), change)
+	refused(err)
+	d.act(d.Stop, "one")
+	_, err = d.Update(t.Context(), change)
+	refused(err)
+	// One of before MPS is told when it is to start.
+	d.stop()
+	h.gpu.Rules.SharedBy = gpu.TimeSlicing
+	d = start(t, h)
+	if _, op := d.update(change); op.State != operation.Succeeded {
+		t.Errorf("in turns: %+v", op.Problem)
+	}
+	d.stop()
+	h.gpu.Rules.SharedBy = gpu.MPS
+	d = start(t, h)
+	_, _, err = d.Start(t.Context(), runtime.ActionRequest{Environment: "one"})
+	refused(err)
+	if env := d.get("one"); env.State != runtime.Stopped || len(env.GPUs) != 2 {
+		t.Errorf("a start that was refused leaves it %s with %+v", env.State, env.GPUs)
+	}
+}
