@@ -93,10 +93,12 @@ type Edits struct {
 
 // Event is something that happened to a GPU.
 type Event struct {
-	UUID   string    `json:"uuid"`          // "": to all of them
-	MIG    string    `json:"mig,omitempty"` // UUID of the one instance that it is about
-	XID    int       `json:"xid,omitempty"` // 0 when it was none (NVIDIA, XID Errors)
-	Fatal  bool      `json:"fatal"`         // no new lease of the GPU until somebody has looked
-	Detail string    `json:"detail"`        // for people
-	At     time.Time `json:"at"`
+	UUID   string `json:"uuid"`          // "": to all of them
+	MIG    string `json:"mig,omitempty"` // UUID of the one instance that it is about
+	XID    int    `json:"xid,omitempty"` // 0 when it was none (NVIDIA, XID Errors)
+	Fatal  bool   `json:"fatal"`         // no new lease of the GPU until somebody has looked
+	Detail string `json:"detail"`        // for people
+	// Unwatched says that errors of the GPU will not be told by this watch.
+	Unwatched bool      `json:"unwatched,omitempty"`
+	At        time.Time `json:"at"`
 }

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
@@ -18,6 +20,10 @@ type GPU struct {
 	// though it is marked, or instances of it are to be there.
 	Gone  bool
 	Usage *gpu.Usage // nil: not asked for, or not known
+	// Users are the leases by which processes use it, by pid; those of Usage that
+	// are not in it are of nobody who has one. Empty unless Usage was asked for.
+	Users    map[int]gpu.Lease
+	Warnings []string // what is wrong with it though it works, for people
 	// Planned are instances that are to be there or to go. WantsMIG says that MIG
 	// is to be on, and MIGProblem why it is not.
 	Planned    []PlannedInstance
@@ -62,7 +68,32 @@ func (m *Manager) GPUs(ctx context.Context, usage bool) ([]GPU, gpu.Inventory, e
 		}
 		return measured
 	})
+	if usage && err == nil {
+		for i := range all {
+			all[i].Users = m.usersOf(ctx, &all[i])
+		}
+	}
 	return all, found, err
+}
+
+// usersOf finds out whose the processes on a GPU are.
+func (m *Manager) usersOf(ctx context.Context, g *GPU) map[int]gpu.Lease {
+	users := make(map[int]gpu.Lease)
+	if g.Usage == nil {
+		return users
+	}
+	for _, p := range g.Usage.Processes {
+		for _, l := range g.Leases {
+			mine, err := m.cfg.InEnvironment(p.PID, l.EnvID)
+			if err != nil && !errdefs.IsNotFound(err) { // else it has ended
+				m.cfg.Log.DebugContext(ctx, "a process on a GPU cannot be told", "pid", p.PID, "error", err)
+			}
+			if mine {
+				users[p.PID] = l
+			}
+		}
+	}
+	return users
 }
 
 // listGPUs is GPUs as they were at most age ago; what measure returns of those
@@ -92,7 +123,7 @@ func (m *Manager) listGPUs(ctx context.Context, age time.Duration, measure func(
 		measured = measure(books.Devices)
 	}
 	add := func(d gpu.Device, gone bool) {
-		g := GPU{Device: d, Mark: books.Mark(d.UUID), Leases: books.Leases(d.UUID), Gone: gone}
+		g := GPU{Device: d, Mark: books.Mark(d.UUID), Leases: books.Leases(d.UUID), Gone: gone, Warnings: m.vitals.warnings(&d)}
 		for i := range g.Leases {
 			instance, _ := d.InstanceOf(g.Leases[i])
 			g.Leases[i].MIG = instance.UUID

@@ -93,6 +93,9 @@ func (m *Manager) watchGPUs(ctx context.Context) {
 // will, thousands of times. An error of a program changes nothing of the GPU.
 func (m *Manager) gpuHappened(ctx context.Context, event gpu.Event) {
 	m.gpuErrors.count(&event)
+	if event.Unwatched {
+		m.vitals.unwatch(&event)
+	}
 	follow, held := m.gpuFlow.pass(&event, time.Now())
 	if !follow {
 		return

@@ -149,6 +149,26 @@ func TestAStormOfErrorsCostsNothing(t *testing.T) {
 	waitFor(t, "the condition", func() bool { return conditionOf(d, problem.GPUUnhealthy) != "" })
 }
 
+// A GPU whose errors nobody is told of is given all the same, and says so; whose
+// the processes on it are is known.
+func TestWhatIsToldOfAGPU(t *testing.T) {
+	h := gpuHost(t)
+	var mine string
+	h.inEnvironment = func(pid int, id string) (bool, error) { return pid == 1 && id == mine, nil }
+	d := start(t, h)
+	env, _ := d.create(withGPU("one", gpu.Request{UUIDs: []string{gputest.UUID(0)}}))
+	mine = env.ID
+	h.gpus.Use(gputest.UUID(0), gpu.Usage{Processes: []gpu.Process{{PID: 1}, {PID: 2}}})
+	waitFor(t, "a warning", func() bool {
+		h.gpus.Happen(gpu.Event{UUID: gputest.UUID(0), Unwatched: true, Detail: "its errors cannot be watched"})
+		g, err := d.GPU(t.Context(), "0", true)
+		return err == nil && slices.Equal(g.Warnings, []string{"its errors cannot be watched"}) && len(g.Users) == 1 && g.Users[1].EnvName == "one"
+	})
+	if sick := conditionOf(d, problem.GPUWarning); sick != "" {
+		t.Errorf("it is a condition for good: %s", sick)
+	}
+}
+
 func TestWhoHadAGPU(t *testing.T) {
 	h := gpuHost(t)
 	d := start(t, h)

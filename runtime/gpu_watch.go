@@ -107,6 +107,7 @@ func (m *Manager) watchSome(ctx context.Context, found *gpu.Inventory) error {
 	if only != nil && len(only) == 0 {
 		<-watching.Done()
 	} else {
+		m.vitals.watched()
 		err = m.cfg.GPUs.Watch(watching, only, func(event gpu.Event) { m.gpuHappened(ctx, event) })
 	}
 	if errors.Is(context.Cause(watching), errWatchAnew) {

@@ -150,13 +150,13 @@ func (w *watcher) register() error {
 		case ret == nvml.SUCCESS && wanted != 0:
 			events++
 		case ret == nvml.SUCCESS, ret == nvml.ERROR_NOT_SUPPORTED:
-			w.report(gpu.Event{UUID: uuid, Detail: "its errors cannot be watched: the driver tells none", At: time.Now()})
+			w.report(gpu.Event{UUID: uuid, Unwatched: true, Detail: "its errors cannot be watched: the driver tells none", At: time.Now()})
 		case isLost(ret):
 			delete(w.handles, uuid)
 			w.tellLost(uuid, ret)
 		default:
 			failed = failure(ret, "watch GPU %s", uuid)
-			w.report(gpu.Event{UUID: uuid, Detail: "its errors cannot be watched: " + ret.Error(), At: time.Now()})
+			w.report(gpu.Event{UUID: uuid, Unwatched: true, Detail: "its errors cannot be watched: " + ret.Error(), At: time.Now()})
 		}
 	}
 	if events == 0 {

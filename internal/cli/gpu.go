@@ -143,6 +143,9 @@ func (a *app) showGPU(g *remotegpuv1.GPU) error {
 	for _, warning := range g.GetWarnings() {
 		rows = append(rows, []string{"Warning", warning})
 	}
+	if g.GetEcc() {
+		rows = append(rows, []string{"ECC", onOff(true)})
+	}
 	if g.GetMigCapable() {
 		rows = append(rows, []string{"MIG", migText(g)})
 	}
@@ -225,7 +228,9 @@ func usageRows(u *remotegpuv1.GPUUsage) [][]string {
 		}
 	}
 	for _, p := range u.GetProcesses() {
-		rows = append(rows, []string{"Process", fmt.Sprintf("%d %s %s", p.GetPid(), gpuMemory(p.GetMemoryBytes()), p.GetMigInstance())})
+		rows = append(rows, []string{"Process", strings.Join(strings.Fields(fmt.Sprintf(
+			"%d %s %s %s", p.GetPid(), gpuMemory(p.GetMemoryBytes()), p.GetMigInstance(), cmp.Or(p.GetEnvironmentName(), p.GetEnvironment()),
+		)), " ")})
 	}
 	return rows
 }

@@ -25,7 +25,7 @@ func gpus() []*remotegpuv1.GPU {
 		{
 			Uuid: "GPU-1", Model: "NVIDIA L4", MemoryBytes: 24 << 30, Mode: remotegpuv1.GPUMode_GPU_MODE_SHARED, Health: remotegpuv1.GPUHealth_GPU_HEALTH_OK,
 			Drained: true, DrainReason: "fan", Leases: []*remotegpuv1.GPULease{{EnvironmentName: "demo", Gpu: "GPU-1"}, {Environment: "01X", EnvironmentDeleted: true}},
-			Usage: &remotegpuv1.GPUUsage{UtilPercent: proto.Int32(7), MemoryUsedBytes: 1 << 30, TemperatureCelsius: proto.Int32(40), EccUncorrectedEver: proto.Int64(3)},
+			Usage: &remotegpuv1.GPUUsage{UtilPercent: proto.Int32(7), MemoryUsedBytes: 1 << 30, TemperatureCelsius: proto.Int32(40), EccUncorrectedEver: proto.Int64(3), Processes: []*remotegpuv1.GPUProcess{{Pid: 7, MemoryBytes: 1 << 20, EnvironmentName: "demo"}}},
 		},
 		{
 			Uuid: "GPU-2", Index: -1, Health: remotegpuv1.GPUHealth_GPU_HEALTH_UNHEALTHY, HealthReason: "XID 79", Warnings: []string{"it is hot"}, MigCapable: true, MigEnabled: true,
@@ -85,7 +85,7 @@ func TestGPUs(t *testing.T) {
 		says []string
 	}{
 		{"gpu ls --usage", &remotegpuv1.ListGPUsRequest{Usage: true}, []string{"0 GPU-1 NVIDIA L4 24 GiB shared drained 7% 1 GiB demo, 01X (deleted)", "- GPU-2 - - free unhealthy - -", "no toolkit"}},
-		{"gpu get GPU-1", &remotegpuv1.GetGPURequest{Gpu: "GPU-1"}, []string{"Temperature: 40 °C", "Memory errors ever: 3", "Environment: demo", "fan"}},
+		{"gpu get GPU-1", &remotegpuv1.GetGPURequest{Gpu: "GPU-1"}, []string{"Temperature: 40 °C", "Memory errors ever: 3", "Process: 7 1 MiB demo", "Environment: demo", "fan"}},
 		{"gpu get GPU-2", &remotegpuv1.GetGPURequest{Gpu: "GPU-2"}, []string{"XID 79", "Warning: it is hot", "Profile: 1g.5gb, 5 GiB, at 0 1", "Instance: MIG-1 1g.5gb at 1, kept", "MIG: on", "2g.10gb at 2, missing, to be made again: in use", "1g.5gb at 4, to be removed: environment old had it"}},
 		{"gpu leases 0", &remotegpuv1.ListGPULeasesRequest{Gpu: "0", PageSize: 49, PageToken: "2"}, []string{"now demo 01ENV", "old (deleted) 01OLD exclusive, enforced by sole GPU-1"}},
 		{"gpu leases --page-size 1", &remotegpuv1.ListGPULeasesRequest{PageSize: 1}, []string{"demo"}},

@@ -131,7 +131,7 @@ func (c *gpuCollector) collectGPU(s sink, g *runtime.GPU, errs runtime.GPUErrors
 		s.gauge(c.health, number(each == is), g.UUID, each)
 	}
 	s.gauge(c.drained, number(g.Mark.Drained), g.UUID)
-	s.gauge(c.warnings, float64(len(g.Vitals.Warnings())), g.UUID)
+	s.gauge(c.warnings, float64(len(g.Warnings)), g.UUID)
 	held := make(map[gpu.Mode]int)
 	for i := range g.Leases {
 		held[g.Leases[i].Mode]++

@@ -51,7 +51,7 @@ func report() *runtime.GPUReport {
 	return &runtime.GPUReport{
 		Inventory: gpu.Inventory{Driver: "580.1", CUDA: "13.0", At: time.Unix(1700000000, 0)},
 		GPUs: []runtime.GPU{
-			{Device: plain, Usage: &usage, Leases: []gpu.Lease{lease}, Mark: gpu.Mark{Drained: true}},
+			{Device: plain, Usage: &usage, Leases: []gpu.Lease{lease}, Mark: gpu.Mark{Drained: true}, Warnings: plain.Vitals.Warnings()},
 			{Device: part, Usage: &parted},
 			{Device: gpu.Device{UUID: "GPU-gone", Index: -1, Minor: -1}, Gone: true},
 		},

@@ -122,17 +122,17 @@ func (s *gpuService) SetMIGMode(ctx context.Context, req *remotegpuv1.SetMIGMode
 func (s *gpuService) toGPU(g *runtime.GPU) *remotegpuv1.GPU {
 	message := &remotegpuv1.GPU{
 		Uuid: g.UUID, Node: s.cfg.NodeName, Etag: etag(g.Mark.Revision), Vendor: string(g.Vendor), Model: g.Model, Index: int32(g.Index), Pci: g.PCI,
-		NumaNode: int32(g.NUMANode), MemoryBytes: g.MemoryBytes, Architecture: g.Architecture, ComputeCapability: g.ComputeCapability,
+		NumaNode: int32(g.NUMANode), MemoryBytes: g.MemoryBytes, Architecture: g.Architecture, Ecc: g.ECC, ComputeCapability: g.ComputeCapability,
 		RenderNode: g.RenderNode, Peers: g.Peers, MigCapable: g.MIG.Capable, MigEnabled: g.MIG.Enabled, MigPending: g.MIG.Pending,
 		Mode: gpuModes.toProto[g.Mode()], Drained: g.Mark.Drained, DrainReason: g.Mark.Why, DrainedAt: timestamp(g.Mark.DrainedAt),
-		Health: remotegpuv1.GPUHealth_GPU_HEALTH_OK, Virtualization: g.Virtualization, Usage: toGPUUsage(g.Usage),
+		Health: remotegpuv1.GPUHealth_GPU_HEALTH_OK, Virtualization: g.Virtualization, Usage: toGPUUsage(g),
 		MigWanted: g.WantsMIG, MigProblem: g.MIGProblem,
 	}
 	health := g.Mark.Health
 	if !health.Unhealthy {
 		health = g.Health
 	}
-	message.Warnings = g.Vitals.Warnings()
+	message.Warnings = g.Warnings
 	if health.Unhealthy {
 		message.Health = remotegpuv1.GPUHealth_GPU_HEALTH_UNHEALTHY
 		if health.Passing {
@@ -198,7 +198,8 @@ func told[T int | int64, M int32 | int64](value T) *M {
 	return &number
 }
 
-func toGPUUsage(u *gpu.Usage) *remotegpuv1.GPUUsage {
+func toGPUUsage(g *runtime.GPU) *remotegpuv1.GPUUsage {
+	u := g.Usage
 	if u == nil {
 		return nil
 	}
@@ -211,6 +212,7 @@ func toGPUUsage(u *gpu.Usage) *remotegpuv1.GPUUsage {
 	for _, p := range u.Processes {
 		message.Processes = append(message.Processes, &remotegpuv1.GPUProcess{
 			Pid: int32(p.PID), MemoryBytes: p.MemoryBytes, Graphics: p.Graphics, MigInstance: p.MIG,
+			Environment: g.Users[p.PID].EnvID, EnvironmentName: g.Users[p.PID].EnvName, UtilPercent: told[int, int32](p.UtilPercent),
 		})
 	}
 	return message

@@ -143,6 +143,9 @@ func TestGPULeases(t *testing.T) {
 	}
 	n.Must(t, "env", "rm", "--force", "--grace", "0s", "named")
 	n.refused(t, "XID 79", create("late", "--gpus", "uuid=1")...)
+	if said := n.Must(t, "gpu", "leases", "1"); !strings.Contains(said, "named (deleted)") || !strings.Contains(said, "exclusive, enforced by sole") {
+		t.Errorf("gpu leases says: %s", said)
+	}
 	n.Must(t, "gpu", "undrain", "--reset-health", "1")
 	n.Must(t, "gpu", "drain", "1", "--reason", "a new fan")
 	n.refused(t, "a new fan", create("late", "--gpus", "uuid=1")...)

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -108,6 +109,7 @@ func TestMetrics(t *testing.T) {
 		return strings.Contains(now, `remotegpu_gpu_xid_errors_total{UUID="`+uuid+`",xid="31"} 3`) && strings.Contains(now, "DCGM_FI_DEV_XID_ERRORS{") &&
 			strings.Contains(now, `pci_bus_id="0000`+strings.ToUpper(fakenvml.PCI(0))+`"} 31`)
 	})
+	n.ailing(t, library, &world)
 	world.Rules = []string{"fail nvmlInit_v2 999"}
 	library.Set(t, world)
 	Eventually(t, "the failure to be shown", func() bool { return strings.Contains(n.scrape(t, ""), "\nremotegpu_gpu_up 0\n") })
@@ -116,6 +118,31 @@ func TestMetrics(t *testing.T) {
 	}
 	world.Rules = nil
 	library.Set(t, world)
+}
+
+// ailing has the first GPU become too hot, and then lose memory: who has it keeps
+// it, and is told.
+func (n *Node) ailing(t *testing.T, library *fakenvml.Library, world *fakenvml.Host) {
+	t.Helper()
+	is := func(state string) bool {
+		return strings.Contains(n.scrape(t, ""), `remotegpu_gpu_health{UUID="`+fakenvml.UUID(0)+`",state="`+state+`"} 1`)
+	}
+	world.GPUs[0].Temperature, world.GPUs[0].Shutdown = 101, 100
+	library.Set(t, *world)
+	Eventually(t, "the heat to be shown", func() bool { return is("hot") && slices.Contains(n.events(t, "alone"), "gpus") })
+	Eventually(t, "the condition", func() bool { return strings.Contains(n.Must(t, "node", "info", "-o", "json"), "GPU_WARNING") })
+	if said := n.Must(t, "gpu", "get", "0"); !strings.Contains(said, "hot") || !strings.Contains(said, "101 °C") || !strings.Contains(said, "MiB alone") {
+		t.Errorf("gpu get says: %s", said)
+	}
+	world.GPUs[0].Temperature, world.GPUs[0].ECCEver = 60, 4
+	library.Set(t, *world)
+	Eventually(t, "memory errors to count", func() bool { return is("unhealthy") && slices.Contains(n.events(t, "alone"), "gpu_fail") })
+	if said := n.Must(t, "gpu", "get", "0"); !strings.Contains(said, "its memory had 4 errors that were not corrected") {
+		t.Errorf("gpu get says: %s", said)
+	}
+	Eventually(t, "its loss to be shown", func() bool {
+		return strings.Contains(n.scrape(t, ""), `name="alone",project="default"} 1`) && strings.Contains(n.Must(t, "node", "info", "-o", "json"), "GPU_LOST")
+	})
 }
 
 // prometheus runs one beside the node that scrapes it, and returns how to query

@@ -945,7 +945,7 @@ type GPU struct {
 	// What it does. Absent unless it was asked for and is known.
 	Usage *GPUUsage `protobuf:"bytes,29,opt,name=usage,proto3" json:"usage,omitempty"`
 	// What is wrong with it though it works: heat, memory that failed and is taken
-	// out with its next reset.
+	// out with its next reset, errors that its driver does not tell.
 	Warnings []string `protobuf:"bytes,30,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	// Instances that are to be there and are not, or that are to go.
 	Planned []*PlannedMIGInstance `protobuf:"bytes,31,rep,name=planned,proto3" json:"planned,omitempty"`
@@ -953,7 +953,9 @@ type GPU struct {
 	// SetMIGMode, or instances are to be there.
 	MigWanted bool `protobuf:"varint,32,opt,name=mig_wanted,json=migWanted,proto3" json:"mig_wanted,omitempty"`
 	// Why it could not. Empty: it is on, or nothing has tried yet.
-	MigProblem    string `protobuf:"bytes,33,opt,name=mig_problem,json=migProblem,proto3" json:"mig_problem,omitempty"`
+	MigProblem string `protobuf:"bytes,33,opt,name=mig_problem,json=migProblem,proto3" json:"mig_problem,omitempty"`
+	// Whether its memory corrects errors.
+	Ecc           bool `protobuf:"varint,34,opt,name=ecc,proto3" json:"ecc,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1219,6 +1221,13 @@ func (x *GPU) GetMigProblem() string {
 	return ""
 }
 
+func (x *GPU) GetEcc() bool {
+	if x != nil {
+		return x.Ecc
+	}
+	return false
+}
+
 // GPUUsage is what a GPU does. What it does not tell is absent.
 type GPUUsage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1357,7 +1366,14 @@ type GPUProcess struct {
 	// Whether it draws.
 	Graphics bool `protobuf:"varint,3,opt,name=graphics,proto3" json:"graphics,omitempty"`
 	// UUID of the MIG instance that it is on. Empty: none.
-	MigInstance   string `protobuf:"bytes,4,opt,name=mig_instance,json=migInstance,proto3" json:"mig_instance,omitempty"`
+	MigInstance string `protobuf:"bytes,4,opt,name=mig_instance,json=migInstance,proto3" json:"mig_instance,omitempty"`
+	// Id of the environment that it is of. Empty: it is of none that has the GPU.
+	Environment string `protobuf:"bytes,5,opt,name=environment,proto3" json:"environment,omitempty"`
+	// Name of that.
+	EnvironmentName string `protobuf:"bytes,6,opt,name=environment_name,json=environmentName,proto3" json:"environment_name,omitempty"`
+	// Share of the time in which its kernels ran, percent. Absent where the driver
+	// does not tell.
+	UtilPercent   *int32 `protobuf:"varint,7,opt,name=util_percent,json=utilPercent,proto3,oneof" json:"util_percent,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1418,6 +1434,27 @@ func (x *GPUProcess) GetMigInstance() string {
 		return x.MigInstance
 	}
 	return ""
+}
+
+func (x *GPUProcess) GetEnvironment() string {
+	if x != nil {
+		return x.Environment
+	}
+	return ""
+}
+
+func (x *GPUProcess) GetEnvironmentName() string {
+	if x != nil {
+		return x.EnvironmentName
+	}
+	return ""
+}
+
+func (x *GPUProcess) GetUtilPercent() int32 {
+	if x != nil && x.UtilPercent != nil {
+		return *x.UtilPercent
+	}
+	return 0
 }
 
 // ListGPUsRequest asks for all GPUs.
@@ -2324,7 +2361,7 @@ const file_remotegpu_v1_gpu_proto_rawDesc = "" +
 	"\x06remove\x18\x03 \x01(\bR\x06remove\x12 \n" +
 	"\venvironment\x18\x04 \x01(\tR\venvironment\x12)\n" +
 	"\x10environment_name\x18\x05 \x01(\tR\x0fenvironmentName\x12\x18\n" +
-	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xa1\t\n" +
+	"\aproblem\x18\x06 \x01(\tR\aproblem\"\xb3\t\n" +
 	"\x03GPU\x12\x12\n" +
 	"\x04uuid\x18\x01 \x01(\tR\x04uuid\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -2366,7 +2403,8 @@ const file_remotegpu_v1_gpu_proto_rawDesc = "" +
 	"\n" +
 	"mig_wanted\x18  \x01(\bR\tmigWanted\x12\x1f\n" +
 	"\vmig_problem\x18! \x01(\tR\n" +
-	"migProblem\"\x8c\x05\n" +
+	"migProblem\x12\x10\n" +
+	"\x03ecc\x18\" \x01(\bR\x03ecc\"\x8c\x05\n" +
 	"\bGPUUsage\x12&\n" +
 	"\futil_percent\x18\x01 \x01(\x05H\x00R\vutilPercent\x88\x01\x01\x12*\n" +
 	"\x11memory_used_bytes\x18\x02 \x01(\x04R\x0fmemoryUsedBytes\x12,\n" +
@@ -2386,13 +2424,17 @@ const file_remotegpu_v1_gpu_proto_rawDesc = "" +
 	"\x11_power_milliwattsB\x12\n" +
 	"\x10_ecc_uncorrectedB\x10\n" +
 	"\x0e_ecc_correctedB\x17\n" +
-	"\x15_ecc_uncorrected_ever\"\x80\x01\n" +
+	"\x15_ecc_uncorrected_ever\"\x86\x02\n" +
 	"\n" +
 	"GPUProcess\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\x05R\x03pid\x12!\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x04R\vmemoryBytes\x12\x1a\n" +
 	"\bgraphics\x18\x03 \x01(\bR\bgraphics\x12!\n" +
-	"\fmig_instance\x18\x04 \x01(\tR\vmigInstance\"'\n" +
+	"\fmig_instance\x18\x04 \x01(\tR\vmigInstance\x12 \n" +
+	"\venvironment\x18\x05 \x01(\tR\venvironment\x12)\n" +
+	"\x10environment_name\x18\x06 \x01(\tR\x0fenvironmentName\x12&\n" +
+	"\futil_percent\x18\a \x01(\x05H\x00R\vutilPercent\x88\x01\x01B\x0f\n" +
+	"\r_util_percent\"'\n" +
 	"\x0fListGPUsRequest\x12\x14\n" +
 	"\x05usage\x18\x01 \x01(\bR\x05usage\"{\n" +
 	"\x10ListGPUsResponse\x12%\n" +
@@ -2590,6 +2632,7 @@ func file_remotegpu_v1_gpu_proto_init() {
 		return
 	}
 	file_remotegpu_v1_gpu_proto_msgTypes[7].OneofWrappers = []any{}
+	file_remotegpu_v1_gpu_proto_msgTypes[8].OneofWrappers = []any{}
 	file_remotegpu_v1_gpu_proto_msgTypes[19].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
