@@ -20,8 +20,8 @@ import (
 
 // Drift tells what Restore of the same lists would change on the host: ports
 // that are published and should not be, or the other way round, policies that
-// are not in force, and chains and hooks that are not as they should be. It
-// changes nothing.
+// are not in force, and chains, hooks and bridges that are not as they should
+// be. It changes nothing.
 func (n *Networks) Drift(ctx context.Context, published []port.Published, policies []policy.Declared) ([]port.Drift, error) {
 	around, err := n.surroundings(ctx)
 	if err != nil {
@@ -55,8 +55,35 @@ func (n *Networks) Drift(ctx context.Context, published []port.Published, polici
 	for _, name := range differs {
 		drift = append(drift, port.Drift{Name: name, Message: "it is not as it was declared"})
 	}
+	bridges, err := n.bridgeDrift()
+	if err != nil {
+		return nil, failed("compare the bridges of environments", err)
+	}
+	drift = append(drift, bridges...)
 	if lost, err := n.reservationLost(); err == nil && lost != "" { // Restore says why it cannot be read
 		drift = append(drift, port.Drift{Name: "net.ipv4.ip_local_reserved_ports", Message: "outgoing connections may take ports of the pools: " + lost})
+	}
+	return drift, nil
+}
+
+// bridgeDrift names the environments whose bridge lacks something.
+func (n *Networks) bridgeDrift() (drift []port.Drift, err error) {
+	six := n.HasIPv6()
+	there, err := n.look(six)
+	if err != nil {
+		return nil, err
+	}
+	for _, envID := range slices.Sorted(maps.Keys(there)) {
+		one := there[envID]
+		if one.slot < 0 || one.whole(six) || !n.mayMend(envID, one.slot) {
+			continue
+		}
+		switch held, err := pinned(n.NetNS(envID)); {
+		case err != nil:
+			return nil, err
+		case held: // else it is being removed, or another node's
+			drift = append(drift, port.Drift{EnvID: envID, Name: one.name, Message: "the bridge lacks an address, a route, a neighbour or its port"})
+		}
 	}
 	return drift, nil
 }

@@ -33,6 +33,9 @@ func TestKernelWithoutIPv6(t *testing.T) {
 		all := []port.Published{{EnvID: "01ENVA", Address: l.networks.Address(0), Mappings: mappings}}
 		bridge := testutil.Sh(t, "ip -o -4 addr show to 10.88.0.1/29 | awk '{print $2}'")
 		testutil.Sh(t, "ip -4 addr flush dev "+bridge)
+		if drift, err := l.networks.Drift(t.Context(), all, nil); err != nil || len(drift) != 1 || drift[0].EnvID != "01ENVA" || drift[0].Name != bridge {
+			t.Errorf("%s: drift of a bridge without address %v, %v", name, drift, err)
+		}
 		if err := l.networks.Restore(t.Context(), all, nil); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
