@@ -400,3 +400,28 @@ func TestSeveralGPUsByMPSAreRefusedAtOnce(t *testing.T) {
 		t.Errorf("a start that was refused leaves it %s with %+v", env.State, env.GPUs)
 	}
 }
+
+// One worker is enough for many who take and give back GPUs at a time, though each
+// waits for the others to decide.
+func TestOneWorkerIsEnoughForGPUs(t *testing.T) {
+	h := gpuHost(t)
+	h.workers, h.gpu.ReleaseOnStop, h.gpu.Rules.MaxShared = 1, true, 8
+	d := start(t, h)
+	var group sync.WaitGroup
+	for i := range 4 {
+		group.Go(func() {
+			name := fmt.Sprint("env-", i)
+			if _, op := d.create(withGPU(name, gpu.Request{Mode: gpu.Shared})); op.State != operation.Succeeded {
+				t.Errorf("%s: %+v", name, op.Problem)
+			}
+			for range 3 {
+				for _, do := range []func(context.Context, runtime.ActionRequest) (*runtime.Environment, *operation.Operation, error){d.Stop, d.Start} {
+					if op := d.act(do, name); op.State != operation.Succeeded {
+						t.Errorf("%s: %+v", name, op.Problem)
+					}
+				}
+			}
+		})
+	}
+	group.Wait()
+}
