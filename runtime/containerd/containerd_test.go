@@ -19,6 +19,7 @@ func both(t *testing.T, test func(t *testing.T, d *testutil.ContainerdDaemon)) {
 	t.Helper()
 	for _, need := range []testutil.Need{testutil.Containerd, testutil.Containerd2} {
 		t.Run(string(need), func(t *testing.T) {
+			t.Parallel() // it waits most of the time
 			d := testutil.StartContainerd(t, need)
 			d.Import(t, testutil.TestImage(t, testutil.ImageOptions{Labels: map[string]string{"io.remotegpu.min-memory": "64Mi"}}))
 			test(t, d)

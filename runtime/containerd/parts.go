@@ -1,7 +1,6 @@
 package containerd
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -22,8 +20,6 @@ import (
 )
 
 const (
-	// ownShim is how long a shim whose task is gone may take to end by itself.
-	ownShim      = 2 * time.Second
 	logExtension = ".log"
 	// extracting begins the names of snapshots that an image is unpacked into.
 	extracting = "extract-"
@@ -73,56 +69,6 @@ func (e *Engine) taskParts(ctx context.Context) ([]runtime.Part, error) {
 		parts = append(parts, runtime.Part{Kind: runtime.FoundTask, Name: process.ID, EnvID: process.ID})
 	}
 	return parts, nil
-}
-
-// processParts are shims of our namespace and log writers of our logs.
-func (e *Engine) processParts(context.Context) ([]runtime.Part, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, fmt.Errorf("list processes: %w", err)
-	}
-	var parts []runtime.Part
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue
-		}
-		if id := e.servant(pid); id != "" {
-			parts = append(parts, runtime.Part{Kind: runtime.FoundProcess, Name: entry.Name(), EnvID: id})
-		}
-	}
-	return parts, nil
-}
-
-// servant is the container that a process serves, as a shim that our containerd
-// started or as the writer of its log; "" when it is none of these.
-func (e *Engine) servant(pid int) string {
-	line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
-	if err != nil {
-		return "" // it has ended
-	}
-	var args []string
-	for arg := range bytes.SplitSeq(bytes.TrimRight(line, "\x00"), []byte{0}) {
-		args = append(args, string(arg))
-	}
-	program := filepath.Base(args[0])
-	switch {
-	case strings.HasPrefix(program, "containerd-shim-runc") && after(args, "-namespace") == e.cfg.Namespace && after(args, "-address") == e.cfg.Address:
-		return after(args, "-id")
-	case e.cfg.LogDir != "" && e.cfg.LogWriter.Path != "" && program == filepath.Base(e.cfg.LogWriter.Path):
-		if log := after(args, "path"); filepath.Dir(log) == filepath.Clean(e.cfg.LogDir) {
-			return strings.TrimSuffix(filepath.Base(log), logExtension)
-		}
-	}
-	return ""
-}
-
-// after is the argument that follows a word.
-func after(args []string, word string) string {
-	if i := slices.Index(args, word); i >= 0 && i+1 < len(args) {
-		return args[i+1]
-	}
-	return ""
 }
 
 // cgroupParts are the cgroups below ours.
@@ -259,37 +205,4 @@ func (e *Engine) RemovePart(ctx context.Context, part runtime.Part) error {
 		return fmt.Errorf("remove %s %s: %w", part.Kind, part.Name, errdefs.ErrInvalidArgument)
 	}
 	return nil
-}
-
-// endServants ends what serves a container that has neither task nor record. A
-// shim ends by itself once its task is deleted, so it is given a while.
-func (e *Engine) endServants(ctx context.Context, id string) error {
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	deadline := time.Now().Add(ownShim)
-	for ; ; <-tick.C {
-		all, err := e.processParts(ctx)
-		if err != nil {
-			return err
-		}
-		left := 0
-		for _, part := range all {
-			if part.EnvID != id {
-				continue
-			}
-			left++
-			// An orphan has nobody to take its leave from.
-			if pid, err := strconv.Atoi(part.Name); err == nil && time.Now().After(deadline) {
-				_ = unix.Kill(pid, unix.SIGKILL)
-			}
-		}
-		switch {
-		case left == 0:
-			return nil
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case time.Now().After(deadline.Add(killTimeout)):
-			return fmt.Errorf("%d processes that serve it do not end: %w", left, errdefs.ErrFailedPrecondition)
-		}
-	}
 }

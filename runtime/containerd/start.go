@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"regexp"
 	"strings"
+	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
@@ -124,7 +125,7 @@ func (e *Engine) imageOf(ctx context.Context, record *containers.Container) (ext
 func (e *Engine) clearTask(ctx context.Context, id string) error {
 	process, err := e.task(ctx, id)
 	if errdefs.IsNotFound(err) {
-		return nil
+		return e.endOrphans(ctx, id)
 	} else if err != nil {
 		return err
 	}
@@ -166,7 +167,7 @@ func (e *Engine) run(ctx context.Context, c *runtime.Container, mounts []mount.M
 	}
 	whole, done := uninterrupted(ctx)
 	defer done()
-	created, err := e.tasks.Create(whole, request)
+	created, err := e.createTask(ctx, whole, request)
 	if err != nil && errdefs.IsAlreadyExists(native(err)) {
 		if err := e.clearTask(ctx, c.ID); err != nil {
 			return 0, err
@@ -174,7 +175,7 @@ func (e *Engine) run(ctx context.Context, c *runtime.Container, mounts []mount.M
 		if err := e.deleteTask(ctx, c.ID); err != nil { // a shim without a task
 			return 0, err
 		}
-		created, err = e.tasks.Create(whole, request)
+		created, err = e.createTask(ctx, whole, request)
 	}
 	if err == nil {
 		err = ctx.Err()
@@ -202,6 +203,39 @@ func (e *Engine) run(ctx context.Context, c *runtime.Container, mounts []mount.M
 		return 0, errors.Join(err, e.removeTask(undo, c.ID))
 	}
 	return int(created.Pid), nil
+}
+
+// bundleTime is for how long containerd may clear up after an earlier shim: it
+// gives a task and a shim that do not answer 5 s each to end.
+const bundleTime = 15 * time.Second
+
+// createTask makes a task, as soon as containerd has cleared up after an earlier
+// one of the container, which it does after it has said that there is none.
+func (e *Engine) createTask(ctx, whole context.Context, request *tasks.CreateTaskRequest) (*tasks.CreateTaskResponse, error) {
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for begun := time.Now(); ; {
+		created, err := e.tasks.Create(whole, request)
+		if err == nil || !bundleThere(err, request.ContainerID) {
+			return created, err
+		}
+		if time.Since(begun) > bundleTime {
+			return nil, problem.New(problem.Unavailable, "containerd has not cleared up after an earlier shim of the container").WithCause(err).
+				WithHint("it is tried again; if it stays so, see containerd's log")
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
+// bundleThere says whether the directory of a container's task stood in the way.
+// containerd passes on what the system said, of an unknown kind.
+func bundleThere(err error, id string) bool {
+	text := err.Error()
+	return strings.Contains(text, "mkdir ") && strings.Contains(text, "/"+id+": file exists") && !fromRuntime(err)
 }
 
 // startProblem tells what a runtime said of a process that did not start.

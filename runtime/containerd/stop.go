@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -36,6 +37,9 @@ func (e *Engine) stop(ctx context.Context, id string, timeout time.Duration) (ru
 	defer cancel()
 	ended := e.wait(waiting, id, "")
 	if err := e.tell(ctx, id, e.stopSignal(ctx, &record), false); err != nil {
+		if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) { // its shim does not answer
+			return e.takeAway(ctx, &record, waited{status: 128 + uint32(unix.SIGKILL)})
+		}
 		return runtime.Exit{}, err
 	}
 	if err := e.thaw(ctx, id); err != nil && !e.over(ctx, id) {
@@ -58,14 +62,19 @@ func (e *Engine) stop(ctx context.Context, id string, timeout time.Duration) (ru
 	} else if last.err != nil { // its shim died with it, as containerd puts it down then
 		last = waited{status: 128 + uint32(unix.SIGKILL)}
 	}
+	return e.takeAway(ctx, &record, last)
+}
+
+// takeAway removes the task of a first process that has ended, and tells how.
+func (e *Engine) takeAway(ctx context.Context, record *containers.Container, last waited) (runtime.Exit, error) {
 	exit := exitOf(last.status, last.at)
-	kills, _ := e.oomKills(id)
+	kills, _ := e.oomKills(record.ID)
 	exit.OOMKilled = kills > 0
-	if err := e.roots.EndLive(ctx, id); err != nil {
+	if err := e.roots.EndLive(ctx, record.ID); err != nil {
 		return runtime.Exit{}, err
 	}
-	e.liftGPULimits(ctx, &record)
-	return exit, e.removeTask(ctx, id)
+	e.liftGPULimits(ctx, record)
+	return exit, e.removeTask(ctx, record.ID)
 }
 
 // tell sends a signal to a first process, or all, that may have ended by now.
@@ -200,18 +209,34 @@ func (e *Engine) deleteTask(ctx context.Context, id string) error {
 	return nil
 }
 
+// shimPatience is for how long a shim that does not answer is asked again before
+// it is killed.
+const shimPatience = 6 * time.Second
+
 // removeTask kills and removes whatever task a container has. A shim that died
 // makes calls fail in several ways until containerd has cleaned up after it,
-// so it is asked again for a while.
+// so it is asked again for a while; one that does not answer is killed.
 func (e *Engine) removeTask(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*killTimeout)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
+	var silent time.Time // since when its shim does not answer
 	var err error
 	for range 100 { // ten seconds beside the waiting itself
 		if err = e.tryRemoveTask(ctx, id); err == nil {
 			return nil
+		}
+		switch {
+		case !errors.Is(err, context.DeadlineExceeded) && !errdefs.IsDeadlineExceeded(err):
+			silent = time.Time{}
+		case silent.IsZero():
+			silent = time.Now()
+		case time.Since(silent) > shimPatience:
+			if endErr := e.endShims(ctx, id); endErr != nil {
+				return errors.Join(err, endErr)
+			}
+			silent = time.Time{}
 		}
 		select {
 		case <-tick.C:
@@ -225,9 +250,18 @@ func (e *Engine) removeTask(ctx context.Context, id string) error {
 func (e *Engine) tryRemoveTask(ctx context.Context, id string) error {
 	process, err := e.task(ctx, id)
 	if errdefs.IsNotFound(err) {
-		return e.deleteTask(ctx, id)
-	} else if err == nil && process.Status == 0 {
-		return e.deleteTask(ctx, id) // its shim does not answer
+		if err := e.deleteTask(ctx, id); err != nil {
+			return err
+		}
+		return e.endOrphans(ctx, id)
+	} else if err == nil && process.Status == task.Status_UNKNOWN { // its shim does not answer
+		soon, cancel := context.WithTimeout(context.WithoutCancel(ctx), shimPatience)
+		defer cancel()
+		_, err := e.tasks.Delete(soon, &tasks.DeleteTaskRequest{ContainerID: id})
+		if err = native(err); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("delete task: %w", err)
+		}
+		return nil
 	} else if err != nil {
 		return err
 	}
@@ -292,7 +326,7 @@ func (e *Engine) remove(ctx context.Context, id string) error {
 	}
 	if unrecorded {
 		// A leftover of a crash: its shim may be one that containerd has lost.
-		if err := e.endServants(ctx, id); err != nil {
+		if err := e.endServants(ctx, id, shim, clearer, writer); err != nil {
 			return err
 		}
 	}

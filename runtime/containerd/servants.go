@@ -1,0 +1,188 @@
+package containerd
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+const (
+	// ownEnd is how long a shim whose task is gone, and the writer of its log, may
+	// take to end by themselves.
+	ownEnd = 2 * time.Second
+	// servantPoll is how often it is looked whether they have.
+	servantPoll = 100 * time.Millisecond
+)
+
+// duty is what a process does for a container.
+type duty int
+
+const (
+	shim    duty = iota // it runs the container
+	clearer             // it clears up after a shim that died: the shim's program, run by containerd
+	writer              // it writes the container's log
+)
+
+// servant is a process that serves a container.
+type servant struct {
+	pid  int
+	id   string // of the container
+	duty duty
+}
+
+// servants are the shims of our namespace and the writers of our logs.
+func (e *Engine) servants() ([]servant, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	var found []servant
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		if s, is := e.servant(pid); is {
+			found = append(found, s)
+		}
+	}
+	return found, nil
+}
+
+// servant says what a process serves: a shim that our containerd started, or the
+// writer of a log of ours. A process in a container is none, whatever it calls
+// itself.
+func (e *Engine) servant(pid int) (servant, bool) {
+	line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+	if err != nil {
+		return servant{}, false // it has ended
+	}
+	var args []string
+	for arg := range bytes.SplitSeq(bytes.TrimRight(line, "\x00"), []byte{0}) {
+		args = append(args, string(arg))
+	}
+	s := servant{pid: pid}
+	program := filepath.Base(args[0])
+	switch {
+	case strings.HasPrefix(program, "containerd-shim-runc") && after(args, "-namespace") == e.cfg.Namespace && after(args, "-address") == e.cfg.Address:
+		s.id = after(args, "-id")
+		if args[len(args)-1] == "delete" {
+			s.duty = clearer
+		}
+	case e.cfg.LogDir != "" && e.cfg.LogWriter.Path != "" && program == filepath.Base(e.cfg.LogWriter.Path):
+		if log := after(args, "path"); filepath.Dir(log) == filepath.Clean(e.cfg.LogDir) {
+			s.id, s.duty = strings.TrimSuffix(filepath.Base(log), logExtension), writer
+		}
+	}
+	return s, s.id != "" && sameProcesses(pid)
+}
+
+// sameProcesses says whether a process is in our PID namespace, as none in a
+// container is.
+func sameProcesses(pid int) bool {
+	ours, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return false
+	}
+	its, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "ns/pid"))
+	return err == nil && its == ours
+}
+
+// after is the argument that follows a word.
+func after(args []string, word string) string {
+	if i := slices.Index(args, word); i >= 0 && i+1 < len(args) {
+		return args[i+1]
+	}
+	return ""
+}
+
+// processParts are all servants.
+func (e *Engine) processParts(context.Context) ([]runtime.Part, error) {
+	found, err := e.servants()
+	parts := make([]runtime.Part, 0, len(found))
+	for _, s := range found {
+		parts = append(parts, runtime.Part{Kind: runtime.FoundProcess, Name: strconv.Itoa(s.pid), EnvID: s.id})
+	}
+	return parts, err
+}
+
+// endOrphans ends shims of a container that containerd has no task of. When the
+// caller of Tasks.Create dies, containerd kills the program that starts a shim,
+// and not the shim, which may run by then and perhaps never serve. The next one
+// would find its socket taken, and leave the container to it. Whoever still
+// clears up after a shim is waited for: it would take the next one's container.
+func (e *Engine) endOrphans(ctx context.Context, id string) error {
+	return e.endServants(ctx, id, shim, clearer)
+}
+
+// endServants ends what serves a container that has no task: it has a while to
+// end by itself.
+func (e *Engine) endServants(ctx context.Context, id string, duties ...duty) error {
+	tick := time.NewTicker(servantPoll)
+	defer tick.Stop()
+	begun := time.Now()
+	for ; ; <-tick.C {
+		all, err := e.servants()
+		if err != nil {
+			return err
+		}
+		left := slices.DeleteFunc(all, func(s servant) bool { return s.id != id || !slices.Contains(duties, s.duty) })
+		if len(left) == 0 {
+			return nil
+		}
+		for _, s := range left {
+			patience := ownEnd
+			if s.duty == clearer {
+				patience = killTimeout // containerd gives it less
+			}
+			if time.Since(begun) > patience {
+				e.end(ctx, s)
+			}
+		}
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case time.Since(begun) > ownEnd+killTimeout:
+			return fmt.Errorf("%d processes that serve it do not end: %w", len(left), errdefs.ErrFailedPrecondition)
+		}
+	}
+}
+
+// endShims kills the shims of a container at once. containerd clears up after
+// them, and ends what they ran.
+func (e *Engine) endShims(ctx context.Context, id string) error {
+	all, err := e.servants()
+	for _, s := range all {
+		if s.id == id && s.duty == shim {
+			e.end(ctx, s)
+		}
+	}
+	return err
+}
+
+// end kills a servant, and nobody who has been given its number since.
+func (e *Engine) end(ctx context.Context, s servant) {
+	process, err := unix.PidfdOpen(s.pid, 0)
+	if err != nil {
+		return // it has ended
+	}
+	defer unix.Close(process) //nolint:errcheck // nothing was written to it
+	if now, is := e.servant(s.pid); !is || now != s {
+		return
+	}
+	e.cfg.Log.WarnContext(ctx, "a process of containerd that serves no task any more, or does not answer, is ended", "container", s.id, "pid", s.pid)
+	if err := unix.PidfdSendSignal(process, unix.SIGKILL, nil, 0); err != nil {
+		e.cfg.Log.WarnContext(ctx, "it cannot be ended", "pid", s.pid, "error", err)
+	}
+}
