@@ -22,7 +22,7 @@ const patience = 100 * time.Second
 
 // A shim that does not answer keeps nobody from deleting its container.
 func TestDeleteWithSilentShim(t *testing.T) {
-	both(t, func(t *testing.T, d *testutil.ContainerdDaemon) {
+	both(t, func(t *testing.T, d *testutil.ContainerdDaemon) { //nolint:thelper // it is the test
 		engine := open(t, d)
 		c := runtime.Container{ID: "silent", Image: testutil.ImageName, NetNS: netNS(t, d)(), LogPath: filepath.Join(logs(d), "silent.log")}
 		shim := parent(t, start(t, engine, c))
@@ -46,7 +46,7 @@ func TestDeleteWithSilentShim(t *testing.T) {
 // A shim that containerd has lost, as that of a start whose caller was killed,
 // and that does not serve, is not taken for the next start's.
 func TestStartBesideOrphanedShim(t *testing.T) {
-	both(t, func(t *testing.T, d *testutil.ContainerdDaemon) {
+	both(t, func(t *testing.T, d *testutil.ContainerdDaemon) { //nolint:thelper // it is the test
 		engine := open(t, d)
 		c := runtime.Container{ID: "again", Image: testutil.ImageName, NetNS: netNS(t, d)(), LogPath: filepath.Join(logs(d), "again.log")}
 		shim := parent(t, start(t, engine, c))
