@@ -281,6 +281,17 @@ func (d *Driver) Happen(event gpu.Event) bool {
 	return told
 }
 
+// Devices are the GPUs as they are.
+func (d *Driver) Devices() []gpu.Device {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	devices := slices.Clone(d.devices)
+	for i := range devices {
+		devices[i].MIG.Instances = slices.Clone(devices[i].MIG.Instances)
+	}
+	return devices
+}
+
 // Instances names the profiles of all instances by where they are.
 func (d *Driver) Instances() map[string]string {
 	d.mu.Lock()

@@ -28,6 +28,7 @@ type Faults struct {
 	calls  []string
 	counts map[string]int
 	plans  []plan
+	dead   error // what every call fails with
 	hook   func(method string)
 }
 
@@ -50,6 +51,14 @@ func (f *Faults) Fail(method string, n int, when When, err error) {
 		n += f.counts[method]
 	}
 	f.plans = append(f.plans, plan{method: method, n: n, when: when, err: err})
+}
+
+// Kill fails every call from now on with err, before anything is done, until
+// Kill(nil): whoever calls has died, and does nothing any more.
+func (f *Faults) Kill(err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.dead = err
 }
 
 // Hook has f called at the begin of every call, outside of all locks: to block
@@ -118,6 +127,11 @@ func (f *Faults) enter(method string) (before, after error) {
 	f.mu.Unlock()
 	if hook != nil {
 		hook(method)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.dead != nil {
+		before = f.dead
 	}
 	return before, after
 }
