@@ -103,6 +103,7 @@ func (m *Manager) remakePartitions(ctx context.Context) error {
 	if books, _, err = m.books(ctx, 0); err != nil {
 		return err
 	}
+	books.Devices = slices.Clone(books.Devices) // others read those of the inventory
 	for i := range books.Planned {
 		p := &books.Planned[i]
 		if why := m.remakeInstance(ctx, &books, p); why != "" {
