@@ -226,10 +226,12 @@ func (h *healthChecks) checkOne(ctx context.Context, m *monitor) {
 		health, news = h.judge(m, err == nil, shorten(detail), time.Now())
 	}
 	if news {
-		if err := h.manager.foundHealth(ctx, m, health, shorten(detail)); err != nil && ctx.Err() == nil {
+		recorded, err := h.manager.foundHealth(ctx, m, health, shorten(detail))
+		if err != nil && ctx.Err() == nil {
 			h.manager.cfg.Log.ErrorContext(ctx, "recording the health of an environment failed; the next check tries again",
 				"environment", m.id, "error", err)
-		} else {
+		}
+		if recorded { // else it is news at the next check too
 			h.settle(m, health)
 		}
 	}
@@ -278,8 +280,10 @@ func (h *healthChecks) settle(m *monitor, health Health) {
 
 // foundHealth records the health of a run. One that was found unhealthy is
 // restarted where the policy says so, and is not when it recovers before.
-func (m *Manager) foundHealth(ctx context.Context, of *monitor, health Health, detail string) error {
-	_, err := m.update(ctx, of.id, func(env *Environment) error {
+// recorded is false when it is not this health's time: the next check says it
+// again, to whatever the environment is by then.
+func (m *Manager) foundHealth(ctx context.Context, of *monitor, health Health, detail string) (recorded bool, err error) {
+	_, err = m.update(ctx, of.id, func(env *Environment) error {
 		if env.State != Running || !env.StartedAt.Equal(of.started) || env.Spec.HealthCheck == nil || !reflect.DeepEqual(of.check, *env.Spec.HealthCheck) {
 			return errNotOurs
 		}
@@ -298,9 +302,9 @@ func (m *Manager) foundHealth(ctx context.Context, of *monitor, health Health, d
 		m.health.forget(of)
 	}
 	if errors.Is(err, errNotOurs) || errdefs.IsNotFound(err) {
-		return nil
+		return false, nil
 	}
-	return err
+	return err == nil, err
 }
 
 // checkAnew makes environments that run begin at starting again: what an

@@ -169,6 +169,64 @@ func TestUnhealthyIsRestarted(t *testing.T) {
 	}
 }
 
+// What is found unhealthy while an operation works on the environment is
+// recorded, and restarted, when that one is over.
+func TestUnhealthyBesideAnOperation(t *testing.T) {
+	for _, restart := range []bool{false, true} {
+		t.Run(fmt.Sprintf("on_unhealthy=%t", restart), func(t *testing.T) {
+			listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer listener.Close()
+			h := newHost(t)
+			var refused atomic.Int64
+			var refuse atomic.Bool
+			h.dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+				if refuse.Load() {
+					refused.Add(1)
+					return nil, errors.New("connection refused")
+				}
+				return new(net.Dialer).DialContext(ctx, network, listener.Addr().String())
+			}
+			d := start(t, h)
+			req := checked("desk", runtime.HealthCheck{TCPPort: 80})
+			if restart {
+				req.Spec.Restart = &runtime.RestartPolicy{Mode: runtime.RestartOnFailure, OnUnhealthy: true}
+			}
+			env, _ := d.create(req)
+			d.awaitHealth("desk", runtime.Healthy)
+			release := make(chan struct{})
+			h.faults.Hook(func(method string) {
+				if method == "Networks.Publish" {
+					<-release
+				}
+			})
+			_, op, err := d.CreatePort(t.Context(), runtime.PortCreateRequest{Environment: "desk", Port: web(8080)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			refuse.Store(true)
+			waitFor(t, "several checks beside the operation", func() bool { return refused.Load() > 5 })
+			if env := d.get("desk"); env.Health != runtime.Healthy || env.Operation != op.ID {
+				t.Errorf("while an operation works on it: %s, operation %q", env.Health, env.Operation)
+			}
+			h.faults.Hook(nil)
+			close(release)
+			d.settle(op, nil)
+			if !restart {
+				d.awaitHealth("desk", runtime.Unhealthy)
+				return
+			}
+			waitFor(t, "a restart", func() bool { return d.get("desk").RestartCount > 0 })
+			refuse.Store(false)
+			if well := d.awaitHealth("desk", runtime.Healthy); !well.StartedAt.After(env.StartedAt) {
+				t.Errorf("after the restart: %+v", well)
+			}
+		})
+	}
+}
+
 func TestBadCareIsRefused(t *testing.T) {
 	h := newHost(t)
 	d := start(t, h)
