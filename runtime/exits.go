@@ -151,22 +151,29 @@ func (m *Manager) ended(ctx context.Context, id string, exit *Exit) error {
 		}
 		return err
 	}
-	defer unlock()
-	if !env.Alive() {
-		return nil
+	dead := false
+	if env.Alive() {
+		dead, err = m.recordEnd(ctx, id, exit)
 	}
-	return m.recordEnd(ctx, id, exit)
+	if !dead {
+		unlock()
+		return err
+	}
+	m.dead.put(id, unlock)
+	return nil
 }
 
 // recordEnd does the work of ended under the environment's lock. It asks the
-// engine again first: an event of an earlier run may come late.
-func (m *Manager) recordEnd(ctx context.Context, id string, exit *Exit) error {
+// engine again first: an event of an earlier run may come late. dead says that
+// the dead task is left to be removed before the lock is given up; the
+// container stays for the next start.
+func (m *Manager) recordEnd(ctx context.Context, id string, exit *Exit) (dead bool, err error) {
 	status, err := m.cfg.Engine.Status(ctx, id)
 	if err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("ask for container of environment %s: %w", id, err)
+		return false, fmt.Errorf("ask for container of environment %s: %w", id, err)
 	}
 	if status.Running {
-		return nil
+		return false, nil
 	}
 	if last := status.Exit; last != nil && (exit == nil || !last.At.Equal(exit.At)) {
 		exit = last
@@ -188,22 +195,14 @@ func (m *Manager) recordEnd(ctx context.Context, id string, exit *Exit) error {
 		return nil
 	})
 	if errors.Is(err, errNotOurs) || errdefs.IsNotFound(err) {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	m.drawing.stop(id)
 	m.cfg.Log.InfoContext(ctx, "the process of an environment has ended", "environment", id, "state", env.State)
-	if !env.RestartAt.IsZero() {
-		return nil // the restart removes the dead task
-	}
-	// The dead task goes, the container stays for the next start, which waits
-	// for the lock: it is never the new run that is ended here.
-	if _, err := m.cfg.Engine.Stop(ctx, id, 0); err != nil && !errdefs.IsNotFound(err) {
-		return fmt.Errorf("remove ended task of environment %s: %w", id, err)
-	}
-	return nil
+	return env.RestartAt.IsZero(), nil // a restart removes the dead task
 }
 
 // afterExit is the state of an environment whose process ended unasked: it

@@ -93,6 +93,7 @@ type Manager struct {
 	passes    keylock.Map[struct{}] // one pass of the reconciler at a time
 	measuring keylock.Map[string]   // "usage" and "disk": one pass at a time
 	missed    missedExits
+	dead      *deadTasks
 	conflicts portConflicts
 	disks     diskSizes
 	// occupiedSlots are the address slots of networks that no environment
@@ -175,6 +176,7 @@ func New(cfg Config) *Manager {
 	if m.cfg.InEnvironment == nil {
 		m.cfg.InEnvironment = func(int, string) (bool, error) { return false, nil }
 	}
+	m.dead = newDeadTasks(m)
 	m.tending.asked = make(chan chan struct{}, 1)
 	m.drawing.manager = m
 	m.restart, m.health, m.expiry = newAgenda(), newHealthChecks(m), newAgenda()

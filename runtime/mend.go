@@ -17,6 +17,9 @@ import (
 // environment, before it changes anything. The error is of what belongs to no
 // finding.
 func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding, mode passMode) error {
+	if mode == wholePass {
+		m.removeStaleExecs(ctx)
+	}
 	declared := m.bringUp(ctx, o, findings)
 	for i := range findings {
 		if f := &findings[i]; f.step == stepDeclare {
@@ -35,32 +38,57 @@ func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding,
 	return errors.Join(declared, m.tidyLogins(ctx), m.purge(ctx, keepDeleted))
 }
 
+// mendersAtOnce is how many environments are brought in order at the same time:
+// each is mostly waited for, and a shim that hangs is waited for long.
+const mendersAtOnce = 8
+
 // bringUp makes the database follow what is, and then the host follow the
 // database. The error is of the host's ports.
 func (m *Manager) bringUp(ctx context.Context, o *observed, findings []Finding) error {
-	m.removeStaleExecs(ctx)
+	differ := make(map[string][]*Finding) // by environment; of one in their order
 	for i := range findings {
-		f := &findings[i]
-		switch f.step { //nolint:exhaustive // the others come below
-		case stepEnded:
-			f.settle(m.ended(ctx, f.EnvID, o.containers[f.EnvID].Exit))
-		case stepFree:
-			f.settle(m.freeAbandoned(ctx, f.EnvID, f.Name))
-		case stepUndo:
-			f.settle(m.finishUndo(ctx, f.EnvID))
-		case stepFrozen:
-			f.settle(m.frozen(ctx, f.EnvID))
-		case stepAdopt:
-			f.settle(m.adoptRunning(ctx, f.EnvID))
-		case stepSnapshot:
+		if f := &findings[i]; f.step != stepSnapshot {
+			differ[f.EnvID] = append(differ[f.EnvID], f)
+		}
+	}
+	group := new(errgroup.Group)
+	group.SetLimit(mendersAtOnce)
+	for _, found := range differ {
+		group.Go(func() error {
+			for _, f := range found {
+				m.mend(ctx, o, f)
+			}
+			return nil
+		})
+	}
+	_ = group.Wait() // each finding has its error
+	for i := range findings {
+		if f := &findings[i]; f.step == stepSnapshot { // these may depend on each other
 			f.settle(m.mendSnapshot(ctx, f.Name))
-		case stepRelabel:
-			f.settle(m.relabel(ctx, f.EnvID))
 		}
 	}
 	m.countKills(ctx, o)
+	m.removeDeadLeft(ctx, o)
 	m.ensureDrawing(o.environments)
 	return m.restorePorts(ctx)
+}
+
+// mend makes the database follow what is of one environment.
+func (m *Manager) mend(ctx context.Context, o *observed, f *Finding) {
+	switch f.step { //nolint:exhaustive // the others are not about the database
+	case stepEnded:
+		f.settle(m.ended(ctx, f.EnvID, o.containers[f.EnvID].Exit))
+	case stepFree:
+		f.settle(m.freeAbandoned(ctx, f.EnvID, f.Name))
+	case stepUndo:
+		f.settle(m.finishUndo(ctx, f.EnvID))
+	case stepFrozen:
+		f.settle(m.frozen(ctx, f.EnvID))
+	case stepAdopt:
+		f.settle(m.adoptRunning(ctx, f.EnvID))
+	case stepRelabel:
+		f.settle(m.relabel(ctx, f.EnvID))
+	}
 }
 
 // removersAtOnce is how many leftovers are removed at the same time: each is

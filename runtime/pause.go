@@ -87,7 +87,11 @@ func (m *Manager) runResume(ctx context.Context, task *operation.Task) error {
 	}
 	recording, cancel := cleanup.Context(ctx)
 	defer cancel()
-	if err := m.recordEnd(recording, env.ID, nil); err != nil {
+	dead, err := m.recordEnd(recording, env.ID, nil)
+	if dead {
+		err = m.removeDead(recording, env.ID)
+	}
+	if err != nil {
 		m.cfg.Log.ErrorContext(ctx, "recording an exit failed; the reconciler will try again", "environment", env.ID, "error", err)
 	}
 	return operation.Permanent(ended)

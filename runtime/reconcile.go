@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -35,8 +36,8 @@ func (m *Manager) Protect(ctx context.Context) {
 
 // Adopt makes the store follow what survived the daemon: containers that run
 // are kept, those that ended meanwhile are recorded, published ports are
-// declared anew. Call it after Protect and before serving; what was left behind
-// is removed by Run. When the engine does not answer the node serves what it
+// declared anew. Call it after Protect and before serving; what was left behind,
+// dead tasks and commands of the daemon before among it, is removed by Run. When the engine does not answer the node serves what it
 // knows, and Run tries again.
 func (m *Manager) Adopt(ctx context.Context) {
 	m.thawInterrupted(ctx)
@@ -56,6 +57,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	m.drawing.open(ctx)
 	defer m.drawing.wait()
 	group.Go(func() error { m.followEvents(ctx); return nil })
+	group.Go(func() error { m.dead.run(ctx); return nil })
 	group.Go(func() error { m.runRestarts(ctx); return nil })
 	group.Go(func() error { m.runExpiry(ctx); return nil })
 	group.Go(func() error { m.health.run(ctx); return nil })
@@ -109,18 +111,23 @@ func (m *Manager) watchDrawing(env *Environment) {
 	}
 }
 
-// followEvents turns the engine's events into state changes. It subscribes first
-// and reconciles then, at boot and after each break, so that nothing is missed.
+// followEvents turns the engine's events into state changes, one after the
+// other: what takes its time is not done here. It subscribes first and
+// reconciles then, at boot and after each break, so that nothing is missed.
 func (m *Manager) followEvents(ctx context.Context) {
 	for ctx.Err() == nil {
 		events, errs := m.cfg.Engine.Events(ctx)
-		if err := m.Reconcile(ctx); err != nil && ctx.Err() == nil {
-			m.cfg.Log.WarnContext(ctx, "reconciling after subscribing to events failed", "error", err)
-		}
+		var passing sync.WaitGroup
+		passing.Go(func() {
+			if err := m.Reconcile(ctx); err != nil && ctx.Err() == nil {
+				m.cfg.Log.WarnContext(ctx, "reconciling after subscribing to events failed", "error", err)
+			}
+		})
 		for event := range events {
 			m.happened(ctx, event)
 		}
 		err := <-errs
+		passing.Wait()
 		if ctx.Err() != nil {
 			return
 		}
