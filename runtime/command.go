@@ -29,7 +29,8 @@ type CommandRequest struct {
 }
 
 // RunCommand runs one command in a running environment and returns when it has
-// ended.
+// ended. ENV_NOT_FOUND, ENV_NOT_RUNNING, EXEC_LIMIT_REACHED, and the errors of
+// Engine.Run.
 func (m *Manager) RunCommand(ctx context.Context, req CommandRequest) (CommandResult, error) {
 	env, err := m.Get(ctx, req.Project, req.Environment)
 	if err != nil {
@@ -45,6 +46,11 @@ func (m *Manager) RunCommand(ctx context.Context, req CommandRequest) (CommandRe
 	if req.Timeout == 0 {
 		req.Timeout = DefaultCommandTimeout
 	}
+	leave, err := m.enterCommand(env)
+	if err != nil {
+		return CommandResult{}, err
+	}
+	defer leave()
 	result, err := m.cfg.Engine.Run(ctx, env.ID, Command{
 		Argv: req.Argv, Stdin: req.Stdin, Env: variables, Workdir: req.Workdir, User: req.User,
 		Timeout: req.Timeout, OutputLimit: CommandOutputLimit,

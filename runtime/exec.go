@@ -12,8 +12,8 @@ import (
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
-// ExecLimit is how many commands with streams may run in one environment at a
-// time: each holds buffers and goroutines of the node.
+// ExecLimit is how many commands of callers may run in one environment at a
+// time, with streams or without: each holds buffers and goroutines of the node.
 const ExecLimit = 64
 
 // Executor runs commands with streams; runtime/containerd implements it.
@@ -97,11 +97,11 @@ func (m *Manager) Exec(ctx context.Context, req ExecRequest, streams Streams) (E
 	if err != nil {
 		return Exit{}, err
 	}
-	if !m.execs.enter(env.ID, ExecLimit) {
-		return Exit{}, problem.New(problem.ExecLimit, "%d commands run in environment %q already", ExecLimit, env.Name).
-			WithField("environment").WithHint("let one of them end first, or start several from one shell")
+	leave, err := m.enterCommand(env)
+	if err != nil {
+		return Exit{}, err
 	}
-	defer m.execs.leave(env.ID)
+	defer leave()
 	exit, err := m.cfg.Executor.Exec(ctx, env.ID, Process{
 		Argv: req.Argv, Env: variables, Workdir: req.Workdir, User: req.User, Terminal: req.Terminal,
 	}, streams)
@@ -112,6 +112,16 @@ func (m *Manager) Exec(ctx context.Context, req ExecRequest, streams Streams) (E
 		return Exit{}, fmt.Errorf("run command in environment %s: %w", env.ID, err)
 	}
 	return exit, nil
+}
+
+// enterCommand counts a command of a caller until leave is called;
+// EXEC_LIMIT_REACHED when too many run.
+func (m *Manager) enterCommand(env *Environment) (leave func(), err error) {
+	if !m.execs.enter(env.ID, ExecLimit) {
+		return nil, problem.New(problem.ExecLimit, "%d commands run in environment %q already", ExecLimit, env.Name).
+			WithField("environment").WithHint("let one of them end first, or start several from one shell")
+	}
+	return func() { m.execs.leave(env.ID) }, nil
 }
 
 // commandVariables are the variables of a command as "NAME=value".

@@ -354,7 +354,8 @@ type EnvironmentServiceClient interface {
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_NOT_RUNNING),
 	// INVALID_ARGUMENT (COMMAND_NOT_FOUND, USER_NOT_FOUND, FIELD_INVALID),
 	// FAILED_PRECONDITION (PROCESS_START_FAILED), DEADLINE_EXCEEDED
-	// (COMMAND_TIMEOUT: it was killed).
+	// (COMMAND_TIMEOUT: it was killed), RESOURCE_EXHAUSTED (EXEC_LIMIT_REACHED: 64
+	// commands run in it, with streams or without).
 	RunCommand(context.Context, *v1.RunCommandRequest) (*v1.RunCommandResponse, error)
 	// ExecCommand runs a command with streams: standard input, output and error,
 	// with or without a terminal, resizes and signals. The first message of the
@@ -689,7 +690,8 @@ type EnvironmentServiceHandler interface {
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_NOT_RUNNING),
 	// INVALID_ARGUMENT (COMMAND_NOT_FOUND, USER_NOT_FOUND, FIELD_INVALID),
 	// FAILED_PRECONDITION (PROCESS_START_FAILED), DEADLINE_EXCEEDED
-	// (COMMAND_TIMEOUT: it was killed).
+	// (COMMAND_TIMEOUT: it was killed), RESOURCE_EXHAUSTED (EXEC_LIMIT_REACHED: 64
+	// commands run in it, with streams or without).
 	RunCommand(context.Context, *v1.RunCommandRequest) (*v1.RunCommandResponse, error)
 	// ExecCommand runs a command with streams: standard input, output and error,
 	// with or without a terminal, resizes and signals. The first message of the

@@ -1,0 +1,53 @@
+package runtime_test
+
+import (
+	"io"
+	"testing"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime"
+)
+
+// Commands with streams and without are counted together, so nobody fills the
+// node by the one way while the other is shut.
+func TestCommandsAtOnceAreLimited(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(full("desk"))
+	d.create(full("other"))
+	run := func(name string) error {
+		_, err := d.RunCommand(t.Context(), runtime.CommandRequest{Environment: name, Argv: []string{"testprog", "echo", "x"}})
+		return err
+	}
+	exec := func(name string) error {
+		_, err := d.Exec(t.Context(), runtime.ExecRequest{Environment: name, Argv: []string{"testprog", "echo", "x"}}, runtime.Streams{Stdout: io.Discard, Stderr: io.Discard})
+		return err
+	}
+	reached, release := h.hang("Engine.Run", runtime.ExecLimit)
+	defer release()
+	results := make(chan error, runtime.ExecLimit)
+	for range runtime.ExecLimit {
+		go func() { results <- run("desk") }()
+		<-reached
+	}
+	for what, call := range map[string]func(string) error{"run": run, "exec": exec} {
+		err := call("desk")
+		if p := problem.Of(err); p == nil || p.Reason != problem.ExecLimit || p.Field != "environment" || p.Hint == "" {
+			t.Errorf("%s beyond the limit: %v", what, err)
+		}
+		if err := call("other"); err != nil {
+			t.Errorf("%s in another environment: %v", what, err)
+		}
+	}
+	release()
+	for range runtime.ExecLimit {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	for what, call := range map[string]func(string) error{"run": run, "exec": exec} {
+		if err := call("desk"); err != nil {
+			t.Errorf("%s when the others have ended: %v", what, err)
+		}
+	}
+}
