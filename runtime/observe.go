@@ -22,7 +22,10 @@ type observed struct {
 	// it could not be read.
 	operations map[string]*operation.Operation
 	containers map[string]ContainerStatus // ours, by id
-	parts      []Part
+	// unknown are environments that the list of containers may be wrong about,
+	// and that could not be looked at again.
+	unknown map[string]bool
+	parts   []Part
 	// fates are what the store knows of ids that have something on the host and
 	// that no environment holds. Absent: it could not be read.
 	fates map[string]Fate
@@ -46,7 +49,7 @@ func (m *Manager) observe(ctx context.Context) (*observed, error) {
 	}
 	o := &observed{
 		operations: make(map[string]*operation.Operation), containers: make(map[string]ContainerStatus, len(statuses)),
-		fates: make(map[string]Fate),
+		fates: make(map[string]Fate), unknown: make(map[string]bool),
 	}
 	for _, status := range statuses {
 		o.containers[status.ID] = status
@@ -85,10 +88,12 @@ func (m *Manager) observeOne(ctx context.Context, o *observed, i int) error {
 	if env.Operation == "" && env.Held && (!exists || env.Alive() != status.Running || env.Paused != status.Paused) {
 		again, err := m.cfg.Store.Environment(ctx, env.ID)
 		if err != nil && !errdefs.IsNotFound(err) {
+			o.unknown[env.ID] = true
 			return err
 		}
 		status, statusErr := m.cfg.Engine.Status(ctx, env.ID)
 		if statusErr != nil && !errdefs.IsNotFound(statusErr) {
+			o.unknown[env.ID] = true
 			return statusErr
 		}
 		if err == nil {

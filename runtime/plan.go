@@ -42,7 +42,7 @@ func planEnvironment(o *observed, env *Environment) (Finding, bool) {
 	switch {
 	case env.Operation != "":
 		return planOperation(o, env.Operation)
-	case !env.Held, env.State == Creating:
+	case !env.Held, env.State == Creating, o.unknown[env.ID]:
 		return Finding{}, false // it owns nothing, or nobody can tell what
 	case env.State == Failed && env.StartedAt.IsZero():
 		finding.Message, finding.Action, finding.step = "its create failed and could not give back everything", ActionRemove, stepUndo

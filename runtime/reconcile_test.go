@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -115,6 +116,27 @@ func TestDryRunShowsWhatAPassDoes(t *testing.T) {
 		if !strings.Contains(piece, env.ID) && !strings.Contains(piece, "lease-2") {
 			t.Errorf("left behind: %s", piece)
 		}
+	}
+}
+
+// Of an environment whose shim does not answer no end is told, and the others
+// are brought in order.
+func TestNothingIsConcludedFromAShimThatDoesNotAnswer(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	slow, _ := d.create(plain("slow"))
+	h.engine.Forget() // the list has no process of it
+	h.networks.AddStray("rgpu-aaaaaaaa")
+	broken := fmt.Errorf("the shim does not answer: %w", errdefs.ErrUnavailable)
+	for _, dryRun := range []bool{true, false} {
+		h.faults.FailCall("Engine.Status", 1, broken)
+		found, err := d.ReconcileNow(t.Context(), dryRun)
+		if got := said(found); !errors.Is(err, broken) || len(got) != 1 || !strings.HasPrefix(got[0], "interface ") || found[0].Done == dryRun {
+			t.Errorf("dry run %t: %v, %v", dryRun, got, err)
+		}
+	}
+	if got := said(d.reconcile(true)); len(got) != 1 || !strings.HasPrefix(got[0], "environment "+slow.ID) {
+		t.Errorf("when it answers again: %v", got)
 	}
 }
 
