@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -127,27 +128,32 @@ func (e *Engine) drainPipes(exec string) func() {
 
 // findStale looks for processes of other engines: those that run, among the
 // processes of each container; those that have ended and that only their shim
-// knows of, among the pipes that were left.
+// knows of, among the pipes that were left. An error says that a container
+// could not be asked; what is known of it is kept for another time.
 func (e *Engine) findStale(ctx context.Context, stale map[string]int) error {
-	response, err := e.tasks.List(ctx, &tasks.ListTasksRequest{})
+	ids, err := e.withTasks(ctx)
 	if err != nil {
-		return fmt.Errorf("list tasks: %w", e.explain(ctx, err))
+		return err
 	}
+	var mu sync.Mutex
 	var errs []error
-	for _, first := range response.Tasks {
-		pids, err := e.tasks.ListPids(ctx, &tasks.ListPidsRequest{ContainerID: first.ID})
-		if err != nil {
-			if now, gone := e.task(ctx, first.ID); gone == nil && running(now) {
-				errs = append(errs, fmt.Errorf("list processes of container %s: %w", first.ID, e.explain(ctx, err)))
+	silent := make(map[string]bool) // another sweep asks these again
+	var asking errgroup.Group
+	asking.SetLimit(staleWorkers)
+	for _, id := range ids {
+		asking.Go(func() error {
+			execs, err := e.execsOf(ctx, id)
+			mu.Lock()
+			defer mu.Unlock()
+			maps.Copy(stale, execs)
+			if err != nil {
+				silent[id] = true
+				errs = append(errs, fmt.Errorf("list processes of container %s: %w", id, err))
 			}
-			continue // it ends, and all of its processes with it
-		}
-		for _, process := range pids.Processes {
-			if token, _, ours := parseExecID(execOf(process)); ours && token != e.token {
-				stale[execOf(process)] = int(process.Pid)
-			}
-		}
+			return nil
+		})
 	}
+	_ = asking.Wait() // each has told errs
 	pipes, err := filepath.Glob(filepath.Join(e.cfg.FIFODir, "*", "*", "*-stdout"))
 	if err != nil {
 		return fmt.Errorf("list pipes: %w", err)
@@ -158,7 +164,64 @@ func (e *Engine) findStale(ctx context.Context, stale map[string]int) error {
 			stale[exec] = 0
 		}
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for exec, pid := range stale {
+		if _, id, _ := parseExecID(exec); silent[id] {
+			e.lost[exec] = pid
+			delete(stale, exec)
+		}
+	}
 	return errors.Join(errs...)
+}
+
+// withTasks are the containers that have a task or may have one: containerd
+// leaves those out of its list whose shim is slow to answer, so each record
+// that has none there is asked about. That is done until all have answered
+// once.
+func (e *Engine) withTasks(ctx context.Context) ([]string, error) {
+	response, err := e.tasks.List(ctx, &tasks.ListTasksRequest{})
+	if err != nil {
+		return nil, fmt.Errorf("list tasks: %w", e.explain(ctx, err))
+	}
+	records, err := e.store.List(ctx, fmt.Sprintf("labels.%q", LabelEnvironment))
+	if err != nil {
+		return nil, fmt.Errorf("list containers: %w", e.explain(ctx, err))
+	}
+	ids := make(map[string]bool, len(records))
+	for i := range records {
+		ids[records[i].ID] = true
+	}
+	for _, first := range response.Tasks {
+		ids[first.ID] = true
+	}
+	return slices.Sorted(maps.Keys(ids)), nil
+}
+
+// execsOf are the processes of a container, with their pids, that other
+// engines have started in it. None when it does not run.
+func (e *Engine) execsOf(ctx context.Context, id string) (map[string]int, error) {
+	// A shim that hangs must leave time for the rest.
+	ctx, cancel := context.WithTimeout(ctx, noticeTimeout)
+	defer cancel()
+	pids, err := e.tasks.ListPids(ctx, &tasks.ListPidsRequest{ContainerID: id})
+	if err = e.explain(ctx, err); errdefs.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		now, gone := e.task(ctx, id)
+		if errdefs.IsNotFound(gone) || gone == nil && !running(now) {
+			return nil, nil // it ends, and all of its processes with it
+		}
+		return nil, err
+	}
+	execs := make(map[string]int)
+	for _, process := range pids.Processes {
+		if token, _, ours := parseExecID(execOf(process)); ours && token != e.token {
+			execs[execOf(process)] = int(process.Pid)
+		}
+	}
+	return execs, nil
 }
 
 // execOf is the exec id of a process, "" when it was not started as one.
