@@ -97,6 +97,14 @@ func diskQuota(t *testing.T, d *testutil.ContainerdDaemon, kind string) {
 	if !write("small", "/a", 4) || write("small", "/b", 8) || !write("other", "/b", 16) || !write("free", "/b", 48) {
 		t.Error("the limits are not in force")
 	}
+	for _, path := range []string{"/", "/a"} {
+		if got := leaveProject(t, engine, "small", path); got != "" {
+			t.Errorf("%s leaves its project: %s", path, got)
+		}
+	}
+	if write("small", "/b", 8) {
+		t.Error("the limit is not in force any more")
+	}
 	if bytes := used("small"); bytes < 4<<20 || bytes > 9<<20 {
 		t.Errorf("small uses %d bytes", bytes)
 	}

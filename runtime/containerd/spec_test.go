@@ -2,6 +2,7 @@
 package containerd_test
 
 import (
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -83,6 +84,13 @@ func TestSpec(t *testing.T) {
 				t.Errorf("%s: %q, want %q", what, got, want)
 			}
 		}
+		// Nobody leaves the project of a writable layer, or passes for a neighbour.
+		if got := run(t, engine, "denied-ioctls"); got != "0x5820:4/4 0x6602:4/4" {
+			t.Errorf("denied ioctls: %s", got)
+		}
+		if got := leaveProject(t, engine, "one", "/"); got != "" {
+			t.Errorf("leaves its project: %s", got)
+		}
 		limits := run(t, engine, "limits")
 		if !strings.Contains(strings.Join(strings.Fields(limits), " "), " 3000 files") {
 			t.Errorf("limits:\n%s", limits)
@@ -107,6 +115,20 @@ func TestSpec(t *testing.T) {
 			t.Errorf("200 children of 40: %s", got)
 		}
 	})
+}
+
+// leaveProject has a container give a file to no project, and returns what came
+// of that unless all of it was denied.
+func leaveProject(t *testing.T, engine *containerd.Engine, id, path string) string {
+	t.Helper()
+	result, err := engine.Run(t.Context(), id, runtime.Command{Argv: []string{"/bin/testprog", "leave-project", path}, OutputLimit: 4096})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if result.ExitCode == 1 && strings.Count(string(result.Stdout), " denied\n") == 4 {
+		return ""
+	}
+	return fmt.Sprintf("exit code %d\n%s%s", result.ExitCode, result.Stdout, result.Stderr)
 }
 
 // cgroups checks the limits of container one where the kernel keeps them.

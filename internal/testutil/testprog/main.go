@@ -83,6 +83,9 @@ func commands() map[string]command {
 		"winsize":     {0, winsize},
 		"hold":        {0, hold},
 		"ps":          {0, ps},
+
+		"denied-ioctls": {0, deniedIoctls},
+		"leave-project": {1, leaveProject},
 	}
 }
 
