@@ -90,7 +90,7 @@ func TestWatch(t *testing.T) {
 	// One is lost: that is told, and the others are watched again.
 	host.GPUs[1].Lost = true
 	library.Set(t, host)
-	if got := next(t, events); got.UUID != fakenvml.UUID(1) || !got.Fatal || !got.Unwatched || !strings.Contains(got.Detail, "does not answer") {
+	if got := next(t, events); got.UUID != fakenvml.UUID(1) || !got.Fatal || !strings.Contains(got.Detail, "does not answer") {
 		t.Errorf("event %+v", got)
 	}
 	watched(t, library, 5)
@@ -209,7 +209,7 @@ func TestWatchThatBreaksIsAnError(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	go func() { _ = library.Client(t, t.TempDir()).Watch(ctx, nil, func(event gpu.Event) { events <- event }) }()
-	if got := next(t, events); got.Fatal || !strings.Contains(got.Detail, "cannot be watched") {
+	if got := next(t, events); got.Fatal || !got.Unwatched || !strings.Contains(got.Detail, "cannot be watched") {
 		t.Errorf("event %+v", got)
 	}
 }
