@@ -77,7 +77,7 @@ func faultScenarios(f *faultNode, registry *testutil.ImageRegistry, pulled strin
 		},
 		{ // of one that does not run: a stop and a start have points of their own
 			kind: "environment.rollback", method: "SnapshotService/RollBackEnvironment", body: on(`,"snapshot":"kept"`), keep: true,
-			before: then(exists(stateStopped), keptSnapshot), more: oneSnapshot(stateStopped),
+			before: then(keptRunning(exists(stateRunning)), exists(stateStopped)), more: oneSnapshot(stateStopped),
 		},
 		{
 			kind: "environment.snapshot", method: "SnapshotService/CreateSnapshot", body: on(""), keep: true,

@@ -38,11 +38,29 @@ func noSnapshots(tb testing.TB, f *faultNode) {
 // keptSnapshot makes one snapshot, "kept".
 func keptSnapshot(tb testing.TB, f *faultNode) {
 	tb.Helper()
-	if all := f.kept(tb); len(all) == 1 && all[0].Name == "kept" && all[0].EnvID == f.environment(tb).ID {
+	if f.hasKept(tb) {
 		return
 	}
 	noSnapshots(tb, f)
 	f.must(tb, "SnapshotService/CreateSnapshot", `{"environment":"one","name":"kept","wait":"60s"}`)
+}
+
+func (f *faultNode) hasKept(tb testing.TB) bool {
+	tb.Helper()
+	all, env := f.kept(tb), f.environment(tb)
+	return len(all) == 1 && all[0].Name == "kept" && env != nil && all[0].EnvID == env.ID
+}
+
+// keptRunning makes a snapshot of an environment that runs, unless there is one:
+// its layer is not on the snapshot then, as that of one that is stopped would be.
+func keptRunning(running func(testing.TB, *faultNode)) func(testing.TB, *faultNode) {
+	return func(tb testing.TB, f *faultNode) {
+		tb.Helper()
+		if !f.hasKept(tb) {
+			running(tb, f)
+			keptSnapshot(tb, f)
+		}
+	}
 }
 
 // oneSnapshot checks that there is one whole snapshot and nothing half made,
