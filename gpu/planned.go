@@ -22,6 +22,11 @@ type Planned struct {
 	CreatedAt time.Time `json:"created_at"`
 }
 
+// Same says that another is about the same instance of the same holder.
+func (p *Planned) Same(other *Planned) bool {
+	return p.GPU == other.GPU && p.Profile == other.Profile && p.Placement == other.Placement && p.EnvID == other.EnvID
+}
+
 // Of says that an instance is the planned one.
 func (p *Planned) Of(i *MIGInstance) bool {
 	return i.Profile == p.Profile && i.Placement == p.Placement

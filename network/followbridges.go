@@ -64,7 +64,8 @@ func (h *healer) healBridges(ctx context.Context) {
 	began := time.Now()
 	mended, err := h.networks.mendNetworks(ctx)
 	if err != nil && ctx.Err() == nil {
-		h.networks.cfg.Log.WarnContext(ctx, "the bridges of environments are not as they should be; it is tried again within a minute", "error", err)
+		h.networks.cfg.Log.WarnContext(ctx, "the bridges of environments are not as they should be; it is tried again", "error", err)
+		time.AfterFunc(retryLast, h.damage)
 	}
 	if len(mended) > 0 {
 		h.note(ctx, Repair{At: time.Now(), What: mended, Took: time.Since(began)})

@@ -155,7 +155,11 @@ func (n *Networks) bring(ctx context.Context, envID string, seen *bridge, six bo
 		}
 		err = errors.Join(err, n.withoutRules6(names.bridge))
 	}
-	return err == nil, err
+	if err != nil {
+		return false, err
+	}
+	veth, err := find(host, names.veth) // the next start of the environment makes it, which is cut off until then
+	return veth != nil, err
 }
 
 // bringInside sees to what an environment has inside that depends on the host.

@@ -11,6 +11,7 @@ import (
 	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
 // leaveInstances removes the instances that were made for an environment's leases
@@ -21,15 +22,15 @@ func (m *Manager) leaveInstances(ctx context.Context, envID string, ended []gpu.
 	if !slices.ContainsFunc(ended, func(l gpu.Lease) bool { return l.Mode == gpu.MIGMode && !l.Static }) {
 		return
 	}
-	if err := m.removePlanned(ctx, func(p *gpu.Planned) bool { return p.EnvID == envID }); err != nil {
+	if err := m.removePlanned(ctx, true, func(p *gpu.Planned) bool { return p.EnvID == envID }); err != nil {
 		m.cfg.Log.WarnContext(ctx, "a MIG instance is left that an environment has given back; the reconciler will try again", "environment", envID, "error", err)
 	}
 }
 
 // removePlanned removes the instances, of which, that are planned to be removed.
-// Nobody uses them: who had them has no process. An instance whose GPU has gone
-// is gone.
-func (m *Manager) removePlanned(ctx context.Context, which func(*gpu.Planned) bool) error {
+// Nobody uses them: who had them has no process, and patient waits until that has
+// left the GPU. An instance whose GPU has gone is gone.
+func (m *Manager) removePlanned(ctx context.Context, patient bool, which func(*gpu.Planned) bool) error {
 	books, err := m.cfg.Store.GPUBooks(ctx)
 	if err != nil {
 		return err
@@ -42,28 +43,46 @@ func (m *Manager) removePlanned(ctx context.Context, which func(*gpu.Planned) bo
 		return problem.New(problem.GPUUnavailable, "a MIG instance cannot be removed by a node that does not look for GPUs").
 			WithHint("turn it on in the section gpu of the node's configuration")
 	}
+	defer m.gpus.outdate()
+	var errs []error
+	for i := range planned {
+		try := func() error { return m.tryRemove(ctx, &planned[i]) }
+		if patient {
+			errs = append(errs, m.untilFree(ctx, try))
+		} else {
+			errs = append(errs, try())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tryRemove removes an instance and forgets that it is to go, if it still is:
+// meanwhile it may have gone, and another have its place. So nobody is given GPUs
+// while it looks. One of a GPU that has failed stays until that is reset.
+func (m *Manager) tryRemove(ctx context.Context, p *gpu.Planned) error {
+	var done func()
+	if err := operation.Idle(ctx, func() (err error) { done, err = m.gpuGate.Lock(ctx, struct{}{}); return err }); err != nil {
+		return fmt.Errorf("wait for who is given GPUs: %w", err)
+	}
+	defer done()
+	books, err := m.cfg.Store.GPUBooks(ctx)
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(books.Planned, func(now gpu.Planned) bool { return now.Remove && now.Same(p) }) {
+		return nil
+	}
 	found, err := m.GPUInventory(ctx, 0)
 	if err != nil {
 		return err
 	}
 	books.Devices = found.Devices
-	defer m.gpus.outdate()
-	var errs []error
-	for i := range planned {
-		errs = append(errs, m.removeOne(ctx, &books, &planned[i]))
-	}
-	return errors.Join(errs...)
-}
-
-// removeOne removes an instance and forgets that it is to go. One of a GPU that
-// has failed goes with its reset.
-func (m *Manager) removeOne(ctx context.Context, books *gpu.Books, p *gpu.Planned) error {
 	device, _ := books.Device(p.GPU)
 	if instance, there := p.Find(&device); there {
 		err := m.removeInstance(ctx, instance.UUID)
 		if err != nil && (device.Health.Failed() || books.Mark(p.GPU).Health.Unhealthy) {
 			m.cfg.Log.WarnContext(ctx, "a MIG instance of a GPU that has failed stays until the GPU is reset", "gpu", p.GPU, "mig", instance.UUID, "error", err)
-			err = nil
+			return nil
 		}
 		if err != nil {
 			return err
@@ -76,8 +95,7 @@ func (m *Manager) removeInstance(ctx context.Context, uuid string) error {
 	if err := fault.Before(ctx, "destroy MIG instance"); err != nil {
 		return err
 	}
-	err := m.untilFree(ctx, func() error { return m.cfg.GPUs.DestroyMIG(ctx, uuid) })
-	if err != nil && !errdefs.IsNotFound(err) {
+	if err := m.cfg.GPUs.DestroyMIG(ctx, uuid); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("remove MIG instance %s: %w", uuid, asGPUUnavailable(err))
 	}
 	return fault.After(ctx, "destroy MIG instance")

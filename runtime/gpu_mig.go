@@ -45,16 +45,17 @@ func (m *Manager) alter(ctx context.Context, name string, change func(g *GPU, bo
 	return m.GPU(ctx, g.UUID, false)
 }
 
-// journal has write note what is to be done and do do it. When that fails undo
-// takes back what was written down; a daemon that dies in between finishes it
-// with its next pass.
+// journal has write note what is to be done and do do it. When that is refused
+// undo takes back what was written down. A daemon that dies in between finishes it
+// with its next pass, and so is finished what may have been done for all that is
+// known: the driver goes on when nobody waits for it any more.
 func journal(ctx context.Context, write, do, undo func(context.Context) error) error {
 	if err := write(ctx); err != nil {
 		return err
 	}
 	err := do(ctx)
-	if err == nil {
-		return nil
+	if err == nil || ctx.Err() != nil || errors.Is(err, context.DeadlineExceeded) {
+		return err
 	}
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
@@ -218,6 +219,11 @@ func (m *Manager) forgetMIG(ctx context.Context, name, start string) error {
 // whether the GPU has to be reset before that is so. What is turned on is turned
 // on again when the host has lost it. GPU_IN_USE, GPU_MODE_CONFLICT.
 func (m *Manager) SetMIGMode(ctx context.Context, name string, on bool) (resetNeeded bool, _ GPU, err error) {
+	if !on {
+		if g, forgotten, err := m.forgetPartitions(ctx, name); forgotten || err != nil {
+			return false, g, err
+		}
+	}
 	g, err := m.alter(ctx, name, func(g *GPU, books *gpu.Books) error {
 		if err := idle(g, on); err != nil {
 			return err
@@ -253,6 +259,36 @@ func (m *Manager) SetMIGMode(ctx context.Context, name string, on bool) (resetNe
 		m.watchAnew(ctx)
 	}
 	return resetNeeded, g, err
+}
+
+// forgetPartitions has nothing made again of a GPU that is not there any more, or
+// that cannot be partitioned, and tells whether it is such a one.
+func (m *Manager) forgetPartitions(ctx context.Context, name string) (_ GPU, forgotten bool, err error) {
+	done, err := m.gpuGate.Lock(ctx, struct{}{})
+	if err != nil {
+		return GPU{}, false, fmt.Errorf("wait for who is given GPUs: %w", err)
+	}
+	defer done()
+	books, _, err := m.books(ctx, freshInventory) // who does not answer has no GPUs either
+	if err != nil {
+		return GPU{}, false, err
+	}
+	g, err := m.GPU(ctx, name, false)
+	if err != nil || g.MIG.Capable || !slices.Contains(books.MIG, g.UUID) && len(g.Planned) == 0 {
+		return g, false, err
+	}
+	if err := m.cfg.Store.PlanMIG(ctx, g.UUID, false); err != nil {
+		return g, false, err
+	}
+	for i := range g.Planned {
+		if p := &g.Planned[i].Planned; !p.Remove {
+			if err := m.cfg.Store.ForgetInstance(ctx, *p); err != nil {
+				return g, false, err
+			}
+		}
+	}
+	g.Planned = slices.DeleteFunc(g.Planned, func(p PlannedInstance) bool { return !p.Remove })
+	return g, true, nil
 }
 
 // idle says that the MIG mode of a GPU may change: GPU_IN_USE. Those who have

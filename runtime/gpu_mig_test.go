@@ -300,7 +300,14 @@ func TestGPUsOfARestoredDatabase(t *testing.T) {
 	two := withGPU("two", gpu.Request{UUIDs: []string{"0"}})
 	_, _, err := d.Create(t.Context(), two)
 	d.refusedGPU(err, problem.GPUExhausted)
-	d.act(d.Stop, "one")
+	// Another name takes nothing from what its container tells.
+	if _, err := d.Rename(t.Context(), runtime.RenameRequest{Environment: "one", Name: "uno"}); err != nil {
+		t.Fatal(err)
+	}
+	d.reconcile(false)
+	_, _, err = d.Create(t.Context(), two)
+	d.refusedGPU(err, problem.GPUExhausted)
+	d.act(d.Stop, "uno")
 	if _, op := d.create(two); op.State != operation.Succeeded {
 		t.Errorf("got %+v", op.Problem)
 	}
@@ -367,4 +374,28 @@ func TestADesktopOnAnInstance(t *testing.T) {
 	if len(plain.GPUWarnings())+len(knows.GPUWarnings()) > 0 {
 		t.Errorf("warnings are %v and %v", plain.GPUWarnings(), knows.GPUWarnings())
 	}
+}
+
+// What was planned on a GPU that has been replaced can be taken back.
+func TestPlansOfAGPUThatHasGone(t *testing.T) {
+	h := hopperHost(t)
+	d := start(t, h)
+	uuid := gputest.UUID(2)
+	if _, _, err := d.SetMIGMode(t.Context(), uuid, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := d.CreateMIG(t.Context(), uuid, "2g.10gb", nil); err != nil {
+		t.Fatal(err)
+	}
+	d.stop()
+	h.gpus.Change(func(devices []gpu.Device) ([]gpu.Device, string) { return devices[:2], "" })
+	d = start(t, h)
+	waitFor(t, "the condition", func() bool { return conditionOf(d, problem.GPUPartitionMissing) != "" })
+	if _, _, err := d.SetMIGMode(t.Context(), uuid, false); err != nil {
+		t.Fatal(err)
+	}
+	d.reconcile(false)
+	waitFor(t, "the end of the condition", func() bool { return conditionOf(d, problem.GPUPartitionMissing) == "" })
+	_, _, err := d.SetMIGMode(t.Context(), uuid, false)
+	d.refusedGPU(err, problem.GPUNotFound)
 }

@@ -117,7 +117,7 @@ func (m *Manager) ensureInstance(ctx context.Context, device *gpu.Device, l *gpu
 		return "", off
 	}
 	// What the environment had there before is in the way.
-	if err := m.removePlanned(ctx, func(p *gpu.Planned) bool { return p.GPU == device.UUID && p.Placement.Overlaps(l.Placement) }); err != nil {
+	if err := m.removePlanned(ctx, true, func(p *gpu.Planned) bool { return p.GPU == device.UUID && p.Placement.Overlaps(l.Placement) }); err != nil {
 		return "", fmt.Errorf("remove what was at %d of GPU %s: %w", l.Placement.Start, device.UUID, err)
 	}
 	defer m.gpus.outdate()
@@ -166,7 +166,7 @@ func (m *Manager) mendPartitions(ctx context.Context, env *Environment) error {
 	if env.Spec.GPU == nil || env.Spec.GPU.Mode != gpu.MIGMode {
 		return nil
 	}
-	if err := m.removePlanned(ctx, func(p *gpu.Planned) bool { return p.EnvID == env.ID }); err != nil {
+	if err := m.removePlanned(ctx, true, func(p *gpu.Planned) bool { return p.EnvID == env.ID }); err != nil {
 		m.cfg.Log.WarnContext(ctx, "a MIG instance is left that an environment has given back; the reconciler will try again", "environment", env.ID, "error", err)
 	}
 	return m.remakePartitions(ctx)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -23,6 +24,17 @@ func labelLeases(labels map[string]string, leases []gpu.Lease) {
 		l.EnvName, l.MIG = "", ""  // they change
 		text, _ := json.Marshal(l) //nolint:errchkjson // a plain struct of ours
 		labels[fmt.Sprint(labelGPU, i)] = string(text)
+	}
+}
+
+// keepLeases has labels tell of the leases that a container was started with, as
+// those before do: a database that was restored knows others.
+func keepLeases(labels, before map[string]string) {
+	maps.DeleteFunc(labels, func(name, _ string) bool { return strings.HasPrefix(name, labelGPU) })
+	for name, text := range before {
+		if strings.HasPrefix(name, labelGPU) {
+			labels[name] = text
+		}
 	}
 }
 
@@ -112,10 +124,12 @@ func (m *Manager) strangeAmong(ctx context.Context, statuses []ContainerStatus) 
 			if err != nil && !errdefs.IsNotFound(err) {
 				return nil, err
 			}
-			if err != nil || !env.Alive() || !status.Running {
+			if err != nil || !status.Running {
 				continue
 			}
-			held = env.GPUs
+			if env.Alive() {
+				held = env.GPUs
+			}
 		}
 		for _, l := range leases {
 			if slices.ContainsFunc(held, func(own gpu.Lease) bool { return own.GPU == l.GPU }) {

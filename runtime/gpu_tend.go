@@ -82,7 +82,7 @@ func (m *Manager) tendGPUs(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, m.removePlanned(ctx, func(*gpu.Planned) bool { return true }))
+	errs = append(errs, m.removePlanned(ctx, false, func(*gpu.Planned) bool { return true }))
 	envs, _, err := m.cfg.Store.Environments(ctx, Filter{})
 	if err != nil {
 		return errors.Join(append(errs, fmt.Errorf("list environments: %w", err))...)

@@ -17,9 +17,6 @@ import (
 // environment, before it changes anything. The error is of what belongs to no
 // finding.
 func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding, mode passMode) error {
-	if mode == wholePass {
-		m.removeStaleExecs(ctx)
-	}
 	declared := m.bringUp(ctx, o, findings)
 	for i := range findings {
 		if f := &findings[i]; f.step == stepDeclare {
@@ -28,6 +25,7 @@ func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding,
 	}
 	if mode == wholePass {
 		m.removeLeftovers(ctx, findings)
+		m.removeStaleExecs(ctx)
 		m.askToTend(ctx)
 	}
 	m.reportStrangers(findings)

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/network/port"
@@ -16,6 +18,7 @@ import (
 // observed is what one pass of the reconciler has read of what should be and
 // of what is.
 type observed struct {
+	mu           sync.Mutex      // for the maps, while they are filled
 	environments []*Environment  // those not deleted, filled in
 	creating     map[string]bool // those whose process is being started for the first time
 	// operations are those that environments name. nil: there is none. Absent:
@@ -58,25 +61,29 @@ func (m *Manager) observe(ctx context.Context) (*observed, error) {
 	if o.environments, _, err = m.cfg.Store.Environments(ctx, Filter{}); err != nil {
 		return nil, fmt.Errorf("list environments: %w", err)
 	}
-	var errs []error
+	errs := make([]error, len(o.environments))
+	group := new(errgroup.Group) // a shim that hangs is waited for long
+	group.SetLimit(mendersAtOnce)
 	for i, env := range o.environments {
 		m.fill(env)
 		m.follow(env)
-		errs = append(errs, m.observeOne(ctx, o, i))
+		group.Go(func() error { errs[i] = m.observeOne(ctx, o, i); return nil })
 	}
+	_ = group.Wait() // each has its place
 	var occupied map[string]int
 	readers := []func(context.Context, *observed) error{
 		m.observeParts, m.observeFates, m.observeDrift, m.observeSnapshots,
 		func(ctx context.Context, _ *observed) (err error) { occupied, err = m.occupied(ctx); return err },
 		func(ctx context.Context, _ *observed) error { _, err := m.lookForStrangers(ctx, statuses); return err },
 	}
+	found := errors.Join(errs...)
 	for _, read := range readers {
-		errs = append(errs, read(ctx, o))
+		found = errors.Join(found, read(ctx, o))
 	}
 	if occupied != nil {
 		m.occupiedSlots.Store(&occupied)
 	}
-	return o, errors.Join(errs...)
+	return o, found
 }
 
 // observeOne reads the operation of an environment. When the environment does
@@ -84,41 +91,51 @@ func (m *Manager) observe(ctx context.Context) (*observed, error) {
 // the row.
 func (m *Manager) observeOne(ctx context.Context, o *observed, i int) error {
 	env := o.environments[i]
+	o.mu.Lock()
 	status, exists := o.containers[env.ID]
+	o.mu.Unlock()
 	if env.Operation == "" && env.Held && (!exists || env.Alive() != status.Running || env.Paused != status.Paused) {
 		again, err := m.cfg.Store.Environment(ctx, env.ID)
 		if err != nil && !errdefs.IsNotFound(err) {
-			o.unknown[env.ID] = true
+			o.note(func() { o.unknown[env.ID] = true })
 			return err
 		}
 		status, statusErr := m.cfg.Engine.Status(ctx, env.ID)
 		if statusErr != nil && !errdefs.IsNotFound(statusErr) {
-			o.unknown[env.ID] = true
+			o.note(func() { o.unknown[env.ID] = true })
 			return statusErr
 		}
 		if err == nil {
 			m.fill(again)
 			env, o.environments[i] = again, again
 		}
-		if statusErr == nil {
-			o.containers[env.ID] = status
-		} else {
-			delete(o.containers, env.ID)
-		}
+		o.note(func() {
+			if statusErr == nil {
+				o.containers[env.ID] = status
+			} else {
+				delete(o.containers, env.ID)
+			}
+		})
 	}
 	if env.Operation == "" {
 		return nil
 	}
 	op, err := m.cfg.Store.Operation(ctx, env.Operation)
 	switch {
-	case err == nil:
-		o.operations[env.Operation] = op
-	case errdefs.IsNotFound(err):
-		o.operations[env.Operation] = nil
+	case err == nil, errdefs.IsNotFound(err):
+		o.note(func() { o.operations[env.Operation] = op })
 	default:
 		return fmt.Errorf("read operation %s of environment %s: %w", env.Operation, env.ID, err)
 	}
 	return nil
+}
+
+// note has something written to the maps, while environments are looked at side
+// by side.
+func (o *observed) note(what func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	what()
 }
 
 // observeParts lists what there is on the host besides containers of ours.

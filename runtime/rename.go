@@ -73,7 +73,13 @@ func (m *Manager) relabel(ctx context.Context, id string) error {
 	if !env.Held {
 		return nil
 	}
-	if err := m.cfg.Engine.Relabel(ctx, id, containerLabels(env)); err != nil && !errdefs.IsNotFound(err) {
+	labels := containerLabels(env)
+	status, err := m.cfg.Engine.Status(ctx, id)
+	if err == nil {
+		keepLeases(labels, status.Labels)
+		err = m.cfg.Engine.Relabel(ctx, id, labels)
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("label container of environment %s: %w", id, err)
 	}
 	return nil

@@ -89,9 +89,11 @@ func (d *dcgm) collect(s sink, g *runtime.GPU, errs runtime.GPUErrors, hostname 
 	if u.MemoryReserved > 0 {
 		s.gauge(d.reserved, mebibytes(u.MemoryReserved), whole...)
 	}
+	shown := map[int]bool{} // several compute instances have the memory of one
 	for _, used := range u.Instances {
 		for _, instance := range g.MIG.Instances {
-			if instance.UUID == used.UUID {
+			if instance.UUID == used.UUID && !shown[instance.GPUInstance] {
+				shown[instance.GPUInstance] = true
 				d.instance(s, &used, labels(instance.Profile, strconv.Itoa(instance.GPUInstance)))
 			}
 		}

@@ -213,11 +213,24 @@ func busID(pci string) string {
 type sink struct{ ch chan<- prometheus.Metric }
 
 func (s sink) gauge(desc *prometheus.Desc, value float64, labels ...string) {
-	s.ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, value, labels...)
+	s.add(desc, prometheus.GaugeValue, value, labels)
 }
 
 func (s sink) counter(desc *prometheus.Desc, value float64, labels ...string) {
-	s.ch <- prometheus.MustNewConstMetric(desc, prometheus.CounterValue, value, labels...)
+	s.add(desc, prometheus.CounterValue, value, labels)
+}
+
+// add passes a measurement on. Names may be as firmware has them.
+func (s sink) add(desc *prometheus.Desc, kind prometheus.ValueType, value float64, labels []string) {
+	clean := make([]string, len(labels))
+	for i, label := range labels {
+		clean[i] = strings.ToValidUTF8(label, "?")
+	}
+	metric, err := prometheus.NewConstMetric(desc, kind, value, clean...)
+	if err != nil {
+		metric = prometheus.NewInvalidMetric(desc, err)
+	}
+	s.ch <- metric
 }
 
 // percent is a ratio; one that is negative is not known.

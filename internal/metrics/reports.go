@@ -66,7 +66,7 @@ func (r *reports) question(ctx context.Context, done chan<- struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if answer.Err != nil && len(answer.GPUs) == 0 { // what there was is not gone
-		answer.GPUs, answer.Holders = r.last.GPUs, r.last.Holders
+		answer.GPUs, answer.Holders, answer.Errors = r.last.GPUs, r.last.Holders, r.last.Errors
 	}
 	r.last, r.asking = answer, nil
 	close(done)

@@ -47,13 +47,17 @@ func (e *Engine) servants() ([]servant, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list processes: %w", err)
 	}
+	ours, err := os.Readlink("/proc/self/ns/pid")
+	if err != nil {
+		return nil, fmt.Errorf("look up the namespace of processes: %w", err)
+	}
 	var found []servant
 	for _, entry := range entries {
 		pid, err := strconv.Atoi(entry.Name())
 		if err != nil {
 			continue
 		}
-		if s, is := e.servant(pid); is {
+		if s, is := e.servant(pid, ours); is {
 			found = append(found, s)
 		}
 	}
@@ -61,9 +65,13 @@ func (e *Engine) servants() ([]servant, error) {
 }
 
 // servant says what a process serves: a shim that our containerd started, or the
-// writer of a log of ours. A process in a container is none, whatever it calls
-// itself.
-func (e *Engine) servant(pid int) (servant, bool) {
+// writer of a log of ours. It is in our PID namespace, as no process in a
+// container is, whatever that calls itself: theirs are not looked at, since who
+// reads arguments may wait for the memory of their process.
+func (e *Engine) servant(pid int, ours string) (servant, bool) {
+	if namespace, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "ns/pid")); err != nil || namespace != ours {
+		return servant{}, false
+	}
 	line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
 	if err != nil {
 		return servant{}, false // it has ended
@@ -85,18 +93,7 @@ func (e *Engine) servant(pid int) (servant, bool) {
 			s.id, s.duty = strings.TrimSuffix(filepath.Base(log), logExtension), writer
 		}
 	}
-	return s, s.id != "" && sameProcesses(pid)
-}
-
-// sameProcesses says whether a process is in our PID namespace, as none in a
-// container is.
-func sameProcesses(pid int) bool {
-	ours, err := os.Readlink("/proc/self/ns/pid")
-	if err != nil {
-		return false
-	}
-	its, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "ns/pid"))
-	return err == nil && its == ours
+	return s, s.id != ""
 }
 
 // after is the argument that follows a word.
@@ -178,7 +175,8 @@ func (e *Engine) end(ctx context.Context, s servant) {
 		return // it has ended
 	}
 	defer unix.Close(process) //nolint:errcheck // nothing was written to it
-	if now, is := e.servant(s.pid); !is || now != s {
+	all, err := e.servants()
+	if err != nil || !slices.Contains(all, s) {
 		return
 	}
 	e.cfg.Log.WarnContext(ctx, "a process of containerd that serves no task any more, or does not answer, is ended", "container", s.id, "pid", s.pid)

@@ -256,6 +256,8 @@ func (e *Engine) removeExec(ctx context.Context, id, exec string, pid int) error
 
 func (e *Engine) tryRemoveExec(ctx context.Context, id, exec string, pid int) error {
 	// A shim that hangs must leave time for the rest.
+	ctx, over := context.WithTimeout(ctx, undoTimeout)
+	defer over()
 	short, cut := context.WithTimeout(ctx, undoTimeout/2)
 	defer cut()
 	_, err := e.tasks.DeleteProcess(short, &tasks.DeleteProcessRequest{ContainerID: id, ExecID: exec})
@@ -266,11 +268,11 @@ func (e *Engine) tryRemoveExec(ctx context.Context, id, exec string, pid int) er
 	group := e.group(id, pid, nil)
 	waiting, cancel := context.WithCancel(ctx)
 	defer cancel()
-	over := e.wait(waiting, id, exec)
+	last := e.wait(waiting, id, exec)
 	if err := e.kill(ctx, id, exec, unix.SIGKILL, false); err != nil && !errdefs.IsNotFound(err) && !ended(err) {
 		return errors.Join(err, e.killGroup(context.WithoutCancel(ctx), id, pid, group)) // the kernel needs no shim
 	}
-	if last, err := await(ctx, over); err != nil {
+	if last, err := await(ctx, last); err != nil {
 		return errors.Join(err, e.killGroup(context.WithoutCancel(ctx), id, pid, group))
 	} else if last.err != nil && !errdefs.IsNotFound(last.err) {
 		return errors.Join(last.err, e.killGroup(context.WithoutCancel(ctx), id, pid, group))

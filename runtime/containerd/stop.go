@@ -213,6 +213,17 @@ func (e *Engine) deleteTask(ctx context.Context, id string) error {
 // it is killed.
 const shimPatience = 6 * time.Second
 
+// errSilent says that a shim does not answer.
+var errSilent = errors.New("its shim does not answer")
+
+// silence marks what containerd says of a shim that does not answer in time.
+func silence(err error) error {
+	if errors.Is(err, context.DeadlineExceeded) || errdefs.IsDeadlineExceeded(err) {
+		return fmt.Errorf("%w: %w", errSilent, err)
+	}
+	return err
+}
+
 // removeTask kills and removes whatever task a container has. A shim that died
 // makes calls fail in several ways until containerd has cleaned up after it,
 // so it is asked again for a while; one that does not answer is killed.
@@ -228,7 +239,7 @@ func (e *Engine) removeTask(ctx context.Context, id string) error {
 			return nil
 		}
 		switch {
-		case !errors.Is(err, context.DeadlineExceeded) && !errdefs.IsDeadlineExceeded(err):
+		case !errors.Is(err, errSilent) || ctx.Err() != nil:
 			silent = time.Time{}
 		case silent.IsZero():
 			silent = time.Now()
@@ -259,18 +270,20 @@ func (e *Engine) tryRemoveTask(ctx context.Context, id string) error {
 		defer cancel()
 		_, err := e.tasks.Delete(soon, &tasks.DeleteTaskRequest{ContainerID: id})
 		if err = native(err); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("delete task: %w", err)
+			return fmt.Errorf("delete task: %w", silence(err))
 		}
 		return nil
 	} else if err != nil {
-		return err
+		return silence(err)
 	}
 	if running(process) || process.Status == statusCreated {
 		waiting, cancel := context.WithCancel(ctx)
 		defer cancel()
 		ended := e.wait(waiting, id, "")
-		if err := e.kill(ctx, id, "", syscall.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
-			return err
+		killing, cancelKill := context.WithTimeout(ctx, 2*shimPatience)
+		defer cancelKill()
+		if err := e.kill(killing, id, "", syscall.SIGKILL, true); err != nil && !errdefs.IsNotFound(err) {
+			return silence(err)
 		}
 		if isPaused(process) {
 			if err := e.thaw(ctx, id); err != nil {
