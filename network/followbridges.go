@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -22,7 +23,9 @@ const (
 // followBridges has bridges mended that others take addresses, routes or ports
 // from, until ctx ends.
 func (h *healer) followBridges(ctx context.Context) {
-	go func() {
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	watching.Go(func() {
 		for ctx.Err() == nil {
 			err := h.watchBridges(ctx)
 			if ctx.Err() != nil {
@@ -33,7 +36,7 @@ func (h *healer) followBridges(ctx context.Context) {
 				return
 			}
 		}
-	}()
+	})
 	for {
 		select {
 		case <-ctx.Done():
@@ -85,6 +88,7 @@ func (h *healer) watchBridges(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer events.drain()
 	h.damage() // what happened before
 	for {
 		lost, err := events.next(ctx, host, h.networks)
@@ -127,6 +131,23 @@ func subscribe(ctx context.Context) (*linkEvents, error) {
 		return nil, fmt.Errorf("subscribe to routes: %w", err)
 	}
 	return e, nil
+}
+
+// drain reads what comes until the channels are closed: whoever sends into one
+// waits for its reader, also when nobody wants to know any more.
+func (e *linkEvents) drain() {
+	go func() {
+		for range e.links { // thrown away
+		}
+	}()
+	go func() {
+		for range e.addresses { // thrown away
+		}
+	}()
+	go func() {
+		for range e.routes { // thrown away
+		}
+	}()
 }
 
 // next waits for a message and tells whether something is lost that an attached

@@ -64,8 +64,8 @@ func (m *Manager) runTending(ctx context.Context) {
 // tendGPUs records what the driver says of the health of GPUs, finds
 // environments that run without theirs, gives back what stopped ones hold where
 // the node does so, removes instances that nobody has any more, and makes again
-// what an administrator made and the host has lost. Nothing is concluded from a driver that does not
-// answer.
+// what an administrator made and the host has lost. Nothing is concluded from a
+// driver that does not answer.
 func (m *Manager) tendGPUs(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, passTimeout)
 	defer cancel()

@@ -37,8 +37,8 @@ func (m *Manager) Protect(ctx context.Context) {
 // Adopt makes the store follow what survived the daemon: containers that run
 // are kept, those that ended meanwhile are recorded, published ports are
 // declared anew. Call it after Protect and before serving; what was left behind,
-// dead tasks and commands of the daemon before among it, is removed by Run. When the engine does not answer the node serves what it
-// knows, and Run tries again.
+// dead tasks and commands of the daemon before among it, is removed by Run. When
+// the engine does not answer the node serves what it knows, and Run tries again.
 func (m *Manager) Adopt(ctx context.Context) {
 	m.thawInterrupted(ctx)
 	err := m.noticeReboot(ctx)
