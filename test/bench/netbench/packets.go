@@ -3,6 +3,7 @@ package netbench
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 
@@ -188,8 +189,10 @@ const turn = 100
 func (s *packets) round(ctx context.Context, round int) error {
 	times := make(map[string]map[netip.AddrPort][]float64)
 	for done := 0; done < s.Connects; done += turn {
-		for i := range s.paths {
-			p := s.paths[(i+done/turn)%len(s.paths)]
+		// In another order each time: who always follows a slow one finds the
+		// caches as that one left them, and the work that it put off.
+		for _, i := range rand.Perm(len(s.paths)) {
+			p := s.paths[i]
 			result := s.results[p.name]
 			if result.Failure != "" {
 				continue
