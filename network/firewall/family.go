@@ -34,9 +34,13 @@ type hook struct {
 	to           string
 }
 
+// loopback are the addresses of a host to itself (RFC 1122).
+const loopback = "127.0.0.0/8"
+
 // hooksOf are the hooks of a family. DNAT applies to what is addressed to the host
 // itself, whatever its addresses are at the time. The host's own packets pass
-// as few of our rules as can be: INPUT leads to ours only from bridges.
+// as few of our rules as can be: INPUT leads to ours only from bridges,
+// POSTROUTING only from addresses that may need another.
 func hooksOf(l *layout) []hook {
 	prefix, local := l.prefix, []string{"-m", "addrtype", "--dst-type", "LOCAL"}
 	incoming, own := local, local
@@ -46,14 +50,18 @@ func hooksOf(l *layout) []hook {
 		incoming = append([]string{"!", "-s", "fe80::/10"}, local...)
 		own = append([]string{"!", "-s", "fe80::/10", "!", "-d", "::1/128"}, local...)
 	}
-	return []hook{
+	hooks := []hook{
 		{"raw", "PREROUTING", nil, prefix + "-RAW"},
 		{"filter", "FORWARD", nil, prefix + "-FWD"},
 		{"filter", "INPUT", []string{"-i", l.bridges()}, prefix + "-IN"},
-		{"nat", "POSTROUTING", nil, prefix + "-POST"},
+		{"nat", "POSTROUTING", []string{"-s", l.network().String()}, prefix + "-POST"},
 		{"nat", "PREROUTING", incoming, prefix + "-DNAT"},
 		{"nat", "OUTPUT", own, prefix + "-DNAT"},
 	}
+	if l.twins == nil {
+		hooks = append(hooks, hook{"nat", "POSTROUTING", []string{"-s", loopback}, prefix + "-POST"})
+	}
+	return hooks
 }
 
 // take renders a desired state and returns the chains that it changes.

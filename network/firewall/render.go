@@ -51,68 +51,80 @@ func (l *layout) renderAround(desired *Desired) (ruleset, error) {
 	if err := l.renderPolicies(filter, desired); err != nil {
 		return nil, err
 	}
-	raw := append(l.renderSpoofing(), l.renderMetadata(&desired.Surroundings)...)
-	return ruleset{"raw": {p + "-RAW": raw}, "filter": filter, "nat": {p + "-POST": l.renderSources()}}, nil
+	return ruleset{"raw": l.renderRaw(&desired.Surroundings), "filter": filter, "nat": {p + "-POST": l.renderSources()}}, nil
 }
 
-// renderSpoofing renders what keeps everybody to their own addresses. It is one
-// rule each for all environments: one per environment would cost every packet
-// of the host.
-func (l *layout) renderSpoofing() (rules []string) {
-	p, network, bridges, note := l.prefix, l.network(), l.bridges(), l.note
-	if l.twins == nil {
-		// Bridges have route_localnet, so that the host's loopback reaches
-		// published ports. Without this the LAN and environments would reach
-		// services that listen on the host's loopback only (CVE-2020-8558).
-		rules = append(rules, fmt.Sprintf("-A %s-RAW -d 127.0.0.0/8 ! -i lo %s -j DROP", p, note("no martian loopback")))
-	}
+// renderRaw renders what keeps everybody to their own addresses, and clouds'
+// metadata closed. It is one rule each for all environments: one per environment
+// would cost every packet of the host. Every one of these comes here, so what
+// environments send has a chain of its own, from which nothing comes back to
+// what is for others.
+func (l *layout) renderRaw(around *Surroundings) chains {
+	p, network, note := l.prefix, l.network(), l.note
+	from := p + "-FROM"
+	rules := []string{fmt.Sprintf("-A %s-RAW -i %s -g %s", p, l.bridges(), from)}
 	if l.masquerades() { // else answers have these addresses, and the filter table looks
-		rules = append(rules, fmt.Sprintf("-A %s-RAW -d %s ! -i %s %s -j DROP", p, network, bridges, note("no direct-routed access")))
+		rules = append(rules, fmt.Sprintf("-A %s-RAW -d %s %s -j DROP", p, network, note("no direct-routed access")))
 	}
-	rules = append(rules,
-		// What answers to it would reach an environment as if it had asked. The
-		// host itself has addresses of the range, and sends errors from them.
-		fmt.Sprintf("-A %s-RAW -i lo -j RETURN", p),
-		fmt.Sprintf("-A %s-RAW -s %s ! -i %s %s -j DROP", p, network, bridges, note("source spoofing")),
-		fmt.Sprintf("-A %s-RAW ! -i %s -j RETURN", p, bridges)) // every packet of the host comes here
+	// What answers to it would reach an environment as if it had asked. The
+	// host itself has addresses of the range, and sends errors from them.
+	rules = append(rules, fmt.Sprintf("-A %s-RAW -i lo -j RETURN", p))
+	if l.twins == nil {
+		rules = append(rules, l.renderMartian(p+"-RAW"))
+	}
+	rules = append(rules, fmt.Sprintf("-A %s-RAW -s %s %s -j DROP", p, network, note("source spoofing")))
+	return chains{p + "-RAW": rules, from: append(l.renderSpoofing(from), l.renderMetadata(from, around)...)}
+}
+
+// renderMartian closes the host's loopback. Bridges have route_localnet, so that
+// it reaches published ports. Without this the LAN and environments would reach
+// services that listen on it only (CVE-2020-8558).
+func (l *layout) renderMartian(chain string) string {
+	return fmt.Sprintf("-A %s -d %s %s -j DROP", chain, loopback, l.note("no martian loopback"))
+}
+
+// renderSpoofing renders what environments' packets have to be from.
+func (l *layout) renderSpoofing(chain string) (rules []string) {
+	note := l.note("source spoofing")
 	if l.twins == nil {
 		// rpfilter lets through what comes from the right network, spare
 		// addresses of that included, which have no policy. In IPv6 only an
 		// environment's own address, and link-local ones, lead to its bridge.
-		rules = append(rules, fmt.Sprintf("-A %s-RAW ! -s %s -i %s %s -j DROP", p, ownAddresses(l.subnet), bridges, note("source spoofing")))
+		rules = append(rules, l.renderMartian(chain),
+			fmt.Sprintf("-A %s ! -s %s %s -j DROP", chain, ownAddresses(l.subnet), note))
 	} else {
 		// That is so unless somebody adds a route to one. The link-local address is
 		// for neighbour discovery, and nobody forwards what has one; any other
 		// would be one more neighbour of the host, which can have so many.
 		rules = append(rules,
-			fmt.Sprintf("-A %s-RAW -s %s -i %s -p ipv6-icmp -j RETURN", p, alone(Near()), bridges),
-			fmt.Sprintf("-A %s-RAW ! -s %s -i %s %s -j DROP", p, network, bridges, note("source spoofing")))
+			fmt.Sprintf("-A %s -s %s -p ipv6-icmp -j RETURN", chain, alone(Near())),
+			fmt.Sprintf("-A %s ! -s %s %s -j DROP", chain, l.network(), note))
 	}
-	return append(rules, fmt.Sprintf("-A %s-RAW -i %s -m rpfilter --invert %s -j DROP", p, bridges, note("source spoofing")))
+	return append(rules, fmt.Sprintf("-A %s -m rpfilter --invert %s -j DROP", chain, note))
 }
 
 // renderMetadata renders what closes clouds' metadata, whatever an environment's
 // policy says: only the node's configuration opens these. Ports and protocols
 // are looked at in the filter table. A cloud's name server may have the address
 // of its metadata.
-func (l *layout) renderMetadata(around *Surroundings) (rules []string) {
-	p, bridges, note := l.prefix, l.bridges(), l.note
+func (l *layout) renderMetadata(chain string, around *Surroundings) (rules []string) {
+	note := l.note
 	for _, server := range around.Resolvers {
 		if !l.hasAddress(server) || !policy.IsMetadata(netip.PrefixFrom(server, server.BitLen())) {
 			continue
 		}
 		for _, protocol := range []port.Protocol{port.UDP, port.TCP} {
-			rules = append(rules, fmt.Sprintf("-A %s-RAW -d %s -i %s -p %s -m %s --dport 53 -j RETURN", p, alone(server), bridges, protocol, protocol))
+			rules = append(rules, fmt.Sprintf("-A %s -d %s -p %s -m %s --dport 53 -j RETURN", chain, alone(server), protocol, protocol))
 		}
 	}
 	for _, d := range around.Allow {
 		if l.has(d.Prefix) && policy.IsMetadata(d.Prefix) {
-			rules = append(rules, fmt.Sprintf("-A %s-RAW -d %s -i %s %s -j RETURN", p, d.Prefix, bridges, note("allowed by the node")))
+			rules = append(rules, fmt.Sprintf("-A %s -d %s %s -j RETURN", chain, d.Prefix, note("allowed by the node")))
 		}
 	}
 	for _, network := range policy.Metadata() {
 		if l.has(network) {
-			rules = append(rules, fmt.Sprintf("-A %s-RAW -d %s -i %s %s -j DROP", p, network, bridges, note("metadata")))
+			rules = append(rules, fmt.Sprintf("-A %s -d %s %s -j DROP", chain, network, note("metadata")))
 		}
 	}
 	return rules
@@ -125,7 +137,7 @@ func (l *layout) renderSources() (rules []string) {
 	p, network, bridges, note := l.prefix, l.network(), l.bridges(), l.note
 	rules = append(rules, fmt.Sprintf("-A %s-POST -s %s -d %s -o %s -m conntrack --ctstate DNAT %s -j MASQUERADE", p, network, network, bridges, note("hairpin")))
 	if l.twins == nil {
-		rules = append(rules, fmt.Sprintf("-A %s-POST -s 127.0.0.0/8 -o %s -m conntrack --ctstate DNAT %s -j MASQUERADE", p, bridges, note("localhost")))
+		rules = append(rules, fmt.Sprintf("-A %s-POST -s %s -o %s -m conntrack --ctstate DNAT %s -j MASQUERADE", p, loopback, bridges, note("localhost")))
 	}
 	if l.masquerades() {
 		rules = append(rules, fmt.Sprintf("-A %s-POST -s %s ! -o %s %s -j MASQUERADE --random-fully", p, network, bridges, note("egress")))
