@@ -152,7 +152,7 @@ func optionFlags(flags *flag.FlagSet, o *measure.Options) {
 	flags.IntVar(&o.Rounds, "rounds", 5, "ports, firewall, packets: rounds")
 	flags.IntVar(&o.Mappings, "mappings", 10000, "firewall, packets: published ports, 200 to 10000")
 	flags.IntVar(&o.Environments, "environments", 2000, "packets: environments, at least one for five ports, at most 8000")
-	flags.IntVar(&o.Connects, "connects", 4000, "packets: connections of each row in a round; firewall: ten times as many while rules are rewritten")
+	flags.IntVar(&o.Connects, "connects", 4000, "packets: connections of each row in a round; firewall: at least ten times as many while rules are rewritten")
 	flags.IntVar(&o.Ports, "ports", 10000, "ports: host ports of each round, at most 10000")
 	flags.IntVar(&o.Names.Rounds, "dns-rounds", 5, "dns: rounds that count")
 	flags.DurationVar(&o.Names.Time, "dns-time", 4*time.Second, "dns: time of each run")

@@ -99,7 +99,7 @@ func (o *Options) Title(suite report.SuiteName) string {
 			o.Names.Rounds, o.Names.Time)
 	case report.Firewall:
 		return fmt.Sprintf("rules of %d published ports on both backends, in turns, %d rounds; what is appended one by one is taken from 600; "+
-			"connections refused of %d while rules are rewritten; medians in ms (min–max)", o.Mappings, o.Rounds, 10*o.Connects)
+			"connections refused of %d or more while all rules are rewritten; medians in ms (min–max)", o.Mappings, o.Rounds, 10*o.Connects)
 	case report.Packets:
 		return fmt.Sprintf("%d published ports of %d environments; time of a connection, in turns of 100, on one CPU; "+
 			"%d connections in each of %d rounds; medians of the rounds' medians (min–max)", o.Mappings, o.Environments, o.Connects, o.Rounds)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,25 +18,59 @@ import (
 	"github.com/remotegpu/remotegpu/test/bench/sandbox"
 )
 
-// few is how many ports are published where rules are rewritten and flushed.
+// few is how many ports are published where rules are flushed.
 const few = 1000
 
-// refused counts the connections that are refused while all rules of all other
-// ports are rewritten again and again.
+// rewrites is how often rules are rewritten at least while connections are made,
+// and moved is by how much host ports differ before and after.
+const (
+	rewrites = 20
+	moved    = 20000
+)
+
+// rewritten is one of two states of which hardly a rule is in the other: all
+// ports but the first are others and lead elsewhere, so that every chain on the
+// way to them differs, and so do the policies and what holds for everybody, in
+// all tables.
+func (r *rules) rewritten(other bool) (desired firewall.Desired, err error) {
+	metadata := netip.MustParseAddr("169.254.169.254")
+	n := node{Environments: r.Mappings / mappingsOf}
+	desired.Mappings = mappings(r.Mappings)
+	if desired.Policies, err = n.rules(); err != nil {
+		return desired, err
+	}
+	if !other {
+		desired.Surroundings.Resolvers = []netip.Addr{metadata}
+		return desired, nil
+	}
+	for i := range desired.Mappings[1:] {
+		m := &desired.Mappings[1+i]
+		m.HostPort += moved
+		m.To = netip.AddrPortFrom(target(n.Environments+i/mappingsOf), innerPort)
+	}
+	for i := range desired.Policies {
+		desired.Policies[i].Address = target(n.Environments + i)
+	}
+	desired.Surroundings.Closed = []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}
+	return desired, nil
+}
+
+// refused counts the connections that are refused while all rules but those of
+// their own port are rewritten again and again.
 func (r *rules) refused(ctx context.Context) error {
-	state := func(shift int) (desired firewall.Desired) {
-		desired.Mappings = mappings(min(few, r.Mappings))
-		for i := range desired.Mappings {
-			desired.Mappings[i].To = netip.AddrPortFrom(target(1+i/mappingsOf+shift), innerPort)
-		}
-		desired.Mappings[0].To = netip.AddrPortFrom(target(0), innerPort)
-		return desired
+	one, err := r.rewritten(false)
+	if err != nil {
+		return err
+	}
+	other, err := r.rewritten(true)
+	if err != nil {
+		return err
 	}
 	f, err := newFirewall(r.backend)
 	if err != nil {
 		return err
 	}
-	p, err := newPath(ctx, columns.RemoteGPU, []int{0}, func(ctx context.Context) error { return f.Set(ctx, state(0)) })
+	p, err := newPath(ctx, columns.RemoteGPU, []int{0}, func(ctx context.Context) error { return f.Set(ctx, one) })
 	if err != nil {
 		return err
 	}
@@ -43,24 +78,31 @@ func (r *rules) refused(ctx context.Context) error {
 	rewriting, stop := context.WithCancel(ctx)
 	defer stop()
 	rewritten := make(chan error, 1)
-	times := 0
+	var times atomic.Int64
 	go func() {
 		rewritten <- p.host.NS.Do(func() error {
-			for ; rewriting.Err() == nil; times++ {
-				if err := f.Set(ctx, state(few*((times+1)%2))); err != nil {
+			for ; rewriting.Err() == nil; times.Add(1) {
+				if err := f.Set(ctx, []firewall.Desired{other, one}[times.Load()%2]); err != nil {
 					return err
 				}
 			}
 			return nil
 		})
 	}()
-	count, err := p.countRefused(10 * r.Connects)
+	made, refused := 0, 0
+	for made < 10*r.Connects || times.Load() < rewrites {
+		more, errCount := p.countRefused(r.Connects)
+		made, refused, err = made+r.Connects, refused+more, errCount
+		if err != nil || len(rewritten) > 0 {
+			break
+		}
+	}
 	stop()
 	if err := errors.Join(err, <-rewritten); err != nil {
 		return err
 	}
-	r.results[columns.RemoteGPU].AddValue(rows[r.backend].refused, float64(count))
-	r.say(fmt.Sprintf("%d of %d connections were refused while %d rules were rewritten %d times", count, 10*r.Connects, min(few, r.Mappings), times))
+	r.results[columns.RemoteGPU].AddValue(rows[r.backend].refused, float64(refused))
+	r.say(fmt.Sprintf("%d of %d connections were refused while the rules of %d ports were rewritten %d times", refused, made, r.Mappings, times.Load()))
 	return nil
 }
 

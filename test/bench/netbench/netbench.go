@@ -20,7 +20,7 @@ type Options struct {
 	Mappings     int // published ports that there are, at most 10000
 	Environments int // of Packets, at least one for five mappings
 	Rounds       int // of each row
-	Connects     int // of a round of packets, and while rules are rewritten (ten times as many)
+	Connects     int // of a round of packets, and while rules are rewritten (at least ten times as many)
 
 	Peers  []string       // columns of Packets that are other programs
 	Config columns.Config // for these, and where a node keeps its files

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	goruntime "runtime"
 	"strings"
 	"time"
 
@@ -103,6 +104,9 @@ func (r *rules) add(ctx context.Context) error {
 				r.results[report.ByHand].Add(row, byHand)
 			}
 		}
+		if err := calm(ctx); err != nil {
+			return err
+		}
 		unique, err := r.addUnique(ctx, flat, with.Mappings[r.Mappings:])
 		if err != nil {
 			return err
@@ -115,10 +119,16 @@ func (r *rules) add(ctx context.Context) error {
 	return f.CleanUp(ctx, firewall.Kept{})
 }
 
-// addOnce adds the ports as the node does it and by hand, each after a moment
-// in which the kernel destroys what was removed before.
+// calm waits a moment in which the kernel destroys what was removed before, and
+// collects the garbage of what it was removed with: neither is what is timed.
+func calm(ctx context.Context) error {
+	goruntime.GC()
+	return wait(ctx, settle)
+}
+
+// addOnce adds the ports as the node does it and by hand.
 func (r *rules) addOnce(ctx context.Context, f *firewall.Firewall, file string, without, with firewall.Desired) (ours, byHand time.Duration, err error) {
-	if err := wait(ctx, settle); err != nil {
+	if err := calm(ctx); err != nil {
 		return 0, 0, err
 	}
 	if ours, err = timed(func() error { return f.Set(ctx, with) }); err != nil {
@@ -127,7 +137,7 @@ func (r *rules) addOnce(ctx context.Context, f *firewall.Firewall, file string, 
 	if err := f.Set(ctx, without); err != nil {
 		return 0, 0, err
 	}
-	if err := wait(ctx, settle); err != nil {
+	if err := calm(ctx); err != nil {
 		return 0, 0, err
 	}
 	if byHand, err = timed(func() error { return restore(ctx, r.backend, file) }); err != nil {
