@@ -34,21 +34,28 @@ func exchange(ctx context.Context, server netip.AddrPort, q Question) (*miekg.Ms
 	}
 	request.Id = binary.BigEndian.Uint16(id[:])
 	request.SetEdns0(maxUDP, q.DNSSEC)
-	reply, err := once(ctx, "udp", server, request)
-	if err == nil && reply.Truncated {
-		reply, err = once(ctx, "tcp", server, request)
-		if err == nil && reply.Truncated {
-			err = errors.New("its answer is cut short over TCP, too")
-		}
-	}
+	reply, err := whole(ctx, server, request)
 	if err == nil && reply.Rcode == miekg.RcodeFormatError && len(reply.Answer) == 0 {
 		request.Extra = nil // it does not know EDNS0
-		reply, err = once(ctx, "udp", server, request)
+		reply, err = whole(ctx, server, request)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ask name server %s: %w", server, err)
 	}
 	return reply, nil
+}
+
+// whole returns an answer that is not cut short, over TCP where it would be.
+func whole(ctx context.Context, server netip.AddrPort, request *miekg.Msg) (*miekg.Msg, error) {
+	reply, err := once(ctx, "udp", server, request)
+	if err != nil || !reply.Truncated {
+		return reply, err
+	}
+	reply, err = once(ctx, "tcp", server, request)
+	if err == nil && reply.Truncated {
+		err = errors.New("its answer is cut short over TCP, too")
+	}
+	return reply, err
 }
 
 // once sends a question and waits for its answer. What comes and is not that

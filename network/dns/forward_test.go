@@ -242,6 +242,18 @@ func TestServersThatLie(t *testing.T) {
 			}
 			answerWith(truth)(w, request)
 		})},
+		"no EDNS0, and cut short over UDP": {upstream(t, func(w miekg.ResponseWriter, request *miekg.Msg) {
+			switch {
+			case request.IsEdns0() != nil:
+				w.WriteMsg(new(miekg.Msg).SetRcodeFormatError(request))
+			case w.RemoteAddr().Network() == "udp":
+				reply := new(miekg.Msg).SetReply(request)
+				reply.Truncated = true
+				w.WriteMsg(reply)
+			default:
+				answerWith(truth)(w, request)
+			}
+		})},
 		"closed":     {closed, honest},
 		"silent":     {nobody(t), honest},
 		"it refuses": {upstream(t, func(w miekg.ResponseWriter, r *miekg.Msg) { w.WriteMsg(new(miekg.Msg).SetRcode(r, miekg.RcodeRefused)) }), honest},
