@@ -48,10 +48,10 @@ func (a *answerer) answer(q *query, out []byte, limit int) (answer []byte, resul
 	reply := func(rcode int, b *body) ([]byte, outcome, wireName) {
 		return q.respond(out, a.flags(true), rcode, b, len(z.name), limit), answered, ""
 	}
-	if q.qtype == miekg.TypeANY {
-		return reply(noError, &anyBody)
-	}
 	if q.labels == z.labels {
+		if q.qtype == miekg.TypeANY {
+			return reply(noError, &anyBody)
+		}
 		if found := pick(z.top(a.client), q.qtype); found != nil {
 			return reply(noError, &found.body)
 		}
@@ -69,13 +69,16 @@ func (a *answerer) answer(q *query, out []byte, limit int) (answer []byte, resul
 	if a.client != nil {
 		groups = a.client.groups
 	}
-	found := pick(n.of(groups), q.qtype)
+	sets := n.of(groups)
+	found := pick(sets, q.qtype)
 	switch {
+	case found == nil && q.qtype == miekg.TypeANY && len(sets) > 0:
+		return reply(noError, &anyBody)
 	case found == nil:
 		return reply(noError, &z.negative)
 	case len(found.far) > 0:
 		return reply(noError, a.addressed(found, groups))
-	case found.kind != miekg.TypeCNAME || q.qtype == miekg.TypeCNAME:
+	case found.kind != miekg.TypeCNAME || q.qtype == miekg.TypeCNAME || q.qtype == miekg.TypeANY:
 		return reply(noError, &found.body)
 	}
 	b, rcode, rest := a.chase(z, q.qtype, found, groups)
@@ -126,6 +129,8 @@ func (a *answerer) reverse(q *query, z *zone) (rcode int, b *body) {
 	switch {
 	case ptr == nil:
 		return miekg.RcodeNameError, &z.negative
+	case q.qtype == miekg.TypeANY:
+		return noError, &anyBody
 	case q.qtype != miekg.TypePTR:
 		return noError, &z.negative
 	}
@@ -185,8 +190,8 @@ func (q *query) set(name wireName) {
 	}
 }
 
-// anyBody is the answer to whoever asks for all that is there (RFC 8482
-// section 4.2).
+// anyBody is the answer to whoever asks for all that is at a name, unless that
+// is a CNAME (RFC 8482 section 4.2).
 var anyBody = func() body {
 	var p packer
 	p.add(answerSection, "", record{kind: miekg.TypeHINFO, ttl: zoneTTL, data: []byte("\x07RFC8482\x00")})
