@@ -124,6 +124,55 @@ func TestNamesInEachOthersWay(t *testing.T) {
 	}
 }
 
+// TestRecordSets: records that do not go together make no set that is against
+// the rules, for whoever asks.
+func TestRecordSets(t *testing.T) {
+	t.Parallel()
+	desired := world()
+	demo := *desired.Hosts[0]
+	demo.Records = append(slices.Clone(demo.Records),
+		dns.Record{Name: "_ssh._tcp", Type: dns.SRV, Data: "0 0 22000 DEMO", TTL: 60}, // what the node says, too
+		dns.Record{Name: "_ssh._tcp", Type: dns.SRV, Data: "1 0 22 mate", TTL: 2},
+		dns.Record{Name: "_port8080._udp", Type: dns.CNAME, Data: "mate"},
+		dns.Record{Name: "pair", Alias: true, Type: dns.A, Data: "192.0.2.1", TTL: 300},
+		dns.Record{Name: "pair", Alias: true, Type: dns.A, Data: "192.0.2.2", TTL: 30},
+		dns.Record{Name: "pair", Alias: true, Type: dns.TXT, Data: "x", TTL: 40},
+		dns.Record{Name: "twice", Type: dns.CNAME, Data: "mate", TTL: 60},
+		dns.Record{Name: "twice", Type: dns.CNAME, Data: "loose"},
+	)
+	desired.Hosts[0] = &demo
+	server := dns.NewServer(dns.Config{Allow: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/16")}})
+	if err := server.Set(desired); err != nil {
+		t.Fatal(err)
+	}
+	address := listen(t, server)
+	for _, test := range []struct {
+		from, ask string
+		kind      uint16
+		answer    []string
+	}{
+		{lanAddress, "_ssh._tcp.demo.gpu.internal.", miekg.TypeSRV, []string{"2 IN SRV 0 0 22000 demo.gpu.internal.", "2 IN SRV 1 0 22 mate.gpu.internal."}},
+		{mateAddress, "_ssh._tcp.demo.gpu.internal.", miekg.TypeSRV, []string{
+			"2 IN SRV 0 0 22 demo.gpu.internal.", "2 IN SRV 0 0 22000 demo.gpu.internal.", "2 IN SRV 1 0 22 mate.gpu.internal.",
+		}},
+		{lanAddress, "_port8080._udp.demo.gpu.internal.", miekg.TypeSRV, []string{"5 IN SRV 0 0 10000 demo.gpu.internal."}},
+		{lanAddress, "_port8080._udp.demo.gpu.internal.", miekg.TypeCNAME, nil},
+		{lanAddress, "_port8080._udp.demo.gpu.internal.", miekg.TypeA, nil},
+		{lanAddress, "pair.gpu.internal.", miekg.TypeA, []string{"30 IN A 192.0.2.1", "30 IN A 192.0.2.2"}},
+		{lanAddress, "pair.gpu.internal.", miekg.TypeTXT, []string{`40 IN TXT "x"`}},
+		{lanAddress, "twice.demo.gpu.internal.", miekg.TypeCNAME, []string{"5 IN CNAME mate.gpu.internal."}},
+	} {
+		want := []string{}
+		for _, record := range test.answer {
+			want = append(want, test.ask+" "+record)
+		}
+		reply := resolve(t, "udp", test.from, address, test.ask, test.kind)
+		if diff := cmp.Diff(want, records(reply.Answer)); diff != "" || reply.Rcode != miekg.RcodeSuccess {
+			t.Errorf("%s %s from %s: %s (-want +got)\n%s", test.ask, miekg.TypeToString[test.kind], test.from, miekg.RcodeToString[reply.Rcode], diff)
+		}
+	}
+}
+
 // TestServersInTheirZone: name servers whose names are in a zone of ours have the
 // node's addresses, in answers about the servers, too.
 func TestServersInTheirZone(t *testing.T) {

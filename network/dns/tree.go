@@ -1,6 +1,8 @@
 package dns
 
 import (
+	"bytes"
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -134,20 +136,7 @@ func pick(sets []set, kind uint16) *set {
 // fill makes the sets of a node ready. extras are the records of names that
 // those of the node lead to, by name.
 func fill(records []record, extras map[wireName][]record) []set {
-	var sets []set
-	position := make(map[uint16]int)
-	for _, r := range records {
-		at, ok := position[r.kind]
-		if !ok {
-			at = len(sets)
-			position[r.kind] = at
-			sets = append(sets, set{kind: r.kind})
-		}
-		sets[at].plain = append(sets[at].plain, r)
-		if r.kind == miekg.TypeCNAME {
-			sets[at].target = r.target
-		}
-	}
+	sets := gather(records)
 	for i := range sets {
 		var p packer
 		for _, r := range sets[i].plain {
@@ -169,6 +158,43 @@ func fill(records []record, extras map[wireName][]record) []set {
 			}
 		}
 		sets[i].body = p.body
+	}
+	return sets
+}
+
+// gather makes sets of records as RFC 2181 has them: each record once
+// (section 5), all of a set with the least of their TTLs (5.2), a CNAME alone at
+// its name (10.1). It is the CNAME that gives way: what the node itself says of
+// a port may come to where somebody had put one.
+func gather(records []record) []set {
+	var sets []set
+	position := make(map[uint16]int)
+	for _, r := range records {
+		at, ok := position[r.kind]
+		if !ok {
+			at = len(sets)
+			position[r.kind] = at
+			sets = append(sets, set{kind: r.kind})
+		}
+		sets[at].plain = append(sets[at].plain, r)
+	}
+	for i := range sets {
+		all := sets[i].plain
+		least := slices.MinFunc(all, func(a, b record) int { return cmp.Compare(a.ttl, b.ttl) }).ttl
+		var once []record
+		for _, r := range all {
+			if !slices.ContainsFunc(once, func(o record) bool { return bytes.Equal(o.data, r.data) }) {
+				r.ttl = least
+				once = append(once, r)
+			}
+		}
+		if sets[i].kind == miekg.TypeCNAME {
+			once, sets[i].target = once[:1], once[0].target
+		}
+		sets[i].plain = once
+	}
+	if len(sets) > 1 {
+		sets = slices.DeleteFunc(sets, func(s set) bool { return s.kind == miekg.TypeCNAME })
 	}
 	return sets
 }

@@ -175,7 +175,7 @@ func TestTooLong(t *testing.T) {
 	many := &dns.Host{ID: "9", Name: "many", Project: "default"}
 	for i := range 30 {
 		many.Records = append(many.Records, dns.Record{Name: "a", Type: dns.A, Data: fmt.Sprintf("192.0.2.%d", i)})
-		many.Records = append(many.Records, dns.Record{Name: "t", Type: dns.TXT, Data: strings.Repeat("t", 1000)})
+		many.Records = append(many.Records, dns.Record{Name: "t", Type: dns.TXT, Data: fmt.Sprintf("%1000d", i)})
 	}
 	for i := range 8 {
 		many.Services = append(many.Services, dns.Service{Name: "x", Protocol: "tcp", Port: uint16(i + 1)})
