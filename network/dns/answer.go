@@ -118,14 +118,14 @@ func (a *answerer) addressed(found *set, groups []string) *body {
 
 // reverse answers who has an address.
 func (a *answerer) reverse(q *query, z *zone) (rcode int, b *body) {
-	address, whole, ok := q.reversed()
+	network, ok := q.reversed()
 	switch {
-	case !ok:
+	case !ok, !network.IsSingleIP() && !a.snapshot.leadsWithin(a.client, network):
 		return miekg.RcodeNameError, &z.negative
-	case !whole:
-		return noError, &z.negative // there may be names below it
+	case !network.IsSingleIP():
+		return noError, &z.negative
 	}
-	ptr := a.snapshot.ptr(a.client, address)
+	ptr := a.snapshot.ptr(a.client, network.Addr())
 	switch {
 	case ptr == nil:
 		return miekg.RcodeNameError, &z.negative
@@ -141,8 +141,10 @@ func (a *answerer) reverse(q *query, z *zone) (rcode int, b *body) {
 func (a *answerer) chase(from *zone, kind uint16, found *set, groups []string) (b *body, rcode int, rest wireName) {
 	var p packer
 	ends := func(z *zone, rcode int) (*body, int, wireName) {
-		if z == from { // of another zone the body could not point to the name
-			p.addSOA(authoritySection, z.soa, min(zoneTTL, negativeTTL))
+		if ttl := uint32(min(zoneTTL, negativeTTL)); z == from {
+			p.addSOA(authoritySection, z.soa, ttl)
+		} else { // the body cannot point to the zone's name in the question
+			p.add(authoritySection, z.name, z.soa.record(ttl))
 		}
 		return &p.body, rcode, ""
 	}

@@ -51,6 +51,8 @@ func world() dns.Desired {
 					{Name: "text", Type: dns.TXT, Data: strings.Repeat("x", 300)},
 					{Name: "away", Alias: true, Type: dns.CNAME, Data: "www.example.org."},
 					{Name: "nowhere", Alias: true, Type: dns.CNAME, Data: "gone.demo.gpu.internal."},
+					{Name: "across", Alias: true, Type: dns.CNAME, Data: "gone.env.example.com"},
+					{Name: "top", Alias: true, Type: dns.CNAME, Data: "env.example.com"},
 					{Name: "loop1", Alias: true, Type: dns.CNAME, Data: "loop2"},
 					{Name: "loop2", Alias: true, Type: dns.CNAME, Data: "loop1"},
 					{Name: "_sip._udp", Type: dns.SRV, Data: "1 2 5060 mate"},

@@ -128,20 +128,16 @@ func local(name string, q Question, private bool) (answer Answer, ours bool) {
 	if strings.HasSuffix(name, ".in-addr.arpa.") || strings.HasSuffix(name, ".ip6.arpa.") {
 		// The name of a network, too: it is private when its first address and
 		// its last are. That of 2001::/16 is not, though 2001::/32 is.
-		if address, _, ok := reverse.reversed(); ok && isInside(address) && isInside(lastOf(address, reverse.labels-2)) {
+		if network, ok := reverse.reversed(); ok && isInside(network.Addr()) && isInside(lastOf(network)) {
 			return missing, true
 		}
 	}
 	return Answer{}, false
 }
 
-// lastOf is the last address of the network that so many labels of a reverse
-// name stand for.
-func lastOf(first netip.Addr, labels int) netip.Addr {
-	bytes, bits := first.AsSlice(), 8*labels
-	if first.Is6() {
-		bits = 4 * labels
-	}
+// lastOf is the last address of a network.
+func lastOf(network netip.Prefix) netip.Addr {
+	bytes, bits := network.Addr().AsSlice(), network.Bits()
 	for i := range bytes {
 		switch kept := bits - 8*i; {
 		case kept <= 0:

@@ -168,6 +168,20 @@ type soa struct {
 	serial                uint32
 }
 
+// appendNumbers appends what follows the names. Nobody transfers the zone; the
+// intervals are the usual ones.
+func (s *soa) appendNumbers(data []byte) []byte {
+	for _, number := range []uint32{s.serial, 3600, 600, 86400, negativeTTL} {
+		data = binary.BigEndian.AppendUint32(data, number)
+	}
+	return data
+}
+
+// record is the SOA record for answers about names in other zones, too.
+func (s *soa) record(ttl uint32) record {
+	return record{kind: miekg.TypeSOA, ttl: ttl, data: s.appendNumbers([]byte(s.server + s.mailbox))}
+}
+
 // addSOA adds the record of the zone that the name asked for is in, with that
 // zone's name as a pointer wherever it occurs.
 func (p *packer) addSOA(section int, s *soa, ttl uint32) {
@@ -179,10 +193,7 @@ func (p *packer) addSOA(section int, s *soa, ttl uint32) {
 	p.bytes = append(p.bytes, 0, 0)
 	p.inZone(s.server, s.zone)
 	p.inZone(s.mailbox, s.zone)
-	// Nobody transfers the zone; the intervals are the usual ones.
-	for _, number := range []uint32{s.serial, 3600, 600, 86400, negativeTTL} {
-		p.bytes = binary.BigEndian.AppendUint32(p.bytes, number)
-	}
+	p.bytes = s.appendNumbers(p.bytes)
 	binary.BigEndian.PutUint16(p.bytes[length:], uint16(len(p.bytes)-length-2))
 	p.end(section)
 }

@@ -61,12 +61,14 @@ func (q *query) parse(message []byte) (rcode int, answer bool) {
 		return 0, false
 	}
 	if q.opcode() != miekg.OpcodeQuery {
+		q.findEDNS(message)
 		return miekg.RcodeNotImplemented, true
 	}
 	answers, authorities, additionals := count(message, 6), count(message, 8), count(message, 10)
 	// An IXFR has a SOA in its authority section, a signed question with EDNS0
 	// two additional records.
 	if count(message, 4) != 1 || answers > 1 || authorities > 1 || additionals > 2 {
+		q.findEDNS(message)
 		return miekg.RcodeFormatError, true
 	}
 	at, ok := q.parseName(message)
@@ -87,6 +89,26 @@ func (q *query) parse(message []byte) (rcode int, answer bool) {
 		return miekg.RcodeBadVers, true
 	}
 	return q.refused(), true
+}
+
+// findEDNS reads EDNS0 of a message of which nothing else is read: the answer
+// has it when the message has it (RFC 6891 section 7). What cannot be read as
+// far as that has none.
+func (q *query) findEDNS(message []byte) {
+	at, ok := headerSize, true
+	for range count(message, 4) {
+		if at, ok = skipName(message, at); !ok || len(message) < at+4 {
+			return
+		}
+		at += 4
+	}
+	others := count(message, 6) + count(message, 8)
+	for i := range others + count(message, 10) {
+		if at, ok = q.parseRecord(message, at, i >= others); !ok {
+			q.edns = false
+			return
+		}
+	}
 }
 
 func (q *query) opcode() int { return int(q.flags>>11) & 0xf }

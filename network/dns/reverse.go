@@ -3,6 +3,7 @@ package dns
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -55,39 +56,69 @@ func following(address netip.Addr, bits int) netip.Addr {
 	return next
 }
 
-// reversed reads the question's name as that of an address. whole is false for
-// the name of a network, ok for what is neither.
-func (q *query) reversed() (address netip.Addr, whole, ok bool) {
+// reversed reads the question's name as that of an address, or of a network
+// that ends at a label; ok is false for what is neither.
+func (q *query) reversed() (network netip.Prefix, ok bool) {
 	if q.labels < 2 {
-		return netip.Addr{}, false, false
+		return netip.Prefix{}, false
 	}
 	digits := q.labels - 2
 	if string(q.label(q.labels-2)) == "ip6" {
 		var nibbles [16]byte
 		if digits > 32 {
-			return netip.Addr{}, false, false
+			return netip.Prefix{}, false
 		}
 		for i := range digits {
 			label := q.label(digits - 1 - i)
 			value, err := strconv.ParseUint(string(label), 16, 4)
 			if err != nil || len(label) != 1 {
-				return netip.Addr{}, false, false
+				return netip.Prefix{}, false
 			}
 			nibbles[i/2] |= byte(value) << (4 * (1 - i%2))
 		}
-		return netip.AddrFrom16(nibbles), digits == 32, true
+		return netip.PrefixFrom(netip.AddrFrom16(nibbles), 4*digits), true
 	}
 	var octets [4]byte
 	if digits > 4 {
-		return netip.Addr{}, false, false
+		return netip.Prefix{}, false
 	}
 	for i := range digits {
 		label := q.label(digits - 1 - i)
 		value, err := strconv.ParseUint(string(label), 10, 8)
 		if err != nil || len(label) > 1 && label[0] == '0' {
-			return netip.Addr{}, false, false
+			return netip.Prefix{}, false
 		}
 		octets[i] = byte(value)
 	}
-	return netip.AddrFrom4(octets), digits == 4, true
+	return netip.PrefixFrom(netip.AddrFrom4(octets), 8*digits), true
+}
+
+// leadsWithin says whether there is an address in a network of which the client
+// may know who has it: the network's name exists then (RFC 8020).
+func (s *snapshot) leadsWithin(c *client, network netip.Prefix) bool {
+	view := everybody
+	if c != nil {
+		view = c.project
+	}
+	leading := s.leading()[view]
+	at, _ := slices.BinarySearchFunc(leading, network.Addr(), netip.Addr.Compare)
+	return network.Contains(s.node) || at < len(leading) && network.Contains(leading[at])
+}
+
+// sortLeading are the addresses that lead to names, in order: by project for its
+// environments, and for who is none.
+func (s *snapshot) sortLeading() map[string][]netip.Addr {
+	leading := make(map[string][]netip.Addr)
+	for address, owner := range s.clients {
+		if owner.outside != nil {
+			leading[everybody] = append(leading[everybody], address)
+		}
+		if owner.inside != nil {
+			leading[owner.project] = append(leading[owner.project], address)
+		}
+	}
+	for _, addresses := range leading {
+		slices.SortFunc(addresses, netip.Addr.Compare)
+	}
+	return leading
 }

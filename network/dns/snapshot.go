@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	miekg "github.com/miekg/dns"
@@ -18,6 +19,8 @@ type snapshot struct {
 	clients   map[netip.Addr]*client
 	node      netip.Addr
 	nodePTR   body // the answer to who has the node's address
+	// leading is sortLeading, made when it is asked for: few ask.
+	leading func() map[string][]netip.Addr
 }
 
 // zone is a zone as it is answered from.
@@ -65,6 +68,7 @@ func (c *compiler) build(d *Desired, serial uint32) (*snapshot, error) {
 	s := &snapshot{
 		zones: make(map[wireName]*zone), clients: make(map[netip.Addr]*client, len(d.Hosts)), node: d.Node,
 	}
+	s.leading = sync.OnceValue(s.sortLeading)
 	c.begin(d.Node, d.Advertised)
 	for _, h := range d.Hosts {
 		one := &client{project: h.Project, groups: h.Groups, forward: h.Forward}
@@ -253,7 +257,7 @@ func (s *snapshot) insert(z *zone, soa *soa, servers []wireName, known glue) err
 	z.negative, z.apex = authority.body, make(map[side][]set)
 	for _, side := range []side{outside, inside} {
 		z.apex[side] = append(fill(append(slices.Clone(records), known[side][z.name]...), known[side]),
-			set{kind: miekg.TypeSOA, body: start.body})
+			set{kind: miekg.TypeSOA, body: start.body, plain: []record{soa.record(zoneTTL)}})
 	}
 	s.zones[z.name] = z
 	s.maxLabels = max(s.maxLabels, z.labels)

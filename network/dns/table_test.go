@@ -14,7 +14,8 @@ const (
 	soa       = "gpu.internal. 5 IN SOA ns.gpu.internal. hostmaster.gpu.internal. 1 3600 600 86400 5"
 	soaLong   = "gpu.internal. 60 IN SOA ns.gpu.internal. hostmaster.gpu.internal. 1 3600 600 86400 5"
 	soaPublic = "env.example.com. 5 IN SOA ns1.example.com. dns.example.com. 1 3600 600 86400 5"
-	soaSix    = "0.0.0.0.0.0.0.0.8.8.d.f.ip6.arpa. 5 IN SOA ns.gpu.internal. hostmaster.gpu.internal. 1 3600 600 86400 5"
+	zoneSix   = "0.0.0.0.0.0.0.0.8.8.d.f.ip6.arpa."
+	soaSix    = zoneSix + " 5 IN SOA ns.gpu.internal. hostmaster.gpu.internal. 1 3600 600 86400 5"
 	soaBack   = "88.127.in-addr.arpa. 5 IN SOA ns.gpu.internal. hostmaster.gpu.internal. 1 3600 600 86400 5"
 )
 
@@ -133,6 +134,18 @@ func TestAnswers(t *testing.T) {
 		{name: "alias to a type that is missing", from: mateAddress, ask: "www.gpu.internal.", kind: miekg.TypeAAAA, answer: []string{
 			"www.gpu.internal. 5 IN CNAME demo.gpu.internal.",
 		}, ns: []string{soa}},
+		{name: "alias to what is missing", ask: "nowhere.gpu.internal.", kind: miekg.TypeTXT, answer: []string{
+			"nowhere.gpu.internal. 5 IN CNAME gone.demo.gpu.internal.",
+		}, ns: []string{soa}},
+		{name: "alias to what is missing in another zone", ask: "across.gpu.internal.", kind: miekg.TypeA, rcode: miekg.RcodeNameError, answer: []string{
+			"across.gpu.internal. 5 IN CNAME gone.env.example.com.",
+		}, ns: []string{soaPublic}},
+		{name: "alias to a type that is missing at another zone", ask: "top.gpu.internal.", kind: miekg.TypeA, answer: []string{
+			"top.gpu.internal. 5 IN CNAME env.example.com.",
+		}, ns: []string{soaPublic}},
+		{name: "alias to another zone", ask: "top.gpu.internal.", kind: miekg.TypeSOA, answer: []string{
+			strings.Replace(soaPublic, " 5 ", " 60 ", 1), "top.gpu.internal. 5 IN CNAME env.example.com.",
+		}},
 		{name: "alias in the public zone", ask: "www.env.example.com.", kind: miekg.TypeCNAME, answer: []string{"www.env.example.com. 5 IN CNAME demo.env.example.com."}},
 		{name: "alias to a name of others", ask: "away.gpu.internal.", kind: miekg.TypeA, answer: []string{"away.gpu.internal. 5 IN CNAME www.example.org."}},
 		{name: "a loop", ask: "loop1.gpu.internal.", kind: miekg.TypeA, rcode: miekg.RcodeServerFailure},
@@ -145,6 +158,11 @@ func TestAnswers(t *testing.T) {
 		{name: "PTR of nobody", ask: "200.0.88.127.in-addr.arpa.", kind: miekg.TypePTR, rcode: miekg.RcodeNameError, ns: []string{soaBack}},
 		{name: "another type of an address", ask: "2.0.88.127.in-addr.arpa.", kind: miekg.TypeA, ns: []string{soaBack}},
 		{name: "PTR of a network", ask: "0.88.127.in-addr.arpa.", kind: miekg.TypePTR, ns: []string{soaBack}},
+		{name: "PTR of a network of the node alone", from: closeAddress, ask: "0.88.127.in-addr.arpa.", kind: miekg.TypePTR, ns: []string{soaBack}},
+		{name: "PTR of a network of nobody", ask: "9.88.127.in-addr.arpa.", kind: miekg.TypePTR, rcode: miekg.RcodeNameError, ns: []string{soaBack}},
+		{name: "PTR of a network of IPv6", ask: "0.0.0." + zoneSix, kind: miekg.TypePTR, ns: []string{soaSix}},
+		{name: "PTR of a network of IPv6 of nobody", ask: "2.0.0.0." + zoneSix, kind: miekg.TypePTR, rcode: miekg.RcodeNameError, ns: []string{soaSix}},
+		{name: "PTR of a network of IPv6 of another project", from: otherAddress, ask: "0.0.0." + zoneSix, kind: miekg.TypePTR, rcode: miekg.RcodeNameError, ns: []string{soaSix}},
 		{name: "PTR of no address", ask: "2.x.88.127.in-addr.arpa.", kind: miekg.TypePTR, rcode: miekg.RcodeNameError, ns: []string{soaBack}},
 		{name: "PTR of a number with a zero before it", ask: "02.0.88.127.in-addr.arpa.", kind: miekg.TypePTR, rcode: miekg.RcodeNameError, ns: []string{soaBack}},
 		{name: "PTR of too many numbers", ask: "1.2.0.88.127.in-addr.arpa.", kind: miekg.TypePTR, rcode: miekg.RcodeNameError, ns: []string{soaBack}},

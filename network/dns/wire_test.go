@@ -71,6 +71,14 @@ func TestMessages(t *testing.T) {
 		{name: "plain", rcode: miekg.RcodeSuccess},
 		{name: "NOTIFY", change: func(m *miekg.Msg) { m.Opcode = miekg.OpcodeNotify }, rcode: miekg.RcodeNotImplemented, bare: true},
 		{name: "UPDATE", change: func(m *miekg.Msg) { m.Opcode = miekg.OpcodeUpdate }, rcode: miekg.RcodeNotImplemented, bare: true},
+		{name: "NOTIFY with EDNS0", change: func(m *miekg.Msg) { m.Opcode = miekg.OpcodeNotify; m.SetEdns0(4096, false) }, rcode: miekg.RcodeNotImplemented, edns: true, bare: true},
+		{name: "UPDATE that ends within EDNS0", change: func(m *miekg.Msg) { m.Opcode = miekg.OpcodeUpdate; m.SetEdns0(4096, false) }, bytes: func(b []byte) []byte {
+			return b[:len(b)-1]
+		}, rcode: miekg.RcodeNotImplemented, bare: true},
+		{name: "two questions with EDNS0", change: func(m *miekg.Msg) {
+			m.Question = append(m.Question, m.Question[0])
+			m.SetEdns0(4096, false)
+		}, rcode: miekg.RcodeFormatError, edns: true, bare: true},
 		{name: "class CH", change: func(m *miekg.Msg) { m.Question[0].Qclass = miekg.ClassCHAOS }, rcode: miekg.RcodeRefused},
 		{name: "class ANY", change: func(m *miekg.Msg) { m.Question[0].Qclass = miekg.ClassANY }, rcode: miekg.RcodeRefused},
 		{name: "IXFR", change: func(m *miekg.Msg) { m.SetIxfr("gpu.internal.", 1, "a.", "b.") }, rcode: miekg.RcodeRefused},
