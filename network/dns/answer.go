@@ -141,10 +141,10 @@ func (a *answerer) reverse(q *query, z *zone) (rcode int, b *body) {
 func (a *answerer) chase(from *zone, kind uint16, found *set, groups []string) (b *body, rcode int, rest wireName) {
 	var p packer
 	ends := func(z *zone, rcode int) (*body, int, wireName) {
-		if ttl := uint32(min(zoneTTL, negativeTTL)); z == from {
-			p.addSOA(authoritySection, z.soa, ttl)
+		if z == from {
+			p.addSOA(authoritySection, z.soa, min(zoneTTL, negativeTTL))
 		} else { // the body cannot point to the zone's name in the question
-			p.add(authoritySection, z.name, z.soa.record(ttl))
+			p.add(authoritySection, z.name, z.soa.record(min(zoneTTL, negativeTTL)))
 		}
 		return &p.body, rcode, ""
 	}

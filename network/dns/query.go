@@ -95,7 +95,8 @@ func (q *query) parse(message []byte) (rcode int, answer bool) {
 // has it when the message has it (RFC 6891 section 7). What cannot be read as
 // far as that has none.
 func (q *query) findEDNS(message []byte) {
-	at, ok := headerSize, true
+	var ok bool
+	at := headerSize
 	for range count(message, 4) {
 		if at, ok = skipName(message, at); !ok || len(message) < at+4 {
 			return

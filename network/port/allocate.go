@@ -367,7 +367,8 @@ func (p *Pool) conflicted(ctx context.Context, c *ConflictError, before int) {
 }
 
 // reread holds what the store has, and what is on its way there. It frees what
-// another process released, or this one before it died.
+// another process released, or this one and has not said so yet (Released): it
+// rests from then on.
 func (p *Pool) reread(ctx context.Context) error {
 	// Only what was settled before the store is read may be judged by it.
 	p.mu.Lock()
@@ -382,8 +383,9 @@ func (p *Pool) reread(ctx context.Context) error {
 	}
 	p.mu.Unlock()
 	held, err := p.held(ctx)
+	var released []Mapping
 	if err == nil {
-		err = p.loadRests(ctx)
+		released, err = p.released(ctx) // after what is held: nothing is in neither
 	}
 	if err != nil {
 		p.cfg.Log.WarnContext(ctx, "held ports could not be read", "error", err)
@@ -405,6 +407,7 @@ func (p *Pool) reread(ctx context.Context) error {
 			p.free(protocol, port, holder)
 		}
 	}
+	p.letRest(released)
 	return nil
 }
 

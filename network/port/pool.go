@@ -152,10 +152,14 @@ func New(ctx context.Context, cfg Config) (*Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load port pool: %w", err)
 	}
-	p.holdAll(held)
-	if err := p.loadRests(ctx); err != nil {
+	released, err := p.released(ctx)
+	if err != nil {
 		return nil, fmt.Errorf("load port pool: %w", err)
 	}
+	p.holdAll(held)
+	p.mu.Lock()
+	p.letRest(released)
+	p.mu.Unlock()
 	// Searches go on after the youngest mapping, so that a restart does not
 	// make the pool give out again at once what was just released.
 	youngest := slices.SortedFunc(slices.Values(held), func(a, b Mapping) int {

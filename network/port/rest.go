@@ -85,21 +85,23 @@ func (r *rests) of(protocol Protocol, port uint16) (rest, bool) {
 	return entry, resting
 }
 
-// loadRests reads which ports were released so lately that they rest still.
-func (p *Pool) loadRests(ctx context.Context) error {
+// released reads which mappings were released so lately that their ports rest
+// still, in the order of that.
+func (p *Pool) released(ctx context.Context) ([]Mapping, error) {
 	if p.rests.quarantine == 0 {
-		return nil
+		return nil, nil
 	}
-	now := p.cfg.Now()
-	released, _, err := p.cfg.Store.PortMappings(ctx, p.cfg.HostID, Filter{ReleasedSince: now.Add(-p.rests.quarantine)})
-	if err != nil {
-		return err
-	}
+	released, _, err := p.cfg.Store.PortMappings(ctx, p.cfg.HostID, Filter{ReleasedSince: p.cfg.Now().Add(-p.rests.quarantine)})
 	slices.SortStableFunc(released, func(a, b Mapping) int {
 		return cmp.Or(a.ReleasedAt.Compare(b.ReleasedAt), cmp.Compare(a.ID, b.ID))
 	})
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	return released, err
+}
+
+// letRest lets the ports of released mappings rest, but for those that are held
+// again. p.mu is held.
+func (p *Pool) letRest(released []Mapping) {
+	now := p.cfg.Now()
 	for _, m := range released {
 		if _, held := p.ports[m.Protocol].holders[m.External]; held {
 			continue
@@ -112,5 +114,4 @@ func (p *Pool) loadRests(ctx context.Context) error {
 			p.rests.add(rest{m.Protocol, m.External, m.Project, since})
 		}
 	}
-	return nil
 }

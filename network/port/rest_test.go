@@ -69,6 +69,36 @@ func TestReleasedPortIsNotGivenOutBeforeItHasRested(t *testing.T) {
 	must(t, pool, s, "b", ssh, ssh, ssh)
 }
 
+// What the store says was released rests, too, before the pool is told: another
+// process may have released it, or this one's notice is still on its way.
+func TestPortReleasedInTheStoreRests(t *testing.T) {
+	t.Parallel()
+	s, c := open(t), newClock()
+	pool := restingPool(t, s, c)
+	ssh := port.Request{Service: port.SSH}
+	must(t, pool, s, "a", ssh, ssh, ssh)
+	released, err := s.ReleasePortMappings(t.Context(), porttest.Host, "a", c.now)
+	if err != nil || len(released) != 3 {
+		t.Fatalf("released %v, error %v", released, err)
+	}
+	refused := func(when string) {
+		t.Helper()
+		if _, err := allocate(t, pool, s, "b", ssh); problem.Of(err) == nil || !strings.Contains(problem.Of(err).Hint, "3 of the ports") {
+			t.Errorf("%s: error %v, want one that says that they rest", when, err)
+		}
+	}
+	refused("before the pool is told")
+	pool.Released(released)
+	c.now = c.now.Add(59 * time.Second)
+	refused("before it is over")
+	c.now = c.now.Add(time.Second)
+	must(t, pool, s, "b", ssh, ssh, ssh)
+	pool.Released(released) // a second time
+	if usage, err := pool.Usage(t.Context()); err != nil || usage[0].Resting != 0 || usage[0].InUse != 3 {
+		t.Errorf("usage %+v, error %v", usage[0], err)
+	}
+}
+
 // Who comes by the number of a port that rests means whoever had it: the
 // project that did may have it back, no other may.
 func TestRestingPortGoesBackToItsProject(t *testing.T) {
