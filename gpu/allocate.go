@@ -116,14 +116,14 @@ func enforcementOf(rules *Rules, req *Request) Enforcement {
 // fits says that a lease is what a request asks for, so that the environment
 // keeps it. One of a GPU that has gone, or that is not well, it does not keep,
 // nor one that would be held otherwise now: what held it may have been turned
-// off, and its environment could not start.
+// off, and its environment could not start. Nor one that others' exclude.
 func (b *Books) fits(l *Lease, rules *Rules, req *Request) bool {
 	d, found := b.Device(l.GPU)
 	if !found || l.Mode != req.Mode || !req.names(&d) {
 		return false
 	}
 	a := b.account(&d)
-	if a.health().Failed() || a.partitioned != (l.Mode == MIGMode) {
+	if a.health().Failed() || a.partitioned != (l.Mode == MIGMode) || a.excludes(l) {
 		return false
 	}
 	switch req.Mode {
@@ -204,8 +204,8 @@ func (r *Rules) fit(c candidate, req *Request, enforcement Enforcement) (candida
 			return c, refusal{a, taken, "has no place left for " + req.Profile + a.instances()}
 		}
 	case VGPU:
-		if a.mode() == VGPU && a.held[0].Enforcement != enforcement {
-			return c, refusal{a, wrongMode, "has shares that are enforced otherwise (" + string(a.held[0].Enforcement) + ")"}
+		if other := slices.IndexFunc(a.held, func(l Lease) bool { return l.Enforcement != enforcement }); other >= 0 {
+			return c, refusal{a, wrongMode, "has shares that are enforced otherwise (" + string(a.held[other].Enforcement) + ")"}
 		}
 		memory, percent := a.shares()
 		total := a.MemoryBytes - min(a.MemoryBytes, r.ReserveBytes)

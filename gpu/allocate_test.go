@@ -339,6 +339,47 @@ func TestWhatFitsIsKept(t *testing.T) {
 	}
 }
 
+// A database that was restored has leases that exclude what containers hold since.
+func TestWhatOthersExcludeIsNotKept(t *testing.T) {
+	whole, part := gputest.UUID(0), gputest.UUID(1)
+	at := func(start, size int) gpu.Span { return gpu.Span{Start: start, Size: size} }
+	for name, test := range map[string]struct {
+		req       gpu.Request
+		own, held gpu.Lease
+		kept      bool
+	}{
+		"alone":      {gpu.Request{}, gpu.Lease{GPU: whole, Mode: gpu.Exclusive}, gpu.Lease{GPU: whole, Mode: gpu.Exclusive}, false},
+		"mode":       {gpu.Request{Mode: gpu.Shared}, gpu.Lease{GPU: whole, Mode: gpu.Shared}, gpu.Lease{GPU: whole, Mode: gpu.Exclusive}, false},
+		"shared":     {gpu.Request{Mode: gpu.Shared}, gpu.Lease{GPU: whole, Mode: gpu.Shared}, gpu.Lease{GPU: whole, Mode: gpu.Shared}, true},
+		"place":      {smallest, gpu.Lease{GPU: part, Mode: gpu.MIGMode, Profile: "1g.5gb", Placement: at(1, 1)}, gpu.Lease{GPU: part, Mode: gpu.MIGMode, Profile: "2g.10gb", Placement: at(0, 2)}, false},
+		"beside":     {smallest, gpu.Lease{GPU: part, Mode: gpu.MIGMode, Profile: "1g.5gb", Placement: at(2, 1)}, gpu.Lease{GPU: part, Mode: gpu.MIGMode, Profile: "2g.10gb", Placement: at(0, 2)}, true},
+		"share":      {quarter, gpu.Lease{GPU: whole, Mode: gpu.VGPU, MemoryBytes: 6 * gib, Enforcement: gpu.ByMPS}, gpu.Lease{GPU: whole, Mode: gpu.VGPU, MemoryBytes: 20 * gib, Enforcement: gpu.ByMPS}, false},
+		"share fits": {quarter, gpu.Lease{GPU: whole, Mode: gpu.VGPU, MemoryBytes: 6 * gib, Enforcement: gpu.ByMPS}, gpu.Lease{GPU: whole, Mode: gpu.VGPU, MemoryBytes: 12 * gib, Enforcement: gpu.ByMPS}, true},
+	} {
+		books := gpu.Books{Devices: append(gputest.Plain(1), gputest.A100(1, true))}
+		test.own.EnvID, test.held.EnvID = "a", "unknown"
+		books.Held = []gpu.Lease{test.own, test.held}
+		change, err := allocate(t, books, gpu.Rules{Enforcers: []gpu.Enforcement{gpu.ByMPS}}, "a", test.req)
+		if kept := err == nil && len(change.Keep) == 1; kept != test.kept {
+			t.Errorf("%s: got %+v, %v", name, change, err)
+		}
+		for _, l := range change.Add {
+			if l.GPU == test.held.GPU && !(l.Mode == gpu.MIGMode && !l.Placement.Overlaps(test.held.Placement)) {
+				t.Errorf("%s: it gets %+v beside %+v", name, l, test.held)
+			}
+		}
+		// Nor does anybody get what two have by mistake.
+		if _, err := allocate(t, books, gpu.Rules{}, "b", gpu.Request{Mode: gpu.Shared}); err == nil && test.own.Mode != test.held.Mode {
+			t.Errorf("%s: a third gets it", name)
+		}
+	}
+}
+
+var (
+	smallest = gpu.Request{Mode: gpu.MIGMode, Profile: "1g.5gb"}
+	quarter  = gpu.Request{Mode: gpu.VGPU, MemoryBytes: 6 * gib}
+)
+
 func TestRequestsThatNoHostCouldMeet(t *testing.T) {
 	for name, bad := range map[string]struct {
 		req   gpu.Request

@@ -116,11 +116,38 @@ type account struct {
 }
 
 // mode is the one that the leases of the GPU give it; "" when there are none.
+// Where a container that the database does not know has it in another mode than
+// those that it knows nobody gets any of it.
 func (a *account) mode() Mode {
 	if len(a.held) == 0 {
 		return ""
 	}
-	return a.held[0].Mode
+	mode := a.held[0].Mode
+	if slices.ContainsFunc(a.held, func(l Lease) bool { return l.Mode != mode }) {
+		return Exclusive
+	}
+	return mode
+}
+
+// excludes says that what others have of the GPU leaves no room for a lease that
+// is held. The database has no such leases; a database that was restored may,
+// beside what containers hold that it does not know. What was configured since
+// takes no lease away, so it is not looked at.
+func (a *account) excludes(l *Lease) bool {
+	memory, percent := l.MemoryBytes, l.ComputePercent
+	for i := range a.held {
+		other := &a.held[i]
+		switch {
+		case other.EnvID == l.EnvID:
+			continue
+		case other.Mode != l.Mode || l.Mode == Exclusive,
+			l.Mode == MIGMode && other.Placement.Overlaps(l.Placement),
+			l.Mode == VGPU && other.Enforcement != l.Enforcement:
+			return true
+		}
+		memory, percent = memory+other.MemoryBytes, percent+other.ComputePercent
+	}
+	return l.Mode == VGPU && (memory > a.MemoryBytes || percent > 100)
 }
 
 // health is that of the GPU, what is kept of it first.

@@ -58,7 +58,8 @@ func (m *Manager) removePlanned(ctx context.Context, patient bool, which func(*g
 
 // tryRemove removes an instance and forgets that it is to go, if it still is:
 // meanwhile it may have gone, and another have its place. So nobody is given GPUs
-// while it looks. One of a GPU that has failed stays until that is reset.
+// while it looks. One of a GPU that has failed stays until that is reset, and one
+// of a container that the database does not know with it until that has gone.
 func (m *Manager) tryRemove(ctx context.Context, p *gpu.Planned) error {
 	var done func()
 	if err := operation.Idle(ctx, func() (err error) { done, err = m.gpuGate.Lock(ctx, struct{}{}); return err }); err != nil {
@@ -71,6 +72,17 @@ func (m *Manager) tryRemove(ctx context.Context, p *gpu.Planned) error {
 	}
 	if !slices.ContainsFunc(books.Planned, func(now gpu.Planned) bool { return now.Remove && now.Same(p) }) {
 		return nil
+	}
+	strange, err := m.strangeLeases(ctx)
+	if err != nil {
+		return err
+	}
+	for i := range strange {
+		if l := &strange[i]; l.Mode == gpu.MIGMode && l.GPU == p.GPU && l.Placement.Overlaps(p.Placement) {
+			m.cfg.Log.WarnContext(ctx, "a MIG instance that is to be removed stays while a container has it that the database does not know with it",
+				"gpu", p.GPU, "start", p.Placement.Start, "container", l.EnvID)
+			return nil
+		}
 	}
 	found, err := m.GPUInventory(ctx, 0)
 	if err != nil {

@@ -2,6 +2,7 @@ package runtime_test
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -310,6 +311,50 @@ func TestGPUsOfARestoredDatabase(t *testing.T) {
 	d.act(d.Stop, "uno")
 	if _, op := d.create(two); op.State != operation.Succeeded {
 		t.Errorf("got %+v", op.Problem)
+	}
+}
+
+// What an environment held at a backup may be another's since, which the restored
+// database does not know: nobody is started with it, nor is it taken away.
+func TestGPUsThatOthersHaveSinceABackup(t *testing.T) {
+	h := gpuHost(t)
+	d := start(t, h)
+	names := []string{"alone", "part"}
+	d.create(withGPU("alone", gpu.Request{UUIDs: []string{"0"}}))
+	before, _ := d.create(withGPU("part", smallest))
+	for _, name := range names {
+		d.act(d.Stop, name)
+	}
+	d.stop()
+	backup := t.TempDir()
+	if err := os.CopyFS(backup, os.DirFS(h.dir)); err != nil {
+		t.Fatal(err)
+	}
+	d = start(t, h)
+	for _, name := range names {
+		if _, op := d.update(runtime.UpdateRequest{Environment: name, Fields: []string{"spec.gpu"}}); op.State != operation.Succeeded {
+			t.Fatalf("changed by %+v", op.Problem)
+		}
+	}
+	waitFor(t, "the instance to go", func() bool { d.reconcile(false); return len(h.gpus.Instances()) == 0 })
+	d.create(withGPU("other", gpu.Request{UUIDs: []string{"0"}}))
+	if since, _ := d.create(withGPU("others", smallest)); since.GPUs[0].Placement != before.GPUs[0].Placement {
+		t.Fatalf("it has another place: %+v", since.GPUs)
+	}
+	d.stop()
+	h.dir = backup
+	d = start(t, h)
+	_, _, err := d.Start(t.Context(), runtime.ActionRequest{Environment: "alone"})
+	d.refusedGPU(err, problem.GPUExhausted)
+	if op := d.act(d.Start, "part"); op.State != operation.Succeeded {
+		t.Fatalf("started by %+v", op.Problem)
+	}
+	if now := d.get("part").GPUs[0]; now.Placement.Overlaps(before.GPUs[0].Placement) {
+		t.Errorf("it has %+v, which another container has", now)
+	}
+	d.reconcile(false)
+	if left := h.gpus.Instances(); len(left) != 2 {
+		t.Errorf("instances are %v", left)
 	}
 }
 

@@ -132,7 +132,7 @@ func (m *Manager) strangeAmong(ctx context.Context, statuses []ContainerStatus) 
 			}
 		}
 		for _, l := range leases {
-			if slices.ContainsFunc(held, func(own gpu.Lease) bool { return own.GPU == l.GPU }) {
+			if slices.ContainsFunc(held, func(own gpu.Lease) bool { return sameShare(&own, &l) }) {
 				continue
 			}
 			l.EnvID, l.EnvName = status.ID, "container "+status.ID+", which the database does not know with it"
@@ -140,4 +140,11 @@ func (m *Manager) strangeAmong(ctx context.Context, statuses []ContainerStatus) 
 		}
 	}
 	return strange, nil
+}
+
+// sameShare says that two leases are of the same: a database that was restored
+// may know another place, or another size, than a container was started with.
+func sameShare(a, b *gpu.Lease) bool {
+	return a.GPU == b.GPU && a.Mode == b.Mode && a.Profile == b.Profile && a.Placement == b.Placement &&
+		a.MemoryBytes == b.MemoryBytes && a.ComputePercent == b.ComputePercent && a.Enforcement == b.Enforcement
 }
