@@ -93,7 +93,7 @@ func (c *candidate) lease(req *Request, enforcement Enforcement) Lease {
 	case MIGMode:
 		l.Profile, l.Placement, l.Static, l.MemoryBytes = req.Profile, c.place.at, c.place.exists, c.place.memory
 	case VGPU:
-		l.MemoryBytes, l.ComputePercent = req.MemoryBytes, req.ComputePercent
+		l.MemoryBytes, l.ComputePercent = wholeMiB(req.MemoryBytes), req.ComputePercent
 	case Exclusive, Shared:
 	}
 	return l
@@ -129,9 +129,9 @@ func (b *Books) fits(l *Lease, rules *Rules, req *Request) bool {
 	switch req.Mode {
 	case MIGMode:
 		profile, _ := d.Profile(l.Profile)
-		return l.Profile == req.Profile && (profile.Graphics || !req.draws())
+		return l.Profile == req.Profile && profile.MemoryBytes >= req.MemoryBytes && (profile.Graphics || !req.draws())
 	case VGPU:
-		return l.MemoryBytes == req.MemoryBytes && l.ComputePercent == req.ComputePercent &&
+		return l.MemoryBytes == wholeMiB(req.MemoryBytes) && l.ComputePercent == req.ComputePercent &&
 			l.Enforcement == rules.enforcer(req) && (l.Enforcement != ByNone || req.AllowUnenforced)
 	default:
 		return true
@@ -197,6 +197,9 @@ func (r *Rules) fit(c candidate, req *Request, enforcement Enforcement) (candida
 		if !found {
 			return c, refusal{a, noProfile, "has no profile " + req.Profile}
 		}
+		if req.MemoryBytes > profile.MemoryBytes {
+			return c, refusal{a, tooSmall, "has instances " + req.Profile + " of " + mebibytes(profile.MemoryBytes)}
+		}
 		if req.draws() && !profile.Graphics {
 			return c, refusal{a, cannotDraw, "has instances " + req.Profile + " that cannot draw"}
 		}
@@ -209,7 +212,11 @@ func (r *Rules) fit(c candidate, req *Request, enforcement Enforcement) (candida
 		}
 		memory, percent := a.shares()
 		total := a.MemoryBytes - min(a.MemoryBytes, r.ReserveBytes)
-		if free := total - min(total, memory); req.MemoryBytes > free {
+		wanted := wholeMiB(req.MemoryBytes)
+		if wanted > total {
+			return c, refusal{a, tooSmall, "has " + mebibytes(total) + " for shares"}
+		}
+		if free := total - min(total, memory); wanted > free {
 			return c, refusal{a, taken, "has " + mebibytes(free) + " left of " + mebibytes(total)}
 		}
 		if percent+req.ComputePercent > 100 {

@@ -3,6 +3,7 @@ package gpu_test
 import (
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -295,7 +296,7 @@ func TestWhatIsNotWellIsGivenToNobody(t *testing.T) {
 		{GPU: devices[1].UUID, Drained: true, Why: "new fan"},
 	}}
 	_, err := allocate(t, books, gpu.Rules{}, "a", gpu.Request{})
-	refused(t, err, problem.GPUExhausted, "XID 79", "new fan")
+	refused(t, err, problem.GPUDrained, "XID 79", "new fan")
 	_, err = allocate(t, books, gpu.Rules{}, "a", gpu.Request{UUIDs: []string{devices[0].UUID}})
 	refused(t, err, problem.GPUUnhealthy, "XID 79", "reset-health")
 	_, err = allocate(t, books, gpu.Rules{}, "a", gpu.Request{UUIDs: []string{devices[1].UUID}})
@@ -306,6 +307,43 @@ func TestWhatIsNotWellIsGivenToNobody(t *testing.T) {
 	refused(t, err, problem.GPUNotFound, "no GPU")
 	_, err = allocate(t, books, gpu.Rules{}, "a", gpu.Request{Models: []string{"H100"}})
 	refused(t, err, problem.GPUNotFound, "H100")
+}
+
+// What no GPU of the host has is not waited for; what somebody has is.
+func TestWhatNoGPUHas(t *testing.T) {
+	books := gpu.Books{Devices: append(gputest.Plain(1), gputest.A100(1, true))}
+	rules := gpu.Rules{Enforcers: []gpu.Enforcement{gpu.ByMPS}, ReserveBytes: gib}
+	for name, test := range map[string]struct {
+		req   gpu.Request
+		field string
+		words string
+	}{
+		"share":    {gpu.Request{Mode: gpu.VGPU, MemoryBytes: 23*gib + 1}, "spec.gpu.memory_bytes", "23552 MiB for shares"},
+		"largest":  {gpu.Request{Mode: gpu.VGPU, MemoryBytes: math.MaxUint64}, "spec.gpu.memory_bytes", "for shares"},
+		"instance": {gpu.Request{Mode: gpu.MIGMode, Profile: "1g.5gb", MemoryBytes: 6 * gib}, "spec.gpu.memory_bytes", "2g.10gb"},
+	} {
+		req := test.req
+		if req.Mode == gpu.VGPU {
+			req.UUIDs = []string{gputest.UUID(0)}
+		}
+		_, err := allocate(t, books, rules, "a", req)
+		refused(t, err, problem.GPUNotFound, test.words)
+		if p := problem.Of(err); p.Field != test.field {
+			t.Errorf("%s: the field is %s", name, p.Field)
+		}
+	}
+	take(t, &books, rules, "a", gpu.Request{Mode: gpu.MIGMode, Profile: "1g.5gb", MemoryBytes: 5 * gib})
+	take(t, &books, rules, "b", gpu.Request{Mode: gpu.VGPU, MemoryBytes: gpu.MinShare + 1})
+	if got := books.Held[1].MemoryBytes; got != gpu.MinShare+1<<20 {
+		t.Errorf("a share of %d bytes", got)
+	}
+	if change, err := allocate(t, books, rules, "b", gpu.Request{Mode: gpu.VGPU, MemoryBytes: gpu.MinShare + 1}); err != nil || len(change.Keep) != 1 {
+		t.Errorf("what it has is changed: %+v, %v", change, err)
+	}
+	books = gpu.Books{Devices: gputest.Plain(2), Marks: []gpu.Mark{{GPU: gputest.UUID(1), Drained: true}}}
+	take(t, &books, rules, "a", gpu.Request{})
+	_, err := allocate(t, books, rules, "b", gpu.Request{})
+	refused(t, err, problem.GPUExhausted, "drained")
 }
 
 func TestOthersGPUsDrawOnly(t *testing.T) {
@@ -394,6 +432,8 @@ func TestRequestsThatNoHostCouldMeet(t *testing.T) {
 		"two":        {gpu.Request{Mode: gpu.MIGMode, Profile: "1g.5gb", Count: 2}, "count"},
 		"profile":    {gpu.Request{Profile: "1g.5gb"}, "profile"},
 		"no memory":  {gpu.Request{Mode: gpu.VGPU}, "memory_bytes"},
+		"bytes":      {gpu.Request{Mode: gpu.VGPU, MemoryBytes: 8}, "memory_bytes"},
+		"too little": {gpu.Request{Mode: gpu.VGPU, MemoryBytes: gpu.MinShare - 1}, "memory_bytes"},
 		"percent":    {gpu.Request{Mode: gpu.VGPU, MemoryBytes: gib, ComputePercent: 101}, "compute_percent"},
 		"compute":    {gpu.Request{ComputePercent: 10}, "compute_percent"},
 		"unenforced": {gpu.Request{AllowUnenforced: true}, "allow_unenforced"},

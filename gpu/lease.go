@@ -34,8 +34,8 @@ type Request struct {
 	// case, any of which will do.
 	UUIDs  []string `json:"uuids,omitempty"`
 	Models []string `json:"models,omitempty"`
-	// MemoryBytes is the share of each GPU in the mode vgpu, the least memory
-	// of each GPU otherwise.
+	// MemoryBytes is the share of each GPU in the mode vgpu, MinShare at least; the
+	// least memory of each GPU, or of the instance, otherwise.
 	MemoryBytes    uint64       `json:"memory_bytes,omitempty"`
 	ComputePercent int          `json:"compute_percent,omitempty"` // vgpu: share of compute; 0: no limit
 	Profile        string       `json:"profile,omitempty"`         // mig: "1g.5gb"

@@ -22,6 +22,7 @@ const (
 	taken      refusalKind = "taken"
 	noProfile  refusalKind = "profile"
 	cannotDraw refusalKind = "graphics"
+	tooSmall   refusalKind = "memory"
 )
 
 // refusal is why a request cannot have a certain GPU; without a reason it can.
@@ -52,30 +53,11 @@ func (b *Books) refuse(req *Request, missing int, able []candidate, refused []re
 		}
 		return p.WithHint("it has %s", b.models())
 	}
-	reason, hint := problem.GPUExhausted, "stop or delete who has one, ask for less, or share one"
 	weighed := asked
 	if partitioned := slices.DeleteFunc(slices.Clone(asked), func(r refusal) bool { return r.reason == wrongMode }); req.Mode == MIGMode && len(partitioned) > 0 {
 		weighed = partitioned // the others could never have done
 	}
-	only := func(kind refusalKind) bool {
-		return !slices.ContainsFunc(weighed, func(r refusal) bool { return r.reason != kind })
-	}
-	switch {
-	case only(wrongMode) && req.Mode == MIGMode:
-		reason, hint = problem.GPUModeConflict, "an administrator turns MIG on, on an idle GPU: remotegpu gpu mig mode GPU on"
-	case only(wrongMode):
-		reason, hint = problem.GPUModeConflict, "ask for the mode that they are in, or for another GPU"
-	case only(noProfile):
-		reason, hint, field = problem.GPUNotFound, "they have "+profiles(weighed), field+".profile"
-	case only(cannotDraw):
-		reason, hint, field = problem.GPUCapability, "use a profile with +gfx or a whole GPU, or leave graphics out of the capabilities", field+".capabilities"
-	case only(sick):
-		reason, hint = problem.GPUUnhealthy, "look at the host's kernel log; an administrator gives it free again: remotegpu gpu undrain --reset-health GPU"
-	case only(hot):
-		reason, hint = problem.GPUUnhealthy, "wait: it is given again when it has been cool for a while; see to the host's fans and air"
-	case only(drained):
-		reason, hint = problem.GPUDrained, "ask for another GPU, or have it undrained: remotegpu gpu undrain GPU"
-	}
+	reason, hint, at := weigh(weighed, req)
 	message := fmt.Sprintf("%s: %d of %d can be had", req.describe(), len(able), missing)
 	lines := make([]string, 0, told)
 	for i, r := range asked {
@@ -85,7 +67,38 @@ func (b *Books) refuse(req *Request, missing int, able []candidate, refused []re
 		}
 		lines = append(lines, fmt.Sprintf("%s (%s) %s", short(r.UUID), r.Model, r.text))
 	}
-	return problem.New(reason, "%s; %s", message, strings.Join(lines, "; ")).WithField(field).WithHint("%s", hint)
+	return problem.New(reason, "%s; %s", message, strings.Join(lines, "; ")).WithField(field+at).WithHint("%s", hint)
+}
+
+// weigh finds what of several refusals is told as the reason, what to do about it,
+// and the field of the request (".profile"; "": the whole): that of the GPU which is
+// the nearest to being had. One that somebody has may be free in a moment.
+func weigh(refused []refusal, req *Request) (reason problem.Reason, hint, at string) {
+	there := func(kind refusalKind) bool {
+		return slices.ContainsFunc(refused, func(r refusal) bool { return r.reason == kind })
+	}
+	switch {
+	case there(taken):
+		return problem.GPUExhausted, "stop or delete who has one, ask for less, or share one", ""
+	case there(hot):
+		return problem.GPUUnhealthy, "wait: it is given again when it has been cool for a while; see to the host's fans and air", ""
+	case there(drained):
+		return problem.GPUDrained, "ask for another GPU, or have it undrained: remotegpu gpu undrain GPU", ""
+	case there(sick):
+		return problem.GPUUnhealthy, "look at the host's kernel log; an administrator gives it free again: remotegpu gpu undrain --reset-health GPU", ""
+	case there(wrongMode) && req.Mode == MIGMode:
+		return problem.GPUModeConflict, "an administrator turns MIG on, on an idle GPU: remotegpu gpu mig mode GPU on", ""
+	case there(wrongMode):
+		return problem.GPUModeConflict, "ask for the mode that they are in, or for another GPU", ""
+	case there(cannotDraw):
+		return problem.GPUCapability, "use a profile with +gfx or a whole GPU, or leave graphics out of the capabilities", ".capabilities"
+	case there(tooSmall) && req.Mode == MIGMode:
+		return problem.GPUNotFound, "leave memory_bytes out (--gpu-memory), or use a larger profile: " + profiles(refused), ".memory_bytes"
+	case there(tooSmall):
+		return problem.GPUNotFound, "ask for less, or for a whole GPU; gpu.reserve in the node's configuration is left of each", ".memory_bytes"
+	default:
+		return problem.GPUNotFound, "they have " + profiles(refused), ".profile"
+	}
 }
 
 // describe says what a request asks for.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,6 +14,20 @@ import (
 
 // MaxCount is how many GPUs one environment may ask for.
 const MaxCount = 64
+
+// MinShare is the smallest share of a GPU's memory, bytes: a context of CUDA takes
+// more. What holds shares counts in MiB and takes 0 of them for no limit, so a lease
+// is of whole ones.
+const MinShare = 64 << 20
+
+// wholeMiB is an amount of memory rounded up to what holds shares counts in.
+func wholeMiB(bytes uint64) uint64 {
+	const mib = 1 << 20
+	if rest := bytes % mib; rest != 0 && bytes <= math.MaxUint64-mib {
+		return bytes - rest + mib
+	}
+	return bytes
+}
 
 func itoa(n int) string { return strconv.Itoa(n) }
 
@@ -67,8 +82,15 @@ func (r *Request) checkMode(bad func(name, hint, format string, args ...any)) {
 		bad("profile", "leave it out, or use the mode mig", "a profile is of MIG instances")
 	}
 	if r.Mode == VGPU {
-		if r.MemoryBytes == 0 {
+		switch {
+		case r.MemoryBytes == 0:
 			bad("memory_bytes", "say how much of the GPU's memory it is to have", "the mode vgpu needs an amount of memory")
+		case r.MemoryBytes < MinShare:
+			hint := fmt.Sprintf("use %s or more", mebibytes(MinShare))
+			if r.MemoryBytes < 1024 { // nobody means bytes
+				hint += fmt.Sprintf("; %[1]d is %[1]d bytes, did you mean %[1]dG?", r.MemoryBytes)
+			}
+			bad("memory_bytes", hint, "%d bytes are too little for a share of a GPU's memory", r.MemoryBytes)
 		}
 		if r.ComputePercent < 0 || r.ComputePercent > 100 {
 			bad("compute_percent", "use 1 to 100, or leave it out", "%d is no percentage", r.ComputePercent)

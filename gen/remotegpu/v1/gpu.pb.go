@@ -294,8 +294,9 @@ type GPURequest struct {
 	// Parts of model names such as "A100", any of which will do, without regard
 	// to case. Empty: any.
 	Models []string `protobuf:"bytes,4,rep,name=models,proto3" json:"models,omitempty"`
-	// VGPU: the share of each GPU's memory, bytes. Otherwise the least memory
-	// that each GPU has.
+	// VGPU: the share of each GPU's memory, bytes: 64 MiB at least, and rounded up
+	// to whole MiB. Otherwise the least memory that each GPU, or in the mode MIG the
+	// instance, has.
 	MemoryBytes uint64 `protobuf:"varint,5,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	// VGPU: the share of compute. 0: no limit.
 	ComputePercent int32 `protobuf:"varint,6,opt,name=compute_percent,json=computePercent,proto3" json:"compute_percent,omitempty"`
