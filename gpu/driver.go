@@ -87,8 +87,11 @@ type EditsRequest struct {
 // Edits is what a container needs. Warnings are for people: a capability that
 // the host cannot give.
 type Edits struct {
-	CDI      cdi.ContainerEdits `json:"cdi"`
-	Warnings []string           `json:"warnings,omitempty"`
+	CDI cdi.ContainerEdits `json:"cdi"`
+	// Brought are paths of the container at which a hook puts files that are not
+	// among the mounts: nothing else may be mounted there either.
+	Brought  []string `json:"brought,omitempty"`
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Event is something that happened to a GPU.

@@ -68,7 +68,7 @@ var above = []string{"/tmp", "/run", "/var/run"}
 // covered by: the same, one below, or one above that is not among those that
 // nobody can do without.
 func (e *Edits) TargetOf(target string) (path string, is bool) {
-	all := make([]string, 0, len(e.CDI.Mounts)+len(e.CDI.DeviceNodes))
+	all := slices.Clone(e.Brought)
 	for _, m := range e.CDI.Mounts {
 		all = append(all, m.ContainerPath)
 	}

@@ -3,6 +3,7 @@ package inject
 import (
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -26,13 +27,23 @@ const configName = "nvidia-container-runtime-hook.toml"
 // modesetNode is what an X server of the container's needs.
 const modesetNode = "/dev/nvidia-modeset"
 
-func hasNode(edits gpu.Edits, path string) bool {
-	return slices.ContainsFunc(edits.CDI.DeviceNodes, func(node *cdi.DeviceNode) bool { return node.Path == path })
+func hasNode(edits gpu.Edits, name string) bool {
+	return slices.ContainsFunc(edits.CDI.DeviceNodes, func(node *cdi.DeviceNode) bool { return node.Path == name })
 }
+
+// manifests are where the loaders of EGL, Vulkan and OpenCL find what the driver
+// has. nvidia-container-cli brings libraries and programs alone: in the toolkit
+// these files are those of the runtime (internal/modifier/graphics.go).
+var manifests = []string{"/etc/glvnd", "/usr/share/glvnd", "/usr/share/egl", "/etc/vulkan", "/usr/share/vulkan", "/etc/OpenCL"}
+
+// libraries are where nvidia-container-cli puts libraries: as the container's
+// distribution has it, not the host's (libnvidia-container, src/nvc_container.c).
+var libraries = []string{"/usr/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu"}
 
 // byHook has the toolkit's hook of before bring the driver's libraries. Nodes
 // and the rules for them stay in the spec, so that no reload of the host's
-// cgroups takes them away; what they are the edits say.
+// cgroups takes them away; what they are the edits say. So do the manifests,
+// which the hook does not bring, and its libraries are told as Brought.
 func (d *Driver) byHook(edits gpu.Edits, req gpu.EditsRequest) (gpu.Edits, error) {
 	config, err := d.writeConfig()
 	if err != nil {
@@ -50,6 +61,19 @@ func (d *Driver) byHook(edits gpu.Edits, req gpu.EditsRequest) (gpu.Edits, error
 	}
 	slices.Sort(capabilities)
 	var mounts []*cdi.Mount
+	var brought []string
+	for _, m := range edits.CDI.Mounts {
+		if slices.ContainsFunc(manifests, func(dir string) bool { return gpu.Within(m.ContainerPath, dir) }) {
+			mounts = append(mounts, m)
+			continue
+		}
+		brought = append(brought, m.ContainerPath)
+		if name := path.Base(m.ContainerPath); strings.Contains(name, ".so") {
+			for _, dir := range libraries {
+				brought = append(brought, path.Join(dir, name))
+			}
+		}
+	}
 	for _, target := range req.Targets {
 		id := target.GPU
 		if target.MIG != "" {
@@ -69,6 +93,7 @@ func (d *Driver) byHook(edits gpu.Edits, req gpu.EditsRequest) (gpu.Edits, error
 			}},
 			AdditionalGIDs: edits.CDI.AdditionalGIDs,
 		},
+		Brought:  brought,
 		Warnings: edits.Warnings,
 	}, nil
 }
@@ -114,9 +139,9 @@ disable-imex-channel-creation = true
 	if err := os.MkdirAll(d.cfg.Dir, 0o700); err != nil {
 		return "", fmt.Errorf("make directory of the hook's configuration: %w", err)
 	}
-	path := filepath.Join(d.cfg.Dir, configName)
-	if err := atomicfile.WriteUnsynced(path, []byte(text), 0o600); err != nil {
+	file := filepath.Join(d.cfg.Dir, configName)
+	if err := atomicfile.WriteUnsynced(file, []byte(text), 0o600); err != nil {
 		return "", fmt.Errorf("write the hook's configuration: %w", err)
 	}
-	return path, nil
+	return file, nil
 }

@@ -85,6 +85,7 @@ type Driver struct {
 	gpu.Driver
 	cfg     Config
 	toolkit *Toolkit
+	cli     *Toolkit // nvidia-container-cli, by Hook
 }
 
 // New returns the driver.
@@ -102,7 +103,18 @@ func New(cfg Config) *Driver {
 	if cfg.Way == Hook {
 		program = cfg.RuntimeHook
 	}
-	return &Driver{Driver: cfg.Driver, cfg: cfg, toolkit: &Toolkit{Path: program, AllowOld: cfg.AllowOld, Log: cfg.Log}}
+	return &Driver{
+		Driver: cfg.Driver, cfg: cfg, toolkit: &Toolkit{Path: program, AllowOld: cfg.AllowOld, Log: cfg.Log},
+		cli: &Toolkit{Path: cfg.CLI, Name: "nvidia-container-cli of the NVIDIA Container Toolkit", AllowOld: cfg.AllowOld, Log: cfg.Log},
+	}
+}
+
+// programs are the programs of the toolkit that the way runs.
+func (d *Driver) programs() []*Toolkit {
+	if d.cfg.Way == Hook {
+		return []*Toolkit{d.toolkit, d.cli}
+	}
+	return []*Toolkit{d.toolkit}
 }
 
 // Edits computes what a container needs, by the way. GPU_TOOLKIT_MISSING,
@@ -148,8 +160,10 @@ func (d *Driver) Edits(ctx context.Context, req gpu.EditsRequest) (gpu.Edits, er
 
 // nvidia computes the edits for GPUs of NVIDIA.
 func (d *Driver) nvidia(ctx context.Context, req gpu.EditsRequest) (gpu.Edits, error) {
-	if err := d.toolkit.Check(ctx); err != nil {
-		return gpu.Edits{}, err
+	for _, program := range d.programs() {
+		if err := program.Check(ctx); err != nil {
+			return gpu.Edits{}, err
+		}
 	}
 	edits, err := d.Driver.Edits(ctx, req)
 	if err != nil {
@@ -176,8 +190,10 @@ func (d *Driver) Problems(ctx context.Context, inventory gpu.Inventory) []*probl
 		return nil
 	}
 	var found []*problem.Problem
-	if p := d.toolkit.problem(ctx); p != nil && p.Reason != problem.Unavailable { // nothing is known yet
-		found = append(found, p)
+	for _, program := range d.programs() {
+		if p := program.problem(ctx); p != nil && p.Reason != problem.Unavailable { // nothing is known yet
+			found = append(found, p)
+		}
 	}
 	return found
 }
@@ -196,6 +212,7 @@ func join(a, b gpu.Edits) gpu.Edits {
 			Mounts:         slices.Concat(a.CDI.Mounts, b.CDI.Mounts),
 			AdditionalGIDs: slices.Concat(a.CDI.AdditionalGIDs, b.CDI.AdditionalGIDs),
 		},
+		Brought:  slices.Concat(a.Brought, b.Brought),
 		Warnings: slices.Concat(a.Warnings, b.Warnings),
 	}
 }

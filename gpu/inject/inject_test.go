@@ -50,9 +50,10 @@ func program(tb testing.TB, output string) string {
 }
 
 const (
-	good  = "NVIDIA CDI Hook version 1.20.1\ncommit: abc"
-	uuidA = "GPU-11111111-1111-1111-1111-111111111111"
-	amd   = "PCI-0000:03:00.0"
+	good    = "NVIDIA CDI Hook version 1.20.1\ncommit: abc"
+	goodCLI = "cli-version: 1.20.1\nlib-version: 1.20.1\nbuild date: 2026-01-01T00:00+0000\nbuild compiler: gcc 7.5.0"
+	uuidA   = "GPU-11111111-1111-1111-1111-111111111111"
+	amd     = "PCI-0000:03:00.0"
 )
 
 // ofNVIDIA is the beginning of what nvcdi says of a GPU.
@@ -128,7 +129,7 @@ func TestGraphicsUsesTheGPUThatWasLeased(t *testing.T) {
 
 func TestHookIsAskedByUUIDAndConfiguredByUs(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "gpu")
-	hook, cli := program(t, "NVIDIA Container Runtime Hook version 1.20.1"), program(t, "")
+	hook, cli := program(t, "NVIDIA Container Runtime Hook version 1.20.1"), program(t, goodCLI)
 	d := inject.New(inject.Config{Driver: &driver{edits: ofNVIDIA()}, Way: inject.Hook, RuntimeHook: hook, CLI: cli, DriverRoot: "/run/nvidia/driver", Dir: dir})
 	edits, err := d.Edits(t.Context(), gpu.EditsRequest{
 		Targets: []gpu.Target{{GPU: uuidA}, {GPU: "GPU-2", MIG: "MIG-3"}}, Capabilities: []gpu.Capability{gpu.Utility, gpu.Compute},
@@ -141,15 +142,20 @@ func TestHookIsAskedByUUIDAndConfiguredByUs(t *testing.T) {
 	want := gpu.Edits{CDI: cdi.ContainerEdits{
 		Env:         []string{"NVIDIA_VISIBLE_DEVICES=void", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"},
 		DeviceNodes: slices.Delete(ofNVIDIA().CDI.DeviceNodes, 2, 3), // one is an instance
-		Mounts: []*cdi.Mount{
-			{HostPath: "/dev/null", ContainerPath: "/var/run/nvidia-container-devices/" + uuidA, Options: options},
-			{HostPath: "/dev/null", ContainerPath: "/var/run/nvidia-container-devices/MIG-3", Options: options},
-		},
+		Mounts: append(ofNVIDIA().CDI.Mounts[1:],
+			&cdi.Mount{HostPath: "/dev/null", ContainerPath: "/var/run/nvidia-container-devices/" + uuidA, Options: options},
+			&cdi.Mount{HostPath: "/dev/null", ContainerPath: "/var/run/nvidia-container-devices/MIG-3", Options: options},
+		),
 		Hooks: []*cdi.Hook{{
 			HookName: "createRuntime", Path: hook, Args: []string{"nvidia-hook", "-config=" + config, "prestart"},
 			Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "NVIDIA_CTK_DEBUG=false"},
 		}},
-	}}
+	}, Brought: []string{"/usr/lib/libcuda.so.9", "/usr/lib64/libcuda.so.9", "/usr/lib/x86_64-linux-gnu/libcuda.so.9", "/usr/lib/aarch64-linux-gnu/libcuda.so.9"}}
+	for target, want := range map[string]bool{"/usr/lib64": true, "/usr/lib/x86_64-linux-gnu": true, "/etc/vulkan/icd.d": true, "/data": false, "/run": false} {
+		if _, is := edits.TargetOf(target); is != want {
+			t.Errorf("a mount at %s is in the way: %v", target, is)
+		}
+	}
 	if diff := cmp.Diff(want, edits); diff != "" {
 		t.Errorf("edits:\n%s", diff)
 	}
@@ -241,6 +247,21 @@ func TestOldToolkitsAreRefused(t *testing.T) {
 				t.Errorf("without a GPU of NVIDIA: %v", found)
 			}
 		})
+	}
+	for output, want := range map[string]problem.Reason{
+		goodCLI: "",
+		"cli-version: 1.18.0\nlib-version: 1.18.0": problem.GPUToolkitOld,
+		"cli-version: 1.20.1\nlib-version: 1.17.7": problem.GPUToolkitOld,
+		"": problem.GPUToolkitOld,
+	} {
+		injector := inject.New(inject.Config{Driver: &driver{}, Way: inject.Hook, RuntimeHook: program(t, good), CLI: program(t, output), Dir: t.TempDir()})
+		_, err := injector.Edits(t.Context(), request)
+		if p := problem.Of(err); want == "" && err != nil || want != "" && (p == nil || p.Reason != want || !strings.Contains(p.Message, "nvidia-container-cli")) {
+			t.Errorf("with nvidia-container-cli that says %q: %v", output, err)
+		}
+		if found := injector.Problems(t.Context(), nvidia); (len(found) > 0) != (want != "") {
+			t.Errorf("with nvidia-container-cli that says %q the node says %v", output, found)
+		}
 	}
 	missing := inject.New(inject.Config{Driver: &driver{}, CDIHook: "/nowhere/nvidia-cdi-hook", AllowOld: true})
 	_, err := missing.Edits(t.Context(), request)
@@ -385,6 +406,31 @@ func TestCardsAreOfThoseWhoHaveTheGPUAlone(t *testing.T) {
 	}
 }
 
+// The variables that have EGL and Vulkan use the GPU name files which the hook does
+// not bring.
+func TestHookBringsWhatGraphicsIsToldOf(t *testing.T) {
+	edits, err := inject.New(inject.Config{
+		Driver: &driver{edits: ofNVIDIA()}, Way: inject.Hook, RuntimeHook: program(t, good), CLI: program(t, goodCLI), Dir: t.TempDir(),
+	}).Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA}}, Capabilities: []gpu.Capability{gpu.Graphics}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := 0
+	for _, variable := range edits.CDI.Env {
+		name, file, _ := strings.Cut(variable, "=")
+		if name != "__EGL_VENDOR_LIBRARY_FILENAMES" && name != "VK_DRIVER_FILES" {
+			continue
+		}
+		named++
+		if !slices.ContainsFunc(edits.CDI.Mounts, func(m *cdi.Mount) bool { return m.ContainerPath == file }) {
+			t.Errorf("%s names %s, which nobody brings", name, file)
+		}
+	}
+	if named != 2 {
+		t.Errorf("variables: %q", edits.CDI.Env)
+	}
+}
+
 // A capability that the host cannot give is asked of neither way.
 func TestHookIsNotAskedForWhatTheHostLacks(t *testing.T) {
 	for _, modeset := range []bool{true, false} {
@@ -393,7 +439,7 @@ func TestHookIsNotAskedForWhatTheHostLacks(t *testing.T) {
 			edits.CDI.DeviceNodes = append(edits.CDI.DeviceNodes, &cdi.DeviceNode{Path: "/dev/nvidia-modeset"})
 		}
 		found, err := inject.New(inject.Config{
-			Driver: &driver{edits: edits}, Way: inject.Hook, RuntimeHook: program(t, good), CLI: program(t, ""), Dir: t.TempDir(),
+			Driver: &driver{edits: edits}, Way: inject.Hook, RuntimeHook: program(t, good), CLI: program(t, goodCLI), Dir: t.TempDir(),
 		}).Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: uuidA}}, Capabilities: []gpu.Capability{gpu.Display, gpu.Utility}})
 		if err != nil {
 			t.Fatal(err)

@@ -2,6 +2,7 @@ package inject
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -62,26 +63,34 @@ func (v Version) Before(other Version) bool {
 	return v.Pre && !other.Pre
 }
 
-var versionText = regexp.MustCompile(`(?m)\bversion v?(\d{1,6})\.(\d{1,6})\.(\d{1,6})([-~+.][0-9A-Za-z.~+-]*)?\s*$`)
+var versionText = regexp.MustCompile(`(?m)\bversion:? v?(\d{1,6})\.(\d{1,6})\.(\d{1,6})([-~+.][0-9A-Za-z.~+-]*)?\s*$`)
 
-// ParseVersion reads what a program of the toolkit answers to --version.
+// ParseVersion reads what a program of the toolkit answers to --version: the
+// oldest of those that nvidia-container-cli says of itself and of its library
+// (cli-version, lib-version). They are released with the toolkit, as its version.
 func ParseVersion(output string) (Version, error) {
-	match := versionText.FindStringSubmatch(output)
-	if match == nil {
+	var oldest *Version
+	for _, match := range versionText.FindAllStringSubmatch(output, -1) {
+		var v Version
+		for i, number := range []*int{&v.Major, &v.Minor, &v.Patch} {
+			*number, _ = strconv.Atoi(match[i+1]) // at most six digits
+		}
+		v.Pre = strings.Contains(match[4], "rc")
+		if oldest == nil || v.Before(*oldest) {
+			oldest = &v
+		}
+	}
+	if oldest == nil {
 		return Version{}, fmt.Errorf("no version in %.80q", output)
 	}
-	var v Version
-	for i, number := range []*int{&v.Major, &v.Minor, &v.Patch} {
-		*number, _ = strconv.Atoi(match[i+1]) // at most six digits
-	}
-	v.Pre = strings.Contains(match[4], "rc")
-	return v, nil
+	return *oldest, nil
 }
 
 // Toolkit is the NVIDIA Container Toolkit by one of its programs. It is safe for
 // concurrent use.
 type Toolkit struct {
 	Path     string // of the program
+	Name     string // as messages have it; "": the NVIDIA Container Toolkit
 	AllowOld bool
 	Log      *slog.Logger
 
@@ -112,16 +121,18 @@ func (t *Toolkit) Check(ctx context.Context) error {
 	return p
 }
 
+func (t *Toolkit) name() string { return cmp.Or(t.Name, "the NVIDIA Container Toolkit") }
+
 func (t *Toolkit) problem(ctx context.Context) *problem.Problem {
 	info, err := os.Stat(t.Path)
 	if t.Path == "" || errors.Is(err, fs.ErrNotExist) {
 		if old := t.withoutHook(ctx); old != nil {
 			return old
 		}
-		return problem.New(problem.GPUToolkitMissing, "the NVIDIA Container Toolkit is not installed: there is no %s", t.Path).
+		return problem.New(problem.GPUToolkitMissing, "%s is not installed: there is no %s", t.name(), t.Path).
 			WithHint("install it (nvidia-container-toolkit, %s or newer), or set its place in the section gpu of the configuration", goodToolkit)
 	} else if err != nil {
-		return problem.New(problem.GPUToolkitMissing, "the NVIDIA Container Toolkit cannot be used: %v", err).WithCause(err).
+		return problem.New(problem.GPUToolkitMissing, "%s cannot be used: %v", t.name(), err).WithCause(err).
 			WithHint("see what is at %s", t.Path)
 	}
 	if err := checkProgram(t.Path); err != nil {
@@ -130,13 +141,13 @@ func (t *Toolkit) problem(ctx context.Context) *problem.Problem {
 	version, err := t.ask(ctx, t.Path, info)
 	switch {
 	case errors.Is(err, errNoAnswer):
-		return problem.New(problem.Unavailable, "the NVIDIA Container Toolkit did not say its version").WithCause(err).
+		return problem.New(problem.Unavailable, "%s did not say its version", t.name()).WithCause(err).
 			WithHint("try again in a moment; see whether %s --version works on the host", t.Path)
 	case err != nil:
-		return problem.New(problem.GPUToolkitOld, "the NVIDIA Container Toolkit does not say its version: %v", err).WithCause(err).
+		return problem.New(problem.GPUToolkitOld, "%s does not say its version: %v", t.name(), err).WithCause(err).
 			WithHint("install %s or newer; gpu.allow_old_toolkit accepts any, though old ones let containers out", minToolkit)
 	case version.Before(minToolkit):
-		return problem.New(problem.GPUToolkitOld, "the NVIDIA Container Toolkit is %s; before %s it lets containers out (CVE-2026-24260)", version, minToolkit).
+		return problem.New(problem.GPUToolkitOld, "%s is %s; before %s it lets containers out (CVE-2026-24260)", t.name(), version, minToolkit).
 			WithHint("install %s or newer; gpu.allow_old_toolkit accepts it all the same", goodToolkit)
 	}
 	return nil

@@ -31,7 +31,7 @@ func TestProgramsOfOthersAreNotRun(t *testing.T) {
 	share := gpu.Share{Enforcement: gpu.ByCooperation, MemoryBytes: 1 << 30}
 	for name, cfg := range map[string]inject.Config{
 		"the hook":        {CDIHook: theirs("nvidia-cdi-hook")},
-		"the classic one": {Way: inject.Hook, RuntimeHook: theirs("nvidia-container-runtime-hook"), CLI: program(t, good)},
+		"the classic one": {Way: inject.Hook, RuntimeHook: theirs("nvidia-container-runtime-hook"), CLI: program(t, goodCLI)},
 		"its program":     {Way: inject.Hook, RuntimeHook: program(t, good), CLI: theirs("nvidia-container-cli")},
 		"the library":     {CDIHook: program(t, good), Library: theirs("libvgpu.so")},
 	} {

@@ -32,11 +32,15 @@ func (s standIn) Edits(context.Context, gpu.EditsRequest) (gpu.Edits, error) { r
 
 func (s standIn) SetExclusiveProcess(context.Context, string, bool) error { return nil }
 
+// saysVersion is what a stand-in for nvidia-container-cli does before all else, as
+// printf has it.
+const saysVersion = `test "$1" = --version && { echo cli-version: 1.20.1; exit; }\n`
+
 // The classic hook runs nvidia-container-cli for the leased UUID alone, with
 // nothing else in its environment, and nodes are as with CDI.
 func classicHook(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.Engine, driver *fakeDriver, container func(string, *gpu.Edits) runtime.Container) {
 	hook, cli, record := toolkit(t, d, "nvidia-container-runtime-hook"), filepath.Join(d.Dir, "nvidia-container-cli"), filepath.Join(d.Dir, "cli")
-	testutil.Sh(t, fmt.Sprintf("printf '#!/bin/sh\\nfor last; do :; done\\necho \"$*\" > %s.args\\n/usr/bin/env > %s.env\\n' > %s; chmod 755 %s", record, record, cli, cli))
+	testutil.Sh(t, fmt.Sprintf("printf '#!/bin/sh\\n"+saysVersion+"for last; do :; done\\necho \"$*\" > %s.args\\n/usr/bin/env > %s.env\\n' > %s; chmod 755 %s", record, record, cli, cli))
 	for i, uuid := range []string{"GPU-aaaaaaaa-0000-0000-0000-000000000000", "GPU-bbbbbbbb-0000-0000-0000-000000000000"} {
 		injector := inject.New(inject.Config{
 			Driver: standIn{edits: driver.edits(i)}, Way: inject.Hook, RuntimeHook: hook, CLI: cli, Dir: filepath.Join(d.Dir, "gpu"),
@@ -87,7 +91,7 @@ func classicHook(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.
 	if err := engine.Delete(t.Context(), "none"); err != nil {
 		t.Error(err)
 	}
-	testutil.Sh(t, "printf '#!/bin/sh\\necho driver is broken >&2\\nexit 1\\n' > "+cli)
+	testutil.Sh(t, "printf '#!/bin/sh\\n"+saysVersion+"echo driver is broken >&2\\nexit 1\\n' > "+cli)
 	edits, err := inject.New(inject.Config{
 		Driver: standIn{edits: driver.edits(0)}, Way: inject.Hook, RuntimeHook: hook, CLI: cli, Dir: filepath.Join(d.Dir, "gpu"),
 	}).Edits(t.Context(), gpu.EditsRequest{Targets: []gpu.Target{{GPU: "GPU-1"}}})

@@ -54,7 +54,7 @@ func newSharedGPU(tb testing.TB, containerd *testutil.ContainerdDaemon) *sharedG
 		testutil.Sh(tb, "install -m 755 "+testutil.Tool(name)+" "+g.in(name))
 	}
 	for name, text := range map[string]string{
-		"mps-control": fmt.Sprintf(mpsControl, g.in("mps")), "container-cli": fmt.Sprintf("#!/bin/sh\necho \"$*\" >> %s\n", g.in("cli")),
+		"mps-control": fmt.Sprintf(mpsControl, g.in("mps")), "container-cli": fmt.Sprintf("#!/bin/sh\n[ \"$1\" = --version ] && echo cli-version: 1.20.1 || echo \"$*\" >> %s\n", g.in("cli")),
 	} {
 		if err := os.WriteFile(g.in(name), []byte(text), 0o755); err != nil {
 			tb.Fatal(err)
