@@ -123,19 +123,29 @@ func (b *Books) fits(l *Lease, rules *Rules, req *Request) bool {
 		return false
 	}
 	a := b.account(&d)
-	if a.health().Failed() || a.partitioned != (l.Mode == MIGMode) || a.excludes(l) {
+	health := a.health()
+	if health.Failed() || a.excludes(l) || !health.Unsure && a.partitioned != (l.Mode == MIGMode) {
 		return false
 	}
 	switch req.Mode {
 	case MIGMode:
-		profile, _ := d.Profile(l.Profile)
-		return l.Profile == req.Profile && profile.MemoryBytes >= req.MemoryBytes && (profile.Graphics || !req.draws())
+		return l.Profile == req.Profile && a.offers(req)
 	case VGPU:
 		return l.MemoryBytes == wholeMiB(req.MemoryBytes) && l.ComputePercent == req.ComputePercent &&
 			l.Enforcement == rules.enforcer(req) && (l.Enforcement != ByNone || req.AllowUnenforced)
 	default:
 		return true
 	}
+}
+
+// offers says that instances of a request's profile have what it wants of them. A
+// GPU that does not tell now is not taken to have changed.
+func (a *account) offers(req *Request) bool {
+	profile, told := a.Profile(req.Profile)
+	if !told && a.health().Unsure {
+		return true
+	}
+	return profile.MemoryBytes >= req.MemoryBytes && (profile.Graphics || !req.draws())
 }
 
 // candidate is a GPU that a request can have.
@@ -160,6 +170,8 @@ func (r *Rules) consider(a *account, req *Request, enforcement Enforcement) (can
 	}
 	if health := a.health(); health.Failed() {
 		return c, refusal{a, sick, "is unhealthy: " + health.Reason}
+	} else if health.Unsure {
+		return c, refusal{a, unsure, "cannot be told to be well: " + health.Reason}
 	} else if health.Unhealthy {
 		return c, refusal{a, hot, "cannot be given now: " + health.Reason}
 	}

@@ -147,7 +147,7 @@ func (a *account) excludes(l *Lease) bool {
 		}
 		memory, percent = memory+other.MemoryBytes, percent+other.ComputePercent
 	}
-	return l.Mode == VGPU && (memory > a.MemoryBytes || percent > 100)
+	return l.Mode == VGPU && (a.MemoryBytes > 0 && memory > a.MemoryBytes || percent > 100)
 }
 
 // health is that of the GPU, what is kept of it first.

@@ -103,10 +103,13 @@ type Health struct {
 	// Passing says that it ends by itself, as heat does: who has the GPU keeps it
 	// and works on.
 	Passing bool `json:"passing,omitempty"`
+	// Unsure says that a question about the GPU failed, as one may while it is
+	// reset: nobody new gets it, and no more is concluded before that has lasted.
+	Unsure bool `json:"unsure,omitempty"`
 }
 
 // Failed says that who has the GPU has lost it.
-func (h Health) Failed() bool { return h.Unhealthy && !h.Passing }
+func (h Health) Failed() bool { return h.Unhealthy && !h.Passing && !h.Unsure }
 
 // Process is a process that uses a GPU.
 type Process struct {

@@ -18,6 +18,7 @@ const (
 	wrongMode  refusalKind = "mode"
 	sick       refusalKind = "unhealthy"
 	hot        refusalKind = "hot"
+	unsure     refusalKind = "unsure"
 	drained    refusalKind = "drained"
 	taken      refusalKind = "taken"
 	noProfile  refusalKind = "profile"
@@ -82,6 +83,8 @@ func weigh(refused []refusal, req *Request) (reason problem.Reason, hint, at str
 		return problem.GPUExhausted, "stop or delete who has one, ask for less, or share one", ""
 	case there(hot):
 		return problem.GPUUnhealthy, "wait: it is given again when it has been cool for a while; see to the host's fans and air", ""
+	case there(unsure):
+		return problem.GPUUnhealthy, "try again in a moment; if it lasts look at the host's kernel log, and whether nvidia-smi works", ""
 	case there(drained):
 		return problem.GPUDrained, "ask for another GPU, or have it undrained: remotegpu gpu undrain GPU", ""
 	case there(sick):

@@ -73,6 +73,9 @@ func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Ta
 	}
 	spans.end("image")
 	task.Progress(operation.Progress{Step: "preparing", Done: 1, Total: 3})
+	if env, err = m.startLeases(ctx, env); err != nil { // the pull may have taken hours
+		return err
+	}
 	container, err := m.prepare(ctx, env, spans, create)
 	if err != nil {
 		return err

@@ -287,6 +287,7 @@ func (m *Manager) UndrainGPU(ctx context.Context, name string, resetHealth bool)
 		return g, err
 	}
 	m.gpuFlow.forget(g.UUID) // what happens from now on is news
+	m.gpus.outdate()         // as it did not answer while it was reset
 	m.watchAnew(ctx)
 	return g, m.reportGPUs(ctx)
 }

@@ -231,7 +231,7 @@ func gpuWarnings(devices []gpu.Device) error {
 	for i := range devices {
 		d := &devices[i]
 		found := d.Vitals.Warnings()
-		if d.Health.Unhealthy && d.Health.Passing {
+		if d.Health.Unhealthy && !d.Health.Failed() {
 			found = append(found, d.Health.Reason)
 		}
 		if len(found) > 0 {

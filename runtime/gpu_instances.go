@@ -90,6 +90,10 @@ func (m *Manager) tryRemove(ctx context.Context, p *gpu.Planned) error {
 	}
 	books.Devices = found.Devices
 	device, _ := books.Device(p.GPU)
+	if device.Health.Unsure { // which instances it has is not known
+		return problem.New(problem.GPUUnavailable, "GPU %s cannot be asked for its instances: %s", p.GPU, device.Health.Reason).
+			WithHint("see whether nvidia-smi works on the host")
+	}
 	if instance, there := p.Find(&device); there {
 		err := m.removeInstance(ctx, instance.UUID)
 		if err != nil && (device.Health.Failed() || books.Mark(p.GPU).Health.Unhealthy) {

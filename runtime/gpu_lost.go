@@ -95,8 +95,9 @@ func lostGPUs(env *Environment, books *gpu.Books, driver string) string {
 			return "GPU " + target.GPU + " is not there any more"
 		case device.Health.Failed():
 			return failed(target.GPU, device.Health.Reason)
-		case mark.Unhealthy && mark.Since.After(env.StartedAt):
+		case mark.Unhealthy: // also one of while it was started: none is given before
 			return failed(target.GPU, mark.Reason)
+		case device.Health.Unsure:
 		case target.MIG != "" && !slices.ContainsFunc(device.MIG.Instances, func(i gpu.MIGInstance) bool { return i.UUID == target.MIG }):
 			return "MIG instance " + target.MIG + " is not there any more"
 		}

@@ -145,7 +145,7 @@ func (m *Manager) runs(ctx context.Context, id string) (bool, error) {
 }
 
 // startLeases brings the leases of an environment that is to be started to what
-// its spec asks for.
+// its spec asks for: what it was given may have failed since.
 func (m *Manager) startLeases(ctx context.Context, env *Environment) (*Environment, error) {
 	if env.Spec.GPU == nil && len(env.GPUs) == 0 {
 		return env, nil

@@ -94,7 +94,10 @@ func (m *Manager) tendGPUs(ctx context.Context) error {
 	}
 	found, err := m.GPUInventory(ctx, m.lookAgain(envs))
 	if err == nil {
-		errs = append(errs, m.examineGPUs(ctx, &found), m.lookForLost(ctx, envs, &found), m.remakePartitions(ctx))
+		if m.gpus.current(&found) { // else it may be of a GPU that was reset then
+			errs = append(errs, m.examineGPUs(ctx, &found))
+		}
+		errs = append(errs, m.lookForLost(ctx, envs, &found), m.remakePartitions(ctx))
 		m.watchAnew(ctx)
 	} // else the condition tells
 	return errors.Join(append(errs, m.keepSharing(ctx), m.reportGPUs(ctx))...)

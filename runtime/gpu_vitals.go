@@ -17,6 +17,7 @@ type gpuVitals struct {
 	heat   map[string]*gpu.Heat // by UUID
 	told   map[string]bool      // whose holders know that it is too hot
 	errors map[string]uint64    // uncorrected errors of memory, as the store has them
+	doubt  map[string]*doubt    // by UUID
 	// unwatched says of those whose errors are not told why.
 	unwatched map[string]string
 }
@@ -48,7 +49,35 @@ func (v *gpuVitals) warnings(d *gpu.Device) []string {
 	return found
 }
 
-// look makes GPUs unhealthy that are too hot.
+// doubt is how often, and since when, it was not sure of a GPU that it is well.
+type doubt struct {
+	since time.Time
+	looks int
+}
+
+// sureLooks is how many looks in turn at a GPU make sure of what one found.
+const sureLooks = 3
+
+// resolve makes a failure of what has not been sure for long. v.mu is held.
+func (v *gpuVitals) resolve(d *gpu.Device, now time.Time, sureAfter time.Duration) {
+	if !d.Health.Unsure {
+		delete(v.doubt, d.UUID)
+		return
+	}
+	if v.doubt == nil {
+		v.doubt = make(map[string]*doubt)
+	}
+	before := v.doubt[d.UUID]
+	if before == nil {
+		before = &doubt{since: now}
+		v.doubt[d.UUID] = before
+	}
+	before.looks++
+	d.Health.Unsure = before.looks < sureLooks || now.Sub(before.since) < sureAfter
+}
+
+// look makes GPUs unhealthy that are too hot, and those failed that were not sure
+// to be well for long.
 func (v *gpuVitals) look(found *gpu.Inventory, cfg *GPUConfig) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -62,9 +91,14 @@ func (v *gpuVitals) look(found *gpu.Inventory, cfg *GPUConfig) {
 	if coolFor == 0 {
 		coolFor = gpu.CoolFor
 	}
+	sureAfter := cfg.SureAfter
+	if sureAfter == 0 {
+		sureAfter = DefaultSureAfter
+	}
 	now := time.Now()
 	for i := range found.Devices {
 		d := &found.Devices[i]
+		v.resolve(d, now, sureAfter)
 		heat := v.heat[d.UUID]
 		if heat == nil {
 			heat = new(gpu.Heat)
@@ -105,12 +139,18 @@ func (v *gpuVitals) setCounted(uuid string, count uint64) {
 	v.errors[uuid] = count
 }
 
-// examineGPUs records what drivers tell of the health of GPUs.
+// examineGPUs records what drivers tell of the health of GPUs. A drained one may
+// not answer because somebody resets it; what is wrong with it still is when it is
+// undrained.
 func (m *Manager) examineGPUs(ctx context.Context, found *gpu.Inventory) error {
+	books, err := m.cfg.Store.GPUBooks(ctx)
+	if err != nil {
+		return err
+	}
 	var errs []error
 	for i := range found.Devices {
 		d := &found.Devices[i]
-		if d.Health.Failed() {
+		if mark := books.Mark(d.UUID); d.Health.Failed() && !mark.Drained {
 			errs = append(errs, m.markUnhealthy(ctx, d.UUID, d.Health))
 		}
 		errs = append(errs, m.tellOfHeat(ctx, d), m.countMemoryErrors(ctx, d))

@@ -40,6 +40,9 @@ type GPUConfig struct {
 	// HotFor is how long a GPU is hot before it is given to nobody, and CoolFor how
 	// long it is cool before it is. 0: gpu.HotFor and gpu.CoolFor.
 	HotFor, CoolFor time.Duration
+	// SureAfter is how long a GPU does not answer some question before it is taken
+	// to have failed, seen by three inventories at least. 0: DefaultSureAfter.
+	SureAfter time.Duration
 	// Sharing is what holds environments to their shares; nil: nothing that
 	// would have to be tended.
 	Sharing Sharing
@@ -49,6 +52,8 @@ type GPUConfig struct {
 const (
 	DefaultHandOver = 15 * time.Second
 	DefaultLeftover = 2 << 30
+	// A reset of a GPU takes less, passes are a minute apart.
+	DefaultSureAfter = 3 * time.Minute
 )
 
 const (
@@ -145,6 +150,13 @@ func (i *inventory) seen() gpu.Inventory {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	return i.last
+}
+
+// current says that an answer is the last, and of no time before a change.
+func (i *inventory) current(found *gpu.Inventory) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return !i.asked.IsZero() && i.last.At.Equal(found.At)
 }
 
 // outdate has the next question read it anew.

@@ -29,7 +29,9 @@ func (s *session) health(handle nvml.Device, c *check) gpu.Health {
 		return bad("it does not answer: %v", c.lost)
 	}
 	if c.unknown != "" {
-		return bad("it does not tell %s", c.unknown)
+		health := bad("it does not tell %s", c.unknown)
+		health.Unsure = true
+		return health
 	}
 	return gpu.Health{}
 }
@@ -66,16 +68,19 @@ func (s *session) silent(inventory *gpu.Inventory, cards []card, returns map[int
 			continue
 		}
 		device, known := s.cfg.remembered(card.pci)
-		reason := "it does not answer"
-		for _, index := range slices.Sorted(maps.Keys(returns)) {
-			reason = fmt.Sprintf("it does not answer: %v", returns[index])
-			break
+		// Which of those that do not answer it is cannot be told.
+		reason, lost := "it does not answer", false
+		for i, index := range slices.Sorted(maps.Keys(returns)) {
+			if i == 0 {
+				reason = fmt.Sprintf("it does not answer: %v", returns[index])
+			}
+			lost = lost || isLost(returns[index])
 		}
 		if !known {
 			inventory.Notes = append(inventory.Notes, fmt.Sprintf("the NVIDIA GPU at %s cannot be used: %s", card.pci, reason))
 			continue
 		}
-		device.Health = gpu.Health{Unhealthy: true, Reason: reason, Since: time.Now()}
+		device.Health = gpu.Health{Unhealthy: true, Reason: reason, Since: time.Now(), Unsure: !lost}
 		inventory.Devices = append(inventory.Devices, device)
 	}
 	if len(cards) == 0 { // a machine without a PCI bus that we can see, such as a container

@@ -234,8 +234,14 @@ func TestHealthThatTheGPUTells(t *testing.T) {
 		}
 	}
 	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain()}}, Rules: []string{"fail nvmlDeviceGetEccMode 15"}})
-	if health := probe(t, client).Devices[0].Health; !health.Unhealthy {
+	if health := probe(t, client).Devices[0].Health; !health.Failed() {
 		t.Errorf("health of a GPU that is being lost: %+v", health)
+	}
+	// Other failures of a call may be of the moment.
+	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: gpus.A100_SXM4_40GB}}, Rules: []string{"fail nvmlDeviceGetGpuInstanceProfileInfo 999"}})
+	library.MIGMode(t, 0, true)
+	if health := probe(t, client).Devices[0].Health; !health.Unhealthy || !health.Unsure || health.Failed() {
+		t.Errorf("health of a GPU that does not tell its profiles: %+v", health)
 	}
 }
 

@@ -159,7 +159,7 @@ func state(g *runtime.GPU) string {
 	switch {
 	case g.Gone:
 		return "gone"
-	case g.Mark.Health.Unhealthy || g.Health.Failed():
+	case g.Mark.Health.Unhealthy || g.Health.Unhealthy && !g.Health.Passing:
 		return "unhealthy"
 	case g.Health.Unhealthy:
 		return "hot"

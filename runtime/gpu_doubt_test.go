@@ -1,0 +1,127 @@
+package runtime_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/gpu/gputest"
+	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime/operation"
+)
+
+// sicken has a GPU be of some health, as its driver says.
+func (h *host) sicken(uuid string, health gpu.Health) {
+	h.gpus.Change(func(devices []gpu.Device) ([]gpu.Device, string) {
+		for i := range devices {
+			if devices[i].UUID == uuid {
+				devices[i].Health = health
+			}
+		}
+		return devices, ""
+	})
+}
+
+// A GPU fails while the image of its environment is pulled, or while that is started.
+func TestAGPUThatFailsUnderACreate(t *testing.T) {
+	h := gpuHost(t)
+	d := start(t, h)
+	fail := func(when string) {
+		h.faults.Hook(func(method string) {
+			if method != when {
+				return
+			}
+			if _, err := d.store.MarkGPU(context.WithoutCancel(t.Context()), gputest.UUID(0), func(_ gpu.Books, mark *gpu.Mark) error {
+				mark.Health = gpu.Health{Unhealthy: true, Reason: "XID 79", Since: time.Now()}
+				return nil
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	fail("Images.Image")
+	env, op := d.create(withGPU("pulled", gpu.Request{}))
+	if op.State != operation.Succeeded || len(env.GPUs) != 1 || env.GPUs[0].GPU != gputest.UUID(1) {
+		t.Fatalf("it has %+v, by %+v", env.GPUs, op.Problem)
+	}
+	if container, _ := h.engine.Container(env.ID); strings.Contains(strings.Join(container.GPU.CDI.Env, " "), gputest.UUID(0)) {
+		t.Errorf("its process has %v", container.GPU.CDI.Env)
+	}
+	h.faults.Reset()
+	if _, err := d.UndrainGPU(t.Context(), gputest.UUID(0), true); err != nil {
+		t.Fatal(err)
+	}
+	fail("Engine.Start")
+	if env, op := d.create(withGPU("started", gpu.Request{})); op.State != operation.Succeeded || env.GPUs[0].GPU != gputest.UUID(0) {
+		t.Fatalf("it has %+v, by %+v", env.GPUs, op.Problem)
+	}
+	h.faults.Reset()
+	waitFor(t, "the loss", func() bool { d.reconcile(false); return strings.Contains(d.get("started").GPURun.Lost, "XID 79") })
+}
+
+// One question that fails makes nobody lose anything; when it goes on to, all do.
+func TestAGPUThatIsNotSureToBeWell(t *testing.T) {
+	h := gpuHost(t)
+	h.gpu.SureAfter = time.Hour
+	d := start(t, h)
+	whole, _ := d.create(withGPU("whole", gpu.Request{UUIDs: []string{"0"}}))
+	d.create(withGPU("part", smallest))
+	doubtful := gpu.Health{Unhealthy: true, Unsure: true, Reason: "it does not tell its MIG instances", Since: time.Now()}
+	h.sicken(gputest.UUID(0), doubtful)
+	h.gpus.Change(func(devices []gpu.Device) ([]gpu.Device, string) {
+		devices[2].Health, devices[2].MIG.Instances = doubtful, nil
+		return devices, ""
+	})
+	d.look("the condition", func() bool { return strings.Contains(conditionOf(d, problem.GPUWarning), "MIG instances") })
+	for _, name := range []string{"whole", "part"} {
+		if lost := d.get(name).GPURun.Lost; lost != "" {
+			t.Errorf("%s is told to have lost its GPU: %s", name, lost)
+		}
+	}
+	if said := conditionOf(d, problem.GPUUnhealthy); said != "" {
+		t.Errorf("the condition says %s", said)
+	}
+	_, _, err := d.Create(t.Context(), withGPU("late", smallest))
+	d.refusedGPU(err, problem.GPUUnhealthy)
+	d.act(d.Stop, "whole")
+	if op := d.act(d.Start, "whole"); op.State != operation.Succeeded || d.get("whole").GPUs[0].ID != whole.GPUs[0].ID {
+		t.Errorf("it does not keep its GPU: %+v, %+v", d.get("whole").GPUs, op.Problem)
+	}
+	d.stop()
+	h.gpu.SureAfter = time.Nanosecond
+	d = start(t, h)
+	d.look("the loss", func() bool { return d.get("whole").GPURun.Lost != "" })
+	if said := conditionOf(d, problem.GPUUnhealthy); !strings.Contains(said, gputest.UUID(0)) {
+		t.Errorf("the condition says %q", said)
+	}
+}
+
+// Who resets a GPU drains it first: that it does not answer meanwhile is nothing to
+// be kept.
+func TestAGPUThatIsResetIsNotMarked(t *testing.T) {
+	h := gpuHost(t)
+	d := start(t, h)
+	mine := gputest.UUID(0)
+	if _, err := d.DrainGPU(t.Context(), mine, "to be reset"); err != nil {
+		t.Fatal(err)
+	}
+	h.sicken(mine, gpu.Health{Unhealthy: true, Reason: "it does not answer: GPU is lost", Since: time.Now()})
+	d.look("the inventory", func() bool {
+		g, err := d.GPU(t.Context(), mine, false)
+		return err == nil && g.Health.Failed()
+	})
+	d.reconcile(false)
+	h.sicken(mine, gpu.Health{})
+	if _, err := d.UndrainGPU(t.Context(), mine, false); err != nil {
+		t.Fatal(err)
+	}
+	d.look("it to be well", func() bool {
+		g, err := d.GPU(t.Context(), mine, false)
+		return err == nil && !g.Health.Failed() && !g.Mark.Health.Unhealthy
+	})
+	if _, op := d.create(withGPU("one", gpu.Request{UUIDs: []string{mine}})); op.State != operation.Succeeded {
+		t.Errorf("got %+v", op.Problem)
+	}
+}
