@@ -47,7 +47,7 @@ func (n *Networks) Attach(ctx context.Context, envID string, slot int) error {
 
 func (n *Networks) attach(ctx context.Context, envID string, slot int) (err error) {
 	_, err = n.forward4.switchOn(ctx)
-	if err := errors.Join(n.prepare(), err); err != nil {
+	if err := errors.Join(n.ensureRange4Once(), n.prepare(), err); err != nil {
 		return err
 	}
 	names := n.names(envID)

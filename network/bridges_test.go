@@ -33,7 +33,7 @@ func TestBridgesAreMended(t *testing.T) {
 	state := func() string {
 		t.Helper()
 		return testutil.Sh(t, "ip -o addr show dev "+bridge+" | awk '{print $4}'; ip route show dev "+bridge+"; ip -6 route show dev "+bridge+
-			" | grep -v '::1 proto kernel' | sort; ip neigh show dev "+bridge+" nud permanent; ip -o link show master "+bridge+" up | wc -l; ip -6 route show type unreachable proto 171")
+			" | grep -v '::1 proto kernel' | sort; ip neigh show dev "+bridge+" nud permanent; ip -o link show master "+bridge+" up | wc -l; ip route show type unreachable proto 171; ip -6 route show type unreachable proto 171")
 	}
 	whole := state()
 	other := l.attach(t, "01ENVB", 4)
@@ -58,7 +58,7 @@ func TestBridgesAreMended(t *testing.T) {
 	for _, damage := range []string{
 		"ip addr flush dev " + bridge, "ip -6 addr flush dev " + bridge, "ip -4 route flush dev " + bridge, "ip -6 route flush dev " + bridge,
 		"ip link set " + bridge + " down", "ip link set " + strings.Replace(bridge, "rgpu-", "rgpuv-", 1) + " nomaster",
-		"ip -6 route del unreachable " + ula.String() + " proto 171",
+		"ip route del unreachable " + subnet.String() + " proto 171", "ip -6 route del unreachable " + ula.String() + " proto 171",
 	} {
 		testutil.Sh(t, damage)
 		awake(damage)

@@ -242,9 +242,10 @@ func (n *Networks) CleanUp(ctx context.Context) error {
 		return fmt.Errorf("clean up networks: %w", err)
 	}
 	n.published.forgetAll()
+	n.routed4.Store(false)
 	n.routed6.Store(false)
 	// While the rules still keep the host's networks apart.
-	errs := []error{n.forward4.switchOff(ctx), n.forward6.switchOff(ctx), n.leaveRanges6(ctx, netip.Prefix{}), n.removeRules(ctx), n.unreserve(ctx), distrustBridges(ctx)}
+	errs := []error{n.forward4.switchOff(ctx), n.forward6.switchOff(ctx), n.leaveRanges6(ctx, netip.Prefix{}), n.removeRules(ctx), leaveRanges4(netip.Prefix{}), n.unreserve(ctx), distrustBridges(ctx)}
 	attached, err := n.Attached(ctx)
 	errs = append(errs, err)
 	for _, envID := range attached {

@@ -202,7 +202,7 @@ func (n *Networks) looksAfterIndex(host *netlink.Handle, index int) bool {
 func (n *Networks) wantsRoute(host *netlink.Handle, route *netlink.Route) bool {
 	if route.Protocol == rangeProtocol {
 		to, ok := prefixOf(route.Dst)
-		return ok && n.wants6() && to == n.cfg.Range6
+		return ok && (to == n.cfg.Range || n.wants6() && to == n.cfg.Range6)
 	}
 	return n.ofNetworks(route.Dst) && n.looksAfterIndex(host, route.LinkIndex)
 }

@@ -22,16 +22,19 @@ import (
 func (n *Networks) mendNetworks(ctx context.Context) (mended []string, err error) {
 	n.mending.Lock()
 	defer n.mending.Unlock()
+	errs := []error{leaveRanges4(n.cfg.Range)}
+	if n.routed4.Load() {
+		errs = append(errs, n.ensureRange4())
+	}
 	six, err := n.prepareMending6(ctx)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(append(errs, err)...)
 	}
 	there, err := n.look(six)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(append(errs, err)...)
 	}
 	n.forgetSlots(there)
-	var errs []error
 	for _, envID := range slices.Sorted(maps.Keys(there)) {
 		one := there[envID]
 		if one.slot < 0 || one.whole(six) {

@@ -145,6 +145,7 @@ type Networks struct {
 	site     atomic.Pointer[[]netip.Prefix] // see Site; nil: not looked at yet
 	routed6  atomic.Bool                    // the range is refused where it leads to no environment
 
+	routed4  atomic.Bool                    // ensureRange4 was called
 	reserving sync.Mutex
 	ranges    []port.Range // whose ports are reserved
 	// nothingLost is what the settings were when none of them was lost: they are

@@ -659,6 +659,7 @@ func TestPickRange(t *testing.T) {
 	testutil.Sh(t, "ip link add near type veth peer name far; ip addr add 192.0.2.1/24 dev near; ip link set near up; ip link set far up; ip route add default via 192.0.2.2")
 	pick("10.88.0.0/16")
 	testutil.Sh(t, "ip link add rgpu-x type bridge; ip addr add 10.88.0.1/29 dev rgpu-x; ip link set rgpu-x up")
+	testutil.Sh(t, "ip route add unreachable 10.88.0.0/16 proto 171 metric 4294967294")
 	pick("10.88.0.0/16") // our own do not count
 	testutil.Sh(t, "ip route add 10.88.7.0/24 via 192.0.2.3")
 	pick("10.89.0.0/16")

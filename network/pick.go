@@ -96,6 +96,9 @@ func takenNetworks() ([]netip.Prefix, error) {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	for _, route := range routes {
+		if route.Protocol == rangeProtocol && route.Type == unix.RTN_UNREACHABLE {
+			continue // an earlier daemon's
+		}
 		add(route.LinkIndex, route.Dst)
 	}
 	return taken, nil

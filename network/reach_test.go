@@ -118,7 +118,7 @@ func (l *lab) clean(t *testing.T) {
 	if rules := testutil.Sh(t, l.iptables+"-save; "+strings.Replace(l.iptables, "ip", "ip6", 1)+"-save"); strings.Contains(rules, "RGPU") {
 		t.Errorf("rules are left:\n%s", rules)
 	}
-	if routes := testutil.Sh(t, "ip -6 route show type unreachable proto 171 2>/dev/null || true"); routes != "" {
+	if routes := testutil.Sh(t, "ip route show type unreachable proto 171; ip -6 route show type unreachable proto 171 2>/dev/null || true"); routes != "" {
 		t.Errorf("routes are left:\n%s", routes)
 	}
 	if mounts, _ := os.ReadFile("/proc/self/mountinfo"); strings.Contains(string(mounts), l.dir) {

@@ -26,6 +26,11 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 			errs = append(errs, failed("restore networks", err))
 		}
 	}
+	if len(published) > 0 { // before a port leads into the range
+		if err := n.ensureRange4(); err != nil {
+			errs = append(errs, failed("restore networks", err))
+		}
+	}
 	n.heldBefore(published, policies)
 	known, began := n.published.knows(), time.Now()
 	settings, err := n.mendBridges()
