@@ -31,6 +31,21 @@ const (
 	queueTime = 0.050
 )
 
+// speeds are what an environment receives and sends at most, bits per second; 0:
+// no limit.
+type speeds struct{ in, out int64 }
+
+// notes keeps the limits of an environment for when its interface is made anew.
+func (n *Networks) notes(envID string, wanted speeds) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if wanted == (speeds{}) {
+		delete(n.limits, envID)
+		return
+	}
+	n.limits[envID] = wanted
+}
+
 // setBandwidth limits, or does not limit any more, what an environment sends and
 // receives, when it has a network. Another Attach leaves the limits as they are.
 func (n *Networks) setBandwidth(ctx context.Context, declared *policy.Declared) error {
@@ -39,7 +54,9 @@ func (n *Networks) setBandwidth(ctx context.Context, declared *policy.Declared) 
 		return fmt.Errorf("limit bandwidth of environment %s: %w", declared.EnvID, err)
 	}
 	defer unlock()
-	if err := n.limit(ctx, declared); err != nil {
+	wanted := speeds{declared.Policy.IngressBits, declared.Policy.EgressBits}
+	n.notes(declared.EnvID, wanted)
+	if err := n.limit(ctx, declared.EnvID, wanted); err != nil {
 		what := "limit bandwidth of environment " + declared.EnvID
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
 			return problem.New(problem.NetworkFailed, "%s", what).WithCause(err).
@@ -98,8 +115,9 @@ func limitedLinks() (map[string]bool, error) {
 	return limited, nil
 }
 
-func (n *Networks) limit(ctx context.Context, declared *policy.Declared) error {
-	names := n.names(declared.EnvID)
+// limit does so. The caller holds the environment's lock.
+func (n *Networks) limit(ctx context.Context, envID string, wanted speeds) error {
+	names := n.names(envID)
 	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
@@ -109,16 +127,16 @@ func (n *Networks) limit(ctx context.Context, declared *policy.Declared) error {
 	if err != nil || veth == nil || veth.Attrs().Alias != names.alias {
 		return err // Attach makes it, and SetPolicy follows
 	}
-	if err := shape(host, veth, declared.Policy.IngressBits); err != nil {
+	if err := shape(host, veth, wanted.in); err != nil {
 		return fmt.Errorf("limit what it receives: %w", err)
 	}
 	if err := fault.Point(ctx, "reception limited"); err != nil {
 		return err
 	}
-	ownEnd := func() error { return limitInside(names.netns, declared.Policy.EgressBits) }
-	atHost := func() error { return limitAtHost(ctx, host, names, veth, declared.Policy.EgressBits) }
+	ownEnd := func() error { return limitInside(names.netns, wanted.out) }
+	atHost := func() error { return limitAtHost(ctx, host, names, veth, wanted.out) }
 	steps := []func() error{atHost, ownEnd}
-	if declared.Policy.EgressBits == 0 { // the one that restoreBandwidth sees goes last
+	if wanted.out == 0 { // the one that restoreBandwidth sees goes last
 		steps = []func() error{ownEnd, atHost}
 	}
 	for _, step := range steps {

@@ -15,7 +15,7 @@ import (
 // bridge is what the host has of one environment's network.
 type bridge struct {
 	name   string
-	index  int
+	index  int  // 0: it is gone
 	slot   int  // that it should have; -1: nobody knows
 	linked bool // it is up, and its environment's interface is up and on it
 	four   bool // it has what it needs of IPv4
@@ -78,7 +78,7 @@ func list(six bool) (*lists, error) {
 }
 
 // look looks at all bridges at once, by environment, at what they have of IPv6
-// if it is asked for.
+// if it is asked for, and names those that are gone.
 func (n *Networks) look(six bool) (map[string]bridge, error) {
 	links, err := ours()
 	if err != nil {
@@ -115,7 +115,26 @@ func (n *Networks) look(six bool) (map[string]bridge, error) {
 		}
 		found[envID] = one
 	}
-	return found, nil
+	return found, n.addGone(found, slots)
+}
+
+// addGone adds the bridges that are gone of environments in slots that have a
+// namespace still.
+func (n *Networks) addGone(found map[string]bridge, slots map[string]int) error {
+	for envID, slot := range slots {
+		if _, there := found[envID]; there {
+			continue
+		}
+		names := n.names(envID)
+		held, err := pinned(names.netns)
+		if err != nil {
+			return err
+		}
+		if held { // else it has no network: nothing has started it since the host did
+			found[envID] = bridge{name: names.bridge, slot: slot}
+		}
+	}
+	return nil
 }
 
 // slotAmong is the slot that has one of the addresses; -1: none.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/remotegpu/remotegpu/internal/testutil"
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 )
 
@@ -27,13 +28,19 @@ func TestBridgesAreMended(t *testing.T) {
 	if err := l.networks.Restore(t.Context(), all, nil); err != nil {
 		t.Fatal(err)
 	}
+	limited := policy.Declared{EnvID: "01ENVA", Project: "p", Address: l.networks.Address(3), Policy: policy.Policy{IngressBits: 1e9, EgressBits: 1e9}}
+	if err := l.networks.SetPolicy(t.Context(), limited); err != nil {
+		t.Fatal(err)
+	}
 	before := l.networks.Repairs().Count
 	stop := run(t, l.networks)
 	bridge := testutil.Sh(t, "ip -o -4 addr show to 10.88.0.25 | awk '{print $2}'")
+	veth := strings.Replace(bridge, "rgpu-", "rgpuv-", 1)
 	state := func() string {
 		t.Helper()
-		return testutil.Sh(t, "ip -o addr show dev "+bridge+" | awk '{print $4}'; ip route show dev "+bridge+"; ip -6 route show dev "+bridge+
-			" | grep -v '::1 proto kernel' | sort; ip neigh show dev "+bridge+" nud permanent; ip -o link show master "+bridge+" up | wc -l; ip route show type unreachable proto 171; ip -6 route show type unreachable proto 171")
+		return testutil.Sh(t, "set +e; ip -o addr show dev "+bridge+" | awk '{print $4}'; ip route show dev "+bridge+"; ip -6 route show dev "+bridge+
+			" | grep -v '::1 proto kernel' | sort; ip neigh show dev "+bridge+" nud permanent | sort; ip -o link show master "+bridge+" up | wc -l; "+
+			"tc filter show dev "+veth+" ingress 2>&1 | grep -c mirred; tc qdisc show | grep -o 'rate .*' | sort; ip route show type unreachable proto 171; ip -6 route show type unreachable proto 171; true")
 	}
 	whole := state()
 	other := l.attach(t, "01ENVB", 4)
@@ -57,11 +64,15 @@ func TestBridgesAreMended(t *testing.T) {
 	awake("the first")
 	for _, damage := range []string{
 		"ip addr flush dev " + bridge, "ip -6 addr flush dev " + bridge, "ip -4 route flush dev " + bridge, "ip -6 route flush dev " + bridge,
-		"ip link set " + bridge + " down", "ip link set " + strings.Replace(bridge, "rgpu-", "rgpuv-", 1) + " nomaster",
+		"ip link set " + bridge + " down", "ip link set " + veth + " nomaster",
+		"ip link del " + bridge, "ip link del " + veth, "ip link del " + bridge + "; ip link del " + veth,
 		"ip route del unreachable " + subnet.String() + " proto 171", "ip -6 route del unreachable " + ula.String() + " proto 171",
 	} {
 		testutil.Sh(t, damage)
 		awake(damage)
+		if drift, err := l.networks.Drift(t.Context(), all, []policy.Declared{limited}); err != nil || len(drift) > 0 {
+			t.Errorf("%s: drift %v, %v", damage, drift, err)
+		}
 		for _, host := range []string{hostIP, hostIP6} {
 			if _, err := l.lan.Ask(t, "tcp", net.JoinHostPort(host, "10000"), patience); err != nil {
 				t.Errorf("%s: the LAN to %s: %v", damage, host, err)

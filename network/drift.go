@@ -55,7 +55,7 @@ func (n *Networks) Drift(ctx context.Context, published []port.Published, polici
 	for _, name := range differs {
 		drift = append(drift, port.Drift{Name: name, Message: "it is not as it was declared"})
 	}
-	bridges, err := n.bridgeDrift()
+	bridges, err := n.bridgeDrift(ctx)
 	if err != nil {
 		return nil, failed("compare the bridges of environments", err)
 	}
@@ -67,7 +67,7 @@ func (n *Networks) Drift(ctx context.Context, published []port.Published, polici
 }
 
 // bridgeDrift names the environments whose bridge lacks something.
-func (n *Networks) bridgeDrift() (drift []port.Drift, err error) {
+func (n *Networks) bridgeDrift(ctx context.Context) (drift []port.Drift, err error) {
 	six := n.HasIPv6()
 	there, err := n.look(six)
 	if err != nil {
@@ -78,14 +78,40 @@ func (n *Networks) bridgeDrift() (drift []port.Drift, err error) {
 		if one.slot < 0 || one.whole(six) || !n.mayMend(envID, one.slot) {
 			continue
 		}
-		switch held, err := pinned(n.NetNS(envID)); {
-		case err != nil:
+		message := "the bridge lacks an address, a route, a neighbour or its port"
+		held, err := pinned(n.NetNS(envID))
+		if one.index == 0 {
+			message = "the bridge is gone"
+			held, err = n.isGone(ctx, envID)
+		}
+		if err != nil {
 			return nil, err
-		case held: // else it is being removed, or another node's
-			drift = append(drift, port.Drift{EnvID: envID, Name: one.name, Message: "the bridge lacks an address, a route, a neighbour or its port"})
+		}
+		if held { // else it is being removed, or another node's
+			drift = append(drift, port.Drift{EnvID: envID, Name: one.name, Message: message})
 		}
 	}
 	return drift, nil
+}
+
+// isGone tells whether an environment has a namespace and no bridge, when nobody
+// is making or removing them.
+func (n *Networks) isGone(ctx context.Context, envID string) (bool, error) {
+	unlock, err := n.locks.Lock(ctx, envID)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return false, fmt.Errorf("open netlink: %w", err)
+	}
+	defer host.Close()
+	bridge, err := find(host, n.names(envID).bridge)
+	if err != nil || bridge != nil {
+		return false, err
+	}
+	return pinned(n.NetNS(envID))
 }
 
 // policyDrift names the environments whose policy in the kernel is another one.

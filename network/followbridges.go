@@ -160,7 +160,7 @@ func (e *linkEvents) next(ctx context.Context, host *netlink.Handle, n *Networks
 		if !open {
 			return false, fmt.Errorf("the kernel tells of links no more: %w", e.ofLinks)
 		}
-		return update.Header.Type == unix.RTM_NEWLINK && !inOrder(update.Link) && n.looksAfter(update.Link), nil
+		return (update.Header.Type == unix.RTM_DELLINK || !inOrder(update.Link)) && n.looksAfter(update.Link), nil
 	case update, open := <-e.addresses:
 		if !open {
 			return false, fmt.Errorf("the kernel tells of addresses no more: %w", e.ofAddresses)

@@ -16,9 +16,9 @@ import (
 )
 
 // mendNetworks gives environments' networks back what others took of them on the
-// host: addresses, routes, neighbours, and that they are up; and the IPv6 that
-// they lack after a start with another range, or takes it when they can have
-// none. The rules must be in force. It returns the bridges that were wrong.
+// host: bridges, interfaces, addresses, routes, neighbours, and that they are up;
+// and the IPv6 that they lack after a start with another range, or takes it when
+// they can have none. The rules must be in force. It returns the bridges that were wrong.
 func (n *Networks) mendNetworks(ctx context.Context) (mended []string, err error) {
 	n.mending.Lock()
 	defer n.mending.Unlock()
@@ -87,6 +87,7 @@ func (n *Networks) silences(envID string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.slots, envID)
+	delete(n.limits, envID)
 	n.silenced[envID] = true
 }
 
@@ -145,8 +146,16 @@ func (n *Networks) bring(ctx context.Context, envID string, seen *bridge, six bo
 	}
 	defer host.Close()
 	link, err := find(host, names.bridge)
-	if err != nil || link == nil || link.Attrs().Index != seen.index {
+	if err != nil || indexOf(link) != seen.index { // else it is looked at again
 		return false, err
+	}
+	veth, err := find(host, names.veth)
+	if err != nil {
+		return false, err
+	}
+	if link == nil || veth == nil {
+		err := n.attachAgain(ctx, envID, seen.slot)
+		return err == nil, err
 	}
 	if err := n.bringInside(names, seen.slot, six); err != nil {
 		return false, err
@@ -158,11 +167,35 @@ func (n *Networks) bring(ctx context.Context, envID string, seen *bridge, six bo
 		}
 		err = errors.Join(err, n.withoutRules6(names.bridge))
 	}
-	if err != nil {
-		return false, err
+	return err == nil, err
+}
+
+// indexOf is the index of a link; 0: there is none.
+func indexOf(link netlink.Link) int {
+	if link == nil {
+		return 0
 	}
-	veth, err := find(host, names.veth) // the next start of the environment makes it, which is cut off until then
-	return veth != nil, err
+	return link.Attrs().Index
+}
+
+// attachAgain makes what somebody removed of an environment's network, with the
+// speeds that it had. The caller holds its lock.
+func (n *Networks) attachAgain(ctx context.Context, envID string, slot int) error {
+	free, err := n.addresses.Lock(ctx, n.Address(slot))
+	if err != nil {
+		return err
+	}
+	defer free()
+	if err := n.attach(ctx, envID, slot); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	limited := n.limits[envID]
+	n.mu.Unlock()
+	if limited == (speeds{}) {
+		return nil
+	}
+	return n.limit(ctx, envID, limited)
 }
 
 // bringInside sees to what an environment has inside that depends on the host.
@@ -217,7 +250,7 @@ func linkUp(host *netlink.Handle, bridge netlink.Link, names names) error {
 		return fmt.Errorf("set bridge %s up: %w", names.bridge, err)
 	}
 	veth, err := find(host, names.veth)
-	if err != nil || veth == nil { // the next start of the environment makes it
+	if err != nil || veth == nil { // that is noticed
 		return err
 	}
 	if veth.Attrs().MasterIndex != bridge.Attrs().Index {

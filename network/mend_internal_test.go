@@ -13,7 +13,7 @@ func TestWhoIsMended(t *testing.T) {
 	t.Parallel()
 	n := &Networks{
 		cfg:   Config{Range: netip.MustParsePrefix("10.88.0.0/16")},
-		slots: make(map[string]int), silenced: make(map[string]bool), removing: make(map[string]bool),
+		slots: make(map[string]int), limits: make(map[string]speeds), silenced: make(map[string]bool), removing: make(map[string]bool),
 	}
 	listed := []policy.Declared{{EnvID: "A", Address: n.Address(3)}, {EnvID: "B", Address: n.Address(4)}, {EnvID: "C", Address: n.gateway(5)}}
 	may := func(what, envID string, slot int, want bool) {

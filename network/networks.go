@@ -153,13 +153,14 @@ type Networks struct {
 	nothingLost string
 
 	mu       sync.Mutex
-	removing map[string]bool // environments that Detach is removing
-	slots    map[string]int  // of environments that have a network which is looked after
-	silenced map[string]bool // environments whose network Detach has taken the address from
-	prepared bool            // NetNSDir is a shared mount
-	servers  []netip.Addr    // name servers that environments reach, as last read
-	down6    bool            // the rules of IPv6 were not in force when they were last applied
-	failure6 error           // why environments have no IPv6 though its rules are in force; nil: they have
+	removing map[string]bool   // environments that Detach is removing
+	slots    map[string]int    // of environments that have a network which is looked after
+	limits   map[string]speeds // of environments that have some
+	silenced map[string]bool   // environments whose network Detach has taken the address from
+	prepared bool              // NetNSDir is a shared mount
+	servers  []netip.Addr      // name servers that environments reach, as last read
+	down6    bool              // the rules of IPv6 were not in force when they were last applied
+	failure6 error             // why environments have no IPv6 though its rules are in force; nil: they have
 }
 
 // New checks the configuration. It makes nothing.
@@ -188,7 +189,7 @@ func New(cfg Config) (*Networks, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	n := &Networks{cfg: cfg, removing: make(map[string]bool), slots: make(map[string]int), silenced: make(map[string]bool)}
+	n := &Networks{cfg: cfg, removing: make(map[string]bool), slots: make(map[string]int), limits: make(map[string]speeds), silenced: make(map[string]bool)}
 	n.published = publisher{
 		firewall: cfg.Firewall, around: n.surroundings, applied6: n.cut6, grace: cfg.RestoreGrace, log: cfg.Log,
 		current: make(map[string]publication), background: &n.background, failed: n.healer.kick,

@@ -29,6 +29,9 @@ type observed struct {
 	// and that could not be looked at again.
 	unknown map[string]bool
 	parts   []Part
+	// cutOff are environments whose process runs and that have no network any
+	// more.
+	cutOff map[string]bool
 	// fates are what the store knows of ids that have something on the host and
 	// that no environment holds. Absent: it could not be read.
 	fates map[string]Fate
@@ -52,7 +55,7 @@ func (m *Manager) observe(ctx context.Context) (*observed, error) {
 	}
 	o := &observed{
 		operations: make(map[string]*operation.Operation), containers: make(map[string]ContainerStatus, len(statuses)),
-		fates: make(map[string]Fate), unknown: make(map[string]bool),
+		fates: make(map[string]Fate), unknown: make(map[string]bool), cutOff: make(map[string]bool),
 	}
 	for _, status := range statuses {
 		o.containers[status.ID] = status
@@ -155,6 +158,9 @@ func (m *Manager) observeParts(ctx context.Context, o *observed) error {
 		for _, id := range ids {
 			o.parts = append(o.parts, Part{Kind: source.kind, Name: id, EnvID: id})
 		}
+		if source.kind == FoundNetwork && err == nil {
+			errs = append(errs, m.observeCutOff(ctx, o, ids))
+		}
 	}
 	parts, err := m.cfg.Engine.Parts(ctx)
 	errs = append(errs, err)
@@ -167,6 +173,30 @@ func (m *Manager) observeParts(ctx context.Context, o *observed) error {
 	errs = append(errs, err)
 	for _, name := range strays {
 		o.parts = append(o.parts, Part{Kind: FoundInterface, Name: name})
+	}
+	return errors.Join(errs...)
+}
+
+// observeCutOff finds out who runs and is not among those that have a network.
+// Who has changed since it was listed may have been stopped or deleted.
+func (m *Manager) observeCutOff(ctx context.Context, o *observed, attached []string) error {
+	has := make(map[string]bool, len(attached))
+	for _, id := range attached {
+		has[id] = true
+	}
+	var errs []error
+	for _, env := range o.environments {
+		if has[env.ID] || env.Operation != "" || !env.Alive() || !o.containers[env.ID].Running {
+			continue
+		}
+		again, err := m.cfg.Store.Environment(ctx, env.ID)
+		if err != nil {
+			errs = append(errs, ignoreNotFound(err))
+			continue
+		}
+		if again.Revision == env.Revision {
+			o.cutOff[env.ID] = true
+		}
 	}
 	return errors.Join(errs...)
 }

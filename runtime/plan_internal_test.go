@@ -29,11 +29,12 @@ type state struct {
 	parts     []Part
 	fates     map[string]Fate
 	drift     []port.Drift
+	cutOff    bool
 	want      []string
 }
 
 func (s *state) observed() *observed {
-	o := &observed{containers: map[string]ContainerStatus{}, operations: map[string]*operation.Operation{}, parts: s.parts, fates: s.fates, drift: s.drift}
+	o := &observed{containers: map[string]ContainerStatus{}, operations: map[string]*operation.Operation{}, parts: s.parts, fates: s.fates, drift: s.drift, cutOff: map[string]bool{idA: s.cutOff}}
 	if s.env != nil {
 		s.env.ID, s.env.Name = idA, "a"
 		o.environments = []*Environment{s.env}
@@ -83,6 +84,9 @@ func TestPlan(t *testing.T) {
 		{name: "running and it runs", env: held(Running, ""), container: "running", parts: whole},
 		{name: "running and renamed", env: held(Running, ""), container: "renamed", want: []string{
 			"container " + idA + " mend, ours: its label says another name",
+		}},
+		{name: "running without a network", env: held(Running, ""), container: "running", cutOff: true, want: []string{
+			"network " + idA + " none, ours: it runs and somebody has removed its network; restart it",
 		}},
 		{name: "running and it has ended", env: held(Running, ""), container: "ended", want: []string{
 			"environment " + idA + " record, ours: it is recorded as running and its process has ended",

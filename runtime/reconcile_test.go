@@ -359,3 +359,24 @@ func TestAdoptRemovesNothing(t *testing.T) {
 		t.Errorf("left behind: %v", left)
 	}
 }
+
+// TestRemovedNetworkIsReported: who runs without a network is named until a
+// restart has made another.
+func TestRemovedNetworkIsReported(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	env, _ := d.create(plain("desk"))
+	if err := h.networks.Detach(t.Context(), env.ID); err != nil {
+		t.Fatal(err)
+	}
+	want := "network " + env.ID + " none ours=true"
+	for range 2 {
+		if got := said(d.reconcile(false)); !slices.Contains(got, want) {
+			t.Errorf("found %q, want %q", got, want)
+		}
+	}
+	d.act(d.Restart, "desk")
+	if got := said(d.reconcile(false)); slices.Contains(got, want) {
+		t.Errorf("after a restart: found %q", got)
+	}
+}
