@@ -2,6 +2,8 @@ package network
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -184,24 +186,51 @@ func (n *Networks) forget(ctx context.Context, which ...flows) {
 	n.forgetIn(ctx, families, which...)
 }
 
-// forgetIn does as forget in some address families.
+// forgetTries is how often the table of a family is walked in vain, each
+// forgetPause after the last.
+const (
+	forgetTries = 3
+	forgetPause = 100 * time.Millisecond
+)
+
+// forgetIn does as forget in some address families. What fails in one of them
+// keeps no connection of another alive.
 func (n *Networks) forgetIn(ctx context.Context, families []netlink.InetFamily, which ...flows) {
 	filters := make([]netlink.CustomConntrackFilter, len(which))
 	for i, selection := range which {
 		filters[i] = selection
 	}
-	handle, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
-	if err == nil {
-		defer handle.Close()
+	var err error
+	for try := range forgetTries {
+		if try > 0 && !pause(ctx, forgetPause) {
+			break
+		}
+		var again []netlink.InetFamily
+		err = nil
 		for _, family := range families {
-			if _, err = handle.ConntrackDeleteFilters(netlink.ConntrackTable, family, filters...); err != nil {
-				break
+			if failure := n.untrack(family, filters...); failure != nil {
+				again, err = append(again, family), errors.Join(err, failure)
 			}
 		}
+		if families = again; len(families) == 0 {
+			return
+		}
 	}
+	n.cfg.Log.WarnContext(ctx, "stale tracked connections are not dropped", "error", err)
+}
+
+// untrack ends the tracking of connections of a family that one of the filters
+// selects.
+func untrack(family netlink.InetFamily, filters ...netlink.CustomConntrackFilter) error {
+	handle, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
 	if err != nil {
-		n.cfg.Log.WarnContext(ctx, "stale tracked connections are not dropped", "error", err)
+		return fmt.Errorf("open netlink: %w", err)
 	}
+	defer handle.Close()
+	if _, err := handle.ConntrackDeleteFilters(netlink.ConntrackTable, family, filters...); err != nil {
+		return fmt.Errorf("drop tracked connections of address family %d: %w", family, err)
+	}
+	return nil
 }
 
 // forgetStrayed drops, in the background, tracked datagrams to published ports

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -111,5 +112,24 @@ func TestForgetsInFewWalks(t *testing.T) {
 	f.later(func(*netlink.ConntrackFlow) bool { return false }, forget)
 	if selections != callers+1 {
 		t.Errorf("what came after a walk is not forgotten: %d selections", selections)
+	}
+}
+
+// White-box: the kernel cannot be told to fail in one family.
+func TestForgetsInBothFamilies(t *testing.T) {
+	t.Parallel()
+	tried := make(map[netlink.InetFamily]int)
+	n := &Networks{cfg: Config{Range6: netip.MustParsePrefix("fd88::/48"), Log: slog.New(slog.DiscardHandler)}}
+	fails := 2
+	n.untrack = func(family netlink.InetFamily, _ ...netlink.CustomConntrackFilter) error {
+		tried[family]++
+		if family == unix.AF_INET && tried[family] <= fails {
+			return netlink.ErrDumpInterrupted
+		}
+		return nil
+	}
+	n.forget(t.Context(), func(*netlink.ConntrackFlow) bool { return true })
+	if tried[unix.AF_INET] != fails+1 || tried[unix.AF_INET6] != 1 {
+		t.Errorf("tables walked %v, want that of IPv4 %d times and that of IPv6 once", tried, fails+1)
 	}
 }

@@ -81,17 +81,17 @@ type healer struct {
 // Run mends the host's rules and settings as soon as others change them, until
 // ctx ends: with nf_tables the kernel tells, firewalld tells on the system bus,
 // the rest is looked at each Config.Poll. It needs a Restore before, which says
-// what should be.
+// what should be. With a negative Config.Poll it leaves rules and settings to
+// Restore and firewalld's reloads, and does the rest.
 func (n *Networks) Run(ctx context.Context) error {
-	if n.cfg.Poll < 0 {
-		return nil
-	}
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { n.healer.followRules(ctx); return nil })
+	if n.cfg.Poll > 0 {
+		group.Go(func() error { n.healer.followRules(ctx); return nil })
+		group.Go(func() error { n.healer.followSettings(ctx); return nil })
+	}
 	group.Go(func() error { n.healer.followFailures(ctx); return nil })
 	group.Go(func() error { n.healer.followIPv6(ctx); return nil })
 	group.Go(func() error { n.healer.followFirewalld(ctx); return nil })
-	group.Go(func() error { n.healer.followSettings(ctx); return nil })
 	group.Go(func() error { n.healer.followConflicts(ctx); return nil })
 	group.Go(func() error { n.followAddresses(ctx); return nil })
 	group.Go(func() error { n.healer.followBridges(ctx); return nil })

@@ -20,6 +20,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/internal/keylock"
@@ -120,8 +121,8 @@ type Config struct {
 	// RouteBetween lets the host route between its own networks.
 	RouteBetween bool
 	// Poll is how often Run looks at rules that tell nothing by themselves, and
-	// half as often at settings; DefaultPoll when 0. Negative: Run does nothing,
-	// only Restore mends.
+	// half as often at settings; DefaultPoll when 0. Negative: it does neither,
+	// Restore mends them.
 	Poll     time.Duration
 	Firewall Firewall
 	Log      *slog.Logger
@@ -134,6 +135,7 @@ type Networks struct {
 	addresses  keylock.Map[netip.Addr] // by address, held until a former user is gone
 	published  publisher
 	forgetter  forgetter
+	untrack    func(netlink.InetFamily, ...netlink.CustomConntrackFilter) error // see the function of that name
 	host       hostServers
 	healer     healer
 	background sync.WaitGroup
@@ -143,9 +145,9 @@ type Networks struct {
 	restored atomic.Bool                    // Restore has had rules in force
 	mending  sync.Mutex                     // held by mendNetworks: one look at a time
 	site     atomic.Pointer[[]netip.Prefix] // see Site; nil: not looked at yet
+	routed4  atomic.Bool                    // ensureRange4 was called
 	routed6  atomic.Bool                    // the range is refused where it leads to no environment
 
-	routed4  atomic.Bool                    // ensureRange4 was called
 	reserving sync.Mutex
 	ranges    []port.Range // whose ports are reserved
 	// nothingLost is what the settings were when none of them was lost: they are
@@ -189,7 +191,7 @@ func New(cfg Config) (*Networks, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	n := &Networks{cfg: cfg, removing: make(map[string]bool), slots: make(map[string]int), limits: make(map[string]speeds), silenced: make(map[string]bool)}
+	n := &Networks{cfg: cfg, untrack: untrack, removing: make(map[string]bool), slots: make(map[string]int), limits: make(map[string]speeds), silenced: make(map[string]bool)}
 	n.published = publisher{
 		firewall: cfg.Firewall, around: n.surroundings, applied6: n.cut6, grace: cfg.RestoreGrace, log: cfg.Log,
 		current: make(map[string]publication), background: &n.background, failed: n.healer.kick,

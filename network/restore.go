@@ -17,6 +17,7 @@ import (
 // younger than the configured grace outweighs the lists, which may be older
 // than it. Errors are FIREWALL_FAILED and NETWORK_FAILED.
 func (n *Networks) Restore(ctx context.Context, published []port.Published, policies []policy.Declared) error {
+	known, began := n.published.knows(), time.Now() // before anything declares what is there
 	var errs []error
 	if _, err := n.forward4.switchOn(ctx); err != nil {
 		errs = append(errs, failed("restore networks", err))
@@ -32,7 +33,6 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 		}
 	}
 	n.heldBefore(published, policies)
-	known, began := n.published.knows(), time.Now()
 	settings, err := n.mendBridges()
 	if err != nil {
 		errs = append(errs, failed("restore networks", err))
@@ -64,6 +64,9 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 		n.healer.note(ctx, Repair{At: time.Now(), What: mended, Took: time.Since(began)})
 	case len(mended) > 0:
 		n.cfg.Log.InfoContext(ctx, "firewall brought in order", "what", mended)
+	}
+	if !known { // what began before the daemon, or one that died before it did this
+		n.forgetStrayed(ctx)
 	}
 	return errors.Join(errs...)
 }

@@ -105,7 +105,7 @@ type Network struct {
 	IPTables   string   `toml:"iptables" comment:"iptables program. Empty: the one on PATH."`
 	Allow      []string `toml:"allow" comment:"Destinations in private networks, in those of the host or at a cloud's metadata that environments reach: ADDRESS[/BITS][:PORT[-PORT]][/tcp|/udp], for example 192.168.7.20:5000/tcp or [fd12::/64]:443. Empty: none but the name servers."`
 	Route      bool     `toml:"route_host_networks" comment:"Where the node had to switch forwarding on (net.ipv4.ip_forward), let the host also route between its own networks. Off: it does not, as before."`
-	Poll       int      `toml:"firewall_poll" comment:"Seconds between looks at rules and settings that others may change where the kernel does not tell (1 to 3600). 0: rules are mended once a minute only, also where it tells."`
+	Poll       int      `toml:"firewall_poll" comment:"Seconds between looks at rules and settings that others may change where the kernel does not tell (1 to 3600). 0: others' changes of rules and settings are mended once a minute only, also where it tells."`
 }
 
 // Ports is how host ports are given to environments.
