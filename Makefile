@@ -78,8 +78,8 @@ test: build ## Run the CI tier: unit, root and end-to-end tests
 	@deploy/dev/packages.sh node build test
 	tools/install.sh containerd buildkit nvidia
 	test/browser/fetch.sh
-	go test -race -run '^$$' ./... >/dev/null
-	REMOTEGPU_TEST=$(NEEDS) go test -race -shuffle=on -p 2 -timeout 20m ./...
+	# The longest first, so that it does not run alone in the end.
+	REMOTEGPU_TEST=$(NEEDS) go test -race -shuffle=on -p 2 -timeout 20m ./test/e2e ./runtime/containerd ./...
 
 .PHONY: test-unit
 test-unit: check-go ## Run the tests that need nothing
@@ -93,7 +93,7 @@ test-all: build ## The CI tier and what compares with peers (COUNT=1 times), the
 	test/browser/fetch.sh
 	REMOTEGPU_TEST=all REMOTEGPU_CONTAINERD=both go test -race -shuffle=on -count=$(or $(COUNT),1) -p 2 -timeout 60m ./...
 	REMOTEGPU_TEST=all REMOTEGPU_CONTAINERD=containerd go test -race -shuffle=on -timeout 60m ./test/e2e
-	REMOTEGPU_TEST=all REMOTEGPU_TEST_LONG=1 go test -race -v -timeout 90m -run 'TestFaultTable|TestSoak|TestFirewallThatCannotBeChanged' ./test/e2e
+	REMOTEGPU_TEST=all REMOTEGPU_TEST_LONG=1 go test -race -v -timeout 90m -run 'TestFaultTable|TestSoak|TestFirewallThatCannotBeChanged|TestExec' ./test/e2e
 
 .PHONY: test-vm
 test-vm: build ## A node in a virtual machine with systemd and cgroup v2, rebooted for real (root; REMOTEGPU_VM_ACCEL=kvm)

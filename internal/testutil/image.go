@@ -15,6 +15,7 @@ import (
 	goruntime "runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -136,11 +137,22 @@ func (i *OCIImage) Tar(tb testing.TB) []byte {
 	return buffer.Bytes()
 }
 
+// compressed are the layers that were compressed before, by their digest: most
+// tests begin with the same image, and under the race detector it takes a second.
+var compressed sync.Map
+
+// compress is a layer under gzip. Nobody may change what it returns.
 func compress(tb testing.TB, plain []byte) []byte {
 	tb.Helper()
+	key := digest.FromBytes(plain)
+	if known, ok := compressed.Load(key); ok {
+		if zipped, ok := known.([]byte); ok {
+			return zipped
+		}
+	}
 	var zipped bytes.Buffer
 	must(tb, "compress", func() error {
-		writer, err := gzip.NewWriterLevel(&zipped, gzip.BestSpeed) // the race detector makes it slow enough
+		writer, err := gzip.NewWriterLevel(&zipped, gzip.BestSpeed)
 		if err != nil {
 			return err
 		}
@@ -149,6 +161,7 @@ func compress(tb testing.TB, plain []byte) []byte {
 		}
 		return writer.Close()
 	})
+	compressed.Store(key, zipped.Bytes())
 	return zipped.Bytes()
 }
 

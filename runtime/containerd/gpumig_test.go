@@ -19,8 +19,6 @@ import (
 	"github.com/remotegpu/remotegpu/test/fakenvml"
 )
 
-func TestMain(m *testing.M) { fakenvml.Main(m) }
-
 // partitioned is the real driver software over a GPU whose MIG mode is on, with
 // what its kernel driver says below /proc/driver for its helper alone.
 func partitioned(t *testing.T, d *testutil.ContainerdDaemon) (*helper.Client, *fakenvml.Driver) {

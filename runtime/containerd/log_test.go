@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -20,16 +21,44 @@ import (
 	"github.com/remotegpu/remotegpu/runtime/containerd"
 	"github.com/remotegpu/remotegpu/runtime/logfile"
 	"github.com/remotegpu/remotegpu/runtime/runtimetest"
+	"github.com/remotegpu/remotegpu/test/fakenvml"
 )
+
+// logWriter builds our log writer, once, and returns where it is.
+var logWriter = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "rglw")
+	if err != nil {
+		return "", err
+	}
+	logWriterDir = dir
+	program := filepath.Join(dir, "remotegpu-logwriter")
+	build := exec.Command("go", "build", "-buildvcs=false", "-o", program, "./cmd/remotegpu-logwriter")
+	build.Dir, build.Env = testutil.Repository(), append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build log writer: %w\n%s", err, out)
+	}
+	return program, nil
+})
+
+// logWriterDir is removed when all tests have ended.
+var logWriterDir string
+
+// tests are those of this package, and what goes with the last of them.
+type tests struct{ *testing.M }
+
+func (t tests) Run() int {
+	defer func() { _ = os.RemoveAll(logWriterDir) }()
+	return t.M.Run()
+}
+
+func TestMain(m *testing.M) { fakenvml.Main(tests{m}) }
 
 // openWithWriter is an engine whose logs are written by our program.
 func openWithWriter(t *testing.T, d *testutil.ContainerdDaemon) *containerd.Engine {
 	t.Helper()
-	program := filepath.Join(t.TempDir(), "remotegpu-logwriter")
-	build := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-o", program, "./cmd/remotegpu-logwriter")
-	build.Dir, build.Env = testutil.Repository(), append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build log writer: %v\n%s", err, out)
+	program, err := logWriter()
+	if err != nil {
+		t.Fatal(err)
 	}
 	engine, err := containerd.New(containerd.Config{
 		Address: d.Address, Namespace: d.Namespace, CgroupParent: d.Cgroup, LogDir: logs(d), FIFODir: filepath.Join(d.Dir, "fifo"),

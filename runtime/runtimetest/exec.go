@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
 	"sync"
@@ -203,6 +204,12 @@ func (s *suite) holding(t *testing.T, id string) bool {
 func testExecHangUp(t *testing.T, s *suite) {
 	c := s.start(t, s.container())
 	left := errors.New("the caller left")
+	type caller struct {
+		*exec
+		typing *io.PipeWriter
+		what   string
+	}
+	var callers []caller // beside one another: what ignores SIGHUP has seconds before it is killed
 	for _, terminal := range []*runtime.TerminalSize{nil, {Columns: 80, Rows: 24}} {
 		// One that ends at SIGHUP, and one that does not, nor do its children.
 		for _, command := range []string{"sleep", "hold"} {
@@ -211,16 +218,21 @@ func testExecHangUp(t *testing.T, s *suite) {
 			if command == "hold" {
 				x.wrote(t, "holding")
 			}
-			x.cancel(left)
-			_ = typing.CloseWithError(left) // as the transport does
-			x.wait(t)
-			if !errors.Is(x.err, left) {
-				t.Errorf("%s: %v, want the context's cause", command, x.err)
-			}
-			if s.holding(t, c.ID) {
-				t.Errorf("%s, terminal %v: left behind: %s", command, terminal, s.run(t, c.ID, "ps"))
-			}
+			callers = append(callers, caller{x, typing, fmt.Sprintf("%s, terminal %v", command, terminal)})
 		}
+	}
+	for _, x := range callers {
+		x.cancel(left)
+		_ = x.typing.CloseWithError(left) // as the transport does
+	}
+	for _, x := range callers {
+		x.wait(t)
+		if !errors.Is(x.err, left) {
+			t.Errorf("%s: %v, want the context's cause", x.what, x.err)
+		}
+	}
+	if s.holding(t, c.ID) {
+		t.Errorf("left behind: %s", s.run(t, c.ID, "ps"))
 	}
 	if !s.status(t, c.ID).Running {
 		t.Error("the container ended with its command")

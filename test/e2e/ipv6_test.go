@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -52,11 +53,15 @@ func TestIPv6(t *testing.T) {
 		if when == "created" { // what is not answered takes its time
 			targets["["+lanIP+"]:8080"], targets["["+host+"]:7480"] = false, false
 		}
+		var dials sync.WaitGroup // beside one another
 		for target, open := range targets {
-			if out, _, _ := n.CLI(t, "env", "exec", "--stdin=false", "one", "--", "testprog", "dial", target); strings.Contains(out, "connected") != open {
-				t.Errorf("%s: one to %s: %q, want it open: %v", when, target, out, open)
-			}
+			dials.Go(func() {
+				if out, _, _ := n.CLI(t, "env", "exec", "--stdin=false", "one", "--", "testprog", "dial", target); strings.Contains(out, "connected") != open {
+					t.Errorf("%s: one to %s: %q, want it open: %v", when, target, out, open)
+				}
+			})
 		}
+		dials.Wait()
 	}
 	inOrder("created")
 	if out := n.Must(t, "env", "exec", "--stdin=false", "two", "--", "testprog", "dial", "one:8080"); !strings.Contains(out, "connected") {

@@ -125,6 +125,7 @@ func TestMetrics(t *testing.T) {
 func (n *Node) ailing(t *testing.T, library *fakenvml.Library, world *fakenvml.Host) {
 	t.Helper()
 	is := func(state string) bool {
+		n.Must(t, "node", "reconcile") // else it is a minute to the next pass
 		return strings.Contains(n.scrape(t, ""), `remotegpu_gpu_health{UUID="`+fakenvml.UUID(0)+`",state="`+state+`"} 1`)
 	}
 	world.GPUs[0].Temperature, world.GPUs[0].Shutdown = 101, 100

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"fmt"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -21,13 +22,17 @@ func TestNetworkPolicy(t *testing.T) {
 	lan.Answer(t, "tcp", "0.0.0.0:8080", "lan")
 	reaches := func(when, name string, targets ...string) {
 		t.Helper()
+		var dials sync.WaitGroup // beside one another: what is dropped takes its time
 		for _, target := range targets {
-			address, closed := strings.CutPrefix(target, "!")
-			out, _, _ := n.CLI(t, "env", "exec", "--stdin=false", name, "--", "testprog", "dial", address+":8080")
-			if strings.Contains(out, "connected") == closed {
-				t.Errorf("%s: %s to %s: %q, want it closed: %v", when, name, address, out, closed)
-			}
+			dials.Go(func() {
+				address, closed := strings.CutPrefix(target, "!")
+				out, _, _ := n.CLI(t, "env", "exec", "--stdin=false", name, "--", "testprog", "dial", address+":8080")
+				if strings.Contains(out, "connected") == closed {
+					t.Errorf("%s: %s to %s: %q, want it closed: %v", when, name, address, out, closed)
+				}
+			})
 		}
+		dials.Wait()
 	}
 	n.Must(t, "env", "create", "one", "--image", n.Image, "--", "banner", ":8080", "one")
 	// It asks at once, and for good.

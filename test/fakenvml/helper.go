@@ -12,8 +12,8 @@ import (
 )
 
 // Main is the TestMain of a package whose tests use Client: the program of the
-// tests is also that of the helper process.
-func Main(m *testing.M) {
+// tests is also that of the helper process. m is its *testing.M.
+func Main(m interface{ Run() int }) {
 	if len(os.Args) > 1 && os.Args[1] == helper.Subcommand {
 		if err := helper.Main(context.Background(), nvidia.Open); err != nil {
 			_, _ = fmt.Fprintln(os.Stderr, err)
