@@ -54,10 +54,14 @@ func (n *Networks) setBandwidth(ctx context.Context, declared *policy.Declared) 
 		return fmt.Errorf("limit bandwidth of environment %s: %w", declared.EnvID, err)
 	}
 	defer unlock()
-	wanted := speeds{declared.Policy.IngressBits, declared.Policy.EgressBits}
-	n.notes(declared.EnvID, wanted)
-	if err := n.limit(ctx, declared.EnvID, wanted); err != nil {
-		what := "limit bandwidth of environment " + declared.EnvID
+	return n.setSpeeds(ctx, declared.EnvID, speeds{declared.Policy.IngressBits, declared.Policy.EgressBits})
+}
+
+// setSpeeds is setBandwidth under the lock of the environment.
+func (n *Networks) setSpeeds(ctx context.Context, envID string, wanted speeds) error {
+	n.notes(envID, wanted)
+	if err := n.limit(ctx, envID, wanted); err != nil {
+		what := "limit bandwidth of environment " + envID
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EOPNOTSUPP) {
 			return problem.New(problem.NetworkFailed, "%s", what).WithCause(err).
 				WithHint("The kernel lacks what limits speeds: try modprobe -a sch_tbf sch_ingress cls_u32 act_mirred ifb")
@@ -68,7 +72,8 @@ func (n *Networks) setBandwidth(ctx context.Context, declared *policy.Declared) 
 }
 
 // restoreBandwidth sets the limits of environments again that have some, and
-// takes those that are left because it failed when they were lifted.
+// takes those that are left because it failed when they were lifted. What was
+// changed so recently that the caller may not have known outweighs the list.
 func (n *Networks) restoreBandwidth(ctx context.Context, policies []policy.Declared) error {
 	limited, err := limitedLinks()
 	if err != nil {
@@ -78,10 +83,30 @@ func (n *Networks) restoreBandwidth(ctx context.Context, policies []policy.Decla
 	for i := range policies {
 		names := n.names(policies[i].EnvID)
 		if policies[i].Policy.IngressBits != 0 || policies[i].Policy.EgressBits != 0 || limited[names.veth] || limited[names.ifb] {
-			errs = append(errs, n.setBandwidth(ctx, &policies[i]))
+			errs = append(errs, n.restoreLimits(ctx, &policies[i]))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (n *Networks) restoreLimits(ctx context.Context, declared *policy.Declared) error {
+	unlock, err := n.locks.Lock(ctx, declared.EnvID)
+	if err != nil {
+		return fmt.Errorf("limit bandwidth of environment %s: %w", declared.EnvID, err)
+	}
+	defer unlock()
+	wanted := speeds{declared.Policy.IngressBits, declared.Policy.EgressBits}
+	// Looked at under the lock: SetPolicy is noted before it waits for that, and
+	// sets its limits after this.
+	if n.published.restrictedLately(declared.EnvID) {
+		n.mu.Lock()
+		wanted = n.limits[declared.EnvID]
+		n.mu.Unlock()
+		if wanted == (speeds{}) {
+			return nil
+		}
+	}
+	return n.setSpeeds(ctx, declared.EnvID, wanted)
 }
 
 // limitedLinks are our interfaces of the host that limit what passes: with a

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/internal/testutil"
+	"github.com/remotegpu/remotegpu/network"
 	"github.com/remotegpu/remotegpu/network/policy"
 )
 
@@ -87,6 +88,7 @@ func TestBandwidth(t *testing.T) {
 	m.set(t, 0, limited)
 	m.set(t, 0, policy.Policy{})
 	buckets("no limit any more", "", "")
+	outweighs(t, m, limited, buckets)
 	m.set(t, 0, limited)
 	if err := m.networks.Detach(t.Context(), m.ids[0]); err != nil {
 		t.Fatal(err)
@@ -99,6 +101,31 @@ func TestBandwidth(t *testing.T) {
 	}
 	m.set(t, 0, limited) // there is nothing to limit, and it comes with the next start
 	cleanUp(t, m.lab)
+}
+
+// outweighs: a list that is older than a change takes neither limits nor rules
+// back, not even what an earlier process had put in force before it died.
+func outweighs(t *testing.T, m *members, limited policy.Policy, buckets func(when, receives, sends string)) {
+	t.Helper()
+	limited.Egress = policy.None
+	m.set(t, 0, limited)
+	careful := m.open(t, func(cfg *network.Config) { cfg.RestoreGrace = time.Hour })
+	if err := careful.SetPolicy(t.Context(), m.declared(0, "default", limited)); err != nil {
+		t.Fatal(err)
+	}
+	if err := careful.Restore(t.Context(), m.all(), []policy.Declared{m.declared(0, "default", policy.Policy{})}); err != nil {
+		t.Fatal(err)
+	}
+	buckets("an older list", "rate 1Mbit", "rate 2Mbit")
+	if rules := testutil.Sh(t, "iptables-save -t filter"); !strings.Contains(rules, m.ids[0]+":egress=none") {
+		t.Errorf("an older list opens what was closed:\n%s", rules)
+	}
+	m.reach(t, "an older list", 0, "!internet")
+	if drift, err := careful.Drift(t.Context(), m.all(), []policy.Declared{m.declared(0, "default", policy.Policy{})}); err != nil || len(drift) > 0 {
+		t.Errorf("drift of an older list: %v, %v", drift, err)
+	}
+	// What is published is the list's.
+	m.reach(t, "an older list", 1, "published")
 }
 
 // bypass does as flood from the environment to the internet, in a way that no

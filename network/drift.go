@@ -169,7 +169,9 @@ func (p *publisher) merged(all map[string]publication) map[string]publication {
 	merged := make(map[string]publication, len(all))
 	maps.Copy(merged, all)
 	for envID, publication := range p.current {
-		if p.recent(envID) {
+		if listed, ok := merged[envID]; ok {
+			merged[envID] = p.younger(envID, listed)
+		} else if p.recent(envID) {
 			merged[envID] = publication
 		}
 	}

@@ -131,6 +131,8 @@ type publication struct {
 	mappings []firewall.Mapping
 	policy   firewall.Policy // the zero value is the default
 	at       time.Time
+	// confirmed is when the policy was asked for last and was in force already.
+	confirmed time.Time
 }
 
 // batch is the changes that are applied together.
@@ -258,6 +260,7 @@ func (p *publisher) restore(ctx context.Context, all map[string]publication) (cl
 	for envID, publication := range all {
 		if !p.recent(envID) {
 			before := p.current[envID].policy
+			publication = p.younger(envID, publication)
 			closes = closes || !before.IsDefault() && !before.Equal(&publication.policy) || before.IsDefault() && !publication.policy.IsDefault()
 			p.current[envID] = publication
 		}
@@ -304,8 +307,30 @@ func (p *publisher) all() firewall.Desired {
 // recent says whether what an environment has was changed so lately that a
 // list may be older. The caller holds mu.
 func (p *publisher) recent(envID string) bool {
-	at := p.current[envID].at
-	return !at.IsZero() && time.Since(at) < p.grace
+	return p.lately(p.current[envID].at)
+}
+
+// younger is what an environment has when a list says that it has listed: what
+// the caller of the list may not have known outweighs it. The caller holds mu.
+func (p *publisher) younger(envID string, listed publication) publication {
+	now := p.current[envID]
+	if p.recent(envID) {
+		return now
+	}
+	if p.lately(now.confirmed) {
+		listed.policy, listed.confirmed = now.policy, now.confirmed
+	}
+	return listed
+}
+
+func (p *publisher) lately(at time.Time) bool { return !at.IsZero() && time.Since(at) < p.grace }
+
+// restrictedLately says whether an environment's policy was asked for so lately
+// that a list may be older.
+func (p *publisher) restrictedLately(envID string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.recent(envID) || p.lately(p.current[envID].confirmed)
 }
 
 func (p *publisher) forgetAll() {

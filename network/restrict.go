@@ -24,6 +24,10 @@ func (p *publisher) restrict(ctx context.Context, policy firewall.Policy) (chang
 	wanted := p.current[policy.EnvID]
 	same := samePolicy(&policy, &wanted.policy)
 	if same && len(stale) == 0 && inForce && p.idle() {
+		// It is noted, so that an older list does not take it back: an earlier
+		// process may have put it in force before it could say so.
+		wanted.confirmed = time.Now()
+		p.current[policy.EnvID] = wanted
 		return false, nil, nil
 	}
 	changed = !same || !inForce
