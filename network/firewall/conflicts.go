@@ -159,7 +159,7 @@ func leave(ctx context.Context, other *family, there ruleset) error {
 	if script == "" {
 		return nil
 	}
-	if err := other.run(ctx, script); err != nil {
+	if err := other.run(ctx, script, there); err != nil {
 		return fmt.Errorf("remove chains %s of %s: %w", other.prefix, filepath.Base(other.program), err)
 	}
 	other.log.InfoContext(ctx, "rules of ours in the other backend are removed", "program", filepath.Base(other.program))

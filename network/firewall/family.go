@@ -18,8 +18,8 @@ type family struct {
 	hooks   []hook // those to chains that are wanted
 	prefix  string
 	log     *slog.Logger
-	// own runs what changes rules in so many transactions.
-	own func(ctx context.Context, commits int, change func() error) error
+	// own runs what changes rules by a script, where these chains are.
+	own func(ctx context.Context, script string, there ruleset, change func() error) error
 
 	layout   *layout // nil: it publishes nothing, and has no chain of the administrator's
 	bare     ruleset // all its rules then
@@ -87,14 +87,14 @@ func (f *family) state() ruleset {
 // change applies the chains that were changed by the last take, to what is
 // known to be applied. After an error nothing is known.
 func (f *family) change(ctx context.Context, changed selection) error {
-	wanted := f.rendered.only(changed)
-	script := f.script(f.applied.only(changed), wanted, nil)
+	there, wanted := f.applied.only(changed), f.rendered.only(changed)
+	script := f.script(there, wanted, nil)
 	if script == "" {
 		return nil
 	}
 	applied := f.applied
 	f.applied = nil
-	if err := f.run(ctx, script); err != nil {
+	if err := f.run(ctx, script, there); err != nil {
 		return err
 	}
 	applied.update(changed, wanted)
@@ -138,10 +138,10 @@ func (f *family) read(ctx context.Context) (ruleset, error) {
 	return parse(out), nil
 }
 
-// run applies a script for iptables-restore. Each table in it is committed
-// whole or not at all.
-func (f *family) run(ctx context.Context, script string) error {
-	err := f.own(ctx, strings.Count(script, "COMMIT\n"), func() error {
+// run applies a script for iptables-restore, where these chains are. Each table
+// in it is committed whole or not at all.
+func (f *family) run(ctx context.Context, script string, there ruleset) error {
+	err := f.own(ctx, script, there, func() error {
 		return retry(ctx, func() error { return f.tables.Restore(ctx, script) })
 	})
 	if err != nil {
@@ -191,7 +191,8 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 		return nil, err
 	}
 	if !f.hasAdmin(there) {
-		if err := f.own(ctx, 1, func() error { return f.tables.NewChain(ctx, "filter", f.admin()) }); err != nil {
+		made := fmt.Sprintf("*filter\n:%s - [0:0]\nCOMMIT\n", f.admin())
+		if err := f.own(ctx, made, there, func() error { return f.tables.NewChain(ctx, "filter", f.admin()) }); err != nil {
 			return nil, failed("make chain "+f.admin(), err)
 		}
 		mended = append(mended, f.admin())
@@ -199,7 +200,7 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 	owned := there.owned(f.ours)
 	hooks, names := f.hookEdits(there, wanted)
 	if script := f.script(owned, wanted, hooks); script != "" {
-		if err := f.run(ctx, script); err != nil {
+		if err := f.run(ctx, script, there); err != nil {
 			return mended, err
 		}
 		mended = append(append(mended, changed(owned, wanted)...), names...)

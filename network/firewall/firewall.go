@@ -155,8 +155,8 @@ func New(cfg Config) (*Firewall, error) {
 	l := &layout{prefix: cfg.Prefix, iface: cfg.Interface, subnet: cfg.Subnet, resolver: cfg.Resolver, six: cfg.Subnet6.IsValid()}
 	f.v4 = &family{
 		program: path, tables: tables, layout: l, render: l.render, hooks: hooksOf(l), prefix: cfg.Prefix, log: cfg.Log,
-		own: func(ctx context.Context, commits int, change func() error) error {
-			return f.own(ctx, tablesV4, commits, change)
+		own: func(ctx context.Context, script string, there ruleset, change func() error) error {
+			return f.own(ctx, tablesV4, script, there, change)
 		},
 	}
 	f.v6 = f.newV6()
@@ -237,8 +237,8 @@ func (f *Firewall) Repair(ctx context.Context) (mended []string, err error) {
 }
 
 // repairRounds is how often the legacy backend is looked at anew after a repair.
-// What others change between the end of a change of ours and the look at its
-// outcome would count as ours; nf_tables counts changes, which tells them apart.
+// What others replace by as many rules between a change of ours and the look at
+// its outcome would count as ours; nf_tables counts changes, which tells them apart.
 const repairRounds = 3
 
 // restore brings the kernel's rules to desired. The caller holds mu.
@@ -303,7 +303,7 @@ func (f *Firewall) CleanUp(ctx context.Context, kept Kept) error {
 		return err
 	}
 	if script := f.v4.cleanUp(there, f.v4.layout.apart(kept.Apart)); script != "" {
-		if err := f.v4.run(ctx, script); err != nil {
+		if err := f.v4.run(ctx, script, there); err != nil {
 			return fmt.Errorf("remove chains %s: %w", f.cfg.Prefix, err)
 		}
 	}

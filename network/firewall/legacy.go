@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"os"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -54,6 +55,34 @@ type tableAccess struct {
 var tableAccesses = [families]tableAccess{ //nolint:gochecknoglobals // a constant but for its type
 	{unix.AF_INET, unix.IPPROTO_RAW, unix.IPPROTO_IP, 90, 96},
 	{unix.AF_INET6, unix.IPPROTO_RAW, unix.IPPROTO_IPV6, 142, 152},
+}
+
+// growth is by how many entries a script changes the tables that it names, of
+// which there are these chains before it. The legacy backend has an entry for
+// each rule, and two more for each chain that is not built in.
+func growth(script string, there ruleset) map[string]int {
+	grown := make(map[string]int)
+	table := ""
+	for line := range strings.Lines(script) {
+		switch what, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " "); {
+		case strings.HasPrefix(what, "*"):
+			table = what[1:]
+			grown[table] = 0
+		case strings.HasPrefix(what, ":"):
+			if rules, exists := there[table][what[1:]]; exists {
+				grown[table] -= len(rules) // it is emptied
+			} else {
+				grown[table] += 2
+			}
+		case what == "-A", what == "-I":
+			grown[table]++
+		case what == "-D":
+			grown[table]--
+		case what == "-X" && rest != "":
+			grown[table] -= 2
+		}
+	}
+	return grown
 }
 
 // legacySeed makes hashes comparable within the process.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/remotegpu/remotegpu/network/firewall/nft"
 )
@@ -34,17 +35,17 @@ type generations struct{ from, to uint32 }
 // events of the first are read.
 const spansKept = 256
 
-// own runs what changes the host's rules in so many transactions, and notes
-// that it was us, of is the family. When others made some meanwhile it is noted as theirs: whoever
-// watches looks once more than needed.
-func (f *Firewall) own(ctx context.Context, of, commits int, change func() error) error {
+// own runs what changes the host's rules by a script, where these chains are,
+// and notes that it was us; of is the family. When others made some meanwhile it
+// is noted as theirs: whoever watches looks once more than needed.
+func (f *Firewall) own(ctx context.Context, of int, script string, there ruleset, change func() error) error {
 	backend, err := f.askBackend(ctx)
 	if err != nil {
 		return err
 	}
 	switch backend {
 	case legacyBackend:
-		return f.ownLegacy(of, change)
+		return f.ownLegacy(of, script, there, change)
 	case standIn:
 		return change()
 	}
@@ -53,7 +54,7 @@ func (f *Firewall) own(ctx context.Context, of, commits int, change func() error
 	after, errAfter := nft.Generation()
 	// Without a number, as in a namespace that nobody may look into, all
 	// changes are somebody's.
-	if errBefore == nil && errAfter == nil && after != before && after-before <= uint32(commits) {
+	if errBefore == nil && errAfter == nil && after != before && after-before <= uint32(strings.Count(script, "COMMIT\n")) { //nolint:gosec // a handful
 		f.mine.spans = append(f.mine.spans, generations{before, after})
 		if extra := len(f.mine.spans) - spansKept; extra > 0 {
 			f.mine.spans = slices.Delete(f.mine.spans, 0, extra)
@@ -62,16 +63,30 @@ func (f *Firewall) own(ctx context.Context, of, commits int, change func() error
 	return err
 }
 
-// ownLegacy takes the tables as ours as they are after the change, unless they
-// were not as we left them before it. It looks at them briefly: what others
-// replace by as much, until the next look, is found by the next Restore.
-func (f *Firewall) ownLegacy(of int, change func() error) error {
+// ownLegacy takes each table as ours as it is after the change, if it was as we
+// left it before and has become what the script makes of it. It looks at them
+// briefly: what others replace by as much, until the next look, is found by the
+// next Restore.
+func (f *Firewall) ownLegacy(of int, script string, there ruleset, change func() error) error {
+	left := brief(f.mine.tables[of])
 	before, errBefore := askTables(of, true)
-	asLeft := !f.mine.left[of] || errBefore == nil && brief(before) == brief(f.mine.tables[of])
-	err := change()
-	if after, errAfter := askTables(of, true); asLeft && errAfter == nil {
-		f.mine.tables[of], f.mine.left[of], f.mine.hashed[of] = after, true, false
+	if !f.mine.left[of] {
+		left = before
 	}
+	err := change()
+	after, errAfter := askTables(of, true)
+	grown := growth(script, there)
+	if err != nil {
+		grown = nil // what was committed before that has to be looked at
+	}
+	for i, table := range tables() {
+		growth, changed := grown[table]
+		asMade := after[i] == before[i] || changed && int(after[i].info.entries) == int(before[i].info.entries)+growth
+		if errBefore != nil || errAfter != nil || before[i] != left[i] || !asMade {
+			after[i] = legacyTable{} // what no table is
+		}
+	}
+	f.mine.tables[of], f.mine.left[of], f.mine.hashed[of] = after, true, false
 	return err
 }
 

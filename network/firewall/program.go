@@ -111,6 +111,6 @@ func (f *Firewall) other(ctx context.Context) (*family, error) {
 	}
 	other := *f.v4
 	other.program, other.tables = program, kernelTables{path: program}
-	other.own = func(_ context.Context, _ int, change func() error) error { return change() }
+	other.own = func(_ context.Context, _ string, _ ruleset, change func() error) error { return change() }
 	return &other, nil
 }

@@ -43,11 +43,11 @@ func (f *Firewall) newV6() *family {
 	}
 	six := &family{
 		program: program, tables: tables, prefix: f.cfg.Prefix, log: f.cfg.Log,
-		own: func(ctx context.Context, commits int, change func() error) error {
+		own: func(ctx context.Context, script string, there ruleset, change func() error) error {
 			if f.backend == legacyBackend && !f.wantsV6() {
 				return change() // others' tables of IPv6 are not looked at for one rule
 			}
-			return f.own(ctx, tablesV6, commits, change)
+			return f.own(ctx, tablesV6, script, there, change)
 		},
 	}
 	if !f.wantsV6() {
@@ -286,7 +286,7 @@ func (f *Firewall) cleanUpV6(ctx context.Context, apart []HostLink) error {
 	if script == "" {
 		return nil
 	}
-	if err := f.v6.run(ctx, script); err != nil {
+	if err := f.v6.run(ctx, script, there); err != nil {
 		return fmt.Errorf("remove chains %s of IPv6: %w", f.cfg.Prefix, err)
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -116,6 +117,72 @@ func TestWatch(t *testing.T) {
 			}
 			testutil.Sh(t, path+" -F OTHER; "+path+" -X OTHER; "+path+" -t nat -F; "+path+" -t nat -X")
 		})
+	}
+}
+
+// TestChangeBesideOurs: what others do to legacy tables while a change of ours is
+// made is told, too, in the table that is changed and in another.
+func TestChangeBesideOurs(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables)
+	if !testutil.Isolated(t) {
+		return
+	}
+	dir := t.TempDir()
+	t.Setenv("XTABLES_LOCKFILE", filepath.Join(dir, "lock"))
+	const legacy = "/usr/sbin/iptables-legacy"
+	path := filepath.Join(dir, "iptables")
+	for twin, script := range map[string]string{
+		"": "exec " + legacy + ` "$@"`, "-save": "exec " + legacy + `-save "$@"`,
+		"-restore": "if [ -e " + dir + "/before ]; then sh " + dir + "/before; fi\n" + legacy + "-restore \"$@\"\nstatus=$?\n" +
+			"if [ -e " + dir + "/after ]; then sh " + dir + "/after; fi\nexit $status",
+	} {
+		if err := os.WriteFile(path+twin, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f, ports := newFirewall(t, path), 0
+	set := func() { // one port more: the table nat changes
+		t.Helper()
+		ports++
+		var desired firewall.Desired
+		for i := range ports {
+			desired.Mappings = append(desired.Mappings, mapping("01A", port.Custom, port.TCP, uint16(10000+i), "10.88.0.2:80"))
+		}
+		if err := f.Set(t.Context(), desired); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set()
+	told := make(chan firewall.Change, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- f.Watch(ctx, 5*time.Millisecond, func(_ context.Context, change firewall.Change) { told <- change })
+	}()
+	for _, command := range []string{"-t raw -F RGPU-RAW", "-F FORWARD", "-t nat -F RGPU-POST", "-t nat -I POSTROUTING -j RGPU-POST"} {
+		for _, when := range []string{"before", "after"} {
+			drain(told)
+			file := filepath.Join(dir, when)
+			if err := os.WriteFile(file, []byte(legacy+" "+command), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			set()
+			if err := os.Remove(file); err != nil {
+				t.Fatal(err)
+			}
+			select {
+			case <-told:
+			case <-time.After(10 * time.Second):
+				t.Errorf("%s %s a change of ours is not told", command, when)
+			}
+			if mended, err := f.Repair(ctx); err != nil || len(mended) == 0 {
+				t.Errorf("%s %s a change of ours: mended %v, error %v", command, when, mended, err)
+			}
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Errorf("Watch: %v", err)
 	}
 }
 

@@ -51,15 +51,11 @@ func TestFirewallThatCannotBeChanged(t *testing.T) {
 		}
 		return ""
 	}
-	// Somebody deletes rules, which the node cannot put back. It is done again
-	// until it is told: what happens beside a change of the node's own counts as
-	// its own with the legacy backend.
+	// Somebody deletes rules, which the node cannot put back.
 	told := func(what string) {
 		t.Helper()
-		Eventually(t, what+" to be told", func() bool {
-			n.Sh(t, "XTABLES_LOCKFILE="+filepath.Join(dir, "other")+" iptables-legacy -t nat -F")
-			return strings.Contains(hint(), what)
-		})
+		n.Sh(t, "XTABLES_LOCKFILE="+filepath.Join(dir, "other")+" iptables-legacy -t nat -F")
+		Eventually(t, what+" to be told", func() bool { return strings.Contains(hint(), what) })
 	}
 	mended := func(after string) {
 		t.Helper()
