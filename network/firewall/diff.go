@@ -108,7 +108,7 @@ const sixMark = "# IPv6\n"
 // differences tells how our chains and hooks there differ from wanted.
 func (f *family) differences(there, wanted ruleset) []Difference {
 	var all []Difference
-	owned := there.owned(f.ours)
+	owned := f.holdings(there)
 	for _, table := range tables() {
 		for _, name := range slices.Sorted(maps.Keys(mergeKeys(owned[table], wanted[table]))) {
 			have, exists := owned[table][name]

@@ -197,7 +197,7 @@ func (f *family) repair(ctx context.Context, wanted ruleset) (mended []string, e
 		}
 		mended = append(mended, f.admin())
 	}
-	owned := there.owned(f.ours)
+	owned := f.holdings(there)
 	hooks, names := f.hookEdits(there, wanted)
 	if script := f.script(owned, wanted, hooks); script != "" {
 		if err := f.run(ctx, script, there); err != nil {
@@ -256,7 +256,7 @@ func (f *family) differs(there, wanted ruleset) []string {
 	if !f.hasAdmin(there) {
 		names = append(names, f.admin())
 	}
-	names = append(names, changed(there.owned(f.ours), wanted)...)
+	names = append(names, changed(f.holdings(there), wanted)...)
 	_, hooks := f.hookEdits(there, wanted)
 	return append(names, hooks...)
 }
@@ -282,19 +282,20 @@ type stray struct{ table, chain, rule string }
 
 // strays lists every jump to our chains from built-in chains that is doubled,
 // of another form than we make, or that comes after a rule which may keep
-// packets from it. removed has table and rule of those hooks of which none is
-// where it should be.
+// packets from it, and every hook that leads elsewhere. removed has table and
+// rule of those hooks of which none is where it should be.
 func (f *family) strays(there ruleset, hooks []hook) (all []stray, removed map[string]bool) {
 	removed = make(map[string]bool)
+	renamed := f.renamed(there) // they go with all that is in them
 	for _, table := range tables() {
 		for _, chain := range slices.Sorted(maps.Keys(there[table])) {
-			if f.prefixed(chain) {
+			if _, goes := renamed[table][chain]; goes || f.prefixed(chain) {
 				continue
 			}
 			seen, sealed := map[string]bool{}, false
 			for _, rule := range there[table][chain] {
 				to := target(rule)
-				if !f.ours(to) {
+				if !f.ours(to) && !f.isHook(rule) {
 					sealed = sealed || table == "filter" || seals(rule, chain)
 					continue
 				}
@@ -317,24 +318,25 @@ func seals(rule, chain string) bool {
 	return rest == "-j DROP" || rest == "-j ACCEPT" || strings.HasPrefix(rest, "-j REJECT")
 }
 
-// cleanUp is a script that removes all jumps to chains with our prefix and all
-// such chains, what publishes first, but for those of kept, whose hooks come
-// first then.
+// cleanUp is a script that removes all jumps to chains with our prefix, all
+// such chains and those that were, what publishes first, but for those of kept,
+// whose hooks come first then.
 func (f *family) cleanUp(there, kept ruleset) string {
 	var b strings.Builder
+	renamed := f.renamed(there)
 	for _, table := range slices.Backward(tables()) {
 		var declared, rules, removed strings.Builder
 		for _, chain := range slices.Sorted(maps.Keys(there[table])) {
 			if _, keep := kept[table][chain]; keep {
 				continue
 			}
-			if f.prefixed(chain) {
+			if _, was := renamed[table][chain]; was || f.prefixed(chain) {
 				fmt.Fprintf(&declared, ":%s - [0:0]\n", chain)
 				fmt.Fprintf(&removed, "-X %s\n", chain)
 				continue
 			}
 			for _, rule := range there[table][chain] {
-				if f.prefixed(target(rule)) {
+				if f.prefixed(target(rule)) || f.isHook(rule) {
 					fmt.Fprintf(&rules, "-D%s\n", strings.TrimPrefix(rule, "-A"))
 				}
 			}

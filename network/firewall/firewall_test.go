@@ -561,6 +561,55 @@ func TestLocked(t *testing.T) {
 	same(t, f, kernel("/usr/sbin/iptables-legacy"))
 }
 
+// TestRenamedChains: a chain that a hook leads to and that somebody renames is
+// ours still: it is removed with the hook to it, by a repair and when all is
+// cleaned up; what others have put into it or lead to it is not.
+func TestRenamedChains(t *testing.T) {
+	onBackends(t, func(t *testing.T, path string) {
+		t.Helper()
+		f := newFirewall6(t, path, ula)
+		desired := firewall.Desired{Mappings: []firewall.Mapping{mapping("01A", port.SSH, port.TCP, 22000, "10.88.0.2:22")}}
+		if err := f.Set(t.Context(), desired); err != nil {
+			t.Fatal(err)
+		}
+		before := saved(t, kernel(path), false) + saved(t, kernel(path), true)
+		rename := strings.NewReplacer("$I6", strings.Replace(path, "iptables", "ip6tables", 1), "$I", path).Replace(`for i in $I $I6; do
+			$i -E RGPU-FWD WAS-FWD; $i -E RGPU-IN WAS-IN; $i -t raw -E RGPU-RAW WAS-RAW; $i -t nat -E RGPU-DNAT WAS-DNAT; $i -t nat -E RGPU-POST WAS-POST; done`)
+		testutil.Sh(t, rename)
+		if diff, err := f.Diff(t.Context()); err != nil || strings.Count(diff, "WAS-FWD") == 0 {
+			t.Errorf("the difference says nothing of the chain, error %v:\n%s", err, diff)
+		}
+		if mended, err := f.Repair(t.Context()); err != nil || len(mended) == 0 {
+			t.Errorf("mended %v, error %v", mended, err)
+		}
+		after := saved(t, kernel(path), false) + saved(t, kernel(path), true)
+		if diff := cmp.Diff(before, after); diff != "" {
+			t.Errorf("after the repair (-before +after):\n%s", diff)
+		}
+		rules := func() string {
+			return testutil.Sh(t, path+"-save; "+strings.Replace(path, "iptables", "ip6tables", 1)+"-save")
+		}
+		if all := rules(); strings.Contains(all, "WAS-") {
+			t.Errorf("after the repair:\n%s", all)
+		}
+		testutil.Sh(t, rename+"; "+path+" -A WAS-FWD -s 192.0.2.1/32 -j ACCEPT; "+path+" -t nat -A POSTROUTING -s 192.0.2.1/32 -j WAS-POST")
+		if err := f.CleanUp(t.Context(), firewall.Kept{}); err != nil {
+			t.Fatal(err)
+		}
+		all := rules()
+		if strings.Contains(all, "RGPU") || strings.Contains(all, "rgpu:hook") {
+			t.Errorf("after CleanUp:\n%s", all)
+		}
+		for what, count := range map[string]int{
+			":WAS-": 2, ":WAS-FWD": 1, "-A WAS-FWD -s 192.0.2.1/32 -j ACCEPT": 1, ":WAS-POST": 1, "-A POSTROUTING -s 192.0.2.1/32 -j WAS-POST": 1,
+		} {
+			if got := strings.Count(all, what); got != count {
+				t.Errorf("after CleanUp %q is there %d times, want %d:\n%s", what, got, count, all)
+			}
+		}
+	})
+}
+
 // TestMissingModule: a kernel without a match that rules need is a problem that
 // says so at once, not a lock that is waited for, and leaves what was there.
 func TestMissingModule(t *testing.T) {
