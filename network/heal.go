@@ -67,15 +67,16 @@ type healer struct {
 
 	bridgePace pace
 
-	mu         sync.Mutex
-	watch      string
-	count      int64
-	latest     []Repair
-	failure    *problem.Problem // of the last attempt; nil: it went well
-	conflicts  []*problem.Problem
-	neighbours [2]neighbourTable // as neighbourTables
-	trusted    bool              // firewalld lets our bridges through
-	firewalld  *dbus.Conn        // where firewalld is; nil: it is not there
+	mu          sync.Mutex
+	watch       string
+	count       int64
+	latest      []Repair
+	failure     *problem.Problem // of the last attempt; nil: it went well
+	conflicts   []*problem.Problem
+	neighbours  [2]neighbourTable // as neighbourTables
+	connections connectionTable
+	trusted     bool       // firewalld lets our bridges through
+	firewalld   *dbus.Conn // where firewalld is; nil: it is not there
 }
 
 // Run mends the host's rules and settings as soon as others change them, until
@@ -107,8 +108,8 @@ func (n *Networks) Repairs() Repairs {
 }
 
 // Conditions tells what about the host's network is not as it should be:
-// FIREWALL_FAILED, FIREWALL_CONTESTED, FIREWALL_CONFLICT, IPV6_UNAVAILABLE and
-// NEIGHBOUR_TABLE_FULL.
+// FIREWALL_FAILED, FIREWALL_CONTESTED, FIREWALL_CONFLICT, IPV6_UNAVAILABLE,
+// NEIGHBOUR_TABLE_FULL and CONNECTION_TABLE_FULL.
 func (n *Networks) Conditions() []*problem.Problem {
 	h := &n.healer
 	h.mu.Lock()
@@ -126,6 +127,9 @@ func (n *Networks) Conditions() []*problem.Problem {
 		conditions = append(conditions, contested)
 	}
 	if full := h.overflown(time.Now()); full != nil {
+		conditions = append(conditions, full)
+	}
+	if full := h.untracked(time.Now()); full != nil {
 		conditions = append(conditions, full)
 	}
 	return append(conditions, h.conflicts...)
@@ -227,7 +231,8 @@ func (h *healer) followConflicts(ctx context.Context) {
 	defer ticker.Stop()
 	for {
 		h.lookForConflicts(ctx)
-		h.lookAtNeighbours(neighbourStats, time.Now())
+		h.lookAtNeighbours(kernelStats, time.Now())
+		h.lookAtConnections(connectionSettings, kernelStats, time.Now())
 		select {
 		case <-ctx.Done():
 			return

@@ -19,8 +19,9 @@ import (
 // share it. Environments do not count towards it (ensureNeighbours), but what
 // else fills it keeps the host from its routers and servers, so it is told.
 
-// neighbourStats is where the kernel counts, in the host's own namespace only.
-const neighbourStats = "/proc/net/stat"
+// kernelStats is where the kernel counts, neighbours in the host's own namespace
+// only.
+const kernelStats = "/proc/net/stat"
 
 // fullFor is for how long it is told that a table was full.
 const fullFor = 10 * time.Minute
@@ -42,7 +43,7 @@ func (h *healer) lookAtNeighbours(dir string, now time.Time) {
 		if err != nil {
 			continue // in a namespace there is none
 		}
-		fulls, ok := tableFulls(text)
+		fulls, ok := sumColumn(text, "table_fulls") // since Linux 4.4
 		if !ok {
 			continue
 		}
@@ -56,13 +57,14 @@ func (h *healer) lookAtNeighbours(dir string, now time.Time) {
 	}
 }
 
-// tableFulls sums up the column table_fulls, hexadecimal numbers with a line for
-// each CPU (neigh_stat_seq_show in net/core/neighbour.c).
-func tableFulls(text []byte) (sum uint64, ok bool) {
+// sumColumn sums up a column of a file in /proc/net/stat: hexadecimal numbers
+// with a line for each CPU below their names (neigh_stat_seq_show in
+// net/core/neighbour.c, ct_cpu_seq_show in net/netfilter/nf_conntrack_standalone.c).
+func sumColumn(text []byte, name string) (sum uint64, ok bool) {
 	head, rows, _ := bytes.Cut(text, []byte("\n"))
-	column := slices.Index(strings.Fields(string(head)), "table_fulls")
+	column := slices.Index(strings.Fields(string(head)), name)
 	if column < 0 {
-		return 0, false // before Linux 4.4
+		return 0, false
 	}
 	for line := range strings.Lines(string(rows)) {
 		fields := strings.Fields(line)

@@ -43,7 +43,7 @@ func TestNeighbourTableFull(t *testing.T) {
 		t.Errorf("long after it: %v", p)
 	}
 	for _, text := range []string{"", "entries\n00000001\n", "table_fulls\nxyz\n"} {
-		if _, ok := tableFulls([]byte(text)); ok {
+		if _, ok := sumColumn([]byte(text), "table_fulls"); ok {
 			t.Errorf("%q is read", text)
 		}
 	}

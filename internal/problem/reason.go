@@ -75,6 +75,7 @@ const (
 	FirewallContested     Reason = "FIREWALL_CONTESTED"
 	IPv6Unavailable       Reason = "IPV6_UNAVAILABLE"
 	NeighbourTableFull    Reason = "NEIGHBOUR_TABLE_FULL"
+	ConnectionTableFull   Reason = "CONNECTION_TABLE_FULL"
 	NoUpstreamDNS         Reason = "NO_UPSTREAM_DNS"
 	DNSDisabled           Reason = "DNS_DISABLED"
 	DNSListenFailed       Reason = "DNS_LISTEN_FAILED"
@@ -211,6 +212,7 @@ var kinds = map[Reason]error{
 	FirewallConflict:      errdefs.ErrFailedPrecondition,
 	IPv6Unavailable:       errdefs.ErrFailedPrecondition,
 	NeighbourTableFull:    errdefs.ErrResourceExhausted,
+	ConnectionTableFull:   errdefs.ErrResourceExhausted,
 	FirewallContested:     errdefs.ErrFailedPrecondition,
 	NoUpstreamDNS:         errdefs.ErrFailedPrecondition,
 	DNSDisabled:           errdefs.ErrFailedPrecondition,
