@@ -54,7 +54,7 @@ func (f *Firewall) own(ctx context.Context, of int, script string, there ruleset
 	after, errAfter := nft.Generation()
 	// Without a number, as in a namespace that nobody may look into, all
 	// changes are somebody's.
-	if errBefore == nil && errAfter == nil && after != before && after-before <= uint32(strings.Count(script, "COMMIT\n")) { //nolint:gosec // a handful
+	if errBefore == nil && errAfter == nil && after != before && after-before <= uint32(strings.Count(script, "COMMIT\n")) {
 		f.mine.spans = append(f.mine.spans, generations{before, after})
 		if extra := len(f.mine.spans) - spansKept; extra > 0 {
 			f.mine.spans = slices.Delete(f.mine.spans, 0, extra)
