@@ -11,10 +11,12 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect/v2"
 	"connectrpc.com/connect/v2/connecthttp"
+	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/internal/certificate"
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -28,6 +30,11 @@ const drainTime = 10 * time.Second
 var errStopping error = problem.New(problem.NodeStopping, "the node is stopping").
 	WithHint("try again when it is back; operations go on then")
 
+// patience is how long a caller over the network may answer nothing before its
+// connection is closed: it has gone without a word, as when its machine lost
+// its power or its network, and what it runs and holds goes with it.
+const patience = 30 * time.Second
+
 // apiListener is one place where the API is served.
 type apiListener struct {
 	net.Listener
@@ -36,6 +43,8 @@ type apiListener struct {
 	scrape string
 	tls    *tls.Config
 	local  bool // no network is between caller and node
+	// patience with callers that do not answer; 0: none can vanish unseen.
+	patience time.Duration
 }
 
 // listen opens the unix socket, for root, and the TCP address, for who has the
@@ -56,17 +65,41 @@ func (n *Node) listen(ctx context.Context) ([]*apiListener, error) {
 	if n.cfg.API.Listen == "" {
 		return listeners, nil
 	}
-	listener, err := config.Listen(ctx, "tcp", n.cfg.API.Listen)
+	listener, err := listenTCP(ctx, n.cfg.API.Listen, patience)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("listen for the API: %w", err), socket.Close())
 	}
-	api := &apiListener{Listener: listener, token: n.token, scrape: n.scrape}
+	api := &apiListener{Listener: listener, token: n.token, scrape: n.scrape, patience: patience}
 	if address, err := netip.ParseAddrPort(listener.Addr().String()); err != nil || !address.Addr().Unmap().IsLoopback() {
 		if api.tls, err = n.apiCertificate(); err != nil {
 			return nil, errors.Join(err, socket.Close(), listener.Close())
 		}
 	}
 	return append(listeners, api), nil
+}
+
+// listenTCP listens for callers whose connections the kernel closes when they
+// are gone. One that is idle is asked after half the patience. One that has
+// not acknowledged what was sent, or has no room for more, has twice the
+// patience, as there HTTP/1.1 has no other way to tell who is only slow.
+func listenTCP(ctx context.Context, address string, patience time.Duration) (net.Listener, error) {
+	config := net.ListenConfig{
+		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: patience / 2, Interval: patience / 6, Count: 3},
+		Control: func(_, _ string, raw syscall.RawConn) error {
+			var err error // what is accepted inherits the option: tcp(7)
+			if controlErr := raw.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int((2 * patience).Milliseconds()))
+			}); controlErr != nil {
+				return controlErr
+			}
+			if err != nil {
+				return fmt.Errorf("set TCP_USER_TIMEOUT: %w", err)
+			}
+			return nil
+		},
+	}
+	config.SetMultipathTCP(false) // it does not have the option on every kernel
+	return config.Listen(ctx, "tcp", address)
 }
 
 func (n *Node) apiCertificate() (*tls.Config, error) {
@@ -99,6 +132,9 @@ func (l *apiListener) serve(ctx context.Context, handler http.Handler, log *slog
 	server.Protocols.SetHTTP1(true)
 	server.Protocols.SetHTTP2(true)
 	server.Protocols.SetUnencryptedHTTP2(l.tls == nil)
+	if l.patience > 0 { // else a caller that is only stopped (SIGSTOP) keeps its streams
+		server.HTTP2 = &http.HTTP2Config{SendPingTimeout: l.patience / 2, PingTimeout: l.patience / 2, WriteByteTimeout: l.patience}
+	}
 	drained := make(chan error, 1)
 	defer context.AfterFunc(ctx, func() {
 		// Not one that ends with the requests, which have to send their answers.
