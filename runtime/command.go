@@ -29,8 +29,8 @@ type CommandRequest struct {
 }
 
 // RunCommand runs one command in a running environment and returns when it has
-// ended. ENV_NOT_FOUND, ENV_NOT_RUNNING, EXEC_LIMIT_REACHED, and the errors of
-// Engine.Run.
+// ended. ENV_NOT_FOUND, ENV_NOT_RUNNING, EXEC_LIMIT_REACHED, FIELD_INVALID, and
+// the errors of Engine.Run.
 func (m *Manager) RunCommand(ctx context.Context, req CommandRequest) (CommandResult, error) {
 	env, err := m.Get(ctx, req.Project, req.Environment)
 	if err != nil {
@@ -39,7 +39,7 @@ func (m *Manager) RunCommand(ctx context.Context, req CommandRequest) (CommandRe
 	if env.State != Running {
 		return CommandResult{}, notRunning(env)
 	}
-	variables, err := commandVariables(req.Env)
+	variables, err := commandVariables(req.Argv, req.Env, req.Workdir)
 	if err != nil {
 		return CommandResult{}, err
 	}

@@ -2,9 +2,13 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -83,8 +87,8 @@ type ExecRequest struct {
 }
 
 // Exec runs one command with streams in a running environment until it has
-// ended or ctx ends. ENV_NOT_FOUND, ENV_NOT_RUNNING, EXEC_LIMIT_REACHED, and
-// the errors of Executor.Exec.
+// ended or ctx ends. ENV_NOT_FOUND, ENV_NOT_RUNNING, EXEC_LIMIT_REACHED,
+// FIELD_INVALID, and the errors of Executor.Exec.
 func (m *Manager) Exec(ctx context.Context, req ExecRequest, streams Streams) (Exit, error) {
 	env, err := m.Get(ctx, req.Project, req.Environment)
 	if err != nil {
@@ -93,7 +97,7 @@ func (m *Manager) Exec(ctx context.Context, req ExecRequest, streams Streams) (E
 	if env.State != Running {
 		return Exit{}, notRunning(env)
 	}
-	variables, err := commandVariables(req.Env)
+	variables, err := commandVariables(req.Argv, req.Env, req.Workdir)
 	if err != nil {
 		return Exit{}, err
 	}
@@ -124,18 +128,30 @@ func (m *Manager) enterCommand(env *Environment) (leave func(), err error) {
 	return func() { m.execs.leave(env.ID) }, nil
 }
 
-// commandVariables are the variables of a command as "NAME=value".
-func commandVariables(env map[string]string) ([]string, error) {
-	variables := make([]string, 0, len(env))
-	for key, value := range env {
-		if !variableName.MatchString(key) {
-			return nil, problem.New(problem.FieldInvalid, "%q is not a variable name", key).
-				WithField("env").WithHint("use letters, digits and _, not beginning with a digit")
+// commandVariables are the variables of a command as "NAME=value". FIELD_INVALID
+// for one that cannot be, and for arguments and a working directory that cannot:
+// the kernel takes them to end at the first NUL byte.
+func commandVariables(argv []string, env map[string]string, workdir string) ([]string, error) {
+	var errs []error
+	for i, argument := range argv {
+		if strings.ContainsRune(argument, 0) {
+			errs = append(errs, invalid("argv["+strconv.Itoa(i)+"]", "arguments cannot carry binary data; use standard input", "an argument contains a NUL byte"))
 		}
-		variables = append(variables, key+"="+value)
 	}
-	slices.Sort(variables)
-	return variables, nil
+	if strings.ContainsRune(workdir, 0) {
+		errs = append(errs, invalid("workdir", "name a directory of the environment", "the working directory contains a NUL byte"))
+	}
+	variables := make([]string, 0, len(env))
+	for _, key := range slices.Sorted(maps.Keys(env)) {
+		switch {
+		case !variableName.MatchString(key):
+			errs = append(errs, invalid("env["+strconv.Quote(key)+"]", "use letters, digits and _, not beginning with a digit", "%q is not a variable name", key))
+		case strings.ContainsRune(env[key], 0):
+			errs = append(errs, invalid("env["+strconv.Quote(key)+"]", "variables cannot carry binary data; use standard input", "the value of %s contains a NUL byte", key))
+		}
+		variables = append(variables, key+"="+env[key])
+	}
+	return variables, errors.Join(errs...)
 }
 
 // removeStaleExecs ends what the daemon before this one ran for its callers.

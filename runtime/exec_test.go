@@ -2,6 +2,7 @@ package runtime_test
 
 import (
 	"io"
+	"slices"
 	"testing"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -48,6 +49,34 @@ func TestCommandsAtOnceAreLimited(t *testing.T) {
 	for what, call := range map[string]func(string) error{"run": run, "exec": exec} {
 		if err := call("desk"); err != nil {
 			t.Errorf("%s when the others have ended: %v", what, err)
+		}
+	}
+}
+
+// The kernel would take what holds a NUL byte for less than was asked for, and
+// containerd's refusal names no field.
+func TestCommandsThatCannotBeSaid(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(full("desk"))
+	request := runtime.ExecRequest{
+		Environment: "desk", Argv: []string{"testprog", "echo", "a\x00b"}, Workdir: "/\x00",
+		Env: map[string]string{"A": "fine", "B": "a\x00", "1": "x"},
+	}
+	_, run := d.RunCommand(t.Context(), runtime.CommandRequest{
+		Environment: request.Environment, Argv: request.Argv, Workdir: request.Workdir, Env: request.Env,
+	})
+	_, exec := d.Exec(t.Context(), request, runtime.Streams{Stdout: io.Discard, Stderr: io.Discard})
+	for what, err := range map[string]error{"run": run, "exec": exec} {
+		var fields []string
+		for _, p := range problem.All(err) {
+			if p.Reason != problem.FieldInvalid || p.Hint == "" {
+				t.Errorf("%s: %+v", what, p)
+			}
+			fields = append(fields, p.Field)
+		}
+		if want := []string{"argv[2]", "workdir", `env["1"]`, `env["B"]`}; !slices.Equal(fields, want) {
+			t.Errorf("%s: at fault are %q, not %q", what, fields, want)
 		}
 	}
 }

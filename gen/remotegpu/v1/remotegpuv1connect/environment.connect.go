@@ -360,7 +360,8 @@ type EnvironmentServiceClient interface {
 	// ExecCommand runs a command with streams: standard input, output and error,
 	// with or without a terminal, resizes and signals. The first message of the
 	// caller is start. A caller that vanishes ends the command: SIGHUP, then
-	// SIGKILL after 5 s.
+	// SIGKILL after 5 s. That its machine or network is gone is noticed within
+	// 30 s.
 	//
 	// Errors: as RunCommand, and INVALID_ARGUMENT (EXEC_NOT_STARTED: the first
 	// message is not start).
@@ -696,7 +697,8 @@ type EnvironmentServiceHandler interface {
 	// ExecCommand runs a command with streams: standard input, output and error,
 	// with or without a terminal, resizes and signals. The first message of the
 	// caller is start. A caller that vanishes ends the command: SIGHUP, then
-	// SIGKILL after 5 s.
+	// SIGKILL after 5 s. That its machine or network is gone is noticed within
+	// 30 s.
 	//
 	// Errors: as RunCommand, and INVALID_ARGUMENT (EXEC_NOT_STARTED: the first
 	// message is not start).
