@@ -40,6 +40,18 @@ func (n *Networks) Address6(slot int) netip.Addr {
 // HasIPv6 tells whether environments have IPv6 now, and are published by it.
 func (n *Networks) HasIPv6() bool { return n.unavailable6() == nil }
 
+// tell6 tells that HasIPv6 has another answer than before.
+func (n *Networks) tell6() {
+	has := n.HasIPv6()
+	n.mu.Lock()
+	changed := has != n.had6
+	n.had6 = has
+	n.mu.Unlock()
+	if changed && n.cfg.IPv6Changed != nil {
+		n.background.Go(n.cfg.IPv6Changed)
+	}
+}
+
 // unavailable6 tells why environments have no IPv6, nil when they have:
 // IPV6_UNAVAILABLE.
 func (n *Networks) unavailable6() error {
@@ -69,6 +81,7 @@ func (n *Networks) ready6(ctx context.Context) bool {
 	before := n.failure6
 	n.failure6 = err
 	n.mu.Unlock()
+	n.tell6()
 	if err != nil && before == nil {
 		n.cfg.Log.ErrorContext(ctx, "environments have no IPv6", "error", err)
 	}
@@ -250,6 +263,7 @@ func (n *Networks) cut6(ctx context.Context) {
 	before := n.down6
 	n.down6 = down
 	n.mu.Unlock()
+	n.tell6()
 	if !down {
 		return
 	}

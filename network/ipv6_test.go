@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -186,7 +187,8 @@ func TestIPv6WithoutRules(t *testing.T) {
 		}
 	}
 	l.iptables = programs + "/iptables"
-	l.networks = l.open(t, nil)
+	var flips atomic.Int32
+	l.networks = l.open(t, func(cfg *network.Config) { cfg.IPv6Changed = func() { flips.Add(1) } })
 	env := l.attach(t, "01ENVA", 0)
 	for _, address := range []string{"0.0.0.0:80", "[::]:80"} {
 		env.Answer(t, "tcp", address, "A")
@@ -226,6 +228,10 @@ func TestIPv6WithoutRules(t *testing.T) {
 	if err := l.networks.Wait(t.Context()); err != nil { // it is switched off in the background
 		t.Fatal(err)
 	}
+	before := flips.Load()
+	if before%2 != 0 || before == 0 {
+		t.Errorf("that IPv6 came and went was told %d times", before)
+	}
 	if got := testutil.Sh(t, "cat /proc/sys/net/ipv6/conf/all/forwarding"); got != "0" {
 		t.Errorf("forwarding of IPv6 is %s without the rules that keep networks apart", got)
 	}
@@ -257,6 +263,9 @@ func TestIPv6WithoutRules(t *testing.T) {
 	}
 	if four, six := l.by(t, true); !four || !six || told() {
 		t.Errorf("in order again: IPv4 %v, IPv6 %v, told %v", four, six, told())
+	}
+	if err := l.networks.Wait(t.Context()); err != nil || flips.Load() != before+1 {
+		t.Errorf("that IPv6 came back was told %d times, %v", flips.Load()-before, err)
 	}
 	if got := other.Sh(t, "ip -o -6 addr show dev eth0 scope global | awk '{print $4}'"); got != "fd88:0:0:1::2/128" {
 		t.Errorf("the one that was made meanwhile has %s", got)

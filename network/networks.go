@@ -82,6 +82,9 @@ type Config struct {
 	// ForwardFile6 is the same as ForwardFile for IPv6, and names what else was
 	// changed for it.
 	ForwardFile6 string
+	// IPv6Changed is called, in a goroutine of its own, after HasIPv6 has another
+	// answer. nil: nobody wants to know.
+	IPv6Changed func()
 	// NetNSDir is where namespaces are pinned; DefaultNetNSDir when empty.
 	NetNSDir string
 	// ResolvConf and ResolvedConf are the host's resolv.conf and the one that
@@ -162,6 +165,7 @@ type Networks struct {
 	prepared bool              // NetNSDir is a shared mount
 	servers  []netip.Addr      // name servers that environments reach, as last read
 	down6    bool              // the rules of IPv6 were not in force when they were last applied
+	had6     bool              // HasIPv6, as was told last
 	failure6 error             // why environments have no IPv6 though its rules are in force; nil: they have
 }
 

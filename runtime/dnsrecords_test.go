@@ -93,6 +93,38 @@ func TestNamesAreReadAgain(t *testing.T) {
 	}
 }
 
+// Names lead to IPv6 while environments have it, whenever that comes or goes.
+func TestNamesFollowIPv6(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(plain("desk"))
+	d.create(plain("lab"))
+	leads := func(what string, want bool) {
+		t.Helper()
+		for _, name := range []string{"desk", "lab"} {
+			if host := h.names.Host(name); host == nil || host.Address6.IsValid() != want {
+				t.Errorf("%s: %s is declared as %+v", what, name, host)
+			}
+		}
+	}
+	leads("without IPv6", false)
+	h.networks.SetIPv6(true)
+	declared := h.names.Count()
+	d.AddressesChanged(t.Context())
+	leads("with IPv6", true)
+	h.networks.SetIPv6(false)
+	h.names.Fail(true)
+	d.AddressesChanged(t.Context())
+	h.names.Fail(false)
+	if err := d.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	leads("after a pass", false)
+	if got := h.names.Count() - declared; got != 3 {
+		t.Errorf("declared %d times, want once for each change, and once more after the failure", got)
+	}
+}
+
 // An environment may ask for names before it is recorded that it runs: its
 // process does so first of all.
 func TestNamesAreThereWhenTheProcessStarts(t *testing.T) {

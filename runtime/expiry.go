@@ -66,6 +66,7 @@ func (m *Manager) expirePorts(ctx context.Context, id string) error {
 	if err := m.cfg.Networks.Withdraw(ctx, id, over); err != nil {
 		return err
 	}
+	m.names.again(ctx, id)
 	if env.Operation != "" {
 		return errWorkedOn
 	}

@@ -416,15 +416,29 @@ func (m *Manager) Count(ctx context.Context) (map[State]int, error) {
 
 // fill sets what follows from what is stored.
 func (m *Manager) fill(env *Environment) {
-	if env.Slot >= 0 && env.Held {
-		env.Address, env.Address6 = m.cfg.Networks.Address(env.Slot), m.cfg.Networks.Address6(env.Slot)
-	}
+	m.address(env)
 	if detail, ok := m.health.detail(env); ok {
 		env.HealthDetail = detail
 	}
 	env.Access = access(env, m.cfg.Addresses)
 	env.Conflicts = m.conflicts.of(env.ID)
 	m.fillInstances(env)
+}
+
+// address sets the addresses that an environment has now.
+func (m *Manager) address(env *Environment) {
+	if env.Slot >= 0 && env.Held {
+		env.Address, env.Address6 = m.cfg.Networks.Address(env.Slot), m.cfg.Networks.Address6(env.Slot)
+	}
+}
+
+// AddressesChanged is to be called after environments got addresses of IPv6, or
+// lost them: their names lead to those that they have. A failure is logged, the
+// next pass tries again.
+func (m *Manager) AddressesChanged(ctx context.Context) {
+	if err := m.names.readdress(ctx); err != nil {
+		m.cfg.Log.ErrorContext(ctx, "names lead to the addresses of before; the next pass tries again", "error", err)
+	}
 }
 
 // update changes an environment in the store and tells the watchers.

@@ -66,9 +66,42 @@ func (n *names) ensure(ctx context.Context) error {
 	done := n.loaded && !n.dirty
 	n.mu.Unlock()
 	if done {
-		return nil
+		return n.readdress(ctx)
 	}
 	return n.load(ctx)
+}
+
+// readdress declares names anew whose environments have other addresses than
+// before: they have those of IPv6 only while its rules are in force.
+func (n *names) readdress(ctx context.Context) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	changed := false
+	for id, env := range n.envs {
+		now := *env // others have that one
+		n.manager.address(&now)
+		if now.Address == env.Address && now.Address6 == env.Address6 {
+			continue
+		}
+		n.envs[id] = &now
+		if host := hostOf(&now, n.records[id]); host != nil {
+			n.hosts[id], changed = host, true
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return n.declare(ctx)
+}
+
+// again declares one environment's names anew when they are others by now: those
+// of mappings whose time is over are.
+func (n *names) again(ctx context.Context, envID string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if env := n.envs[envID]; env != nil {
+		n.set(ctx, env)
+	}
 }
 
 // follow is told of every change of an environment, in the order of its
@@ -153,10 +186,10 @@ func hostOf(env *Environment, records []*DNSRecord) *dns.Host {
 		// One that may reach nothing shall not send data out in questions.
 		host.Groups, host.Forward = network.Groups, network.Mode() != policy.None
 	}
-	for i := range env.Ports {
+	live := livePorts(env)
+	for i := range live {
 		host.Services = append(host.Services, dns.Service{
-			Name: serviceLabel(&env.Ports[i]), Protocol: string(env.Ports[i].Protocol),
-			Port: env.Ports[i].External, Internal: env.Ports[i].Internal,
+			Name: serviceLabel(&live[i]), Protocol: string(live[i].Protocol), Port: live[i].External, Internal: live[i].Internal,
 		})
 	}
 	for _, record := range records {

@@ -302,6 +302,10 @@ func TestPortsExpireBesideAnOperation(t *testing.T) {
 	}
 	id := m.EnvID
 	waitFor(t, "the mapping to be withdrawn", func() bool { return len(h.networks.Published(id)) == 2 })
+	waitFor(t, "its name to go", func() bool { // two services stay
+		host := h.names.Host("desk")
+		return host != nil && len(host.Services) == 2
+	})
 	if held, err := d.Port(t.Context(), m.ID); err != nil || held.Status != port.Active {
 		t.Errorf("while an operation works on its environment it is %+v, %v", held, err)
 	}

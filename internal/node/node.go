@@ -142,6 +142,7 @@ func (n *Node) buildNetwork(ctx context.Context) (err error) {
 	}
 	if n.names != nil {
 		networks.Responder = n.names.resolver
+		networks.IPv6Changed = n.ipv6Changed
 	}
 	if n.networks, err = network.New(networks); err != nil {
 		return err
@@ -152,6 +153,13 @@ func (n *Node) buildNetwork(ctx context.Context) (err error) {
 		n.log.WarnContext(ctx, "the address that names were asked for at stays", "error", err)
 	}
 	return n.buildPorts(ctx)
+}
+
+// ipv6Changed has names lead to the addresses that environments have now.
+func (n *Node) ipv6Changed() {
+	if n.manager != nil { // else it is being made, and reads them then
+		n.manager.AddressesChanged(context.Background()) //nolint:forbidigo // it is in memory, and nobody may cancel it
+	}
 }
 
 // reservedFile, in the run directory, names the ports that are reserved because

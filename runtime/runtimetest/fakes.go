@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/containerd/errdefs"
 
@@ -25,10 +26,10 @@ type FakeNetworks struct {
 	Faults *Faults
 	// Range is how many slots there are; 0 means 64.
 	Range int
-	// IPv6 gives environments addresses of it.
-	IPv6 bool
 	// Servers are the resolvers; none means 192.0.2.53.
 	Servers []netip.Addr
+
+	ipv6 atomic.Bool
 
 	mu        sync.Mutex
 	attached  map[string]int
@@ -47,9 +48,12 @@ func (n *FakeNetworks) Address(slot int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 99, byte(slot >> 6), byte(slot<<2 | 2)})
 }
 
+// SetIPv6 gives environments addresses of IPv6, or takes them.
+func (n *FakeNetworks) SetIPv6(on bool) { n.ipv6.Store(on) }
+
 // Address6 returns fd99::slot:2, or nothing without IPv6.
 func (n *FakeNetworks) Address6(slot int) netip.Addr {
-	if !n.IPv6 {
+	if !n.ipv6.Load() {
 		return netip.Addr{}
 	}
 	return netip.AddrFrom16([16]byte{0xfd, 0x99, 12: byte(slot >> 8), 13: byte(slot), 15: 2})
