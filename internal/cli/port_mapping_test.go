@@ -71,6 +71,7 @@ func TestPortMappingRequests(t *testing.T) {
 			},
 		},
 		{"port rm 01PORT --request-id r", "host port 10007: released", &remotegpuv1.DeletePortMappingRequest{RequestId: "r", Id: "01PORT"}},
+		{"port rm 10009 --request-id r", "host port 10007: released", &remotegpuv1.DeletePortMappingRequest{RequestId: "r", Id: "01PORT"}},
 		{
 			"port ls --external 10007 --at 2026-11-26T14:30:00Z", "203.0.113.0/24", nil,
 		},
@@ -85,9 +86,12 @@ func TestPortMappingRequests(t *testing.T) {
 			t.Errorf("%s:\n%s", test.args, diff)
 		}
 	}
+	if code, _, stderr := f.run(t, "port", "get", "10009"); code != 3 || !strings.Contains(stderr, "is not published") {
+		t.Errorf("one that is not held: code %d, %s", code, stderr)
+	}
 	for _, args := range []string{
 		"port add demo --expires soon", "port add demo --service web", "port add", "port update 01PORT", "port update 01PORT --expires -2h",
-		"port update 01PORT --allow 10.0.0.0/8 --allow-default", "port ls --at yesterday", "port get 10007/sctp",
+		"port update 01PORT --allow 10.0.0.0/8 --allow-default", "port ls --at yesterday", "port get 10007/sctp", "port rm 0",
 	} {
 		if code, _, stderr := f.run(t, strings.Fields(args)...); code != 2 || !strings.Contains(stderr, "Try: ") {
 			t.Errorf("%s: code %d, %s", args, code, stderr)

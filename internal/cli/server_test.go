@@ -283,6 +283,17 @@ func (f *fake) DeleteImage(_ context.Context, r *remotegpuv1.DeleteImageRequest)
 }
 
 func (f *fake) ListPortMappings(_ context.Context, r *remotegpuv1.ListPortMappingsRequest) (*remotegpuv1.ListPortMappingsResponse, error) {
+	if r.GetExternalPort() == 10009 { // it was held twice, and is not now
+		response, err := &remotegpuv1.ListPortMappingsResponse{}, f.got(r)
+		switch {
+		case !r.GetIncludeReleased():
+		case r.GetPageToken() == "":
+			response.PortMappings, response.NextPageToken = []*remotegpuv1.PortMapping{{Id: "01OLD", CreatedAt: ago(time.Hour)}}, "more"
+		default:
+			response.PortMappings = []*remotegpuv1.PortMapping{{Id: "01PORT", CreatedAt: ago(time.Minute)}}
+		}
+		return response, err
+	}
 	m := proto.CloneOf(f.env.GetPortMappings()[0])
 	m.Status, m.Environment, m.CreatedAt = remotegpuv1.PortMappingStatus_PORT_MAPPING_STATUS_ACTIVE, "01ENV", ago(time.Minute)
 	return &remotegpuv1.ListPortMappingsResponse{PortMappings: []*remotegpuv1.PortMapping{m}}, f.got(r)
