@@ -55,12 +55,16 @@ func TestDiskQuotaRefused(t *testing.T) {
 func TestDiskQuota(t *testing.T) {
 	testutil.Require(t, testutil.Root, testutil.DiskQuota, testutil.Containerd, testutil.Containerd2)
 	for _, kind := range []string{"ext4", "xfs"} {
-		t.Run(kind, func(t *testing.T) {
-			dir := t.TempDir()
-			testutil.QuotaFilesystem(t, kind, dir, 1<<30)
-			t.Setenv("TMPDIR", dir) // what a containerd is started in
-			both(t, func(t *testing.T, d *testutil.ContainerdDaemon) { diskQuota(t, d, kind) })
-		})
+		for _, need := range []testutil.Need{testutil.Containerd, testutil.Containerd2} {
+			t.Run(kind+"/"+string(need), func(t *testing.T) {
+				dir := t.TempDir()
+				testutil.QuotaFilesystem(t, kind, dir, 1<<30)
+				t.Setenv("TMPDIR", dir) // what a containerd is started in
+				d := testutil.StartContainerd(t, need)
+				d.Import(t, testutil.TestImage(t, testutil.ImageOptions{}))
+				diskQuota(t, d, kind)
+			})
+		}
 	}
 }
 
