@@ -97,7 +97,7 @@ func (m *members) reach(t *testing.T, when string, from int, targets string) {
 	t.Helper()
 	places := map[string]string{
 		"internet": internetIP + ":8080", "private": privateIP + ":8080", "lan": lanIP + ":8080", "resolver": lanIP + ":53",
-		"published": hostIP + ":10001", "service": hostIP + ":7001", "own": hostIP + fmt.Sprint(":", 10000+from),
+		"published": hostIP + ":10001", "named": m.networks.NodeAddress().String() + ":10001", "host": m.networks.NodeAddress().String() + ":7001", "service": hostIP + ":7001", "own": hostIP + fmt.Sprint(":", 10000+from),
 		"a": m.address(0).String() + ":PORT", "b": m.address(1).String() + ":PORT", "c": m.address(2).String() + ":PORT",
 	}
 	var all sync.WaitGroup // what is closed takes its time
@@ -149,6 +149,11 @@ func TestPolicies(t *testing.T) {
 					"allow-list of a published port",
 					policy.Policy{Egress: policy.AllowList, Allow: destinations(t, hostIP+":10001/tcp")},
 					"published/tcp !published/udp !internet !own/tcp",
+				},
+				{
+					"allow-list of a port that a name leads to",
+					policy.Policy{Egress: policy.AllowList, Allow: destinations(t, "10.88.0.1:10001/tcp", "10.88.0.1:7001")},
+					"named/tcp !named/udp !host !published !b/tcp !internet",
 				},
 				{
 					"allow-list of everything",
@@ -256,13 +261,13 @@ func surrounded(t *testing.T, m *members) {
 	if err := <-running; err != nil {
 		t.Error(err)
 	}
-	for _, bad := range []string{"169.254.169.254", "100.100.100.200/32:80/tcp", "10.88.3.0/24", "127.0.0.1", "224.0.0.1"} {
+	for _, bad := range []string{"169.254.169.254", "100.100.100.200/32:80/tcp", "10.88.3.0/24", "10.88.0.9", "127.0.0.1", "224.0.0.1"} {
 		err := m.networks.CheckPolicy(policy.Policy{Allow: destinations(t, "198.51.100.7", bad)}, "spec.network")
 		if err == nil || !strings.Contains(err.Error(), strings.Split(bad, "/")[0]) {
 			t.Errorf("destination %s: %v", bad, err)
 		}
 	}
-	if err := errors.Join(m.networks.CheckPolicy(policy.Policy{Allow: destinations(t, "0.0.0.0/0", "10.0.0.0/8")}, "x"),
+	if err := errors.Join(m.networks.CheckPolicy(policy.Policy{Allow: destinations(t, "0.0.0.0/0", "10.0.0.0/8", "10.88.0.1:10001/tcp")}, "x"),
 		opened.CheckPolicy(policy.Policy{Allow: destinations(t, "169.254.169.254:80/tcp")}, "x")); err != nil {
 		t.Errorf("what may be named is refused: %v", err)
 	}

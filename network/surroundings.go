@@ -119,9 +119,12 @@ func (n *Networks) CheckPolicy(wanted policy.Policy, field string) error {
 		case d.Prefix.Addr().Is6() && !n.wants6():
 			errs = append(errs, problem.New(problem.DestinationNotAllowed, "%s is IPv6, which environments of this node do not have", d).WithField(at).
 				WithHint("name IPv4 networks, or set network.range6 in the node's configuration"))
+		case d.Prefix == netip.PrefixFrom(n.NodeAddress(), 32):
+			// Names of environments lead there. It opens published ports alone: the
+			// node's own services are behind the INPUT hook.
 		case policy.Within([]netip.Prefix{n.cfg.Range, n.cfg.Range6}, d.Prefix):
 			errs = append(errs, problem.New(problem.DestinationNotAllowed, "%s is in the range of environments", d).WithField(at).
-				WithHint("put environments that shall reach each other into a group, or name an address of the host for published ports"))
+				WithHint("put environments that shall reach each other into a group, or name for published ports an address of the host, or %s, which names of environments lead to", n.NodeAddress()))
 		case d.Prefix.Addr().IsLoopback() || d.Prefix.Addr().IsMulticast() || d.Prefix.Addr().Is6() && d.Prefix.Addr().IsLinkLocalUnicast():
 			errs = append(errs, problem.New(problem.DestinationNotAllowed, "%s leads out of no environment", d).WithField(at).
 				WithHint("name addresses of other machines"))
