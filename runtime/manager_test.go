@@ -656,6 +656,34 @@ func TestEngineThatComesBack(t *testing.T) {
 	waitFor(t, "the exit to be recorded", func() bool { env, _ := d.Get(t.Context(), "", "desk"); return env.State == runtime.Failed })
 }
 
+// What ends is recorded although the stream of events broke while a pass hangs.
+func TestEventsGoOnBesideAPassThatHangs(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	env, _ := d.create(full("desk"))
+	hanging, proceed := make(chan struct{}), make(chan struct{})
+	var first sync.Once
+	h.faults.Hook(func(method string) {
+		if method == "Engine.Parts" {
+			first.Do(func() { close(hanging) })
+			<-proceed
+		}
+	})
+	release := sync.OnceFunc(func() { close(proceed) })
+	t.Cleanup(release) // before the daemon is stopped
+	h.engine.BreakEvents(errdefs.ErrUnavailable)
+	<-hanging // the pass after the subscription
+	subscribed := h.faults.Count("Engine.Events")
+	h.engine.BreakEvents(errdefs.ErrUnavailable)
+	waitFor(t, "the next subscription", func() bool { return h.faults.Count("Engine.Events") > subscribed })
+	if err := h.engine.Exit(env.ID, runtime.Exit{Code: 1}); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the exit to be recorded", func() bool { env, _ := d.Get(t.Context(), "", "desk"); return env.State == runtime.Failed })
+	release()
+	waitFor(t, "the pass after it", func() bool { return len(d.Conditions()) == 0 })
+}
+
 func TestBadRequestsAreRefusedWhole(t *testing.T) {
 	h := newHost(t)
 	h.volumes.Refuse = func(m volume.Mount) error {

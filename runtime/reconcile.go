@@ -113,21 +113,24 @@ func (m *Manager) watchDrawing(env *Environment) {
 
 // followEvents turns the engine's events into state changes, one after the
 // other: what takes its time is not done here. It subscribes first and
-// reconciles then, at boot and after each break, so that nothing is missed.
+// reconciles then, at boot and after each break, so that nothing is missed. A
+// pass that takes its time holds up neither events nor the next subscription,
+// which has a pass of its own after it.
 func (m *Manager) followEvents(ctx context.Context) {
+	subscribed := make(chan struct{}, 1)
+	var passing sync.WaitGroup
+	defer passing.Wait()
+	passing.Go(func() { m.reconcileAfter(ctx, subscribed) })
 	for ctx.Err() == nil {
 		events, errs := m.cfg.Engine.Events(ctx)
-		var passing sync.WaitGroup
-		passing.Go(func() {
-			if err := m.Reconcile(ctx); err != nil && ctx.Err() == nil {
-				m.cfg.Log.WarnContext(ctx, "reconciling after subscribing to events failed", "error", err)
-			}
-		})
+		select {
+		case subscribed <- struct{}{}:
+		default: // one that has not begun will do
+		}
 		for event := range events {
 			m.happened(ctx, event)
 		}
 		err := <-errs
-		passing.Wait()
 		if ctx.Err() != nil {
 			return
 		}
@@ -139,6 +142,20 @@ func (m *Manager) followEvents(ctx context.Context) {
 		case <-timer.C:
 		}
 		timer.Stop()
+	}
+}
+
+// reconcileAfter reconciles after each subscription to events, until ctx ends.
+func (m *Manager) reconcileAfter(ctx context.Context, subscribed <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-subscribed:
+		}
+		if err := m.Reconcile(ctx); err != nil && ctx.Err() == nil {
+			m.cfg.Log.WarnContext(ctx, "reconciling after subscribing to events failed", "error", err)
+		}
 	}
 }
 
