@@ -20,8 +20,8 @@ import (
 // backend that is not in use, where an iptables of before left them, and changes
 // nothing else. trusted says that firewalld was told to let our bridges through.
 func (f *Firewall) Conflicts(ctx context.Context, trusted bool) ([]*problem.Problem, error) {
-	conflicts := f.turned()
-	others, err := f.otherBackend(ctx)
+	conflicts, names := f.turned(), f.serveNames()
+	others, err := f.otherBackend(ctx, names)
 	if err != nil {
 		return nil, err
 	}
@@ -36,7 +36,37 @@ func (f *Firewall) Conflicts(ctx context.Context, trusted bool) ([]*problem.Prob
 			conflicts = append(conflicts, conflict)
 		}
 	}
+	if names {
+		conflicts = append(conflicts, f.nameConflicts()...)
+	}
 	return conflicts, nil
+}
+
+// nameConflicts are the conflicts that keep environments from the node's names:
+// our accept in the chain INPUT of iptables does not overrule another chain.
+func (f *Firewall) nameConflicts() (conflicts []*problem.Problem) {
+	barriers, err := nft.NameBarriers(f.cfg.Interface, f.cfg.Resolver)
+	if err != nil {
+		f.cfg.Log.Debug("chains of nftables cannot be followed", "error", err) // as above
+	}
+	for _, b := range barriers {
+		if b.Table == firewalldTable {
+			continue // where the bridges are not trusted it stops what is forwarded, too, which is told
+		}
+		at := fmt.Sprintf("nft insert rule %s %s %s iifname \"%s*\"", b.Family, b.Table, b.Chain, f.cfg.Interface)
+		conflicts = append(conflicts, problem.New(problem.FirewallConflict,
+			"chain %s of the nftables table %s %s stops what environments ask the node for names (%s)", b.Chain, b.Family, b.Table, b.How()).
+			WithHint("An accept elsewhere does not help; let their questions through there: %s udp dport 53 accept; %s tcp dport 53 accept. "+
+				"Put the same into the file that makes the table.", at, at))
+	}
+	return conflicts
+}
+
+// serveNames tells whether environments ask the node for names.
+func (f *Firewall) serveNames() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.desired.Surroundings.Names && f.cfg.Resolver.Is4()
 }
 
 // turned tells when the name iptables leads to another program by now than it
@@ -57,7 +87,7 @@ func (f *Firewall) turned() []*problem.Problem {
 
 // otherBackend looks at the rules of the backend that is not in use. Packets
 // pass both.
-func (f *Firewall) otherBackend(ctx context.Context) ([]*problem.Problem, error) {
+func (f *Firewall) otherBackend(ctx context.Context, names bool) ([]*problem.Problem, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	other, err := f.other(ctx)
@@ -75,23 +105,28 @@ func (f *Firewall) otherBackend(ctx context.Context) ([]*problem.Problem, error)
 			return nil, err
 		}
 	}
-	found := f.foreignIn(other, saved)
+	found := f.foreignIn(other, saved, names)
 	if program, ok := twinV6(other.program); ok && f.wantsV6() {
 		six := *other
 		six.program = program
 		if saved, err := hostexec.Run(ctx, nil, program+"-save"); err == nil { // else there are none
-			found = append(found, f.foreignIn(&six, saved)...)
+			found = append(found, f.foreignIn(&six, saved, false)...)
 		}
 	}
 	return found, nil
 }
 
-// foreignIn are the conflicts that rules in the other backend make.
-func (f *Firewall) foreignIn(other *family, saved []byte) []*problem.Problem {
+// foreignIn are the conflicts that rules in the other backend make; names says
+// that environments ask the node for names.
+func (f *Firewall) foreignIn(other *family, saved []byte, names bool) []*problem.Problem {
 	rules, drops := foreignRules(other, saved)
 	name := filepath.Base(other.program)
 	switch {
-	case drops:
+	case names && rules == 0 && drops["INPUT"] && !drops["FORWARD"]:
+		return []*problem.Problem{problem.New(problem.FirewallConflict, "the policy of INPUT is DROP in the other backend (%s): "+
+			"the node does not get what environments ask it for names", name).
+			WithHint("Try: %s -P INPUT ACCEPT; then find out what uses %s and have it use %s as well.", name, name, filepath.Base(f.v4.program))}
+	case drops["FORWARD"]:
 		return []*problem.Problem{problem.New(problem.FirewallConflict, "the policy of FORWARD is DROP in the other backend (%s): "+
 			"nothing gets to environments or from them", name).
 			WithHint("Try: %s -P FORWARD ACCEPT; then find out what uses %s and have it use %s as well.", name, name, filepath.Base(f.v4.program))}
@@ -102,9 +137,10 @@ func (f *Firewall) foreignIn(other *family, saved []byte) []*problem.Problem {
 	return nil
 }
 
-// foreignRules counts the rules that are not ours, and tells whether the policy
-// drops forwarded packets.
-func foreignRules(other *family, saved []byte) (rules int, drops bool) {
+// foreignRules counts the rules that are not ours, and tells which chains drop
+// packets by their policy.
+func foreignRules(other *family, saved []byte) (rules int, drops map[string]bool) {
+	drops = make(map[string]bool)
 	table := ""
 	lines := bufio.NewScanner(bytes.NewReader(saved))
 	lines.Buffer(nil, 1<<20)
@@ -113,8 +149,9 @@ func foreignRules(other *family, saved []byte) (rules int, drops bool) {
 		switch {
 		case strings.HasPrefix(line, "*"):
 			table = line[1:]
-		case table == "filter" && strings.HasPrefix(line, ":FORWARD DROP"):
-			drops = true
+		case table == "filter" && strings.HasPrefix(line, ":") && strings.Contains(line, " DROP "):
+			chain, _, _ := strings.Cut(line[1:], " ")
+			drops[chain] = true
 		case strings.HasPrefix(line, "-A "):
 			if chain, _, _ := strings.Cut(line[3:], " "); !other.prefixed(chain) && !other.prefixed(target(line)) {
 				rules++
@@ -174,11 +211,7 @@ func (f *Firewall) barrier(b nft.Barrier, trusted bool) *problem.Problem {
 	if b.Accepts.Known && b.Accepts.DNAT && bridges {
 		return nil
 	}
-	how := "its last rule drops or rejects"
-	if b.Policy {
-		how = "its policy is drop"
-	}
-	p := problem.New(problem.FirewallConflict, "chain %s of the nftables table %s %s stops forwarded packets (%s)", b.Chain, b.Family, b.Table, how)
+	p := problem.New(problem.FirewallConflict, "chain %s of the nftables table %s %s stops forwarded packets (%s)", b.Chain, b.Family, b.Table, b.How())
 	if b.Table == firewalldTable && !bridges {
 		return p.WithHint("Have firewalld trust environments: firewall-cmd --permanent --zone=trusted --add-interface=%s+ && firewall-cmd --reload", f.cfg.Interface)
 	}

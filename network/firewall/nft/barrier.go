@@ -9,14 +9,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Barrier is a chain of somebody's that forwarded packets come through and that
-// lets go only what its own rules accept. No other chain can overrule it.
+// Barrier is a chain of somebody's that packets come through and that lets go
+// only what its own rules accept. No other chain can overrule it.
 type Barrier struct {
 	Family  string // "ip", "ip6" or "inet", as the nft program names it
 	Table   string
 	Chain   string
-	Policy  bool // it drops by its policy; otherwise by a rule that lets nothing pass
-	Accepts Accepts
+	Policy  bool    // it drops by its policy; otherwise by a rule that lets nothing pass
+	Accepts Accepts // of forwarded packets
+}
+
+// How says by what it stops packets.
+func (b *Barrier) How() string {
+	if b.Policy {
+		return "its policy is drop"
+	}
+	return "its last rule drops or rejects"
 }
 
 // Accepts is what rules of a chain itself accept.
@@ -26,7 +34,7 @@ type Accepts struct {
 	Bridges bool // packets by an interface whose name begins as was asked for
 }
 
-// base is a chain that hangs in the path of forwarded packets.
+// base is a chain, mostly one that hangs in the path of packets.
 type base struct {
 	family      uint8
 	table, name string
@@ -43,14 +51,11 @@ func Barriers(bridges string, six bool) ([]Barrier, error) {
 	}
 	var found []Barrier
 	for _, answer := range answers {
-		chain, ok := parseBase(answer)
+		chain, ok := parseBase(answer, unix.NF_INET_FORWARD, "FORWARD")
 		if !ok || chain.family == unix.NFPROTO_IPV6 && !six {
 			continue
 		}
-		barrier := Barrier{
-			Family: map[uint8]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet"}[chain.family],
-			Table:  chain.table, Chain: chain.name, Policy: chain.policy == nfDrop,
-		}
+		barrier := barrierOf(chain)
 		rules, err := rulesOf(chain)
 		if err != nil {
 			return nil, err
@@ -70,15 +75,22 @@ func Barriers(bridges string, six bool) ([]Barrier, error) {
 	return found, nil
 }
 
+func barrierOf(chain base) Barrier {
+	return Barrier{
+		Family: map[uint8]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet"}[chain.family],
+		Table:  chain.table, Chain: chain.name, Policy: chain.policy == nfDrop,
+	}
+}
+
 // Verdicts (linux/netfilter.h).
 const (
 	nfDrop   = 0
 	nfAccept = 1
 )
 
-// parseBase reads a chain; ok says that forwarded packets come through it
-// and that iptables did not make it.
-func parseBase(answer []byte) (chain base, ok bool) {
+// parseBase reads a chain; ok says that packets come through it at a hook and
+// that it is not the one of iptables there, which is called so.
+func parseBase(answer []byte, at uint32, iptables string) (chain base, ok bool) {
 	if len(answer) < genmsgSize {
 		return chain, false
 	}
@@ -90,7 +102,7 @@ func parseBase(answer []byte) (chain base, ok bool) {
 		chain.policy = number(policy)
 	}
 	hook := attribute(b, unix.NFTA_CHAIN_HOOK)
-	if hook == nil || number(attribute(hook, unix.NFTA_HOOK_HOOKNUM)) != unix.NF_INET_FORWARD {
+	if hook == nil || number(attribute(hook, unix.NFTA_HOOK_HOOKNUM)) != at {
 		return chain, false
 	}
 	switch chain.family {
@@ -98,7 +110,7 @@ func parseBase(answer []byte) (chain base, ok bool) {
 		return chain, true
 	case unix.NFPROTO_IPV4, unix.NFPROTO_IPV6:
 		// iptables' own, the hook is the first that these rules are passed from.
-		return chain, chain.name != "FORWARD"
+		return chain, chain.name != iptables
 	}
 	return chain, false
 }
@@ -168,8 +180,11 @@ func look(expressions []byte, bridges string) (end bool, by Accepts) {
 // verdict of an immediate expression; one that is none of the two above when
 // it sets something else.
 func verdict(data []byte) uint32 {
-	value := attribute(data, unix.NFTA_IMMEDIATE_DATA)
-	code := attribute(attribute(value, unix.NFTA_DATA_VERDICT), unix.NFTA_VERDICT_CODE)
+	return verdictCode(attribute(data, unix.NFTA_IMMEDIATE_DATA))
+}
+
+func verdictCode(data []byte) uint32 {
+	code := attribute(attribute(data, unix.NFTA_DATA_VERDICT), unix.NFTA_VERDICT_CODE)
 	if len(code) < 4 {
 		return ^uint32(0)
 	}

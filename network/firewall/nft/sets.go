@@ -18,6 +18,7 @@ const keyEnd = 10
 type element struct {
 	low, high []byte // keys, both included, of the same length
 	chain     string // of a map of verdicts: where it leads
+	accepts   bool   // of such a map
 	ends      bool   // only that an interval has ended before
 }
 
@@ -43,7 +44,8 @@ func elementsOf(set base) ([]element, error) {
 			if high := attribute(attribute(one, keyEnd), unix.NFTA_DATA_VALUE); len(high) == len(low) {
 				e.high = high
 			}
-			e.chain = jump(attribute(one, unix.NFTA_SET_ELEM_DATA))
+			data := attribute(one, unix.NFTA_SET_ELEM_DATA)
+			e.chain, e.accepts = jump(data), verdictCode(data) == nfAccept
 			found = append(found, e)
 		}
 	}
