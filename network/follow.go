@@ -50,6 +50,7 @@ func (n *Networks) watchAddresses(ctx context.Context) error {
 			if !open {
 				return fmt.Errorf("the kernel tells of addresses no more: %w", failure)
 			}
+			n.stirs.happened()
 			if n.ofNetworks(&update.LinkAddress) {
 				continue // an environment comes or goes
 			}
@@ -57,6 +58,7 @@ func (n *Networks) watchAddresses(ctx context.Context) error {
 			if !open {
 				return fmt.Errorf("the kernel tells of routes no more: %w", lost)
 			}
+			n.stirs.happened()
 			if _, closes := n.closes(update.Dst); !closes || !isOnLink(&update.Route) {
 				continue
 			}
@@ -86,6 +88,7 @@ func (n *Networks) ResponderChanged(ctx context.Context) {
 // lookAround declares what holds for all environments when it is another than
 // before. A failure is logged: the reconciler comes by.
 func (n *Networks) lookAround(ctx context.Context) {
+	defer n.stirs.happened() // Site may be another
 	changed, err := n.published.surround(ctx)
 	if err != nil {
 		if ctx.Err() == nil {

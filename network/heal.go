@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
-	"github.com/remotegpu/remotegpu/internal/tick"
 	"github.com/remotegpu/remotegpu/network/firewall"
 )
 
@@ -187,9 +186,10 @@ func (h *healer) followRules(ctx context.Context) {
 	}
 }
 
-// followSettings looks at settings of the host that environments need.
+// followSettings looks at settings of the host that environments need. While
+// there is none the passes of the reconciler do.
 func (h *healer) followSettings(ctx context.Context) {
-	for pause(ctx, tick.Until(settingsPolls*h.networks.cfg.Poll)) {
+	for looks := h.networks.Looks(); looks.Wait(ctx, settingsPolls*h.networks.cfg.Poll); {
 		began := time.Now()
 		h.healReserved(ctx)
 		if changed, err := h.networks.forward4.switchOn(ctx); err != nil {

@@ -263,6 +263,9 @@ func (n *Networks) cut6(ctx context.Context) {
 	before := n.down6
 	n.down6 = down
 	n.mu.Unlock()
+	if down != before {
+		n.stirs.happened()
+	}
 	n.tell6()
 	if !down {
 		return

@@ -76,9 +76,10 @@ func (n *Networks) prepareMending6(ctx context.Context) (six bool, err error) {
 // is looked after.
 func (n *Networks) holds(envID string, slot int) {
 	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.slots[envID] = slot
 	delete(n.silenced, envID)
+	n.mu.Unlock()
+	n.stirs.happened()
 }
 
 // silences notes that an environment is to have no address any more: nobody gives

@@ -141,6 +141,7 @@ type Networks struct {
 	untrack    func(netlink.InetFamily, ...netlink.CustomConntrackFilter) error // see the function of that name
 	host       hostServers
 	healer     healer
+	stirs      stirs // of Looks
 	background sync.WaitGroup
 
 	forward4, forward6 forwarding

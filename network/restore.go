@@ -17,6 +17,7 @@ import (
 // younger than the configured grace outweighs the lists, which may be older
 // than it. Errors are FIREWALL_FAILED and NETWORK_FAILED.
 func (n *Networks) Restore(ctx context.Context, published []port.Published, policies []policy.Declared) error {
+	defer n.stirs.happened()
 	known, began := n.published.knows(), time.Now() // before anything declares what is there
 	var errs []error
 	if _, err := n.forward4.switchOn(ctx); err != nil {

@@ -75,9 +75,15 @@ func (m *Manager) remakePartitions(ctx context.Context) error {
 	if m.cfg.GPUs == nil {
 		return nil
 	}
-	books, _, err := m.books(ctx, freshInventory)
+	// Where nothing was made nothing is missing, whatever GPUs there are.
+	books, err := m.cfg.Store.GPUBooks(ctx)
 	if err != nil {
 		return err
+	}
+	if len(books.Planned) > 0 || len(books.MIG) > 0 {
+		if books, _, err = m.books(ctx, freshInventory); err != nil {
+			return err
+		}
 	}
 	if whole(&books) {
 		m.reportPartitions(ctx, nil)

@@ -1,11 +1,13 @@
 package runtime
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/remotegpu/remotegpu/gpu"
 	"github.com/remotegpu/remotegpu/gpu/gputest"
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
@@ -36,4 +38,24 @@ func TestFailedProbeIsKeptForAWhile(t *testing.T) {
 		time.Sleep(probePause)
 		ask(3)
 	})
+}
+
+// noBooks is a store in which no GPU is anybody's.
+type noBooks struct{ Store }
+
+func (noBooks) GPUBooks(context.Context) (gpu.Books, error) { return gpu.Books{}, nil }
+
+// White-box: where no administrator made partitions none is missing, and the
+// software of GPUs is not asked.
+func TestPartitionsNobodyMadeAreNotLookedFor(t *testing.T) {
+	t.Parallel()
+	driver, calls := gputest.NewDriver(), 0
+	driver.Do = func(_ string, work func() error) error {
+		calls++
+		return work()
+	}
+	m := &Manager{cfg: Config{GPUs: driver, Store: noBooks{}}, conditions: map[problem.Reason]Condition{}}
+	if err := m.remakePartitions(t.Context()); err != nil || calls != 0 {
+		t.Errorf("%v, after %d calls", err, calls)
+	}
 }

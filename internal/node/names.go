@@ -16,7 +16,6 @@ import (
 
 	"github.com/remotegpu/remotegpu/internal/config"
 	"github.com/remotegpu/remotegpu/internal/problem"
-	"github.com/remotegpu/remotegpu/internal/tick"
 	"github.com/remotegpu/remotegpu/network"
 	"github.com/remotegpu/remotegpu/network/dns"
 	"github.com/remotegpu/remotegpu/runtime"
@@ -249,7 +248,7 @@ func (n *names) serve(ctx context.Context, address netip.AddrPort) {
 // watch keeps the node's address in place, and names at the host's address
 // when that changes.
 func (n *names) watch(ctx context.Context) {
-	for wait(ctx, tick.Until(n.retry)) {
+	for looks := n.networks.Looks(); looks.Wait(ctx, n.retry); {
 		n.guard(ctx)
 		if err := n.networks.EnsureNodeAddress(); err != nil {
 			n.log.WarnContext(ctx, "environments cannot ask for names", "error", err)

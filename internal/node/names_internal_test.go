@@ -3,6 +3,7 @@ package node
 import (
 	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -37,6 +38,15 @@ func (r *rules) Set(_ context.Context, desired firewall.Desired) error {
 func (r *rules) Restore(ctx context.Context, desired firewall.Desired) ([]string, error) {
 	return nil, r.Set(ctx, desired)
 }
+
+func (r *rules) Watches(context.Context) (string, error) { return "events", nil }
+
+func (r *rules) Watch(ctx context.Context, _ time.Duration, _ func(context.Context, firewall.Change)) error {
+	<-ctx.Done()
+	return nil
+}
+
+func (r *rules) Conflicts(context.Context, bool) ([]*problem.Problem, error) { return nil, nil }
 
 // guarded: public names do not lead into a network that the host gets into.
 func guarded(ctx context.Context, t *testing.T, n *names, eventually func(string, func() bool)) {
@@ -144,6 +154,8 @@ func TestNamesWaitForTheirPort(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- n.run(ctx) }()
+	following := make(chan error, 1)
+	go func() { following <- n.networks.Run(ctx) }() // it tells names of addresses
 	other.Close()
 	eventually("names to be served", func() bool { return asked() == n.networks.NodeAddress() })
 	eventually("environments to reach it", packets.open.Load)
@@ -181,7 +193,7 @@ func TestNamesWaitForTheirPort(t *testing.T) {
 	})
 	guarded(ctx, t, n, eventually)
 	stop()
-	if err := <-done; err != nil {
+	if err := errors.Join(<-done, <-following); err != nil {
 		t.Error(err)
 	}
 	if got := asked(); got != netip.MustParseAddr("192.0.2.1") {

@@ -52,6 +52,8 @@ type Forwarder struct {
 	upstreams upstreams
 	probe     string // the name that loops are found with
 	guard     atomic.Pointer[guard]
+	probed    atomic.Pointer[[]netip.AddrPort] // servers that Run has probed; nil: none yet
+	others    chan struct{}                    // holds one when there are others now
 
 	mu     sync.Mutex
 	flight map[cacheKey]*flight
@@ -71,7 +73,7 @@ func NewForwarder(cfg ForwarderConfig) *Forwarder {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &Forwarder{cfg: cfg, probe: probeName(), flight: make(map[cacheKey]*flight)}
+	f := &Forwarder{cfg: cfg, probe: probeName(), others: make(chan struct{}, 1), flight: make(map[cacheKey]*flight)}
 	f.cache.size = cfg.CacheSize
 	f.guard.Store(new(guard))
 	return f
@@ -112,6 +114,7 @@ func (f *Forwarder) Known(q Question) (answer Answer, known bool) {
 // have private addresses.
 func (f *Forwarder) known(q Question, key cacheKey) (servers []netip.AddrPort, private bool, answer Answer, known bool) {
 	servers, site := f.cfg.Upstreams()
+	f.noticeOthers(servers)
 	if strings.HasSuffix(key.name, f.probe) {
 		f.looped(key.name)
 		return nil, false, Answer{Rcode: miekg.RcodeRefused}, true

@@ -387,3 +387,42 @@ func TestStorm(t *testing.T) {
 		t.Errorf("the same question was asked %d times", n)
 	}
 }
+
+// TestOtherServersAreProbed: those that the host has got since are looked at for
+// loops as soon as there is a question.
+func TestOtherServersAreProbed(t *testing.T) {
+	t.Parallel()
+	probed := make(chan string, 100)
+	note := func(name string) netip.AddrPort {
+		return upstream(t, func(w miekg.ResponseWriter, request *miekg.Msg) {
+			if request.Question[0].Qtype == miekg.TypeHINFO {
+				probed <- name
+			}
+			answerWith("www.example.org. 60 IN A 192.0.2.53")(w, request)
+		})
+	}
+	var servers atomic.Pointer[[]netip.AddrPort]
+	servers.Store(&[]netip.AddrPort{note("first")})
+	forwarder := dns.NewForwarder(dns.ForwarderConfig{Upstreams: func() ([]netip.AddrPort, []string) { return *servers.Load(), nil }})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- forwarder.Run(ctx) }()
+	for _, want := range []string{"first", "second"} {
+		if want == "second" {
+			servers.Store(&[]netip.AddrPort{note("second")})
+			forwarder.Resolve(ctx, dns.Question{Name: "www.example.org.", Type: miekg.TypeA})
+		}
+		select {
+		case got := <-probed:
+			if got != want {
+				t.Errorf("the %s server is probed and not the %s", got, want)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("the %s server is not probed", want)
+		}
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}

@@ -10,16 +10,11 @@ import (
 	"time"
 
 	miekg "github.com/miekg/dns"
-
-	"github.com/remotegpu/remotegpu/internal/tick"
 )
 
-// probeEvery is how often name servers are probed; new ones are at once.
+// probeEvery is how often name servers are probed; new ones are with the first
+// question that comes while they are there.
 const probeEvery = 10 * time.Minute
-
-// serversEvery is how often it is looked whether the host has other name
-// servers.
-const serversEvery = 4 * time.Second
 
 // probeName is the end of the names that loops are looked for with: random, so
 // that nobody has it, and directly below the root, so that everybody passes it
@@ -35,24 +30,37 @@ func random() string {
 // Run looks for name servers that ask us in turn until ctx ends: a question
 // that comes back would go round for ever. Such a server is not asked.
 func (f *Forwarder) Run(ctx context.Context) error {
-	var before []netip.AddrPort
-	var last time.Time
+	timer := time.NewTimer(probeEvery)
+	defer timer.Stop()
 	for {
 		servers, _ := f.cfg.Upstreams()
-		if !slices.Equal(servers, before) || time.Since(last) >= probeEvery {
-			if !slices.Equal(servers, before) {
-				f.upstreams.changed()
-			}
-			before, last = slices.Clone(servers), time.Now()
-			f.Probe(ctx, servers)
+		if before := f.probed.Load(); before == nil || !slices.Equal(servers, *before) {
+			f.upstreams.changed()
 		}
-		timer := time.NewTimer(tick.Until(serversEvery))
+		servers = slices.Clone(servers)
+		f.probed.Store(&servers)
+		f.Probe(ctx, servers)
+		timer.Reset(probeEvery)
 		select {
 		case <-ctx.Done():
-			timer.Stop()
 			return nil
+		case <-f.others:
 		case <-timer.C:
 		}
+	}
+}
+
+// noticeOthers has Run probe the servers that questions are asked of when they
+// are others than those it has probed. Nobody else has to look whether they
+// are: whom nobody asks is not in the way.
+func (f *Forwarder) noticeOthers(servers []netip.AddrPort) {
+	probed := f.probed.Load()
+	if probed == nil || slices.Equal(servers, *probed) {
+		return // nil: Run is about to
+	}
+	select {
+	case f.others <- struct{}{}:
+	default: // it knows
 	}
 }
 

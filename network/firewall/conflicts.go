@@ -20,13 +20,15 @@ import (
 // backend that is not in use, where an iptables of before left them, and changes
 // nothing else. trusted says that firewalld was told to let our bridges through.
 func (f *Firewall) Conflicts(ctx context.Context, trusted bool) ([]*problem.Problem, error) {
+	f.looking.Lock()
+	defer f.looking.Unlock()
 	conflicts, names := f.turned(), f.serveNames()
 	others, err := f.otherBackend(ctx, names)
 	if err != nil {
 		return nil, err
 	}
 	conflicts = append(conflicts, others...)
-	barriers, err := nft.Barriers(f.cfg.Interface, f.wantsV6())
+	barriers, err := f.barriersNow()
 	if err != nil {
 		// A kernel without nftables has no such chains.
 		f.cfg.Log.DebugContext(ctx, "chains of nftables cannot be listed", "error", err)
@@ -94,6 +96,15 @@ func (f *Firewall) otherBackend(ctx context.Context, names bool) ([]*problem.Pro
 	if err != nil || other == nil {
 		return nil, err
 	}
+	var now mark
+	switch {
+	case f.backend != legacyBackend && noTables():
+		return nil, nil
+	case f.backend == legacyBackend:
+		if now = generationMark(); now.known && now == f.seen.others && names == f.seen.othersNames {
+			return f.seen.othersFound, nil
+		}
+	}
 	saved, err := other.tables.Save(ctx)
 	if err != nil {
 		// The kernel may not have that backend at all.
@@ -113,6 +124,10 @@ func (f *Firewall) otherBackend(ctx context.Context, names bool) ([]*problem.Pro
 			found = append(found, f.foreignIn(&six, saved, false)...)
 		}
 	}
+	if f.v4.applied == nil {
+		now = mark{} // what of ours is in it still has to go
+	}
+	f.seen.others, f.seen.othersNames, f.seen.othersFound = now, names, found
 	return found, nil
 }
 

@@ -25,6 +25,7 @@ type family struct {
 	bare     ruleset // all its rules then
 	rendered rendering
 	applied  ruleset // what the kernel holds as far as we know, rendered before; nil: unknown
+	verified verified
 }
 
 // hook is the jump from a built-in chain into one of ours.

@@ -110,6 +110,9 @@ type Firewall struct {
 
 	failedV6 atomic.Pointer[error] // see failureV6
 
+	looking sync.Mutex // held while rules of others are looked through; before mu
+	seen    seen
+
 	mu      sync.Mutex
 	backend string // "": not asked for yet
 	desired Desired
@@ -221,7 +224,8 @@ func (f *Firewall) take(desired Desired) (changed []selection, err error) {
 
 // Restore does as Set but trusts nothing it remembers: it reads the kernel's
 // rules, mends what differs and returns the names of the chains and hooks it
-// mended.
+// mended. It reads nothing when the same was in force the last time and the kernel
+// says that nobody has changed a rule since.
 func (f *Firewall) Restore(ctx context.Context, desired Desired) (mended []string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -265,7 +269,7 @@ func (f *Firewall) bring(ctx context.Context, family *family, of int) (mended []
 	wanted := family.state()
 	for range repairRounds {
 		f.look(ctx, of)
-		more, err := family.repair(ctx, wanted)
+		more, err := f.repair(ctx, family, of, wanted)
 		mended = append(mended, more...)
 		if err != nil {
 			return mended, err

@@ -22,7 +22,10 @@ import (
 // legacyTables names the tables of the legacy backend that the kernel has in
 // the calling thread's network namespace. Asking iptables-legacy for one that is
 // not there would make it.
-const legacyTables = "/proc/thread-self/net/ip_tables_names"
+const (
+	legacyTables  = "/proc/thread-self/net/ip_tables_names"
+	legacyTables6 = "/proc/thread-self/net/ip6_tables_names"
+)
 
 // Foreign tells which host ports rules of other tools lead elsewhere, in both
 // backends and in tables of nftables: no program has them bound, so nobody else
@@ -30,9 +33,31 @@ const legacyTables = "/proc/thread-self/net/ip_tables_names"
 // Kubernetes, forwards of firewalld, and what an administrator wrote are meant,
 // not those for addresses that are not the host's.
 func (f *Firewall) Foreign(ctx context.Context) ([]port.Span, error) {
+	f.looking.Lock()
+	defer f.looking.Unlock()
+	backend, err := f.Backend(ctx)
+	if err != nil {
+		return nil, err
+	}
+	local, programs, now := localAddresses(), f.savePrograms(), mark{}
+	if backend == nftBackend && len(programs) == 1 { // all rules are nf_tables'
+		now = generationMark()
+	}
+	if now.known && now == f.seen.spans && slices.Equal(local, f.seen.local) {
+		return slices.Clone(f.seen.spansFound), nil
+	}
+	found, err := f.lookForForeign(ctx, local, programs)
+	if err != nil {
+		now = mark{}
+	}
+	f.seen.spans, f.seen.local, f.seen.spansFound = now, local, slices.Clone(found)
+	return found, err
+}
+
+// lookForForeign is Foreign of the host's addresses and what lists its rules.
+func (f *Firewall) lookForForeign(ctx context.Context, local []netip.Addr, programs []string) ([]port.Span, error) {
 	var found []port.Span
-	local := localAddresses()
-	for _, save := range f.savePrograms() {
+	for _, save := range programs {
 		var out []byte
 		if err := retry(ctx, func() (err error) {
 			out, err = hostexec.Run(ctx, nil, save, "-t", "nat")

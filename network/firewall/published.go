@@ -136,17 +136,40 @@ func (f *Firewall) Check(ctx context.Context, desired Desired) (published Desire
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	there, err := f.v4.read(ctx)
-	if err != nil {
-		return Desired{}, nil, fmt.Errorf("check rules: %w", err)
+	there := wanted // ours alone
+	stands := f.v4.verified.stands(f.markOf(ctx, tablesV4), wanted)
+	if !stands {
+		if there, err = f.v4.read(ctx); err != nil {
+			return Desired{}, nil, fmt.Errorf("check rules: %w", err)
+		}
 	}
-	six := f.readV6(ctx)
+	six, standsV6 := f.standsV6(ctx, desired)
+	if stands && standsV6 {
+		return f.published(there, f.publishing(six)), nil, nil
+	}
+	six = f.readV6(ctx)
 	_, ofV6 := f.differencesV6(six, desired)
 	published = f.published(there, f.publishing(six))
 	if f.wantsV6() && f.failureV6() != nil {
 		f.completeV6(&published, &desired)
 	}
-	return published, append(f.v4.differs(there, wanted), ofV6...), nil
+	if !stands {
+		differs = f.v4.differs(there, wanted)
+	}
+	return published, append(differs, ofV6...), nil
+}
+
+// standsV6 is what IPv6 should have, and whether that was found to be in force
+// and nobody has changed a rule since. The caller holds mu.
+func (f *Firewall) standsV6(ctx context.Context, desired Desired) (wanted ruleset, stands bool) {
+	if f.v6 == nil || !f.hasV6() {
+		return nil, !f.wantsV6()
+	}
+	if f.failureV6() != nil {
+		return nil, false
+	}
+	wanted, err := f.v6.render(desired)
+	return wanted, err == nil && f.v6.verified.stands(f.markOf(ctx, tablesV6), wanted)
 }
 
 // completeV6 gives what was read from the rules of IPv4 alone the part of IPv6

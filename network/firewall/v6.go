@@ -215,7 +215,7 @@ func (f *Firewall) bringV6(ctx context.Context) (mended []string, err error) {
 		}
 		return mended, err
 	}
-	return f.v6.repair(ctx, f.v6.state())
+	return f.repair(ctx, f.v6, tablesV6, f.v6.state())
 }
 
 // readV6 reads the rules of IPv6; nil where there can be none. The caller holds

@@ -38,7 +38,7 @@ func (q *Queue) execute(work, ctx context.Context, e *entry) {
 		return
 	}
 	q.mu.Lock()
-	e.live, e.written = op, time.Now()
+	q.enliven(e, op)
 	q.publish(op)
 	q.mu.Unlock()
 	r := q.registered(e.kind)

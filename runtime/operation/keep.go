@@ -9,8 +9,20 @@ import (
 )
 
 // keepLeases renews the leases of running operations and writes their
-// progress, until ctx ends.
+// progress, until ctx ends. While none runs it sleeps.
 func (q *Queue) keepLeases(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-q.begun:
+		}
+		q.keepRunning(ctx)
+	}
+}
+
+// keepRunning does so until none runs.
+func (q *Queue) keepRunning(ctx context.Context) {
 	ticker := time.NewTicker(min(q.cfg.ProgressInterval, q.cfg.LeaseTTL/3))
 	defer ticker.Stop()
 	for {
@@ -19,27 +31,32 @@ func (q *Queue) keepLeases(ctx context.Context) {
 			return
 		case <-ticker.C:
 		}
-		for _, e := range q.due() {
+		due, running := q.due()
+		if !running {
+			return // who begins from now on says so
+		}
+		for _, e := range due {
 			q.renew(ctx, e)
 		}
 	}
 }
 
-// due returns the running entries whose row is to be written.
-func (q *Queue) due() []*entry {
+// due returns the running entries whose row is to be written, and whether any
+// runs.
+func (q *Queue) due() (found []*entry, running bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	var found []*entry
 	for _, e := range q.entries {
 		if e.live == nil {
 			continue
 		}
+		running = true
 		age := time.Since(e.written)
 		if (e.dirty && age >= q.cfg.ProgressInterval) || age >= q.cfg.LeaseTTL/3 {
 			found = append(found, e)
 		}
 	}
-	return found
+	return found, running
 }
 
 func (q *Queue) renew(ctx context.Context, e *entry) {

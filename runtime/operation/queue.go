@@ -111,6 +111,8 @@ type entry struct {
 type Queue struct {
 	cfg  Config
 	wake chan struct{} // capacity 1: there may be something to start
+	// begun has capacity 1: an operation runs whose lease is to be kept.
+	begun chan struct{}
 
 	mu       sync.Mutex
 	handlers map[string]registration
@@ -132,6 +134,7 @@ func New(cfg Config) *Queue {
 	return &Queue{
 		cfg:      cfg.withDefaults(),
 		wake:     make(chan struct{}, 1),
+		begun:    make(chan struct{}, 1),
 		handlers: make(map[string]registration),
 		entries:  make(map[string]*entry),
 		busy:     make(map[string]int),
@@ -200,6 +203,15 @@ func (q *Queue) wakeUp() {
 	select {
 	case q.wake <- struct{}{}:
 	default: // it is awake already
+	}
+}
+
+// enliven makes an entry one that runs. q.mu is held.
+func (q *Queue) enliven(e *entry, op *Operation) {
+	e.live, e.written = op, time.Now()
+	select {
+	case q.begun <- struct{}{}:
+	default: // its lease is being kept, or is about to be
 	}
 }
 
