@@ -125,3 +125,59 @@ func TestAGPUThatIsResetIsNotMarked(t *testing.T) {
 		t.Errorf("got %+v", op.Problem)
 	}
 }
+
+// What is left on an instance is not handed over either, nor one that nobody measured.
+func TestWhatIsLeftOnAnInstance(t *testing.T) {
+	h := gpuHost(t)
+	d := start(t, h)
+	made, _, err := d.CreateMIG(t.Context(), gputest.UUID(2), "1g.5gb", nil) // stays when leases end
+	if err != nil {
+		t.Fatal(err)
+	}
+	use := func(used, free uint64) {
+		h.gpus.Use(gputest.UUID(2), gpu.Usage{Instances: []gpu.InstanceUsage{{UUID: made.UUID, MemoryUsed: used, MemoryFree: free}}})
+	}
+	for _, test := range []struct {
+		used, free uint64
+		want       problem.Reason
+	}{
+		{0, 0, problem.GPUUnavailable},
+		{1 << 30, 4 << 30, problem.GPUInUse}, // of the GPU that would be tolerated
+		{200 << 20, 4800 << 20, ""},          // an eighth of it
+	} {
+		use(test.used, test.free)
+		_, op := d.create(withGPU("one", smallest))
+		if op.State == operation.Succeeded != (test.want == "") || test.want != "" && op.Problem.Reason != string(test.want) {
+			t.Errorf("with %d bytes in use: %s, %+v", test.used, op.State, op.Problem)
+		}
+		d.act(d.Delete, "one")
+	}
+	d.stop()
+	h.gpu.Leftover = 0 // none
+	d = start(t, h)
+	use(1<<20, 4800<<20)
+	if _, op := d.create(withGPU("one", smallest)); op.State != operation.Failed || op.Problem.Reason != string(problem.GPUInUse) {
+		t.Errorf("with 1 MiB in use: %s, %+v", op.State, op.Problem)
+	}
+}
+
+// A mode that a GPU has is set again, whoever uses it: that is what is kept.
+func TestAMIGModeThatAGPUHasIsSetAgain(t *testing.T) {
+	h := gpuHost(t)
+	d := start(t, h)
+	part, alone := gputest.UUID(2), gputest.UUID(0)
+	h.gpus.Change(func(devices []gpu.Device) ([]gpu.Device, string) {
+		devices[0].MIG.Capable = true
+		return devices, ""
+	})
+	d.create(withGPU("part", smallest))
+	d.create(withGPU("alone", gpu.Request{UUIDs: []string{alone}}))
+	for uuid, on := range map[string]bool{part: true, alone: false} {
+		reset, g, err := d.SetMIGMode(t.Context(), uuid, on)
+		if err != nil || reset || g.WantsMIG != on {
+			t.Errorf("%s: %v, %+v, %v", uuid, reset, g, err)
+		}
+		_, _, err = d.SetMIGMode(t.Context(), uuid, !on)
+		d.refusedGPU(err, problem.GPUInUse)
+	}
+}

@@ -71,10 +71,6 @@ func shares(env *Environment, uuid string) bool {
 // leftOn is what is left on what a claim is of; nil when it is clean. What was
 // not measured is not.
 func (m *Manager) leftOn(ctx context.Context, env *Environment, c *gpuClaim, usage []gpu.Usage) error {
-	tolerated := m.cfg.GPU.Leftover
-	if tolerated == 0 {
-		tolerated = DefaultLeftover
-	}
 	at := slices.IndexFunc(usage, func(u gpu.Usage) bool { return u.UUID == c.GPU })
 	if at < 0 {
 		return problem.New(problem.GPUUnavailable, "the driver does not tell what is left on GPU %s", c.GPU).
@@ -103,9 +99,34 @@ func (m *Manager) leftOn(ctx context.Context, env *Environment, c *gpuClaim, usa
 		return problem.New(problem.GPUInUse, "processes that are not of environment %q use %s, %s: %s",
 			env.Name, what, share, strings.Join(pids, ", ")).WithHint("%s", hint)
 	}
-	if c.mig == "" && !expected && u.MemoryUsed > tolerated {
-		return problem.New(problem.GPUInUse, "%d MiB of the memory of GPU %s are in use though no process is there", u.MemoryUsed>>20, u.UUID).
-			WithHint("drain and reset it (remotegpu gpu drain %[1]s; nvidia-smi -r -i %[1]s; remotegpu gpu undrain %[1]s), or raise gpu.leftover in the node's configuration", u.UUID)
+	if expected {
+		return nil
+	}
+	return m.memoryLeft(u, c.mig)
+}
+
+// memoryLeft says that memory of a GPU, or of an instance of it, is in use though no
+// process is there; nil when it is not.
+func (m *Manager) memoryLeft(u *gpu.Usage, mig string) error {
+	what, used, total, tolerated := "GPU "+u.UUID, u.MemoryUsed, u.MemoryUsed+u.MemoryFree, m.cfg.GPU.Leftover
+	hint := "drain and reset it (remotegpu gpu drain %[1]s; nvidia-smi -r -i %[1]s; remotegpu gpu undrain %[1]s), or raise gpu.leftover in the node's configuration"
+	if at := slices.IndexFunc(u.Instances, func(i gpu.InstanceUsage) bool { return i.UUID == mig }); mig != "" {
+		whole := total
+		what, used, total = "MIG instance "+mig, 0, 0
+		if at >= 0 && whole > 0 {
+			used, total = u.Instances[at].MemoryUsed, u.Instances[at].MemoryUsed+u.Instances[at].MemoryFree
+			tolerated = uint64(float64(tolerated) * min(1, float64(total)/float64(whole)))
+		}
+		hint = "have it made anew: delete or stop who has it, remotegpu gpu mig delete " + mig + "; or raise gpu.leftover in the node's configuration"
+	}
+	switch {
+	case total == 0:
+		return problem.New(problem.GPUUnavailable, "the driver does not tell how much memory of %s is in use", what).
+			WithHint("see whether nvidia-smi works on the host, and remotegpu gpu get %s", u.UUID)
+	case used > tolerated && mig != "":
+		return problem.New(problem.GPUInUse, "%d MiB of the memory of %s are in use though no process is there", used>>20, what).WithHint("%s", hint)
+	case used > tolerated:
+		return problem.New(problem.GPUInUse, "%d MiB of the memory of %s are in use though no process is there", used>>20, what).WithHint(hint, u.UUID)
 	}
 	return nil
 }

@@ -225,8 +225,13 @@ func (m *Manager) SetMIGMode(ctx context.Context, name string, on bool) (resetNe
 		}
 	}
 	g, err := m.alter(ctx, name, func(g *GPU, books *gpu.Books) error {
-		if err := idle(g, on); err != nil {
-			return err
+		// Where that is so already only the plan is written, whoever has it; but those
+		// who have instances keep what was planned for them.
+		holders := slices.ContainsFunc(g.Leases, func(l gpu.Lease) bool { return l.Mode == gpu.MIGMode })
+		if done := g.MIG.Enabled == on && !g.MIG.Pending; !done || !on && holders {
+			if err := idle(g, on); err != nil {
+				return err
+			}
 		}
 		wanted := slices.Contains(books.MIG, g.UUID)
 		return journal(ctx,

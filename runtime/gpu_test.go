@@ -25,7 +25,7 @@ func gpuHost(t *testing.T) *host {
 	h := newHost(t)
 	h.gpus = gputest.NewDriver(append(gputest.Plain(2), gputest.A100(2, true))...)
 	h.gpus.Do = h.faults.Do
-	h.gpu.HandOver = time.Millisecond
+	h.gpu.HandOver, h.gpu.Leftover = time.Millisecond, 2<<30
 	return h
 }
 

@@ -35,7 +35,8 @@ type GPUConfig struct {
 	// environment is to have alone. 0: DefaultHandOver.
 	HandOver time.Duration
 	// Leftover is how much memory (bytes) may be in use on such a GPU though no
-	// process is there. 0: DefaultLeftover.
+	// process is there; of an instance as much as it has of the GPU. The driver
+	// itself takes some.
 	Leftover uint64
 	// HotFor is how long a GPU is hot before it is given to nobody, and CoolFor how
 	// long it is cool before it is. 0: gpu.HotFor and gpu.CoolFor.
@@ -48,10 +49,9 @@ type GPUConfig struct {
 	Sharing Sharing
 }
 
-// Defaults of a GPUConfig. The driver itself takes some of a GPU's memory.
+// Defaults of a GPUConfig.
 const (
 	DefaultHandOver = 15 * time.Second
-	DefaultLeftover = 2 << 30
 	// A reset of a GPU takes less, passes are a minute apart.
 	DefaultSureAfter = 3 * time.Minute
 )

@@ -117,8 +117,18 @@ func (d *Driver) Edits(ctx context.Context, req gpu.EditsRequest) (edits gpu.Edi
 func (d *Driver) Usage(ctx context.Context) (all []gpu.Usage, err error) {
 	err = d.call(ctx, "Usage", func() error {
 		for i := range d.devices {
-			u := d.usage[d.devices[i].UUID]
-			u.UUID = d.devices[i].UUID
+			device := &d.devices[i]
+			u := d.usage[device.UUID]
+			u.UUID = device.UUID
+			if u.MemoryFree == 0 {
+				u.MemoryFree = device.MemoryBytes - min(device.MemoryBytes, u.MemoryUsed)
+			}
+			for _, instance := range device.MIG.Instances {
+				if !slices.ContainsFunc(u.Instances, func(known gpu.InstanceUsage) bool { return known.UUID == instance.UUID }) {
+					profile, _ := device.Profile(instance.Profile)
+					u.Instances = append(slices.Clone(u.Instances), gpu.InstanceUsage{UUID: instance.UUID, MemoryFree: profile.MemoryBytes})
+				}
+			}
 			all = append(all, u)
 		}
 		return nil

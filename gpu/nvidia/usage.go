@@ -114,7 +114,7 @@ func (s *session) memory(handle nvml.Device) nvml.Memory_v2 {
 
 // instanceUsage is the memory of each MIG instance of a GPU.
 func (s *session) instanceUsage(handle nvml.Device) []gpu.InstanceUsage {
-	if !s.migOn(handle) {
+	if on, ret := s.migOn(handle); !on || ret != nvml.SUCCESS {
 		return nil
 	}
 	count, ret := handle.GetMaxMigDeviceCount()
@@ -135,13 +135,16 @@ func (s *session) instanceUsage(handle nvml.Device) []gpu.InstanceUsage {
 	return found
 }
 
-// migOn says whether MIG is on.
-func (s *session) migOn(handle nvml.Device) bool {
+// migOn says whether MIG is on. SUCCESS of a GPU that cannot be partitioned.
+func (s *session) migOn(handle nvml.Device) (bool, nvml.Return) {
 	if !s.has("nvmlDeviceGetMigMode") {
-		return false
+		return false, nvml.SUCCESS
 	}
 	current, _, ret := handle.GetMigMode()
-	return ret == nvml.SUCCESS && current == nvml.DEVICE_MIG_ENABLE
+	if ret == nvml.ERROR_NOT_SUPPORTED {
+		return false, nvml.SUCCESS
+	}
+	return ret == nvml.SUCCESS && current == nvml.DEVICE_MIG_ENABLE, ret
 }
 
 // notAvailable is NVML_VALUE_NOT_AVAILABLE.
@@ -184,9 +187,14 @@ func percent(value uint32) int {
 	return int(value)
 }
 
-// processes are those that have contexts on a GPU.
+// processes are those that have contexts on a GPU. They are not told where it is
+// not known on which instances: who is to have one would find it empty.
 func (s *session) processes(handle nvml.Device) ([]gpu.Process, nvml.Return) {
-	migs, told := s.instanceUUIDs(handle), s.utilization(handle)
+	migs, ret := s.instanceUUIDs(handle)
+	if ret != nvml.SUCCESS {
+		return nil, ret
+	}
+	told := s.utilization(handle)
 	type key struct {
 		pid uint32
 		mig string
@@ -231,19 +239,19 @@ func (s *session) processes(handle nvml.Device) ([]gpu.Process, nvml.Return) {
 
 // instanceUUIDs are those of MIG instances by the numbers of GPU and compute
 // instance.
-func (s *session) instanceUUIDs(handle nvml.Device) map[[2]uint32]string {
-	if !s.migOn(handle) {
-		return nil
+func (s *session) instanceUUIDs(handle nvml.Device) (map[[2]uint32]string, nvml.Return) {
+	if on, ret := s.migOn(handle); !on || ret != nvml.SUCCESS {
+		return nil, ret
 	}
 	instances, ret := s.instances(handle, nil)
 	if ret != nvml.SUCCESS {
-		return nil
+		return nil, ret
 	}
 	uuids := make(map[[2]uint32]string, len(instances))
 	for _, instance := range instances {
 		uuids[[2]uint32{uint32(instance.GPUInstance), uint32(instance.ComputeInstance)}] = instance.UUID
 	}
-	return uuids
+	return uuids, nvml.SUCCESS
 }
 
 // pidsOn are the processes on a GPU, or on one instance of it. What cannot be

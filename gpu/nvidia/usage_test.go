@@ -71,6 +71,13 @@ func TestUsage(t *testing.T) {
 	if diff := cmp.Diff([]gpu.InstanceUsage{{UUID: made.UUID, MemoryUsed: 300 << 20, MemoryFree: made.MemoryBytes - 300<<20}}, got[0].Instances); diff != "" {
 		t.Errorf("instances (-want +got):\n%s", diff)
 	}
+	// Where it is not known on which instance they are nobody is told that there are none.
+	world.Rules = []string{"fail nvmlDeviceGetMaxMigDeviceCount 999 0"}
+	world.GPUs = append(world.GPUs, fakenvml.GPU{Model: plain()})
+	library.Set(t, world)
+	if got, err = client.Usage(t.Context()); err != nil || len(got) != 1 || got[0].UUID != fakenvml.UUID(1) {
+		t.Errorf("of a GPU that does not tell its instances: %+v, %v", got, err)
+	}
 	library = fakenvml.Build(t, t.TempDir(), fakenvml.Version, "nvmlDeviceGetProcessUtilization")
 	library.Set(t, fakenvml.Host{GPUs: []fakenvml.GPU{{Model: plain(), Processes: []fakenvml.Process{{Kind: 'c', PID: 20, Util: 60}}}}})
 	got, err = library.Client(t, t.TempDir()).Usage(t.Context())

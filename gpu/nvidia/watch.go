@@ -207,7 +207,8 @@ func (w *watcher) handle(event nvml.EventData) {
 		found.XID = int(event.EventData)
 		found.Fatal, found.Detail = isFatal(found.XID), describe(found.XID)
 		if event.GpuInstanceId != wholeGPU && event.ComputeInstanceId != wholeGPU && found.UUID != "" {
-			found.MIG = w.instanceUUIDs(w.handles[found.UUID])[[2]uint32{event.GpuInstanceId, event.ComputeInstanceId}]
+			uuids, _ := w.instanceUUIDs(w.handles[found.UUID])
+			found.MIG = uuids[[2]uint32{event.GpuInstanceId, event.ComputeInstanceId}]
 		}
 	case nvml.EventTypeDoubleBitEccError: // an XID comes with it
 		found.Detail = "a double bit ECC error"

@@ -15,7 +15,7 @@ type GPURules struct {
 	ReleaseOnStop bool   `toml:"release_on_stop" comment:"Stopped environments give their GPUs back; their next start takes what is free then."`
 	Cure          string `toml:"cure" comment:"What is done about an environment that runs without its GPU, as after the driver was replaced: report, or restart."`
 	HandOver      int    `toml:"hand_over" comment:"Seconds that a start waits for processes of others to leave a GPU that the environment is to have alone."`
-	Leftover      int64  `toml:"leftover" comment:"Bytes of such a GPU's memory that may be in use though no process is there: the driver takes some."`
+	Leftover      int64  `toml:"leftover" comment:"Bytes of such a GPU's memory that may be in use though no process is there, of a MIG instance in proportion: the driver takes some, so 0 may refuse all."`
 }
 
 func gpuPolicies() []string { return []string{"pack", "spread"} }
