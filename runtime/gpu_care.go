@@ -123,7 +123,10 @@ func (m *Manager) listGPUs(ctx context.Context, age time.Duration, measure func(
 		measured = measure(books.Devices)
 	}
 	add := func(d gpu.Device, gone bool) {
-		g := GPU{Device: d, Mark: books.Mark(d.UUID), Leases: books.Leases(d.UUID), Gone: gone, Warnings: m.vitals.warnings(&d)}
+		g := GPU{Device: d, Mark: books.Mark(d.UUID), Leases: books.Leases(d.UUID), Gone: gone, Warnings: d.Vitals.Warnings()}
+		if why := m.unwatched.why(d.UUID); why != "" {
+			g.Warnings = append(g.Warnings, why)
+		}
 		for i := range g.Leases {
 			instance, _ := d.InstanceOf(g.Leases[i])
 			g.Leases[i].MIG = instance.UUID

@@ -2,6 +2,7 @@ package runtime_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -180,4 +181,34 @@ func TestAMIGModeThatAGPUHasIsSetAgain(t *testing.T) {
 		_, _, err = d.SetMIGMode(t.Context(), uuid, !on)
 		d.refusedGPU(err, problem.GPUInUse)
 	}
+}
+
+// A watch of GPUs that does not work is told until one does, not until one is tried.
+func TestAWatchThatBreaksIsTold(t *testing.T) {
+	h := gpuHost(t)
+	h.faults.FailCall("GPUs.Watch", 0, errors.New("the helper has ended"))
+	d := start(t, h)
+	waitFor(t, "the condition", func() bool { return strings.Contains(conditionOf(d, problem.GPUWarning), "the helper has ended") })
+	d.reconcile(false)
+	if conditionOf(d, problem.GPUWarning) == "" {
+		t.Error("a pass has cleared it")
+	}
+	h.faults.Reset()
+	waitFor(t, "the watch to work", func() bool {
+		h.gpus.Happen(gpu.Event{UUID: gputest.UUID(0), XID: 31, Detail: "page fault"})
+		return conditionOf(d, problem.GPUWarning) == ""
+	})
+}
+
+// GPUs that appear on a host that had none are watched at once.
+func TestGPUsThatAppearAreWatched(t *testing.T) {
+	h := gpuHost(t)
+	h.gpus.Change(func([]gpu.Device) ([]gpu.Device, string) { return nil, "" })
+	d := start(t, h)
+	d.reconcile(false)
+	h.gpus.Change(func([]gpu.Device) ([]gpu.Device, string) { return gputest.Plain(1), "" })
+	if _, err := d.GPUInventory(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the watch", func() bool { return h.gpus.Happen(gpu.Event{UUID: gputest.UUID(0), XID: 31, Detail: "page fault"}) })
 }

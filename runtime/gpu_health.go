@@ -57,13 +57,17 @@ func (m *Manager) watchGPUs(ctx context.Context) {
 	for ctx.Err() == nil {
 		found, err := m.GPUInventory(ctx, time.Minute)
 		wait := pause
+		var appear <-chan struct{}
 		switch {
 		case err != nil:
 		case !slices.ContainsFunc(found.Devices, ofNVIDIA):
-			wait = lookForGPUs // the software of others tells of nothing
+			wait, appear = lookForGPUs, m.watch.found // the software of others tells of nothing
 		default:
 			began := time.Now()
 			err = m.watchSome(ctx, &found)
+			if err != nil && ctx.Err() == nil && !errors.Is(err, errWatchAnew) {
+				m.watchBroke(ctx, err)
+			}
 			if time.Since(began) > watchPauseMax {
 				pause, wait = watchPause, watchPause
 			}
@@ -83,6 +87,7 @@ func (m *Manager) watchGPUs(ctx context.Context) {
 		}
 		select {
 		case <-ctx.Done():
+		case <-appear:
 		case <-time.After(wait):
 		}
 	}
@@ -94,7 +99,7 @@ func (m *Manager) watchGPUs(ctx context.Context) {
 func (m *Manager) gpuHappened(ctx context.Context, event gpu.Event) {
 	m.gpuErrors.count(&event)
 	if event.Unwatched {
-		m.vitals.unwatch(&event)
+		m.unwatched.of(&event)
 	}
 	follow, held := m.gpuFlow.pass(&event, time.Now())
 	if !follow {
@@ -220,13 +225,13 @@ func (m *Manager) reportGPUs(ctx context.Context) error {
 			WithHint("look at the host's kernel log; when one is well again: remotegpu gpu undrain --reset-health GPU")
 	}
 	m.setCondition(problem.GPUUnhealthy, unhealthy)
-	m.setCondition(problem.GPUWarning, gpuWarnings(m.gpus.seen().Devices))
+	m.setCondition(problem.GPUWarning, gpuWarnings(m.gpus.seen().Devices, m.unwatched.all()))
 	return nil
 }
 
-// gpuWarnings is the condition of GPUs that work and are not as they should be;
-// nil: there are none.
-func gpuWarnings(devices []gpu.Device) error {
+// gpuWarnings is the condition of GPUs that work and are not as they should be,
+// or, broken, whose errors nobody is told of; nil: there are none.
+func gpuWarnings(devices []gpu.Device, broken string) error {
 	var warned []string
 	for i := range devices {
 		d := &devices[i]
@@ -238,10 +243,16 @@ func gpuWarnings(devices []gpu.Device) error {
 			warned = append(warned, d.UUID+": "+strings.Join(found, ", "))
 		}
 	}
-	if len(warned) == 0 {
+	count, unwatched := len(warned), "errors of GPUs are not watched, so what fails is found by each minute's look alone: "+broken
+	switch {
+	case count == 0 && broken == "":
 		return nil
+	case count == 0:
+		return problem.New(problem.GPUWarning, "%s", unwatched).WithHint("see the daemon's log, and whether nvidia-smi works on the host")
+	case broken != "":
+		warned = append(warned, unwatched)
 	}
-	return problem.New(problem.GPUWarning, "%d GPUs work, and need to be looked at: %s", len(warned), strings.Join(warned, "; ")).
+	return problem.New(problem.GPUWarning, "%d GPUs work, and need to be looked at: %s", count, strings.Join(warned, "; ")).
 		WithHint("heat: see to fans and air; memory: drain the GPU (remotegpu gpu drain GPU) and reset it when it is free")
 }
 

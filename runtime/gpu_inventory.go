@@ -89,6 +89,10 @@ func (m *Manager) knownGPUs(ctx context.Context, age time.Duration) (gpu.Invento
 	if last.Missing == nil { // else it is what was seen before
 		m.vitals.look(&last, &m.cfg.GPU)
 	}
+	before := m.gpus.seen()
 	m.gpus.set(last, asked, changes)
+	if !slices.ContainsFunc(before.Devices, ofNVIDIA) && slices.ContainsFunc(last.Devices, ofNVIDIA) {
+		m.watch.wake()
+	}
 	return last, nil
 }

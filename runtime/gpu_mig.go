@@ -225,13 +225,8 @@ func (m *Manager) SetMIGMode(ctx context.Context, name string, on bool) (resetNe
 		}
 	}
 	g, err := m.alter(ctx, name, func(g *GPU, books *gpu.Books) error {
-		// Where that is so already only the plan is written, whoever has it; but those
-		// who have instances keep what was planned for them.
-		holders := slices.ContainsFunc(g.Leases, func(l gpu.Lease) bool { return l.Mode == gpu.MIGMode })
-		if done := g.MIG.Enabled == on && !g.MIG.Pending; !done || !on && holders {
-			if err := idle(g, on); err != nil {
-				return err
-			}
+		if err := idle(g, on); err != nil {
+			return err
 		}
 		wanted := slices.Contains(books.MIG, g.UUID)
 		return journal(ctx,
@@ -297,8 +292,14 @@ func (m *Manager) forgetPartitions(ctx context.Context, name string) (_ GPU, for
 }
 
 // idle says that the MIG mode of a GPU may change: GPU_IN_USE. Those who have
-// instances do not use them while MIG is off.
+// instances do not use them while MIG is off. Where the mode is that already only
+// the plan is written, whoever has the GPU; but those who have instances keep what
+// was planned for them.
 func idle(g *GPU, on bool) error {
+	parts := slices.ContainsFunc(g.Leases, func(l gpu.Lease) bool { return l.Mode == gpu.MIGMode })
+	if g.MIG.Enabled == on && !g.MIG.Pending && (on || !parts) {
+		return nil
+	}
 	inUse := func(format string, args ...any) error {
 		return problem.New(problem.GPUInUse, format, args...).WithField("gpu").
 			WithHint("end that first; remotegpu gpu drain %s keeps others from taking it meanwhile", g.UUID)

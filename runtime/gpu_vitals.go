@@ -18,35 +18,6 @@ type gpuVitals struct {
 	told   map[string]bool      // whose holders know that it is too hot
 	errors map[string]uint64    // uncorrected errors of memory, as the store has them
 	doubt  map[string]*doubt    // by UUID
-	// unwatched says of those whose errors are not told why.
-	unwatched map[string]string
-}
-
-// watched forgets what was not watched: a watch begins, and tells.
-func (v *gpuVitals) watched() {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.unwatched = nil
-}
-
-func (v *gpuVitals) unwatch(event *gpu.Event) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.unwatched == nil {
-		v.unwatched = make(map[string]string)
-	}
-	v.unwatched[event.UUID] = event.Detail
-}
-
-// warnings are what is wrong with a GPU though it works.
-func (v *gpuVitals) warnings(d *gpu.Device) []string {
-	found := d.Vitals.Warnings()
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if why := v.unwatched[d.UUID]; why != "" {
-		found = append(found, why)
-	}
-	return found
 }
 
 // doubt is how often, and since when, it was not sure of a GPU that it is well.

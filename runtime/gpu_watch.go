@@ -23,6 +23,15 @@ type gpuWatch struct {
 	only   []string // PCI addresses; nil: all
 	cancel context.CancelCauseFunc
 	ended  chan struct{} // closed when it has; nil: there is none
+	found  chan struct{} // has one when GPUs are found on a host that had none
+}
+
+// wake has who waits for GPUs watch those that were found.
+func (w *gpuWatch) wake() {
+	select {
+	case w.found <- struct{}{}:
+	default:
+	}
 }
 
 // questions is how often others were asked for.
@@ -107,13 +116,40 @@ func (m *Manager) watchSome(ctx context.Context, found *gpu.Inventory) error {
 	if only != nil && len(only) == 0 {
 		<-watching.Done()
 	} else {
-		m.vitals.watched()
-		err = m.cfg.GPUs.Watch(watching, only, func(event gpu.Event) { m.gpuHappened(ctx, event) })
+		m.unwatched.begin()
+		timer := time.AfterFunc(watchProven, func() { m.watchWorks(watching) })
+		defer timer.Stop()
+		err = m.cfg.GPUs.Watch(watching, only, func(event gpu.Event) {
+			if !event.Unwatched {
+				m.watchWorks(watching)
+			}
+			m.gpuHappened(ctx, event)
+		})
 	}
 	if errors.Is(context.Cause(watching), errWatchAnew) {
 		return errWatchAnew
 	}
 	return err
+}
+
+// watchWorks says that the watch does, unless it has ended.
+func (m *Manager) watchWorks(watching context.Context) {
+	if watching.Err() == nil && m.unwatched.works() {
+		m.reportWatch(watching)
+	}
+}
+
+// watchBroke says that a watch broke.
+func (m *Manager) watchBroke(ctx context.Context, err error) {
+	if m.unwatched.broke(err) {
+		m.reportWatch(ctx)
+	}
+}
+
+func (m *Manager) reportWatch(ctx context.Context) {
+	if err := m.reportGPUs(ctx); err != nil && ctx.Err() == nil {
+		m.cfg.Log.WarnContext(ctx, "the condition of GPUs is not up to date; the next pass tries again", "error", err)
+	}
 }
 
 // watchAnew has the watch let go of GPUs that are not to be watched any more, and

@@ -116,6 +116,7 @@ type Manager struct {
 	gpuFlow   eventGate
 	gpuErrors errorCounts
 	vitals    gpuVitals
+	unwatched unwatched
 	tending   tending
 	// gpuGate has one at a time decide by how GPUs are partitioned, or change
 	// that.
@@ -178,6 +179,7 @@ func New(cfg Config) *Manager {
 	}
 	m.dead = newDeadTasks(m)
 	m.tending.asked = make(chan chan struct{}, 1)
+	m.watch.found = make(chan struct{}, 1)
 	m.drawing.manager = m
 	m.restart, m.health, m.expiry = newAgenda(), newHealthChecks(m), newAgenda()
 	m.names.manager = m

@@ -147,6 +147,10 @@ func TestGPUsByTheClassicHookAndMPS(t *testing.T) {
 	if got := n.Must(t, "env", "get", "small", "-o", "json"); !strings.Contains(got, "MPS") && !strings.Contains(got, "mps") {
 		t.Errorf("the lease does not say what enforces it: %s", got)
 	}
+	// Where the hook puts the driver's files nothing else is mounted.
+	n.refused(t, "is in the way of "+fakenvml.LibDir(), "env", "create", "covers", "--image", "remotegpu/cuda", "--gpus", "1", "--gpu-mode", "vgpu",
+		"--gpu-memory", "1GiB", "--tmpfs", fakenvml.LibDir())
+	n.Must(t, "env", "rm", "covers")
 	calls := said("mps")
 	if starts := slices.DeleteFunc(slices.Clone(calls), func(call string) bool { return call != "start" }); len(starts) != 1 {
 		t.Errorf("the daemon of the GPU was started %d times: %q", len(starts), calls)
