@@ -41,7 +41,8 @@ type Quota struct {
 type Pool struct {
 	First, Last uint32 // ids, both included
 
-	mu sync.Mutex
+	mu        sync.Mutex
+	assigning map[uint32]bool // projects that are being given: they may have no files yet
 }
 
 // Probe tells the type of the filesystem of a directory that can be limited;
@@ -117,8 +118,6 @@ func (p *Pool) Of(dir string) (Quota, error) {
 // the directories a project if they have none; when they have files already,
 // nobody may write them meanwhile.
 func (p *Pool) Limit(bytes int64, dirs ...string) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	file, err := open(dirs[0])
 	if err != nil {
 		return err
@@ -133,9 +132,10 @@ func (p *Pool) Limit(bytes int64, dirs ...string) error {
 		if bytes == 0 {
 			return nil
 		}
-		if id, err = p.free(file); err != nil {
+		if id, err = p.take(file); err != nil {
 			return err
 		}
+		defer p.settle(id)
 		// A directory comes after what is below it, and the first one after the
 		// others, so that one which has the project has it all. The limit comes
 		// last: that of a project without files belongs to nobody (Stale).
@@ -151,27 +151,50 @@ func (p *Pool) Limit(bytes int64, dirs ...string) error {
 	return nil
 }
 
+// take finds a free project, which is nobody else's until settle. The walk over
+// a tenant's files in between may take long, and holds nobody up.
+func (p *Pool) take(file *os.File) (uint32, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	id, err := p.free(file)
+	if err != nil {
+		return 0, err
+	}
+	if p.assigning == nil {
+		p.assigning = make(map[uint32]bool)
+	}
+	p.assigning[id] = true
+	return id, nil
+}
+
+func (p *Pool) settle(id uint32) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.assigning, id)
+}
+
 // Has says whether a project is of the pool.
 func (p *Pool) Has(id uint32) bool { return id >= p.First && id <= p.Last }
 
-// free finds a project that has neither files nor a limit.
+// free finds a project that has neither files nor a limit, and is not being
+// given. Call it with the lock held.
 func (p *Pool) free(file *os.File) (uint32, error) {
-	id := p.First
-	for {
-		next, err := nextQuota(file, id)
-		if errors.Is(err, unix.ENOENT) || err == nil && next.ID > id {
-			return id, nil // a gap
-		}
-		if err != nil {
-			return 0, fmt.Errorf("look for a free project: %w", err)
-		}
-		if next.ID < id || next.Files == 0 && next.Limit == 0 {
-			return id, nil // wrapped around, or left by a project that is gone
+	for id := p.First; ; id++ {
+		if !p.assigning[id] {
+			next, err := nextQuota(file, id)
+			if errors.Is(err, unix.ENOENT) || err == nil && next.ID > id {
+				return id, nil // a gap
+			}
+			if err != nil {
+				return 0, fmt.Errorf("look for a free project: %w", err)
+			}
+			if next.ID < id || next.Files == 0 && next.Limit == 0 {
+				return id, nil // wrapped around, or left by a project that is gone
+			}
 		}
 		if id == p.Last {
 			return 0, fmt.Errorf("all projects from %d to %d are in use: %w", p.First, p.Last, unix.ENOSPC)
 		}
-		id++
 	}
 }
 
