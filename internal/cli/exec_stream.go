@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -80,7 +82,9 @@ func (s *execStream) run(ctx context.Context, start *remotegpuv1.ExecStart) (err
 	return err
 }
 
-// raw hands the keys of a terminal here to the one there.
+// raw hands the keys of a terminal here to the one there. Until it is restored,
+// a broken output is an error of its write: the signal that comes with it would
+// end the program and leave the terminal as it is.
 func (s *execStream) raw() (restore func() error, err error) {
 	file, ok := s.app.stdin.(*os.File)
 	if !s.terminal || !s.stdin || !ok || !term.IsTerminal(int(file.Fd())) {
@@ -90,7 +94,9 @@ func (s *execStream) raw() (restore func() error, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare the terminal: %w", err)
 	}
+	signal.Ignore(syscall.SIGPIPE)
 	return func() error {
+		defer signal.Reset(syscall.SIGPIPE)
 		if err := term.Restore(int(file.Fd()), before); err != nil {
 			return fmt.Errorf("restore the terminal: %w", err)
 		}

@@ -14,7 +14,7 @@ import (
 )
 
 // ExecCommand takes standard input to its end and answers f.result; the
-// command "hang" never ends.
+// command "hang" never ends, nor does "yes", which writes all the time.
 func (f *fake) ExecCommand(ctx context.Context, stream remotegpuv1connect.EnvironmentServiceExecCommandServerStream) error {
 	first, err := stream.Receive()
 	if err != nil {
@@ -26,6 +26,11 @@ func (f *fake) ExecCommand(ctx context.Context, stream remotegpuv1connect.Enviro
 	}
 	if err := stream.Send(&remotegpuv1.ExecCommandResponse{Message: &remotegpuv1.ExecCommandResponse_Started{}}); err != nil {
 		return err
+	}
+	for start.GetArgv()[0] == "yes" {
+		if err := stream.Send(&remotegpuv1.ExecCommandResponse{Message: &remotegpuv1.ExecCommandResponse_Stdout{Stdout: []byte("y\n")}}); err != nil {
+			return err
+		}
 	}
 	var input []byte
 	for {
