@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"strconv"
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/core/containers"
@@ -171,7 +172,7 @@ func (e *Engine) prepareClone(ctx context.Context, c *runtime.Container, from or
 	if err := e.snapshots.Remove(ctx, c.ID); err != nil && !errdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("remove stale snapshot: %w", e.explain(ctx, err))
 	}
-	mounts, err := e.prepareOn(ctx, c.ID, from.parent)
+	mounts, err := e.prepareOn(ctx, &containers.Container{ID: c.ID}, from.parent)
 	if errdefs.IsNotFound(err) {
 		return nil, snapshotNotFound(c.Snapshot).WithCause(err)
 	} else if err != nil {
@@ -219,7 +220,7 @@ func labels(c *runtime.Container) map[string]string {
 		all[labelLog] = c.LogPath
 	}
 	if c.Resources.DiskBytes > 0 {
-		all[labelDisk] = "project"
+		all[labelDisk] = strconv.FormatInt(c.Resources.DiskBytes, 10)
 	}
 	if len(c.GPUMemory) > 0 {
 		all[labelGPUMemory] = limitedGPUs(c)

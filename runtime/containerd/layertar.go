@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"os"
 	"path"
 	"path/filepath"
@@ -58,6 +59,16 @@ func writeLayer(ctx context.Context, w io.Writer, dirs, below []string) error {
 	return nil
 }
 
+// measureLayer is how many bytes of files writeLayer would write, in bytes: of a
+// file with holes its whole length, as they become zeros.
+func measureLayer(ctx context.Context, dirs, below []string) (int64, error) {
+	l := &layerWriter{tar: tar.NewWriter(io.Discard), merging: len(dirs) > 1, links: make(map[inode]string), measuring: true}
+	if err := l.directory(ctx, "", dirs, below); err != nil {
+		return 0, fmt.Errorf("measure layer: %w", err)
+	}
+	return l.size, nil
+}
+
 type inode struct{ device, number uint64 }
 
 type layerWriter struct {
@@ -65,6 +76,9 @@ type layerWriter struct {
 	merging bool
 	links   map[inode]string // first name of files that have several
 	buffer  []byte
+
+	measuring bool // no contents: size is what they would be
+	size      int64
 }
 
 // notCopyable says that a file cannot be put into a layer.
@@ -202,6 +216,10 @@ func (l *layerWriter) file(ctx context.Context, name, file string, st *unix.Stat
 		header.Typeflag, header.Linkname, header.Size = tar.TypeLink, first, 0
 	} else if st.Nlink > 1 {
 		l.links[id] = name
+	}
+	if l.measuring {
+		l.size += min(header.Size, math.MaxInt64-l.size)
+		header.Size = 0
 	}
 	if err := l.tar.WriteHeader(header); err != nil {
 		return notCopyable(name, "it cannot be put into an archive").WithCause(err)

@@ -22,8 +22,9 @@ const (
 	lastProject  = 0x5247ffff
 )
 
-// labelDisk says on a record that its writable layer has a project, so that
-// only the end of one that has need look for it.
+// labelDisk says on a record that its writable layer has a project, and its
+// limit in bytes: only the end of one that has need look for it, and a layer
+// that replaces another one gets the same.
 const labelDisk = "remotegpu.dev/disk-quota"
 
 // DiskQuota tells whether the sizes of writable layers can be limited.
@@ -141,6 +142,24 @@ func (e *Engine) limitDisk(ctx context.Context, mounts []mount.Mount, limit int6
 		return fmt.Errorf("make room in writable layer: %w", err)
 	}
 	return nil
+}
+
+// limitNew holds a writable layer that replaces another one to the limit that
+// the container was made, or last started, with. Where limits cannot be held any
+// more nothing happens: the next start is refused, and says why.
+func (e *Engine) limitNew(ctx context.Context, record *containers.Container, mounts []mount.Mount) error {
+	limit, err := strconv.ParseInt(record.Labels[labelDisk], 10, 64)
+	if err != nil || limit <= 0 {
+		return nil //nolint:nilerr // releases before this kept another word there; a start limits the layer
+	}
+	quota, err := e.DiskQuota(ctx)
+	if err != nil {
+		return err
+	}
+	if !quota.Supported {
+		return nil
+	}
+	return e.limitDisk(ctx, mounts, limit)
 }
 
 // settleDisk holds a writable layer that is mounted to its limit, before a

@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/projectquota"
 	"github.com/remotegpu/remotegpu/internal/testutil"
@@ -145,6 +148,23 @@ func diskQuota(t *testing.T, d *testutil.ContainerdDaemon, kind string) {
 	if bytes := used("small"); bytes > 1<<20 {
 		t.Errorf("small uses %d bytes of 1 MiB", bytes)
 	}
+	// A layer that takes the place of another one has the limit before a start.
+	stop(t, engine, "small")
+	if _, err := engine.CommitLayer(t.Context(), "small", "kept"); err != nil {
+		t.Fatal(err)
+	}
+	if limit := layerLimit(t, d, "small"); limit < 1<<20 || limit > 2<<20 {
+		t.Errorf("on top of a snapshot the limit is %d", limit)
+	}
+	if err := engine.ResetLayer(t.Context(), "small", "kept"); err != nil {
+		t.Fatal(err)
+	}
+	if limit := layerLimit(t, d, "small"); limit < 1<<20 || limit > 2<<20 {
+		t.Errorf("rolled back the limit is %d", limit)
+	}
+	if _, err := engine.Start(t.Context(), small); err != nil {
+		t.Fatal(err)
+	}
 	again(small, 0)
 	if !write("small", "/d", 64) {
 		t.Error("a limit is in force that was lifted")
@@ -178,7 +198,37 @@ func diskQuota(t *testing.T, d *testutil.ContainerdDaemon, kind string) {
 			t.Error(err)
 		}
 	}
+	if err := engine.RemoveSnapshot(t.Context(), "kept"); err != nil {
+		t.Error(err)
+	}
 	if left := append(parts(t, engine), leftovers(t, d)...); len(left) > 0 {
 		t.Errorf("left behind: %q", left)
 	}
+}
+
+// layerLimit is the limit of a container's writable layer in bytes, as the
+// filesystem has it.
+func layerLimit(t *testing.T, d *testutil.ContainerdDaemon, id string) int64 {
+	t.Helper()
+	c, err := client.New(d.Address, client.WithDefaultNamespace(d.Namespace))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	mounts, err := c.SnapshotService("").Mounts(namespaces.WithNamespace(t.Context(), d.Namespace), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, option := range mounts[0].Options {
+		if dir, found := strings.CutPrefix(option, "upperdir="); found {
+			pool := projectquota.Pool{First: 0x52470000, Last: 0x5247ffff}
+			quota, err := pool.Of(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return quota.Limit
+		}
+	}
+	t.Fatalf("no writable layer: %+v", mounts)
+	return 0
 }

@@ -221,7 +221,7 @@ func (e *Engine) awaitUnmounted(ctx context.Context, mounts []mount.Mount) error
 func (e *Engine) layerOf(ctx context.Context, record *containers.Container) ([]mount.Mount, error) {
 	mounts, err := e.snapshots.Mounts(ctx, record.ID)
 	if errdefs.IsNotFound(err) && record.Labels[labelLayer] != "" {
-		mounts, err = e.prepareOn(ctx, record.ID, record.Labels[labelLayer])
+		mounts, err = e.prepareOn(ctx, record, record.Labels[labelLayer])
 	}
 	if err != nil {
 		return nil, fmt.Errorf("get snapshot: %w", e.explain(ctx, err))
@@ -257,7 +257,11 @@ func (e *Engine) putOn(ctx context.Context, record *containers.Container, key st
 		return fmt.Errorf("get snapshot: %w", e.explain(ctx, err))
 	}
 	if err == nil && info.Parent == key && !fresh {
-		return nil
+		mounts, err := e.snapshots.Mounts(ctx, record.ID)
+		if err != nil {
+			return fmt.Errorf("get snapshot: %w", e.explain(ctx, err))
+		}
+		return e.limitNew(ctx, record, mounts) // a call before this one may have ended in between
 	}
 	if err := e.noteLayer(ctx, record, key); err != nil {
 		return err
@@ -267,17 +271,22 @@ func (e *Engine) putOn(ctx context.Context, record *containers.Container, key st
 			return fmt.Errorf("remove layer: %w", e.explain(ctx, err))
 		}
 	}
-	if _, err := e.prepareOn(ctx, record.ID, key); err != nil {
+	if _, err := e.prepareOn(ctx, record, key); err != nil {
 		return fmt.Errorf("prepare layer: %w", e.explain(ctx, err))
 	}
 	return nil
 }
 
-// prepareOn makes an empty writable layer on top of a snapshot.
-func (e *Engine) prepareOn(ctx context.Context, id, key string) ([]mount.Mount, error) {
-	mounts, err := e.snapshots.Prepare(ctx, id, key)
+// prepareOn makes an empty writable layer on top of a snapshot, with the limit
+// of the one that the container had: files are copied into it before the next
+// start.
+func (e *Engine) prepareOn(ctx context.Context, record *containers.Container, key string) ([]mount.Mount, error) {
+	mounts, err := e.snapshots.Prepare(ctx, record.ID, key)
 	if errdefs.IsAlreadyExists(err) {
-		return e.snapshots.Mounts(ctx, id)
+		if mounts, err = e.snapshots.Mounts(ctx, record.ID); err != nil {
+			return nil, err
+		}
+		return mounts, e.limitNew(ctx, record, mounts)
 	}
 	if err != nil {
 		return nil, err
@@ -286,10 +295,10 @@ func (e *Engine) prepareOn(ctx context.Context, id, key string) ([]mount.Mount, 
 	// it to the owner of the one below, and not its mode.
 	if dirs, err := layers(mounts); err == nil && len(dirs) > 1 {
 		if err := copyMode(dirs[1], dirs[0]); err != nil {
-			return nil, errors.Join(err, e.snapshots.Remove(ctx, id))
+			return nil, errors.Join(err, e.snapshots.Remove(ctx, record.ID))
 		}
 	}
-	return mounts, nil
+	return mounts, e.limitNew(ctx, record, mounts)
 }
 
 func copyMode(from, to string) error {

@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime"
@@ -207,8 +208,23 @@ func (e *Engine) dropLease(ctx context.Context, key string) error {
 	return nil
 }
 
-// writeDiff writes layers as one uncompressed layer into the content store.
+// writeDiff writes layers as one uncompressed layer into the content store, to
+// be unpacked then. DISK_FULL when there is no room for both: a file with holes
+// may seem larger than any disk, and nobody should stay frozen until one is full.
 func (e *Engine) writeDiff(ctx context.Context, key string, dirs, below []string, progress func(operation.Progress)) (ocispec.Descriptor, error) {
+	size, err := measureLayer(ctx, dirs, below)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dirs[0], &fs); err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("ask for the space below %s: %w", dirs[0], err)
+	}
+	if free := int64(fs.Bfree) * fs.Bsize; size > free/2 {
+		return ocispec.Descriptor{}, problem.New(problem.DiskFull,
+			"the files that the environment has changed are %d MiB long, their copy takes twice as much for a while, and %d MiB are free", size>>20, free>>20).
+			WithHint("make room; or remove long files, of which holes count, too (du --apparent-size); or stop the environment and take the snapshot then: nothing is copied in that case")
+	}
 	return e.writeBlob(ctx, key, ocispec.MediaTypeImageLayer, nil, func(w io.Writer) error {
 		return writeLayer(ctx, &reporting{writer: w, progress: progress}, dirs, below)
 	})

@@ -3,6 +3,7 @@ package containerd_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -701,4 +702,40 @@ func upper(t *testing.T, pid int) string {
 	_, rest, _ := strings.Cut(string(table), "upperdir=")
 	dir, _, _ := strings.Cut(rest, ",")
 	return dir
+}
+
+// A file with holes that is longer than the disk is refused before a byte is
+// copied, and what was frozen for the look goes on.
+func TestSnapshotLongerThanTheDisk(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.Containerd2)
+	d := testutil.StartContainerd(t, testutil.Containerd2)
+	importFiles(t, d)
+	e := open(t, d)
+	pid := start(t, e, runtime.Container{ID: "one", Image: filesImage, NetNS: netNS(t, d)()})
+	file := filepath.Join(upper(t, pid), "huge")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(file, 8<<40); err != nil {
+		t.Fatal(err)
+	}
+	_, err := e.CopyLayer(t.Context(), "one", "copied", nil)
+	if p := problem.Of(err); p == nil || p.Reason != problem.DiskFull || p.Hint == "" {
+		t.Errorf("copy: %v", err)
+	}
+	if got := run(t, e, "cat", "/srv/same"); got != "of the image" { // a frozen one would not answer
+		t.Errorf("after it: %q", got)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.CopyLayer(t.Context(), "one", "copied", nil); err != nil {
+		t.Errorf("without it: %v", err)
+	}
+	if err := errors.Join(e.Delete(t.Context(), "one"), e.RemoveSnapshot(t.Context(), "copied")); err != nil {
+		t.Error(err)
+	}
+	if left := leftovers(t, d); len(left) > 0 {
+		t.Errorf("left behind: %q", left)
+	}
 }

@@ -104,7 +104,8 @@ type SnapshotServiceClient interface {
 	// FAILED_PRECONDITION (ENV_BUSY, ENV_NOT_STARTABLE: it was never made),
 	// ABORTED (ETAG_MISMATCH). In the operation also FAILED_PRECONDITION
 	// (SNAPSHOT_TOO_DEEP, SNAPSHOT_NOT_COPYABLE: a running environment has files
-	// that no layer of an image can hold), UNAVAILABLE
+	// that no layer of an image can hold), RESOURCE_EXHAUSTED (DISK_FULL: there is
+	// no room for a copy of its files, of which holes count, too), UNAVAILABLE
 	// (CONTAINERD_UNAVAILABLE).
 	CreateSnapshot(context.Context, *v1.CreateSnapshotRequest) (*v1.CreateSnapshotResponse, error)
 	// GetSnapshot answers one snapshot.
@@ -166,7 +167,8 @@ type SnapshotServiceHandler interface {
 	// FAILED_PRECONDITION (ENV_BUSY, ENV_NOT_STARTABLE: it was never made),
 	// ABORTED (ETAG_MISMATCH). In the operation also FAILED_PRECONDITION
 	// (SNAPSHOT_TOO_DEEP, SNAPSHOT_NOT_COPYABLE: a running environment has files
-	// that no layer of an image can hold), UNAVAILABLE
+	// that no layer of an image can hold), RESOURCE_EXHAUSTED (DISK_FULL: there is
+	// no room for a copy of its files, of which holes count, too), UNAVAILABLE
 	// (CONTAINERD_UNAVAILABLE).
 	CreateSnapshot(context.Context, *v1.CreateSnapshotRequest) (*v1.CreateSnapshotResponse, error)
 	// GetSnapshot answers one snapshot.
