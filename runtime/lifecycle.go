@@ -200,7 +200,9 @@ func notRunning(env *Environment) *problem.Problem {
 		WithHint("start it first: remotegpu env start %s", env.Name)
 }
 
-// target returns the environment of an operation, nil when it has gone.
+// target returns the environment of an operation, nil when it has gone, or when
+// it is not the operation's any more: an attempt that died before it could say
+// so has done all of it.
 func (m *Manager) target(ctx context.Context, task *operation.Task) (*Environment, actionArgs, error) {
 	var args actionArgs
 	if err := json.Unmarshal(task.Op.Args, &args); err != nil {
@@ -212,6 +214,9 @@ func (m *Manager) target(ctx context.Context, task *operation.Task) (*Environmen
 	}
 	if err != nil {
 		return nil, args, err
+	}
+	if env.Operation != task.Op.ID {
+		return nil, args, nil
 	}
 	m.fill(env)
 	return env, args, nil

@@ -197,6 +197,9 @@ func (m *Manager) runRollBack(ctx context.Context, task *operation.Task) error {
 	if err != nil {
 		return ignoreNotFound(err)
 	}
+	if env.Operation != task.Op.ID {
+		return nil // done by an attempt that died before saying so
+	}
 	m.fill(env)
 	if env.RolledBack != task.Op.ID {
 		if env, err = m.rollBack(ctx, env, args, task); err != nil {
