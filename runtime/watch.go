@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"slices"
 	"sync"
 )
 
@@ -22,6 +23,7 @@ type subscription struct {
 	token   string           // of the place it begins at
 	missed  []numbered       // of a resumed one: what it comes first with
 	seen    map[string]int64 // of a resumed one: revisions that it knows
+	earlier []numbered       // of a resumed one: what is known of before
 }
 
 // subscribe begins a watch, after a token when it is not "".
@@ -32,6 +34,7 @@ func (b *broadcaster) subscribe(after string) (s subscription, err error) {
 		if s.missed, s.seen, err = b.recent.after(after); err != nil {
 			return s, err
 		}
+		s.earlier = slices.Clone(b.recent.changes[:len(b.recent.changes)-len(s.missed)])
 	}
 	if b.watchers == nil {
 		b.watchers = make(map[chan numbered]struct{})
@@ -74,14 +77,17 @@ func (b *broadcaster) token(seq uint64) string { return b.recent.token(seq) }
 type Change struct {
 	Environment *Environment // nil when Synced
 	Synced      bool         // all that existed at the beginning was sent
+	Left        bool         // its labels do not match any more: the last of it until they do
 	Token       string       // where to go on after it; "" before Synced
 }
 
 // Watch calls send with every selected environment as it is, then with Synced,
-// then with each change, until ctx ends or send fails. A watcher that is too
+// then with each change, until ctx ends or send fails. The change that takes an
+// environment out of the selection has Left. A watcher that is too
 // slow ends with ErrSlowWatcher. With after, a Token of an earlier watch with
 // the same filter, it begins with the changes since then instead;
-// RESUME_TOKEN_TOO_OLD when they are not known.
+// RESUME_TOKEN_TOO_OLD when they are not known. Left may then also come for one
+// that was not selected before, and changed last too long ago to know.
 func (m *Manager) Watch(ctx context.Context, filter Filter, after string, send func(Change) error) error {
 	s, err := m.changes.subscribe(after)
 	if err != nil {
@@ -96,9 +102,19 @@ func (m *Manager) Watch(ctx context.Context, filter Filter, after string, send f
 			return err
 		}
 	}
-	pass := m.passer(filter, s.seen, send)
+	w := &watcher{m: m, filter: filter, seen: s.seen, selected: make(map[string]bool), gone: make(map[string]struct{}), resumed: after != "", send: send}
+	if w.resumed {
+		for _, change := range s.earlier {
+			w.selected[change.env.ID] = filter.Labels.Matches(change.env.Labels)
+		}
+	} else {
+		for id := range s.seen {
+			w.selected[id] = true
+		}
+	}
+	s.earlier = nil
 	for _, change := range s.missed {
-		if err := pass(change); err != nil {
+		if err := w.pass(change); err != nil {
 			return err
 		}
 	}
@@ -110,34 +126,51 @@ func (m *Manager) Watch(ctx context.Context, filter Filter, after string, send f
 			if !ok {
 				return ErrSlowWatcher
 			}
-			if err := pass(change); err != nil {
+			if err := w.pass(change); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// passer sends the changes that a watch has not seen yet.
-func (m *Manager) passer(filter Filter, seen map[string]int64, send func(Change) error) func(numbered) error {
-	gone := make(map[string]struct{})
-	return func(change numbered) error {
-		env := change.env
-		if _, ok := gone[env.ID]; ok {
-			return nil // a change before the delete, told after it
-		}
-		if (filter.Project != "" && env.Project != filter.Project) || !filter.Labels.Matches(env.Labels) || env.Revision <= seen[env.ID] {
-			return nil
-		}
-		seen[env.ID] = env.Revision
-		if env.State == Deleted {
-			delete(seen, env.ID)
-			if len(gone) >= watchBuffer { // what is told late is late by moments
-				clear(gone)
-			}
-			gone[env.ID] = struct{}{}
-		}
-		return send(Change{Environment: env, Token: m.changes.token(change.seq)})
+// watcher is what a watch knows of environments.
+type watcher struct {
+	m        *Manager
+	filter   Filter
+	seen     map[string]int64    // newest revisions that were sent or passed over
+	selected map[string]bool     // whether they were in the selection
+	gone     map[string]struct{} // deleted of late
+	resumed  bool                // it does not know of all whether they were
+	send     func(Change) error
+}
+
+// pass sends a change that the watch has not seen yet.
+func (w *watcher) pass(change numbered) error {
+	env := change.env
+	if _, ok := w.gone[env.ID]; ok {
+		return nil // a change before the delete, told after it
 	}
+	if (w.filter.Project != "" && env.Project != w.filter.Project) || env.Revision <= w.seen[env.ID] {
+		return nil
+	}
+	was, known := w.selected[env.ID]
+	if !known && w.resumed {
+		was = env.Revision > 1 // else it is new
+	}
+	matches := w.filter.Labels.Matches(env.Labels)
+	w.seen[env.ID], w.selected[env.ID] = env.Revision, matches
+	if env.State == Deleted {
+		delete(w.seen, env.ID)
+		delete(w.selected, env.ID)
+		if len(w.gone) >= watchBuffer { // what is told late is late by moments
+			clear(w.gone)
+		}
+		w.gone[env.ID] = struct{}{}
+	}
+	if !matches && !was {
+		return nil
+	}
+	return w.send(Change{Environment: env, Left: !matches, Token: w.m.changes.token(change.seq)})
 }
 
 // sendAll sends every selected environment as it is and returns the revisions.

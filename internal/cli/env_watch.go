@@ -64,5 +64,8 @@ func (a *app) showChange(message *remotegpuv1.WatchEnvironmentsResponse) error {
 	if e.GetDesktopReady() {
 		note += " desktop ready"
 	}
+	if message.GetOutOfSelection() {
+		note = "not selected any more"
+	}
 	return a.printf("%s  %-20s %-9s %s\n", moment(e.GetUpdatedAt()), plain(e.GetName()), envLife(e), plain(note))
 }

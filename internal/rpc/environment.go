@@ -176,6 +176,7 @@ func (s *environmentService) WatchEnvironments(ctx context.Context, req *remoteg
 	return s.cfg.Manager.Watch(ctx, runtime.Filter{Project: req.GetProject(), Labels: selector}, req.GetResumeAfter(), func(change runtime.Change) error {
 		return stream.Send(&remotegpuv1.WatchEnvironmentsResponse{
 			Environment: toEnvironment(change.Environment), Synced: change.Synced, ResumeToken: change.Token,
+			OutOfSelection: change.Left,
 		})
 	})
 }

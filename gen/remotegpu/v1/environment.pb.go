@@ -2902,9 +2902,13 @@ type WatchEnvironmentsResponse struct {
 	Synced bool `protobuf:"varint,2,opt,name=synced,proto3" json:"synced,omitempty"`
 	// Where to go on after this message when the watch breaks. Empty before
 	// synced: begin anew.
-	ResumeToken   string `protobuf:"bytes,3,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ResumeToken string `protobuf:"bytes,3,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`
+	// The labels of the environment do not match label_selector any more: the
+	// last message about it until they do. With resume_after it may also come for
+	// one that did not match before.
+	OutOfSelection bool `protobuf:"varint,4,opt,name=out_of_selection,json=outOfSelection,proto3" json:"out_of_selection,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *WatchEnvironmentsResponse) Reset() {
@@ -2956,6 +2960,13 @@ func (x *WatchEnvironmentsResponse) GetResumeToken() string {
 		return x.ResumeToken
 	}
 	return ""
+}
+
+func (x *WatchEnvironmentsResponse) GetOutOfSelection() bool {
+	if x != nil {
+		return x.OutOfSelection
+	}
+	return false
 }
 
 // RunCommandRequest is a command.
@@ -5561,11 +5572,12 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\x18WatchEnvironmentsRequest\x12!\n" +
 	"\aproject\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12/\n" +
 	"\x0elabel_selector\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\rlabelSelector\x12+\n" +
-	"\fresume_after\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\vresumeAfter\"\x93\x01\n" +
+	"\fresume_after\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\vresumeAfter\"\xbd\x01\n" +
 	"\x19WatchEnvironmentsResponse\x12;\n" +
 	"\venvironment\x18\x01 \x01(\v2\x19.remotegpu.v1.EnvironmentR\venvironment\x12\x16\n" +
 	"\x06synced\x18\x02 \x01(\bR\x06synced\x12!\n" +
-	"\fresume_token\x18\x03 \x01(\tR\vresumeToken\"\xb2\x03\n" +
+	"\fresume_token\x18\x03 \x01(\tR\vresumeToken\x12(\n" +
+	"\x10out_of_selection\x18\x04 \x01(\bR\x0eoutOfSelection\"\xb2\x03\n" +
 	"\x11RunCommandRequest\x12+\n" +
 	"\venvironment\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\venvironment\x12!\n" +
 	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12'\n" +

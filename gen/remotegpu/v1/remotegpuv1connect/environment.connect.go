@@ -340,7 +340,8 @@ type EnvironmentServiceClient interface {
 	// (ETAG_MISMATCH).
 	DeleteEnvironment(context.Context, *v1.DeleteEnvironmentRequest) (*v1.DeleteEnvironmentResponse, error)
 	// WatchEnvironments streams every selected environment as it is, then one
-	// message with synced set, then each change, deletions included. With
+	// message with synced set, then each change, deletions included. The change
+	// that takes one out of the selection has out_of_selection. With
 	// resume_after only the changes since then; one may come twice, none is
 	// missed.
 	//
@@ -677,7 +678,8 @@ type EnvironmentServiceHandler interface {
 	// (ETAG_MISMATCH).
 	DeleteEnvironment(context.Context, *v1.DeleteEnvironmentRequest) (*v1.DeleteEnvironmentResponse, error)
 	// WatchEnvironments streams every selected environment as it is, then one
-	// message with synced set, then each change, deletions included. With
+	// message with synced set, then each change, deletions included. The change
+	// that takes one out of the selection has out_of_selection. With
 	// resume_after only the changes since then; one may come twice, none is
 	// missed.
 	//
