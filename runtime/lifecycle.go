@@ -412,11 +412,25 @@ func (m *Manager) runRestart(ctx context.Context, task *operation.Task) error {
 func (m *Manager) restartNow(ctx context.Context, env *Environment, task *operation.Task, timeout time.Duration) error {
 	task.Progress(operation.Progress{Step: "stopping", Total: 2})
 	m.drawing.stop(env.ID)
-	if _, err := m.cfg.Engine.Stop(ctx, env.ID, timeout); err != nil && !errdefs.IsNotFound(err) {
+	exit, err := m.cfg.Engine.Stop(ctx, env.ID, timeout)
+	switch {
+	case errdefs.IsNotFound(err): // it ended by itself; the event or the reconciler kept how
+	case err != nil:
 		if triedAgain(ctx, task, err) {
 			return err
 		}
 		return m.failStop(ctx, env, task.Op.ID, err)
+	default:
+		// How it ended is kept though another follows, and whatever becomes of that.
+		recording, cancel := cleanup.Context(ctx)
+		defer cancel()
+		if env, err = m.update(recording, env.ID, func(env *Environment) error {
+			env.Exit = &exit
+			env.News = append(env.News, History{Time: time.Now(), Kind: HappenedStopped, Exit: &exit, Message: "it was stopped, to be restarted"})
+			return nil
+		}); err != nil {
+			return err
+		}
 	}
 	task.Progress(operation.Progress{Step: "starting", Done: 1, Total: 2})
 	return m.start(ctx, env, task)

@@ -86,6 +86,7 @@ type Manager struct {
 
 	followMu sync.Mutex
 	followed map[string]int64 // revisions
+	departed []departed       // deleted ones of followed, the eldest first
 
 	rebooted  atomic.Bool           // the host began anew, and what that ended is not all recorded
 	bootKept  atomic.Bool           // the store knows this boot
@@ -461,17 +462,42 @@ func (m *Manager) update(ctx context.Context, id string, change func(*Environmen
 func (m *Manager) follow(env *Environment) {
 	m.followMu.Lock()
 	defer m.followMu.Unlock()
-	if env.Revision < m.followed[env.ID] {
+	if !m.isNews(env, time.Now()) {
 		return
-	}
-	m.followed[env.ID] = env.Revision
-	if env.State == Deleted {
-		delete(m.followed, env.ID)
 	}
 	m.followRestart(env)
 	m.health.follow(env)
 	m.followExpiry(env)
 	m.names.follow(env)
+}
+
+// oldForms is for how long an older form of an environment may be told of
+// after its end: as long as a pass goes on with a list that it has read.
+const oldForms = 10 * time.Minute
+
+// departed is an environment that was deleted.
+type departed struct {
+	id string
+	at time.Time
+}
+
+// isNews tells whether an environment is not older than what was told of it
+// last. The revision of one that was deleted is kept for a while: an older form
+// would bring back its names, whose address is somebody else's soon. The caller
+// holds followMu.
+func (m *Manager) isNews(env *Environment, now time.Time) bool {
+	if env.Revision < m.followed[env.ID] {
+		return false
+	}
+	m.followed[env.ID] = env.Revision
+	if env.State == Deleted {
+		m.departed = append(m.departed, departed{env.ID, now})
+	}
+	for len(m.departed) > 0 && now.Sub(m.departed[0].at) > oldForms {
+		delete(m.followed, m.departed[0].id)
+		m.departed = m.departed[1:]
+	}
+	return true
 }
 
 // Conditions returns what is not as it should be.

@@ -95,7 +95,7 @@ func TestPausedIsEnded(t *testing.T) {
 		want []string
 	}{
 		{"stop", func(d *daemon) { d.act(d.Stop, "desk") }, []string{"stopped"}},
-		{"restart", func(d *daemon) { d.act(d.Restart, "desk") }, []string{"started"}},
+		{"restart", func(d *daemon) { d.act(d.Restart, "desk") }, []string{"stopped", "started"}},
 		{"delete", func(d *daemon) { d.act(d.Delete, "desk") }, []string{"deleted"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {

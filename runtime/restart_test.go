@@ -344,18 +344,20 @@ func TestHistoryAndOOM(t *testing.T) {
 	d.act(d.Restart, "desk")
 	d.act(d.Delete, "desk")
 	kinds, entries := d.history(env.ID) // by its id, though deleted
-	if want := []string{"created", "started", "oom", "stopped", "started", "error", "deleted"}; !slices.Equal(kinds, want) {
+	if want := []string{"created", "started", "oom", "stopped", "started", "stopped", "error", "deleted"}; !slices.Equal(kinds, want) {
 		t.Errorf("history %v, want %v", kinds, want)
 	}
-	if stopped := entries[3]; stopped.Kind != "stopped" || stopped.Exit == nil {
-		t.Errorf("stopped without an exit: %+v", stopped)
+	for _, stopped := range []runtime.History{entries[2], entries[4]} { // a restart keeps how the process ended that it replaces
+		if stopped.Kind != "stopped" || stopped.Exit == nil {
+			t.Errorf("stopped without an exit: %+v", stopped)
+		}
 	}
 	page, next, err := d.History(t.Context(), "", env.ID, 3, "")
 	if err != nil || len(page) != 3 || next == "" {
 		t.Fatalf("first page: %v %q %v", page, next, err)
 	}
 	rest, last, err := d.History(t.Context(), "", env.ID, 10, next)
-	if err != nil || len(rest) != 4 || last != "" || rest[0].Kind != "stopped" {
+	if err != nil || len(rest) != 5 || last != "" || rest[0].Kind != "started" {
 		t.Errorf("second page: %v %q %v", rest, last, err)
 	}
 	if _, _, err := d.History(t.Context(), "", "nobody", 0, ""); reasonOf(err) != problem.EnvNotFound {
