@@ -14,13 +14,16 @@ const agendaRetry = time.Second
 // next.
 type agenda struct {
 	wake chan struct{} // capacity 1
+	// longest is how far ahead anything can be due. What lies further ahead is
+	// due now: the clock was set back since it was planned. 0: any time.
+	longest time.Duration
 
 	mu  sync.Mutex
 	due map[string]time.Time // by environment
 }
 
-func newAgenda() *agenda {
-	return &agenda{wake: make(chan struct{}, 1), due: make(map[string]time.Time)}
+func newAgenda(longest time.Duration) *agenda {
+	return &agenda{wake: make(chan struct{}, 1), longest: longest, due: make(map[string]time.Time)}
 }
 
 // set says when something is due for an environment; zero: nothing is.
@@ -48,7 +51,7 @@ func (a *agenda) take(now time.Time) (due []string, wait time.Duration) {
 	defer a.mu.Unlock()
 	wait = time.Hour
 	for id, at := range a.due {
-		if left := at.Sub(now); left > 0 {
+		if left := at.Sub(now); left > 0 && (a.longest == 0 || left <= a.longest) {
 			wait = min(wait, left)
 			continue
 		}

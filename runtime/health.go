@@ -41,6 +41,7 @@ type monitor struct {
 	address string // without port
 	check   HealthCheck
 	started time.Time // tells the run from others
+	since   time.Time // the start on the clock that nobody sets: the start period counts from here
 
 	// Of the scheduler, under its lock:
 	next     time.Time
@@ -107,9 +108,12 @@ func (h *healthChecks) follow(env *Environment) {
 		return
 	}
 	h.remove(old)
+	now := time.Now()
 	m := &monitor{
 		id: env.ID, address: env.Address.String(), check: *env.Spec.HealthCheck, started: env.StartedAt, health: HealthStarting,
-		next: time.Now().Add(jitter(min(env.Spec.HealthCheck.Interval, firstCheck))),
+		// A start in the future is one before the clock was set back.
+		since: now.Add(-max(0, now.Sub(env.StartedAt))),
+		next:  now.Add(jitter(min(env.Spec.HealthCheck.Interval, firstCheck))),
 	}
 	h.byID[env.ID] = m
 	heap.Push(&h.waiting, m)
@@ -263,7 +267,7 @@ func (h *healthChecks) judge(m *monitor, works bool, detail string, now time.Tim
 	switch {
 	case works:
 		m.failures, health = 0, Healthy
-	case m.health == HealthStarting && now.Sub(m.started) < m.check.StartPeriod:
+	case m.health == HealthStarting && now.Sub(m.since) < m.check.StartPeriod:
 	default:
 		if m.failures++; m.failures >= m.check.Retries {
 			health = Unhealthy

@@ -182,7 +182,7 @@ func New(cfg Config) *Manager {
 	m.tending.asked = make(chan chan struct{}, 1)
 	m.watch.found = make(chan struct{}, 1)
 	m.drawing.manager = m
-	m.restart, m.health, m.expiry = newAgenda(), newHealthChecks(m), newAgenda()
+	m.restart, m.health, m.expiry = newAgenda(restartMax), newHealthChecks(m), newAgenda(0)
 	m.names.manager = m
 	m.changes.recent.life = ulid.Make().String()
 	m.registerHandlers()

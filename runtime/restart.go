@@ -111,6 +111,13 @@ func restartWait(count int) time.Duration {
 	return wait
 }
 
+// restartIsDue tells whether the time of a planned restart has come, or lies
+// further ahead than any is planned: the clock was set back since.
+func restartIsDue(env *Environment, now time.Time) bool {
+	left := env.RestartAt.Sub(now)
+	return left <= 0 || left > restartMax
+}
+
 // userActs is what an operation of somebody means for the restart policy.
 func userActs(env *Environment, kind string) {
 	switch kind {
@@ -163,7 +170,7 @@ func (m *Manager) restartDue(ctx context.Context, id string) error {
 		switch {
 		case env.RestartAt.IsZero():
 			return errNotDue
-		case env.RestartAt.After(time.Now()) || (env.State == Running) != (kind == KindRestart):
+		case !restartIsDue(env, time.Now()) || (env.State == Running) != (kind == KindRestart):
 			return fmt.Errorf("environment %s has changed meanwhile: %w", id, errdefs.ErrUnavailable)
 		case env.Operation != "":
 			return problem.New(problem.EnvBusy, "operation %s works on environment %q", env.Operation, env.Name)

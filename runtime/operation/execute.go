@@ -117,7 +117,12 @@ func (q *Queue) settle(work, ctx context.Context, e *entry, policy Policy, err e
 	}
 }
 
-// backoff is the wait after so many attempts.
+// longestWait is the longest that an operation is ever made to wait.
+func (q *Queue) longestWait() time.Duration {
+	return max(rereadDelay, time.Duration(1.2*float64(max(q.cfg.RetryBase, q.cfg.RetryMax))))
+}
+
+// backoff is the wait after so many attempts, a fifth more or less by chance.
 func (q *Queue) backoff(attempts int) time.Duration {
 	wait := q.cfg.RetryBase
 	for range attempts - 1 {

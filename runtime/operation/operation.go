@@ -82,7 +82,7 @@ type Operation struct {
 	Problem         *Problem
 	Result          map[string]string
 	CancelRequested bool
-	NotBefore       time.Time // next attempt, zero: now
+	NotBefore       time.Time // next attempt, zero: now; further ahead than the longest wait: now as well
 	LeaseOwner      string    // who runs it, "" when nobody does
 	LeaseExpires    time.Time
 	CreatedAt       time.Time

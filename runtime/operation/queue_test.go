@@ -532,10 +532,32 @@ func TestWatch(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		idle := operationtest.Operation("k", "y")
-		idle.NotBefore = time.Now().Add(time.Hour)
+		idle.NotBefore = time.Now().Add(time.Minute)
 		submit(t, q, idle)
 		if _, err := q.Wait(ctx, idle.ID); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("wait of a caller that gave up: %v", err)
+		}
+	})
+}
+
+// A clock that is set back holds up no retry by more than the longest wait.
+func TestRetryPlannedBeforeTheClockWasSetBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(new(operationtest.Memory))
+		q.Handle("k", func(context.Context, *operation.Task) error { return nil }, operation.Policy{})
+		run(t, q)
+		began := time.Now()
+		for _, ahead := range []time.Duration{72 * time.Second, 2 * time.Hour} {
+			op := operationtest.Operation("k", "")
+			op.NotBefore = began.Add(ahead)
+			submit(t, q, op)
+			if ahead > 72*time.Second {
+				wantState(t, waitFor(t, q, op.ID), operation.Succeeded, "")
+			}
+		}
+		if waited := time.Since(began); waited != 0 {
+			t.Errorf("it waited %v", waited)
 		}
 	})
 }

@@ -171,6 +171,9 @@ func (q *Queue) dispatch(work context.Context, workers *sync.WaitGroup) (next ti
 			continue
 		}
 		due := e.notBefore.Sub(now)
+		if due > q.longestWait() {
+			due = 0 // the clock was set back since
+		}
 		if due > 0 && (next == 0 || due < next) {
 			next = due
 		}
