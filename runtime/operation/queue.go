@@ -113,6 +113,8 @@ type Queue struct {
 	wake chan struct{} // capacity 1: there may be something to start
 	// begun has capacity 1: an operation runs whose lease is to be kept.
 	begun chan struct{}
+	// givingUp holds one for each operation that is being given up.
+	givingUp chan struct{}
 
 	mu       sync.Mutex
 	handlers map[string]registration
@@ -131,10 +133,12 @@ type Queue struct {
 
 // New returns a Queue. It starts nothing: register handlers, then call Run.
 func New(cfg Config) *Queue {
+	cfg = cfg.withDefaults()
 	return &Queue{
-		cfg:      cfg.withDefaults(),
+		cfg:      cfg,
 		wake:     make(chan struct{}, 1),
 		begun:    make(chan struct{}, 1),
+		givingUp: make(chan struct{}, cfg.Workers),
 		handlers: make(map[string]registration),
 		entries:  make(map[string]*entry),
 		busy:     make(map[string]int),

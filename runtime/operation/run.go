@@ -167,7 +167,12 @@ func (q *Queue) dispatch(work context.Context, workers *sync.WaitGroup) (next ti
 		if e.abandon != nil { // at once, whatever runs
 			work := fault.Within(work, "", e.kind)
 			q.activate(e)
-			workers.Go(func() { q.giveUp(work, e) })
+			workers.Go(func() {
+				// Beside those that run, and so many at once as of these.
+				q.givingUp <- struct{}{}
+				defer func() { <-q.givingUp }()
+				q.giveUp(work, e)
+			})
 			continue
 		}
 		due := e.notBefore.Sub(now)
