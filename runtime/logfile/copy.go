@@ -2,13 +2,15 @@ package logfile
 
 import (
 	"errors"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 const (
 	readSize = 64 << 10
-	pipeSize = 256 << 10 // what a container may write ahead of the writer, bytes
+	pipeSize = 256 << 10   // what a container may write ahead of the writer, bytes
+	idle     = time.Second // after which the beginning of a line is shown: a prompt has no newline
 )
 
 // Copy writes what comes from two pipes until both have ended. It reads both
@@ -27,6 +29,9 @@ func (w *Writer) Copy(stdout, stderr int) error {
 		timeout := -1
 		if w.lost > 0 {
 			timeout = int(retry.Milliseconds())
+		}
+		if len(w.parts[Stdout])+len(w.parts[Stderr]) > 0 {
+			timeout = int(idle.Milliseconds())
 		}
 		if _, err := unix.Poll(fds, timeout); err != nil && !errors.Is(err, unix.EINTR) {
 			return err
@@ -47,6 +52,7 @@ func (w *Writer) Copy(stdout, stderr int) error {
 			}
 			fds[i].Revents = 0
 		}
+		w.Pause(idle)
 		w.Flush()
 	}
 	return nil

@@ -35,8 +35,9 @@ const (
 	DefaultMaxFiles = 4        // files kept, the one that is written included
 	// MinMaxSize is the smallest size a log can be rotated at, in bytes.
 	MinMaxSize = 64 << 10
-	// MaxLine is the longest line that is one record, in bytes; longer ones
-	// become several of which all but the last are partial.
+	// MaxLine is the longest line that is one record, in bytes; longer ones, and
+	// those that are written with pauses, become several of which all but the
+	// last are partial.
 	MaxLine = 16 << 10
 )
 

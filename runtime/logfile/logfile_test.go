@@ -500,6 +500,72 @@ func TestCopyReadsBothStreamsToTheirEnd(t *testing.T) {
 	wantNumbers(t, read(t, path, logfile.Selection{}), 0, 2000)
 }
 
+// A prompt has no newline: it is in the log after a moment, once, and what comes
+// then goes on with it. The end of the log counts it as a line.
+func TestPromptsAreSeen(t *testing.T) {
+	path := newLog(t)
+	var out, errs [2]int
+	for _, pipe := range []*[2]int{&out, &errs} {
+		if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := logfile.NewWriter(logfile.Config{Path: path})
+	done := make(chan error, 1)
+	go func() { done <- w.Copy(out[0], errs[0]) }()
+	say := func(fd int, text string) {
+		t.Helper()
+		if _, err := unix.Write(fd, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := func(tail int64) (all string) {
+		t.Helper()
+		for _, line := range read(t, path, logfile.Selection{Tail: &tail}) {
+			all += string(line.Data)
+			if !line.Partial {
+				all += "|"
+			}
+		}
+		return all
+	}
+	await := func(want string) {
+		t.Helper()
+		for limit := time.Now().Add(30 * time.Second); text(9) != want; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(limit) {
+				t.Fatalf("the log is %q, want %q", text(9), want)
+			}
+		}
+	}
+	say(out[1], "first\nready> ")
+	await("first|ready> ")
+	for tail, want := range []string{"", "ready> ", "first|ready> "} {
+		if got := text(int64(tail)); got != want {
+			t.Errorf("the last %d lines: %q, want %q", tail, got, want)
+		}
+	}
+	say(out[1], "go")
+	await("first|ready> go")
+	say(out[1], "\nready> ")
+	await("first|ready> go|ready> ")
+	for tail, want := range []string{"", "ready> ", "ready> go|ready> ", "first|ready> go|ready> "} {
+		if got := text(int64(tail)); got != want {
+			t.Errorf("the last %d lines: %q, want %q", tail, got, want)
+		}
+	}
+	_, _ = unix.Close(out[1]), unix.Close(errs[1])
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	_, _ = unix.Close(out[0]), unix.Close(errs[0])
+	if got, want := text(9), "first|ready> go|ready> |"; got != want {
+		t.Errorf("in the end the log is %q, want %q", got, want)
+	}
+}
+
 func FuzzRead(f *testing.F) {
 	f.Add([]byte("#remotegpu-log 1 1\n2026-01-02T03:04:05.123456789Z stdout F hello\n"), int64(1), int64(0))
 	f.Add([]byte("2026-01-02T03:04:05.123456789Z stderr P hello\n\n\nx"), int64(2), int64(1))

@@ -75,6 +75,7 @@ func (r *reader) beginAtTail(current *source) error {
 type tailSearch struct {
 	selection *Selection
 	wanted    int64
+	below     [3]bool // by stream: a record of it was counted, further down
 }
 
 // file sets where to begin in s, and says whether that is the beginning of
@@ -129,9 +130,10 @@ func (t *tailSearch) passed(record []byte) bool {
 	if !t.selection.takes(&line) {
 		return false
 	}
-	if line.Partial {
-		return false // its last part was counted
+	if counted := t.below[line.Stream]; line.Partial && counted {
+		return false // its last part was
 	}
+	t.below[line.Stream] = true
 	if t.wanted == 0 {
 		return true
 	}

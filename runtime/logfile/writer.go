@@ -39,7 +39,9 @@ type Writer struct {
 	lost    int64
 	reason  error
 	retryAt time.Time
-	parts   [3][]byte // by stream: the beginning of a line whose end has not come yet
+	parts   [3][]byte    // by stream: the beginning of a line whose end has not come yet
+	fed     [3]time.Time // by stream: when it wrote last
+	open    [3]bool      // by stream: its last record is partial, and more must follow
 	now     func() time.Time
 }
 
@@ -63,6 +65,7 @@ func (w *Writer) Write(stream Stream, data []byte) {
 		return
 	}
 	at := w.now()
+	w.fed[stream] = at
 	prefix := appendPrefix(make([]byte, 0, prefixLen), at, stream)
 	for len(data) > 0 {
 		p := &w.parts[stream]
@@ -70,10 +73,10 @@ func (w *Writer) Write(stream Stream, data []byte) {
 		room := MaxLine - len(*p)
 		switch {
 		case end >= 0 && end <= room:
-			w.record(prefix, p, data[:end], false)
+			w.record(stream, prefix, data[:end], false)
 			data = data[end+1:]
 		case len(data) > room: // longer than a record
-			w.record(prefix, p, data[:room], true)
+			w.record(stream, prefix, data[:room], true)
 			data = data[room:]
 		default:
 			*p = append(*p, data...)
@@ -83,7 +86,9 @@ func (w *Writer) Write(stream Stream, data []byte) {
 }
 
 // record adds one record to the batch.
-func (w *Writer) record(prefix []byte, p *[]byte, rest []byte, partial bool) {
+func (w *Writer) record(stream Stream, prefix []byte, rest []byte, partial bool) {
+	p := &w.parts[stream]
+	w.open[stream] = partial
 	start := len(w.batch)
 	w.batch = append(w.batch, prefix...)
 	if partial {
@@ -108,10 +113,20 @@ func appendPrefix(to []byte, at time.Time, stream Stream) []byte {
 
 // End says that a stream has ended: a line without a newline is complete now.
 func (w *Writer) End(stream Stream) {
-	if p := &w.parts[stream]; len(*p) > 0 {
-		w.record(appendPrefix(make([]byte, 0, prefixLen), w.now(), stream), p, nil, false)
+	if len(w.parts[stream]) > 0 || w.open[stream] {
+		w.record(stream, appendPrefix(make([]byte, 0, prefixLen), w.now(), stream), nil, false)
 	}
 	w.Flush()
+}
+
+// Pause writes the beginnings of lines whose streams have written nothing for
+// that long, as partial records: a prompt has no newline, and is to be seen.
+func (w *Writer) Pause(silent time.Duration) {
+	for _, stream := range []Stream{Stdout, Stderr} {
+		if at := w.now(); len(w.parts[stream]) > 0 && at.Sub(w.fed[stream]) >= silent {
+			w.record(stream, appendPrefix(make([]byte, 0, prefixLen), at, stream), nil, true)
+		}
+	}
 }
 
 // Flush writes all whole lines, or drops and counts them.

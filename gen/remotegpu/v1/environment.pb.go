@@ -3880,7 +3880,8 @@ type LogLine struct {
 	Stream LogStream `protobuf:"varint,2,opt,name=stream,proto3,enum=remotegpu.v1.LogStream" json:"stream,omitempty"`
 	// What, without the newline.
 	Data []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
-	// The line goes on in the next message.
+	// The line goes on in the next message of its stream: it is long, or was
+	// written with a pause.
 	Partial       bool `protobuf:"varint,4,opt,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
