@@ -30,6 +30,7 @@ type operationDetail struct {
 	Problem  *operation.Problem  `json:"problem,omitempty"`
 	Result   map[string]string   `json:"result,omitempty"`
 	Retries  int                 `json:"retries,omitempty"`
+	Stops    int                 `json:"shutdowns,omitempty"`
 }
 
 func scanOperation(row scanner, more ...any) (*operation.Operation, error) {
@@ -54,7 +55,7 @@ func scanOperation(row scanner, more ...any) (*operation.Operation, error) {
 		op.Args = json.RawMessage(args)
 	}
 	op.Labels, op.Progress, op.Problem, op.Result = d.Labels, d.Progress, d.Problem, d.Result
-	op.Retries = d.Retries
+	op.Retries, op.Shutdowns = d.Retries, d.Stops
 	op.NotBefore, op.LeaseExpires = fromMillis(notBefore), fromMillis(expires)
 	op.CreatedAt, op.StartedAt, op.FinishedAt = fromMillis(created), fromMillis(started), fromMillis(finished)
 	return &op, nil
@@ -62,7 +63,7 @@ func scanOperation(row scanner, more ...any) (*operation.Operation, error) {
 
 // operationValues are the columns of operationColumns.
 func operationValues(op *operation.Operation) ([]any, error) {
-	detail, err := toJSON(operationDetail{op.Labels, op.Progress, op.Problem, op.Result, op.Retries})
+	detail, err := toJSON(operationDetail{op.Labels, op.Progress, op.Problem, op.Result, op.Retries, op.Shutdowns})
 	if err != nil {
 		return nil, err
 	}

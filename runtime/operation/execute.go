@@ -100,6 +100,7 @@ func (q *Queue) settle(work, ctx context.Context, e *entry, policy Policy, err e
 	case err == nil:
 		q.finish(work, e, Succeeded, nil)
 	case shuttingDown(ctx) && !IsPermanent(err):
+		e.shutdowns = live.Shutdowns + 1
 		q.retry(work, e, time.Time{}, err)
 	case transient(err) && live.Retries < policy.MaxRetries && ctx.Err() == nil:
 		wait := q.backoff(live.Retries + 1)
@@ -148,7 +149,7 @@ func (q *Queue) retry(work context.Context, e *entry, notBefore time.Time, cause
 		}
 		written++
 		op.Problem = problemOf(cause)
-		op.Retries = max(op.Retries, e.retries)
+		op.Retries, op.Shutdowns = max(op.Retries, e.retries), max(op.Shutdowns, e.shutdowns)
 		requeue(op, notBefore)
 		return nil
 	})

@@ -79,6 +79,7 @@ type Operation struct {
 	Progress        *Progress
 	Attempts        int
 	Retries         int // those attempts that ended in a failure that was retried
+	Shutdowns       int // those attempts that ended because the daemon was stopped, and said so
 	Problem         *Problem
 	Result          map[string]string
 	CancelRequested bool

@@ -21,7 +21,7 @@ type Config struct {
 	// Owner names this process in leases. "": a random name.
 	Owner string
 	// Workers is how many handlers work at once, without those that only wait
-	// (Idle). 0: 8.
+	// (Idle). As many operations more are given up at once. 0: 8.
 	Workers int
 	// LeaseTTL is how long a lease lasts unless renewed. 0: 30 s.
 	LeaseTTL time.Duration
@@ -102,6 +102,7 @@ type entry struct {
 	cancel    context.CancelCauseFunc
 	cancelled bool
 	retries   int  // transient failures, the present one included
+	shutdowns int  // as retries, of attempts that a stop of the daemon ended
 	dirty     bool // live has progress that is not written yet
 	finishing bool // the outcome is being written: the row may be ahead of live
 	written   time.Time

@@ -540,6 +540,50 @@ func TestWatch(t *testing.T) {
 	})
 }
 
+// Stops of the daemon are no crashes: however many there were, an operation
+// that they interrupted runs again, also after one crash.
+func TestShutdownsAreNoCrashes(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		store := new(operationtest.Memory)
+		last := false
+		begin := func() (*operation.Queue, func()) {
+			q := newQueue(store)
+			q.Handle("k", func(ctx context.Context, _ *operation.Task) error {
+				if last {
+					return nil
+				}
+				<-ctx.Done()
+				return context.Cause(ctx)
+			}, operation.Policy{MaxAttempts: 2})
+			return q, run(t, q)
+		}
+		q, stop := begin()
+		id := submit(t, q, operationtest.Operation("k", "x"))
+		for range 3 {
+			synctest.Wait()
+			stop()
+			_, stop = begin()
+		}
+		synctest.Wait()
+		stop()
+		if _, err := store.UpdateOperation(t.Context(), id, func(op *operation.Operation) error {
+			op.State, op.LeaseOwner = operation.Running, "dead"
+			op.Attempts++
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		last = true
+		q, _ = begin()
+		op := waitFor(t, q, id)
+		wantState(t, op, operation.Succeeded, "")
+		if op.Attempts != 6 || op.Shutdowns != 4 || op.Retries != 0 {
+			t.Errorf("operation %+v", op)
+		}
+	})
+}
+
 // A clock that is set back holds up no retry by more than the longest wait.
 func TestRetryPlannedBeforeTheClockWasSetBack(t *testing.T) {
 	t.Parallel()

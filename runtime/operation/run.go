@@ -86,7 +86,7 @@ func (q *Queue) addTakenOver(op *Operation) {
 	q.add(op)
 	if op.State == Running { // interrupted too often
 		e := q.newEntry(op)
-		e.abandon = interruptedProblem(op.Attempts - op.Retries)
+		e.abandon = interruptedProblem(op.crashes())
 	}
 }
 
@@ -99,7 +99,7 @@ func (q *Queue) takeOverOne(ctx context.Context, op *Operation, interrupted func
 		if !interrupted(op) {
 			return errNotQueued
 		}
-		if op.Attempts-op.Retries >= limit {
+		if op.crashes() >= limit {
 			op.LeaseOwner, op.LeaseExpires = q.cfg.Owner, time.Now().Add(q.cfg.LeaseTTL)
 			return nil
 		}
@@ -113,6 +113,9 @@ func (q *Queue) takeOverOne(ctx context.Context, op *Operation, interrupted func
 		"target", op.Target, "attempts", op.Attempts)
 	return taken, nil
 }
+
+// crashes is how many attempts ended without a word.
+func (op *Operation) crashes() int { return op.Attempts - op.Retries - op.Shutdowns }
 
 // requeue gives a running operation back.
 func requeue(op *Operation, notBefore time.Time) {

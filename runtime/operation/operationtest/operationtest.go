@@ -73,7 +73,7 @@ func testRoundTrip(t *testing.T, s operation.Store) {
 	}
 	at := time.Now().UTC().Add(time.Hour).Truncate(time.Millisecond)
 	changed, err := s.UpdateOperation(t.Context(), op.ID, func(op *operation.Operation) error {
-		op.State, op.Attempts, op.Retries, op.CancelRequested = operation.Running, 3, 2, true
+		op.State, op.Attempts, op.Retries, op.Shutdowns, op.CancelRequested = operation.Running, 4, 2, 1, true
 		op.Progress = &operation.Progress{Step: "s", Done: 1, Total: 2, Log: []string{"l"}}
 		op.Problem = &operation.Problem{Reason: "R", Message: "m", Field: "f", Hint: "h"}
 		op.Result = map[string]string{"k": "v"}
