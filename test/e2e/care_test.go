@@ -186,7 +186,7 @@ func TestHealth(t *testing.T) {
 		c := n.care(t, "cmd")
 		return c.RestartCount == 1 && c.Health == "HEALTH_HEALTHY" && c.StartedAt.After(before.StartedAt)
 	})
-	if kinds := n.events(t, "cmd"); !slices.Equal(kinds, []string{"created", "started", "healthy", "unhealthy", "restarting", "started", "healthy"}) {
+	if kinds := n.events(t, "cmd"); !slices.Equal(kinds, []string{"created", "started", "healthy", "unhealthy", "restarting", "stopped", "started", "healthy"}) {
 		t.Errorf("events: %v", kinds)
 	}
 	// The next daemon checks anew.
