@@ -94,6 +94,10 @@ func edits(b *strings.Builder, name string, there, wanted []string, exists bool)
 				at++
 				continue
 			}
+			if at == len(there) { // at the end, for which no program has to list the chain
+				b.WriteString(rule + "\n")
+				continue
+			}
 			fmt.Fprintf(b, "-I %s %d%s\n", name, i+1, strings.TrimPrefix(rule, "-A "+name))
 		}
 		return
