@@ -267,8 +267,12 @@ func (e *Engine) putOn(ctx context.Context, record *containers.Container, key st
 		return err
 	}
 	if info.Name != "" {
+		project := e.projectOf(ctx, record)
 		if err := e.snapshots.Remove(ctx, record.ID); err != nil && !errdefs.IsNotFound(err) {
 			return fmt.Errorf("remove layer: %w", e.explain(ctx, err))
+		}
+		if err := e.liftLimit(ctx, project); err != nil {
+			e.cfg.Log.WarnContext(ctx, "a layer that was replaced has a limit still; the reconciler will find it", "container", record.ID, "error", err)
 		}
 	}
 	if _, err := e.prepareOn(ctx, record, key); err != nil {
