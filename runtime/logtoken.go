@@ -17,6 +17,9 @@ const logTokenKind = "log1"
 // logToken is a position in the log of an environment as callers keep it.
 func logToken(env string, at logfile.Position) string {
 	text := fmt.Sprintf("%s:%s:%d:%d:%x", logTokenKind, env, at.Number, at.Offset, at.Sum)
+	if at.Open != 0 {
+		text = fmt.Sprintf("%s:%d", text, at.Open)
+	}
 	return base64.RawURLEncoding.EncodeToString([]byte(text))
 }
 
@@ -41,14 +44,20 @@ func splitLogToken(token string) (env string, at logfile.Position, err error) {
 		return "", at, err
 	}
 	fields := strings.Split(string(text), ":")
-	if len(fields) != 5 || fields[0] != logTokenKind {
+	if len(fields) != 5 && len(fields) != 6 || fields[0] != logTokenKind {
 		return "", at, errors.New("it has another form")
 	}
 	number, numberErr := strconv.ParseUint(fields[2], 10, 64)
 	offset, offsetErr := strconv.ParseInt(fields[3], 10, 64)
 	sum, sumErr := strconv.ParseUint(fields[4], 16, 64)
 	at = logfile.Position{Number: number, Offset: offset, Sum: sum}
-	if err := errors.Join(numberErr, offsetErr, sumErr); err != nil {
+	var openErr error
+	if len(fields) == 6 {
+		var open uint64
+		open, openErr = strconv.ParseUint(fields[5], 10, 2) // a bit for each stream
+		at.Open = uint8(open)
+	}
+	if err := errors.Join(numberErr, offsetErr, sumErr, openErr); err != nil {
 		return "", at, err
 	}
 	if offset < 0 || number == 0 && !at.IsZero() {

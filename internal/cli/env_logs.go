@@ -59,7 +59,7 @@ whether it goes on in the next one.`,
 			if err != nil {
 				return err
 			}
-			view := logView{app: a, timestamps: timestamps}
+			view := logView{app: a, timestamps: timestamps, begun: make(map[remotegpuv1.LogStream]bool)}
 			return errors.Join(a.followLogs(cmd.Context(), c, request, &view, &again), view.end())
 		},
 	}
@@ -139,6 +139,9 @@ type logView struct {
 	app        *app
 	timestamps bool
 	open       remotegpuv1.LogStream // of the line whose end has not come yet
+	// begun are the streams whose last line came without its end, shown as a
+	// line of its own or not.
+	begun map[remotegpuv1.LogStream]bool
 }
 
 func (v *logView) show(lines []*remotegpuv1.LogLine) error {
@@ -161,6 +164,11 @@ func (v *logView) show(lines []*remotegpuv1.LogLine) error {
 				return err
 			}
 			continue
+		}
+		begun := v.begun[line.GetStream()]
+		v.begun[line.GetStream()] = line.GetPartial()
+		if begun && v.open != line.GetStream() && len(line.GetData()) == 0 && !line.GetPartial() {
+			continue // the other stream has come between: that line is ended already
 		}
 		if next := v.writer(line.GetStream()); next != to {
 			if err := flush(); err != nil {

@@ -116,3 +116,20 @@ func TestLogsKeepALineWhole(t *testing.T) {
 		t.Errorf("code %d\n%s\n%s", code, stdout, stderr)
 	}
 }
+
+// A line that is ended without more text, as that of a killed writer, is no
+// empty line, whatever has come between.
+func TestLogsOfAKilledWriter(t *testing.T) {
+	f := newFake(t)
+	part := func(stream remotegpuv1.LogStream, text string, partial bool) *remotegpuv1.LogLine {
+		return &remotegpuv1.LogLine{Stream: stream, Data: []byte(text), Partial: partial}
+	}
+	const out, errs = remotegpuv1.LogStream_LOG_STREAM_STDOUT, remotegpuv1.LogStream_LOG_STREAM_STDERR
+	f.logged = &logged{lines: []*remotegpuv1.LogLine{
+		part(out, "cut", true), part(out, "", false), part(out, "", false),
+		part(out, "ready> ", true), part(errs, "wait", true), part(out, "", false), part(errs, "", false), part(out, "next", false),
+	}}
+	if code, stdout, stderr := f.run(t, "env", "logs", "demo"); code != 0 || stdout != "cut\n\nready> \nnext\n" || stderr != "wait\n" {
+		t.Errorf("code %d\n%q\n%q", code, stdout, stderr)
+	}
+}

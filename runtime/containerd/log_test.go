@@ -204,20 +204,22 @@ func TestLogWriterMissing(t *testing.T) {
 
 // What a killed writer does to its container: it does not block it. A program
 // that writes gets SIGPIPE, as with any reader that goes; one that does not
-// write lives on, and can be stopped and started again with a log.
+// write lives on, and can be stopped and started again with a log that has all
+// there was.
 func TestLogWriterKilled(t *testing.T) {
 	both(t, func(t *testing.T, d *testutil.ContainerdDaemon) {
 		engine := openWithWriter(t, d)
 		log := filepath.Join(logs(d), "quiet.log")
 		quiet := runtime.Container{
-			ID: "quiet", Image: testutil.ImageName, NetNS: netNS(t, d)(), LogPath: log, Command: []string{"echo", "hello", ";", "sleep"},
+			ID: "quiet", Image: testutil.ImageName, NetNS: netNS(t, d)(), LogPath: log,
+			Command: []string{"echo", "hello", ";", "write", "/proc/self/fd/1", "ready> ", ";", "sleep"},
 		}
 		loud := runtime.Container{
 			ID: "loud", Image: testutil.ImageName, NetNS: quiet.NetNS, LogPath: filepath.Join(logs(d), "loud.log"), Command: []string{"tick"},
 		}
 		for _, c := range []runtime.Container{quiet, loud} {
 			start(t, engine, c)
-			runtimetest.Eventually(t, "it has written", func() bool { return len(logLines(t, c.LogPath)) > 0 })
+			runtimetest.Eventually(t, "it has written", func() bool { return len(logLines(t, c.LogPath)) > 1 })
 			for _, pid := range writers(t, c.LogPath) {
 				if !mayLowerScores(t) {
 					t.Log("without CAP_SYS_RESOURCE nothing protects the writer from the OOM killer: not checked")
@@ -241,6 +243,17 @@ func TestLogWriterKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 		runtimetest.Eventually(t, "it writes again", func() bool { return count(t, log, "hello") == 2 })
+		// The line that the killed writer had begun is none with the next one.
+		var text string
+		for _, line := range logLines(t, log) {
+			text += string(line.Data)
+			if !line.Partial {
+				text += "|"
+			}
+		}
+		if !strings.HasPrefix(text, "hello|ready> |hello|") {
+			t.Errorf("the log is %q", text)
+		}
 		for _, id := range []string{"quiet", "loud"} {
 			if err := engine.Delete(t.Context(), id); err != nil {
 				t.Errorf("delete %s: %v", id, err)

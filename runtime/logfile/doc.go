@@ -12,7 +12,9 @@
 //	2026-01-02T03:04:05.123456789Z stdout F a whole line
 //	2026-01-02T03:04:05.123456789Z stderr P the beginning of a long line
 //
-// so that grep and the tools for Kubernetes' logs can read it. A record is
+// so that grep and the tools for Kubernetes' logs can read it. A record with E
+// in that place has no text: whatever line of its stream is unfinished there
+// stays so, since its writer was killed or its disk full. A record is
 // complete when its newline is there: whatever is behind the last newline was
 // torn by a crash and is cut off before anything else is written. Readers
 // follow the numbers, which never go back, so no rotation can make them miss
@@ -57,6 +59,8 @@ type Line struct {
 	Partial bool   // the line goes on in the next record of its stream
 	Data    []byte // without the newline
 	End     Mark   // where the reading is behind it
+
+	ends bool // an E record: no line of its own
 }
 
 const (
@@ -161,7 +165,8 @@ func parse(record []byte) Line {
 		return line
 	}
 	head := record[len(timeLayout):prefixLen]
-	if head[8] != 'F' && head[8] != 'P' {
+	ends := head[8] == 'E' && len(record) == prefixLen
+	if head[8] != 'F' && head[8] != 'P' && !ends {
 		return line
 	}
 	stream := Stdout
@@ -176,5 +181,5 @@ func parse(record []byte) Line {
 	if err != nil || head[9] != ' ' {
 		return line
 	}
-	return Line{Time: at, Stream: stream, Partial: head[8] == 'P', Data: record[prefixLen:]}
+	return Line{Time: at, Stream: stream, Partial: head[8] == 'P', Data: record[prefixLen:], ends: ends}
 }

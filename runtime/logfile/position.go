@@ -19,6 +19,9 @@ type Position struct {
 	Number uint64 // of the file
 	Offset int64  // of the first byte that was not read
 	Sum    uint64 // of parts of what is before it: another file of the same number has another
+	// Open are the streams of which a partial record was read last, as bits: a
+	// line that is never finished is ended for those who have its beginning.
+	Open uint8
 }
 
 // IsZero says whether it is before the first file.
@@ -65,8 +68,17 @@ func (m Mark) Position() (Position, error) {
 	if err != nil {
 		return Position{}, err
 	}
-	return Position{Number: number, Offset: m.offset, Sum: sum}, nil
+	at := Position{Number: number, Offset: m.offset, Sum: sum}
+	for _, stream := range []Stream{Stdout, Stderr} {
+		if r.open[stream] {
+			at.Open |= openBit(stream)
+		}
+	}
+	return at, nil
 }
+
+// openBit is the bit of a stream in Position.Open.
+func openBit(stream Stream) uint8 { return 1 << (stream - 1) }
 
 // numberToBe is what the open file, which has no header, is or will be called
 // when it is rotated.
@@ -108,6 +120,9 @@ func (s *source) sum(offset int64) (sum uint64, whole bool, err error) {
 func (r *reader) beginAfter(p Position, current *source) error {
 	if p.IsZero() {
 		return closeSource(current)
+	}
+	for _, stream := range []Stream{Stdout, Stderr} {
+		r.open[stream] = p.Open&openBit(stream) != 0
 	}
 	// The log was opened before: if it was rotated since, its new name is there.
 	older, err := open(rotatedName(r.path, p.Number))

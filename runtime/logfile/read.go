@@ -48,7 +48,9 @@ func (s *Selection) takes(line *Line) bool {
 
 // Read calls emit with each selected line, oldest first, each exactly once as
 // long as its file is kept. Where a file was removed before it was read, a line
-// of ours on standard error says so, whatever the selection. The line's data
+// of ours on standard error says so, whatever the selection. A line whose end was
+// never written, as its writer was killed, is ended by a record without data and
+// without Partial where that writer's run ended. The line's data
 // and mark are emit's until it returns. A log that is not there has no lines.
 // An error of emit ends the reading and is returned as it is; the end of ctx is
 // ctx's cause.
@@ -77,6 +79,7 @@ type reader struct {
 	at    *source // nil: before the first file, or the log was not there
 	after uint64  // number of the last file that was read, 0: none
 	lost  bool    // the file to go on in is gone, and nobody was told
+	open  [3]bool // by stream: what was emitted last was partial
 	end   *bound  // where a reading without Follow ends; nil: where there is no more
 	asked time.Time
 }
@@ -265,9 +268,10 @@ func (r *reader) line(record []byte, piece bool, end int64) error {
 	if until := r.selection.Until; r.selection.Follow && !until.IsZero() && !line.Time.IsZero() && !line.Time.Before(until) {
 		return errDone
 	}
-	if !r.selection.takes(&line) {
+	if !r.selection.takes(&line) || line.ends && !r.open[line.Stream] {
 		return nil
 	}
+	r.open[line.Stream] = line.Partial
 	return r.emit(line)
 }
 
@@ -364,8 +368,15 @@ func (r *reader) settle(numbers []uint64) {
 func (r *reader) move(to *source) error {
 	missing := int64(to.number) - int64(r.after) - 1
 	told := r.after > 0 && missing > 0 || r.lost
+	// A writer's numbers never go back: another one has begun.
+	anew := r.after > 0 && to.number > 0 && to.number <= r.after
 	r.lost = false
 	r.enter(to)
+	if told || anew {
+		if err := r.endLines(); err != nil {
+			return err
+		}
+	}
 	if !told {
 		return nil
 	}

@@ -130,6 +130,10 @@ func (t *tailSearch) passed(record []byte) bool {
 	if !t.selection.takes(&line) {
 		return false
 	}
+	if line.ends {
+		t.below[line.Stream] = false // a partial record before it is all of its line
+		return false
+	}
 	if counted := t.below[line.Stream]; line.Partial && counted {
 		return false // its last part was
 	}

@@ -42,6 +42,7 @@ type Writer struct {
 	parts   [3][]byte    // by stream: the beginning of a line whose end has not come yet
 	fed     [3]time.Time // by stream: when it wrote last
 	open    [3]bool      // by stream: its last record is partial, and more must follow
+	joined  bool         // lines that the writer before left unfinished are ended
 	now     func() time.Time
 }
 
@@ -140,7 +141,7 @@ func (w *Writer) Flush() {
 			w.drop(w.lines, w.reason)
 			return
 		}
-		if err := w.append(w.notice()); err != nil {
+		if _, err := w.append(w.notice()); err != nil {
 			w.drop(w.lines, err)
 			return
 		}
@@ -149,8 +150,8 @@ func (w *Writer) Flush() {
 	if len(w.batch) == 0 {
 		return
 	}
-	if err := w.append(w.batch); err != nil {
-		w.drop(w.lines, err)
+	if written, err := w.append(w.batch); err != nil {
+		w.drop(w.lines-written, err)
 	}
 }
 
@@ -160,14 +161,17 @@ func (w *Writer) Lost() int64 { return w.lost }
 func (w *Writer) drop(lines int, err error) {
 	w.lost += int64(lines)
 	w.reason = err
+	w.open = [3]bool{} // the notice ends what is unfinished
 	if now := w.now(); !now.Before(w.retryAt) {
 		w.retryAt = now.Add(retry)
 	}
 }
 
-// notice is the record that tells of lost lines.
+// notice are the records that tell of lost lines, and that what is before them
+// does not go on behind them.
 func (w *Writer) notice() []byte {
-	text := appendPrefix(nil, w.now(), Stderr)
+	text := appendEnd(appendEnd(nil, w.now(), Stdout), w.now(), Stderr)
+	text = appendPrefix(text, w.now(), Stderr)
 	text = append(text, "remotegpu: "...)
 	text = strconv.AppendInt(text, w.lost, 10)
 	text = append(text, " lines were lost here: "...)
@@ -175,30 +179,35 @@ func (w *Writer) notice() []byte {
 }
 
 // append writes whole records to the right file: a new one when the log was
-// deleted, moved or emptied, or is full.
-func (w *Writer) append(records []byte) error {
+// deleted, moved or emptied, or is full. With an error it returns how many made
+// it all the same.
+func (w *Writer) append(records []byte) (written int, err error) {
 	if err := w.Open(); err != nil {
-		return err
+		return 0, err
 	}
 	if w.size > int64(len(header(w.number))) && w.size+int64(len(records)) > w.cfg.MaxSize {
 		if err := w.rotate(); err != nil {
-			return err
+			return 0, err
 		}
 	}
+	return w.put(records)
+}
+
+// put writes whole records to the open file.
+func (w *Writer) put(records []byte) (written int, err error) {
 	n, err := w.file.Write(records)
 	if err == nil {
 		w.size += int64(n)
-		return nil
+		return 0, nil
 	}
 	// Whole records that made it stay; the torn one goes, or what comes next
 	// would be glued to it.
 	whole := bytes.LastIndexByte(records[:max(n, 0)], '\n') + 1
-	w.lines -= bytes.Count(records[:whole], []byte{'\n'})
 	w.size += int64(whole)
 	if truncated := w.file.Truncate(w.size); truncated != nil {
 		w.close() // opening it again cuts it off
 	}
-	return cause(err)
+	return bytes.Count(records[:whole], []byte{'\n'}), cause(err)
 }
 
 // cause is the system's error without paths and verbs.
@@ -266,7 +275,11 @@ func (w *Writer) adopt() error {
 	if line, _, whole := bytes.Cut(start, []byte{'\n'}); whole {
 		if n, ok := parseHeader(line); ok {
 			w.number = n
-			return w.cutTorn()
+			tail, err := w.cutTorn()
+			if err != nil {
+				return err
+			}
+			return w.endLines(tail)
 		}
 	}
 	last, err := w.lastNumber()
@@ -280,21 +293,6 @@ func (w *Writer) adopt() error {
 	// Another program wrote it: it becomes the last of the rotated files.
 	w.number = last + 1
 	return w.rotate()
-}
-
-// cutTorn removes what is behind the last newline.
-func (w *Writer) cutTorn() error {
-	from := max(0, w.size-tornLimit)
-	tail := make([]byte, w.size-from)
-	if _, err := w.file.ReadAt(tail, from); err != nil && !errors.Is(err, io.EOF) {
-		return err
-	}
-	whole := from + int64(bytes.LastIndexByte(tail, '\n')+1)
-	if whole == w.size {
-		return nil
-	}
-	w.size = whole
-	return w.file.Truncate(whole)
 }
 
 func (w *Writer) writeHeader(file *os.File) error {

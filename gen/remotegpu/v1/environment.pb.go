@@ -3881,7 +3881,8 @@ type LogLine struct {
 	// What, without the newline.
 	Data []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
 	// The line goes on in the next message of its stream: it is long, or was
-	// written with a pause.
+	// written with a pause. Where its end was never written, as what writes the
+	// log was killed, that message has no data.
 	Partial       bool `protobuf:"varint,4,opt,name=partial,proto3" json:"partial,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
