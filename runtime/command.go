@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/containerd/errdefs"
-
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
@@ -29,8 +27,9 @@ type CommandRequest struct {
 }
 
 // RunCommand runs one command in a running environment and returns when it has
-// ended. ENV_NOT_FOUND, ENV_NOT_RUNNING, EXEC_LIMIT_REACHED, FIELD_INVALID, and
-// the errors of Engine.Run.
+// ended. While a snapshot makes the environment stand still it waits, for the
+// timeout at most. ENV_NOT_FOUND, ENV_NOT_RUNNING, ENV_BUSY, EXEC_LIMIT_REACHED,
+// FIELD_INVALID, and the errors of Engine.Run.
 func (m *Manager) RunCommand(ctx context.Context, req CommandRequest) (CommandResult, error) {
 	env, err := m.Get(ctx, req.Project, req.Environment)
 	if err != nil {
@@ -51,13 +50,14 @@ func (m *Manager) RunCommand(ctx context.Context, req CommandRequest) (CommandRe
 		return CommandResult{}, err
 	}
 	defer leave()
-	result, err := m.cfg.Engine.Run(ctx, env.ID, Command{
-		Argv: req.Argv, Stdin: req.Stdin, Env: variables, Workdir: req.Workdir, User: req.User,
-		Timeout: req.Timeout, OutputLimit: CommandOutputLimit,
+	var result CommandResult
+	err = m.moving(ctx, env, min(standstillWait, req.Timeout), func(env *Environment) (err error) {
+		result, err = m.cfg.Engine.Run(ctx, env.ID, Command{
+			Argv: req.Argv, Stdin: req.Stdin, Env: variables, Workdir: req.Workdir, User: req.User,
+			Timeout: req.Timeout, OutputLimit: CommandOutputLimit,
+		})
+		return commandRefused(env, err)
 	})
-	if errdefs.IsNotFound(err) {
-		return CommandResult{}, notRunning(env).WithCause(err)
-	}
 	if p := problem.Of(err); p != nil && p.Reason == problem.UserNotFound {
 		atFault := *p
 		atFault.Field = "user" // of this request, not of a spec

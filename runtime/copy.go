@@ -190,6 +190,12 @@ func (m *Manager) withRoot(ctx context.Context, place Place, use func(context.Co
 	if err != nil {
 		return err
 	}
+	return m.moving(ctx, env, standstillWait, func(env *Environment) error { return m.withRootOf(ctx, env, use) })
+}
+
+// withRootOf calls use with the root of an environment, ErrPaused when the
+// engine changes or reads its layer.
+func (m *Manager) withRootOf(ctx context.Context, env *Environment, use func(context.Context, *rootfs.Root) error) error {
 	busy := problem.New(problem.EnvBusy, "environment %q is being made, started, stopped or deleted", env.Name).WithField("environment").
 		WithHint("try again when that is done: remotegpu env get %s", env.Name)
 	ended := !env.Alive()
@@ -201,7 +207,7 @@ func (m *Manager) withRoot(ctx context.Context, place Place, use func(context.Co
 			WithField("environment").WithHint("delete it and create it anew")
 	}
 	entered := false
-	err = m.cfg.Roots.WithRoot(ctx, env.ID, ended, func(ctx context.Context, root *rootfs.Root, live bool) error {
+	err := m.cfg.Roots.WithRoot(ctx, env.ID, ended, func(ctx context.Context, root *rootfs.Root, live bool) error {
 		entered = true
 		if !live {
 			root.Hide(mountPoints(env)...)
@@ -210,6 +216,9 @@ func (m *Manager) withRoot(ctx context.Context, place Place, use func(context.Co
 	})
 	if !entered && (errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err)) {
 		return busy.WithCause(err)
+	}
+	if p := problem.Of(err); !entered && p != nil && p.Reason == problem.CopyInterrupted {
+		return fmt.Errorf("%w: %w", ErrPaused, err)
 	}
 	return err
 }

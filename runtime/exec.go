@@ -29,9 +29,10 @@ type Executor interface {
 	// or a control is not valid. No stream is used once it has returned, but
 	// for one Read of Stdin that may still wait.
 	//
-	// NotFound when the container does not run; *problem.Problem
-	// COMMAND_NOT_FOUND, USER_NOT_FOUND, FIELD_INVALID (signal). A container
-	// that ends takes the process with it: SIGKILL.
+	// NotFound when the container does not run, ErrPaused when it is paused: no
+	// stream was used then; *problem.Problem COMMAND_NOT_FOUND, USER_NOT_FOUND,
+	// FIELD_INVALID (signal). A container that ends takes the process with it:
+	// SIGKILL.
 	Exec(ctx context.Context, id string, p Process, streams Streams) (Exit, error)
 	// RemoveStale kills and removes the processes that engines before this one
 	// have left, as a daemon that was killed does, and those that this one
@@ -87,8 +88,9 @@ type ExecRequest struct {
 }
 
 // Exec runs one command with streams in a running environment until it has
-// ended or ctx ends. ENV_NOT_FOUND, ENV_NOT_RUNNING, EXEC_LIMIT_REACHED,
-// FIELD_INVALID, and the errors of Executor.Exec.
+// ended or ctx ends. While a snapshot makes the environment stand still it waits.
+// ENV_NOT_FOUND, ENV_NOT_RUNNING, ENV_BUSY, EXEC_LIMIT_REACHED, FIELD_INVALID,
+// and the errors of Executor.Exec.
 func (m *Manager) Exec(ctx context.Context, req ExecRequest, streams Streams) (Exit, error) {
 	env, err := m.Get(ctx, req.Project, req.Environment)
 	if err != nil {
@@ -106,16 +108,29 @@ func (m *Manager) Exec(ctx context.Context, req ExecRequest, streams Streams) (E
 		return Exit{}, err
 	}
 	defer leave()
-	exit, err := m.cfg.Executor.Exec(ctx, env.ID, Process{
-		Argv: req.Argv, Env: variables, Workdir: req.Workdir, User: req.User, Terminal: req.Terminal,
-	}, streams)
-	if errdefs.IsNotFound(err) {
-		return Exit{}, notRunning(env).WithCause(err)
-	}
+	var exit Exit
+	err = m.moving(ctx, env, standstillWait, func(env *Environment) (err error) {
+		exit, err = m.cfg.Executor.Exec(ctx, env.ID, Process{
+			Argv: req.Argv, Env: variables, Workdir: req.Workdir, User: req.User, Terminal: req.Terminal,
+		}, streams)
+		return commandRefused(env, err)
+	})
 	if err != nil {
 		return Exit{}, fmt.Errorf("run command in environment %s: %w", env.ID, err)
 	}
 	return exit, nil
+}
+
+// commandRefused tells why a command was not started in an environment that does
+// not run any more, or is paused by now.
+func commandRefused(env *Environment, err error) error {
+	switch {
+	case errdefs.IsNotFound(err):
+		return notRunning(env).WithCause(err)
+	case errors.Is(err, ErrPaused) && env.State != Running:
+		return notRunning(env) // it does not go on by itself
+	}
+	return err
 }
 
 // enterCommand counts a command of a caller until leave is called;

@@ -104,7 +104,10 @@ func triedAgain(ctx context.Context, task *operation.Task, err error) bool {
 	if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
 		return true
 	}
-	return task.Retried(err) && slices.ContainsFunc(problem.All(err), func(p *problem.Problem) bool {
-		return p.Reason == problem.ContainerdDown
-	})
+	return task.Retried(err) && slices.ContainsFunc(problem.All(err), containerdAway)
+}
+
+// containerdAway says that containerd is not there, or does not answer in time.
+func containerdAway(p *problem.Problem) bool {
+	return p.Reason == problem.ContainerdDown || p.Reason == problem.ContainerdTimeout
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -509,6 +510,19 @@ func (m *Manager) Conditions() []Condition {
 		conditions = append(conditions, condition)
 	}
 	return conditions
+}
+
+// setContainerdCondition remembers that containerd is not there, or does not answer
+// in time; nil clears both.
+func (m *Manager) setContainerdCondition(err error) {
+	var away, late error
+	if slices.ContainsFunc(problem.All(err), func(p *problem.Problem) bool { return p.Reason == problem.ContainerdTimeout }) {
+		late = err
+	} else {
+		away = err
+	}
+	m.setCondition(problem.ContainerdDown, away)
+	m.setCondition(problem.ContainerdTimeout, late)
 }
 
 // setCondition remembers a condition by what was tried; nil clears it.

@@ -10,7 +10,6 @@ import (
 	"github.com/containerd/errdefs"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/network/port"
 	"github.com/remotegpu/remotegpu/runtime/operation"
 )
@@ -49,7 +48,7 @@ func (m *Manager) observe(ctx context.Context) (*observed, error) {
 	// Containers come first: an environment that appears in between is not
 	// mistaken for one without.
 	statuses, err := m.cfg.Engine.List(ctx)
-	m.setCondition(problem.ContainerdDown, err)
+	m.setContainerdCondition(err)
 	if err != nil {
 		return nil, fmt.Errorf("list containers: %w", err)
 	}

@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-
-	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
 const (
@@ -134,7 +132,7 @@ func (m *Manager) followEvents(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		m.setCondition(problem.ContainerdDown, err)
+		m.setContainerdCondition(err)
 		m.cfg.Log.WarnContext(ctx, "the event stream broke; subscribing anew", "error", err)
 		timer := time.NewTimer(resubscribe)
 		select {

@@ -1,9 +1,11 @@
 package runtime_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -691,5 +693,91 @@ func TestSnapshotInUse(t *testing.T) {
 	}
 	if err := d.DeleteSnapshot(t.Context(), "", "desk/first", ""); err != nil {
 		t.Errorf("delete once it is made: %v", err)
+	}
+}
+
+// A snapshot of what runs makes it stand still for a moment. Commands, copies and
+// health checks of that moment are no failures: they wait for its end. What stays
+// so for longer, or is paused for its user, says which of both it is.
+func TestCallsWaitForASnapshot(t *testing.T) {
+	h := newHost(t)
+	h.engine.Dir = t.TempDir()
+	d := start(t, h)
+	request := small("desk")
+	request.Spec.HealthCheck = &runtime.HealthCheck{Command: []string{"testprog", "true"}, Interval: 10 * time.Millisecond, Retries: 1}
+	env, _ := d.create(request)
+	waitFor(t, "a health check", func() bool { return d.get("desk").Health == runtime.Healthy })
+
+	run := func(timeout time.Duration) error {
+		_, err := d.RunCommand(t.Context(), runtime.CommandRequest{Environment: "desk", Argv: []string{"testprog", "true"}, Timeout: timeout})
+		return err
+	}
+	exec := func(ctx context.Context) error {
+		var out bytes.Buffer
+		_, err := d.Exec(ctx, runtime.ExecRequest{Environment: "desk", Argv: []string{"cat"}},
+			runtime.Streams{Stdin: strings.NewReader("whole"), Stdout: &out, Stderr: io.Discard})
+		if err == nil && out.String() != "whole" {
+			t.Errorf("the command got %q", out.String())
+		}
+		return err
+	}
+	stat := func() error {
+		_, err := d.StatFile(t.Context(), runtime.Place{Environment: "desk", Path: "/etc/passwd"}, false)
+		return err
+	}
+	reached, release := make(chan struct{}), make(chan struct{})
+	h.faults.Hook(func(method string) {
+		if method == "Engine.CopyLayer" {
+			h.pause(env.ID)
+			close(reached)
+			<-release
+			_ = h.engine.SetPaused(env.ID, false)
+		}
+	})
+	_, op, err := d.CreateSnapshot(t.Context(), runtime.CreateSnapshotRequest{Environment: "desk", Name: "first"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-reached
+	if err := run(10 * time.Millisecond); reasonOf(err) != problem.EnvBusy || problem.Of(err).Hint == "" {
+		t.Errorf("a command that does not wait for long: %v", err)
+	}
+	gone, leave := context.WithTimeoutCause(t.Context(), 10*time.Millisecond, errors.New("the caller has left"))
+	defer leave()
+	if err := exec(gone); !errors.Is(err, context.Cause(gone)) {
+		t.Errorf("a command whose caller leaves: %v", err)
+	}
+	results := make(chan error, 3)
+	go func() { results <- run(0) }()
+	go func() { results <- exec(t.Context()) }()
+	go func() { results <- stat() }()
+	for _, method := range []string{"Engine.Run", "Engine.Exec"} {
+		before := h.faults.Count(method)
+		waitFor(t, method+" to be tried again", func() bool { return h.faults.Count(method) > before+1 })
+	}
+	select {
+	case err := <-results:
+		t.Errorf("a call did not wait: %v", err)
+	default:
+	}
+	if health := d.get("desk").Health; health != runtime.Healthy {
+		t.Errorf("health meanwhile: %q", health)
+	}
+	close(release)
+	for range 3 {
+		if err := <-results; err != nil {
+			t.Errorf("once it went on: %v", err)
+		}
+	}
+	d.done(op)
+
+	d.act(d.Pause, "desk")
+	for what, err := range map[string]error{"run": run(0), "exec": exec(t.Context())} {
+		if reasonOf(err) != problem.EnvNotRunning || !strings.Contains(problem.Of(err).Hint, "resume") {
+			t.Errorf("%s in one that is paused: %v", what, err)
+		}
+	}
+	if err := stat(); err != nil {
+		t.Errorf("a file of one that is paused: %v", err)
 	}
 }

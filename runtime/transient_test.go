@@ -10,10 +10,11 @@ import (
 	"github.com/remotegpu/remotegpu/runtime/runtimetest"
 )
 
-// While containerd is away no operation fails: it is tried again until
-// containerd is back.
+// While containerd is away, or does not answer in time, no operation fails: it is
+// tried again until containerd is back.
 func TestContainerdAway(t *testing.T) {
 	away := problem.New(problem.ContainerdDown, "containerd does not answer").WithHint("see whether it runs")
+	late := problem.New(problem.ContainerdTimeout, "containerd did not answer in time").WithHint("see what it does")
 	type action func(context.Context, runtime.ActionRequest) (*runtime.Environment, *operation.Operation, error)
 	for _, test := range []struct {
 		name  string
@@ -33,7 +34,7 @@ func TestContainerdAway(t *testing.T) {
 			d := start(t, h)
 			fail := func() {
 				for n := range 3 {
-					h.faults.Fail(test.call, n+1, []runtimetest.When{runtimetest.Before, runtimetest.After}[n%2], away)
+					h.faults.Fail(test.call, n+1, []runtimetest.When{runtimetest.Before, runtimetest.After}[n%2], []error{away, late}[n%2])
 				}
 			}
 			if test.act == nil {

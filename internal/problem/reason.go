@@ -140,6 +140,7 @@ const (
 	OperationInterrupted  Reason = "OPERATION_INTERRUPTED"
 	NodeStopping          Reason = "NODE_STOPPING"
 	ContainerdDown        Reason = "CONTAINERD_UNAVAILABLE"
+	ContainerdTimeout     Reason = "CONTAINERD_TIMEOUT"
 	ContainerUnknown      Reason = "CONTAINER_UNKNOWN"
 	LogWriterMissing      Reason = "LOG_WRITER_MISSING"
 	DatabaseNewer         Reason = "DATABASE_NEWER"
@@ -278,6 +279,7 @@ var kinds = map[Reason]error{
 	OperationInterrupted:  errdefs.ErrAborted,
 	NodeStopping:          errdefs.ErrUnavailable,
 	ContainerdDown:        errdefs.ErrUnavailable,
+	ContainerdTimeout:     errdefs.ErrUnavailable,
 	ContainerUnknown:      errdefs.ErrFailedPrecondition,
 	LogWriterMissing:      errdefs.ErrFailedPrecondition,
 	DatabaseNewer:         errdefs.ErrFailedPrecondition,

@@ -33,10 +33,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/remotegpu/remotegpu/internal/fault"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/projectquota"
 	"github.com/remotegpu/remotegpu/internal/rootfs"
@@ -60,9 +58,11 @@ const (
 
 const (
 	runtimeName = "io.containerd.runc.v2"
-	callTimeout = 2 * time.Minute  // of a call whose caller sets no deadline
-	undoTimeout = 30 * time.Second // of taking back what a failed call made
-	killTimeout = 30 * time.Second // from SIGKILL to the end
+	callTimeout = 2 * time.Minute // of a call whose caller sets no deadline
+	// connectTimeout is how long containerd may take to greet.
+	connectTimeout = 5 * time.Second
+	undoTimeout    = 30 * time.Second // of taking back what a failed call made
+	killTimeout    = 30 * time.Second // from SIGKILL to the end
 	// noticeTimeout is how long a shim may take to notice that a process ended.
 	noticeTimeout = 5 * time.Second
 )
@@ -122,7 +122,8 @@ type Engine struct {
 	roots  rootfs.Uses // copies by container
 	layers layerMounts
 
-	token string // tells this engine's processes from another's
+	token    string        // tells this engine's processes from another's
+	patience time.Duration // callTimeout
 
 	swapping sync.Mutex // held while snapshots and what builds on them change
 
@@ -171,20 +172,21 @@ func New(cfg Config) (*Engine, error) {
 	// A containerd that restarts is back within a second; the client's own
 	// ten seconds between two attempts would keep a healthy node waiting.
 	retry := backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}
+	e := &Engine{
+		cfg: cfg, patience: callTimeout,
+		token: rand.Text()[:8], lost: make(map[string]int),
+		images: make(map[string]*image), users: make(map[userKey]specs.User), fresh: make(map[string]freshSnapshot),
+		pins: make(map[string]bool), leases: make(map[string]int),
+	}
 	c, err := client.New(cfg.Address, client.WithDefaultNamespace(cfg.Namespace), client.WithExtraDialOpts([]grpc.DialOption{
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: 5 * time.Second}),
-		grpc.WithChainUnaryInterceptor(bound),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: connectTimeout}),
+		grpc.WithChainUnaryInterceptor(e.bound),
 		grpc.WithContextDialer(dial),
 	}))
 	if err != nil {
 		return nil, fmt.Errorf("make client of %s: %w", cfg.Address, err)
 	}
-	e := &Engine{
-		cfg: cfg, client: c, tasks: c.TaskService(), store: c.ContainerService(), snapshots: c.SnapshotService(cfg.Snapshotter),
-		token: rand.Text()[:8], lost: make(map[string]int),
-		images: make(map[string]*image), users: make(map[userKey]specs.User), fresh: make(map[string]freshSnapshot),
-		pins: make(map[string]bool), leases: make(map[string]int),
-	}
+	e.client, e.tasks, e.store, e.snapshots = c, c.TaskService(), c.ContainerService(), c.SnapshotService(cfg.Snapshotter)
 	e.projects.First, e.projects.Last = firstProject, lastProject
 	e.host = sync.OnceValue(e.inspectHost)
 	e.tidy = sync.OnceFunc(e.removeStaleFIFOs)
@@ -204,41 +206,6 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 	return conn, nil
 }
 
-// unbound are calls that take as long as they take: until a process ends, or
-// as many bytes as a layer has are read and written.
-var unbound = map[string]bool{
-	"/containerd.services.tasks.v1.Tasks/Wait":           true,
-	"/containerd.services.diff.v1.Diff/Apply":            true,
-	"/containerd.services.diff.v1.Diff/Diff":             true,
-	"/containerd.services.snapshots.v1.Snapshots/Commit": true, // adds up what the layer takes
-	"/containerd.services.images.v1.Images/Delete":       true, // with what nothing else needs
-	"/containerd.services.leases.v1.Leases/Delete":       true, // as above
-}
-
-// bound gives calls a deadline that have none, except those that are unbound.
-func bound(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	if _, has := ctx.Deadline(); !has && !unbound[method] {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, callTimeout)
-		defer cancel()
-	}
-	if err := fault.Before(ctx, method); err != nil {
-		return err
-	}
-	if err := invoke(ctx, method, req, reply, conn, opts...); err != nil {
-		// containerd keeps the same deadline and may tell of its end first, under
-		// whatever code. Then it is the caller's own end, see explain.
-		if deadline, has := ctx.Deadline(); has && time.Until(deadline) <= 0 {
-			<-ctx.Done()
-		}
-		if ctx.Err() != nil && status.Code(err) == codes.Unknown {
-			return status.Error(status.FromContextError(ctx.Err()).Code(), err.Error())
-		}
-		return err
-	}
-	return fault.After(ctx, method)
-}
-
 // Info tells containerd's version.
 func (e *Engine) Info(ctx context.Context) (runtime.EngineInfo, error) {
 	version, err := e.client.Version(ctx)
@@ -251,7 +218,8 @@ func (e *Engine) Info(ctx context.Context) (runtime.EngineInfo, error) {
 }
 
 // explain makes an error of containerd's API one of ours: gRPC codes become
-// errdefs kinds, a containerd that does not answer a problem with a hint, and
+// errdefs kinds, a containerd that is not there or does not answer in time a
+// problem with a hint, and
 // the caller's own end its context's error.
 func (e *Engine) explain(ctx context.Context, err error) error {
 	if err == nil {
@@ -266,13 +234,8 @@ func (e *Engine) explain(ctx context.Context, err error) error {
 		return problem.New(problem.DiskFull, "the disk of containerd is full").WithCause(err).
 			WithHint("make room, for example by deleting images that nothing uses (remotegpu image rm); then try again")
 	}
-	if errdefs.IsUnavailable(err) {
-		return problem.New(problem.ContainerdDown, "containerd at %s does not answer", e.cfg.Address).WithCause(err).
-			WithHint("see whether it runs, for example with: systemctl status containerd")
-	}
-	if errors.Is(err, context.DeadlineExceeded) { // not the caller's: bound's, or containerd's own for its shims
-		return problem.New(problem.ContainerdDown, "containerd at %s does not answer in time", e.cfg.Address).WithCause(err).
-			WithHint("see what keeps the host busy")
+	if p := e.noAnswer(err); p != nil {
+		return p
 	}
 	if shimGone(err) {
 		return problem.New(problem.Unavailable, "the container's shim has gone").WithCause(err).

@@ -120,12 +120,18 @@ func (e *Engine) execProblem(ctx context.Context, id string, cmd *runtime.Comman
 		return problem.New(problem.CommandNotFound, "the command cannot be run: %s", said(err)).WithField("argv").
 			WithHint("name a program that the environment has, in its PATH or by its whole path").WithCause(err)
 	}
-	// The shim's own word counts: the environment may run again by now.
+	// The shim's own word counts: the environment may run again by now, or go on.
+	if strings.Contains(text, "cannot exec in a paused ") {
+		return fmt.Errorf("it is paused: %w", runtime.ErrPaused)
+	}
 	if errdefs.IsFailedPrecondition(native(err)) || ended(err) || strings.Contains(text, "cannot exec in a ") {
 		return fmt.Errorf("it did not run: %w", errdefs.ErrNotFound)
 	}
-	if first, gone := e.task(ctx, id); errdefs.IsNotFound(gone) || (gone == nil && (!running(first) || isPaused(first))) {
+	switch first, gone := e.task(ctx, id); {
+	case errdefs.IsNotFound(gone), gone == nil && !running(first):
 		return fmt.Errorf("it does not run: %w", errdefs.ErrNotFound)
+	case gone == nil && isPaused(first):
+		return fmt.Errorf("it is paused: %w", runtime.ErrPaused)
 	}
 	if fromRuntime(err) {
 		return problem.New(problem.ProcessStartFailed, "the command could not be started: %s", said(err)).WithField("argv").

@@ -2,7 +2,9 @@
 package runtimetest
 
 import (
+	"errors"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -70,8 +72,14 @@ func testPause(t *testing.T, s *suite) {
 	if err != nil || len(list) != 1 || !list[0].Running || !list[0].Paused || list[0].PID != pid {
 		t.Errorf("List() = %+v, %v, want it paused with pid %d", list, err, pid)
 	}
-	if _, err := s.Engine.Run(t.Context(), c.ID, runtime.Command{Argv: []string{"true"}}); !errdefs.IsNotFound(err) {
-		t.Errorf("run while paused: %v, want NotFound", err)
+	if _, err := s.Engine.Run(t.Context(), c.ID, runtime.Command{Argv: []string{"true"}}); !errors.Is(err, runtime.ErrPaused) {
+		t.Errorf("run while paused: %v, want ErrPaused", err)
+	}
+	input := strings.NewReader("kept")
+	x := s.exec(t, c.ID, input, nil, "cat")
+	x.wait(t)
+	if !errors.Is(x.err, runtime.ErrPaused) || input.Len() != len("kept") {
+		t.Errorf("exec while paused: %v with %d bytes of its input left, want ErrPaused and all", x.err, input.Len())
 	}
 	if _, err := s.Engine.Start(t.Context(), c); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("start while paused: %v, want AlreadyExists", err)

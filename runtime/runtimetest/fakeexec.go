@@ -24,8 +24,11 @@ func (e *FakeEngine) Exec(ctx context.Context, id string, p runtime.Process, str
 	var first *fakeProcess
 	err := e.call("Exec", func() (err error) {
 		c = e.containers[id]
-		if c == nil || !c.running() || c.process.paused {
+		if c == nil || !c.running() {
 			return fmt.Errorf("run in container %s: it does not run: %w", id, errdefs.ErrNotFound)
+		}
+		if c.process.paused {
+			return fmt.Errorf("run in container %s: %w", id, runtime.ErrPaused)
 		}
 		user := c.user
 		if p.User != "" {

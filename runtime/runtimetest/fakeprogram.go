@@ -206,8 +206,11 @@ func (e *FakeEngine) Run(ctx context.Context, id string, cmd runtime.Command) (r
 			return context.Cause(ctx)
 		}
 		c := e.containers[id]
-		if c == nil || !c.running() || c.process.paused {
+		if c == nil || !c.running() {
 			return fmt.Errorf("run in container %s: it does not run: %w", id, errdefs.ErrNotFound)
+		}
+		if c.process.paused {
+			return fmt.Errorf("run in container %s: %w", id, runtime.ErrPaused)
 		}
 		first = c.process
 		user := c.user

@@ -256,7 +256,7 @@ type EnvironmentServiceClient interface {
 	// ADDRESS_POOL_EXHAUSTED, GPU_EXHAUSTED), FAILED_PRECONDITION (NO_UPSTREAM_DNS,
 	// GPU_MODE_CONFLICT, GPU_UNHEALTHY, GPU_DRAINED, GPU_NOT_ENFORCEABLE,
 	// GPU_CAPABILITY_UNSUPPORTED),
-	// UNAVAILABLE (CONTAINERD_UNAVAILABLE, REGISTRY_UNAVAILABLE, GPU_UNAVAILABLE),
+	// UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT, REGISTRY_UNAVAILABLE, GPU_UNAVAILABLE),
 	// PERMISSION_DENIED (REGISTRY_DENIED). In the operation also INVALID_ARGUMENT
 	// (USER_NOT_FOUND), FAILED_PRECONDITION (PROCESS_START_FAILED,
 	// IMAGE_PLATFORM_MISMATCH, GPU_IN_USE, GPU_TOOLKIT_MISSING,
@@ -352,8 +352,12 @@ type EnvironmentServiceClient interface {
 	// RunCommand runs one command in a running environment and answers when it
 	// has ended. Output beyond 1 MiB per stream is dropped and said to be.
 	//
-	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_NOT_RUNNING),
-	// INVALID_ARGUMENT (COMMAND_NOT_FOUND, USER_NOT_FOUND, FIELD_INVALID),
+	// While a snapshot of the environment is taken the command waits, for ten
+	// seconds and its timeout at most.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_NOT_RUNNING,
+	// ENV_BUSY: a snapshot takes long), INVALID_ARGUMENT (COMMAND_NOT_FOUND,
+	// USER_NOT_FOUND, FIELD_INVALID),
 	// FAILED_PRECONDITION (PROCESS_START_FAILED), DEADLINE_EXCEEDED
 	// (COMMAND_TIMEOUT: it was killed), RESOURCE_EXHAUSTED (EXEC_LIMIT_REACHED: 64
 	// commands run in it, with streams or without).
@@ -396,8 +400,8 @@ type EnvironmentServiceClient interface {
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND, FILE_NOT_FOUND), FAILED_PRECONDITION
 	// (FILE_NOT_ALLOWED, ENV_NOT_STARTABLE: it was never made, ENV_BUSY: it is
-	// being started or stopped), INVALID_ARGUMENT (FIELD_INVALID), ABORTED
-	// (COPY_INTERRUPTED).
+	// being started or stopped, or a snapshot takes long), INVALID_ARGUMENT
+	// (FIELD_INVALID), ABORTED (COPY_INTERRUPTED).
 	StatFile(context.Context, *v1.StatFileRequest) (*v1.StatFileResponse, error)
 	// UploadFiles takes a tar stream out into a directory of an environment,
 	// running or not. The first message of the caller is start, the others are
@@ -594,7 +598,7 @@ type EnvironmentServiceHandler interface {
 	// ADDRESS_POOL_EXHAUSTED, GPU_EXHAUSTED), FAILED_PRECONDITION (NO_UPSTREAM_DNS,
 	// GPU_MODE_CONFLICT, GPU_UNHEALTHY, GPU_DRAINED, GPU_NOT_ENFORCEABLE,
 	// GPU_CAPABILITY_UNSUPPORTED),
-	// UNAVAILABLE (CONTAINERD_UNAVAILABLE, REGISTRY_UNAVAILABLE, GPU_UNAVAILABLE),
+	// UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT, REGISTRY_UNAVAILABLE, GPU_UNAVAILABLE),
 	// PERMISSION_DENIED (REGISTRY_DENIED). In the operation also INVALID_ARGUMENT
 	// (USER_NOT_FOUND), FAILED_PRECONDITION (PROCESS_START_FAILED,
 	// IMAGE_PLATFORM_MISMATCH, GPU_IN_USE, GPU_TOOLKIT_MISSING,
@@ -690,8 +694,12 @@ type EnvironmentServiceHandler interface {
 	// RunCommand runs one command in a running environment and answers when it
 	// has ended. Output beyond 1 MiB per stream is dropped and said to be.
 	//
-	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_NOT_RUNNING),
-	// INVALID_ARGUMENT (COMMAND_NOT_FOUND, USER_NOT_FOUND, FIELD_INVALID),
+	// While a snapshot of the environment is taken the command waits, for ten
+	// seconds and its timeout at most.
+	//
+	// Errors: NOT_FOUND (ENV_NOT_FOUND), FAILED_PRECONDITION (ENV_NOT_RUNNING,
+	// ENV_BUSY: a snapshot takes long), INVALID_ARGUMENT (COMMAND_NOT_FOUND,
+	// USER_NOT_FOUND, FIELD_INVALID),
 	// FAILED_PRECONDITION (PROCESS_START_FAILED), DEADLINE_EXCEEDED
 	// (COMMAND_TIMEOUT: it was killed), RESOURCE_EXHAUSTED (EXEC_LIMIT_REACHED: 64
 	// commands run in it, with streams or without).
@@ -734,8 +742,8 @@ type EnvironmentServiceHandler interface {
 	//
 	// Errors: NOT_FOUND (ENV_NOT_FOUND, FILE_NOT_FOUND), FAILED_PRECONDITION
 	// (FILE_NOT_ALLOWED, ENV_NOT_STARTABLE: it was never made, ENV_BUSY: it is
-	// being started or stopped), INVALID_ARGUMENT (FIELD_INVALID), ABORTED
-	// (COPY_INTERRUPTED).
+	// being started or stopped, or a snapshot takes long), INVALID_ARGUMENT
+	// (FIELD_INVALID), ABORTED (COPY_INTERRUPTED).
 	StatFile(context.Context, *v1.StatFileRequest) (*v1.StatFileResponse, error)
 	// UploadFiles takes a tar stream out into a directory of an environment,
 	// running or not. The first message of the caller is start, the others are

@@ -143,7 +143,7 @@ var (
 type ImageServiceClient interface {
 	// ListImages answers the images, by name.
 	//
-	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE).
+	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
 	// PullImage fetches an image from its registry. Follow its progress, layer
 	// by layer, with OperationService.WatchOperation.
@@ -200,11 +200,11 @@ type ImageServiceClient interface {
 	// PruneImages removes the images that nobody needs: no environment was made
 	// from them, no pending operation names them and they are not pinned.
 	//
-	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE).
+	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	PruneImages(context.Context, *v1.PruneImagesRequest) (*v1.PruneImagesResponse, error)
 	// GetImageUsage tells how much of the disk images take.
 	//
-	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE).
+	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	GetImageUsage(context.Context, *v1.GetImageUsageRequest) (*v1.GetImageUsageResponse, error)
 	// PinImage keeps an image from being deleted and pruned. It does not keep its
 	// name from being set to another image by a pull, a build, a tag or an import.
@@ -279,7 +279,7 @@ func (s ImageServiceExportImageClientStream) Close() error {
 type ImageServiceHandler interface {
 	// ListImages answers the images, by name.
 	//
-	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE).
+	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
 	// PullImage fetches an image from its registry. Follow its progress, layer
 	// by layer, with OperationService.WatchOperation.
@@ -336,11 +336,11 @@ type ImageServiceHandler interface {
 	// PruneImages removes the images that nobody needs: no environment was made
 	// from them, no pending operation names them and they are not pinned.
 	//
-	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE).
+	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	PruneImages(context.Context, *v1.PruneImagesRequest) (*v1.PruneImagesResponse, error)
 	// GetImageUsage tells how much of the disk images take.
 	//
-	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE).
+	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	GetImageUsage(context.Context, *v1.GetImageUsageRequest) (*v1.GetImageUsageResponse, error)
 	// PinImage keeps an image from being deleted and pruned. It does not keep its
 	// name from being set to another image by a pull, a build, a tag or an import.

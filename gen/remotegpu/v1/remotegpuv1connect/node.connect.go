@@ -77,7 +77,7 @@ type NodeServiceClient interface {
 	// full minute, brings it in order and answers what differed and what was done
 	// about it. With dry_run nothing is changed. An action that failed is told in
 	// its finding; the next pass tries it again.
-	// Errors: CONTAINERD_UNAVAILABLE, FIREWALL_FAILED, NETWORK_FAILED.
+	// Errors: CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT, FIREWALL_FAILED, NETWORK_FAILED.
 	Reconcile(context.Context, *v1.ReconcileRequest) (*v1.ReconcileResponse, error)
 	// DiffFirewall compares the host's packet filter with what the node has
 	// declared, and changes nothing. What differs for more than a moment is
@@ -104,7 +104,7 @@ type NodeServiceHandler interface {
 	// full minute, brings it in order and answers what differed and what was done
 	// about it. With dry_run nothing is changed. An action that failed is told in
 	// its finding; the next pass tries it again.
-	// Errors: CONTAINERD_UNAVAILABLE, FIREWALL_FAILED, NETWORK_FAILED.
+	// Errors: CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT, FIREWALL_FAILED, NETWORK_FAILED.
 	Reconcile(context.Context, *v1.ReconcileRequest) (*v1.ReconcileResponse, error)
 	// DiffFirewall compares the host's packet filter with what the node has
 	// declared, and changes nothing. What differs for more than a moment is

@@ -106,7 +106,7 @@ type SnapshotServiceClient interface {
 	// (SNAPSHOT_TOO_DEEP, SNAPSHOT_NOT_COPYABLE: a running environment has files
 	// that no layer of an image can hold), RESOURCE_EXHAUSTED (DISK_FULL: there is
 	// no room for a copy of its files, of which holes count, too), UNAVAILABLE
-	// (CONTAINERD_UNAVAILABLE).
+	// (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	CreateSnapshot(context.Context, *v1.CreateSnapshotRequest) (*v1.CreateSnapshotResponse, error)
 	// GetSnapshot answers one snapshot.
 	//
@@ -122,7 +122,7 @@ type SnapshotServiceClient interface {
 	//
 	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND), FAILED_PRECONDITION (SNAPSHOT_BUSY:
 	// an operation works on it, SNAPSHOT_IN_USE: an environment is being made
-	// from it), ABORTED (ETAG_MISMATCH), UNAVAILABLE (CONTAINERD_UNAVAILABLE).
+	// from it), ABORTED (ETAG_MISMATCH), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	DeleteSnapshot(context.Context, *v1.DeleteSnapshotRequest) (*v1.DeleteSnapshotResponse, error)
 	// RollBackEnvironment makes the root filesystem of an environment what it was
 	// in a snapshot of it, or in the one it was made from. What was written since
@@ -144,7 +144,7 @@ type SnapshotServiceClient interface {
 	// (IMAGE_REFERENCE_INVALID), FAILED_PRECONDITION (SNAPSHOT_BUSY), ALREADY_EXISTS
 	// (REQUEST_ID_REUSED). In the operation also FAILED_PRECONDITION
 	// (SNAPSHOT_NOT_COPYABLE, SNAPSHOT_BASE_MISSING: the layers of that image are
-	// not on the node any more), UNAVAILABLE (CONTAINERD_UNAVAILABLE).
+	// not on the node any more), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	ExportSnapshot(context.Context, *v1.ExportSnapshotRequest) (*v1.ExportSnapshotResponse, error)
 }
 
@@ -169,7 +169,7 @@ type SnapshotServiceHandler interface {
 	// (SNAPSHOT_TOO_DEEP, SNAPSHOT_NOT_COPYABLE: a running environment has files
 	// that no layer of an image can hold), RESOURCE_EXHAUSTED (DISK_FULL: there is
 	// no room for a copy of its files, of which holes count, too), UNAVAILABLE
-	// (CONTAINERD_UNAVAILABLE).
+	// (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	CreateSnapshot(context.Context, *v1.CreateSnapshotRequest) (*v1.CreateSnapshotResponse, error)
 	// GetSnapshot answers one snapshot.
 	//
@@ -185,7 +185,7 @@ type SnapshotServiceHandler interface {
 	//
 	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND), FAILED_PRECONDITION (SNAPSHOT_BUSY:
 	// an operation works on it, SNAPSHOT_IN_USE: an environment is being made
-	// from it), ABORTED (ETAG_MISMATCH), UNAVAILABLE (CONTAINERD_UNAVAILABLE).
+	// from it), ABORTED (ETAG_MISMATCH), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	DeleteSnapshot(context.Context, *v1.DeleteSnapshotRequest) (*v1.DeleteSnapshotResponse, error)
 	// RollBackEnvironment makes the root filesystem of an environment what it was
 	// in a snapshot of it, or in the one it was made from. What was written since
@@ -207,7 +207,7 @@ type SnapshotServiceHandler interface {
 	// (IMAGE_REFERENCE_INVALID), FAILED_PRECONDITION (SNAPSHOT_BUSY), ALREADY_EXISTS
 	// (REQUEST_ID_REUSED). In the operation also FAILED_PRECONDITION
 	// (SNAPSHOT_NOT_COPYABLE, SNAPSHOT_BASE_MISSING: the layers of that image are
-	// not on the node any more), UNAVAILABLE (CONTAINERD_UNAVAILABLE).
+	// not on the node any more), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	ExportSnapshot(context.Context, *v1.ExportSnapshotRequest) (*v1.ExportSnapshotResponse, error)
 }
 
