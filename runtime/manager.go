@@ -94,6 +94,7 @@ type Manager struct {
 	locks     keylock.Map[string]   // by environment: who changes its container
 	passes    keylock.Map[struct{}] // one pass of the reconciler at a time
 	measuring keylock.Map[string]   // "usage" and "disk": one pass at a time
+	rest      rest                  // of the timer's passes
 	missed    missedExits
 	dead      *deadTasks
 	conflicts portConflicts

@@ -70,6 +70,9 @@ func (m *Manager) Run(ctx context.Context) error {
 			case <-ctx.Done():
 				return nil
 			case <-ticker.C:
+				if m.rest.spare(m.changes.last()) {
+					continue
+				}
 				if err := m.Reconcile(ctx); err != nil && ctx.Err() == nil {
 					m.cfg.Log.ErrorContext(ctx, "reconciling failed", "error", err)
 				}
@@ -228,13 +231,17 @@ func (m *Manager) pass(ctx context.Context, mode passMode) ([]Finding, error) {
 			m.cfg.Log.ErrorContext(ctx, "the names of environments were not all read; the next pass tries again", "error", err)
 		}
 	}
+	seq := m.changes.last()
 	o, err := m.observe(ctx)
 	if o == nil {
+		m.rest.passed(seq, false)
 		return nil, err
 	}
 	findings := plan(o)
 	if mode == dryPass {
 		return findings, err
 	}
-	return findings, errors.Join(err, m.carryOut(ctx, o, findings, mode))
+	err = errors.Join(err, m.carryOut(ctx, o, findings, mode))
+	m.rest.passed(seq, err == nil && mode == wholePass && o.nothingToDo(findings) && len(m.Conditions()) == 0)
+	return findings, err
 }

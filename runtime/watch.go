@@ -70,6 +70,13 @@ func (b *broadcaster) publish(env *Environment) {
 	}
 }
 
+// last is the number of the last change.
+func (b *broadcaster) last() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.recent.seq
+}
+
 // token names the place after a change.
 func (b *broadcaster) token(seq uint64) string { return b.recent.token(seq) }
 

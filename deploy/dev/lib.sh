@@ -97,7 +97,7 @@ start_containerd() {
 			state = "$run/containerd"
 			disabled_plugins = ["io.containerd.grpc.v1.cri"]
 			[plugins."io.containerd.gc.v1.scheduler"]
-			  pause_threshold = 0.002
+			  pause_threshold = 0.0002
 			[grpc]
 			  address = "$containerd"
 		TOML

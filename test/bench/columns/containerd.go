@@ -36,7 +36,7 @@ disabled_plugins = [
 [debug]
   level = "warn"
 [plugins."io.containerd.gc.v1.scheduler"]
-  pause_threshold = 0.002
+  pause_threshold = 0.0002
 `
 
 // startEngine starts a host with a containerd in it for a column.
