@@ -24,7 +24,7 @@ var layers = []struct {
 }{
 	{"leaves", []string{
 		"internal/atomicfile", "internal/certificate", "internal/cgroup", "internal/cleanup", "internal/config", "internal/dockerconfig",
-		"internal/fault", "internal/hostexec", "internal/imageref", "internal/keylock", "internal/problem", "internal/projectquota",
+		"internal/fault", "internal/holes", "internal/hostexec", "internal/imageref", "internal/keylock", "internal/problem", "internal/projectquota",
 		"internal/rootfs", "internal/sqlite", "internal/tick", "internal/trusted", "internal/version", "desktop/rfb", "images",
 	}},
 	{"mechanisms", []string{"gpu", "network", "runtime/volume", "runtime/operation", "runtime/logfile"}},

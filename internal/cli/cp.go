@@ -32,6 +32,9 @@ What is copied where is as with cp -r and docker cp:
 Links are copied as links, and -L follows the one that is named. Files replace
 those that are there, each at once: a copy that breaks off leaves no half file.
 Directories that are there stay as they are. Devices and sockets are left out.
+Holes of files stay holes, and long runs of zeros become some, but all of a file
+passes through the connection: to copy one of which little is data there, use
+tar --sparse -c FILE | remotegpu ... cp - NAME:DIRECTORY
 
 Without -a what is copied belongs to root there (or --owner), and to you here,
 and has no setuid or setgid bits.`

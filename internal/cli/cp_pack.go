@@ -9,6 +9,8 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+
+	"github.com/remotegpu/remotegpu/internal/holes"
 )
 
 // localPack writes files from here as a tar stream.
@@ -107,7 +109,7 @@ func (p *localPack) file(writer *tar.Writer, local string, header *tar.Header) e
 	if err := writer.WriteHeader(header); err != nil {
 		return err
 	}
-	n, err := io.CopyN(writer, file, header.Size)
+	n, err := io.CopyN(writer, holes.NewReader(file), header.Size)
 	if errors.Is(err, io.EOF) {
 		p.changed++
 		_, err = io.CopyN(writer, zeros{}, header.Size-n)

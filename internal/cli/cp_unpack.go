@@ -2,6 +2,7 @@ package cli
 
 import (
 	"archive/tar"
+	"bufio"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
+	"github.com/remotegpu/remotegpu/internal/holes"
 )
 
 // copyDown copies from there to here.
@@ -234,12 +236,23 @@ func (u *localUnpack) file(name string, header *tar.Header, content io.Reader) e
 				err = errors.Join(err, u.root.Remove(at))
 			}
 		}()
-		_, err = io.Copy(file, content)
+		err = fill(file, content)
 		if err := errors.Join(err, file.Close()); err != nil {
 			return err
 		}
 		return u.describe(at, header)
 	})
+}
+
+// fill writes the content of a new file. What is zeros becomes holes: the tar
+// stream has the holes of a file as zeros.
+func fill(file *os.File, content io.Reader) error {
+	out := holes.NewWriter(file)
+	blocks := bufio.NewWriterSize(out, 2*holes.Size) // the stream comes in smaller pieces
+	if _, err := io.Copy(blocks, content); err != nil {
+		return err
+	}
+	return errors.Join(blocks.Flush(), out.Finish())
 }
 
 // place makes something under a name of its own and renames it over what is

@@ -30,7 +30,8 @@ func (a *app) snapshotCreate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "create ENVIRONMENT", Short: "Take a snapshot", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeEnvs,
 		Long: `create takes a snapshot. An environment that runs is paused while the files that
-it has changed are copied; of one that does not, nothing is copied at all.`,
+it has changed are copied, with their holes filled; of one that does not,
+nothing is copied at all.`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			c, err := a.dial()
 			if err != nil {
@@ -222,7 +223,8 @@ func (a *app) snapshotExport() *cobra.Command {
 		Use: "export SNAPSHOT [IMAGE]", Short: "Make an image of a snapshot", Args: cobra.RangeArgs(1, 2),
 		Long: `export makes an image of the node's store of a snapshot and prints its reference:
 IMAGE, or remotegpu/snapshot/ENVIRONMENT:NAME. An image that had the reference
-loses it.`,
+loses it. Holes of files are zeros in it, compressed, and take their whole length
+where it is unpacked.`,
 		ValidArgsFunction: a.completeSnapshots,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()

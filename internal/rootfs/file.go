@@ -10,6 +10,8 @@ import (
 	"path"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/internal/holes"
 )
 
 // maxSparse is the size in bytes of the largest file that an archive may have
@@ -41,7 +43,7 @@ func (x *extractor) regular(parent *os.File, base, name string, header *tar.Head
 			_ = unix.Unlinkat(int(parent.Fd()), hidden, 0) // its directory may be gone
 		}
 	}()
-	if err := x.fill(file, name, header.Size, sparse); err != nil {
+	if err := x.fill(file, name, header.Size); err != nil {
 		return err
 	}
 	if err := x.own(file, header); err != nil {
@@ -85,43 +87,27 @@ func (x *extractor) create(parent *os.File, name string) (file *os.File, hidden 
 	return file, hidden, nil
 }
 
-// fill writes the content of an entry. Of an entry with holes zeros become
-// holes again.
-func (x *extractor) fill(file *os.File, name string, size int64, sparse bool) error {
+// fill writes the content of an entry. What is zeros, whether the archive says
+// so in few bytes or has them all, becomes holes: no archive of ours can tell
+// the holes of a file from its zeros, and one of a terabyte fits no disk.
+func (x *extractor) fill(file *os.File, name string, size int64) error {
+	out := holes.NewWriter(file)
 	for {
 		n, err := io.ReadFull(x.in, x.buffer)
 		if ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF); err != nil && !ended {
 			return invalid("the archive ends, or cannot be read, within %s", name).WithCause(err)
 		}
-		chunk := x.buffer[:n]
-		if sparse && zeros(chunk) {
-			if _, err := file.Seek(int64(n), io.SeekCurrent); err != nil {
-				return explainWrite(name, err)
-			}
-		} else if _, err := file.Write(chunk); err != nil {
+		if _, err := out.Write(x.buffer[:n]); err != nil {
 			return explainWrite(name, err)
 		}
 		if n < len(x.buffer) {
 			break
 		}
 	}
-	at, err := file.Seek(0, io.SeekCurrent)
-	if err == nil && at != size {
+	if out.Written() != size {
 		return invalid("the archive ends within %s", name)
 	}
-	if err == nil && sparse {
-		err = file.Truncate(size)
-	}
-	return explainWrite(name, err)
-}
-
-func zeros(chunk []byte) bool {
-	for _, b := range chunk {
-		if b != 0 {
-			return false
-		}
-	}
-	return true
+	return explainWrite(name, out.Finish())
 }
 
 // replaceable refuses early what place would refuse after the work, and what

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/remotegpu/internal/holes"
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
@@ -213,8 +214,10 @@ func (p *packer) regular(file *os.File, header *tar.Header, stat *unix.Stat_t) e
 }
 
 // content writes as many bytes as the header says, however many there are now.
-func (p *packer) content(file *os.File, header *tar.Header) error {
-	left := header.Size
+// archive/tar writes no entries with holes, so they are zeros; but the disk is
+// not asked for them.
+func (p *packer) content(open *os.File, header *tar.Header) error {
+	file, left := holes.NewReader(open), header.Size
 	for left > 0 {
 		if p.ctx.Err() != nil {
 			return context.Cause(p.ctx)

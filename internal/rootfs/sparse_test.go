@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/rootfs"
 )
 
 // Holes of an archive are holes again.
@@ -50,6 +51,38 @@ func TestSparse(t *testing.T) {
 		if err := os.Remove(tr.path("to/holes")); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// What Pack writes has zeros for holes, and they are holes again where it is
+// taken out.
+func TestHolesGoAlong(t *testing.T) {
+	tr := newTree(t)
+	from, err := os.Create(tr.path("etc/holes"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer from.Close()
+	if _, err := from.WriteAt([]byte("middle"), 33<<20+1000); err != nil {
+		t.Fatal(err)
+	}
+	if err := from.Truncate(80<<20 + 7); err != nil {
+		t.Fatal(err)
+	}
+	var data bytes.Buffer
+	packed, err := tr.Pack(t.Context(), "/etc/holes", false, &data, func(rootfs.Info) error { return nil })
+	if err != nil || packed.Bytes != 80<<20+7 || packed.Changed != 0 || data.Len() < 80<<20 {
+		t.Fatalf("%+v, %d bytes: %v", packed, data.Len(), err)
+	}
+	if done, err := tr.Extract(t.Context(), "to", &data, mine()); err != nil || done.Bytes != packed.Bytes {
+		t.Fatalf("%+v %v", done, err)
+	}
+	var stat unix.Stat_t
+	if err := unix.Stat(tr.path("to/holes"), &stat); err != nil || stat.Size != packed.Bytes || stat.Blocks > 4096 {
+		t.Errorf("%d bytes in %d blocks, %v", stat.Size, stat.Blocks, err)
+	}
+	if out, err := exec.CommandContext(t.Context(), "cmp", tr.path("etc/holes"), tr.path("to/holes")).CombinedOutput(); err != nil {
+		t.Errorf("%s", out)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/remotegpu/internal/holes"
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
@@ -235,12 +236,13 @@ func (l *layerWriter) content(ctx context.Context, file string, st *unix.Stat_t)
 	if err != nil {
 		return err
 	}
-	defer source.Close() //nolint:errcheck // it is only read
+	defer source.Close()              //nolint:errcheck // it is only read
+	reader := holes.NewReader(source) // what is not read from the disk keeps nobody frozen
 	for left := st.Size; left > 0; {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		n, err := source.Read(l.buffer[:min(left, int64(len(l.buffer)))])
+		n, err := reader.Read(l.buffer[:min(left, int64(len(l.buffer)))])
 		if n == 0 && err != nil {
 			return fmt.Errorf("read %s, %d bytes before its end: %w", file, left, err)
 		}

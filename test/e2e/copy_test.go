@@ -107,7 +107,7 @@ func testCopyRunning(t *testing.T, n *Node) {
 
 	// Large files stream.
 	big, before := filepath.Join(back, "big"), n.resident(t)
-	n.Sh(t, "truncate -s 64M "+big)
+	n.Sh(t, "truncate -s 64M "+big+" && printf data | dd of="+big+" bs=1 seek=40000000 conv=notrunc status=none")
 	begin := time.Now()
 	n.Must(t, "env", "cp", big, "box:/scratch-big")
 	up := time.Since(begin)
@@ -117,6 +117,11 @@ func testCopyRunning(t *testing.T, n *Node) {
 	t.Logf("64 MiB in: %v, out: %v", up, time.Since(begin)-up)
 	if grown := n.resident(t) - before; grown > 48<<10 {
 		t.Errorf("the node grew by %d KiB", grown)
+	}
+	n.Must(t, "env", "cp", "box:/scratch-big", back+"/holes")
+	n.Sh(t, "cmp "+big+" "+back+"/holes")
+	if kib := n.Sh(t, "du -k "+back+"/holes | cut -f 1"); len(kib) > 3 {
+		t.Errorf("a file with holes takes %s KiB after a copy in and out", kib)
 	}
 	n.inside(t, "rm", "/scratch-big")
 }
