@@ -64,26 +64,42 @@ func (e *Engine) servants() ([]servant, error) {
 	return found, nil
 }
 
-// servant says what a process serves: a shim that our containerd started, or the
-// writer of a log of ours. It is in our PID namespace, as no process in a
+// commandLine is the arguments of a process in our PID namespace, as no process in a
 // container is, whatever that calls itself: theirs are not looked at, since who
-// reads arguments may wait for the memory of their process.
-func (e *Engine) servant(pid int, ours string) (servant, bool) {
+// reads arguments may wait for the memory of their process. None of others, and of
+// one that has ended.
+func commandLine(pid int, ours string) []string {
 	if namespace, err := os.Readlink(filepath.Join("/proc", strconv.Itoa(pid), "ns/pid")); err != nil || namespace != ours {
-		return servant{}, false
+		return nil
 	}
 	line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
 	if err != nil {
-		return servant{}, false // it has ended
+		return nil
 	}
 	var args []string
 	for arg := range bytes.SplitSeq(bytes.TrimRight(line, "\x00"), []byte{0}) {
 		args = append(args, string(arg))
 	}
+	return args
+}
+
+// isShim says whether a program that was given args is a shim, of whatever
+// containerd.
+func isShim(args []string) bool {
+	return len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), "containerd-shim-runc")
+}
+
+// servant says what a process serves: a shim that our containerd started, or the
+// writer of a log of ours.
+func (e *Engine) servant(pid int, ours string) (servant, bool) {
+	args := commandLine(pid, ours)
+	if len(args) == 0 {
+		return servant{}, false
+	}
 	s := servant{pid: pid}
 	program := filepath.Base(args[0])
 	switch {
-	case strings.HasPrefix(program, "containerd-shim-runc") && after(args, "-namespace") == e.cfg.Namespace && after(args, "-address") == e.cfg.Address:
+	case isShim(args) && after(args, "-namespace") == e.cfg.Namespace && after(args, "-address") == e.cfg.Address:
 		s.id = after(args, "-id")
 		if args[len(args)-1] == "delete" {
 			s.duty = clearer

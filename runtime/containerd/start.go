@@ -165,6 +165,9 @@ func (e *Engine) run(ctx context.Context, c *runtime.Container, mounts []mount.M
 		request.Stdout = e.logAddress(c.LogPath)
 		request.Stderr = request.Stdout
 	}
+	if err := e.clearState(ctx, c.ID); err != nil {
+		return 0, fmt.Errorf("clear up after an earlier run: %w", err)
+	}
 	whole, done := uninterrupted(ctx)
 	defer done()
 	created, err := e.createTask(ctx, whole, request)

@@ -343,6 +343,11 @@ func (e *Engine) remove(ctx context.Context, id string) error {
 			return err
 		}
 	}
+	if err := e.clearState(ctx, id); ctx.Err() != nil {
+		return err
+	} else if err != nil { // in memory, under an id that nobody is given again
+		e.cfg.Log.WarnContext(ctx, "what a runtime knows of a container stays behind", "container", id, "error", err)
+	}
 	project := e.projectOf(ctx, &record)
 	if err := e.store.Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete record: %w", e.explain(ctx, err))
