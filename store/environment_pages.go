@@ -183,6 +183,9 @@ func choose(filter runtime.Filter, rows []*listed) (found []*runtime.Environment
 	return found, ""
 }
 
+const selectHeldOfMany = "SELECT " + mappingColumns + ` FROM port_mappings
+	WHERE env_id IN (SELECT value FROM json_each(?)) AND status IN ('reserved', 'active') ORDER BY seq`
+
 // addMappings reads the mappings of a page of environments in one query.
 func addMappings(ctx context.Context, tx *sql.Tx, envs []*runtime.Environment) error {
 	if len(envs) == 0 {
@@ -197,8 +200,7 @@ func addMappings(ctx context.Context, tx *sql.Tx, envs []*runtime.Environment) e
 	if err != nil {
 		return err
 	}
-	mappings, err := queryMappings(ctx, tx, "SELECT "+mappingColumns+` FROM port_mappings
-		WHERE env_id IN (SELECT value FROM json_each(?)) AND status IN ('reserved', 'active') ORDER BY seq`, list)
+	mappings, err := queryMappings(ctx, tx, selectHeldOfMany, list)
 	if err != nil {
 		return err
 	}

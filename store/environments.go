@@ -141,9 +141,11 @@ func readEnvironment(ctx context.Context, tx *sql.Tx, where string, args ...any)
 	return env, row.seq, err
 }
 
+const selectHeld = "SELECT " + mappingColumns + ` FROM port_mappings
+	WHERE env_id = ? AND status IN ('reserved', 'active') ORDER BY seq`
+
 func heldMappings(ctx context.Context, tx *sql.Tx, envID string) ([]port.Mapping, error) {
-	return queryMappings(ctx, tx, "SELECT "+mappingColumns+` FROM port_mappings
-		WHERE env_id = ? AND status IN ('reserved', 'active') ORDER BY seq`, envID)
+	return queryMappings(ctx, tx, selectHeld, envID)
 }
 
 func environmentNotFound(err error, name string) error {
@@ -235,26 +237,34 @@ func (s *Store) Fate(ctx context.Context, id string) (runtime.Fate, error) {
 // mapping or lease tells who had a host port or a GPU.
 const keepPortHistory = 1
 
+// What is kept for a time only, and goes then.
+const (
+	forgotten = `SELECT id FROM environments WHERE state = 'deleted' AND updated_at < ?1
+		AND NOT EXISTS (SELECT 1 FROM port_mappings WHERE env_id = environments.id
+			AND status IN ('reserved', 'active'))`
+	purgeMappings     = "DELETE FROM port_mappings WHERE status = 'released' AND released_at < ?"
+	purgeLeases       = "DELETE FROM gpu_leases WHERE released_at != 0 AND released_at < ?"
+	purgeEvents       = "DELETE FROM environment_events WHERE env_id IN (" + forgotten + ")"
+	purgeEnvironments = "DELETE FROM environments WHERE id IN (" + forgotten + ")"
+	purgeOperations   = "DELETE FROM operations WHERE finished_at != 0 AND finished_at < ?"
+)
+
 // PurgeDeleted implements runtime.Store. An environment that still holds a
 // mapping stays; released ones outlive what they were for.
 func (s *Store) PurgeDeleted(ctx context.Context, before time.Time) (int, error) {
 	var purged int64
 	err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		const which = `SELECT id FROM environments WHERE state = 'deleted' AND updated_at < ?1
-			AND NOT EXISTS (SELECT 1 FROM port_mappings WHERE env_id = environments.id
-				AND status IN ('reserved', 'active'))`
-		if _, err := tx.ExecContext(ctx, "DELETE FROM port_mappings WHERE status = 'released' AND released_at < ?",
-			millis(before.AddDate(-keepPortHistory, 0, 0))); err != nil {
+		history := millis(before.AddDate(-keepPortHistory, 0, 0))
+		if _, err := tx.ExecContext(ctx, purgeMappings, history); err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, "DELETE FROM gpu_leases WHERE released_at != 0 AND released_at < ?",
-			millis(before.AddDate(-keepPortHistory, 0, 0))); err != nil {
+		if _, err := tx.ExecContext(ctx, purgeLeases, history); err != nil {
 			return err
 		}
-		if _, err := tx.ExecContext(ctx, "DELETE FROM environment_events WHERE env_id IN ("+which+")", millis(before)); err != nil {
+		if _, err := tx.ExecContext(ctx, purgeEvents, millis(before)); err != nil {
 			return err
 		}
-		result, err := tx.ExecContext(ctx, "DELETE FROM environments WHERE id IN ("+which+")", millis(before))
+		result, err := tx.ExecContext(ctx, purgeEnvironments, millis(before))
 		if err != nil {
 			return err
 		}

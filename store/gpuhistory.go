@@ -22,8 +22,9 @@ func (s *Store) GPULeases(ctx context.Context, filter runtime.LeaseFilter) (foun
 	if filter.Limit > 0 {
 		limit = filter.Limit + 1 // one more tells whether there is another page
 	}
+	query, args := leasesQuery(filter.GPU, before, limit)
 	err = s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		rows, err := tx.QueryContext(ctx, selectLeases+"(?1 = '' OR l.gpu = ?1) AND l.seq < ?2 ORDER BY l.seq DESC LIMIT ?3", filter.GPU, before, limit)
+		rows, err := tx.QueryContext(ctx, query, args...)
 		if err != nil {
 			return err
 		}
@@ -46,4 +47,13 @@ func (s *Store) GPULeases(ctx context.Context, filter runtime.LeaseFilter) (foun
 		return nil, "", fmt.Errorf("list leases of GPUs: %w", err)
 	}
 	return found, next, nil
+}
+
+// leasesQuery selects leases that were made before one, of one GPU or ("") of all,
+// newest first.
+func leasesQuery(uuid string, before int64, limit int) (query string, args []any) {
+	if uuid == "" {
+		return selectLeases + "l.seq < ? ORDER BY l.seq DESC LIMIT ?", []any{before, limit}
+	}
+	return selectLeases + "l.gpu = ? AND l.seq < ? ORDER BY l.seq DESC LIMIT ?", []any{uuid, before, limit}
 }

@@ -23,8 +23,12 @@ const (
 	selectMarks = "SELECT gpu, drained, why, drained_at, unhealthy, reason, xid, since, uncorrected, revision FROM gpu_marks"
 )
 
+// leasesOrder puts leases that are held in order. The plus has SQLite sort those few,
+// and not go through all that ever were for their order.
+const leasesOrder = " ORDER BY +l.seq"
+
 func queryLeases(ctx context.Context, tx *sql.Tx, where string, args ...any) ([]gpu.Lease, error) {
-	rows, err := tx.QueryContext(ctx, selectLeases+where+" ORDER BY l.seq", args...)
+	rows, err := tx.QueryContext(ctx, selectLeases+where+leasesOrder, args...)
 	if err != nil {
 		return nil, err
 	}

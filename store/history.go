@@ -4,12 +4,19 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"math"
 
 	"github.com/remotegpu/remotegpu/runtime"
 )
 
 // keepHistory is how many entries of one environment's history are kept.
 const keepHistory = 100
+
+const (
+	selectHistory = "SELECT seq, at, kind, message, exit FROM environment_events WHERE env_id = ? AND seq < ? ORDER BY seq DESC"
+	dropHistory   = `DELETE FROM environment_events WHERE env_id = ?1 AND seq <=
+		(SELECT seq FROM environment_events WHERE env_id = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)`
+)
 
 // insertHistory adds entries and drops the oldest beyond keepHistory.
 func insertHistory(ctx context.Context, tx *sql.Tx, id string, news []runtime.History) error {
@@ -26,28 +33,24 @@ func insertHistory(ctx context.Context, tx *sql.Tx, id string, news []runtime.Hi
 			return err
 		}
 	}
-	_, err := tx.ExecContext(ctx, `DELETE FROM environment_events WHERE env_id = ?1 AND seq <=
-		(SELECT seq FROM environment_events WHERE env_id = ?1 ORDER BY seq DESC LIMIT 1 OFFSET ?2)`, id, keepHistory)
+	_, err := tx.ExecContext(ctx, dropHistory, id, keepHistory)
 	return err
 }
 
 // History implements runtime.Store.
 func (s *Store) History(ctx context.Context, id string, limit int, after string) ([]runtime.History, string, error) {
-	query := "SELECT seq, at, kind, message, exit FROM environment_events WHERE env_id = ?"
-	args := []any{id}
+	before := int64(math.MaxInt64)
 	if after != "" {
-		var seq int64
-		if err := parseCursor(after, "h", &seq); err != nil {
+		if err := parseCursor(after, "h", &before); err != nil {
 			return nil, "", err
 		}
-		query, args = query+" AND seq < ?", append(args, seq)
 	}
 	var (
 		found []runtime.History
 		next  string
 	)
 	err := s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		rows, err := tx.QueryContext(ctx, query+" ORDER BY seq DESC", args...)
+		rows, err := tx.QueryContext(ctx, selectHistory, id, before)
 		if err != nil {
 			return err
 		}

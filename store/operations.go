@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -156,15 +157,21 @@ func (s *Store) operation(ctx context.Context, where string, args ...any) (op *o
 	return op, err
 }
 
-// Operations implements operation.Store.
-func (s *Store) Operations(ctx context.Context, filter operation.Filter) ([]*operation.Operation, string, error) {
+// operationsQuery selects the rows of a page and one more, which tells whether there
+// is another page. It is made of constants; what callers name is in args.
+func operationsQuery(filter operation.Filter) (query string, args []any, err error) {
 	where := []string{"true"}
-	var args []any
 	add := func(condition string, values ...any) {
 		where = append(where, condition)
 		args = append(args, values...)
 	}
-	if filter.Project != "" {
+	// The plus keeps SQLite from going through all operations of a project, which
+	// may be all there are, for the few of a target, of a kind, or that are not done.
+	few := filter.Target != "" || len(filter.Kinds) > 0 ||
+		len(filter.States) > 0 && !slices.ContainsFunc(filter.States, operation.State.Done)
+	if filter.Project != "" && few {
+		add("+project = ?", filter.Project)
+	} else if filter.Project != "" {
 		add("project = ?", filter.Project)
 	}
 	if filter.Target != "" {
@@ -175,7 +182,11 @@ func (s *Store) Operations(ctx context.Context, filter operation.Filter) ([]*ope
 		for _, kind := range filter.Kinds {
 			kinds = append(kinds, kind)
 		}
-		add("kind IN ("+placeholders(len(kinds))+")", kinds...)
+		column := "kind"
+		if filter.Target != "" {
+			column = "+kind" // as above
+		}
+		add(column+" IN ("+placeholders(len(kinds))+")", kinds...)
 	}
 	if len(filter.States) > 0 {
 		var states []any
@@ -187,15 +198,24 @@ func (s *Store) Operations(ctx context.Context, filter operation.Filter) ([]*ope
 	if filter.After != "" {
 		var seq int64
 		if err := parseCursor(filter.After, "o", &seq); err != nil {
-			return nil, "", err
+			return "", nil, err
 		}
 		add("seq < ?", seq)
 	}
-	query := "SELECT " + operationColumns + ", seq FROM operations WHERE " + strings.Join(where, " AND ") +
+	query = "SELECT " + operationColumns + ", seq FROM operations WHERE " + strings.Join(where, " AND ") +
 		" ORDER BY seq DESC"
 	if filter.Limit > 0 {
 		query += " LIMIT ?"
-		args = append(args, filter.Limit+1) // one more tells whether there is another page
+		args = append(args, filter.Limit+1)
+	}
+	return query, args, nil
+}
+
+// Operations implements operation.Store.
+func (s *Store) Operations(ctx context.Context, filter operation.Filter) ([]*operation.Operation, string, error) {
+	query, args, err := operationsQuery(filter)
+	if err != nil {
+		return nil, "", err
 	}
 	found, seqs, err := s.queryOperations(ctx, query, args...)
 	if err != nil {
@@ -207,10 +227,11 @@ func (s *Store) Operations(ctx context.Context, filter operation.Filter) ([]*ope
 	return found, "", nil
 }
 
+const selectPending = "SELECT " + operationColumns + ", seq FROM operations WHERE state IN ('queued', 'running') ORDER BY seq"
+
 // Pending implements operation.Store.
 func (s *Store) Pending(ctx context.Context) ([]*operation.Operation, error) {
-	found, _, err := s.queryOperations(ctx, "SELECT "+operationColumns+
-		", seq FROM operations WHERE state IN ('queued', 'running') ORDER BY seq")
+	found, _, err := s.queryOperations(ctx, selectPending)
 	if err != nil {
 		return nil, fmt.Errorf("list pending operations: %w", err)
 	}
@@ -277,8 +298,7 @@ func (s *Store) UpdateOperation(ctx context.Context, id string, change func(*ope
 func (s *Store) PurgeOperations(ctx context.Context, before time.Time) (int, error) {
 	var purged int64
 	err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		result, err := tx.ExecContext(ctx,
-			"DELETE FROM operations WHERE finished_at != 0 AND finished_at < ?", millis(before))
+		result, err := tx.ExecContext(ctx, purgeOperations, millis(before))
 		if err != nil {
 			return err
 		}

@@ -49,13 +49,17 @@ func sourcesText(sources []netip.Prefix) (string, error) {
 	return toJSON(sources)
 }
 
-// selectsMappings is the condition that a filter means. It is made of constants;
-// what callers name is in args.
-func selectsMappings(hostID string, filter port.Filter) (condition string, args []any, err error) {
-	// The plus keeps SQLite from going through all that a host ever released.
-	where := []string{"host_id = ?"}
-	if !filter.ReleasedSince.IsZero() {
-		where[0] = "+host_id = ?"
+// selectsMappings is the condition that a filter means, and the order of what it
+// selects. Both are made of constants; what callers name is in args.
+func selectsMappings(hostID string, filter port.Filter) (condition, order string, args []any, err error) {
+	// A plus keeps SQLite from going through all that a host ever released, for the
+	// sake of its order or its host: only a list of that should.
+	where, place := []string{"host_id = ?"}, "external_port"
+	switch {
+	case filter.EnvID != "", filter.ID != "", !filter.ReleasedSince.IsZero():
+		where[0], place = "+host_id = ?", "+external_port"
+	case !filter.IncludeReleased && filter.At.IsZero(): // those that are held are few
+		place = "+external_port"
 	}
 	args = []any{hostID}
 	add := func(condition string, values ...any) {
@@ -84,29 +88,37 @@ func selectsMappings(hostID string, filter port.Filter) (condition string, args 
 		add("status = 'released' AND released_at >= ?", millis(filter.ReleasedSince))
 	case !filter.IncludeReleased && filter.At.IsZero():
 		add("status IN ('reserved', 'active')")
-	case filter.External != 0:
-		add("status IN ('reserved', 'active', 'released')") // all: so that the index of ports is used
 	}
 	if filter.After != "" {
 		var external, seq int64
 		if err := parseCursor(filter.After, "p", &external, &seq); err != nil {
-			return "", nil, err
+			return "", "", nil, err
 		}
-		add("(external_port, seq) > (?, ?)", external, seq)
+		add("("+place+", seq) > (?, ?)", external, seq)
 	}
-	return strings.Join(where, " AND "), args, nil
+	return strings.Join(where, " AND "), place + ", seq", args, nil
+}
+
+// mappingsQuery selects the rows of a page and one more, which tells whether there is
+// another page.
+func mappingsQuery(hostID string, filter port.Filter) (query string, args []any, err error) {
+	where, order, args, err := selectsMappings(hostID, filter)
+	if err != nil {
+		return "", nil, err
+	}
+	query = selectMappings + where + " ORDER BY " + order
+	if filter.Limit > 0 {
+		query += " LIMIT ?"
+		args = append(args, filter.Limit+1)
+	}
+	return query, args, nil
 }
 
 // PortMappings implements port.Store.
 func (s *Store) PortMappings(ctx context.Context, hostID string, filter port.Filter) ([]port.Mapping, string, error) {
-	where, args, err := selectsMappings(hostID, filter)
+	query, args, err := mappingsQuery(hostID, filter)
 	if err != nil {
 		return nil, "", err
-	}
-	query := selectMappings + where + " ORDER BY external_port, seq" //nolint:gosec // the condition is made of constants
-	if filter.Limit > 0 {
-		query += " LIMIT ?"
-		args = append(args, filter.Limit+1) // one more tells whether there is another page
 	}
 	var (
 		found []port.Mapping
@@ -177,13 +189,23 @@ func insertMappings(ctx context.Context, tx *sql.Tx, mappings []port.Mapping) er
 	return nil
 }
 
+// Changes that markMappings makes.
+const (
+	markedMappings = "UPDATE port_mappings SET revision = revision + 1, "
+	releaseOfHost  = `status = 'released', released_at = max(?1, 1), updated_at = ?1
+		WHERE +host_id = ?2 AND env_id = ?3 AND status IN ('reserved', 'active')`
+	release = `status = 'released', released_at = ?1, updated_at = ?1
+		WHERE env_id = ?2 AND status IN ('reserved', 'active')`
+	releaseListed = `status = 'released', released_at = ?1, updated_at = ?1
+		WHERE env_id = ?2 AND id IN (SELECT value FROM json_each(?3)) AND status IN ('reserved', 'active')`
+)
+
 // ReleasePortMappings implements port.Store.
 func (s *Store) ReleasePortMappings(ctx context.Context, hostID, envID string, at time.Time) ([]port.Mapping, error) {
 	var released []port.Mapping
 	err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		var err error
-		released, err = markMappings(ctx, tx, `status = 'released', released_at = max(?1, 1), updated_at = ?1
-			WHERE +host_id = ?2 AND env_id = ?3 AND status IN ('reserved', 'active')`, millis(at), hostID, envID)
+		released, err = markMappings(ctx, tx, releaseOfHost, millis(at), hostID, envID)
 		return err
 	})
 	if err != nil {
@@ -195,8 +217,7 @@ func (s *Store) ReleasePortMappings(ctx context.Context, hostID, envID string, a
 // releaseMappings releases what an environment holds on any host: the store
 // of a node has mappings of its own host only.
 func releaseMappings(ctx context.Context, tx *sql.Tx, envID string, at time.Time) ([]port.Mapping, error) {
-	return markMappings(ctx, tx, `status = 'released', released_at = ?1, updated_at = ?1
-		WHERE env_id = ?2 AND status IN ('reserved', 'active')`, millis(at), envID)
+	return markMappings(ctx, tx, release, millis(at), envID)
 }
 
 // releaseSome releases those of an environment's mappings that it still holds.
@@ -212,8 +233,7 @@ func releaseSome(ctx context.Context, tx *sql.Tx, envID string, mappings []port.
 	if err != nil {
 		return nil, err
 	}
-	return markMappings(ctx, tx, `status = 'released', released_at = ?1, updated_at = ?1
-		WHERE env_id = ?2 AND id IN (SELECT value FROM json_each(?3)) AND status IN ('reserved', 'active')`, millis(at), envID, list)
+	return markMappings(ctx, tx, releaseListed, millis(at), envID, list)
 }
 
 func describeMappings(ctx context.Context, tx *sql.Tx, envID string, mappings []port.Mapping, at time.Time) error {
@@ -238,8 +258,7 @@ func activateMappings(ctx context.Context, tx *sql.Tx, envID string, at time.Tim
 }
 
 func markMappings(ctx context.Context, tx *sql.Tx, change string, args ...any) ([]port.Mapping, error) {
-	return queryMappings(ctx, tx,
-		"UPDATE port_mappings SET revision = revision + 1, "+change+" RETURNING "+mappingColumns, args...)
+	return queryMappings(ctx, tx, markedMappings+change+" RETURNING "+mappingColumns, args...)
 }
 
 func queryMappings(ctx context.Context, tx *sql.Tx, query string, args ...any) ([]port.Mapping, error) {
