@@ -87,7 +87,8 @@ func (p *localPack) below(writer *tar.Writer, local, name string) error {
 		if err != nil {
 			return fmt.Errorf("look at %s: %w", filepath.Join(local, entry.Name()), err)
 		}
-		if err := p.entry(writer, filepath.Join(local, entry.Name()), path.Join(name, entry.Name()), info); err != nil {
+		err = p.entry(writer, filepath.Join(local, entry.Name()), path.Join(name, entry.Name()), info)
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // removed after the look: it is left out, or empty
 			return err
 		}
 	}

@@ -3,8 +3,11 @@ package cli
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 )
 
@@ -61,4 +64,54 @@ func FuzzUnpack(f *testing.F) {
 		}
 		_ = os.Chmod(filepath.Join(base, "to"), 0o700) // it may have made it unreadable
 	})
+}
+
+// removing removes something as soon as its name is written.
+type removing struct {
+	bytes.Buffer
+	dir string
+}
+
+// Write implements io.Writer.
+func (r *removing) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte("from/gone/")) {
+		if err := os.RemoveAll(r.dir); err != nil {
+			return 0, err
+		}
+	}
+	return r.Buffer.Write(p)
+}
+
+// What disappears while it is packed does not end an upload.
+func TestPackOfWhatDisappears(t *testing.T) {
+	from := filepath.Join(t.TempDir(), "from")
+	out := &removing{dir: filepath.Join(from, "gone")}
+	if err := os.MkdirAll(filepath.Join(out.dir, "deeper"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(from, "kept"), []byte("kept"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	info, err := os.Stat(from)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pack := &localPack{root: from, name: "from", info: info}
+	if err := pack.write(out); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for reader := tar.NewReader(&out.Buffer); ; {
+		header, err := reader.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, header.Name)
+	}
+	if want := []string{"from/", "from/gone/", "from/kept"}; !slices.Equal(names, want) {
+		t.Errorf("packed %q, want %q", names, want)
+	}
 }

@@ -48,7 +48,7 @@ func (r *Root) Extract(ctx context.Context, dir string, in io.Reader, how Extrac
 	}
 	defer top.Close() //nolint:errcheck // a directory: nothing can be lost
 	source := &source{ctx: ctx, in: in}
-	x := &extractor{root: r, how: how, top: top, in: tar.NewReader(source), buffer: make([]byte, copyBuffer)}
+	x := &extractor{root: r, ctx: ctx, how: how, top: top, in: tar.NewReader(source), buffer: make([]byte, copyBuffer)}
 	defer x.leave()
 	for {
 		header, err := x.in.Next()
@@ -103,6 +103,7 @@ func (s *source) Read(p []byte) (int, error) {
 
 type extractor struct {
 	root   *Root
+	ctx    context.Context //nolint:containedctx // of the one call that it is a part of
 	how    Extraction
 	top    *os.File
 	in     *tar.Reader

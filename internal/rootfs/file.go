@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"archive/tar"
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -93,6 +94,9 @@ func (x *extractor) create(parent *os.File, name string) (file *os.File, hidden 
 func (x *extractor) fill(file *os.File, name string, size int64) error {
 	out := holes.NewWriter(file)
 	for {
+		if x.ctx.Err() != nil { // holes of an archive are read from nowhere
+			return context.Cause(x.ctx)
+		}
 		n, err := io.ReadFull(x.in, x.buffer)
 		if ended := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF); err != nil && !ended {
 			return invalid("the archive ends, or cannot be read, within %s", name).WithCause(err)

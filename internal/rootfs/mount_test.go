@@ -175,11 +175,15 @@ func TestOverlay(t *testing.T) {
 	}
 }
 
-// A file with a lease that its owner does not give up is left out, without a wait.
+// A file with a lease that its owner does not give up is left out, without a
+// wait, and so are its other names: they would be links to what is not there.
 func TestLeasedFile(t *testing.T) {
 	testutil.Require(t, testutil.Root)
 	tr := newTree(t)
 	tr.write(t, "to/leased", "x")
+	if err := os.Link(tr.path("to/leased"), tr.path("to/another")); err != nil {
+		t.Fatal(err)
+	}
 	file, err := os.OpenFile(tr.path("to/leased"), os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -192,7 +196,7 @@ func TestLeasedFile(t *testing.T) {
 		t.Skipf("no leases here: %v", err)
 	}
 	defer func() { _, _ = unix.FcntlInt(file.Fd(), unix.F_SETLEASE, unix.F_UNLCK) }()
-	if headers, _, done, err := tr.pack(t, "to", false); err != nil || names(headers) != "to/" || done.Skipped != 1 {
+	if headers, _, done, err := tr.pack(t, "to", false); err != nil || names(headers) != "to/" || done.Skipped != 2 {
 		t.Errorf("%s %+v %v", names(headers), done, err)
 	}
 }

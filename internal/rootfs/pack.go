@@ -194,9 +194,6 @@ func (p *packer) regular(file *os.File, header *tar.Header, stat *unix.Stat_t) e
 			header.Typeflag, header.Linkname, header.Size = tar.TypeLink, first, 0
 			return p.write(header)
 		}
-		if len(p.names) < maxHardLink {
-			p.names[id] = header.Name
-		}
 	}
 	// What a lease or a broken file system keeps from being opened is left out.
 	open, err := reopen(file, unix.O_RDONLY|unix.O_NONBLOCK)
@@ -209,6 +206,10 @@ func (p *packer) regular(file *os.File, header *tar.Header, stat *unix.Stat_t) e
 	entries := p.done.Entries
 	if err := p.write(header); err != nil || p.done.Entries == entries {
 		return err
+	}
+	// Not before it is in the archive: a link to what is not cannot be taken out.
+	if stat.Nlink > 1 && len(p.names) < maxHardLink {
+		p.names[fileID{stat.Dev, stat.Ino}] = header.Name
 	}
 	return p.content(open, header)
 }

@@ -2,7 +2,10 @@ package rootfs_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -84,6 +87,42 @@ func TestHolesGoAlong(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "cmp", tr.path("etc/holes"), tr.path("to/holes")).CombinedOutput(); err != nil {
 		t.Errorf("%s", out)
 	}
+}
+
+// Whoever waits for a copy to end does not wait for a terabyte of hole.
+func TestEndOfALongHole(t *testing.T) {
+	tr := newTree(t)
+	if err := os.WriteFile(tr.path("etc/holes"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(tr.path("etc/holes"), 1<<40); err != nil {
+		t.Skipf("no file system for it: %v", err)
+	}
+	data, err := exec.CommandContext(t.Context(), "tar", "--sparse", "-C", tr.path("etc"), "-c", "holes").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	over := errors.New("over")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	in := &ending{Reader: bytes.NewReader(data), end: func() { cancel(over) }}
+	if _, err := tr.Extract(ctx, "to", in, mine()); !errors.Is(err, over) {
+		t.Errorf("it ends with %v", err)
+	}
+	if _, err := os.Stat(tr.path("to/holes")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what was not whole is there: %v", err)
+	}
+}
+
+// ending calls end with the first read.
+type ending struct {
+	io.Reader
+	end func()
+}
+
+// Read implements io.Reader.
+func (e *ending) Read(p []byte) (int, error) {
+	defer e.end()
+	return e.Reader.Read(p)
 }
 
 // A few bytes may not keep the node busy for hours.

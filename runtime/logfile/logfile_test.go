@@ -427,6 +427,50 @@ func TestFileTakenAway(t *testing.T) {
 	}
 }
 
+// A file that somebody has put where the log would be rotated to is kept, and
+// costs no line.
+func TestRotationPassesOverOtherFiles(t *testing.T) {
+	path := newLog(t)
+	write(t, path, 0, 1)
+	taken := path + ".00000001"
+	if err := os.WriteFile(taken, []byte("#remotegpu-log 1 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	write(t, path, 1, 5000)
+	wantNumbers(t, read(t, path, logfile.Selection{}), 0, 5000)
+	if text, err := os.ReadFile(taken); err != nil || string(text) != "#remotegpu-log 1 1\n" {
+		t.Errorf("%q %v", text, err)
+	}
+}
+
+// A log that is emptied and begun by another writer, before its follower looks
+// again, has the same number as before: all of its lines come.
+func TestEmptiedForAnotherWriter(t *testing.T) {
+	path := newLog(t)
+	write(t, path, 0, 100)
+	next := 0
+	err := logfile.Read(t.Context(), path, logfile.Selection{Follow: true, Idle: func(logfile.Mark) error {
+		if next == 100 {
+			if err := os.Truncate(path, 0); err != nil {
+				return err
+			}
+			write(t, path, 100, 105)
+		}
+		return nil
+	}}, func(line logfile.Line) error {
+		if want := fmt.Sprintf("line %06d", next); string(line.Data) != want {
+			return fmt.Errorf("got %q, want %q", line.Data, want)
+		}
+		if next++; next == 105 {
+			return errEnough
+		}
+		return nil
+	})
+	if !errors.Is(err, errEnough) {
+		t.Errorf("after %d lines: %v", next, err)
+	}
+}
+
 // A full disk costs lines, never the writer's time, and the log says so once
 // there is room again.
 func TestFullDisk(t *testing.T) {

@@ -276,7 +276,7 @@ func (r *reader) line(record []byte, piece bool, end int64) error {
 }
 
 // checkEmptied begins anew when somebody has emptied the file: its writer has
-// given it another number then.
+// given it another number then. One that has begun since may give it the same.
 func (s *source) checkEmptied() error {
 	if s.final {
 		return nil
@@ -285,7 +285,11 @@ func (s *source) checkEmptied() error {
 	if err := now.readHeader(); err != nil {
 		return err
 	}
-	if now.number != s.number {
+	info, err := s.file.Stat()
+	if err != nil {
+		return fmt.Errorf("read log: %w", err)
+	}
+	if now.number != s.number || info.Size() < s.offset {
 		s.number, s.offset, s.alien, s.given = now.number, now.offset, now.alien, 0
 	}
 	return nil

@@ -362,6 +362,9 @@ func (w *Writer) rotate() error {
 			return cause(err)
 		}
 	}
+	if last := len(numbers) - 1; last >= 0 && numbers[last] >= w.number {
+		w.number = numbers[last] + 1 // somebody put a file there: it is not replaced, and stops nothing
+	}
 	file, err := w.fresh(w.number + 1)
 	if err != nil {
 		return cause(err)
