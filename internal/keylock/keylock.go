@@ -21,7 +21,31 @@ type entry struct {
 // Lock waits for the key's lock and returns what releases it, or ctx's error.
 // Releasing twice does nothing.
 func (m *Map[K]) Lock(ctx context.Context, key K) (unlock func(), err error) {
+	e := m.take(key)
+	select {
+	case e.held <- struct{}{}:
+		return m.unlock(key, e), nil
+	case <-ctx.Done():
+		m.drop(key, e)
+		return nil, context.Cause(ctx)
+	}
+}
+
+// TryLock takes the key's lock if nobody has it.
+func (m *Map[K]) TryLock(key K) (unlock func(), locked bool) {
+	e := m.take(key)
+	select {
+	case e.held <- struct{}{}:
+		return m.unlock(key, e), true
+	default:
+		m.drop(key, e)
+		return nil, false
+	}
+}
+
+func (m *Map[K]) take(key K) *entry {
 	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.locks == nil {
 		m.locks = make(map[K]*entry)
 	}
@@ -31,14 +55,11 @@ func (m *Map[K]) Lock(ctx context.Context, key K) (unlock func(), err error) {
 		m.locks[key] = e
 	}
 	e.refs++
-	m.mu.Unlock()
-	select {
-	case e.held <- struct{}{}:
-		return sync.OnceFunc(func() { <-e.held; m.drop(key, e) }), nil
-	case <-ctx.Done():
-		m.drop(key, e)
-		return nil, context.Cause(ctx)
-	}
+	return e
+}
+
+func (m *Map[K]) unlock(key K, e *entry) func() {
+	return sync.OnceFunc(func() { <-e.held; m.drop(key, e) })
 }
 
 func (m *Map[K]) drop(key K, e *entry) {

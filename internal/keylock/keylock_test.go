@@ -54,3 +54,25 @@ func TestWaitEndsWithTheContext(t *testing.T) {
 	}
 	again()
 }
+
+func TestTryDoesNotWait(t *testing.T) {
+	var locks keylock.Map[string]
+	unlock, locked := locks.TryLock("a")
+	if !locked {
+		t.Fatal("nobody had it")
+	}
+	if _, locked := locks.TryLock("a"); locked {
+		t.Error("it has two holders")
+	}
+	other, locked := locks.TryLock("b")
+	if !locked {
+		t.Error("it is another key")
+	}
+	other()
+	unlock()
+	again, err := locks.Lock(t.Context(), "a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	again()
+}

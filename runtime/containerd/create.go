@@ -138,11 +138,11 @@ func (e *Engine) prepare(ctx context.Context, c *runtime.Container, from origin)
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
+	if from.record == nil {
+		return e.prepareClone(ctx, c, from)
+	}
 	whole, done := uninterrupted(ctx)
 	defer done()
-	if from.record == nil {
-		return e.prepareClone(whole, c, from)
-	}
 	id := c.ID
 	mounts, err := e.snapshots.Prepare(whole, id, from.parent)
 	if errdefs.IsAlreadyExists(err) {
@@ -167,8 +167,13 @@ func (e *Engine) prepare(ctx context.Context, c *runtime.Container, from origin)
 
 // prepareClone makes the writable layer of a container on a snapshot.
 func (e *Engine) prepareClone(ctx context.Context, c *runtime.Container, from origin) ([]mount.Mount, error) {
-	e.swapping.Lock() // against a removal of the snapshot
-	defer e.swapping.Unlock()
+	unlock, err := e.building.both(ctx, c.Snapshot, c.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	ctx, done := uninterrupted(ctx)
+	defer done()
 	if err := e.snapshots.Remove(ctx, c.ID); err != nil && !errdefs.IsNotFound(err) {
 		return nil, fmt.Errorf("remove stale snapshot: %w", e.explain(ctx, err))
 	}

@@ -125,7 +125,7 @@ type Engine struct {
 	token    string        // tells this engine's processes from another's
 	patience time.Duration // callTimeout
 
-	swapping sync.Mutex // held while snapshots and what builds on them change
+	building layerLocks // held while snapshots and what builds on them change
 
 	mu     sync.Mutex
 	lost   map[string]int           // processes that could not be removed: first pid by exec id

@@ -67,8 +67,11 @@ func (e *Engine) CommitLayer(ctx context.Context, id, snapshot string) (runtime.
 
 func (e *Engine) commitLayer(ctx context.Context, id, snapshot string) (runtime.Layer, error) {
 	key := snapshotKey(snapshot)
-	e.swapping.Lock()
-	defer e.swapping.Unlock()
+	unlock, err := e.building.both(ctx, snapshot, id)
+	if err != nil {
+		return runtime.Layer{}, err
+	}
+	defer unlock()
 	record, ext, err := e.idle(ctx, id)
 	if err != nil {
 		return runtime.Layer{}, err
@@ -84,7 +87,7 @@ func (e *Engine) commitLayer(ctx context.Context, id, snapshot string) (runtime.
 	} else if !errdefs.IsNotFound(err) {
 		return runtime.Layer{}, fmt.Errorf("get snapshot: %w", e.explain(whole, err))
 	}
-	mounts, err := e.layerOf(whole, record)
+	mounts, err := e.lockedLayerOf(whole, record)
 	if err != nil {
 		return runtime.Layer{}, err
 	}
@@ -220,6 +223,30 @@ func (e *Engine) awaitUnmounted(ctx context.Context, mounts []mount.Mount) error
 // what it goes on top of.
 func (e *Engine) layerOf(ctx context.Context, record *containers.Container) ([]mount.Mount, error) {
 	mounts, err := e.snapshots.Mounts(ctx, record.ID)
+	if err == nil {
+		return mounts, nil
+	}
+	if !errdefs.IsNotFound(err) || record.Labels[labelLayer] == "" {
+		return nil, fmt.Errorf("get snapshot: %w", e.explain(ctx, err))
+	}
+	unlock, err := e.building.container(ctx, record.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	// It may be somebody else who is swapping it, and has put it on another
+	// snapshot, or removed the container.
+	current, err := e.store.Get(ctx, record.ID)
+	if err != nil {
+		return nil, fmt.Errorf("get record: %w", e.explain(ctx, err))
+	}
+	return e.lockedLayerOf(ctx, &current)
+}
+
+// lockedLayerOf is layerOf for who has the lock of the container, and a record
+// that was read under it.
+func (e *Engine) lockedLayerOf(ctx context.Context, record *containers.Container) ([]mount.Mount, error) {
+	mounts, err := e.snapshots.Mounts(ctx, record.ID)
 	if errdefs.IsNotFound(err) && record.Labels[labelLayer] != "" {
 		mounts, err = e.prepareOn(ctx, record, record.Labels[labelLayer])
 	}
@@ -333,8 +360,11 @@ func (e *Engine) ResetLayer(ctx context.Context, id, snapshot string) error {
 }
 
 func (e *Engine) resetLayer(ctx context.Context, id, snapshot string) error {
-	e.swapping.Lock()
-	defer e.swapping.Unlock()
+	unlock, err := e.building.both(ctx, snapshot, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	key := snapshotKey(snapshot)
 	if _, err := e.snapshots.Stat(ctx, key); errdefs.IsNotFound(err) {
 		return snapshotNotFound(snapshot).WithCause(err)

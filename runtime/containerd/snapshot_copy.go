@@ -44,6 +44,11 @@ func (e *Engine) CopyLayer(ctx context.Context, id, snapshot string, progress fu
 }
 
 func (e *Engine) copyLayer(ctx context.Context, id, snapshot string, progress func(operation.Progress)) (layer runtime.Layer, err error) {
+	unlock, err := e.building.snapshot(ctx, snapshot)
+	if err != nil {
+		return layer, err
+	}
+	defer unlock()
 	record, ext, err := e.recordOf(ctx, id)
 	if err != nil {
 		return layer, err

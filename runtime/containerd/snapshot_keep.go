@@ -24,8 +24,11 @@ func (e *Engine) RemoveSnapshot(ctx context.Context, snapshot string) error {
 }
 
 func (e *Engine) removeSnapshot(ctx context.Context, snapshot string) error {
-	e.swapping.Lock()
-	defer e.swapping.Unlock()
+	unlock, err := e.building.snapshot(ctx, snapshot)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	key := snapshotKey(snapshot)
 	if err := e.TidySnapshot(ctx, snapshot); err != nil {
 		return err

@@ -344,10 +344,16 @@ func (e *Engine) remove(ctx context.Context, id string) error {
 		}
 	}
 	if err := e.clearState(ctx, id); ctx.Err() != nil {
-		return err
+		return errors.Join(context.Cause(ctx), err) // nothing has gone yet
 	} else if err != nil { // in memory, under an id that nobody is given again
 		e.cfg.Log.WarnContext(ctx, "what a runtime knows of a container stays behind", "container", id, "error", err)
 	}
+	// Against who finds the record and no layer, and makes one.
+	unlock, err := e.building.container(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	project := e.projectOf(ctx, &record)
 	if err := e.store.Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete record: %w", e.explain(ctx, err))
