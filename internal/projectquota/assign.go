@@ -1,6 +1,7 @@
 package projectquota
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,8 +15,8 @@ import (
 // there later inherit it. A link or a device has the project of where it was
 // made; they take no blocks to speak of. It follows no link, whoever makes some
 // meanwhile, and crosses into no other filesystem.
-func assign(dir string, id uint32) error {
-	return walk(dir, func(file *os.File, directory bool) error { return give(file, id, directory) })
+func assign(ctx context.Context, dir string, id uint32) error {
+	return walk(ctx, dir, func(file *os.File, directory bool) error { return give(file, id, directory) })
 }
 
 // level is a directory that a walk is in: which it is, and how far it was read.
@@ -27,8 +28,15 @@ type level struct {
 // walk calls visit with every file and directory below dir that has blocks of
 // its own, a directory after what is below it, and with dir last. A tenant may
 // nest a million directories: it holds two descriptors at a time and 24 bytes
-// per level, and comes back up by "..", which must be where it came from.
-func walk(dir string, visit func(file *os.File, directory bool) error) error {
+// per level, and comes back up by "..", which must be where it came from. It
+// ends with ctx, between two files.
+func walk(ctx context.Context, dir string, visit func(file *os.File, directory bool) error) error {
+	going := func(file *os.File, directory bool) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return visit(file, directory)
+	}
 	at, err := open(dir)
 	if err != nil {
 		return err
@@ -41,7 +49,7 @@ func walk(dir string, visit func(file *os.File, directory bool) error) error {
 	levels := []level{{device: stat.Dev, inode: stat.Ino}}
 	buffer := make([]byte, 8<<10)
 	for {
-		below, err := visitEntries(at, &levels[len(levels)-1], buffer, visit)
+		below, err := visitEntries(at, &levels[len(levels)-1], buffer, going)
 		if err != nil {
 			return fmt.Errorf("below %s: %w", dir, err)
 		}
@@ -54,7 +62,7 @@ func walk(dir string, visit func(file *os.File, directory bool) error) error {
 			levels = append(levels, level{device: stat.Dev, inode: stat.Ino})
 			continue
 		}
-		if err := visit(at, true); err != nil {
+		if err := going(at, true); err != nil {
 			return fmt.Errorf("below %s: %w", dir, err)
 		}
 		levels = levels[:len(levels)-1]

@@ -6,6 +6,7 @@
 package projectquota
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -116,8 +117,9 @@ func (p *Pool) Of(dir string) (Quota, error) {
 // Limit lets the files below some directories of one filesystem grow to that
 // many bytes together, rounded up to whole blocks; 0 lifts the limit. It gives
 // the directories a project if they have none; when they have files already,
-// nobody may write them meanwhile.
-func (p *Pool) Limit(bytes int64, dirs ...string) error {
+// nobody may write them meanwhile. That ends with ctx: nothing is limited then,
+// and some files have a project that the next call replaces.
+func (p *Pool) Limit(ctx context.Context, bytes int64, dirs ...string) error {
 	file, err := open(dirs[0])
 	if err != nil {
 		return err
@@ -140,7 +142,7 @@ func (p *Pool) Limit(bytes int64, dirs ...string) error {
 		// others, so that one which has the project has it all. The limit comes
 		// last: that of a project without files belongs to nobody (Stale).
 		for _, dir := range slices.Backward(dirs) {
-			if err := assign(dir, id); err != nil {
+			if err := assign(ctx, dir, id); err != nil {
 				return err
 			}
 		}

@@ -135,7 +135,7 @@ func limitLife(t *testing.T, root string) {
 		t.Fatal(err)
 	}
 	for i, name := range []string{"a", "b"} {
-		if err := pool.Limit(8*mib, upper(name), work(name)); err != nil {
+		if err := pool.Limit(t.Context(), 8*mib, upper(name), work(name)); err != nil {
 			t.Fatal(err)
 		}
 		if quota, err := pool.Of(upper(name)); err != nil || quota.ID != uint32(1000+i) || quota.Limit != 8*mib || quota.Files == 0 {
@@ -165,29 +165,29 @@ func limitLife(t *testing.T, root string) {
 		t.Errorf("rename: %v", err)
 	}
 	// A limit may grow, and fall below what is used.
-	if err := pool.Limit(64*mib, upper("a"), work("a")); err != nil {
+	if err := pool.Limit(t.Context(), 64*mib, upper("a"), work("a")); err != nil {
 		t.Fatal(err)
 	}
 	if err := fill(upper("a")+"/more", 16*mib); err != nil {
 		t.Errorf("within the larger limit: %v", err)
 	}
-	if err := pool.Limit(mib, upper("a"), work("a")); err != nil {
+	if err := pool.Limit(t.Context(), mib, upper("a"), work("a")); err != nil {
 		t.Fatal(err)
 	}
 	if err := fill(upper("a")+"/again", mib); !full(err) {
 		t.Errorf("beyond the smaller limit: %v", err)
 	}
-	if err := pool.Limit(0, upper("a"), work("a")); err != nil {
+	if err := pool.Limit(t.Context(), 0, upper("a"), work("a")); err != nil {
 		t.Fatal(err)
 	}
 	if err := fill(upper("a")+"/again", 16*mib); err != nil {
 		t.Errorf("without a limit: %v", err)
 	}
 	// Ids are given once, and again when nothing has them.
-	if err := pool.Limit(mib, upper("c"), work("c")); err != nil {
+	if err := pool.Limit(t.Context(), mib, upper("c"), work("c")); err != nil {
 		t.Fatal(err)
 	}
-	if err := pool.Limit(mib, upper("d"), work("d")); !errors.Is(err, unix.ENOSPC) {
+	if err := pool.Limit(t.Context(), mib, upper("d"), work("d")); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("a fourth of three: %v", err)
 	}
 	if stale, err := pool.Stale(root); err != nil || len(stale) > 0 {
@@ -212,7 +212,7 @@ func limitLife(t *testing.T, root string) {
 	if stale, err := pool.Stale(root); err != nil || len(stale) > 0 {
 		t.Errorf("stale: %v %v", stale, err)
 	}
-	if err := pool.Limit(mib, upper("d"), work("d")); err != nil {
+	if err := pool.Limit(t.Context(), mib, upper("d"), work("d")); err != nil {
 		t.Fatal(err)
 	}
 	if quota, err := pool.Of(upper("d")); err != nil || quota.ID != 1001 {

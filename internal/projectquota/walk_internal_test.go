@@ -1,6 +1,7 @@
 package projectquota
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -44,7 +45,7 @@ func TestWalkVisitsAllThatHasBlocks(t *testing.T) {
 		got = append(got, kind+filepath.Base(path))
 		return err
 	}
-	if err := walk(root, visit); err != nil {
+	if err := walk(t.Context(), root, visit); err != nil {
 		t.Fatal(err)
 	}
 	if last := got[len(got)-1]; last != "directory "+filepath.Base(root) || got[len(got)-2] != "directory wide" {
@@ -56,8 +57,20 @@ func TestWalkVisitsAllThatHasBlocks(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("visited %d, want %d", len(got), len(want))
 	}
+	gone := errors.New("gone")
+	ctx, cancel := context.WithCancelCause(t.Context())
+	visits := 0
+	stop := func(*os.File, bool) error {
+		if visits++; visits == 5 {
+			cancel(gone)
+		}
+		return nil
+	}
+	if err := walk(ctx, root, stop); !errors.Is(err, gone) || visits != 5 {
+		t.Errorf("the context ended at the fifth of %d visits: %v", visits, err)
+	}
 	failed := errors.New("failed")
-	if err := walk(root, func(*os.File, bool) error { return failed }); !errors.Is(err, failed) {
+	if err := walk(t.Context(), root, func(*os.File, bool) error { return failed }); !errors.Is(err, failed) {
 		t.Errorf("a visit failed: %v", err)
 	}
 }
@@ -93,7 +106,7 @@ func TestWalkIsBoundedByNoDepth(t *testing.T) {
 		return len(entries)
 	}
 	before, most, visited := count(), 0, 0
-	err = walk(root, func(*os.File, bool) error {
+	err = walk(t.Context(), root, func(*os.File, bool) error {
 		if visited++; visited%500 == 1 {
 			most = max(most, count())
 		}

@@ -128,7 +128,7 @@ func (e *Engine) limitDisk(ctx context.Context, mounts []mount.Mount, limit int6
 	if len(dirs) == 0 {
 		return fmt.Errorf("limit writable layer: it has no directory: %w", errdefs.ErrFailedPrecondition)
 	}
-	if err := e.projects.Limit(limit, dirs...); err != nil {
+	if err := e.projects.Limit(ctx, limit, dirs...); err != nil {
 		return fmt.Errorf("limit writable layer: %w", err)
 	}
 	if limit == 0 {
@@ -136,7 +136,7 @@ func (e *Engine) limitDisk(ctx context.Context, mounts []mount.Mount, limit int6
 	}
 	now, err := e.projects.Of(dirs[0])
 	if err == nil && now.Used+mountRoom > limit {
-		err = e.projects.Limit(now.Used+mountRoom, dirs...)
+		err = e.projects.Limit(ctx, now.Used+mountRoom, dirs...)
 	}
 	if err != nil {
 		return fmt.Errorf("make room in writable layer: %w", err)
@@ -164,12 +164,12 @@ func (e *Engine) limitNew(ctx context.Context, record *containers.Container, mou
 
 // settleDisk holds a writable layer that is mounted to its limit, before a
 // process runs.
-func (e *Engine) settleDisk(mounts []mount.Mount, limit int64) error {
+func (e *Engine) settleDisk(ctx context.Context, mounts []mount.Mount, limit int64) error {
 	dirs := layerDirs(mounts)
 	if limit == 0 || len(dirs) == 0 {
 		return nil
 	}
-	if err := e.projects.Limit(limit, dirs...); err != nil {
+	if err := e.projects.Limit(ctx, limit, dirs...); err != nil {
 		return fmt.Errorf("limit writable layer: %w", err)
 	}
 	return nil

@@ -179,7 +179,7 @@ func diskQuota(t *testing.T, d *testutil.ContainerdDaemon, kind string) {
 	// What a crash between the removal of a layer and the end of its limit leaves.
 	lost := filepath.Join(d.Dir, "lost")
 	pool := projectquota.Pool{First: 0x52470000, Last: 0x5247ffff}
-	if err := errors.Join(os.Mkdir(lost, 0o700), pool.Limit(1<<20, lost), os.Remove(lost)); err != nil {
+	if err := errors.Join(os.Mkdir(lost, 0o700), pool.Limit(t.Context(), 1<<20, lost), os.Remove(lost)); err != nil {
 		t.Fatal(err)
 	}
 	runtimetest.Eventually(t, "its limit is found", func() bool {

@@ -184,7 +184,7 @@ func (e *Engine) run(ctx context.Context, c *runtime.Container, mounts []mount.M
 		err = ctx.Err()
 	}
 	if err == nil {
-		err = e.settleDisk(mounts, c.Resources.DiskBytes) // it is mounted now
+		err = e.settleDisk(ctx, mounts, c.Resources.DiskBytes) // it is mounted now
 	}
 	var limited error // of another than containerd
 	if err == nil {

@@ -131,7 +131,8 @@ func (m *Manager) Delete(ctx context.Context, name string, usedBy func(context.C
 	if err != nil {
 		return err
 	}
-	if err := removeTree(trash); err != nil {
+	// The volume has gone: whoever leaves now still wants its files gone.
+	if err := removeTree(context.WithoutCancel(ctx), trash); err != nil {
 		return fmt.Errorf("remove files of deleted volume %s: %w", name, err)
 	}
 	return nil
@@ -186,7 +187,7 @@ func (m *Manager) RemoveDeleted(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		if strings.HasPrefix(entry.Name(), trashPrefix) {
-			errs = append(errs, removeTree(filepath.Join(m.volumesDir(), entry.Name())))
+			errs = append(errs, removeTree(ctx, filepath.Join(m.volumesDir(), entry.Name())))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -20,8 +21,9 @@ const namesAtOnce = 1024
 // that one keeps a descriptor and a stack frame per level, of which a tenant
 // can make a million. Here directories that are not empty are moved up next to
 // each other, so two descriptors do, and a crash leaves something of the same
-// kind. No link is followed and nothing mounted below is entered.
-func removeTree(path string) error {
+// kind. No link is followed and nothing mounted below is entered. It ends with
+// ctx, between two names.
+func removeTree(ctx context.Context, path string) error {
 	top, err := openDirAt(unix.AT_FDCWD, path, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -30,7 +32,7 @@ func removeTree(path string) error {
 		return err
 	}
 	defer top.Close() //nolint:errcheck // nothing was written to it
-	if err := emptyDir(top, func(name string) (bool, error) { return dissolve(top, name) }); err != nil {
+	if err := emptyDir(ctx, top, func(name string) (bool, error) { return dissolve(ctx, top, name) }); err != nil {
 		return err
 	}
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -41,7 +43,7 @@ func removeTree(path string) error {
 
 // dissolve removes a directory in top, after moving the directories in it to
 // top. It tells whether anything changed.
-func dissolve(top *os.File, name string) (changed bool, err error) {
+func dissolve(ctx context.Context, top *os.File, name string) (changed bool, err error) {
 	dir, err := openDirAt(int(top.Fd()), name, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS|unix.RESOLVE_NO_XDEV)
 	if errors.Is(err, fs.ErrNotExist) { // somebody else removes it as well
 		return true, nil
@@ -50,7 +52,7 @@ func dissolve(top *os.File, name string) (changed bool, err error) {
 		return false, err
 	}
 	defer dir.Close() //nolint:errcheck // nothing was written to it
-	err = emptyDir(dir, func(inner string) (bool, error) {
+	err = emptyDir(ctx, dir, func(inner string) (bool, error) {
 		err := unix.Renameat(int(dir.Fd()), inner, int(top.Fd()), rand.Text())
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return false, pathError("move up", dir, inner, err)
@@ -70,7 +72,7 @@ func dissolve(top *os.File, name string) (changed bool, err error) {
 // emptyDir removes what is in a directory; for directories that are not empty
 // it calls full. It goes on after an error, and looks again as long as
 // something changes: reading a directory while it changes may skip names.
-func emptyDir(dir *os.File, full func(name string) (changed bool, err error)) error {
+func emptyDir(ctx context.Context, dir *os.File, full func(name string) (changed bool, err error)) error {
 	for {
 		if _, err := dir.Seek(0, io.SeekStart); err != nil {
 			return err
@@ -80,6 +82,9 @@ func emptyDir(dir *os.File, full func(name string) (changed bool, err error)) er
 		for {
 			names, err := dir.Readdirnames(namesAtOnce)
 			for _, name := range names {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
 				changed, err := removeEntry(dir, name, full)
 				seen, progress = true, progress || changed
 				if first == nil {

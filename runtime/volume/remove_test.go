@@ -1,8 +1,11 @@
 package volume_test
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -105,6 +108,49 @@ func TestRemoveDeletedOfDeepDirectories(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(volumes); err != nil || len(entries) != 0 {
 		t.Errorf("left below volumes: %v, %v", entries, err)
+	}
+}
+
+// fading is a context that ends when it has been asked a few times.
+type fading struct {
+	context.Context //nolint:containedctx // it is one
+	left            int
+	end             context.CancelCauseFunc
+}
+
+var errFaded = errors.New("faded")
+
+func (f *fading) Err() error {
+	if f.left--; f.left == 0 {
+		f.end(errFaded)
+	}
+	return f.Context.Err()
+}
+
+// A daemon that stops does not remove the files of a volume to the last one.
+func TestRemoveDeletedEndsWithItsContext(t *testing.T) {
+	m, config := newManager(t)
+	data := filepath.Join(config.StateDir, "volumes", "..deleted-1", "data")
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 20 {
+		if err := os.WriteFile(filepath.Join(data, strconv.Itoa(i)), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	if err := m.RemoveDeleted(&fading{ctx, 10, cancel}); !errors.Is(err, errFaded) {
+		t.Errorf("got %v, want the cause of its end", err)
+	}
+	if entries, err := os.ReadDir(data); err != nil || len(entries) == 0 || len(entries) == 20 {
+		t.Errorf("%d of 20 files are left: %v", len(entries), err)
+	}
+	if err := m.RemoveDeleted(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Dir(data)); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is still there: %v", err)
 	}
 }
 
