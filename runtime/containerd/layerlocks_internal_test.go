@@ -208,8 +208,22 @@ func TestRemovalLeavesLayersThatAreSwapped(t *testing.T) {
 // a circle nor loses one.
 func TestLayersAtRandom(t *testing.T) {
 	e, _, d := building(t)
-	const workers, rounds = 4, 12
-	names := []string{"a", "b", "c"}
+	const workers, rounds = 4, 20
+	var mu sync.Mutex
+	var made []string // ids of snapshots, which are given once
+	some := func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(made) == 0 {
+			return "none"
+		}
+		return made[rand.IntN(len(made))]
+	}
+	add := func(name string) {
+		mu.Lock()
+		defer mu.Unlock()
+		made = append(made, name)
+	}
 	base := runtime.Container{ID: "base", Image: testutil.ImageName}
 	if err := e.Create(t.Context(), base); err != nil {
 		t.Fatal(err)
@@ -228,13 +242,15 @@ func TestLayersAtRandom(t *testing.T) {
 	for i := range workers {
 		group.Go(func() {
 			id := fmt.Sprintf("worker-%d", i)
-			for range rounds {
-				name := names[rand.IntN(len(names))]
+			for round := range rounds {
+				name := some()
 				var did string
 				var err error
 				switch rand.IntN(5) {
 				case 0:
+					name = fmt.Sprintf("%s-%d", id, round)
 					did, err = "commit", func() error { _, err := e.CommitLayer(ctx, id, name); return err }()
+					add(name)
 				case 1:
 					did, err = "reset", e.ResetLayer(ctx, id, name)
 				case 2:
@@ -261,7 +277,7 @@ func TestLayersAtRandom(t *testing.T) {
 		})
 	}
 	group.Wait()
-	for _, name := range append(names, "base") {
+	for _, name := range append(made, "base") {
 		if err := e.RemoveSnapshot(ctx, name); err != nil {
 			t.Error(err)
 		}

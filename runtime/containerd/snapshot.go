@@ -366,10 +366,16 @@ func (e *Engine) resetLayer(ctx context.Context, id, snapshot string) error {
 	}
 	defer unlock()
 	key := snapshotKey(snapshot)
-	if _, err := e.snapshots.Stat(ctx, key); errdefs.IsNotFound(err) {
+	info, err := e.snapshots.Stat(ctx, key)
+	if errdefs.IsNotFound(err) {
 		return snapshotNotFound(snapshot).WithCause(err)
 	} else if err != nil {
 		return fmt.Errorf("get snapshot: %w", e.explain(ctx, err))
+	}
+	// One that was removed stays as long as something builds on it: that may be
+	// the layer that goes now.
+	if info.Labels[labelRoot] == "" {
+		return snapshotNotFound(snapshot)
 	}
 	record, _, err := e.idle(ctx, id)
 	if err != nil {
