@@ -81,9 +81,12 @@ func (x *missedExits) takeKills(id string) int {
 func (m *Manager) alone(handler operation.Handler) operation.Handler {
 	return func(ctx context.Context, task *operation.Task) error {
 		id := task.Op.Target
-		unlock, err := m.locks.Lock(ctx, id)
-		if err != nil {
-			return err
+		unlock, locked := m.locks.TryLock(id)
+		if !locked { // a dead task of it may be being removed, by a shim that hangs
+			err := operation.Idle(ctx, func() (err error) { unlock, err = m.locks.Lock(ctx, id); return err })
+			if err != nil {
+				return err
+			}
 		}
 		defer m.lookAtExit(ctx, id)
 		defer unlock()

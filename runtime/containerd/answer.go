@@ -19,7 +19,7 @@ import (
 // unbound are calls that take as long as they take: until a process ends, or
 // as many bytes as a layer has are read and written.
 var unbound = map[string]bool{
-	"/containerd.services.tasks.v1.Tasks/Wait":           true,
+	taskCalls + "Wait":                                   true,
 	"/containerd.services.diff.v1.Diff/Apply":            true,
 	"/containerd.services.diff.v1.Diff/Diff":             true,
 	"/containerd.services.snapshots.v1.Snapshots/Commit": true, // adds up what the layer takes
@@ -31,19 +31,31 @@ var unbound = map[string]bool{
 // client's stores keep no more of an error than its code and text.
 const unanswered = "no answer within "
 
-// bound gives calls a deadline that have none, except those that are unbound.
+// bound gives calls a deadline that have none, except those that are unbound. A
+// shim that does not answer is waited for without the worker of an operation.
 func (e *Engine) bound(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	whole, limit := ctx, e.patience
+	if own, is := limits[method]; is {
+		limit = min(limit, own)
+	}
 	_, has := ctx.Deadline()
 	ours := !has && !unbound[method]
 	if ours {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, e.patience)
+		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
 	}
 	if err := fault.Before(ctx, method); err != nil {
 		return err
 	}
-	if err := invoke(ctx, method, req, reply, conn, opts...); err != nil {
+	call := func() error { return invoke(ctx, method, req, reply, conn, opts...) }
+	var err error
+	if strings.HasPrefix(method, taskCalls) && !unbound[method] {
+		err = patiently(whole, call)
+	} else {
+		err = call()
+	}
+	if err != nil {
 		// containerd keeps the same deadline and may tell of its end first, under
 		// whatever code. Then it is the caller's own end, see explain.
 		if deadline, has := ctx.Deadline(); has && time.Until(deadline) <= 0 {
@@ -51,7 +63,7 @@ func (e *Engine) bound(ctx context.Context, method string, req, reply any, conn 
 		}
 		switch code := status.Code(err); {
 		case ours && errors.Is(ctx.Err(), context.DeadlineExceeded) && (code == codes.Unknown || code == codes.DeadlineExceeded):
-			return status.Error(codes.DeadlineExceeded, unanswered+e.patience.String()+": "+err.Error())
+			return status.Error(codes.DeadlineExceeded, unanswered+limit.String()+": "+err.Error())
 		case ctx.Err() != nil && code == codes.Unknown:
 			return status.Error(status.FromContextError(ctx.Err()).Code(), err.Error())
 		}

@@ -58,7 +58,7 @@ const (
 
 const (
 	runtimeName = "io.containerd.runc.v2"
-	callTimeout = 2 * time.Minute // of a call whose caller sets no deadline
+	callTimeout = 2 * time.Minute // of a call whose caller sets no deadline, unless limits has another
 	// connectTimeout is how long containerd may take to greet.
 	connectTimeout = 5 * time.Second
 	undoTimeout    = 30 * time.Second // of taking back what a failed call made

@@ -165,6 +165,10 @@ func (e *Engine) oomKills(id string) (count int, known bool) {
 // one that is abandoned, whose container has no record either, is removed at
 // once.
 func (e *Engine) awaitCgroupGone(ctx context.Context, id string, abandoned bool) error {
+	return patiently(ctx, func() error { return e.pollCgroupGone(ctx, id, abandoned) })
+}
+
+func (e *Engine) pollCgroupGone(ctx context.Context, id string, abandoned bool) error {
 	if abandoned {
 		for _, dir := range e.cgroupDirs(id) {
 			clearCgroup(dir, func(int) {})

@@ -142,6 +142,10 @@ func (e *Engine) endOrphans(ctx context.Context, id string) error {
 // endServants ends what serves a container that has no task: it has a while to
 // end by itself.
 func (e *Engine) endServants(ctx context.Context, id string, duties ...duty) error {
+	return patiently(ctx, func() error { return e.pollServants(ctx, id, duties) })
+}
+
+func (e *Engine) pollServants(ctx context.Context, id string, duties []duty) error {
 	tick := time.NewTicker(servantPoll)
 	defer tick.Stop()
 	begun := time.Now()

@@ -37,7 +37,7 @@ func (e *Engine) stop(ctx context.Context, id string, timeout time.Duration) (ru
 	defer cancel()
 	ended := e.wait(waiting, id, "")
 	if err := e.tell(ctx, id, e.stopSignal(ctx, &record), false); err != nil {
-		if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) { // its shim does not answer
+		if hangs(ctx, err) {
 			return e.takeAway(ctx, &record, waited{status: 128 + uint32(unix.SIGKILL)})
 		}
 		return runtime.Exit{}, err
@@ -51,6 +51,9 @@ func (e *Engine) stop(ctx context.Context, id string, timeout time.Duration) (ru
 	}
 	if killed {
 		if err := e.tell(ctx, id, syscall.SIGKILL, true); err != nil {
+			if hangs(ctx, err) {
+				return e.takeAway(ctx, &record, waited{status: 128 + uint32(unix.SIGKILL)})
+			}
 			return runtime.Exit{}, err
 		}
 		if last, err = await(ctx, ended); err != nil {
@@ -80,10 +83,15 @@ func (e *Engine) takeAway(ctx context.Context, record *containers.Container, las
 // tell sends a signal to a first process, or all, that may have ended by now.
 func (e *Engine) tell(ctx context.Context, id string, signal syscall.Signal, all bool) error {
 	err := e.kill(ctx, id, "", signal, all)
-	if err == nil || errdefs.IsNotFound(err) || e.over(ctx, id) {
+	if err == nil || errdefs.IsNotFound(err) || !hangs(ctx, err) && e.over(ctx, id) {
 		return nil
 	}
 	return err
+}
+
+// hangs says that a call failed since a shim does not answer.
+func hangs(ctx context.Context, err error) bool {
+	return ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded)
 }
 
 // over says whether the first process of a container has ended. It is asked
@@ -149,16 +157,20 @@ func (e *Engine) wait(ctx context.Context, id, exec string) <-chan waited {
 
 // await waits for what SIGKILL must bring about.
 func await(ctx context.Context, ended <-chan waited) (waited, error) {
-	timer := time.NewTimer(killTimeout)
-	defer timer.Stop()
-	select {
-	case last := <-ended:
-		return last, nil
-	case <-timer.C:
-		return waited{}, fmt.Errorf("the process has not ended %s after SIGKILL: %w", killTimeout, context.DeadlineExceeded)
-	case <-ctx.Done():
-		return waited{}, context.Cause(ctx)
-	}
+	var last waited
+	err := patiently(ctx, func() error {
+		timer := time.NewTimer(killTimeout)
+		defer timer.Stop()
+		select {
+		case last = <-ended:
+			return nil
+		case <-timer.C:
+			return fmt.Errorf("the process has not ended %s after SIGKILL: %w", killTimeout, context.DeadlineExceeded)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
+	return last, err
 }
 
 func (e *Engine) kill(ctx context.Context, id, exec string, signal syscall.Signal, all bool) error {
@@ -228,6 +240,10 @@ func silence(err error) error {
 // makes calls fail in several ways until containerd has cleaned up after it,
 // so it is asked again for a while; one that does not answer is killed.
 func (e *Engine) removeTask(ctx context.Context, id string) error {
+	return patiently(ctx, func() error { return e.removeTaskOrShim(ctx, id) })
+}
+
+func (e *Engine) removeTaskOrShim(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*killTimeout)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 // What is wrong with a request is said on the wire: code, reason, the field at
@@ -108,6 +109,7 @@ func TestBadInput(t *testing.T) {
 type listedOperation struct {
 	ID, Kind, Target, State string
 	CancelRequested         bool
+	StartedAt, FinishedAt   time.Time
 }
 
 func (n *Node) operations(tb testing.TB) []listedOperation {
