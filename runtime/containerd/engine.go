@@ -120,6 +120,7 @@ type Engine struct {
 	projects  projectquota.Pool      // of limited layers
 
 	roots  rootfs.Uses // copies by container
+	starts rootfs.Uses // commands that are being started, by container
 	layers layerMounts
 
 	token    string        // tells this engine's processes from another's

@@ -140,6 +140,17 @@ func (e *Engine) execProblem(ctx context.Context, id string, cmd *runtime.Comman
 	return err
 }
 
+// starting holds up who pauses a container until started is called: a runtime that
+// puts a command into a cgroup that freezes waits for it, and with it the shim, which
+// could not be asked to let the container go on. ErrPaused while it is paused.
+func (e *Engine) starting(ctx context.Context, id string) (started func(), err error) {
+	_, use, err := e.starts.Enter(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("it is being paused: %w", runtime.ErrPaused)
+	}
+	return use.Leave, nil
+}
+
 // execution is one command on its way.
 type execution struct {
 	engine         *Engine
@@ -170,6 +181,12 @@ func (x *execution) start(ctx context.Context, process *specs.Process, withStdin
 	if err != nil {
 		return fmt.Errorf("make pipes: %w", err)
 	}
+	started, err := e.starting(ctx, x.id)
+	if err != nil {
+		x.closeIO()
+		return err
+	}
+	defer started()
 	// A caller that leaves here must not leave a process that is half started.
 	whole, done := uninterrupted(ctx)
 	defer done()
@@ -181,11 +198,11 @@ func (x *execution) start(ctx context.Context, process *specs.Process, withStdin
 		x.closeIO()
 		return e.explain(whole, err)
 	}
-	started, err := e.tasks.Start(whole, &tasks.StartRequest{ContainerID: x.id, ExecID: x.exec})
+	first, err := e.tasks.Start(whole, &tasks.StartRequest{ContainerID: x.id, ExecID: x.exec})
 	if err != nil {
 		return errors.Join(e.explain(whole, err), x.remove(ctx))
 	}
-	x.pid = int(started.Pid)
+	x.pid = int(first.Pid)
 	if withStdin {
 		x.closeStdin(ctx)
 	}

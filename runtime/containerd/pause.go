@@ -13,6 +13,11 @@ import (
 
 // Pause freezes all processes of a container.
 func (e *Engine) Pause(ctx context.Context, id string) error {
+	paused, err := e.starts.Change(ctx, id)
+	if err != nil {
+		return fmt.Errorf("pause container %s: wait for commands that are being started: %w", id, err)
+	}
+	defer paused()
 	return e.freeze(ctx, id, true, func(ctx context.Context) error {
 		_, err := e.tasks.Pause(ctx, &tasks.PauseTaskRequest{ContainerID: id})
 		return err

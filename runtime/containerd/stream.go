@@ -131,6 +131,12 @@ func (x *session) start(ctx context.Context, process *specs.Process) error {
 	if x.io, err = cio.NewCreator(opts...)(x.exec); err != nil {
 		return fmt.Errorf("make pipes: %w", err)
 	}
+	started, err := e.starting(ctx, x.id)
+	if err != nil {
+		x.closeIO()
+		return err
+	}
+	defer started()
 	// A caller that leaves here must not leave a process that is half started.
 	whole, done := uninterrupted(ctx)
 	defer done()
@@ -143,11 +149,11 @@ func (x *session) start(ctx context.Context, process *specs.Process) error {
 		x.closeIO()
 		return e.explain(whole, err)
 	}
-	started, err := e.tasks.Start(whole, &tasks.StartRequest{ContainerID: x.id, ExecID: x.exec})
+	first, err := e.tasks.Start(whole, &tasks.StartRequest{ContainerID: x.id, ExecID: x.exec})
 	if err != nil {
 		return errors.Join(e.explain(whole, err), x.remove(ctx))
 	}
-	x.pid = int(started.Pid)
+	x.pid = int(first.Pid)
 	return nil
 }
 
