@@ -20,7 +20,8 @@ type copyFlags struct {
 	owner                            string
 }
 
-const copyHelp = `A place is NAME:PATH, a path here has no colon, or begins with / or a dot.
+const copyHelp = `A place is NAME:PATH, a path here has no colon, or begins with / or a dot. A PATH
+there begins at /, with or without a slash at its beginning; there is always one.
 What is copied where is as with cp -r and docker cp:
 
   a file       to a directory: into it; otherwise it gets that name
@@ -29,15 +30,24 @@ What is copied where is as with cp -r and docker cp:
   -            a tar stream, from standard input into a directory, or to
                standard output
 
-Links are copied as links, and -L follows the one that is named. Files replace
-those that are there, each at once: a copy that breaks off leaves no half file.
-Directories that are there stay as they are. Devices and sockets are left out.
+Links are copied as links, and -L follows the one that is named. Hard links among
+what is copied stay. Files replace those that are there, each at once: a copy
+that breaks off leaves no half file, and another name of the old file keeps the
+old content. Directories that are there stay as they are. Devices and sockets
+are left out, and FIFOs here.
 Holes of files stay holes, and long runs of zeros become some, but all of a file
 passes through the connection: to copy one of which little is data there, use
 tar --sparse -c FILE | remotegpu ... cp - NAME:DIRECTORY
 
 Without -a what is copied belongs to root there (or --owner), and to you here,
-and has no setuid or setgid bits.`
+has no setuid or setgid bits, and here no permissions that your umask takes
+away. A file that is there here keeps its permissions and, where that is
+allowed, its owner.
+
+A device, a FIFO or /dev/stdout that is named as the target here is written to,
+and a link that is named is followed. Nothing else is: what comes out of an
+environment is its tenant's, links to anywhere included. Do not name a target
+that such a link may be at; a directory of its own is safe.`
 
 func (a *app) envCopy() *cobra.Command {
 	return a.copyCommand("Copy files into or out of an environment", `cp copies files into or out of an environment, running or not. Nothing in the
@@ -59,6 +69,11 @@ func (a *app) copyCommand(short, long string, open func(c *clients, name string)
 		Use: "cp SRC DST", Short: short, Long: long, Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			from, to := parsePlace(args[0]), parsePlace(args[1])
+			for _, p := range []place{from, to} {
+				if p.name != "" && p.path == "" {
+					return usagef("write "+p.name+":/ for all of it, or "+p.name+":/PATH", "%s: names no path", p.name)
+				}
+			}
 			if (from.name == "") == (to.name == "") || from.path == "" || to.path == "" {
 				return usagef("write NAME:PATH for the one, and a path or - for the other", "one of SRC and DST is there, the other here")
 			}
@@ -102,9 +117,6 @@ func parsePlace(text string) place {
 	name, path, remote := strings.Cut(text, ":")
 	if !remote || name == "" || strings.HasPrefix(text, ".") || strings.ContainsAny(name, `/\`) || filepath.VolumeName(text) != "" {
 		return place{path: text}
-	}
-	if path == "" {
-		path = "/"
 	}
 	return place{name, path}
 }
@@ -215,6 +227,9 @@ func localInfo(path string, follow bool) (os.FileInfo, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("look at %s: %w", path, err)
+	}
+	if special(info) {
+		return nil, &failure{Code: "failed_precondition", Message: path + " is a device, a FIFO or a socket", Hints: []string{"only files, links and directories can be copied; a tar stream is read from standard input (-)"}, exit: exitConflict}
 	}
 	return info, nil
 }

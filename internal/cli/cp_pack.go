@@ -19,9 +19,18 @@ type localPack struct {
 	name    string // its name in the stream; ".": what is in it
 	info    os.FileInfo
 	archive bool // with owners
-	skipped int  // sockets, devices, pipes
+	skipped int  // sockets, devices, FIFOs
 	changed int  // files that became shorter or longer meanwhile
+
+	names map[fileID]string // in the stream, of files with several names
 }
+
+// fileID tells files apart.
+type fileID struct{ device, inode uint64 }
+
+// maxHardLinks is how many files with several names are remembered: those
+// after them are copied once for each name.
+const maxHardLinks = 100_000
 
 func (p *localPack) write(out io.Writer) error {
 	writer := tar.NewWriter(out)
@@ -33,7 +42,7 @@ func (p *localPack) write(out io.Writer) error {
 
 func (p *localPack) warn(a *app) {
 	if p.skipped > 0 {
-		a.say("Warning: %d devices, sockets or pipes were left out", p.skipped)
+		a.say("Warning: %d devices, sockets or FIFOs were left out", p.skipped)
 	}
 	if p.changed > 0 {
 		a.say("Warning: %d files changed while they were copied", p.changed)
@@ -107,6 +116,18 @@ func (p *localPack) file(writer *tar.Writer, local string, header *tar.Header) e
 		return fmt.Errorf("read file: %w", err)
 	}
 	header.Size = info.Size()
+	if id, several := identityOf(info); several {
+		if first, again := p.names[id]; again {
+			header.Typeflag, header.Linkname, header.Size = tar.TypeLink, first, 0
+			return writer.WriteHeader(header)
+		}
+		if p.names == nil {
+			p.names = make(map[fileID]string)
+		}
+		if len(p.names) < maxHardLinks {
+			p.names[id] = header.Name
+		}
+	}
 	if err := writer.WriteHeader(header); err != nil {
 		return err
 	}

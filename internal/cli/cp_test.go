@@ -205,6 +205,8 @@ func listing(t *testing.T, dir string) string {
 			all = append(all, name+"->"+target)
 		case entry.IsDir():
 			all = append(all, name+"/")
+		case !entry.Type().IsRegular():
+			all = append(all, name+"?")
 		default:
 			text, _ := os.ReadFile(path)
 			all = append(all, name+"="+string(text[:min(len(text), 5)]))
@@ -337,6 +339,7 @@ func TestCopyFlags(t *testing.T) {
 	}
 	for _, args := range []string{
 		"file new", "demo:/a other:/b", "- -", "-a --owner app file demo:/x", "--owner app demo:/file new", "./demo:/a /b:c",
+		"file demo:", "demo: new", // not the root by accident
 	} {
 		if code, _, stderr := f.run(t, append([]string{"env", "cp"}, strings.Fields(args)...)...); code != 2 || !strings.Contains(stderr, "Try:") {
 			t.Errorf("%s: code %d, %s", args, code, stderr)
@@ -366,6 +369,9 @@ func (f *fake) sendHostile(stream remotegpuv1connect.EnvironmentServiceDownloadF
 	}
 	writer.Close()
 	info := &remotegpuv1.FileInfo{Name: "d", Type: remotegpuv1.FileType_FILE_TYPE_DIRECTORY}
+	if f.lone {
+		info.Type = remotegpuv1.FileType_FILE_TYPE_REGULAR
+	}
 	for _, message := range []*remotegpuv1.DownloadFilesResponse{
 		{Message: &remotegpuv1.DownloadFilesResponse_Info{Info: info}},
 		{Message: &remotegpuv1.DownloadFilesResponse_Data{Data: out.Bytes()}},

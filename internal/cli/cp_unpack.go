@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -15,89 +14,8 @@ import (
 	"strings"
 	"time"
 
-	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
 	"github.com/remotegpu/remotegpu/internal/holes"
 )
-
-// copyDown copies from there to here.
-func (a *app) copyDown(ctx context.Context, files remoteFiles, from, to place, f *copyFlags) error {
-	if to.standard() && onTerminal(a.stdout) {
-		return usagef("remotegpu … cp "+from.String()+" - | tar -t", "a tar stream is nothing for a terminal")
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := files.download(ctx, from.path, f.followLink || contents(from.path))
-	if err != nil {
-		return err
-	}
-	defer stream.close() //nolint:errcheck // its end was told, or its failure
-	if to.standard() {
-		if _, err := io.Copy(a.stdout, stream); err != nil {
-			return err
-		}
-		a.warnSummary(stream.summary)
-		return nil
-	}
-	path, err := downTo(from, to, stream.info)
-	if err != nil {
-		return err
-	}
-	u := &localUnpack{prefix: stream.info.GetName(), flags: f}
-	if stream.info.GetType() == remotegpuv1.FileType_FILE_TYPE_DIRECTORY {
-		err = u.directory(path, stream)
-	} else {
-		err = u.single(path, stream)
-	}
-	if stream.failed != nil && !errors.Is(stream.failed, io.EOF) {
-		return stream.failed
-	}
-	if err == nil {
-		_, err = io.Copy(io.Discard, stream) // the padding, and the summary
-	}
-	if err != nil {
-		return err
-	}
-	stream.summary.Skipped += int64(u.skipped)
-	if a.output == "json" {
-		return a.json(stream.summary)
-	}
-	a.say("Copied %d files and directories, %s, to %s", stream.summary.GetEntries()-int64(u.skipped), size(stream.summary.GetBytes()), to)
-	a.warnSummary(stream.summary)
-	return nil
-}
-
-func (a *app) warnSummary(summary *remotegpuv1.DownloadSummary) {
-	if n := summary.GetSkipped(); n > 0 {
-		a.say("Warning: %d devices, sockets, pipes or unreadable files were left out", n)
-	}
-	if n := summary.GetChanged(); n > 0 {
-		a.say("Warning: %d files changed while they were copied", n)
-	}
-}
-
-// downTo decides what name a download gets here.
-func downTo(from, to place, info *remotegpuv1.FileInfo) (string, error) {
-	directory := info.GetType() == remotegpuv1.FileType_FILE_TYPE_DIRECTORY
-	there, err := os.Stat(to.path)
-	switch {
-	case errors.Is(err, os.ErrNotExist) && !directory && os.IsPathSeparator(to.path[len(to.path)-1]):
-		return "", &failure{Code: "not_found", Message: "there is no directory " + to.path + " here", Hints: []string{"leave the slash out to give the file that name"}, exit: exitNotFound}
-	case errors.Is(err, os.ErrNotExist):
-		return filepath.Clean(to.path), nil
-	case err != nil:
-		return "", fmt.Errorf("look at %s: %w", to.path, err)
-	case there.IsDir() && directory && (contents(from.path) || info.GetName() == "."):
-		return to.path, nil
-	case there.IsDir():
-		if !filepath.IsLocal(info.GetName()) || filepath.Base(info.GetName()) != info.GetName() {
-			return "", fmt.Errorf("%q is no name for a file here", info.GetName())
-		}
-		return filepath.Join(to.path, info.GetName()), nil
-	case directory:
-		return "", notADirectory(to.path)
-	}
-	return filepath.Clean(to.path), nil
-}
 
 // localUnpack takes a tar stream out here. The environment that it comes from
 // may be hostile: nothing is written outside of the directory that is copied
@@ -105,45 +23,97 @@ func downTo(from, to place, info *remotegpuv1.FileInfo) (string, error) {
 type localUnpack struct {
 	prefix  string // first element of all names; ".": none
 	flags   *copyFlags
+	umask   fs.FileMode // what new files and directories are not allowed without -a
 	root    *os.Root
+	link    string        // where the link leads that was copied alone
 	made    []*tar.Header // new directories: their modes and times come last
 	skipped int
 }
 
 // single takes the one file out that the stream has.
-func (u *localUnpack) single(path string, in io.Reader) (err error) {
-	for range 16 { // a link at the end is written through, as there
-		link, err := os.Readlink(path)
-		if err != nil {
-			break
-		}
-		if !filepath.IsAbs(link) {
-			link = filepath.Dir(path) + string(filepath.Separator) + link
-		}
-		path = link
-	}
-	if u.root, err = os.OpenRoot(filepath.Dir(path)); err != nil {
-		return fmt.Errorf("open directory: %w", err)
-	}
-	defer u.root.Close() //nolint:errcheck // a directory: nothing can be lost
+func (u *localUnpack) single(ctx context.Context, to localTarget, in io.Reader) (err error) {
 	reader := tar.NewReader(in)
 	header, err := reader.Next()
 	if err != nil {
 		return fmt.Errorf("read what the node sends: %w", err)
 	}
-	return u.entry(filepath.Base(path), header, reader)
+	dir, base := to.path, to.name
+	switch header.Typeflag {
+	case tar.TypeReg:
+		if base != "" {
+			break
+		}
+		named, err := findNamed(to.path)
+		if err != nil {
+			return err
+		}
+		if named.through {
+			return u.pass(ctx, named, reader)
+		}
+		dir, base = named.dir, named.base
+	case tar.TypeSymlink:
+		if base == "" {
+			dir, base = filepath.Split(strings.TrimRightFunc(to.path, func(r rune) bool { return r < 128 && os.IsPathSeparator(uint8(r)) }))
+		}
+		u.link = header.Linkname
+	default:
+		return &failure{Code: "failed_precondition", Message: "what is copied is neither a file, nor a link, nor a directory", Hints: []string{"name another file"}, exit: exitConflict}
+	}
+	if u.root, err = os.OpenRoot(orElse(dir, ".")); err != nil {
+		return fmt.Errorf("open directory: %w", err)
+	}
+	defer u.root.Close() //nolint:errcheck // a directory: nothing can be lost
+	return u.entry(base, header, reader)
+}
+
+// pass writes to what has no content of its own to be replaced.
+func (u *localUnpack) pass(ctx context.Context, named *namedFile, content io.Reader) error {
+	if u.flags.noOverwrite {
+		return existsHere(named.path)
+	}
+	return named.pass(ctx, func(file io.Writer) error {
+		_, err := io.Copy(file, content)
+		return err
+	})
+}
+
+// enter opens the directory that is copied to, and makes it when it is not
+// there.
+func (u *localUnpack) enter(to localTarget) (made bool, err error) {
+	if to.name == "" {
+		if err := os.Mkdir(to.path, 0o700); err == nil {
+			made = true
+		} else if !errors.Is(err, os.ErrExist) {
+			return false, fmt.Errorf("make directory: %w", err)
+		}
+		u.root, err = os.OpenRoot(to.path)
+	} else {
+		var parent *os.Root
+		if parent, err = os.OpenRoot(to.path); err != nil {
+			return false, fmt.Errorf("open directory: %w", err)
+		}
+		defer parent.Close() //nolint:errcheck // a directory: nothing can be lost
+		if err := parent.Mkdir(to.name, 0o700); err == nil {
+			made = true
+		} else if !errors.Is(err, os.ErrExist) {
+			return false, fmt.Errorf("make directory: %w", err)
+		}
+		if info, err := parent.Lstat(to.name); err == nil && !info.IsDir() {
+			return false, notADirectory(filepath.Join(to.path, to.name))
+		}
+		u.root, err = parent.OpenRoot(to.name)
+	}
+	if err != nil {
+		return false, fmt.Errorf("open directory: %w", err)
+	}
+	return made, nil
 }
 
 // directory takes what is in a directory out.
-func (u *localUnpack) directory(path string, in io.Reader) (err error) {
-	made := false
-	if err := os.Mkdir(path, 0o700); err == nil {
-		made = true
-	} else if !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("make directory: %w", err)
-	}
-	if u.root, err = os.OpenRoot(path); err != nil {
-		return fmt.Errorf("open directory: %w", err)
+func (u *localUnpack) directory(to localTarget, in io.Reader) error {
+	made, err := u.enter(to)
+	if err != nil {
+		return err
 	}
 	defer u.root.Close() //nolint:errcheck // a directory: nothing can be lost
 	for reader := tar.NewReader(in); ; {
@@ -205,7 +175,7 @@ func (u *localUnpack) entry(name string, header *tar.Header, content io.Reader) 
 	case tar.TypeReg:
 		err = u.file(name, header, content)
 	case tar.TypeSymlink:
-		err = u.place(name, func(at string) error { return u.root.Symlink(header.Linkname, at) })
+		err = replaceIn(u.root, name, u.flags.noOverwrite, func(at string, _ fs.FileInfo) error { return u.root.Symlink(header.Linkname, at) })
 		if err == nil && u.flags.archive {
 			err = u.root.Lchown(name, header.Uid, header.Gid)
 		}
@@ -214,7 +184,10 @@ func (u *localUnpack) entry(name string, header *tar.Header, content io.Reader) 
 		if bad != nil {
 			return bad
 		}
-		err = u.place(name, func(at string) error { return u.root.Link(first, at) })
+		if info, look := u.root.Lstat(first); look == nil && !info.Mode().IsRegular() {
+			return fmt.Errorf("the node sent %q as another name of what is no file", header.Name)
+		}
+		err = replaceIn(u.root, name, u.flags.noOverwrite, func(at string, _ fs.FileInfo) error { return u.root.Link(first, at) })
 	default:
 		u.skipped++
 	}
@@ -224,23 +197,26 @@ func (u *localUnpack) entry(name string, header *tar.Header, content io.Reader) 
 	return nil
 }
 
-// file writes a plain file under a name of its own and lets it take over.
+// file writes a plain file under a name of its own and lets it take over. One
+// that is there keeps its owner and permissions, as with cp, unless those of
+// the archive are wanted.
 func (u *localUnpack) file(name string, header *tar.Header, content io.Reader) error {
-	return u.place(name, func(at string) (err error) {
+	return replaceIn(u.root, name, u.flags.noOverwrite, func(at string, old fs.FileInfo) error {
 		file, err := u.root.OpenFile(at, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if err != nil {
 			return err
 		}
-		defer func() {
-			if err != nil {
-				err = errors.Join(err, u.root.Remove(at))
-			}
-		}()
 		err = fill(file, content)
 		if err := errors.Join(err, file.Close()); err != nil {
 			return err
 		}
-		return u.describe(at, header)
+		if old == nil || u.flags.archive {
+			return u.describe(at, header)
+		}
+		if err := keepAccess(u.root, at, old); err != nil {
+			return err
+		}
+		return u.root.Chtimes(at, time.Time{}, header.ModTime)
 	})
 }
 
@@ -255,34 +231,9 @@ func fill(file *os.File, content io.Reader) error {
 	return errors.Join(blocks.Flush(), out.Finish())
 }
 
-// place makes something under a name of its own and renames it over what is
-// there. A directory is not replaced.
-func (u *localUnpack) place(name string, create func(at string) error) error {
-	if info, err := u.root.Lstat(name); err == nil {
-		if info.IsDir() {
-			return &failure{Code: "failed_precondition", Message: name + " is a directory here, and none there", Hints: []string{"remove it first, or choose another place"}, exit: exitConflict}
-		}
-		if u.flags.noOverwrite {
-			return &failure{Code: "already_exists", Message: name + " exists here", Hints: []string{"leave --no-overwrite out, or choose another place"}, exit: exitConflict}
-		}
-	}
-	beside := filepath.Join(filepath.Dir(name), ".remotegpu-copy-"+rand.Text())
-	if err := create(beside); err != nil {
-		return err
-	}
-	if err := u.root.Rename(beside, name); err != nil {
-		return errors.Join(err, u.root.Remove(beside))
-	}
-	// Two names of one file are left both by a rename.
-	if err := u.root.Remove(beside); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
-	return nil
-}
-
 // describe gives a file or directory its owner, mode and time.
 func (u *localUnpack) describe(name string, header *tar.Header) error {
-	mode := fs.FileMode(header.Mode & 0o777)
+	mode := fs.FileMode(header.Mode&0o777) &^ u.umask
 	if u.flags.archive {
 		if err := u.root.Chown(name, header.Uid, header.Gid); err != nil {
 			return fmt.Errorf("only root can keep owners: %w", err)

@@ -50,8 +50,8 @@ func FuzzUnpack(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		u := &localUnpack{prefix: "d", flags: &copyFlags{archive: archive}}
-		_ = u.directory(filepath.Join(base, "to"), bytes.NewReader(data)) // most of it is no archive
+		u := &localUnpack{prefix: "d", flags: &copyFlags{archive: archive}, umask: umask()}
+		_ = u.directory(localTarget{path: filepath.Join(base, "to")}, bytes.NewReader(data)) // most of it is no archive
 		text, err := os.ReadFile(kept)
 		after, gone := os.Stat(kept)
 		if err != nil || gone != nil || string(text) != "kept" || after.Mode() != before.Mode() || !after.ModTime().Equal(before.ModTime()) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -12,7 +13,6 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
-	"github.com/remotegpu/remotegpu/internal/atomicfile"
 )
 
 // waitStep is how long one call waits for a desktop; a proxy in between cuts
@@ -181,7 +181,7 @@ func (a *app) desktopScreenshot() *cobra.Command {
 		Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeEnvs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			path := orElse(file, fileName(args[0])+".png")
-			if path == "-" && isTerminal(a.stdout) {
+			if path == "-" && onTerminal(a.stdout) {
 				return usagef("redirect it, or name a file with -o", "a terminal cannot show a PNG")
 			}
 			c, err := a.dial()
@@ -199,7 +199,10 @@ func (a *app) desktopScreenshot() *cobra.Command {
 				return a.printf("%s", picture.GetPng())
 			}
 			// Desktops show secrets: the file is for its owner.
-			if err := atomicfile.Write(path, picture.GetPng(), 0o600); err != nil {
+			if err := writeNamed(cmd.Context(), path, savedFile{mode: 0o600, private: true}, func(file io.Writer) error {
+				_, err := file.Write(picture.GetPng())
+				return err
+			}); err != nil {
 				return fmt.Errorf("save screenshot: %w", err)
 			}
 			return a.printf("%s: %dx%d\n", path, picture.GetWidth(), picture.GetHeight())

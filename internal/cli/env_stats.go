@@ -108,7 +108,7 @@ func (a *app) followStats(cmd *cobra.Command, c *clients, request *remotegpuv1.W
 		return err
 	}
 	defer func() { _ = stream.Close() }() // read to its end, or abandoned
-	terminal := isTerminal(a.stdout)
+	terminal := onTerminal(a.stdout)
 	for first := true; ; first = false {
 		message, err := stream.Receive()
 		if errors.Is(err, io.EOF) {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"io"
+	"io/fs"
 	"time"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
@@ -33,3 +34,6 @@ func ParseTmpfs(text string) error { _, err := parseTmpfs(text); return err }
 
 // ParseMount is parseMount.
 func ParseMount(text string) error { _, err := parseMount(text); return err }
+
+// Umask is umask.
+func Umask() fs.FileMode { return umask() }

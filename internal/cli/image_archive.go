@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -94,7 +93,7 @@ func (a *app) imageExport() *cobra.Command {
 and "image import" read: to a file (-f), or to standard output. A file is there
 when it is whole.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if path == "" && isTerminal(a.stdout) {
+			if path == "" && onTerminal(a.stdout) {
 				return usagef("name a file: -f FILE", "the archive is nothing for a terminal")
 			}
 			c, err := a.dial()
@@ -109,41 +108,11 @@ when it is whole.`,
 			if path == "" {
 				return a.receiveArchive(stream.Receive, a.stdout)
 			}
-			return writeFile(path, func(file io.Writer) error { return a.receiveArchive(stream.Receive, file) })
+			return writeNamed(cmd.Context(), path, savedFile{mode: 0o644}, func(file io.Writer) error { return a.receiveArchive(stream.Receive, file) })
 		},
 	}
 	cmd.Flags().StringVarP(&path, "file", "f", "", "file to write (default: standard output)")
 	return cmd
-}
-
-// writeFile writes a file that is there only when it is whole. A device or a
-// pipe is written to, not replaced.
-func writeFile(path string, write func(io.Writer) error) (err error) {
-	const hint = "name a file in a directory that can be written"
-	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
-		file, err := os.OpenFile(path, os.O_WRONLY, 0)
-		if err != nil {
-			return usagef(hint, "%v", err)
-		}
-		return errors.Join(write(file), file.Close())
-	}
-	file, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return usagef(hint, "%v", err)
-	}
-	defer func() {
-		if err != nil {
-			_ = file.Close()
-			_ = os.Remove(file.Name())
-		}
-	}()
-	if err := write(file); err != nil {
-		return err
-	}
-	if err := errors.Join(file.Chmod(0o644), file.Close()); err != nil {
-		return fmt.Errorf("write archive: %w", err)
-	}
-	return os.Rename(file.Name(), path)
 }
 
 func (a *app) receiveArchive(receive func() (*remotegpuv1.ExportImageResponse, error), to io.Writer) error {

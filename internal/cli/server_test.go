@@ -60,6 +60,8 @@ type fake struct {
 	files   string       // directory with the files of every environment and volume
 	cut     bool         // downloads break off
 	hostile []tar.Header // downloads send these
+	lone    bool         // they are no directory
+	picture []byte       // of the desktop; nil: a large one
 	t       *testing.T
 	archive []byte // that an export sends, or an import has sent
 	logged  *logged
@@ -330,7 +332,11 @@ func (f *fake) CreateDesktopSession(_ context.Context, r *remotegpuv1.CreateDesk
 }
 
 func (f *fake) GetScreenshot(_ context.Context, r *remotegpuv1.GetScreenshotRequest) (*remotegpuv1.GetScreenshotResponse, error) {
-	return &remotegpuv1.GetScreenshotResponse{Png: bytes.Repeat([]byte("png"), 2<<20), Width: 1920, Height: 1080}, f.got(r)
+	png := f.picture
+	if png == nil {
+		png = bytes.Repeat([]byte("png"), 2<<20)
+	}
+	return &remotegpuv1.GetScreenshotResponse{Png: png, Width: 1920, Height: 1080}, f.got(r)
 }
 
 func (f *fake) Reconcile(_ context.Context, r *remotegpuv1.ReconcileRequest) (*remotegpuv1.ReconcileResponse, error) {
