@@ -26,7 +26,8 @@ type UpdateRequest struct {
 	Fields      []string // paths of UpdatableFields that change
 	Labels      map[string]string
 	Spec        Spec // holds the fields that change
-	// Restart starts its process again, should a field need it.
+	// Restart starts its process again, should a field need it, and starts one
+	// that is in error.
 	Restart bool
 	// Timeout is for the restart. nil: DefaultStopTimeout.
 	Timeout *time.Duration
@@ -111,7 +112,7 @@ func (m *Manager) tryUpdate(ctx context.Context, req *UpdateRequest, hash string
 			return neverMade(now)
 		}
 		relabelled := labels && !maps.Equal(now.Labels, req.Labels)
-		restarted := req.Restart && len(now.RestartNeeded()) > 0
+		restarted := req.Restart && (len(now.RestartNeeded()) > 0 || broken(now))
 		if sameSpec(&now.Spec, &spec) && !relabelled && !restarted {
 			return errNothingToDo
 		}
@@ -144,6 +145,12 @@ func newUpdateArgs(req *UpdateRequest, env *Environment, spec Spec) updateArgs {
 		args.RestartNeeded = after.RestartNeeded()
 	}
 	return args
+}
+
+// broken says that an environment was made, and is in error: a start is what it
+// waits for.
+func broken(env *Environment) bool {
+	return env.State == Failed && env.Held && !env.StartedAt.IsZero()
 }
 
 // sameForUpdate says that an update that was checked for one form of an

@@ -74,7 +74,7 @@ func (m *Manager) recordUpdate(ctx context.Context, env *Environment, task *oper
 	// The host has followed: a cancellation that comes now must not hide that.
 	recording, cancel := cleanup.Context(ctx)
 	defer cancel()
-	restart, publish := args.Restart && env.Alive(), hasField(changed, fieldPorts)
+	restart, publish := args.Restart && (env.Alive() || broken(env)), hasField(changed, fieldPorts)
 	apply := func(env *Environment) error {
 		if env.Operation != task.Op.ID {
 			return errNotOurs
@@ -103,7 +103,7 @@ func (m *Manager) recordUpdate(ctx context.Context, env *Environment, task *oper
 		}
 		spans.end("publish")
 	}
-	if restart && len(env.RestartNeeded()) > 0 {
+	if restart && (len(env.RestartNeeded()) > 0 || broken(env)) {
 		return m.restartNow(ctx, env, task, args.Timeout)
 	}
 	return m.unlock(recording, env.ID, task.Op.ID)

@@ -268,6 +268,39 @@ func TestUpdateThatNeedsARestart(t *testing.T) {
 	d.holdsNothing()
 }
 
+// One that is in error has failed with what it had: a restart starts it with
+// what it is given, also when the daemon dies in between.
+func TestUpdateStartsWhatIsInError(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(plain("desk"))
+	h.faults.FailCall("Engine.Start", 1, problem.New(problem.UserNotFound, "the image has no user"))
+	if _, op := d.update(runtime.UpdateRequest{Fields: []string{"spec.user"}, Spec: runtime.Spec{User: "nosuch"}, Restart: true}); op.State != operation.Failed {
+		t.Fatalf("a start that fails: %+v", op)
+	}
+	if env := d.get("desk"); env.State != runtime.Failed {
+		t.Fatalf("after a start that failed: %+v", env)
+	}
+	// Without a restart it waits for somebody to start it.
+	d.update(runtime.UpdateRequest{Fields: []string{"spec.workdir"}, Spec: runtime.Spec{Workdir: "/tmp"}})
+	if env := d.agrees("not started"); env.State != runtime.Failed {
+		t.Errorf("it was started: %+v", env)
+	}
+	updated, op := d.update(runtime.UpdateRequest{Fields: []string{"spec.user"}, Spec: runtime.Spec{User: "root"}, Restart: true})
+	if env := d.agrees("started"); op.State != operation.Succeeded || len(updated.RestartNeeded) != 0 || env.State != runtime.Running || env.Problem != nil || env.Spec.User != "root" {
+		t.Errorf("started: %+v, %+v", env, op)
+	}
+	// Ended by itself, and nothing else is to change.
+	d.kill(d.get("desk").ID, 1)
+	waitFor(t, "its end", func() bool { return d.get("desk").State == runtime.Failed })
+	if _, op := d.update(runtime.UpdateRequest{Restart: true}); op == nil || op.State != operation.Succeeded || d.get("desk").State != runtime.Running {
+		t.Errorf("a restart alone: %+v, %+v", op, d.get("desk"))
+	}
+	d.act(d.Stop, "desk")
+	d.act(d.Delete, "desk")
+	d.holdsNothing()
+}
+
 func TestUpdateHealthCheckAndRestartPolicy(t *testing.T) {
 	h := newHost(t)
 	d := start(t, h)

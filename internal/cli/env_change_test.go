@@ -2,6 +2,8 @@ package cli_test
 
 import (
 	"context"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -62,6 +64,34 @@ func (f *fake) UpdateEnvironment(_ context.Context, r *remotegpuv1.UpdateEnviron
 	return &remotegpuv1.UpdateEnvironmentResponse{
 		Environment: f.env, Operation: operation(running, "", 0, 0), RestartNeeded: []string{"spec.env"},
 	}, f.got(r)
+}
+
+// Every flag that update offers changes something, is refused, or is of the
+// request itself: none is taken and ignored.
+func TestUpdateIgnoresNoFlag(t *testing.T) {
+	f := newFake(t)
+	f.ops = []*remotegpuv1.Operation{operation(succeeded, "", 0, 0)}
+	f.env.Labels, f.env.Spec.Env = map[string]string{"x": "y"}, map[string]string{"x": "y"}
+	f.env.Spec.Mounts = []*remotegpuv1.Mount{{Type: remotegpuv1.MountType_MOUNT_TYPE_TMPFS, Target: "x"}}
+	ofRequest := []string{"no-wait", "timeout", "request-id", "etag", "now", "help", "time"}
+	_, help, _ := f.run(t, "env", "update", "--help")
+	flags := regexp.MustCompile(`(?m)^ +(?:-\w, )?--([a-z0-9-]+)`).FindAllStringSubmatch(strings.Split(help, "Global Flags:")[0], -1)
+	if len(flags) < 50 {
+		t.Fatalf("%d flags in\n%s", len(flags), help)
+	}
+	for _, flag := range flags {
+		if slices.Contains(ofRequest, flag[1]) {
+			continue
+		}
+		for _, arg := range []string{"--" + flag[1] + "=x", "--" + flag[1] + "=1", "--" + flag[1]} {
+			f.last = nil
+			code, _, stderr := f.run(t, "env", "update", "demo", arg)
+			request, sent := f.last.(*remotegpuv1.UpdateEnvironmentRequest)
+			if code != 2 && (!sent || len(request.GetUpdateMask().GetPaths()) == 0) {
+				t.Errorf("%s is ignored: code %d, %s", arg, code, stderr)
+			}
+		}
+	}
 }
 
 func TestRename(t *testing.T) {
@@ -171,11 +201,15 @@ func TestUpdateRequest(t *testing.T) {
 		}
 	}
 	for _, args := range []string{
-		"", "--image app", "--unlabel absent", "--unset-env C", "--unmount /x", "--unpublish 1", "--no-health --health-tcp 1", "--no-desktop --desktop", "--cpus x", "extra",
+		"", "--image app", "--from-snapshot demo/first", "--pull never", "--unlabel absent", "--unset-env C", "--unmount /x", "--unpublish 1", "--no-health --health-tcp 1", "--no-desktop --desktop", "--cpus x", "extra",
 	} {
 		if code, _, stderr := f.run(t, append([]string{"env", "update", "demo"}, strings.Fields(args)...)...); code != 2 || !strings.Contains(stderr, "Try:") {
 			t.Errorf("%s: code %d, %s", args, code, stderr)
 		}
+	}
+	f.env.State = remotegpuv1.EnvironmentState_ENVIRONMENT_STATE_ERROR
+	if code, _, stderr := f.run(t, "env", "update", "demo", "--user", "root"); code != 0 || !strings.Contains(stderr, "start it: remotegpu env start demo") {
+		t.Errorf("in error: code %d, %s", code, stderr)
 	}
 	if _, stdout, _ := f.run(t, "env", "get", "demo"); !strings.Contains(stdout, "Needs restart:   spec.env") {
 		t.Error(stdout)

@@ -3,10 +3,13 @@ package cli
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
+	"connectrpc.com/connect/v2"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
 
@@ -38,6 +41,9 @@ func (a *app) envClone() *cobra.Command {
 }
 
 func (a *app) clone(ctx context.Context, c *clients, source, name string, w *waiting) (err error) {
+	if err := a.nameIsFree(ctx, c, name); err != nil {
+		return err
+	}
 	var s *remotegpuv1.Snapshot
 	if strings.Contains(source, "/") {
 		s, err = a.snapshot(ctx, c, source)
@@ -49,8 +55,9 @@ func (a *app) clone(ctx context.Context, c *clients, source, name string, w *wai
 	if err != nil {
 		return err
 	}
+	begun := false
 	if !strings.Contains(source, "/") {
-		defer a.dropSnapshot(ctx, c, s, w)
+		defer func() { a.dropSnapshot(ctx, c, s, begun && (w.noWait || ctx.Err() != nil)) }()
 	}
 	response, err := c.environments.CreateEnvironment(ctx, &remotegpuv1.CreateEnvironmentRequest{
 		RequestId: w.id(), Name: name, Project: a.project, Spec: cloneSpec(s),
@@ -58,14 +65,40 @@ func (a *app) clone(ctx context.Context, c *clients, source, name string, w *wai
 	if err != nil {
 		return err
 	}
+	begun = true
 	return a.created(ctx, c, w, response)
 }
 
+// environmentName is what an environment can be called (RFC 1123 section 2.1).
+var environmentName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+// nameIsFree refuses the name of a clone before the other is frozen for it. The
+// node looks again when it makes the clone.
+func (a *app) nameIsFree(ctx context.Context, c *clients, name string) error {
+	if !environmentName.MatchString(name) {
+		return usagef(`use at most 63 of a-z, 0-9 and "-", none of these "-" at either end`, "name %q is not one for an environment", name)
+	}
+	_, err := a.environment(ctx, c, name)
+	if connect.CodeOf(err) == connect.CodeNotFound {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return &failure{
+		Code: "already_exists", Reason: "ENV_NAME_EXISTS", Message: fmt.Sprintf("there is an environment %q already", name),
+		Fields: []fieldFault{{Field: "name"}}, Hints: []string{"choose another name, or delete that one: remotegpu env rm " + name}, exit: exitConflict,
+	}
+}
+
 // dropSnapshot deletes the snapshot that was taken for a clone, unless that is
-// still being made.
-func (a *app) dropSnapshot(ctx context.Context, c *clients, s *remotegpuv1.Snapshot, w *waiting) {
+// still being made of it.
+func (a *app) dropSnapshot(ctx context.Context, c *clients, s *remotegpuv1.Snapshot, needed bool) {
 	what := plain(s.GetEnvironmentName() + "/" + s.GetName())
-	if w.noWait || ctx.Err() != nil {
+	// The caller may have left since.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	if needed {
 		a.say("snapshot %s stays; delete it once the clone runs: remotegpu env snapshot rm %s", what, what)
 		return
 	}

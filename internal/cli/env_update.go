@@ -61,9 +61,14 @@ type updateFlags struct {
 	noGPUs                              bool
 }
 
+// ofTheImage are the flags of env create that say what the writable layer is
+// made on: that stays.
+var ofTheImage = []string{"image", "pull", "from-snapshot"}
+
 const updateHelp = `update changes what is named and leaves the rest. Limits, labels, ports, the
 network policy, the restart policy and the health check are in force at once.
-Everything else is when the environment is started the next time: --now restarts it for that. Its
+Everything else is when the environment is started the next time: --now restarts
+it for that, and starts it when it is in error; a stopped one stays so. Its
 files, address and remaining host ports are kept.
 
 Labels, variables, ports, mounts, allowed destinations and groups are added to
@@ -108,7 +113,7 @@ func (a *app) envUpdate() *cobra.Command {
 func (f *updateFlags) register(cmd *cobra.Command) {
 	f.createFlags.register(cmd)
 	flags := cmd.Flags()
-	for _, name := range []string{"image", "pull"} { // the writable layer is made on the image
+	for _, name := range ofTheImage {
 		_ = flags.MarkHidden(name)
 	}
 	flags.StringArrayVar(&f.unlabel, "unlabel", nil, "take a label away, by its key")
@@ -121,14 +126,15 @@ func (f *updateFlags) register(cmd *cobra.Command) {
 	flags.BoolVar(&f.noGPUs, "no-gpus", false, "give its GPUs back")
 	flags.BoolVar(&f.noHealth, "no-health", false, "check its health no more")
 	flags.BoolVar(&f.noUlimits, "no-ulimits", false, "take all ulimits away")
-	flags.BoolVar(&f.now, "now", false, "restart it if a change needs that")
+	flags.BoolVar(&f.now, "now", false, "restart it if a change needs that, start it if it is in error")
 	f.grace.register(flags)
 	etagFlag(flags, &f.etag)
 }
 
 func (a *app) update(ctx context.Context, f *updateFlags, changed func(string) bool, args []string) error {
-	if changed("image") || changed("pull") {
-		return usagef("create another environment", "the image of an environment cannot be changed: its files are made on it")
+	if slices.ContainsFunc(ofTheImage, changed) {
+		return usagef("create another environment, or give this one the files of a snapshot of it: remotegpu env snapshot rollback",
+			"the image of an environment cannot be changed: its files are made on it")
 	}
 	c, err := a.dial()
 	if err != nil {
@@ -161,6 +167,9 @@ func (a *app) update(ctx context.Context, f *updateFlags, changed func(string) b
 		}
 	}
 	a.sayRestartNeeded(e.GetName(), response.GetRestartNeeded())
+	if !f.now && e.GetState() == remotegpuv1.EnvironmentState_ENVIRONMENT_STATE_ERROR {
+		a.say("it is in error; start it: remotegpu env start %s", e.GetName())
+	}
 	if a.output == "json" {
 		return a.json(e)
 	}

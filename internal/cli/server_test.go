@@ -42,7 +42,9 @@ type fake struct {
 	auth    string
 
 	err      error // every call fails with it
+	refused  error // a create fails with it
 	env      *remotegpuv1.Environment
+	free     string                   // name that no environment has
 	ops      []*remotegpuv1.Operation // what a watch sends; it then blocks
 	pending  chan struct{}            // closed when a watch has sent all and blocks
 	result   *remotegpuv1.RunCommandResponse
@@ -186,12 +188,18 @@ func (f *fake) CreateEnvironment(_ context.Context, r *remotegpuv1.CreateEnviron
 	f.mu.Lock()
 	f.created = r
 	f.mu.Unlock()
+	if f.refused != nil {
+		return nil, f.refused
+	}
 	return &remotegpuv1.CreateEnvironmentResponse{Environment: f.env, Operation: operation(running, "", 0, 0)}, f.got(r)
 }
 
-func (f *fake) GetEnvironment(_ context.Context, _ *remotegpuv1.GetEnvironmentRequest) (*remotegpuv1.GetEnvironmentResponse, error) {
+func (f *fake) GetEnvironment(_ context.Context, r *remotegpuv1.GetEnvironmentRequest) (*remotegpuv1.GetEnvironmentResponse, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.free != "" && r.GetEnvironment() == f.free {
+		return nil, connect.NewError(connect.CodeNotFound, "there is none")
+	}
 	return &remotegpuv1.GetEnvironmentResponse{Environment: f.env}, f.err
 }
 

@@ -126,6 +126,7 @@ demo/first   01SNAP   ready   3 MiB   docker.io/team/app:1   2h
 func TestClone(t *testing.T) {
 	f := newFake(t)
 	f.ops = []*remotegpuv1.Operation{operation(succeeded, "", 0, 0)}
+	f.free = "two"
 	spec := aSnapshot().GetSpec()
 	spec.Image, spec.Hostname, spec.Snapshot, spec.Ports[0].ExternalPort = "", "", "01SNAP", 0
 	want := &remotegpuv1.CreateEnvironmentRequest{RequestId: "r", Name: "two", Spec: spec}
@@ -158,6 +159,19 @@ func TestClone(t *testing.T) {
 		}
 		if got := kinds(); !slices.Equal(got, test.calls) {
 			t.Errorf("%s: calls %q, want %q", test.args, got, test.calls)
+		}
+	}
+	// Nothing is frozen for a name that cannot be, and nothing stays of a create
+	// that is refused.
+	for args, exit := range map[string]int{"env clone demo demo": 4, "env clone demo Two_": 2} {
+		if code, _, stderr := f.run(t, strings.Fields(args)...); code != exit || kinds() != nil || !strings.Contains(stderr, "Try:") {
+			t.Errorf("%s: code %d, %s", args, code, stderr)
+		}
+	}
+	f.refused = apiError(t, connect.CodeAlreadyExists, "ENV_NAME_EXISTS", "somebody was faster", "name", "take another")
+	for _, args := range []string{"env clone demo two", "env clone demo two --no-wait"} {
+		if code, _, stderr := f.run(t, strings.Fields(args)...); code != 4 || !slices.Equal(kinds(), []string{"CreateSnapshotRequest", "DeleteSnapshotRequest"}) {
+			t.Errorf("%s: code %d, %s", args, code, stderr)
 		}
 	}
 	f.err = apiError(t, connect.CodeFailedPrecondition, "SNAPSHOT_BUSY", "an operation works on it", "snapshot", "wait for it")

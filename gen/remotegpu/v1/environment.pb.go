@@ -5102,7 +5102,8 @@ type UpdateEnvironmentRequest struct {
 	// host port, one that is not there any more is released, be it that
 	// CreatePortMapping added it.
 	Spec *EnvironmentSpec `protobuf:"bytes,7,opt,name=spec,proto3" json:"spec,omitempty"`
-	// Start its process again if a field needs it.
+	// Start its process again if a field needs it, and start it if it is in
+	// error: it has failed with what it had before. A stopped one stays so.
 	Restart bool `protobuf:"varint,8,opt,name=restart,proto3" json:"restart,omitempty"`
 	// With restart: time between SIGTERM and SIGKILL. Absent: 10 s.
 	Timeout *durationpb.Duration `protobuf:"bytes,9,opt,name=timeout,proto3" json:"timeout,omitempty"`
