@@ -217,7 +217,7 @@ func (m *Manager) checkImage(ctx context.Context, spec *Spec, snapshot *Snapshot
 		case problem.ImageNotFound:
 			p.Hint = "check the reference; neither this node nor its registry has it"
 		case problem.RegistryUnavailable:
-			p.Hint = "the image is not on this node and its registry does not answer; check the reference, or build or import the image"
+			p.Hint = "the image is not on this node: " + p.Hint + "; or build or import the image"
 		}
 		return nil, &p
 	}

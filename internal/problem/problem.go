@@ -19,8 +19,10 @@ type Problem struct {
 	Field string
 	// Hint says what to do about it, or "".
 	Hint string
-	// Err is the cause, for logs; callers see it only through Message.
+	// Err is the cause. Callers see it behind Message, unless Told.
 	Err error
+	// Told says that Message has what callers may know of Err, which is for logs.
+	Told bool
 }
 
 // New returns a problem with a formatted message.
@@ -39,6 +41,10 @@ func (p *Problem) WithHint(format string, args ...any) *Problem {
 
 // WithCause sets the cause. It does not change the message.
 func (p *Problem) WithCause(err error) *Problem { p.Err = err; return p }
+
+// WithTold sets a cause that the message tells in other words: callers see only
+// these.
+func (p *Problem) WithTold(err error) *Problem { p.Err, p.Told = err, true; return p }
 
 // Error is the message, with the cause when there is one.
 func (p *Problem) Error() string {

@@ -77,7 +77,7 @@ func toConnect(err error) *connect.Error {
 	message := first.Message
 	if code == connect.CodeInternal {
 		message = "internal error; the node's log has the details"
-	} else if cause := first.Err; cause != nil && code != connect.CodeNotFound {
+	} else if cause := first.Err; cause != nil && !first.Told && code != connect.CodeNotFound {
 		message = first.Error()
 	}
 	if len(problems) > 1 && first.Field != "" {
@@ -182,17 +182,6 @@ func mapError(err error) *connect.Error {
 			WithHint("check it against the API's definition (api/remotegpu/v1)"))
 	}
 	return failure
-}
-
-// fieldProblems names each field that broke a rule of the contract.
-func fieldProblems(broken *protovalidate.ValidationError) error {
-	var errs []error
-	for _, violation := range broken.Violations {
-		errs = append(errs, problem.New(problem.FieldInvalid, "%s", violation.Proto.GetMessage()).
-			WithField(protovalidate.FieldPathString(violation.Proto.GetField())).
-			WithHint("the rule is %s (api/remotegpu/v1)", violation.Proto.GetRuleId()))
-	}
-	return errors.Join(errs...)
 }
 
 // Unauthenticated is the refusal of a call without the node's token.

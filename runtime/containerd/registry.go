@@ -153,13 +153,21 @@ func (r registry) problem(ctx context.Context, verb, name string, err error) err
 		if r.login != nil {
 			hint = "check that name, user name and password are right, and that the user may " + verb + " it"
 		}
-		return problem.New(problem.RegistryDenied, message, r.host, name).WithField("spec.image").WithHint("%s", hint).WithCause(err)
+		p := problem.New(problem.RegistryDenied, message, r.host, name).WithField("spec.image").WithHint("%s", hint).WithTold(err)
+		if answered {
+			p.Message += fmt.Sprintf(" (%d %s)", unexpected.StatusCode, http.StatusText(unexpected.StatusCode))
+		}
+		return p
 	case errdefs.IsNotFound(err) && verb == "pull":
 		return problem.New(problem.ImageNotFound, "registry %s has no image %s", r.host, name).WithField("spec.image").
 			WithHint("check name and tag").WithCause(err)
 	default:
-		return problem.New(problem.RegistryUnavailable, "registry %s cannot be asked for image %s", r.host, name).WithField("spec.image").
-			WithHint("check the node's network and name resolution, or build or import the image").WithCause(err)
+		why, hint := unreachable(r.host, err)
+		message := "registry %s cannot be asked for image %s: %s"
+		if verb == "push" {
+			message = "registry %s cannot be given image %s: %s"
+		}
+		return problem.New(problem.RegistryUnavailable, message, r.host, name, why).WithField("spec.image").WithHint("%s", hint).WithTold(err)
 	}
 }
 
