@@ -43,6 +43,10 @@ func (m *Manager) Logs(ctx context.Context, req LogRequest, send func(lines []lo
 	if err != nil {
 		return err
 	}
+	if !req.Until.IsZero() && req.Since.After(req.Until) {
+		return problem.New(problem.FieldInvalid, "since is later than until: no line is of that time").WithField("since").
+			WithHint("let since come before until, or leave one of them out")
+	}
 	batch := logBatch{env: env.ID, send: send}
 	selection := logfile.Selection{
 		Since: req.Since, Until: req.Until, Stream: req.Stream, Tail: req.Tail, Follow: req.Follow,

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime"
@@ -74,6 +75,7 @@ func TestLogsResume(t *testing.T) {
 	}{
 		"nonsense":                    {runtime.LogRequest{Environment: "desk", ResumeAfter: "nonsense"}, "resume_after"},
 		"of another environment":      {runtime.LogRequest{Environment: other.ID, ResumeAfter: token}, "resume_after"},
+		"of no time":                  {runtime.LogRequest{Environment: "desk", Since: time.Unix(2, 0), Until: time.Unix(1, 0)}, "since"},
 		"with a beginning of its own": {runtime.LogRequest{Environment: "desk", ResumeAfter: token, Tail: &none}, "tail"},
 	} {
 		err := d.Logs(t.Context(), test.req, func([]logfile.Line, string) error { return nil })

@@ -159,6 +159,14 @@ const (
 	KindPortDelete = "port.delete"
 )
 
+// Kinds are all kinds of operations.
+func Kinds() []string {
+	return []string{
+		KindCreate, KindStart, KindStop, KindRestart, KindDelete, KindPause, KindResume, KindUpdate, KindPull, KindPush, KindBuild,
+		KindSnapshot, KindRollBack, KindExport, KindPortCreate, KindPortUpdate, KindPortDelete,
+	}
+}
+
 // DefaultStopTimeout is the time between SIGTERM and SIGKILL where a request
 // names none.
 const DefaultStopTimeout = 10 * time.Second
@@ -214,7 +222,7 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, 
 	if err != nil {
 		return nil, nil, err
 	}
-	errs := []error{checkProject(req.Project), m.complete(req.Name, &req.Spec)}
+	errs := []error{checkProject(req.Project), m.complete(req.Name, &req.Spec), checkLabels(req.Labels, nil)}
 	if err := errors.Join(errs...); err != nil {
 		return nil, nil, err
 	}

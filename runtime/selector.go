@@ -18,7 +18,7 @@ type Requirement struct {
 }
 
 // ParseSelector parses comma-separated "key=value", "key!=value", "key" and
-// "!key". FIELD_INVALID names field.
+// "!key"; "key==value" is "key=value". FIELD_INVALID names field.
 func ParseSelector(text, field string) (Selector, error) {
 	var selector Selector
 	for part := range strings.SplitSeq(text, ",") {
@@ -30,10 +30,13 @@ func ParseSelector(text, field string) (Selector, error) {
 			return nil, badSelector(text, field)
 		}
 		var r Requirement
-		if key, value, found := strings.Cut(part, "!="); found {
-			r = Requirement{Key: strings.TrimSpace(key), Value: strings.TrimSpace(value), Negate: true}
-		} else if key, value, found := strings.Cut(part, "="); found {
-			r = Requirement{Key: strings.TrimSpace(key), Value: strings.TrimSpace(strings.TrimPrefix(value, "="))}
+		if key, value, found := strings.Cut(part, "="); found {
+			value, twice := strings.CutPrefix(value, "=")
+			key, negate := strings.CutSuffix(key, "!")
+			r = Requirement{Key: strings.TrimSpace(key), Value: strings.TrimSpace(value), Negate: negate}
+			if twice && (r.Value == "" || negate) {
+				return nil, badSelector(text, field)
+			}
 		} else if key, found := strings.CutPrefix(part, "!"); found {
 			r = Requirement{Key: strings.TrimSpace(key), Exists: true, Negate: true}
 		} else {
@@ -49,7 +52,7 @@ func ParseSelector(text, field string) (Selector, error) {
 
 func badSelector(text, field string) error {
 	return problem.New(problem.FieldInvalid, "label selector %q cannot be read", text).WithField(field).
-		WithHint(`write conditions like "team=vision,tier!=test,gpu,!old"`)
+		WithHint(`write conditions like "team=vision,tier!=test,gpu,!old"; "team=" is one with an empty value`)
 }
 
 // Matches says whether labels meet every requirement.

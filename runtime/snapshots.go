@@ -124,6 +124,9 @@ func (m *Manager) CreateSnapshot(ctx context.Context, req CreateSnapshotRequest)
 		return nil, nil, problem.New(problem.SnapshotNameInvalid, "%q is not a name for a snapshot", req.Name).WithField("name").
 			WithHint("use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit, for example %q", "before-upgrade")
 	}
+	if err := checkLabels(req.Labels, nil); err != nil {
+		return nil, nil, err
+	}
 	env, err := m.Get(ctx, req.Project, req.Environment)
 	if err != nil {
 		return nil, nil, err

@@ -95,6 +95,11 @@ func (m *Manager) tryUpdate(ctx context.Context, req *UpdateRequest, hash string
 	if err != nil {
 		return Updated{}, err
 	}
+	if labels {
+		if err := checkLabels(req.Labels, env.Labels); err != nil {
+			return Updated{}, err
+		}
+	}
 	spec, err := m.changedSpec(ctx, env, req, changed)
 	if err != nil {
 		return Updated{}, err

@@ -143,7 +143,7 @@ func TestUsage(t *testing.T) {
 		{"nonsense"},
 		{"env", "nonsense"},
 		{"env", "get"},
-		{"env", "get", "a", "b"},
+		{"env", "get"},
 		{"env", "ls", "--nonsense"},
 		{"env", "ls", "-o", "yaml"},
 		{"env", "ls", "--state", "asleep"},

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -105,17 +106,30 @@ func portList(mappings []*remotegpuv1.PortMapping) string {
 
 func (a *app) envGet() *cobra.Command {
 	return &cobra.Command{
-		Use: "get NAME", Short: "Show one environment", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeEnvs,
+		Use: "get NAME...", Short: "Show environments", Args: cobra.MinimumNArgs(1), ValidArgsFunction: a.completeEnvs,
+		Long: `get shows environments with all they are. With -o json several are one line each.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()
 			if err != nil {
 				return err
 			}
-			e, err := a.environment(cmd.Context(), c, args[0])
-			if err != nil {
-				return err
+			for i, name := range args {
+				e, err := a.environment(cmd.Context(), c, name)
+				switch {
+				case err != nil:
+				case len(args) > 1 && a.output == "json":
+					err = a.jsonLine(e)
+				default:
+					if i > 0 {
+						err = a.printf("\n")
+					}
+					err = errors.Join(err, a.showEnvironment(e))
+				}
+				if err != nil {
+					return err
+				}
 			}
-			return a.showEnvironment(e)
+			return nil
 		},
 	}
 }

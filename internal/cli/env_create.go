@@ -107,7 +107,7 @@ func (f *createFlags) register(cmd *cobra.Command) {
 	flags.Int64Var(&f.pids, "pids", 0, "processes and threads; 0: the node's default, 4096")
 	flags.StringVar(&f.disk, "disk", "", "size of the writable layer, such as 20G (no limit)")
 	flags.BoolVar(&f.diskBestEffort, "disk-best-effort", false, "run without --disk being enforced where the node cannot")
-	flags.StringVar(&f.shm, "shm-size", "", "size of /dev/shm (512M with a desktop, 64M without)")
+	flags.StringVar(&f.shm, "shm-size", "", "size of /dev/shm; left out or 0: 512M with a desktop, 64M without")
 	flags.StringArrayVar(&f.ulimits, "ulimit", nil, "NAME=SOFT[:HARD], for example nofile=1024:2048; -1: unlimited")
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "variable NAME=VALUE; NAME alone takes it from here")
 	flags.StringArrayVar(&f.envFiles, "env-file", nil, "file with variables, one per line")

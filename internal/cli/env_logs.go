@@ -5,18 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"time"
+	"strconv"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
 )
 
 func (a *app) envLogs() *cobra.Command {
 	request := &remotegpuv1.GetLogsRequest{}
-	var since, until string
-	var tail int64
+	var since, until, tail string
 	again := reconnect{note: func(text string) { a.say("%s", text) }}
 	var stdout, stderr, timestamps bool
 	cmd := &cobra.Command{
@@ -36,11 +34,12 @@ With -o json each line is one line of the log: time, stream, data (base64) and
 whether it goes on in the next one.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request.Environment, request.Project = args[0], a.project
-			if cmd.Flags().Changed("tail") {
-				if tail < 0 {
-					return usagef("leave --tail out to see all", "--tail is 0 or more")
+			if tail != "all" {
+				lines, err := strconv.ParseInt(tail, 10, 64)
+				if err != nil || lines < 0 {
+					return usagef("write a number of lines, or all", "--tail %q is neither a number from 0 on nor all", tail)
 				}
-				request.Tail = &tail
+				request.Tail = &lines
 			}
 			if stdout != stderr {
 				request.Stream = remotegpuv1.LogStream_LOG_STREAM_STDOUT
@@ -66,9 +65,9 @@ whether it goes on in the next one.`,
 	flags := cmd.Flags()
 	flags.BoolVarP(&request.Follow, "follow", "f", false, "go on with what is written from now on, until interrupted")
 	flags.DurationVar(&again.lostFor, "reconnect-for", lostFor, "with -f: how long to try again when the connection is lost")
-	flags.Int64Var(&tail, "tail", 0, "only the last so many lines (default all)")
-	flags.StringVar(&since, "since", "", "only lines written since: 10m, 2026-01-02T15:04:05Z")
-	flags.StringVar(&until, "until", "", "only lines written before: 10m, 2026-01-02T15:04:05Z")
+	flags.StringVarP(&tail, "tail", "n", "all", "only the last so many lines")
+	flags.StringVar(&since, "since", "", "only lines written since: 10m (ago), 2026-01-02T15:04:05Z, 2026-01-02 15:04 (time of here), 2026-01-02 or Unix seconds")
+	flags.StringVar(&until, "until", "", "only lines written before: as for --since")
 	flags.BoolVar(&stdout, "stdout", false, "only standard output")
 	flags.BoolVar(&stderr, "stderr", false, "only errors")
 	flags.BoolVarP(&timestamps, "timestamps", "t", false, "show when each line was written")
@@ -117,21 +116,6 @@ func logs(ctx context.Context, c *clients, request *remotegpuv1.GetLogsRequest, 
 			return err
 		}
 	}
-}
-
-// instant reads a time, or how long ago it was.
-func instant(flag, text string) (*timestamppb.Timestamp, error) {
-	if text == "" {
-		return nil, nil
-	}
-	if ago, err := time.ParseDuration(text); err == nil {
-		return timestamppb.New(time.Now().Add(-ago)), nil
-	}
-	at, err := time.Parse(time.RFC3339Nano, text)
-	if err != nil {
-		return nil, usagef("write it like 10m or 2026-01-02T15:04:05Z", "--%s %q is neither a duration nor a time", flag, text)
-	}
-	return timestamppb.New(at), nil
 }
 
 // logView shows lines and puts those together that came in parts.

@@ -86,21 +86,31 @@ func (a *app) pinning(verb, short string, set func(ctx context.Context, c *clien
 func (a *app) imageRemove() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use: "rm REFERENCE", Aliases: []string{"delete"}, Short: "Delete an image", Args: cobra.ExactArgs(1),
+		Use: "rm REFERENCE...", Aliases: []string{"delete"}, Short: "Delete images", Args: cobra.MinimumNArgs(1),
 		ValidArgsFunction: a.completeImages,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()
 			if err != nil {
 				return err
 			}
-			response, err := c.images.DeleteImage(cmd.Context(), &remotegpuv1.DeleteImageRequest{Reference: args[0], Force: force})
-			if err != nil {
-				return err
+			for _, ref := range args {
+				response, err := c.images.DeleteImage(cmd.Context(), &remotegpuv1.DeleteImageRequest{Reference: ref, Force: force})
+				if err != nil {
+					return err
+				}
+				switch {
+				case a.output != "json":
+					err = a.printf("%s: deleted\n", plain(response.GetName()))
+				case len(args) == 1:
+					err = a.json(response)
+				default:
+					err = a.jsonLine(response)
+				}
+				if err != nil {
+					return err
+				}
 			}
-			if a.output == "json" {
-				return a.json(response)
-			}
-			return a.printf("%s: deleted\n", response.GetName())
+			return nil
 		},
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "also when environments were made from it; they keep the layers they have")

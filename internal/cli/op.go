@@ -56,7 +56,7 @@ func (a *app) opList() *cobra.Command {
 	page.register(cmd.Flags(), 50)
 	a.complete(cmd, "kind", "environment.create", "environment.start", "environment.stop", "environment.restart", "environment.delete",
 		"environment.pause", "environment.resume", "environment.update", "environment.snapshot", "environment.rollback",
-		"snapshot.export", "image.pull", "image.push", "image.build")
+		"snapshot.export", "image.pull", "image.push", "image.build", "port.create", "port.update", "port.delete")
 	a.complete(cmd, "state", "queued", "running", "succeeded", "failed", "cancelled")
 	return cmd
 }

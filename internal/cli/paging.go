@@ -12,8 +12,9 @@ type paging struct {
 }
 
 func (p *paging) register(flags *pflag.FlagSet, limit int) {
-	flags.IntVar(&p.limit, "limit", limit, "list at most this many; 0 lists all")
-	flags.Int32Var(&p.pageSize, "page-size", 0, "fetch one page of this many only; json has the token of the next")
+	p.limit = limit
+	flags.Var(count[int]{&p.limit}, "limit", "list at most this many; 0 lists all")
+	flags.Var(count[int32]{&p.pageSize}, "page-size", "fetch one page of this many only; json has the token of the next")
 	flags.StringVar(&p.pageToken, "page-token", "", "fetch the page of this token only")
 }
 

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -96,11 +97,22 @@ func (a *app) volumeGet() *cobra.Command {
 				{"Name", v.GetName()},
 				{"Node", v.GetNode()},
 				{"Size", volumeSize(v)},
-				{"Used by", strings.Join(v.GetUsedBy(), ", ")},
+				{"Used by", strings.Join(a.namesOf(cmd.Context(), c, v.GetUsedBy()), ", ")},
 				{"Created", moment(v.GetCreatedAt())},
 			})
 		},
 	}
+}
+
+// namesOf are the names of environments, or the ids of those that have gone.
+func (a *app) namesOf(ctx context.Context, c *clients, ids []string) []string {
+	names := slices.Clone(ids)
+	for i, id := range ids {
+		if e, err := a.environment(ctx, c, id); err == nil {
+			names[i] = plain(e.GetName())
+		}
+	}
+	return names
 }
 
 func (a *app) volumeRemove() *cobra.Command {

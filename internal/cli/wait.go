@@ -24,7 +24,7 @@ type waiting struct {
 
 func (w *waiting) register(flags *pflag.FlagSet) {
 	flags.BoolVar(&w.noWait, "no-wait", false, "start it and return; follow it with remotegpu op watch")
-	flags.DurationVar(&w.timeout, "timeout", 0, "wait at most this long (exit code 8); the operation goes on; 0 waits until it is done")
+	flags.Var((*span)(&w.timeout), "timeout", "wait at most this long (exit code 8); the operation goes on; 0 waits until it is done")
 	flags.StringVar(&w.requestID, "request-id", "", "makes repeating the command safe: the same id answers with the first one's operation")
 }
 

@@ -2,12 +2,16 @@ package rpc
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/containerd/errdefs"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
 	"github.com/remotegpu/remotegpu/gen/remotegpu/v1/remotegpuv1connect"
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime"
 	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
@@ -32,6 +36,12 @@ func (s *operationService) GetOperation(ctx context.Context, req *remotegpuv1.Ge
 
 // ListOperations implements the RPC.
 func (s *operationService) ListOperations(ctx context.Context, req *remotegpuv1.ListOperationsRequest) (*remotegpuv1.ListOperationsResponse, error) {
+	for i, kind := range req.GetKinds() {
+		if !slices.Contains(runtime.Kinds(), kind) {
+			return nil, problem.New(problem.FieldInvalid, "there is no kind of operations %q", kind).WithField(fmt.Sprintf("kinds[%d]", i)).
+				WithHint("use some of %s", strings.Join(runtime.Kinds(), ", "))
+		}
+	}
 	filter := operation.Filter{Project: req.GetProject(), Target: req.GetTarget(), Kinds: req.GetKinds(), Limit: pageSize(req.GetPageSize()), After: req.GetPageToken()}
 	for _, state := range req.GetStates() {
 		filter.States = append(filter.States, operationStates.toDomain[state])

@@ -36,6 +36,8 @@ func TestBadInput(t *testing.T) {
 		{"registry that does not answer", create, `{"name":"x","spec":{"image":"127.0.0.1:1/absent:1"}}`, 503, "unavailable", "REGISTRY_UNAVAILABLE", []string{"spec.image"}},
 		{"bad image reference", create, `{"name":"x","spec":{"image":"UPPER CASE"}}`, 400, "invalid_argument", "IMAGE_REFERENCE_INVALID", []string{"spec.image"}},
 		{"no image", create, `{"name":"x"}`, 400, "invalid_argument", "FIELD_INVALID", []string{"spec"}},
+		{"kind of operations that there is not", "OperationService/ListOperations", `{"kinds":["image.pull","x"]}`, 400, "invalid_argument", "FIELD_INVALID", []string{"kinds[1]"}},
+		{"label that no selector can name", "EnvironmentService/UpdateEnvironment", `{"environment":"taken","labels":{"a b":"c"}}`, 400, "invalid_argument", "FIELD_INVALID", []string{`labels["a b"]`}},
 		{"bad name", create, spec("Not_A_Label", ""), 400, "invalid_argument", "ENV_NAME_INVALID", []string{"name"}},
 		{"name that exists", create, spec("taken", ""), 409, "already_exists", "ENV_NAME_EXISTS", []string{"name"}},
 		{"port outside its pool", create, spec("x", `,"ports":[{"service_type":"SERVICE_TYPE_SSH","external_port":9999}]`), 400, "invalid_argument", "PORT_OUTSIDE_POOL", []string{"spec.ports[0].external_port"}},

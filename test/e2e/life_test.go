@@ -131,7 +131,7 @@ func (n *Node) operationsByKind(tb testing.TB, id string) {
 		} `json:"operations"`
 	}
 	n.call(tb, "OperationService/ListOperations",
-		fmt.Sprintf(`{"target": %q, "kinds": ["environment.create", "environment.stop", "never.done"]}`, id), &list)
+		fmt.Sprintf(`{"target": %q, "kinds": ["environment.create", "environment.stop"]}`, id), &list)
 	if len(list.Operations) != 2 || list.Operations[0].Kind != "environment.stop" || list.Operations[1].Kind != "environment.create" {
 		tb.Fatalf("creates and stops: %+v", list)
 	}

@@ -1877,6 +1877,9 @@ type CreateEnvironmentRequest struct {
 	// Project; empty means "default".
 	Project string `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
 	// Labels.
+	// A key has letters, digits and any of ". _ - / : @", with a letter or digit
+	// at both ends; a value has neither commas nor control characters, no space at
+	// an end and no "=" at the beginning: a label selector can name them.
 	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// What it should be.
 	Spec *EnvironmentSpec `protobuf:"bytes,5,opt,name=spec,proto3" json:"spec,omitempty"`
@@ -3714,7 +3717,7 @@ type GetLogsRequest struct {
 	Follow bool `protobuf:"varint,3,opt,name=follow,proto3" json:"follow,omitempty"`
 	// Only the last so many lines of what there is. Absent: all.
 	Tail *int64 `protobuf:"varint,4,opt,name=tail,proto3,oneof" json:"tail,omitempty"`
-	// Only lines written at this time or later.
+	// Only lines written at this time or later. Not later than until.
 	Since *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=since,proto3" json:"since,omitempty"`
 	// Only lines written before this time.
 	Until *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=until,proto3" json:"until,omitempty"`
@@ -5096,7 +5099,7 @@ type UpdateEnvironmentRequest struct {
 	// and one that is not set is back at its default. Absent: the fields that
 	// are set in labels and spec.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
-	// All labels it is to have.
+	// All labels it is to have. New ones are as in CreateEnvironmentRequest.
 	Labels map[string]string `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Holds the fields that change. Of ports, one that it has already keeps its
 	// host port, one that is not there any more is released, be it that

@@ -607,8 +607,7 @@ type ListOperationsRequest struct {
 	PageSize int32 `protobuf:"varint,4,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before. Empty for the first.
 	PageToken string `protobuf:"bytes,5,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// Only those of one of these kinds, for example "image.pull". Empty for all;
-	// of a kind that the node does not know there are none.
+	// Only those of one of these kinds, for example "image.pull". Empty for all.
 	Kinds         []string `protobuf:"bytes,6,rep,name=kinds,proto3" json:"kinds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
