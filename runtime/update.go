@@ -95,11 +95,6 @@ func (m *Manager) tryUpdate(ctx context.Context, req *UpdateRequest, hash string
 	if err != nil {
 		return Updated{}, err
 	}
-	if labels {
-		if err := checkLabels(req.Labels, env.Labels); err != nil {
-			return Updated{}, err
-		}
-	}
 	spec, err := m.changedSpec(ctx, env, req, changed)
 	if err != nil {
 		return Updated{}, err
@@ -179,10 +174,13 @@ func (m *Manager) answerUpdate(ctx context.Context, op *operation.Operation, err
 }
 
 // changedSpec is the spec of an environment with the fields of a request, which
-// are checked as a create checks them. What does not change is not: its mounts,
+// are checked, and its labels, as a create checks them. What does not change is not: its mounts,
 // ports or network policy may not be allowed any more.
 func (m *Manager) changedSpec(ctx context.Context, env *Environment, req *UpdateRequest, changed []field) (Spec, error) {
 	spec := env.Spec
+	if err := checkLabels(req.Labels, env.Labels); err != nil {
+		return spec, err
+	}
 	own := spec.OwnHostname || spec.Hostname != env.Name
 	for _, f := range changed {
 		f.copy(&spec, &req.Spec)

@@ -112,7 +112,7 @@ func root(stdout, stderr io.Writer) *cobra.Command {
 		},
 	}, &cobra.Command{
 		Use: "cleanup", Short: "Remove namespaces, links and rules of environments from the host",
-		Long: "Removes every network namespace, link and firewall rule of environments. The daemon must be stopped and its containers deleted.",
+		Long: "Removes every network namespace, link and firewall rule of environments, and their control group when it is empty. The daemon must be stopped and its containers deleted.",
 		Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
 			cfg, err := load(command)

@@ -336,7 +336,8 @@ func (n *Node) gatewayURL() string {
 }
 
 // CleanUp removes everything of ours from the host's network: namespaces,
-// links and rules. It needs no database; containers must be gone.
+// links and rules, and the control group of environments when nothing is in it.
+// It needs no database; containers must be gone.
 func CleanUp(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	prefix := defaultRange()
 	rules, err := firewall.New(firewall.Config{Subnet: prefix, Path: cfg.Network.IPTables, Log: log})
@@ -356,7 +357,7 @@ func CleanUp(ctx context.Context, cfg config.Config, log *slog.Logger) error {
 	if err := endSharing(ctx, cfg, log); err != nil {
 		return fmt.Errorf("end what GPUs are shared by: %w", err)
 	}
-	return nil
+	return cgroup.RemoveEmpty(cfg.Containerd.Cgroup)
 }
 
 // Backup writes a consistent copy of the node's database to a file that does
