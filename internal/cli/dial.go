@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -134,5 +135,27 @@ func (t *authorized) RoundTrip(request *http.Request) (*http.Response, error) {
 	if t.token != "" {
 		request.Header.Set("Authorization", "Bearer "+t.token)
 	}
+	if request.ContentLength < 0 && request.Body != nil {
+		request.Body = endWith(request.Context(), request.Body)
+	}
 	return t.next.RoundTrip(request)
+}
+
+// endingBody is the body of a request that is closed at the end of its context.
+type endingBody struct {
+	io.ReadCloser
+	stop func() bool
+}
+
+// endWith closes a body when ctx ends. While net/http waits for the next piece
+// of a body it does not look at the context, so that a stream on which nothing
+// is sent would go on, and whoever waits for its answer would wait, too.
+func endWith(ctx context.Context, body io.ReadCloser) io.ReadCloser {
+	return &endingBody{ReadCloser: body, stop: context.AfterFunc(ctx, func() { _ = body.Close() })}
+}
+
+// Close implements io.Closer.
+func (b *endingBody) Close() error {
+	b.stop()
+	return b.ReadCloser.Close()
 }

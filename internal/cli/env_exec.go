@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -59,6 +60,9 @@ Exit codes: the command's own, 128 + signal where one ended it, or
 			if err != nil {
 				return err
 			}
+			if f.timeout < 0 {
+				return usagef("leave --timeout out for the default", "--timeout %s is negative", f.timeout)
+			}
 			said := cmd.Flags().Changed("stdin")
 			if f.unary || a.output == "json" {
 				if f.terminal {
@@ -68,21 +72,19 @@ Exit codes: the command's own, 128 + signal where one ended it, or
 					Environment: args[0], Project: a.project, Argv: args[1:], Env: env, Workdir: f.workdir, User: f.user,
 				})
 			}
-			s := &execStream{app: a, stdin: f.stdin || !said && piped(a.stdin), terminal: f.terminal}
-			if cmd.Flags().Changed("timeout") {
-				s.timeout = f.timeout
-			}
+			s := &execStream{app: a, stdin: f.stdin || !said && piped(a.stdin), terminal: f.terminal, timeout: f.timeout}
 			return s.run(cmd.Context(), &remotegpuv1.ExecStart{
 				Environment: args[0], Project: a.project, Argv: args[1:], Env: env, Workdir: f.workdir, User: f.user,
 			})
 		},
 	}
+	a.ownCodes(cmd)
 	f.register(cmd)
 	flags := cmd.Flags()
 	flags.BoolVarP(&f.stdin, "stdin", "i", false, "pass standard input on (default: when it is a file or a pipe)")
 	flags.BoolVarP(&f.terminal, "tty", "t", false, "give the command a terminal")
 	flags.BoolVar(&f.unary, "unary", false, "one plain call instead of a stream")
-	flags.DurationVar(&f.timeout, "timeout", time.Minute, "the command is killed after this time (default with a stream: never)")
+	flags.DurationVar(&f.timeout, "timeout", 0, "the command is killed after this time (default: never, with --unary or -o json 1m0s)")
 	return cmd
 }
 
@@ -122,17 +124,27 @@ Exit codes are those of env exec.`,
 			return err
 		},
 	}
+	a.ownCodes(cmd)
 	f.register(cmd)
 	return cmd
+}
+
+// ownCodes has the exit codes of env exec count from the first flag on: 2, for
+// a wrong one, could be the command's.
+func (a *app) ownCodes(cmd *cobra.Command) {
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		a.exec = true
+		return err
+	})
 }
 
 // unaryExec runs the command with one plain call.
 func (a *app) unaryExec(cmd *cobra.Command, f *execFlags, said bool, request *remotegpuv1.RunCommandRequest) error {
 	var err error
-	if request.Stdin, err = a.input(f.stdin, said); err != nil {
+	if request.Stdin, err = a.input(cmd.Context(), f.stdin, said); err != nil {
 		return err
 	}
-	if cmd.Flags().Changed("timeout") {
+	if f.timeout > 0 {
 		request.Timeout = durationpb.New(f.timeout)
 	}
 	c, err := a.dial()
@@ -148,11 +160,11 @@ func (a *app) unaryExec(cmd *cobra.Command, f *execFlags, said bool, request *re
 
 // input reads what is passed on. Without a word from the caller only a file or
 // a pipe is read: a terminal would wait for somebody to type.
-func (a *app) input(wanted, said bool) ([]byte, error) {
+func (a *app) input(ctx context.Context, wanted, said bool) ([]byte, error) {
 	if said && !wanted || !said && !piped(a.stdin) {
 		return nil, nil
 	}
-	data, err := io.ReadAll(io.LimitReader(a.stdin, maxStdin+1))
+	data, err := io.ReadAll(io.LimitReader(untilDone(ctx, a.stdin), maxStdin+1))
 	if err != nil {
 		return nil, fmt.Errorf("read standard input: %w", err)
 	}

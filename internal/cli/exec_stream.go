@@ -27,7 +27,9 @@ type execStream struct {
 	stdin, terminal bool
 	timeout         time.Duration // 0: none
 
-	mu     sync.Mutex // of sending
+	keys   bool                    // they are passed on as they are pressed
+	hangUp context.CancelCauseFunc // ends the call
+	mu     sync.Mutex              // of sending
 	stream remotegpuv1connect.EnvironmentServiceExecCommandClientStream
 }
 
@@ -43,9 +45,11 @@ func (s *execStream) run(ctx context.Context, start *remotegpuv1.ExecStart) (err
 	if err != nil {
 		return err
 	}
-	limited, cancel := context.WithCancel(ctx)
-	defer cancel()
+	limited, hangUp := context.WithCancelCause(ctx)
+	defer hangUp(nil)
+	s.hangUp = hangUp
 	if s.timeout > 0 {
+		var cancel context.CancelFunc
 		limited, cancel = context.WithTimeout(limited, s.timeout)
 		defer cancel()
 	}
@@ -71,6 +75,9 @@ func (s *execStream) run(ctx context.Context, start *remotegpuv1.ExecStart) (err
 	}
 	defer func() { err = errors.Join(err, restore()) }()
 	err = s.follow(limited)
+	if f, ok := errors.AsType[*failure](context.Cause(limited)); ok && err != nil {
+		return f
+	}
 	// The node knows the deadline, too, and may be the first to say so.
 	if s.timeout > 0 && err != nil && ctx.Err() == nil &&
 		(errors.Is(limited.Err(), context.DeadlineExceeded) || connect.CodeOf(err) == connect.CodeDeadlineExceeded) {
@@ -94,6 +101,7 @@ func (s *execStream) raw() (restore func() error, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare the terminal: %w", err)
 	}
+	s.keys = true
 	signal.Ignore(syscall.SIGPIPE)
 	return func() error {
 		defer signal.Reset(syscall.SIGPIPE)
@@ -154,6 +162,12 @@ func (s *execStream) passInput() {
 	for s.stdin {
 		n, err := s.app.stdin.Read(buffer)
 		if n > 0 && s.send(&remotegpuv1.ExecCommandRequest{Message: &remotegpuv1.ExecCommandRequest_Stdin{Stdin: buffer[:n]}}) != nil {
+			return
+		}
+		if err != nil && s.keys {
+			// No key ends the input of a raw terminal. One that was closed does,
+			// and not everybody gets a signal then.
+			s.hangUp(&failure{Code: "canceled", Message: "interrupted: the terminal was closed", exit: exitInterrupted})
 			return
 		}
 		if err != nil {

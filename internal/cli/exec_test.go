@@ -14,7 +14,8 @@ import (
 )
 
 // ExecCommand takes standard input to its end and answers f.result; the
-// command "hang" never ends, nor does "yes", which writes all the time.
+// command "hang" never ends, nor does "yes", which writes all the time, nor
+// "sleep", which says so once and tells f.left when its caller has gone.
 func (f *fake) ExecCommand(ctx context.Context, stream remotegpuv1connect.EnvironmentServiceExecCommandServerStream) error {
 	first, err := stream.Receive()
 	if err != nil {
@@ -31,6 +32,14 @@ func (f *fake) ExecCommand(ctx context.Context, stream remotegpuv1connect.Enviro
 		if err := stream.Send(&remotegpuv1.ExecCommandResponse{Message: &remotegpuv1.ExecCommandResponse_Stdout{Stdout: []byte("y\n")}}); err != nil {
 			return err
 		}
+	}
+	if start.GetArgv()[0] == "sleep" {
+		if err := stream.Send(&remotegpuv1.ExecCommandResponse{Message: &remotegpuv1.ExecCommandResponse_Stdout{Stdout: []byte("asleep")}}); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		f.left <- struct{}{}
+		return ctx.Err()
 	}
 	var input []byte
 	for {
@@ -105,5 +114,21 @@ func TestExecStream(t *testing.T) {
 	}
 	if code, _, _ := f.run(t, "env", "exec", "--unary", "-t", "demo", "--", "x"); code != 125 {
 		t.Errorf("--unary with a terminal: %d", code)
+	}
+	for _, args := range [][]string{
+		{"exec", "-e"},
+		{"exec", "--nosuch", "demo", "--", "x"},
+		{"exec", "--timeout", "x", "demo", "--", "x"},
+		{"shell", "--nosuch", "demo"},
+		{"exec", "--timeout", "-5s", "demo", "--", "x"},
+		{"exec", "--unary", "--timeout", "-5s", "demo", "--", "x"},
+	} {
+		f.last = nil
+		if code, _, stderr := f.run(t, append([]string{"env"}, args...)...); code != 125 || f.last != nil {
+			t.Errorf("%q: %d, sent %v, %s", args, code, f.last, stderr)
+		}
+	}
+	if _, stdout, _ := f.run(t, "env", "exec", "--help"); strings.Contains(stdout, "(default 1m0s)") || !strings.Contains(stdout, "default: never") {
+		t.Errorf("the default of --timeout is not clear:\n%s", stdout)
 	}
 }

@@ -23,8 +23,11 @@ func (a *app) imageImport() *cobra.Command {
 an OCI image layout, or what "docker save" writes; gzip and zstd are undone.
 Nothing is kept of an archive that is not whole.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			archive, size := a.stdin, int64(0)
-			if args[0] != "-" {
+			var archive io.Reader
+			var size int64
+			if args[0] == "-" {
+				archive = untilDone(cmd.Context(), a.stdin)
+			} else {
 				file, err := os.Open(args[0])
 				if err != nil {
 					return usagef("name a file, or - for standard input", "%v", err)

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
@@ -29,7 +30,7 @@ func (l *login) register(flags *pflag.FlagSet) {
 
 // credentials are nil when there are none. A password is never an argument:
 // everybody on the host can read those.
-func (a *app) credentials(l *login) (*remotegpuv1.RegistryCredentials, error) {
+func (a *app) credentials(ctx context.Context, l *login) (*remotegpuv1.RegistryCredentials, error) {
 	if l.username == "" {
 		if l.stdin {
 			return nil, usagef("add --username NAME", "a password needs a user name")
@@ -38,7 +39,7 @@ func (a *app) credentials(l *login) (*remotegpuv1.RegistryCredentials, error) {
 	}
 	var password string
 	if l.stdin {
-		text, err := io.ReadAll(io.LimitReader(a.stdin, maxPassword+3))
+		text, err := io.ReadAll(io.LimitReader(untilDone(ctx, a.stdin), maxPassword+3))
 		if err != nil {
 			return nil, fmt.Errorf("read password: %w", err)
 		}
@@ -49,7 +50,7 @@ func (a *app) credentials(l *login) (*remotegpuv1.RegistryCredentials, error) {
 			return nil, usagef("add --password-stdin and write it there", "the password cannot be asked for: standard input is no terminal")
 		}
 		_, _ = fmt.Fprint(a.stderr, "Password: ")
-		text, err := term.ReadPassword(int(file.Fd()))
+		text, err := readPassword(ctx, file)
 		_, _ = fmt.Fprintln(a.stderr)
 		if err != nil {
 			return nil, fmt.Errorf("read password: %w", err)
@@ -77,7 +78,7 @@ func (a *app) imagePull() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			credentials, err := a.credentials(l)
+			credentials, err := a.credentials(cmd.Context(), l)
 			if err != nil {
 				return err
 			}
@@ -109,7 +110,7 @@ func (a *app) imagePush() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			credentials, err := a.credentials(l)
+			credentials, err := a.credentials(cmd.Context(), l)
 			if err != nil {
 				return err
 			}

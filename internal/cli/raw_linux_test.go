@@ -23,22 +23,8 @@ func TestTerminalIsRestoredWhenTheOutputBreaks(t *testing.T) {
 		os.Exit(cli.Run(t.Context(), []string{"env", "exec", "-it", "demo", "--", "yes"}, os.Stdin, os.Stdout, os.Stderr, os.Getenv))
 	}
 	f := newFake(t)
-	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Skipf("no terminals here: %v", err)
-	}
+	keyboard, terminal := openTerminal(t)
 	defer keyboard.Close()
-	if err := unix.IoctlSetPointerInt(int(keyboard.Fd()), unix.TIOCSPTLCK, 0); err != nil {
-		t.Fatal(err)
-	}
-	number, err := unix.IoctlGetInt(int(keyboard.Fd()), unix.TIOCGPTN)
-	if err != nil {
-		t.Fatal(err)
-	}
-	terminal, err := os.OpenFile(filepath.Join("/dev/pts", strconv.Itoa(number)), os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
 	defer terminal.Close()
 	settings := func() *unix.Termios {
 		now, err := unix.IoctlGetTermios(int(terminal.Fd()), unix.TCGETS)
@@ -74,4 +60,25 @@ func TestTerminalIsRestoredWhenTheOutputBreaks(t *testing.T) {
 	if diff := cmp.Diff(before, settings()); diff != "" {
 		t.Errorf("the terminal is not as it was: %s", diff)
 	}
+}
+
+// openTerminal makes a terminal, and what its keys are pressed on.
+func openTerminal(t *testing.T) (keyboard, terminal *os.File) {
+	t.Helper()
+	keyboard, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Skipf("no terminals here: %v", err)
+	}
+	if err := unix.IoctlSetPointerInt(int(keyboard.Fd()), unix.TIOCSPTLCK, 0); err != nil {
+		t.Fatal(err)
+	}
+	number, err := unix.IoctlGetInt(int(keyboard.Fd()), unix.TIOCGPTN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	terminal, err = os.OpenFile(filepath.Join("/dev/pts", strconv.Itoa(number)), os.O_RDWR|unix.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return keyboard, terminal
 }

@@ -67,6 +67,7 @@ type fake struct {
 	t       *testing.T
 	archive []byte // that an export sends, or an import has sent
 	logged  *logged
+	left    chan struct{} // gets something for each caller of "sleep" that left
 }
 
 func newFake(t *testing.T) *fake {
@@ -76,7 +77,7 @@ func newFake(t *testing.T) *fake {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fake{addr: "unix://" + filepath.ToSlash(path), env: environment(), pending: make(chan struct{}), t: t}
+	f := &fake{addr: "unix://" + filepath.ToSlash(path), env: environment(), pending: make(chan struct{}), left: make(chan struct{}, 8), t: t}
 	server := connect.NewServer()
 	remotegpuv1connect.RegisterEnvironmentServiceHandler(server, f)
 	remotegpuv1connect.RegisterOperationServiceHandler(server, f)
