@@ -106,7 +106,7 @@ func TestJSON(t *testing.T) {
 	if strings.Count(again, "\n") != strings.Count(stdout, "\n") || !strings.HasPrefix(stdout, "{\n  \"environments\": [\n") {
 		t.Errorf("unstable or unexpected layout: %s", stdout)
 	}
-	code, stdout, _ = f.run(t, "env", "watch", "-o", "json")
+	code, stdout, _ = f.run(t, "env", "watch", "-o", "json", "--reconnect-for", "0")
 	lines := strings.Split(strings.TrimSpace(stdout), "\n")
 	if code != 6 || len(lines) != 2 || !strings.Contains(lines[1], `"synced":true`) || !json.Valid([]byte(lines[0])) {
 		t.Errorf("watch: code %d, %s", code, stdout)

@@ -74,12 +74,27 @@ func (s *execStream) run(ctx context.Context, start *remotegpuv1.ExecStart) (err
 		return err
 	}
 	defer func() { err = errors.Join(err, restore()) }()
-	err = s.follow(limited)
-	if f, ok := errors.AsType[*failure](context.Cause(limited)); ok && err != nil {
+	return s.why(ctx, limited, s.follow(limited))
+}
+
+// why tells of a call that ended before the command what ended it; limited is
+// the context of the call within that of the caller.
+func (s *execStream) why(ctx, limited context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	if f, ok := errors.AsType[*failure](context.Cause(limited)); ok {
 		return f
 	}
+	if cutOff(err) && limited.Err() == nil {
+		return &failure{
+			Code: "unavailable", Message: "the node went away while the command ran; how it ended is not known",
+			Hints: []string{"a command without its caller is ended, by a node that was restarted as soon as it is back: see that it answers (remotegpu node info), then run it again"},
+			exit:  exitUnavailable,
+		}
+	}
 	// The node knows the deadline, too, and may be the first to say so.
-	if s.timeout > 0 && err != nil && ctx.Err() == nil &&
+	if s.timeout > 0 && ctx.Err() == nil &&
 		(errors.Is(limited.Err(), context.DeadlineExceeded) || connect.CodeOf(err) == connect.CodeDeadlineExceeded) {
 		return &failure{
 			Code: "deadline_exceeded", Reason: "COMMAND_TIMEOUT", Message: fmt.Sprintf("the command did not end within %s and was killed", s.timeout),

@@ -37,6 +37,9 @@ func (f *fake) ExecCommand(ctx context.Context, stream remotegpuv1connect.Enviro
 		if err := stream.Send(&remotegpuv1.ExecCommandResponse{Message: &remotegpuv1.ExecCommandResponse_Stdout{Stdout: []byte("asleep")}}); err != nil {
 			return err
 		}
+		if f.dies {
+			f.die()
+		}
 		<-ctx.Done()
 		f.left <- struct{}{}
 		return ctx.Err()
@@ -127,6 +130,10 @@ func TestExecStream(t *testing.T) {
 		if code, _, stderr := f.run(t, append([]string{"env"}, args...)...); code != 125 || f.last != nil {
 			t.Errorf("%q: %d, sent %v, %s", args, code, f.last, stderr)
 		}
+	}
+	f.err, f.dies = nil, true
+	if code, _, stderr := f.run(t, "env", "exec", "demo", "--", "sleep"); code != 125 || !strings.Contains(stderr, "went away") || strings.Contains(stderr, "envelope") {
+		t.Errorf("the node dies: %d, %s", code, stderr)
 	}
 	if _, stdout, _ := f.run(t, "env", "exec", "--help"); strings.Contains(stdout, "(default 1m0s)") || !strings.Contains(stdout, "default: never") {
 		t.Errorf("the default of --timeout is not clear:\n%s", stdout)

@@ -4,7 +4,9 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"io"
 	"io/fs"
+	"net"
 	"slices"
 	"strings"
 
@@ -101,6 +103,11 @@ func (a *app) explainConnection(err *connect.Error) *failure {
 			Code: "permission_denied", Message: "no permission to open " + a.addr,
 			Hints: []string{"use sudo, or an http address with --addr and REMOTEGPU_TOKEN"}, exit: exitDenied,
 		}
+	case cutOff(err):
+		return &failure{
+			Code: "unavailable", Message: "the connection to " + a.addr + " broke: the node went away",
+			Hints: []string{"see that the node runs and can be reached, then try again"}, exit: exitUnavailable,
+		}
 	case err.Code() == connect.CodeUnavailable:
 		hint := "check the address, and that the node runs and listens there"
 		if strings.HasPrefix(a.addr, "unix://") {
@@ -112,6 +119,17 @@ func (a *app) explainConnection(err *connect.Error) *failure {
 		}
 	}
 	return nil
+}
+
+// cutOff says that the connection broke in the middle of an answer.
+func cutOff(err error) bool {
+	remote, ok := errors.AsType[*connect.Error](err)
+	if ok && (remote.IsRemote() || remote.Code() == connect.CodeUnavailable) {
+		return false
+	}
+	_, network := errors.AsType[*net.OpError](err)
+	// Connect and net/http have no types for how else a connection can end.
+	return network || errors.Is(err, io.ErrUnexpectedEOF) || err != nil && strings.Contains(err.Error(), "protocol error: incomplete envelope")
 }
 
 // problemFailure is the failure that a resource remembers. It exits as the

@@ -12,6 +12,11 @@ import (
 // daemon that is upgraded is back long before.
 const lostFor = 30 * time.Second
 
+// steady is how long an attempt lasts at least that has reached the server,
+// which says nothing while there is nothing to say: one that nobody answers
+// fails before, see httpClient.
+const steady = 15 * time.Second
+
 // reconnect paces what is tried again after its connection broke.
 type reconnect struct {
 	lostFor time.Duration
@@ -19,6 +24,7 @@ type reconnect struct {
 
 	attempt int
 	lost    time.Time // when the connection was found broken
+	tried   time.Time // when the last attempt began
 }
 
 // reached says that the server has answered.
@@ -34,6 +40,9 @@ func (r *reconnect) wait(ctx context.Context, err error) error {
 	if !broken(err) {
 		return err
 	}
+	if r.attempt > 0 && time.Since(r.tried) > steady {
+		r.reached()
+	}
 	if r.attempt++; r.attempt == 1 {
 		r.lost = time.Now()
 		r.note("connection lost, trying again")
@@ -43,6 +52,7 @@ func (r *reconnect) wait(ctx context.Context, err error) error {
 	if sleep(ctx, min(time.Duration(r.attempt)*250*time.Millisecond, 2*time.Second)) != nil {
 		return context.Cause(ctx)
 	}
+	r.tried = time.Now()
 	return nil
 }
 

@@ -67,6 +67,10 @@ type fake struct {
 	t       *testing.T
 	archive []byte // that an export sends, or an import has sent
 	logged  *logged
+	watched *watched
+	watches int // without watched: the second one has nothing to say
+	conns   map[net.Conn]bool
+	dies    bool          // once it runs the command "sleep"
 	left    chan struct{} // gets something for each caller of "sleep" that left
 }
 
@@ -101,10 +105,30 @@ func newFake(t *testing.T) *fake {
 	})
 	h := &http.Server{Handler: f.handler, Protocols: new(http.Protocols)}
 	h.Protocols.SetUnencryptedHTTP2(true)
+	f.conns = make(map[net.Conn]bool)
+	h.ConnState = func(conn net.Conn, state http.ConnState) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.conns[conn] = true; state == http.StateClosed {
+			delete(f.conns, conn)
+		}
+	}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = h.Serve(listener) }()
 	t.Cleanup(func() { _ = h.Close(); <-done })
 	return f
+}
+
+// die breaks every connection behind what was sent, as a daemon does that is
+// killed.
+func (f *fake) die() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for conn := range f.conns {
+		if c, ok := conn.(*net.UnixConn); ok {
+			_ = c.CloseWrite()
+		}
+	}
 }
 
 func (f *fake) got(request proto.Message) error {
@@ -229,6 +253,16 @@ func (f *fake) DeleteEnvironment(_ context.Context, r *remotegpuv1.DeleteEnviron
 func (f *fake) WatchEnvironments(_ context.Context, r *remotegpuv1.WatchEnvironmentsRequest, stream remotegpuv1connect.EnvironmentServiceWatchEnvironmentsServerStream) error {
 	if err := f.got(r); err != nil {
 		return err
+	}
+	if f.watched != nil {
+		return f.watched.serve(stream, r)
+	}
+	f.mu.Lock()
+	f.watches++
+	again := f.watches > 1
+	f.mu.Unlock()
+	if again {
+		return nil
 	}
 	for _, message := range []*remotegpuv1.WatchEnvironmentsResponse{{Environment: f.env}, {Synced: true}} {
 		if err := stream.Send(message); err != nil {
