@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"time"
-
-	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
 // Limits of RunCommand.
@@ -58,11 +56,6 @@ func (m *Manager) RunCommand(ctx context.Context, req CommandRequest) (CommandRe
 		})
 		return commandRefused(env, err)
 	})
-	if p := problem.Of(err); p != nil && p.Reason == problem.UserNotFound {
-		atFault := *p
-		atFault.Field = "user" // of this request, not of a spec
-		err = &atFault
-	}
 	if err != nil {
 		return CommandResult{}, fmt.Errorf("run command in environment %s: %w", env.ID, err)
 	}

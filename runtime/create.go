@@ -288,7 +288,7 @@ func (m *Manager) failCreate(ctx context.Context, env *Environment, opID string,
 
 func problemOf(cause error) *operation.Problem {
 	p := problem.Of(cause)
-	return &operation.Problem{Reason: string(p.Reason), Message: cause.Error(), Field: p.Field, Hint: p.Hint}
+	return &operation.Problem{Reason: string(p.Reason), Message: p.Said(), Field: p.Field, Hint: p.Hint}
 }
 
 // teardown removes everything an environment has on the host. Each step is

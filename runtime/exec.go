@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -121,14 +122,19 @@ func (m *Manager) Exec(ctx context.Context, req ExecRequest, streams Streams) (E
 	return exit, nil
 }
 
-// commandRefused tells why a command was not started in an environment that does
-// not run any more, or is paused by now.
+// commandRefused tells why a command was not started: the environment does
+// not run any more, or is paused by now, or the request's user is unknown.
 func commandRefused(env *Environment, err error) error {
 	switch {
 	case errdefs.IsNotFound(err):
 		return notRunning(env).WithCause(err)
 	case errors.Is(err, ErrPaused) && env.State != Running:
 		return notRunning(env) // it does not go on by itself
+	}
+	if p := problem.Of(err); p != nil && p.Reason == problem.UserNotFound {
+		atFault := *p
+		atFault.Field = "user" // of this request, not of a spec
+		return &atFault
 	}
 	return err
 }
@@ -153,8 +159,11 @@ func commandVariables(argv []string, env map[string]string, workdir string) ([]s
 			errs = append(errs, invalid("argv["+strconv.Itoa(i)+"]", "arguments cannot carry binary data; use standard input", "an argument contains a NUL byte"))
 		}
 	}
-	if strings.ContainsRune(workdir, 0) {
+	switch {
+	case strings.ContainsRune(workdir, 0):
 		errs = append(errs, invalid("workdir", "name a directory of the environment", "the working directory contains a NUL byte"))
+	case workdir != "" && !path.IsAbs(workdir):
+		errs = append(errs, invalid("workdir", "begin it with /", "the working directory %q is no absolute path", workdir))
 	}
 	variables := make([]string, 0, len(env))
 	for _, key := range slices.Sorted(maps.Keys(env)) {

@@ -269,7 +269,7 @@ func TestUpdateThatNeedsARestart(t *testing.T) {
 }
 
 // One that is in error has failed with what it had: a restart starts it with
-// what it is given, also when the daemon dies in between.
+// what it is given.
 func TestUpdateStartsWhatIsInError(t *testing.T) {
 	h := newHost(t)
 	d := start(t, h)

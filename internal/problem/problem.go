@@ -54,6 +54,14 @@ func (p *Problem) Error() string {
 	return p.Message
 }
 
+// Said is what callers get to read: the message, with the cause unless Told.
+func (p *Problem) Said() string {
+	if p.Told {
+		return p.Message
+	}
+	return p.Error()
+}
+
 // Unwrap returns the kind and the cause.
 func (p *Problem) Unwrap() []error {
 	if p.Err != nil {

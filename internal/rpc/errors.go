@@ -77,8 +77,8 @@ func toConnect(err error) *connect.Error {
 	message := first.Message
 	if code == connect.CodeInternal {
 		message = "internal error; the node's log has the details"
-	} else if cause := first.Err; cause != nil && !first.Told && code != connect.CodeNotFound {
-		message = first.Error()
+	} else if code != connect.CodeNotFound {
+		message = first.Said()
 	}
 	if len(problems) > 1 && first.Field != "" {
 		texts := make([]string, len(problems))

@@ -118,7 +118,7 @@ func (e *Engine) execProblem(ctx context.Context, id string, cmd *runtime.Comman
 	if strings.Contains(text, "exec: ") && !strings.Contains(text, `exec: "runc"`) || strings.Contains(text, "executable file not found") ||
 		strings.Contains(text, "exec "+cmd.Argv[0]+":") {
 		return problem.New(problem.CommandNotFound, "the command cannot be run: %s", said(err)).WithField("argv").
-			WithHint("name a program that the environment has, in its PATH or by its whole path").WithCause(err)
+			WithHint("name a program that the environment has, in its PATH or by its whole path").WithTold(err)
 	}
 	// The shim's own word counts: the environment may run again by now, or go on.
 	if strings.Contains(text, "cannot exec in a paused ") {
@@ -134,8 +134,12 @@ func (e *Engine) execProblem(ctx context.Context, id string, cmd *runtime.Comman
 		return fmt.Errorf("it is paused: %w", runtime.ErrPaused)
 	}
 	if fromRuntime(err) {
-		return problem.New(problem.ProcessStartFailed, "the command could not be started: %s", said(err)).WithField("argv").
-			WithHint("check its working directory").WithCause(err)
+		p := problem.New(problem.ProcessStartFailed, "the command could not be started: %s", said(err)).WithField("argv").
+			WithHint("see whether the program can be run in the environment").WithTold(err)
+		if strings.Contains(text, "chdir to cwd") {
+			p = p.WithField("workdir").WithHint("name a directory that the environment has, and that the user may enter")
+		}
+		return p
 	}
 	return err
 }

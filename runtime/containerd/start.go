@@ -249,10 +249,10 @@ func (e *Engine) startProblem(ctx context.Context, err error) error {
 		return explained
 	}
 	if hookFailed.MatchString(err.Error()) { // there are none but those of GPUs
-		return notInjected("a hook that brings the GPUs into the container failed: %s", said(err)).WithCause(err)
+		return notInjected("a hook that brings the GPUs into the container failed: %s", said(err)).WithTold(err)
 	}
 	return problem.New(problem.ProcessStartFailed, "the first process could not be started: %s", said(err)).
-		WithHint("check entrypoint, command, working directory and mounts against the image").WithCause(err)
+		WithHint("check entrypoint, command, working directory and mounts against the image").WithTold(err)
 }
 
 // The runtime's errors arrive as text alone, of an unknown kind, so text is

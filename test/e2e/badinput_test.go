@@ -66,6 +66,8 @@ func TestBadInput(t *testing.T) {
 		{"bad label selector", "EnvironmentService/ListEnvironments", `{"label_selector":"a b=c"}`, 400, "invalid_argument", "FIELD_INVALID", []string{"label_selector"}},
 		{"command that is absent", run, `{"environment":"taken","argv":["/bin/absent"]}`, 400, "invalid_argument", "COMMAND_NOT_FOUND", []string{"argv"}},
 		{"user that is unknown", run, `{"environment":"taken","argv":["true"],"user":"nobody-here"}`, 400, "invalid_argument", "USER_NOT_FOUND", []string{"user"}},
+		{"command in a directory that is absent", run, `{"environment":"taken","argv":["true"],"workdir":"/absent"}`, 400, "failed_precondition", "PROCESS_START_FAILED", []string{"workdir"}},
+		{"command in a relative directory", run, `{"environment":"taken","argv":["true"],"workdir":"tmp"}`, 400, "invalid_argument", "FIELD_INVALID", []string{"workdir"}},
 		{"command in what is stopped", run, `{"environment":"halted","argv":["true"]}`, 400, "failed_precondition", "ENV_NOT_RUNNING", []string{"environment"}},
 		{"command that takes too long", run, `{"environment":"taken","argv":["testprog","sleep"],"timeout":"0.3s"}`, 504, "deadline_exceeded", "COMMAND_TIMEOUT", []string{"timeout"}},
 		{"desktop of what has none", "DesktopService/GetScreenshot", `{"environment":"taken"}`, 400, "failed_precondition", "DESKTOP_ABSENT", []string{"environment"}},
@@ -91,6 +93,12 @@ func TestBadInput(t *testing.T) {
 		}
 	}
 	t.Logf("\n%s", table)
+	if strings.Contains(table.String(), "rpc error") || strings.Contains(table.String(), "OCI runtime") {
+		t.Error("a message has what a runtime says to its own caller")
+	}
+	if _, said, code := n.CLI(t, "env", "exec", "-u", "nobody-here", "taken", "--", "true"); code == 0 || !strings.Contains(said, "field user") {
+		t.Errorf("exec as nobody: code %d\n%s", code, said)
+	}
 	if after := n.operations(t); len(after) != len(before) {
 		t.Errorf("refused requests left operations: %d before, %d after", len(before), len(after))
 	}
