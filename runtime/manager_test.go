@@ -157,6 +157,7 @@ func start(t *testing.T, h *host) *daemon {
 	// Adopting, which restores twice, and after subscribing: what a pass sees
 	// first and does last.
 	seen, restored, subscribed := h.faults.Count("Desktops.Prepared")+2, h.faults.Count("Networks.Restore")+3, h.faults.Count("Engine.Events")
+	listed := h.faults.Count("Engine.List") + 2
 	d.Protect(t.Context())
 	d.Adopt(t.Context())
 	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
@@ -175,7 +176,8 @@ func start(t *testing.T, h *host) *daemon {
 		if h.faults.Count("Desktops.Prepared") >= seen && h.faults.Count("Networks.Restore") >= restored {
 			break
 		}
-		if h.faults.Count("Engine.Events") > subscribed+1 { // an engine that is down lets no pass end
+		// An engine that is down lets no pass end.
+		if h.faults.Count("Engine.Events") > subscribed+1 || h.faults.Count("Engine.List") >= listed && h.faults.Count("Desktops.Prepared") == seen-2 {
 			break
 		}
 		time.Sleep(5 * time.Millisecond)
