@@ -52,12 +52,24 @@ func (n *Networks) Looks() *Looks { return &Looks{networks: n, stirred: n.stirs.
 // was brought in order (Restore).
 func (l *Looks) Wait(ctx context.Context, every time.Duration) bool {
 	if l.networks.resting() {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-l.stirred:
-		}
+		return l.WaitStirred(ctx, every)
 	}
+	return l.soon(ctx, every)
+}
+
+// WaitStirred is Wait for a look at what the kernel tells of, addresses and
+// routes: it rests while there are environments as well.
+func (l *Looks) WaitStirred(ctx context.Context, every time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-l.stirred:
+		return l.soon(ctx, every)
+	}
+}
+
+// soon waits for the next multiple of every.
+func (l *Looks) soon(ctx context.Context, every time.Duration) bool {
 	if !pause(ctx, tick.Until(every)) {
 		return false
 	}

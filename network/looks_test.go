@@ -53,6 +53,21 @@ func TestLooksAreSparedAtRest(t *testing.T) {
 	for range 10 {
 		look("while there is an environment")
 	}
+	told := l.networks.Looks()
+	waits := func(bound time.Duration) bool {
+		ctx, cancel := context.WithTimeout(t.Context(), bound)
+		defer cancel()
+		return told.WaitStirred(ctx, every)
+	}
+	for spared := 0; waits(100 * every); spared++ {
+		if spared == 5 {
+			t.Fatal("what the kernel tells of is looked at though it has told nothing")
+		}
+	}
+	testutil.Sh(t, "ip addr del 192.0.2.99/32 dev uplink")
+	if !waits(time.Minute) {
+		t.Error("nobody looks after the host has lost an address")
+	}
 	stop()
 	cleanUp(t, l)
 }

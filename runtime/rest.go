@@ -3,8 +3,8 @@ package runtime
 import "sync"
 
 // restTicks is how many ticks of the reconciler's timer there are to a pass while a
-// node rests: five minutes with a pass each minute.
-const restTicks = 5
+// node rests: half an hour with a pass each minute.
+const restTicks = 30
 
 // rest spares a node without environments most passes of the timer. Events of
 // the kernel and of the engine, and people, have their passes as ever: what waits

@@ -246,20 +246,26 @@ func (n *names) serve(ctx context.Context, address netip.AddrPort) {
 }
 
 // watch keeps the node's address in place, and names at the host's address
-// when that changes.
+// when that changes. The kernel tells of both, and each pass of the reconciler
+// has it look; what fails is tried again while there are environments.
 func (n *names) watch(ctx context.Context) {
-	for looks := n.networks.Looks(); looks.Wait(ctx, n.retry); {
+	looks := n.networks.Looks()
+	for due := looks.WaitStirred; due(ctx, n.retry); {
 		n.guard(ctx)
+		due = looks.WaitStirred
 		if err := n.networks.EnsureNodeAddress(); err != nil {
 			n.log.WarnContext(ctx, "environments cannot ask for names", "error", err)
+			due = looks.Wait
 		}
 		advertised := n.addressesOfHost()
 		n.mu.Lock()
 		if n.declared && !slices.Equal(advertised, n.advertised) {
 			n.log.InfoContext(ctx, "the host has another address; names lead there now", "addresses", advertised)
+			before := n.advertised
 			n.advertised = advertised
 			if err := n.set(); err != nil {
 				n.log.WarnContext(ctx, "names still lead to the address before", "error", err)
+				n.advertised, due = before, looks.Wait
 			}
 		}
 		n.mu.Unlock()
