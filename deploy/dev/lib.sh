@@ -32,12 +32,13 @@ alive() {
 started() { sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d' ' -f20; }
 
 # launch NAME COMMAND…: starts a program in a session of its own, that outlives
-# the terminal, with its output in a log.
+# the terminal, with its output in a file. Not among the logs of
+# environments, where the node would report it as somebody else's.
 launch() {
 	local name=$1
 	shift
-	mkdir -p "$state/logs"
-	setsid "$@" >>"$state/logs/$name.log" 2>&1 </dev/null &
+	mkdir -p "$state/programs"
+	setsid "$@" >>"$state/programs/$name.log" 2>&1 </dev/null &
 	local pid=$!
 	echo "$pid" >"$run/$name.pid"
 	started "$pid" >"$run/$name.start"
@@ -66,10 +67,10 @@ await() {
 	shift 2
 	for _ in $(seq $((seconds * 10))); do
 		"$@" >/dev/null 2>&1 && return
-		alive "$name" || die "$name ended; the last lines of its log: $(tail -n 5 "$state/logs/$name.log")" "read $state/logs/$name.log"
+		alive "$name" || die "$name ended; the last lines of its log: $(tail -n 5 "$state/programs/$name.log")" "read $state/programs/$name.log"
 		sleep 0.1
 	done
-	die "$name does not answer after $seconds s" "read $state/logs/$name.log"
+	die "$name does not answer after $seconds s" "read $state/programs/$name.log"
 }
 
 # host_containerd: the host's containerd, when one answers.
