@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -89,26 +88,13 @@ func there(path string) bool {
 // strangers are the shims that another containerd has started for a container of
 // that id in a namespace that is called as ours.
 func (e *Engine) strangers(id string) ([]int, error) {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil, fmt.Errorf("list processes: %w", err)
-	}
-	ours, err := os.Readlink("/proc/self/ns/pid")
-	if err != nil {
-		return nil, fmt.Errorf("look up the namespace of processes: %w", err)
-	}
 	var found []int
-	for _, entry := range entries {
-		pid, err := strconv.Atoi(entry.Name())
-		if err != nil {
-			continue
-		}
-		args := commandLine(pid, ours)
+	err := eachProcess(func(pid int, args []string) {
 		if isShim(args) && after(args, "-namespace") == e.cfg.Namespace && after(args, "-id") == id && after(args, "-address") != e.cfg.Address {
 			found = append(found, pid)
 		}
-	}
-	return found, nil
+	})
+	return found, err
 }
 
 // runtimeProgram is the path of the runtime that a container was made with, or of

@@ -43,25 +43,36 @@ type servant struct {
 
 // servants are the shims of our namespace and the writers of our logs.
 func (e *Engine) servants() ([]servant, error) {
+	var found []servant
+	err := eachProcess(func(pid int, args []string) {
+		if s, is := e.servant(pid, args); is {
+			found = append(found, s)
+		}
+	})
+	return found, err
+}
+
+// eachProcess tells of the processes in our PID namespace with their arguments,
+// except those without any.
+func eachProcess(visit func(pid int, args []string)) error {
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
-		return nil, fmt.Errorf("list processes: %w", err)
+		return fmt.Errorf("list processes: %w", err)
 	}
 	ours, err := os.Readlink("/proc/self/ns/pid")
 	if err != nil {
-		return nil, fmt.Errorf("look up the namespace of processes: %w", err)
+		return fmt.Errorf("look up the namespace of processes: %w", err)
 	}
-	var found []servant
 	for _, entry := range entries {
 		pid, err := strconv.Atoi(entry.Name())
 		if err != nil {
 			continue
 		}
-		if s, is := e.servant(pid, ours); is {
-			found = append(found, s)
+		if args := commandLine(pid, ours); len(args) > 0 {
+			visit(pid, args)
 		}
 	}
-	return found, nil
+	return nil
 }
 
 // commandLine is the arguments of a process in our PID namespace, as no process in a
@@ -89,13 +100,9 @@ func isShim(args []string) bool {
 	return len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), "containerd-shim-runc")
 }
 
-// servant says what a process serves: a shim that our containerd started, or the
-// writer of a log of ours.
-func (e *Engine) servant(pid int, ours string) (servant, bool) {
-	args := commandLine(pid, ours)
-	if len(args) == 0 {
-		return servant{}, false
-	}
+// servant says what a process with arguments serves: a shim that our containerd
+// started, or the writer of a log of ours.
+func (e *Engine) servant(pid int, args []string) (servant, bool) {
 	s := servant{pid: pid}
 	program := filepath.Base(args[0])
 	switch {
