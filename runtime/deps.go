@@ -142,6 +142,9 @@ type ContainerStatus struct {
 	// OOMKills is how many processes of its task the kernel has killed for
 	// memory, while the task is there.
 	OOMKills int
+	// LogLost says that it runs and that the writer of its log does not: what it
+	// writes is kept by nobody. List alone tells.
+	LogLost bool
 }
 
 // Command is a command to run in a container.

@@ -143,6 +143,7 @@ const (
 	ContainerdTimeout     Reason = "CONTAINERD_TIMEOUT"
 	ContainerUnknown      Reason = "CONTAINER_UNKNOWN"
 	LogWriterMissing      Reason = "LOG_WRITER_MISSING"
+	LogWriterDied         Reason = "LOG_WRITER_DIED"
 	DatabaseNewer         Reason = "DATABASE_NEWER"
 	DatabaseFailed        Reason = "DATABASE_FAILED"
 	DiskFull              Reason = "DISK_FULL"
@@ -282,6 +283,7 @@ var kinds = map[Reason]error{
 	ContainerdTimeout:     errdefs.ErrUnavailable,
 	ContainerUnknown:      errdefs.ErrFailedPrecondition,
 	LogWriterMissing:      errdefs.ErrFailedPrecondition,
+	LogWriterDied:         errdefs.ErrFailedPrecondition,
 	DatabaseNewer:         errdefs.ErrFailedPrecondition,
 	DatabaseFailed:        errdefs.ErrInternal,
 	DiskFull:              errdefs.ErrResourceExhausted,

@@ -238,9 +238,27 @@ func TestLogWriterKilled(t *testing.T) {
 		if status, err := engine.Status(t.Context(), "quiet"); err != nil || !status.Running {
 			t.Errorf("the one that does not write: %+v %v", status, err)
 		}
+		lost := func() (ids []string) {
+			all, err := engine.List(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, status := range all {
+				if status.LogLost {
+					ids = append(ids, status.ID)
+				}
+			}
+			return ids
+		}
+		if ids := lost(); !slices.Equal(ids, []string{"quiet"}) {
+			t.Errorf("without a writer run %q", ids)
+		}
 		stop(t, engine, "quiet")
 		if _, err := engine.Start(t.Context(), quiet); err != nil {
 			t.Fatal(err)
+		}
+		if ids := lost(); len(ids) > 0 {
+			t.Errorf("started anew, without a writer run %q", ids)
 		}
 		runtimetest.Eventually(t, "it writes again", func() bool { return count(t, log, "hello") == 2 })
 		// The line that the killed writer had begun is none with the next one.

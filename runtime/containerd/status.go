@@ -49,6 +49,7 @@ func (e *Engine) List(ctx context.Context) ([]runtime.ContainerStatus, error) {
 	for i := range records {
 		all = append(all, e.status(&records[i], processes[records[i].ID]))
 	}
+	e.lookForWriters(ctx, all, processes)
 	return all, nil
 }
 

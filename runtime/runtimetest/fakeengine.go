@@ -59,6 +59,7 @@ type fakeProcess struct {
 	ignoreTerm bool
 	paused     bool
 	oomKills   int
+	logLost    bool
 	exit       *runtime.Exit // nil while it runs
 	done       chan struct{} // closed when it has ended
 }
@@ -133,6 +134,15 @@ func (e *FakeEngine) OOM(id string) {
 func (e *FakeEngine) oom(c *fakeContainer) {
 	c.process.oomKills++
 	e.publish(runtime.Event{ID: c.ID, Kind: runtime.EventOOM, OOMKills: c.process.oomKills})
+}
+
+// LoseLog kills the writer of a running container's log.
+func (e *FakeEngine) LoseLog(id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if c := e.containers[id]; c != nil && c.running() {
+		c.process.logLost = true
+	}
 }
 
 // Forget drops all tasks, as a reboot of the host does, without an event.
@@ -430,7 +440,9 @@ func (e *FakeEngine) Status(_ context.Context, id string) (status runtime.Contai
 func (e *FakeEngine) List(context.Context) (all []runtime.ContainerStatus, err error) {
 	err = e.call("List", func() error {
 		for _, id := range slices.Sorted(maps.Keys(e.containers)) {
-			all = append(all, e.containers[id].status())
+			status := e.containers[id].status()
+			status.LogLost = status.Running && e.containers[id].process.logLost
+			all = append(all, status)
 		}
 		return nil
 	})
