@@ -242,6 +242,6 @@ func (m *Manager) pass(ctx context.Context, mode passMode) ([]Finding, error) {
 		return findings, err
 	}
 	err = errors.Join(err, m.carryOut(ctx, o, findings, mode))
-	m.rest.passed(seq, err == nil && mode == wholePass && o.nothingToDo(findings) && len(m.Conditions()) == 0)
+	m.rest.passed(seq, err == nil && mode == wholePass && o.nothingToDo(findings) && m.nothingPending(ctx))
 	return findings, err
 }

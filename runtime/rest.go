@@ -1,6 +1,12 @@
 package runtime
 
-import "sync"
+import (
+	"context"
+	"slices"
+	"sync"
+
+	"github.com/remotegpu/remotegpu/gpu"
+)
 
 // restTicks is how many ticks of the reconciler's timer there are to a pass while a
 // node rests: half an hour with a pass each minute.
@@ -46,4 +52,14 @@ func (o *observed) nothingToDo(findings []Finding) bool {
 		}
 	}
 	return len(o.environments) == 0 && len(o.creating) == 0
+}
+
+// nothingPending tells whether no pass is waited for by what is in no finding: a
+// condition, or an instance of a GPU that could not be removed yet.
+func (m *Manager) nothingPending(ctx context.Context) bool {
+	if len(m.Conditions()) > 0 {
+		return false
+	}
+	books, err := m.cfg.Store.GPUBooks(ctx)
+	return err == nil && !slices.ContainsFunc(books.Planned, func(p gpu.Planned) bool { return p.Remove })
 }

@@ -1,6 +1,13 @@
 package runtime
 
-import "testing"
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/remotegpu/remotegpu/gpu"
+	"github.com/remotegpu/remotegpu/internal/problem"
+)
 
 // passes counts the ticks of the timer that have a pass, of n.
 func (r *rest) passes(n int, seq uint64, nothing bool) (passes int) {
@@ -45,6 +52,37 @@ func TestNothingToDo(t *testing.T) {
 		{"one that is created", &observed{creating: map[string]bool{"a": true}}, nil, false},
 	} {
 		if got := tt.o.nothingToDo(tt.findings); got != tt.want {
+			t.Errorf("%s: %t, want %t", tt.name, got, tt.want)
+		}
+	}
+}
+
+// booked is a store that knows of GPUs alone.
+type booked struct {
+	Store
+	books gpu.Books
+	err   error
+}
+
+func (b booked) GPUBooks(context.Context) (gpu.Books, error) { return b.books, b.err }
+
+func TestNothingPending(t *testing.T) {
+	stays, goes := gpu.Planned{GPU: "GPU-1"}, gpu.Planned{GPU: "GPU-1", Remove: true}
+	for _, tt := range []struct {
+		name      string
+		store     booked
+		condition error
+		want      bool
+	}{
+		{"nothing", booked{}, nil, true},
+		{"an administrator's instance", booked{books: gpu.Books{Planned: []gpu.Planned{stays}}}, nil, true},
+		{"an instance to remove", booked{books: gpu.Books{Planned: []gpu.Planned{stays, goes}}}, nil, false},
+		{"a condition", booked{}, errors.New("something is wrong"), false},
+		{"a store that fails", booked{err: errors.New("disk")}, nil, false},
+	} {
+		m := &Manager{cfg: Config{Store: tt.store}, conditions: make(map[problem.Reason]Condition)}
+		m.setCondition(problem.FirewallFailed, tt.condition)
+		if got := m.nothingPending(t.Context()); got != tt.want {
 			t.Errorf("%s: %t, want %t", tt.name, got, tt.want)
 		}
 	}
