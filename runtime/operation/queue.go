@@ -92,6 +92,7 @@ type entry struct {
 	kind    string
 	target  string
 	created time.Time
+	arrived uint64 // its place among all entries
 
 	notBefore time.Time
 	abandon   *Problem // why it shall be given up instead of run
@@ -120,6 +121,7 @@ type Queue struct {
 	mu       sync.Mutex
 	handlers map[string]registration
 	entries  map[string]*entry // all that are not done, by id
+	arrivals uint64            // entries that have come since the daemon began
 	waiting  []*entry          // those not active, in order of creation
 	kicked   []string          // ids whose rows are still to be read
 	busy     map[string]int    // active ones by target
@@ -236,7 +238,8 @@ func (q *Queue) add(op *Operation) {
 
 // newEntry makes the entry of a row and lets it wait. q.mu is held.
 func (q *Queue) newEntry(op *Operation) *entry {
-	e := &entry{id: op.ID, kind: op.Kind, target: op.Target, created: op.CreatedAt, notBefore: op.NotBefore}
+	q.arrivals++
+	e := &entry{id: op.ID, kind: op.Kind, target: op.Target, created: op.CreatedAt, arrived: q.arrivals, notBefore: op.NotBefore}
 	q.entries[op.ID] = e
 	q.enqueue(e)
 	return e
@@ -250,5 +253,9 @@ func (q *Queue) enqueue(e *entry) {
 	q.waiting = slices.Insert(q.waiting, at, e)
 }
 
-// byAge compares entries by their creation, the older one being less.
-func byAge(a, b *entry) int { return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.id, b.id)) }
+// byAge compares entries by their creation, the older one being less. Of the same
+// moment the one that came first is: their ids tell nothing within a millisecond
+// when the clock was set back.
+func byAge(a, b *entry) int {
+	return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.arrived, b.arrived))
+}
