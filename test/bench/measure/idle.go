@@ -11,23 +11,28 @@ import (
 	"github.com/remotegpu/remotegpu/test/bench/sandbox"
 )
 
+// emptyTimes is how many times longer a column without containers is watched:
+// all that it does are collections, which Go forces every two minutes, and a
+// minute sees one of them or none.
+const emptyTimes = 8
+
 // idle looks at what a column's processes use while nothing happens. It is
 // alone in its sandbox, so whatever runs there is the column's.
 func (m *measurement) idle(ctx context.Context) error {
 	return m.complete(ctx, func(column columns.Complete, result *report.Column) error {
-		if err := m.use(ctx, result, report.Memory0, report.CPU0, "0"); err != nil {
+		if err := m.use(ctx, result, report.Memory0, report.CPU0, "0", emptyTimes*m.Idle); err != nil {
 			return err
 		}
 		if _, err := createMany(ctx, column, "idle", m.Many, makers); err != nil {
 			return err
 		}
 		m.say(fmt.Sprintf("%s has %d", column.Name(), m.Many))
-		return m.use(ctx, result, report.Memory100, report.CPU100, strconv.Itoa(m.Many))
+		return m.use(ctx, result, report.Memory100, report.CPU100, strconv.Itoa(m.Many), m.Idle)
 	})
 }
 
-// use samples memory once and CPU over the time of idleness.
-func (m *measurement) use(ctx context.Context, result *report.Column, memory, cpu report.Row, with string) error {
+// use samples memory once and CPU over some time of idleness.
+func (m *measurement) use(ctx context.Context, result *report.Column, memory, cpu report.Row, with string, watch time.Duration) error {
 	// What a start or a create leaves to do, garbage collections included.
 	if err := pause(ctx, m.Idle); err != nil {
 		return err
@@ -37,7 +42,7 @@ func (m *measurement) use(ctx context.Context, result *report.Column, memory, cp
 		return err
 	}
 	start := time.Now()
-	if err := pause(ctx, m.Idle); err != nil {
+	if err := pause(ctx, watch); err != nil {
 		return err
 	}
 	after, err := sandbox.Processes()
