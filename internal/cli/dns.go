@@ -26,6 +26,7 @@ func (a *app) dnsList() *cobra.Command {
 	request := &remotegpuv1.ListDNSRecordsRequest{}
 	var source string
 	var page paging
+	var q quiet
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List DNS records by name", Args: cobra.NoArgs,
 		Long: `ls lists DNS records. Those without an id are the node's own, as they are seen
@@ -36,12 +37,18 @@ from outside of environments.`,
 				return err
 			}
 			request.Project = a.project
+			if q.on {
+				source = orElse(source, "user") // so that a page is full of those
+			}
 			if source != "" {
 				found, err := parseEnums[remotegpuv1.DNSRecordSource]([]string{source}, "source", "DNS_RECORD_SOURCE_", remotegpuv1.DNSRecordSource_value)
 				if err != nil {
 					return err
 				}
 				request.Source = found[0]
+			}
+			if q.on && request.GetSource() == remotegpuv1.DNSRecordSource_DNS_RECORD_SOURCE_AUTO {
+				return usagef("leave --quiet out", "the node's own records have no ids")
 			}
 			all, next, err := pages(&page, func(size int32, token string) ([]*remotegpuv1.DNSRecord, string, error) {
 				request.PageSize, request.PageToken = size, token
@@ -50,6 +57,9 @@ from outside of environments.`,
 			})
 			if err != nil {
 				return err
+			}
+			if q.on {
+				return identifiers(a, all, (*remotegpuv1.DNSRecord).GetId)
 			}
 			if a.output == "json" {
 				return a.json(&remotegpuv1.ListDNSRecordsResponse{Records: all, NextPageToken: next})
@@ -60,6 +70,7 @@ from outside of environments.`,
 	cmd.Flags().StringVar(&request.Environment, "env", "", "only those of this environment")
 	cmd.Flags().StringVar(&source, "source", "", "only those made by the node (auto) or by somebody (user)")
 	page.register(cmd.Flags(), 0)
+	q.register(a, cmd, "ids of records that were added")
 	a.complete(cmd, "source", "auto", "user")
 	a.completeWith(cmd, "env", a.completeEnvs)
 	return cmd

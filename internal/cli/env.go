@@ -25,8 +25,13 @@ func (a *app) envList() *cobra.Command {
 	request := &remotegpuv1.ListEnvironmentsRequest{}
 	var states []string
 	var page paging
+	var q quiet
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List environments, oldest first", Args: cobra.NoArgs,
+		Long: `ls lists environments, those of all projects unless --project says one. --quiet
+prints their ids, which every command takes in place of a name, whatever project
+they are in:
+  remotegpu env stop $(remotegpu env ls --quiet --state running)`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -45,6 +50,9 @@ func (a *app) envList() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if q.on {
+				return identifiers(a, all, (*remotegpuv1.Environment).GetId)
+			}
 			if a.output == "json" {
 				return a.json(&remotegpuv1.ListEnvironmentsResponse{Environments: all, NextPageToken: next})
 			}
@@ -54,6 +62,7 @@ func (a *app) envList() *cobra.Command {
 	cmd.Flags().StringVarP(&request.LabelSelector, "selector", "l", "", "only with these labels: key=value,key!=value,key,!key")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only in these states: creating, running, stopped, error")
 	page.register(cmd.Flags(), 0)
+	q.register(a, cmd, "ids")
 	a.complete(cmd, "state", "creating", "running", "stopped", "error")
 	return cmd
 }

@@ -101,6 +101,7 @@ func (a *app) showSnapshot(s *remotegpuv1.Snapshot) error {
 func (a *app) snapshotList() *cobra.Command {
 	request := &remotegpuv1.ListSnapshotsRequest{}
 	var page paging
+	var q quiet
 	cmd := &cobra.Command{
 		Use: "ls [ENVIRONMENT]", Aliases: []string{"list"}, Short: "List snapshots, oldest first", Args: cobra.MaximumNArgs(1),
 		ValidArgsFunction: a.completeEnvs,
@@ -118,6 +119,9 @@ func (a *app) snapshotList() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if q.on {
+				return identifiers(a, all, (*remotegpuv1.Snapshot).GetId)
+			}
 			if a.output == "json" {
 				return a.json(&remotegpuv1.ListSnapshotsResponse{Snapshots: all, NextPageToken: next})
 			}
@@ -133,6 +137,7 @@ func (a *app) snapshotList() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&request.LabelSelector, "selector", "l", "", "only with these labels: key=value,key!=value,key,!key")
 	page.register(cmd.Flags(), 0)
+	q.register(a, cmd, "ids")
 	return cmd
 }
 

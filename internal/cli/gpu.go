@@ -21,6 +21,7 @@ of it, its PCI address, or its index.`
 
 func (a *app) gpuList() *cobra.Command {
 	request := &remotegpuv1.ListGPUsRequest{}
+	var q quiet
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List GPUs by PCI address", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -38,10 +39,14 @@ func (a *app) gpuList() *cobra.Command {
 			for _, note := range response.GetNotes() {
 				a.say("%s", plain(note))
 			}
+			if q.on {
+				return identifiers(a, response.GetGpus(), (*remotegpuv1.GPU).GetUuid)
+			}
 			return a.gpuTable(response.GetGpus())
 		},
 	}
 	cmd.Flags().BoolVar(&request.Usage, "usage", false, "measure them too")
+	q.register(a, cmd, "UUIDs")
 	return cmd
 }
 

@@ -15,6 +15,7 @@ func (a *app) imageCommand() *cobra.Command {
 
 func (a *app) imageList() *cobra.Command {
 	var page paging
+	var q quiet
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List images by name", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -28,6 +29,9 @@ func (a *app) imageList() *cobra.Command {
 			})
 			if err != nil {
 				return err
+			}
+			if q.on {
+				return identifiers(a, all, (*remotegpuv1.Image).GetName)
 			}
 			if a.output == "json" {
 				return a.json(&remotegpuv1.ListImagesResponse{Images: all, NextPageToken: next})
@@ -43,6 +47,7 @@ func (a *app) imageList() *cobra.Command {
 		},
 	}
 	page.register(cmd.Flags(), 0)
+	q.register(a, cmd, "names")
 	return cmd
 }
 

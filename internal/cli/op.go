@@ -18,6 +18,7 @@ func (a *app) opList() *cobra.Command {
 	request := &remotegpuv1.ListOperationsRequest{}
 	var states []string
 	var page paging
+	var q quiet
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List operations, newest first", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -38,6 +39,9 @@ func (a *app) opList() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if q.on {
+				return identifiers(a, all, (*remotegpuv1.Operation).GetId)
+			}
 			if a.output == "json" {
 				return a.json(&remotegpuv1.ListOperationsResponse{Operations: all, NextPageToken: next})
 			}
@@ -54,6 +58,7 @@ func (a *app) opList() *cobra.Command {
 	cmd.Flags().StringSliceVar(&request.Kinds, "kind", nil, "only of these kinds, for example environment.create or image.pull")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only in these states: queued, running, succeeded, failed, cancelled")
 	page.register(cmd.Flags(), 50)
+	q.register(a, cmd, "ids")
 	a.complete(cmd, "kind", "environment.create", "environment.start", "environment.stop", "environment.restart", "environment.delete",
 		"environment.pause", "environment.resume", "environment.update", "environment.snapshot", "environment.rollback",
 		"snapshot.export", "image.pull", "image.push", "image.build", "port.create", "port.update", "port.delete")

@@ -20,6 +20,7 @@ func (a *app) portList() *cobra.Command {
 	request := &remotegpuv1.ListPortMappingsRequest{}
 	var service, at string
 	var page paging
+	var q quiet
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List port mappings by host port", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -48,6 +49,9 @@ func (a *app) portList() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if q.on {
+				return identifiers(a, all, (*remotegpuv1.PortMapping).GetId)
+			}
 			if a.output == "json" {
 				return a.json(&remotegpuv1.ListPortMappingsResponse{PortMappings: all, NextPageToken: next})
 			}
@@ -68,6 +72,7 @@ func (a *app) portList() *cobra.Command {
 	cmd.Flags().Int32Var(&request.ExternalPort, "external", 0, "only those of this host port")
 	cmd.Flags().StringVar(&at, "at", "", "those that were held at this time (RFC 3339): who had a port then")
 	page.register(cmd.Flags(), 0)
+	q.register(a, cmd, "ids")
 	a.complete(cmd, "service", services()...)
 	a.completeWith(cmd, "env", a.completeEnvs)
 	return cmd

@@ -17,6 +17,7 @@ func (a *app) volumeCommand() *cobra.Command {
 
 func (a *app) volumeList() *cobra.Command {
 	var page paging
+	var q quiet
 	request := &remotegpuv1.ListVolumesRequest{}
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List volumes by name", Args: cobra.NoArgs,
@@ -33,6 +34,9 @@ func (a *app) volumeList() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if q.on {
+				return identifiers(a, all, (*remotegpuv1.Volume).GetName)
+			}
 			if a.output == "json" {
 				return a.json(&remotegpuv1.ListVolumesResponse{Volumes: all, NextPageToken: next})
 			}
@@ -45,6 +49,7 @@ func (a *app) volumeList() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&request.Sizes, "sizes", false, "measure their sizes too, which may take a while")
 	page.register(cmd.Flags(), 0)
+	q.register(a, cmd, "names")
 	return cmd
 }
 
