@@ -19,6 +19,10 @@ type Images interface {
 	// Image tells about a local image, NotFound (IMAGE_NOT_FOUND),
 	// IMAGE_PLATFORM_MISMATCH.
 	Image(ctx context.Context, ref string) (Image, error)
+	// Details tells all about a local image, for whatever platform it is.
+	// NotFound (IMAGE_NOT_FOUND), IMAGE_PLATFORM_MISMATCH where it has nothing
+	// for the node's.
+	Details(ctx context.Context, ref string) (ImageDetails, error)
 	// Images tells about all local images, by name.
 	Images(ctx context.Context) ([]Image, error)
 	// Tag makes tag name the image that ref names, in place of what it named
@@ -72,6 +76,42 @@ type Image struct {
 	Platform  string            // "linux/amd64"
 	Pinned    bool
 	UpdatedAt time.Time
+}
+
+// ImageDetails is an image with what it says of itself and consists of.
+type ImageDetails struct {
+	Image
+	CreatedAt time.Time // when it was built; zero: it does not say
+	Author    string
+	Config    ImageConfig
+	Layers    []ImageLayer    // lowest first
+	Platforms []ImagePlatform // in the order of its index
+}
+
+// ImageConfig is the configuration of an image, with nothing of the node's.
+type ImageConfig struct {
+	Entrypoint   []string
+	Command      []string
+	Workdir      string
+	User         string
+	Env          map[string]string
+	ExposedPorts []string // "8080/tcp", sorted
+	Volumes      []string // directories, sorted
+	StopSignal   string
+}
+
+// ImageLayer is one layer of an image, as stored.
+type ImageLayer struct {
+	Digest    string
+	Size      int64  // bytes
+	CreatedBy string // "": the image does not say
+}
+
+// ImagePlatform is one of those that an image can be had for.
+type ImagePlatform struct {
+	Platform string // "linux/arm64/v8"
+	Digest   string // of its manifest
+	Present  bool   // all of it is here
 }
 
 // Login is what a registry asks for. It prints as a placeholder.

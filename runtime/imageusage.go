@@ -42,11 +42,18 @@ func (m *Manager) ImageDiskUsage(ctx context.Context) (DiskUsage, error) {
 	for _, snapshot := range contents.Snapshots {
 		usage.Snapshots += snapshot.Bytes
 	}
+	usage.Images = usageOf(contents, images)
+	return usage, nil
+}
+
+// usageOf is what images take, in their order.
+func usageOf(contents Contents, images []ImageUse) []ImageUsage {
 	blobs, snapshots := sharers(contents)
 	parts := make(map[string]ImageContents, len(contents.Images))
 	for _, one := range contents.Images {
 		parts[one.Name] = one
 	}
+	all := make([]ImageUsage, 0, len(images))
 	for _, image := range images {
 		one := ImageUsage{ImageUse: image}
 		for _, digest := range parts[image.Name].Blobs {
@@ -63,9 +70,9 @@ func (m *Manager) ImageDiskUsage(ctx context.Context) (DiskUsage, error) {
 				one.SnapshotsUnique += snapshot.Bytes
 			}
 		}
-		usage.Images = append(usage.Images, one)
+		all = append(all, one)
 	}
-	return usage, nil
+	return all
 }
 
 // sharers counts the images that have each blob and each snapshot. An image

@@ -39,8 +39,8 @@ NAME   STATE     IMAGE                                     ADDRESS     PORTS    
 demo   running   docker.io/remotegpu/desktop-base:latest   10.88.0.2   22000->22/tcp   ready     3h
 `},
 		{"image ls", `
-NAME                                      DIGEST                SIZE      PLATFORM      USED   AGE
-docker.io/remotegpu/desktop-base:latest   sha256:0123456789ab   1.5 GiB   linux/amd64   1      3d
+NAME                                      DIGEST                SIZE      PLATFORM      USED   PINNED   AGE
+docker.io/remotegpu/desktop-base:latest   sha256:0123456789ab   1.5 GiB   linux/amd64   1      -        3d
 `},
 		{"port ls", `
 HOST    INSIDE   PROTOCOL   SERVICE   STATUS   ENVIRONMENT   AGE   EXPIRES   ALLOWED   DESCRIPTION

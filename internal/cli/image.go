@@ -9,7 +9,7 @@ import (
 )
 
 func (a *app) imageCommand() *cobra.Command {
-	return group("image", "Images of the node", a.imageList(), a.imagePull(), a.imageBuild(), a.imagePush(), a.imageTag(),
+	return group("image", "Images of the node", a.imageList(), a.imageGet(), a.imagePull(), a.imageBuild(), a.imagePush(), a.imageTag(),
 		a.imageImport(), a.imageExport(), a.imagePin(), a.imageUnpin(), a.imageUsage(), a.imagePrune(), a.imageRemove())
 }
 
@@ -40,10 +40,10 @@ func (a *app) imageList() *cobra.Command {
 			for _, image := range all {
 				rows = append(rows, []string{
 					image.GetName(), shortDigest(image.GetDigest()), size(image.GetSizeBytes()), image.GetPlatform(),
-					fmt.Sprint(len(image.GetUsedBy())), age(image.GetUpdatedAt()),
+					fmt.Sprint(len(image.GetUsedBy())), mark(image.GetPinned()), age(image.GetUpdatedAt()),
 				})
 			}
-			return a.table([]string{"NAME", "DIGEST", "SIZE", "PLATFORM", "USED", "AGE"}, rows)
+			return a.table([]string{"NAME", "DIGEST", "SIZE", "PLATFORM", "USED", "PINNED", "AGE"}, rows)
 		},
 	}
 	page.register(cmd.Flags(), 0)

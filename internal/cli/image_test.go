@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -83,7 +84,7 @@ func (f *fake) ExportImage(_ context.Context, r *remotegpuv1.ExportImageRequest,
 	if err := f.got(r); err != nil {
 		return err
 	}
-	for part := range bytes.Lines(f.archive) {
+	for part := range slices.Chunk(f.archive, 256<<10) {
 		if err := stream.Send(&remotegpuv1.ExportImageResponse{Chunk: part}); err != nil {
 			return err
 		}

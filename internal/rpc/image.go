@@ -54,6 +54,45 @@ func (s *services) toImage(image runtime.ImageUse) *remotegpuv1.Image {
 	}
 }
 
+// GetImage implements the RPC.
+func (s *imageService) GetImage(ctx context.Context, req *remotegpuv1.GetImageRequest) (*remotegpuv1.GetImageResponse, error) {
+	info, err := s.cfg.Manager.GetImage(ctx, req.GetReference(), req.GetUsage())
+	if err != nil {
+		return nil, err
+	}
+	image := s.base().toImage(info.ImageUse)
+	image.Details = toImageDetails(&info)
+	return &remotegpuv1.GetImageResponse{Image: image}, nil
+}
+
+func toImageDetails(info *runtime.ImageInfo) *remotegpuv1.ImageDetails {
+	d := &info.Details
+	details := &remotegpuv1.ImageDetails{
+		OtherNames: info.OtherNames, CreatedAt: timestamp(d.CreatedAt), Author: d.Author,
+		Config: &remotegpuv1.ImageConfig{
+			Entrypoint: d.Config.Entrypoint, Command: d.Config.Command, Workdir: d.Config.Workdir, User: d.Config.User, Env: d.Config.Env,
+			ExposedPorts: d.Config.ExposedPorts, Volumes: d.Config.Volumes, StopSignal: d.Config.StopSignal,
+		},
+	}
+	for _, layer := range d.Layers {
+		details.Layers = append(details.Layers, &remotegpuv1.ImageLayer{Digest: layer.Digest, SizeBytes: layer.Size, CreatedBy: layer.CreatedBy})
+	}
+	for _, p := range d.Platforms {
+		details.Platforms = append(details.Platforms, &remotegpuv1.ImagePlatform{Platform: p.Platform, Digest: p.Digest, Present: p.Present})
+	}
+	if info.Usage != nil {
+		details.Usage = toImageUsage(info.Usage)
+	}
+	return details
+}
+
+func toImageUsage(image *runtime.ImageUsage) *remotegpuv1.ImageUsage {
+	return &remotegpuv1.ImageUsage{
+		Name: image.Name, ContentBytes: image.Content, ContentUniqueBytes: image.ContentUnique,
+		SnapshotBytes: image.Snapshots, SnapshotUniqueBytes: image.SnapshotsUnique, UsedBy: image.UsedBy, Pinned: image.Pinned,
+	}
+}
+
 // fromCredentials is nil when a request has none.
 func fromCredentials(credentials *remotegpuv1.RegistryCredentials) *runtime.Login {
 	if credentials == nil {
@@ -167,11 +206,8 @@ func (s *imageService) GetImageUsage(ctx context.Context, _ *remotegpuv1.GetImag
 	res := &remotegpuv1.GetImageUsageResponse{
 		ContentBytes: usage.Content, SnapshotBytes: usage.Snapshots, ReclaimableBytes: usage.Reclaimable,
 	}
-	for _, image := range usage.Images {
-		res.Images = append(res.Images, &remotegpuv1.ImageUsage{
-			Name: image.Name, ContentBytes: image.Content, ContentUniqueBytes: image.ContentUnique,
-			SnapshotBytes: image.Snapshots, SnapshotUniqueBytes: image.SnapshotsUnique, UsedBy: image.UsedBy, Pinned: image.Pinned,
-		})
+	for i := range usage.Images {
+		res.Images = append(res.Images, toImageUsage(&usage.Images[i]))
 	}
 	return res, nil
 }

@@ -33,12 +33,13 @@ type ImageOptions struct {
 	Labels       map[string]string // of the configuration
 	User         string
 	StopSignal   string
-	Cmd          []string          // default: sleep
-	Architecture string            // default: this machine's
-	Files        map[string]string // additional files by absolute path, mode 0644; ELF files have 0755
-	Env          []string          // additional variables, "NAME=value"
-	Layers       int               // default: 1; the others have a file each
-	Upper        []string          // more layers: each a file of this name below /upper, that holds it
+	Cmd          []string             // default: sleep
+	Architecture string               // default: this machine's
+	Files        map[string]string    // additional files by absolute path, mode 0644; ELF files have 0755
+	Env          []string             // additional variables, "NAME=value"
+	Layers       int                  // default: 1; the others have a file each
+	Upper        []string             // more layers: each a file of this name below /upper, that holds it
+	Change       func(*ocispec.Image) // changes the configuration last
 }
 
 // OCIImage is an image that exists only in memory.
@@ -92,6 +93,9 @@ func TestImage(tb testing.TB, options ImageOptions) *OCIImage {
 			}, options.Env...),
 			Labels: options.Labels,
 		},
+	}
+	if options.Change != nil {
+		options.Change(&config)
 	}
 	manifest := ocispec.Manifest{
 		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest,

@@ -61,23 +61,43 @@ func (e *Engine) read(ctx context.Context, record images.Image) (*image, error) 
 	if img != nil {
 		return img, nil
 	}
+	manifest, manifestDigest, config, err := e.load(ctx, record)
+	if err != nil {
+		return nil, err
+	}
+	img = newImage(&manifest, manifestDigest, &config)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.images) >= imageCache {
+		clear(e.images)
+	}
+	e.images[key] = img
+	return img, nil
+}
+
+// load reads the manifest of an image for this platform, its digest as
+// manifestOf says it, and its configuration. IMAGE_PLATFORM_MISMATCH.
+func (e *Engine) load(ctx context.Context, record images.Image) (manifest ocispec.Manifest, digest string, config ocispec.Image, err error) {
 	store := e.client.ContentStore()
-	manifest, manifestDigest, err := manifestOf(ctx, store, record.Target)
+	manifest, digest, err = manifestOf(ctx, store, record.Target)
 	if errdefs.IsNotFound(err) {
-		return nil, problem.New(problem.ImagePlatform, "image %s is not for %s", record.Name, platforms.DefaultString()).
+		return manifest, "", config, problem.New(problem.ImagePlatform, "image %s is not for %s", record.Name, platforms.DefaultString()).
 			WithField("spec.image").WithHint("pull or build it for this platform").WithCause(err)
 	} else if err != nil {
-		return nil, fmt.Errorf("read manifest of image %s: %w", record.Name, e.explain(ctx, err))
+		return manifest, "", config, fmt.Errorf("read manifest of image %s: %w", record.Name, e.explain(ctx, err))
 	}
 	blob, err := content.ReadBlob(ctx, store, manifest.Config)
 	if err != nil {
-		return nil, fmt.Errorf("read configuration of image %s: %w", record.Name, e.explain(ctx, err))
+		return manifest, "", config, fmt.Errorf("read configuration of image %s: %w", record.Name, e.explain(ctx, err))
 	}
-	var config ocispec.Image
 	if err := json.Unmarshal(blob, &config); err != nil {
-		return nil, fmt.Errorf("read configuration of image %s: %w", record.Name, err)
+		return manifest, "", config, fmt.Errorf("read configuration of image %s: %w", record.Name, err)
 	}
-	img = &image{
+	return manifest, digest, config, nil
+}
+
+func newImage(manifest *ocispec.Manifest, manifestDigest string, config *ocispec.Image) *image {
+	img := &image{
 		config: config.Config, platform: config.Platform, parent: identity.ChainID(config.RootFS.DiffIDs).String(), manifest: manifestDigest,
 	}
 	for _, id := range identity.ChainIDs(slices.Clone(config.RootFS.DiffIDs)) {
@@ -86,13 +106,7 @@ func (e *Engine) read(ctx context.Context, record images.Image) (*image, error) 
 	for _, layer := range manifest.Layers {
 		img.size += layer.Size
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if len(e.images) >= imageCache {
-		clear(e.images)
-	}
-	e.images[key] = img
-	return img, nil
+	return img
 }
 
 // manifestOf finds the manifest for this platform, and its digest; "" where it

@@ -7,6 +7,9 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/testutil"
@@ -17,12 +20,33 @@ import (
 func TestImages(t *testing.T) {
 	both(t, func(t *testing.T, d *testutil.ContainerdDaemon) {
 		engine, registry := open(t, d), testutil.Registry(t)
-		d.Import(t, testutil.TestImage(t, testutil.ImageOptions{Labels: map[string]string{"label": "yes"}}))
+		built := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+		d.Import(t, testutil.TestImage(t, testutil.ImageOptions{
+			Labels: map[string]string{"label": "yes"}, User: "app", StopSignal: "SIGINT", Env: []string{"EMPTY=", "BARE", "TWICE=1", "TWICE=a=b"},
+			Change: func(i *ocispec.Image) {
+				i.Created, i.Author, i.Config.WorkingDir = &built, "somebody", "/home/app"
+				i.Config.ExposedPorts = map[string]struct{}{"8080/tcp": {}, "53/udp": {}}
+				i.Config.Volumes = map[string]struct{}{"/data": {}}
+				i.History = []ocispec.History{{CreatedBy: "ENV A=b", EmptyLayer: true}, {CreatedBy: "COPY all /"}}
+			},
+		}))
 		remote := registry.Push("team/app", "v1", testutil.TestImage(t, testutil.ImageOptions{Files: map[string]string{"/etc/other": "1"}}))
 		runtimetest.Images(t, runtimetest.ImagesSetup{
 			Images: engine, Local: testutil.ImageName, Label: "label", Remote: remote, Absent: registry.Host + "/team/app:v2",
 			Push: registry.Host + "/team/pushed:v1",
+			Config: runtime.ImageConfig{
+				Entrypoint: []string{"/bin/testprog"}, Command: []string{"sleep"}, Workdir: "/home/app", User: "app", StopSignal: "SIGINT",
+				ExposedPorts: []string{"53/udp", "8080/tcp"}, Volumes: []string{"/data"},
+				Env: map[string]string{
+					"PATH":           "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+					"IMAGE_VARIABLE": "from image", "EMPTY": "", "BARE": "", "TWICE": "a=b",
+				},
+			},
 		})
+		if details, err := engine.Details(t.Context(), testutil.ImageName); err != nil || !details.CreatedAt.Equal(built) || details.Author != "somebody" ||
+			details.Layers[0].CreatedBy != "COPY all /" {
+			t.Errorf("details %+v, %v", details, err)
+		}
 		if left := leftovers(t, d); len(left) > 0 {
 			t.Errorf("left behind: %q", left)
 		}

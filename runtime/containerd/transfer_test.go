@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/testutil"
@@ -410,13 +411,22 @@ func sweep(t *testing.T, engine *containerd.Engine, pulling ...string) {
 func testPlatforms(t *testing.T, d *testutil.ContainerdDaemon) {
 	engine, registry := open(t, d), testutil.Registry(t)
 	ours := testutil.TestImage(t, testutil.ImageOptions{Upper: []string{"ours"}})
-	foreign := testutil.TestImage(t, testutil.ImageOptions{Architecture: "s390x", Upper: []string{"foreign"}})
-	index := testutil.Index(t, foreign, ours)
+	foreign := testutil.TestImage(t, testutil.ImageOptions{Architecture: "s390x", Upper: []string{"foreign"}, Change: func(i *ocispec.Image) {
+		i.Created = &time.Time{} // it is not said
+		*i.Created = i.Created.AddDate(-1, 0, 0)
+	}})
+	attested := testutil.TestImage(t, testutil.ImageOptions{Upper: []string{"attested"}})
+	attested.Manifest.Platform = &ocispec.Platform{OS: "unknown", Architecture: "unknown"}
+	index := testutil.Index(t, foreign, ours, attested)
 	ref := registry.PushDescriptor("team/many", "v1", index.Manifest, index.Blobs)
 	pulled, err := engine.Pull(t.Context(), ref, nil, nil)
 	if err != nil || pulled.Digest != index.Manifest.Digest.String() {
 		t.Fatalf("pull: %+v, %v", pulled, err)
 	}
+	wantPlatforms(t, engine, ref, []runtime.ImagePlatform{
+		{Platform: "linux/s390x", Digest: foreign.Manifest.Digest.String()},
+		{Platform: pulled.Platform, Digest: ours.Manifest.Digest.String(), Present: true},
+	})
 	other := testutil.Registry(t)
 	if digest, err := engine.Push(t.Context(), ref, other.Host+"/a/ours:1", nil, nil); err != nil || digest != ours.Manifest.Digest.String() {
 		t.Errorf("pushed %s, %v, want our manifest %s", digest, err, ours.Manifest.Digest)
@@ -459,8 +469,17 @@ func testPlatforms(t *testing.T, d *testutil.ContainerdDaemon) {
 	if all, err := engine.Images(t.Context()); err != nil || len(all) != 2 || all[0].Platform != "linux/s390x" {
 		t.Errorf("Images() = %+v, %v", all, err)
 	}
+	wantPlatforms(t, engine, foreign.Name, []runtime.ImagePlatform{{Platform: "linux/s390x", Digest: foreign.Manifest.Digest.String(), Present: true}})
 	if err := engine.DeleteImage(t.Context(), foreign.Name); err != nil {
 		t.Error(err)
+	}
+}
+
+func wantPlatforms(t *testing.T, engine *containerd.Engine, ref string, want []runtime.ImagePlatform) {
+	t.Helper()
+	details, err := engine.Details(t.Context(), ref)
+	if err != nil || !slices.Equal(details.Platforms, want) || !details.CreatedAt.IsZero() {
+		t.Errorf("Details(%s) = %+v, %v, want platforms %+v", ref, details, err, want)
 	}
 }
 

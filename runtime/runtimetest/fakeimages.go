@@ -20,7 +20,8 @@ type FakeImages struct {
 	mu     sync.Mutex
 	local  map[string]runtime.Image
 	remote map[string]runtime.Image
-	logins map[string]runtime.Login // what the registry asks for, by reference
+	logins map[string]runtime.Login       // what the registry asks for, by reference
+	says   map[string]runtime.ImageConfig // by digest
 }
 
 var _ runtime.Images = (*FakeImages)(nil)
@@ -67,6 +68,34 @@ func (i *FakeImages) Image(_ context.Context, ref string) (image runtime.Image, 
 		return nil
 	})
 	return image, err
+}
+
+// Configure says what the configuration of images of a digest is.
+func (i *FakeImages) Configure(digest string, config runtime.ImageConfig) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.says == nil {
+		i.says = make(map[string]runtime.ImageConfig)
+	}
+	i.says[digest] = config
+}
+
+// Details returns a local image of one layer, for one platform.
+func (i *FakeImages) Details(_ context.Context, ref string) (details runtime.ImageDetails, err error) {
+	err = i.Faults.Do("Images.Details", func() error {
+		image, err := i.find(ref)
+		if err != nil {
+			return err
+		}
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		details = runtime.ImageDetails{
+			Image: image, Config: i.says[image.Digest], Layers: []runtime.ImageLayer{{Digest: image.Digest, Size: image.Size}},
+			Platforms: []runtime.ImagePlatform{{Platform: image.Platform, Digest: image.Digest, Present: true}},
+		}
+		return nil
+	})
+	return details, err
 }
 
 // Images returns all local images by name.

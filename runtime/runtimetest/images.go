@@ -18,6 +18,8 @@ type ImagesSetup struct {
 	// with the value "yes".
 	Local string
 	Label string
+	// Config is what the local image says.
+	Config runtime.ImageConfig
 	// Remote is an image that a registry has, Absent one that it has not, Push
 	// one that it takes.
 	Remote, Absent, Push string
@@ -82,7 +84,7 @@ func Images(t *testing.T, s ImagesSetup) {
 		}
 	})
 	for name, test := range map[string]func(*testing.T, ImagesSetup){
-		"Names": testNames, "PullKeepsPin": testPullKeepsPin, "Archives": testArchives, "Push": testPush, "Contents": testContents,
+		"Details": testDetails, "Names": testNames, "PullKeepsPin": testPullKeepsPin, "Archives": testArchives, "Push": testPush, "Contents": testContents,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, s) })
 	}

@@ -3,6 +3,7 @@ package runtimetest_test
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -34,9 +35,11 @@ func TestFakeImages(t *testing.T) {
 	t.Parallel()
 	images := &runtimetest.FakeImages{}
 	images.Add(runtime.Image{Name: "remotegpu/test", Size: 1, Labels: map[string]string{"label": "yes"}})
+	config := runtime.ImageConfig{Entrypoint: []string{"/bin/app"}, Env: map[string]string{"A": "b"}, ExposedPorts: []string{"80/tcp"}}
+	images.Configure("sha256:"+strings.Repeat("f", 64), config)
 	images.AddRemote(runtime.Image{Name: "remote.example/app:v1", Size: 2})
 	runtimetest.Images(t, runtimetest.ImagesSetup{
-		Images: images, Local: "docker.io/remotegpu/test:latest", Label: "label",
+		Images: images, Local: "docker.io/remotegpu/test:latest", Label: "label", Config: config,
 		Remote: "remote.example/app:v1", Absent: "remote.example/app:v2", Push: "remote.example/pushed:v1",
 	})
 }

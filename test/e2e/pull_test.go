@@ -96,10 +96,12 @@ func TestImagesAndOperations(t *testing.T) {
 	if got := usedBy(); len(got) != 1 || got[0] != n.Get(t, "user").ID {
 		t.Errorf("used by %q", got)
 	}
+	n.showImage(t, reference)
 	if _, errs, code := n.CLI(t, "image", "rm", reference); code != 4 || !strings.Contains(errs, "is in use by user") {
 		t.Errorf("removing a used image: exit %d\n%s", code, errs)
 	}
-	n.Must(t, "env", "rm", "--force", "--grace", "0s", "user")
+	// What lists print others take.
+	n.Must(t, append([]string{"env", "rm", "--force", "--grace", "0s"}, strings.Fields(n.Must(t, "env", "ls", "--quiet"))...)...)
 	if got := usedBy(); got == nil || len(got) != 0 {
 		t.Errorf("used by %q after the delete", got)
 	}
@@ -110,10 +112,50 @@ func TestImagesAndOperations(t *testing.T) {
 	if _, _, code := n.CLI(t, "image", "rm", reference); code != 3 {
 		t.Errorf("removing an absent image: exit %d", code)
 	}
+	if _, errs, code := n.CLI(t, "image", "get", reference); code != 3 || !strings.Contains(errs, "remotegpu image ls") {
+		t.Errorf("getting an absent image: exit %d\n%s", code, errs)
+	}
 	if _, errs, code := n.CLI(t, "image", "pull", gate.host+"/team/absent:1"); code != 3 || !strings.Contains(errs, "Try: ") {
 		t.Errorf("pulling an absent image: exit %d\n%s", code, errs)
 	}
 	interrupted(t, n, gate, slow)
+}
+
+// showImage looks at an image that the environment user was made from.
+func (n *Node) showImage(t *testing.T, reference string) {
+	t.Helper()
+	out := n.Must(t, "image", "get", reference)
+	for _, want := range []string{"Used by:", "user", "Entrypoint:", "/bin/testprog", "IMAGE_VARIABLE=from image", "Layer:", " would go with it"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("image get lacks %q:\n%s", want, out)
+		}
+	}
+	var answer struct {
+		Image struct {
+			Name, Digest string
+			UsedBy       []string
+			Details      struct {
+				Config    struct{ Env map[string]string }
+				Layers    []struct{ Digest string }
+				Platforms []struct{ Present bool }
+				Usage     *struct{ ContentBytes string }
+			}
+		}
+	}
+	n.call(t, "ImageService/GetImage", `{"reference":"`+reference+`"}`, &answer)
+	digest, details := answer.Image.Digest, &answer.Image.Details
+	if len(answer.Image.UsedBy) != 1 || details.Config.Env["IMAGE_VARIABLE"] != "from image" || len(details.Layers) != 1 ||
+		len(details.Platforms) != 1 || !details.Platforms[0].Present || details.Usage != nil {
+		t.Errorf("the image is %+v", answer.Image)
+	}
+	n.call(t, "ImageService/GetImage", `{"reference":"`+digest[:len("sha256:")+12]+`","usage":true}`, &answer)
+	if answer.Image.Name != reference || details.Usage == nil || details.Usage.ContentBytes == "" {
+		t.Errorf("by its digest the image is %+v", answer.Image)
+	}
+	names := strings.Fields(n.Must(t, "image", "ls", "-q"))
+	if out := n.Must(t, append([]string{"image", "get", "-o", "json"}, names...)...); strings.Count(out, "\n") != len(names) || len(names) != 2 {
+		t.Errorf("images %q: %s", names, out)
+	}
 }
 
 // interrupted pulls what does not come, is interrupted, finds the operation

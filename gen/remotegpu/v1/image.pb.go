@@ -46,7 +46,9 @@ type Image struct {
 	// Ids of the environments made from it.
 	UsedBy []string `protobuf:"bytes,9,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
 	// It is neither deleted nor pruned.
-	Pinned        bool `protobuf:"varint,10,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	Pinned bool `protobuf:"varint,10,opt,name=pinned,proto3" json:"pinned,omitempty"`
+	// What only GetImage tells.
+	Details       *ImageDetails `protobuf:"bytes,11,opt,name=details,proto3" json:"details,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -151,6 +153,355 @@ func (x *Image) GetPinned() bool {
 	return false
 }
 
+func (x *Image) GetDetails() *ImageDetails {
+	if x != nil {
+		return x.Details
+	}
+	return nil
+}
+
+// ImageDetails is what an image says of itself and what it consists of, for the
+// node's platform.
+type ImageDetails struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Full references of the node that have the same digest.
+	OtherNames []string `protobuf:"bytes,1,rep,name=other_names,json=otherNames,proto3" json:"other_names,omitempty"`
+	// When it was built, as it says. Absent: it does not say.
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// Who built it, as it says.
+	Author string `protobuf:"bytes,3,opt,name=author,proto3" json:"author,omitempty"`
+	// What environments made from it do unless their spec says otherwise.
+	Config *ImageConfig `protobuf:"bytes,4,opt,name=config,proto3" json:"config,omitempty"`
+	// Lowest first.
+	Layers []*ImageLayer `protobuf:"bytes,5,rep,name=layers,proto3" json:"layers,omitempty"`
+	// What it can be had for, by its index, in the order of that.
+	Platforms []*ImagePlatform `protobuf:"bytes,6,rep,name=platforms,proto3" json:"platforms,omitempty"`
+	// What it takes of the disk. Absent unless the request has usage.
+	Usage         *ImageUsage `protobuf:"bytes,7,opt,name=usage,proto3" json:"usage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageDetails) Reset() {
+	*x = ImageDetails{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageDetails) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageDetails) ProtoMessage() {}
+
+func (x *ImageDetails) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageDetails.ProtoReflect.Descriptor instead.
+func (*ImageDetails) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ImageDetails) GetOtherNames() []string {
+	if x != nil {
+		return x.OtherNames
+	}
+	return nil
+}
+
+func (x *ImageDetails) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *ImageDetails) GetAuthor() string {
+	if x != nil {
+		return x.Author
+	}
+	return ""
+}
+
+func (x *ImageDetails) GetConfig() *ImageConfig {
+	if x != nil {
+		return x.Config
+	}
+	return nil
+}
+
+func (x *ImageDetails) GetLayers() []*ImageLayer {
+	if x != nil {
+		return x.Layers
+	}
+	return nil
+}
+
+func (x *ImageDetails) GetPlatforms() []*ImagePlatform {
+	if x != nil {
+		return x.Platforms
+	}
+	return nil
+}
+
+func (x *ImageDetails) GetUsage() *ImageUsage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+// ImageConfig is the configuration that an image has. It is as the image says,
+// with nothing of the node's.
+type ImageConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What is started, before command.
+	Entrypoint []string `protobuf:"bytes,1,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`
+	// Arguments of entrypoint, or what is started when there is none.
+	Command []string `protobuf:"bytes,2,rep,name=command,proto3" json:"command,omitempty"`
+	// Working directory. Empty: "/".
+	Workdir string `protobuf:"bytes,3,opt,name=workdir,proto3" json:"workdir,omitempty"`
+	// User and group, as in EnvironmentSpec. Empty: root.
+	User string `protobuf:"bytes,4,opt,name=user,proto3" json:"user,omitempty"`
+	// Environment variables. Those that ask NVIDIA's runtime for GPUs do not reach
+	// environments.
+	Env map[string]string `protobuf:"bytes,5,rep,name=env,proto3" json:"env,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Ports that its programs listen on, for example "8080/tcp", sorted. None is
+	// published for that.
+	ExposedPorts []string `protobuf:"bytes,6,rep,name=exposed_ports,json=exposedPorts,proto3" json:"exposed_ports,omitempty"`
+	// Directories that its programs keep data in, sorted. None is made a volume
+	// for that.
+	Volumes []string `protobuf:"bytes,7,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// Signal that a stop sends first, for example "SIGINT". Empty: SIGTERM.
+	StopSignal    string `protobuf:"bytes,8,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageConfig) Reset() {
+	*x = ImageConfig{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageConfig) ProtoMessage() {}
+
+func (x *ImageConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageConfig.ProtoReflect.Descriptor instead.
+func (*ImageConfig) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ImageConfig) GetEntrypoint() []string {
+	if x != nil {
+		return x.Entrypoint
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetCommand() []string {
+	if x != nil {
+		return x.Command
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetWorkdir() string {
+	if x != nil {
+		return x.Workdir
+	}
+	return ""
+}
+
+func (x *ImageConfig) GetUser() string {
+	if x != nil {
+		return x.User
+	}
+	return ""
+}
+
+func (x *ImageConfig) GetEnv() map[string]string {
+	if x != nil {
+		return x.Env
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetExposedPorts() []string {
+	if x != nil {
+		return x.ExposedPorts
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetVolumes() []string {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *ImageConfig) GetStopSignal() string {
+	if x != nil {
+		return x.StopSignal
+	}
+	return ""
+}
+
+// ImageLayer is one layer of an image.
+type ImageLayer struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Digest of its archive, as stored.
+	Digest string `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Bytes of that.
+	SizeBytes int64 `protobuf:"varint,2,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// What made it, as the image says. Empty: it does not say.
+	CreatedBy     string `protobuf:"bytes,3,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageLayer) Reset() {
+	*x = ImageLayer{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageLayer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageLayer) ProtoMessage() {}
+
+func (x *ImageLayer) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageLayer.ProtoReflect.Descriptor instead.
+func (*ImageLayer) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ImageLayer) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ImageLayer) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *ImageLayer) GetCreatedBy() string {
+	if x != nil {
+		return x.CreatedBy
+	}
+	return ""
+}
+
+// ImagePlatform is one of the platforms that an image can be had for.
+type ImagePlatform struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// For example "linux/arm64/v8".
+	Platform string `protobuf:"bytes,1,opt,name=platform,proto3" json:"platform,omitempty"`
+	// Digest of its manifest.
+	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// All of it is on this node.
+	Present       bool `protobuf:"varint,3,opt,name=present,proto3" json:"present,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImagePlatform) Reset() {
+	*x = ImagePlatform{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImagePlatform) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImagePlatform) ProtoMessage() {}
+
+func (x *ImagePlatform) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImagePlatform.ProtoReflect.Descriptor instead.
+func (*ImagePlatform) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ImagePlatform) GetPlatform() string {
+	if x != nil {
+		return x.Platform
+	}
+	return ""
+}
+
+func (x *ImagePlatform) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *ImagePlatform) GetPresent() bool {
+	if x != nil {
+		return x.Present
+	}
+	return false
+}
+
 // RegistryCredentials are what a registry asks for. They are sent to the
 // registry that the reference names, and to where it sends clients for tokens;
 // to no mirror. The node keeps them until the operation is done, in a file that
@@ -167,7 +518,7 @@ type RegistryCredentials struct {
 
 func (x *RegistryCredentials) Reset() {
 	*x = RegistryCredentials{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[1]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -179,7 +530,7 @@ func (x *RegistryCredentials) String() string {
 func (*RegistryCredentials) ProtoMessage() {}
 
 func (x *RegistryCredentials) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[1]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -192,7 +543,7 @@ func (x *RegistryCredentials) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryCredentials.ProtoReflect.Descriptor instead.
 func (*RegistryCredentials) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{1}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *RegistryCredentials) GetUsername() string {
@@ -222,7 +573,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[2]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -234,7 +585,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[2]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -247,7 +598,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{2}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ListImagesRequest) GetPageSize() int32 {
@@ -277,7 +628,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[3]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -289,7 +640,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[3]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -302,7 +653,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{3}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -317,6 +668,109 @@ func (x *ListImagesResponse) GetNextPageToken() string {
 		return x.NextPageToken
 	}
 	return ""
+}
+
+// GetImageRequest names an image.
+type GetImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Image reference; or a digest, or the beginning of one: at least four digits,
+	// with or without "sha256:". Without it, an image of that name comes first. Of
+	// several names of one digest the first is answered.
+	Reference string `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Measure what it takes of the disk too, which looks at all images.
+	Usage         bool `protobuf:"varint,2,opt,name=usage,proto3" json:"usage,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImageRequest) Reset() {
+	*x = GetImageRequest{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImageRequest) ProtoMessage() {}
+
+func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
+func (*GetImageRequest) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *GetImageRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *GetImageRequest) GetUsage() bool {
+	if x != nil {
+		return x.Usage
+	}
+	return false
+}
+
+// GetImageResponse carries it.
+type GetImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The image, with details.
+	Image         *Image `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetImageResponse) Reset() {
+	*x = GetImageResponse{}
+	mi := &file_remotegpu_v1_image_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetImageResponse) ProtoMessage() {}
+
+func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_remotegpu_v1_image_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
+func (*GetImageResponse) Descriptor() ([]byte, []int) {
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *GetImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
 }
 
 // PullImageRequest names an image.
@@ -340,7 +794,7 @@ type PullImageRequest struct {
 
 func (x *PullImageRequest) Reset() {
 	*x = PullImageRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -352,7 +806,7 @@ func (x *PullImageRequest) String() string {
 func (*PullImageRequest) ProtoMessage() {}
 
 func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[4]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -365,7 +819,7 @@ func (x *PullImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageRequest.ProtoReflect.Descriptor instead.
 func (*PullImageRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{4}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PullImageRequest) GetRequestId() string {
@@ -414,7 +868,7 @@ type PullImageResponse struct {
 
 func (x *PullImageResponse) Reset() {
 	*x = PullImageResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +880,7 @@ func (x *PullImageResponse) String() string {
 func (*PullImageResponse) ProtoMessage() {}
 
 func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[5]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +893,7 @@ func (x *PullImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullImageResponse.ProtoReflect.Descriptor instead.
 func (*PullImageResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{5}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PullImageResponse) GetOperation() *Operation {
@@ -473,7 +927,7 @@ type BuildImageRequest struct {
 
 func (x *BuildImageRequest) Reset() {
 	*x = BuildImageRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -485,7 +939,7 @@ func (x *BuildImageRequest) String() string {
 func (*BuildImageRequest) ProtoMessage() {}
 
 func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[6]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -498,7 +952,7 @@ func (x *BuildImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageRequest.ProtoReflect.Descriptor instead.
 func (*BuildImageRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{6}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *BuildImageRequest) GetRequestId() string {
@@ -561,7 +1015,7 @@ type BuildImageResponse struct {
 
 func (x *BuildImageResponse) Reset() {
 	*x = BuildImageResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +1027,7 @@ func (x *BuildImageResponse) String() string {
 func (*BuildImageResponse) ProtoMessage() {}
 
 func (x *BuildImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[7]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +1040,7 @@ func (x *BuildImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildImageResponse.ProtoReflect.Descriptor instead.
 func (*BuildImageResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{7}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *BuildImageResponse) GetOperation() *Operation {
@@ -610,7 +1064,7 @@ type DeleteImageRequest struct {
 
 func (x *DeleteImageRequest) Reset() {
 	*x = DeleteImageRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -622,7 +1076,7 @@ func (x *DeleteImageRequest) String() string {
 func (*DeleteImageRequest) ProtoMessage() {}
 
 func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[8]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -635,7 +1089,7 @@ func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
 func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{8}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *DeleteImageRequest) GetReference() string {
@@ -663,7 +1117,7 @@ type DeleteImageResponse struct {
 
 func (x *DeleteImageResponse) Reset() {
 	*x = DeleteImageResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[9]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -675,7 +1129,7 @@ func (x *DeleteImageResponse) String() string {
 func (*DeleteImageResponse) ProtoMessage() {}
 
 func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[9]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -688,7 +1142,7 @@ func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageResponse.ProtoReflect.Descriptor instead.
 func (*DeleteImageResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{9}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DeleteImageResponse) GetName() string {
@@ -711,7 +1165,7 @@ type TagImageRequest struct {
 
 func (x *TagImageRequest) Reset() {
 	*x = TagImageRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[10]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -723,7 +1177,7 @@ func (x *TagImageRequest) String() string {
 func (*TagImageRequest) ProtoMessage() {}
 
 func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[10]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -736,7 +1190,7 @@ func (x *TagImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagImageRequest.ProtoReflect.Descriptor instead.
 func (*TagImageRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{10}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *TagImageRequest) GetReference() string {
@@ -764,7 +1218,7 @@ type TagImageResponse struct {
 
 func (x *TagImageResponse) Reset() {
 	*x = TagImageResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[11]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -776,7 +1230,7 @@ func (x *TagImageResponse) String() string {
 func (*TagImageResponse) ProtoMessage() {}
 
 func (x *TagImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[11]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -789,7 +1243,7 @@ func (x *TagImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TagImageResponse.ProtoReflect.Descriptor instead.
 func (*TagImageResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{11}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *TagImageResponse) GetImage() *Image {
@@ -822,7 +1276,7 @@ type PushImageRequest struct {
 
 func (x *PushImageRequest) Reset() {
 	*x = PushImageRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[12]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +1288,7 @@ func (x *PushImageRequest) String() string {
 func (*PushImageRequest) ProtoMessage() {}
 
 func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[12]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +1301,7 @@ func (x *PushImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushImageRequest.ProtoReflect.Descriptor instead.
 func (*PushImageRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{12}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *PushImageRequest) GetRequestId() string {
@@ -903,7 +1357,7 @@ type PushImageResponse struct {
 
 func (x *PushImageResponse) Reset() {
 	*x = PushImageResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[13]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1369,7 @@ func (x *PushImageResponse) String() string {
 func (*PushImageResponse) ProtoMessage() {}
 
 func (x *PushImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[13]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1382,7 @@ func (x *PushImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PushImageResponse.ProtoReflect.Descriptor instead.
 func (*PushImageResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{13}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PushImageResponse) GetOperation() *Operation {
@@ -954,7 +1408,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[14]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1420,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[14]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1433,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{14}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ImportImageRequest) GetMessage() isImportImageRequest_Message {
@@ -1037,7 +1491,7 @@ type ImportImageStart struct {
 
 func (x *ImportImageStart) Reset() {
 	*x = ImportImageStart{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[15]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1503,7 @@ func (x *ImportImageStart) String() string {
 func (*ImportImageStart) ProtoMessage() {}
 
 func (x *ImportImageStart) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[15]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1516,7 @@ func (x *ImportImageStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageStart.ProtoReflect.Descriptor instead.
 func (*ImportImageStart) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{15}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ImportImageStart) GetReference() string {
@@ -1083,7 +1537,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[16]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1549,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[16]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1562,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{16}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ImportImageResponse) GetImages() []*Image {
@@ -1129,7 +1583,7 @@ type ExportImageRequest struct {
 
 func (x *ExportImageRequest) Reset() {
 	*x = ExportImageRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[17]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1141,7 +1595,7 @@ func (x *ExportImageRequest) String() string {
 func (*ExportImageRequest) ProtoMessage() {}
 
 func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[17]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1154,7 +1608,7 @@ func (x *ExportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportImageRequest.ProtoReflect.Descriptor instead.
 func (*ExportImageRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{17}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExportImageRequest) GetReferences() []string {
@@ -1175,7 +1629,7 @@ type ExportImageResponse struct {
 
 func (x *ExportImageResponse) Reset() {
 	*x = ExportImageResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[18]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1187,7 +1641,7 @@ func (x *ExportImageResponse) String() string {
 func (*ExportImageResponse) ProtoMessage() {}
 
 func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[18]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1200,7 +1654,7 @@ func (x *ExportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportImageResponse.ProtoReflect.Descriptor instead.
 func (*ExportImageResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{18}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExportImageResponse) GetChunk() []byte {
@@ -1223,7 +1677,7 @@ type PruneImagesRequest struct {
 
 func (x *PruneImagesRequest) Reset() {
 	*x = PruneImagesRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[19]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1689,7 @@ func (x *PruneImagesRequest) String() string {
 func (*PruneImagesRequest) ProtoMessage() {}
 
 func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[19]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1248,7 +1702,7 @@ func (x *PruneImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesRequest.ProtoReflect.Descriptor instead.
 func (*PruneImagesRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{19}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PruneImagesRequest) GetDryRun() bool {
@@ -1279,7 +1733,7 @@ type PruneImagesResponse struct {
 
 func (x *PruneImagesResponse) Reset() {
 	*x = PruneImagesResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[20]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1745,7 @@ func (x *PruneImagesResponse) String() string {
 func (*PruneImagesResponse) ProtoMessage() {}
 
 func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[20]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1758,7 @@ func (x *PruneImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneImagesResponse.ProtoReflect.Descriptor instead.
 func (*PruneImagesResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{20}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PruneImagesResponse) GetImages() []*Image {
@@ -1330,7 +1784,7 @@ type GetImageUsageRequest struct {
 
 func (x *GetImageUsageRequest) Reset() {
 	*x = GetImageUsageRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[21]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1342,7 +1796,7 @@ func (x *GetImageUsageRequest) String() string {
 func (*GetImageUsageRequest) ProtoMessage() {}
 
 func (x *GetImageUsageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[21]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1355,7 +1809,7 @@ func (x *GetImageUsageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageUsageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageUsageRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{21}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{27}
 }
 
 // ImageUsage is how much of the disk one image takes, in bytes.
@@ -1382,7 +1836,7 @@ type ImageUsage struct {
 
 func (x *ImageUsage) Reset() {
 	*x = ImageUsage{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[22]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1848,7 @@ func (x *ImageUsage) String() string {
 func (*ImageUsage) ProtoMessage() {}
 
 func (x *ImageUsage) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[22]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1861,7 @@ func (x *ImageUsage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageUsage.ProtoReflect.Descriptor instead.
 func (*ImageUsage) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{22}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ImageUsage) GetName() string {
@@ -1477,7 +1931,7 @@ type GetImageUsageResponse struct {
 
 func (x *GetImageUsageResponse) Reset() {
 	*x = GetImageUsageResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[23]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1489,7 +1943,7 @@ func (x *GetImageUsageResponse) String() string {
 func (*GetImageUsageResponse) ProtoMessage() {}
 
 func (x *GetImageUsageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[23]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1502,7 +1956,7 @@ func (x *GetImageUsageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageUsageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageUsageResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{23}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetImageUsageResponse) GetImages() []*ImageUsage {
@@ -1544,7 +1998,7 @@ type PinImageRequest struct {
 
 func (x *PinImageRequest) Reset() {
 	*x = PinImageRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[24]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1556,7 +2010,7 @@ func (x *PinImageRequest) String() string {
 func (*PinImageRequest) ProtoMessage() {}
 
 func (x *PinImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[24]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1569,7 +2023,7 @@ func (x *PinImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinImageRequest.ProtoReflect.Descriptor instead.
 func (*PinImageRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{24}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PinImageRequest) GetReference() string {
@@ -1590,7 +2044,7 @@ type PinImageResponse struct {
 
 func (x *PinImageResponse) Reset() {
 	*x = PinImageResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[25]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1602,7 +2056,7 @@ func (x *PinImageResponse) String() string {
 func (*PinImageResponse) ProtoMessage() {}
 
 func (x *PinImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[25]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1615,7 +2069,7 @@ func (x *PinImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinImageResponse.ProtoReflect.Descriptor instead.
 func (*PinImageResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{25}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PinImageResponse) GetImage() *Image {
@@ -1636,7 +2090,7 @@ type UnpinImageRequest struct {
 
 func (x *UnpinImageRequest) Reset() {
 	*x = UnpinImageRequest{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[26]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1648,7 +2102,7 @@ func (x *UnpinImageRequest) String() string {
 func (*UnpinImageRequest) ProtoMessage() {}
 
 func (x *UnpinImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[26]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1661,7 +2115,7 @@ func (x *UnpinImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpinImageRequest.ProtoReflect.Descriptor instead.
 func (*UnpinImageRequest) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{26}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *UnpinImageRequest) GetReference() string {
@@ -1682,7 +2136,7 @@ type UnpinImageResponse struct {
 
 func (x *UnpinImageResponse) Reset() {
 	*x = UnpinImageResponse{}
-	mi := &file_remotegpu_v1_image_proto_msgTypes[27]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +2148,7 @@ func (x *UnpinImageResponse) String() string {
 func (*UnpinImageResponse) ProtoMessage() {}
 
 func (x *UnpinImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_remotegpu_v1_image_proto_msgTypes[27]
+	mi := &file_remotegpu_v1_image_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +2161,7 @@ func (x *UnpinImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnpinImageResponse.ProtoReflect.Descriptor instead.
 func (*UnpinImageResponse) Descriptor() ([]byte, []int) {
-	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{27}
+	return file_remotegpu_v1_image_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *UnpinImageResponse) GetImage() *Image {
@@ -1721,7 +2175,7 @@ var File_remotegpu_v1_image_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_image_proto_rawDesc = "" +
 	"\n" +
-	"\x18remotegpu/v1/image.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremotegpu/v1/operation.proto\"\xf6\x02\n" +
+	"\x18remotegpu/v1/image.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremotegpu/v1/operation.proto\"\xac\x03\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x12\n" +
@@ -1735,10 +2189,47 @@ const file_remotegpu_v1_image_proto_rawDesc = "" +
 	"updated_at\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tupdatedAt\x12\x17\n" +
 	"\aused_by\x18\t \x03(\tR\x06usedBy\x12\x16\n" +
 	"\x06pinned\x18\n" +
-	" \x01(\bR\x06pinned\x1a9\n" +
+	" \x01(\bR\x06pinned\x124\n" +
+	"\adetails\x18\v \x01(\v2\x1a.remotegpu.v1.ImageDetailsR\adetails\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x7f\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd2\x02\n" +
+	"\fImageDetails\x12\x1f\n" +
+	"\vother_names\x18\x01 \x03(\tR\n" +
+	"otherNames\x129\n" +
+	"\n" +
+	"created_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x16\n" +
+	"\x06author\x18\x03 \x01(\tR\x06author\x121\n" +
+	"\x06config\x18\x04 \x01(\v2\x19.remotegpu.v1.ImageConfigR\x06config\x120\n" +
+	"\x06layers\x18\x05 \x03(\v2\x18.remotegpu.v1.ImageLayerR\x06layers\x129\n" +
+	"\tplatforms\x18\x06 \x03(\v2\x1b.remotegpu.v1.ImagePlatformR\tplatforms\x12.\n" +
+	"\x05usage\x18\a \x01(\v2\x18.remotegpu.v1.ImageUsageR\x05usage\"\xc3\x02\n" +
+	"\vImageConfig\x12\x1e\n" +
+	"\n" +
+	"entrypoint\x18\x01 \x03(\tR\n" +
+	"entrypoint\x12\x18\n" +
+	"\acommand\x18\x02 \x03(\tR\acommand\x12\x18\n" +
+	"\aworkdir\x18\x03 \x01(\tR\aworkdir\x12\x12\n" +
+	"\x04user\x18\x04 \x01(\tR\x04user\x124\n" +
+	"\x03env\x18\x05 \x03(\v2\".remotegpu.v1.ImageConfig.EnvEntryR\x03env\x12#\n" +
+	"\rexposed_ports\x18\x06 \x03(\tR\fexposedPorts\x12\x18\n" +
+	"\avolumes\x18\a \x03(\tR\avolumes\x12\x1f\n" +
+	"\vstop_signal\x18\b \x01(\tR\n" +
+	"stopSignal\x1a6\n" +
+	"\bEnvEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"b\n" +
+	"\n" +
+	"ImageLayer\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x02 \x01(\x03R\tsizeBytes\x12\x1d\n" +
+	"\n" +
+	"created_by\x18\x03 \x01(\tR\tcreatedBy\"]\n" +
+	"\rImagePlatform\x12\x1a\n" +
+	"\bplatform\x18\x01 \x01(\tR\bplatform\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x18\n" +
+	"\apresent\x18\x03 \x01(\bR\apresent\"\x7f\n" +
 	"\x13RegistryCredentials\x12<\n" +
 	"\busername\x18\x01 \x01(\tB \xbaH\x1dr\x1b\x10\x01\x18\x80\x022\x14^[^:\\x00-\\x1f\\x7f]+$R\busername\x12*\n" +
 	"\bpassword\x18\x02 \x01(\tB\x0e\xbaH\br\x06\x10\x01\x18\x80\x80\x01\x80\x01\x01R\bpassword\"b\n" +
@@ -1748,7 +2239,13 @@ const file_remotegpu_v1_image_proto_rawDesc = "" +
 	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\tpageToken\"i\n" +
 	"\x12ListImagesResponse\x12+\n" +
 	"\x06images\x18\x01 \x03(\v2\x13.remotegpu.v1.ImageR\x06images\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8b\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"Q\n" +
+	"\x0fGetImageRequest\x12(\n" +
+	"\treference\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\treference\x12\x14\n" +
+	"\x05usage\x18\x02 \x01(\bR\x05usage\"=\n" +
+	"\x10GetImageResponse\x12)\n" +
+	"\x05image\x18\x01 \x01(\v2\x13.remotegpu.v1.ImageR\x05image\"\x8b\x02\n" +
 	"\x10PullImageRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12(\n" +
@@ -1842,10 +2339,11 @@ const file_remotegpu_v1_image_proto_rawDesc = "" +
 	"\treference\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\treference\"?\n" +
 	"\x12UnpinImageResponse\x12)\n" +
-	"\x05image\x18\x01 \x01(\v2\x13.remotegpu.v1.ImageR\x05image2\xeb\a\n" +
+	"\x05image\x18\x01 \x01(\v2\x13.remotegpu.v1.ImageR\x05image2\xbb\b\n" +
 	"\fImageService\x12T\n" +
 	"\n" +
-	"ListImages\x12\x1f.remotegpu.v1.ListImagesRequest\x1a .remotegpu.v1.ListImagesResponse\"\x03\x90\x02\x01\x12L\n" +
+	"ListImages\x12\x1f.remotegpu.v1.ListImagesRequest\x1a .remotegpu.v1.ListImagesResponse\"\x03\x90\x02\x01\x12N\n" +
+	"\bGetImage\x12\x1d.remotegpu.v1.GetImageRequest\x1a\x1e.remotegpu.v1.GetImageResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\tPullImage\x12\x1e.remotegpu.v1.PullImageRequest\x1a\x1f.remotegpu.v1.PullImageResponse\x12O\n" +
 	"\n" +
 	"BuildImage\x12\x1f.remotegpu.v1.BuildImageRequest\x1a .remotegpu.v1.BuildImageResponse\x12R\n" +
@@ -1874,90 +2372,107 @@ func file_remotegpu_v1_image_proto_rawDescGZIP() []byte {
 	return file_remotegpu_v1_image_proto_rawDescData
 }
 
-var file_remotegpu_v1_image_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_remotegpu_v1_image_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_remotegpu_v1_image_proto_goTypes = []any{
 	(*Image)(nil),                 // 0: remotegpu.v1.Image
-	(*RegistryCredentials)(nil),   // 1: remotegpu.v1.RegistryCredentials
-	(*ListImagesRequest)(nil),     // 2: remotegpu.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),    // 3: remotegpu.v1.ListImagesResponse
-	(*PullImageRequest)(nil),      // 4: remotegpu.v1.PullImageRequest
-	(*PullImageResponse)(nil),     // 5: remotegpu.v1.PullImageResponse
-	(*BuildImageRequest)(nil),     // 6: remotegpu.v1.BuildImageRequest
-	(*BuildImageResponse)(nil),    // 7: remotegpu.v1.BuildImageResponse
-	(*DeleteImageRequest)(nil),    // 8: remotegpu.v1.DeleteImageRequest
-	(*DeleteImageResponse)(nil),   // 9: remotegpu.v1.DeleteImageResponse
-	(*TagImageRequest)(nil),       // 10: remotegpu.v1.TagImageRequest
-	(*TagImageResponse)(nil),      // 11: remotegpu.v1.TagImageResponse
-	(*PushImageRequest)(nil),      // 12: remotegpu.v1.PushImageRequest
-	(*PushImageResponse)(nil),     // 13: remotegpu.v1.PushImageResponse
-	(*ImportImageRequest)(nil),    // 14: remotegpu.v1.ImportImageRequest
-	(*ImportImageStart)(nil),      // 15: remotegpu.v1.ImportImageStart
-	(*ImportImageResponse)(nil),   // 16: remotegpu.v1.ImportImageResponse
-	(*ExportImageRequest)(nil),    // 17: remotegpu.v1.ExportImageRequest
-	(*ExportImageResponse)(nil),   // 18: remotegpu.v1.ExportImageResponse
-	(*PruneImagesRequest)(nil),    // 19: remotegpu.v1.PruneImagesRequest
-	(*PruneImagesResponse)(nil),   // 20: remotegpu.v1.PruneImagesResponse
-	(*GetImageUsageRequest)(nil),  // 21: remotegpu.v1.GetImageUsageRequest
-	(*ImageUsage)(nil),            // 22: remotegpu.v1.ImageUsage
-	(*GetImageUsageResponse)(nil), // 23: remotegpu.v1.GetImageUsageResponse
-	(*PinImageRequest)(nil),       // 24: remotegpu.v1.PinImageRequest
-	(*PinImageResponse)(nil),      // 25: remotegpu.v1.PinImageResponse
-	(*UnpinImageRequest)(nil),     // 26: remotegpu.v1.UnpinImageRequest
-	(*UnpinImageResponse)(nil),    // 27: remotegpu.v1.UnpinImageResponse
-	nil,                           // 28: remotegpu.v1.Image.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 30: google.protobuf.Duration
-	(*Operation)(nil),             // 31: remotegpu.v1.Operation
+	(*ImageDetails)(nil),          // 1: remotegpu.v1.ImageDetails
+	(*ImageConfig)(nil),           // 2: remotegpu.v1.ImageConfig
+	(*ImageLayer)(nil),            // 3: remotegpu.v1.ImageLayer
+	(*ImagePlatform)(nil),         // 4: remotegpu.v1.ImagePlatform
+	(*RegistryCredentials)(nil),   // 5: remotegpu.v1.RegistryCredentials
+	(*ListImagesRequest)(nil),     // 6: remotegpu.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),    // 7: remotegpu.v1.ListImagesResponse
+	(*GetImageRequest)(nil),       // 8: remotegpu.v1.GetImageRequest
+	(*GetImageResponse)(nil),      // 9: remotegpu.v1.GetImageResponse
+	(*PullImageRequest)(nil),      // 10: remotegpu.v1.PullImageRequest
+	(*PullImageResponse)(nil),     // 11: remotegpu.v1.PullImageResponse
+	(*BuildImageRequest)(nil),     // 12: remotegpu.v1.BuildImageRequest
+	(*BuildImageResponse)(nil),    // 13: remotegpu.v1.BuildImageResponse
+	(*DeleteImageRequest)(nil),    // 14: remotegpu.v1.DeleteImageRequest
+	(*DeleteImageResponse)(nil),   // 15: remotegpu.v1.DeleteImageResponse
+	(*TagImageRequest)(nil),       // 16: remotegpu.v1.TagImageRequest
+	(*TagImageResponse)(nil),      // 17: remotegpu.v1.TagImageResponse
+	(*PushImageRequest)(nil),      // 18: remotegpu.v1.PushImageRequest
+	(*PushImageResponse)(nil),     // 19: remotegpu.v1.PushImageResponse
+	(*ImportImageRequest)(nil),    // 20: remotegpu.v1.ImportImageRequest
+	(*ImportImageStart)(nil),      // 21: remotegpu.v1.ImportImageStart
+	(*ImportImageResponse)(nil),   // 22: remotegpu.v1.ImportImageResponse
+	(*ExportImageRequest)(nil),    // 23: remotegpu.v1.ExportImageRequest
+	(*ExportImageResponse)(nil),   // 24: remotegpu.v1.ExportImageResponse
+	(*PruneImagesRequest)(nil),    // 25: remotegpu.v1.PruneImagesRequest
+	(*PruneImagesResponse)(nil),   // 26: remotegpu.v1.PruneImagesResponse
+	(*GetImageUsageRequest)(nil),  // 27: remotegpu.v1.GetImageUsageRequest
+	(*ImageUsage)(nil),            // 28: remotegpu.v1.ImageUsage
+	(*GetImageUsageResponse)(nil), // 29: remotegpu.v1.GetImageUsageResponse
+	(*PinImageRequest)(nil),       // 30: remotegpu.v1.PinImageRequest
+	(*PinImageResponse)(nil),      // 31: remotegpu.v1.PinImageResponse
+	(*UnpinImageRequest)(nil),     // 32: remotegpu.v1.UnpinImageRequest
+	(*UnpinImageResponse)(nil),    // 33: remotegpu.v1.UnpinImageResponse
+	nil,                           // 34: remotegpu.v1.Image.LabelsEntry
+	nil,                           // 35: remotegpu.v1.ImageConfig.EnvEntry
+	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 37: google.protobuf.Duration
+	(*Operation)(nil),             // 38: remotegpu.v1.Operation
 }
 var file_remotegpu_v1_image_proto_depIdxs = []int32{
-	28, // 0: remotegpu.v1.Image.labels:type_name -> remotegpu.v1.Image.LabelsEntry
-	29, // 1: remotegpu.v1.Image.updated_at:type_name -> google.protobuf.Timestamp
-	0,  // 2: remotegpu.v1.ListImagesResponse.images:type_name -> remotegpu.v1.Image
-	30, // 3: remotegpu.v1.PullImageRequest.wait:type_name -> google.protobuf.Duration
-	1,  // 4: remotegpu.v1.PullImageRequest.credentials:type_name -> remotegpu.v1.RegistryCredentials
-	31, // 5: remotegpu.v1.PullImageResponse.operation:type_name -> remotegpu.v1.Operation
-	30, // 6: remotegpu.v1.BuildImageRequest.wait:type_name -> google.protobuf.Duration
-	31, // 7: remotegpu.v1.BuildImageResponse.operation:type_name -> remotegpu.v1.Operation
-	0,  // 8: remotegpu.v1.TagImageResponse.image:type_name -> remotegpu.v1.Image
-	30, // 9: remotegpu.v1.PushImageRequest.wait:type_name -> google.protobuf.Duration
-	1,  // 10: remotegpu.v1.PushImageRequest.credentials:type_name -> remotegpu.v1.RegistryCredentials
-	31, // 11: remotegpu.v1.PushImageResponse.operation:type_name -> remotegpu.v1.Operation
-	15, // 12: remotegpu.v1.ImportImageRequest.start:type_name -> remotegpu.v1.ImportImageStart
-	0,  // 13: remotegpu.v1.ImportImageResponse.images:type_name -> remotegpu.v1.Image
-	30, // 14: remotegpu.v1.PruneImagesRequest.min_age:type_name -> google.protobuf.Duration
-	0,  // 15: remotegpu.v1.PruneImagesResponse.images:type_name -> remotegpu.v1.Image
-	22, // 16: remotegpu.v1.GetImageUsageResponse.images:type_name -> remotegpu.v1.ImageUsage
-	0,  // 17: remotegpu.v1.PinImageResponse.image:type_name -> remotegpu.v1.Image
-	0,  // 18: remotegpu.v1.UnpinImageResponse.image:type_name -> remotegpu.v1.Image
-	2,  // 19: remotegpu.v1.ImageService.ListImages:input_type -> remotegpu.v1.ListImagesRequest
-	4,  // 20: remotegpu.v1.ImageService.PullImage:input_type -> remotegpu.v1.PullImageRequest
-	6,  // 21: remotegpu.v1.ImageService.BuildImage:input_type -> remotegpu.v1.BuildImageRequest
-	8,  // 22: remotegpu.v1.ImageService.DeleteImage:input_type -> remotegpu.v1.DeleteImageRequest
-	10, // 23: remotegpu.v1.ImageService.TagImage:input_type -> remotegpu.v1.TagImageRequest
-	12, // 24: remotegpu.v1.ImageService.PushImage:input_type -> remotegpu.v1.PushImageRequest
-	14, // 25: remotegpu.v1.ImageService.ImportImage:input_type -> remotegpu.v1.ImportImageRequest
-	17, // 26: remotegpu.v1.ImageService.ExportImage:input_type -> remotegpu.v1.ExportImageRequest
-	19, // 27: remotegpu.v1.ImageService.PruneImages:input_type -> remotegpu.v1.PruneImagesRequest
-	21, // 28: remotegpu.v1.ImageService.GetImageUsage:input_type -> remotegpu.v1.GetImageUsageRequest
-	24, // 29: remotegpu.v1.ImageService.PinImage:input_type -> remotegpu.v1.PinImageRequest
-	26, // 30: remotegpu.v1.ImageService.UnpinImage:input_type -> remotegpu.v1.UnpinImageRequest
-	3,  // 31: remotegpu.v1.ImageService.ListImages:output_type -> remotegpu.v1.ListImagesResponse
-	5,  // 32: remotegpu.v1.ImageService.PullImage:output_type -> remotegpu.v1.PullImageResponse
-	7,  // 33: remotegpu.v1.ImageService.BuildImage:output_type -> remotegpu.v1.BuildImageResponse
-	9,  // 34: remotegpu.v1.ImageService.DeleteImage:output_type -> remotegpu.v1.DeleteImageResponse
-	11, // 35: remotegpu.v1.ImageService.TagImage:output_type -> remotegpu.v1.TagImageResponse
-	13, // 36: remotegpu.v1.ImageService.PushImage:output_type -> remotegpu.v1.PushImageResponse
-	16, // 37: remotegpu.v1.ImageService.ImportImage:output_type -> remotegpu.v1.ImportImageResponse
-	18, // 38: remotegpu.v1.ImageService.ExportImage:output_type -> remotegpu.v1.ExportImageResponse
-	20, // 39: remotegpu.v1.ImageService.PruneImages:output_type -> remotegpu.v1.PruneImagesResponse
-	23, // 40: remotegpu.v1.ImageService.GetImageUsage:output_type -> remotegpu.v1.GetImageUsageResponse
-	25, // 41: remotegpu.v1.ImageService.PinImage:output_type -> remotegpu.v1.PinImageResponse
-	27, // 42: remotegpu.v1.ImageService.UnpinImage:output_type -> remotegpu.v1.UnpinImageResponse
-	31, // [31:43] is the sub-list for method output_type
-	19, // [19:31] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	34, // 0: remotegpu.v1.Image.labels:type_name -> remotegpu.v1.Image.LabelsEntry
+	36, // 1: remotegpu.v1.Image.updated_at:type_name -> google.protobuf.Timestamp
+	1,  // 2: remotegpu.v1.Image.details:type_name -> remotegpu.v1.ImageDetails
+	36, // 3: remotegpu.v1.ImageDetails.created_at:type_name -> google.protobuf.Timestamp
+	2,  // 4: remotegpu.v1.ImageDetails.config:type_name -> remotegpu.v1.ImageConfig
+	3,  // 5: remotegpu.v1.ImageDetails.layers:type_name -> remotegpu.v1.ImageLayer
+	4,  // 6: remotegpu.v1.ImageDetails.platforms:type_name -> remotegpu.v1.ImagePlatform
+	28, // 7: remotegpu.v1.ImageDetails.usage:type_name -> remotegpu.v1.ImageUsage
+	35, // 8: remotegpu.v1.ImageConfig.env:type_name -> remotegpu.v1.ImageConfig.EnvEntry
+	0,  // 9: remotegpu.v1.ListImagesResponse.images:type_name -> remotegpu.v1.Image
+	0,  // 10: remotegpu.v1.GetImageResponse.image:type_name -> remotegpu.v1.Image
+	37, // 11: remotegpu.v1.PullImageRequest.wait:type_name -> google.protobuf.Duration
+	5,  // 12: remotegpu.v1.PullImageRequest.credentials:type_name -> remotegpu.v1.RegistryCredentials
+	38, // 13: remotegpu.v1.PullImageResponse.operation:type_name -> remotegpu.v1.Operation
+	37, // 14: remotegpu.v1.BuildImageRequest.wait:type_name -> google.protobuf.Duration
+	38, // 15: remotegpu.v1.BuildImageResponse.operation:type_name -> remotegpu.v1.Operation
+	0,  // 16: remotegpu.v1.TagImageResponse.image:type_name -> remotegpu.v1.Image
+	37, // 17: remotegpu.v1.PushImageRequest.wait:type_name -> google.protobuf.Duration
+	5,  // 18: remotegpu.v1.PushImageRequest.credentials:type_name -> remotegpu.v1.RegistryCredentials
+	38, // 19: remotegpu.v1.PushImageResponse.operation:type_name -> remotegpu.v1.Operation
+	21, // 20: remotegpu.v1.ImportImageRequest.start:type_name -> remotegpu.v1.ImportImageStart
+	0,  // 21: remotegpu.v1.ImportImageResponse.images:type_name -> remotegpu.v1.Image
+	37, // 22: remotegpu.v1.PruneImagesRequest.min_age:type_name -> google.protobuf.Duration
+	0,  // 23: remotegpu.v1.PruneImagesResponse.images:type_name -> remotegpu.v1.Image
+	28, // 24: remotegpu.v1.GetImageUsageResponse.images:type_name -> remotegpu.v1.ImageUsage
+	0,  // 25: remotegpu.v1.PinImageResponse.image:type_name -> remotegpu.v1.Image
+	0,  // 26: remotegpu.v1.UnpinImageResponse.image:type_name -> remotegpu.v1.Image
+	6,  // 27: remotegpu.v1.ImageService.ListImages:input_type -> remotegpu.v1.ListImagesRequest
+	8,  // 28: remotegpu.v1.ImageService.GetImage:input_type -> remotegpu.v1.GetImageRequest
+	10, // 29: remotegpu.v1.ImageService.PullImage:input_type -> remotegpu.v1.PullImageRequest
+	12, // 30: remotegpu.v1.ImageService.BuildImage:input_type -> remotegpu.v1.BuildImageRequest
+	14, // 31: remotegpu.v1.ImageService.DeleteImage:input_type -> remotegpu.v1.DeleteImageRequest
+	16, // 32: remotegpu.v1.ImageService.TagImage:input_type -> remotegpu.v1.TagImageRequest
+	18, // 33: remotegpu.v1.ImageService.PushImage:input_type -> remotegpu.v1.PushImageRequest
+	20, // 34: remotegpu.v1.ImageService.ImportImage:input_type -> remotegpu.v1.ImportImageRequest
+	23, // 35: remotegpu.v1.ImageService.ExportImage:input_type -> remotegpu.v1.ExportImageRequest
+	25, // 36: remotegpu.v1.ImageService.PruneImages:input_type -> remotegpu.v1.PruneImagesRequest
+	27, // 37: remotegpu.v1.ImageService.GetImageUsage:input_type -> remotegpu.v1.GetImageUsageRequest
+	30, // 38: remotegpu.v1.ImageService.PinImage:input_type -> remotegpu.v1.PinImageRequest
+	32, // 39: remotegpu.v1.ImageService.UnpinImage:input_type -> remotegpu.v1.UnpinImageRequest
+	7,  // 40: remotegpu.v1.ImageService.ListImages:output_type -> remotegpu.v1.ListImagesResponse
+	9,  // 41: remotegpu.v1.ImageService.GetImage:output_type -> remotegpu.v1.GetImageResponse
+	11, // 42: remotegpu.v1.ImageService.PullImage:output_type -> remotegpu.v1.PullImageResponse
+	13, // 43: remotegpu.v1.ImageService.BuildImage:output_type -> remotegpu.v1.BuildImageResponse
+	15, // 44: remotegpu.v1.ImageService.DeleteImage:output_type -> remotegpu.v1.DeleteImageResponse
+	17, // 45: remotegpu.v1.ImageService.TagImage:output_type -> remotegpu.v1.TagImageResponse
+	19, // 46: remotegpu.v1.ImageService.PushImage:output_type -> remotegpu.v1.PushImageResponse
+	22, // 47: remotegpu.v1.ImageService.ImportImage:output_type -> remotegpu.v1.ImportImageResponse
+	24, // 48: remotegpu.v1.ImageService.ExportImage:output_type -> remotegpu.v1.ExportImageResponse
+	26, // 49: remotegpu.v1.ImageService.PruneImages:output_type -> remotegpu.v1.PruneImagesResponse
+	29, // 50: remotegpu.v1.ImageService.GetImageUsage:output_type -> remotegpu.v1.GetImageUsageResponse
+	31, // 51: remotegpu.v1.ImageService.PinImage:output_type -> remotegpu.v1.PinImageResponse
+	33, // 52: remotegpu.v1.ImageService.UnpinImage:output_type -> remotegpu.v1.UnpinImageResponse
+	40, // [40:53] is the sub-list for method output_type
+	27, // [27:40] is the sub-list for method input_type
+	27, // [27:27] is the sub-list for extension type_name
+	27, // [27:27] is the sub-list for extension extendee
+	0,  // [0:27] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_image_proto_init() }
@@ -1966,7 +2481,7 @@ func file_remotegpu_v1_image_proto_init() {
 		return
 	}
 	file_remotegpu_v1_operation_proto_init()
-	file_remotegpu_v1_image_proto_msgTypes[14].OneofWrappers = []any{
+	file_remotegpu_v1_image_proto_msgTypes[20].OneofWrappers = []any{
 		(*ImportImageRequest_Start)(nil),
 		(*ImportImageRequest_Chunk)(nil),
 	}
@@ -1976,7 +2491,7 @@ func file_remotegpu_v1_image_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_image_proto_rawDesc), len(file_remotegpu_v1_image_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   29,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

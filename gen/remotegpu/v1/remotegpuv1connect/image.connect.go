@@ -26,6 +26,8 @@ const (
 const (
 	// ImageServiceListImagesProcedure is the procedure name of the ImageService's ListImages RPC.
 	ImageServiceListImagesProcedure = "/remotegpu.v1.ImageService/ListImages"
+	// ImageServiceGetImageProcedure is the procedure name of the ImageService's GetImage RPC.
+	ImageServiceGetImageProcedure = "/remotegpu.v1.ImageService/GetImage"
 	// ImageServicePullImageProcedure is the procedure name of the ImageService's PullImage RPC.
 	ImageServicePullImageProcedure = "/remotegpu.v1.ImageService/PullImage"
 	// ImageServiceBuildImageProcedure is the procedure name of the ImageService's BuildImage RPC.
@@ -56,6 +58,14 @@ var (
 			StreamType:       connect.StreamTypeUnary,
 			Schema:           v1.File_remotegpu_v1_image_proto.Services().ByName("ImageService").Methods().ByName("ListImages"),
 			Procedure:        ImageServiceListImagesProcedure,
+			IdempotencyLevel: connect.IdempotencyNoSideEffects,
+		}
+	})
+	imageServiceGetImageSpec = sync.OnceValue(func() connect.Spec {
+		return connect.Spec{
+			StreamType:       connect.StreamTypeUnary,
+			Schema:           v1.File_remotegpu_v1_image_proto.Services().ByName("ImageService").Methods().ByName("GetImage"),
+			Procedure:        ImageServiceGetImageProcedure,
 			IdempotencyLevel: connect.IdempotencyNoSideEffects,
 		}
 	})
@@ -145,6 +155,14 @@ type ImageServiceClient interface {
 	//
 	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
+	// GetImage answers one image, with what it says of itself and what it
+	// consists of.
+	//
+	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), INVALID_ARGUMENT
+	// (IMAGE_REFERENCE_INVALID; FIELD_INVALID: several digests begin so),
+	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH), UNAVAILABLE
+	// (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
+	GetImage(context.Context, *v1.GetImageRequest) (*v1.GetImageResponse, error)
 	// PullImage fetches an image from its registry. Follow its progress, layer
 	// by layer, with OperationService.WatchOperation.
 	//
@@ -281,6 +299,14 @@ type ImageServiceHandler interface {
 	//
 	// Errors: UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
+	// GetImage answers one image, with what it says of itself and what it
+	// consists of.
+	//
+	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), INVALID_ARGUMENT
+	// (IMAGE_REFERENCE_INVALID; FIELD_INVALID: several digests begin so),
+	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH), UNAVAILABLE
+	// (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
+	GetImage(context.Context, *v1.GetImageRequest) (*v1.GetImageResponse, error)
 	// PullImage fetches an image from its registry. Follow its progress, layer
 	// by layer, with OperationService.WatchOperation.
 	//
@@ -362,6 +388,7 @@ func RegisterImageServiceHandler(server *connect.Server, svc ImageServiceHandler
 	adapter := imageServiceHandler{svc: svc}
 	server.Register(
 		connect.Method{Spec: imageServiceListImagesSpec(), Handler: adapter.listImages},
+		connect.Method{Spec: imageServiceGetImageSpec(), Handler: adapter.getImage},
 		connect.Method{Spec: imageServicePullImageSpec(), Handler: adapter.pullImage},
 		connect.Method{Spec: imageServiceBuildImageSpec(), Handler: adapter.buildImage},
 		connect.Method{Spec: imageServiceDeleteImageSpec(), Handler: adapter.deleteImage},
@@ -410,6 +437,10 @@ type UnimplementedImageServiceHandler struct{}
 
 func (UnimplementedImageServiceHandler) ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.ImageService.ListImages is not implemented")
+}
+
+func (UnimplementedImageServiceHandler) GetImage(context.Context, *v1.GetImageRequest) (*v1.GetImageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, "remotegpu.v1.ImageService.GetImage is not implemented")
 }
 
 func (UnimplementedImageServiceHandler) PullImage(context.Context, *v1.PullImageRequest) (*v1.PullImageResponse, error) {
@@ -463,6 +494,14 @@ type imageServiceClient struct {
 func (c *imageServiceClient) ListImages(ctx context.Context, req *v1.ListImagesRequest) (*v1.ListImagesResponse, error) {
 	var res v1.ListImagesResponse
 	if err := c.client.CallUnary(ctx, imageServiceListImagesSpec(), req, &res); err != nil {
+		return nil, err
+	}
+	return &res, nil
+}
+
+func (c *imageServiceClient) GetImage(ctx context.Context, req *v1.GetImageRequest) (*v1.GetImageResponse, error) {
+	var res v1.GetImageResponse
+	if err := c.client.CallUnary(ctx, imageServiceGetImageSpec(), req, &res); err != nil {
 		return nil, err
 	}
 	return &res, nil
@@ -564,6 +603,18 @@ func (h imageServiceHandler) listImages(ctx context.Context, _ connect.Spec, str
 		return err
 	}
 	res, err := h.svc.ListImages(ctx, &req)
+	if err != nil {
+		return err
+	}
+	return stream.Send(res)
+}
+
+func (h imageServiceHandler) getImage(ctx context.Context, _ connect.Spec, stream connect.ServerStream) error {
+	var req v1.GetImageRequest
+	if err := stream.Receive(&req); err != nil {
+		return err
+	}
+	res, err := h.svc.GetImage(ctx, &req)
 	if err != nil {
 		return err
 	}
