@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -51,9 +52,11 @@ func parsePort(text string, now time.Time) (*remotegpuv1.PortRequest, error) {
 	case len(before) > 1 || len(after) > 1:
 		return nil, bad("it has too many ports")
 	case value == 0:
-		return nil, bad("the service is none of " + strings.Join(services(), ", "))
+		return nil, bad("service " + strconv.Quote(service) + " is none of " + strings.Join(services(), ", "))
 	case service == "custom" && len(after) == 0:
 		return nil, bad("a custom port has to say which port inside")
+	case request.GetProtocol() == remotegpuv1.Protocol_PROTOCOL_UDP && tcpOnly(service):
+		return nil, bad(service + " is spoken over TCP; another program's UDP port is published by its number")
 	}
 	request.ServiceType = remotegpuv1.ServiceType(value)
 	if len(before) > 0 {
@@ -64,6 +67,10 @@ func parsePort(text string, now time.Time) (*remotegpuv1.PortRequest, error) {
 	}
 	return request, nil
 }
+
+// tcpOnly says that nothing speaks a service over UDP: RDP alone does, and what
+// is custom may.
+func tcpOnly(service string) bool { return service != "custom" && service != "rdp" }
 
 // portOption reads one option of a port. why says what is wrong with it.
 func portOption(request *remotegpuv1.PortRequest, option string, now time.Time) (why string) {
@@ -76,15 +83,17 @@ func portOption(request *remotegpuv1.PortRequest, option string, now time.Time) 
 	case key == "description":
 		request.Description = value
 	case key == "expires":
-		at, err := time.Parse(time.RFC3339, value)
-		if err != nil {
-			after, err := time.ParseDuration(value)
-			if err != nil || after <= 0 {
-				return fmt.Sprintf("%q is neither a time to come, such as 90m, nor one like 2026-11-26T14:30:00+01:00", value)
-			}
+		after, at, why := parseExpiry(value)
+		if after > 0 {
 			at = now.Add(after)
 		}
-		request.ExpiresAt = timestamppb.New(at)
+		if why != "" {
+			return fmt.Sprintf("%q is %s", value, why)
+		}
+		request.ExpiresAt = nil // never, or the last one counts
+		if !at.IsZero() {
+			request.ExpiresAt = timestamppb.New(at)
+		}
 	default:
 		return fmt.Sprintf("option %q is none of allow, expires and description", key)
 	}
@@ -96,14 +105,22 @@ func portWords(text string) (service string, before, after []int32, why string) 
 	for word := range strings.SplitSeq(text, ":") {
 		number, err := strconv.ParseUint(word, 10, 16)
 		switch {
+		case word == "" && text == "":
+			return "", nil, nil, "it names neither a service nor a port"
+		case word == "":
+			return "", nil, nil, "nothing stands on one side of a colon"
 		case err == nil && number == 0:
 			return "", nil, nil, "0 is not a port"
+		case errors.Is(err, strconv.ErrRange):
+			return "", nil, nil, "port " + word + " is above 65535"
 		case err == nil && service == "":
 			before = append(before, int32(number))
 		case err == nil:
 			after = append(after, int32(number))
+		case strings.Trim(word, "0123456789-") == "":
+			return "", nil, nil, word + " is no port; ranges are written as one port each"
 		case service != "":
-			return "", nil, nil, "it has two services, or a port above 65535"
+			return "", nil, nil, "it has two services"
 		default:
 			service = word
 		}

@@ -60,7 +60,7 @@ func (a *app) portList() *cobra.Command {
 				rows = append(rows, []string{
 					fmt.Sprint(m.GetExternalPort()), fmt.Sprint(m.GetInternalPort()), state(m.GetProtocol(), "PROTOCOL_"),
 					state(m.GetServiceType(), "SERVICE_TYPE_"), state(m.GetStatus(), "PORT_MAPPING_STATUS_"),
-					m.GetEnvironment(), age(m.GetCreatedAt()), dash(until(m.GetExpiresAt())), dash(strings.Join(m.GetAllowedSources(), ",")), m.GetDescription(),
+					m.GetEnvironment(), age(m.GetCreatedAt()), dash(untilEnd(m)), dash(strings.Join(m.GetAllowedSources(), ",")), m.GetDescription(),
 				})
 			}
 			return a.table([]string{"HOST", "INSIDE", "PROTOCOL", "SERVICE", "STATUS", "ENVIRONMENT", "AGE", "EXPIRES", "ALLOWED", "DESCRIPTION"}, rows)
@@ -76,6 +76,14 @@ func (a *app) portList() *cobra.Command {
 	a.complete(cmd, "service", services()...)
 	a.completeWith(cmd, "env", a.completeEnvs)
 	return cmd
+}
+
+// untilEnd is how long a mapping stays yet, "" for ever, or when it is over.
+func untilEnd(m *remotegpuv1.PortMapping) string {
+	if m.GetStatus() == remotegpuv1.PortMappingStatus_PORT_MAPPING_STATUS_RELEASED {
+		return ""
+	}
+	return until(m.GetExpiresAt())
 }
 
 // until is how long it is until a time, "" for none.

@@ -5,50 +5,12 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
 )
-
-// termsHelp is about the flags that port add and port update share.
-const termsHelp = `--allow names who reaches it from outside: networks and addresses, such as
-203.0.113.0/24,198.51.100.7 or 2001:db8::/32. The host and the environment
-itself always do. Without it everybody does, or nobody from outside where the
-node's [ports] closed_by_default is set; --allow 0.0.0.0/0,::/0 is everybody
-there, too.
---expires withdraws it by itself after that time.`
-
-// termsFlags are the terms of a mapping, as written.
-type termsFlags struct {
-	waiting
-	description string
-	allow       []string
-	expires     string
-}
-
-func (f *termsFlags) register(cmd *cobra.Command) {
-	flags := cmd.Flags()
-	f.waiting.register(flags)
-	flags.StringVar(&f.description, "description", "", "free text")
-	flags.StringSliceVar(&f.allow, "allow", nil, "networks and addresses that reach it, see above")
-	flags.StringVar(&f.expires, "expires", "", "withdraw it after this time, for example 2h")
-}
-
-// expiresIn reads --expires; nil: never.
-func (f *termsFlags) expiresIn() (*durationpb.Duration, error) {
-	if f.expires == "" || f.expires == "never" {
-		return nil, nil //nolint:nilnil // no end is the usual one
-	}
-	after, err := time.ParseDuration(f.expires)
-	if err != nil || after <= 0 {
-		return nil, usagef("write a time such as 90m or 48h", "--expires %q is not one", f.expires)
-	}
-	return durationpb.New(after), nil
-}
 
 func (a *app) portAdd() *cobra.Command {
 	f := &termsFlags{}
@@ -65,14 +27,21 @@ func (a *app) portAdd() *cobra.Command {
 		ValidArgsFunction: a.completeEnvs,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			request.Environment, request.Project, request.RequestId = args[0], a.project, f.id()
-			request.Description, request.AllowedSources = f.description, f.allow
+			request.Description = f.description
 			if request.ServiceType, err = parseService(service); err != nil {
 				return err
 			}
-			if udp {
+			switch {
+			case udp && tcpOnly(service):
+				return usagef("leave --udp out, or publish the UDP port of another program with --service custom --internal PORT", "%s is spoken over TCP", service)
+			case udp:
 				request.Protocol = remotegpuv1.Protocol_PROTOCOL_UDP
 			}
-			if request.ExpiresIn, err = f.expiresIn(); err != nil {
+			changed := cmd.Flags().Changed
+			if request.AllowedSources, err = f.sources(changed); err != nil {
+				return err
+			}
+			if request.ExpiresIn, request.ExpiresAt, err = f.end(changed); err != nil {
 				return err
 			}
 			return a.addPort(cmd.Context(), f, request)
@@ -273,14 +242,20 @@ func (a *app) portUpdate() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			changed := cmd.Flags().Changed
 			mask := &fieldmaskpb.FieldMask{}
-			request.RequestId, request.Description, request.AllowedSources, request.UpdateMask = f.id(), f.description, f.allow, mask
+			request.RequestId, request.Description, request.UpdateMask = f.id(), f.description, mask
 			if changed("description") {
 				mask.Paths = append(mask.Paths, "description")
+			}
+			if changed("allow") && everybody {
+				return usagef("give one of them", "--allow and --allow-default contradict each other")
+			}
+			if request.AllowedSources, err = f.sources(changed); err != nil {
+				return err
 			}
 			if changed("allow") || everybody {
 				mask.Paths = append(mask.Paths, "allowed_sources")
 			}
-			if request.ExpiresIn, err = f.expiresIn(); err != nil {
+			if request.ExpiresIn, request.ExpiresAt, err = f.end(changed); err != nil {
 				return err
 			}
 			switch {
@@ -289,7 +264,7 @@ func (a *app) portUpdate() *cobra.Command {
 			case changed("expires"):
 				mask.Paths = append(mask.Paths, "expires_at")
 			}
-			if len(mask.GetPaths()) == 0 || changed("allow") && everybody {
+			if len(mask.GetPaths()) == 0 {
 				return usagef("name --allow, --allow-default, --expires or --description", "it is not said what is to change")
 			}
 			return a.updatePort(cmd.Context(), f, args[0], request)

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
 )
@@ -70,6 +71,19 @@ func TestPortMappingRequests(t *testing.T) {
 				RequestId: "r", Id: "01PORT", UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"allowed_sources", "expires_at"}},
 			},
 		},
+		{
+			"port update 01PORT --expires 2030-01-01T00:00:00Z --request-id r", "host port 10007",
+			&remotegpuv1.UpdatePortMappingRequest{
+				RequestId: "r", Id: "01PORT", ExpiresAt: timestamppb.New(time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)),
+				UpdateMask: &fieldmaskpb.FieldMask{Paths: []string{"expires_at"}},
+			},
+		},
+		{
+			"port add demo --service ssh --expires 3d12h --request-id r", "demo: host port",
+			&remotegpuv1.CreatePortMappingRequest{
+				RequestId: "r", Environment: "demo", ServiceType: remotegpuv1.ServiceType_SERVICE_TYPE_SSH, ExpiresIn: durationpb.New(84 * time.Hour),
+			},
+		},
 		{"port rm 01PORT --request-id r", "host port 10007: released", &remotegpuv1.DeletePortMappingRequest{RequestId: "r", Id: "01PORT"}},
 		{"port rm 10009 --request-id r", "host port 10007: released", &remotegpuv1.DeletePortMappingRequest{RequestId: "r", Id: "01PORT"}},
 		{
@@ -92,9 +106,73 @@ func TestPortMappingRequests(t *testing.T) {
 	for _, args := range []string{
 		"port add demo --expires soon", "port add demo --service web", "port add", "port update 01PORT", "port update 01PORT --expires -2h",
 		"port update 01PORT --allow 10.0.0.0/8 --allow-default", "port ls --at yesterday", "port get 10007/sctp", "port rm 0",
+		"port add demo --expires 3x", "port add demo --expires 1d-2h", "port add demo --service ssh --udp",
 	} {
 		if code, _, stderr := f.run(t, strings.Fields(args)...); code != 2 || !strings.Contains(stderr, "Try: ") {
 			t.Errorf("%s: code %d, %s", args, code, stderr)
+		}
+	}
+}
+
+// A variable that is not set must not open a port to everybody, or for ever.
+func TestEmptyTermsAreRefused(t *testing.T) {
+	f := newFake(t)
+	for _, args := range [][]string{
+		{"port", "add", "demo", "--service", "ssh", "--allow", ""},
+		{"port", "add", "demo", "--service", "ssh", "--expires", ""},
+		{"port", "update", "10007", "--allow", ""},
+		{"port", "update", "10007", "--allow", "", "--allow", "203.0.113.0/24"},
+		{"port", "update", "10007", "--allow", "203.0.113.0/24,"},
+		{"port", "update", "10007", "--allow", " "},
+		{"port", "update", "10007", "--expires", ""},
+	} {
+		code, _, stderr := f.run(t, args...)
+		if code != 2 || !strings.Contains(stderr, "Try: ") || f.last != nil {
+			t.Errorf("%q: code %d, %s, sent %v", args, code, stderr, f.last)
+		}
+		f.last = nil
+	}
+}
+
+// What is wrong with a port is said, not what it might have been.
+func TestPortsSayWhatIsWrong(t *testing.T) {
+	f := newFake(t)
+	for port, says := range map[string]string{
+		"15000:":               "nothing stands on one side of a colon",
+		"":                     "neither a service nor a port",
+		"70000:80":             "port 70000 is above 65535",
+		"ssh:70000":            "port 70000 is above 65535",
+		"8000-8005":            "one port each",
+		"ssh:vnc":              "two services",
+		"nope":                 "\"nope\" is none of ssh",
+		"ssh/udp":              "over TCP",
+		"ssh,expires=tomorrow": "nor never",
+	} {
+		code, _, stderr := f.run(t, "env", "create", "x", "--image", "i", "-p", port)
+		if code != 2 || !strings.Contains(stderr, says) || !strings.Contains(stderr, "Try: ") {
+			t.Errorf("-p %s: code %d, %s", port, code, stderr)
+		}
+	}
+	code, _, stderr := f.run(t, "port", "update", "01PORT", "--allow", "10.0.0.0/8", "--allow-default")
+	if code != 2 || !strings.Contains(stderr, "contradict each other") {
+		t.Errorf("a list and none: code %d, %s", code, stderr)
+	}
+}
+
+// Whatever names an end reads it the same way.
+func TestExpiryIsReadAlike(t *testing.T) {
+	f := newFake(t)
+	f.ops = []*remotegpuv1.Operation{operation(succeeded, "", 0, 0)}
+	for _, end := range []string{"90m", "3d", "1d12h", "2030-01-01T00:00:00Z", "never"} {
+		for _, args := range [][]string{
+			{"port", "add", "demo", "--service", "ssh", "--expires", end},
+			{"port", "update", "01PORT", "--expires", end},
+			{"env", "create", "x", "--image", "i", "-p", "ssh,expires=" + end},
+			{"env", "update", "demo", "-p", "8080,expires=" + end},
+		} {
+			if code, _, stderr := f.run(t, args...); code != 0 {
+				t.Errorf("%q: code %d, %s", args, code, stderr)
+			}
 		}
 	}
 }

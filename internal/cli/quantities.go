@@ -3,12 +3,16 @@ package cli
 import (
 	"errors"
 	"strconv"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
-var errNegative = errors.New("it is less than 0")
+var (
+	errNegative = errors.New("it is less than 0")
+	errDays     = errors.New("its days are not a whole number that hours may follow")
+)
 
 // span is a flag that holds a time span from 0 on.
 type span time.Duration
@@ -95,4 +99,27 @@ func instant(flag, text string) (*timestamppb.Timestamp, error) {
 	}
 	return nil, usagef("write it like 10m, 2026-01-02T15:04:05Z, 2026-01-02 15:04, 2026-01-02 or 1767366245",
 		"--%s %q is neither a duration nor a time", flag, text)
+}
+
+// parseSpan reads a duration as Go writes them, with days in front: 3d or 1d12h.
+// A day has 24 hours.
+func parseSpan(text string) (time.Duration, error) {
+	days, rest, found := strings.Cut(text, "d")
+	if !found {
+		return time.ParseDuration(text)
+	}
+	const most = 36500 // a century
+	number, err := strconv.ParseUint(days, 10, 16)
+	if err != nil || number > most {
+		return 0, errDays
+	}
+	span := time.Duration(number) * 24 * time.Hour
+	if rest == "" {
+		return span, nil
+	}
+	more, err := time.ParseDuration(rest)
+	if err != nil || more < 0 {
+		return 0, errDays
+	}
+	return span + more, nil
 }
