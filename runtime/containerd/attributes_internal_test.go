@@ -11,10 +11,10 @@ import (
 
 // The rules of ioctl are arithmetic: here every request goes through them, as
 // libseccomp would do it.
-func TestKeepAttributes(t *testing.T) {
+func TestNarrow(t *testing.T) {
 	before := seccomp.DefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{}}})
 	profile := seccomp.DefaultProfile(&specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{}}})
-	keepAttributes(profile)
+	narrow(profile)
 	rules := slices.DeleteFunc(slices.Clone(profile.Syscalls), func(s specs.LinuxSyscall) bool { return !slices.Contains(s.Names, "ioctl") })
 	allows := func(request uint64) bool {
 		return slices.ContainsFunc(rules, func(s specs.LinuxSyscall) bool {
@@ -51,5 +51,8 @@ func TestKeepAttributes(t *testing.T) {
 	}
 	if !slices.Equal(names(before), names(profile)) || before.DefaultAction != profile.DefaultAction {
 		t.Error("other calls have changed")
+	}
+	if want := slices.DeleteFunc(before.Architectures, func(a specs.Arch) bool { return a == specs.ArchX32 }); !slices.Equal(want, profile.Architectures) {
+		t.Errorf("architectures %q, want %q", profile.Architectures, want)
 	}
 }

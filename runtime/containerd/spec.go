@@ -37,7 +37,7 @@ const (
 )
 
 // render writes the OCI spec of a container: containerd's default namespaces,
-// capabilities, seccomp profile (less what changes file attributes), masked and read-only paths, with what the
+// capabilities, seccomp profile (narrowed), masked and read-only paths, with what the
 // container and its image say on top, and what its GPUs take over all of that.
 func (e *Engine) render(ctx context.Context, c *runtime.Container, config *ocispec.ImageConfig, user specs.User) (*specs.Spec, error) {
 	h := e.host()
@@ -51,7 +51,7 @@ func (e *Engine) render(ctx context.Context, c *runtime.Container, config *ocisp
 	if err != nil {
 		return nil, fmt.Errorf("render spec of %s: %w", c.ID, err)
 	}
-	keepAttributes(spec.Linux.Seccomp)
+	narrow(spec.Linux.Seccomp)
 	spec.Version = specVersion
 	spec.Hostname = c.Hostname
 	spec.Process.Args = args

@@ -141,7 +141,7 @@ func parse(args []string, errs io.Writer) (*settings, error) {
 func optionFlags(flags *flag.FlagSet, o *measure.Options) {
 	flags.IntVar(&o.Runs, "runs", 15, "life: runs of each column that count")
 	flags.IntVar(&o.Warmup, "warmup", 2, "runs before them, and before the calls of list and the ends of events")
-	flags.DurationVar(&o.Pause, "pause", 200*time.Millisecond, "pause before each run")
+	flags.DurationVar(&o.Pause, "pause", 200*time.Millisecond, "pause before each run; before each call of list a quarter of it")
 	flags.IntVar(&o.Lists, "lists", 30, "list: calls of each kind")
 	flags.IntVar(&o.Bursts, "bursts", 3, "parallel: rounds")
 	flags.IntVar(&o.Burst, "burst", 50, "parallel: containers made in a round")

@@ -57,9 +57,14 @@ func (m *measurement) lists(ctx context.Context) error {
 	})
 }
 
-// list calls a few times and expects so many to be answered.
+// list calls a few times and expects so many to be answered. The calls are
+// apart, so that what the columns do now and then (a look at all, a collection)
+// meets a few of them and not all.
 func (m *measurement) list(ctx context.Context, column columns.Complete, result *report.Column, row report.Row, limit, want int) error {
 	for i := range m.Lists + m.Warmup {
+		if err := pause(ctx, m.Pause/4); err != nil {
+			return err
+		}
 		start := time.Now()
 		got, err := column.List(ctx, limit)
 		took := time.Since(start)
