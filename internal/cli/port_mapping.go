@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -116,7 +115,7 @@ func (a *app) showMapping(m *remotegpuv1.PortMapping, text string) error {
 
 func (a *app) portGet() *cobra.Command {
 	return &cobra.Command{
-		Use: "get MAPPING", Short: "Show one port mapping, by its id or HOSTPORT[/udp]", Args: cobra.ExactArgs(1),
+		Use: "get MAPPING", Short: "Show one port mapping, by its id or the project's HOSTPORT[/udp]", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -147,97 +146,13 @@ func (a *app) portGet() *cobra.Command {
 	}
 }
 
-// mapping finds a mapping by its id, or the one that holds a host port.
-func (a *app) mapping(ctx context.Context, c *clients, word string) (*remotegpuv1.PortMapping, error) {
-	held, _, err := a.held(ctx, c, word)
-	if err == nil && held == nil {
-		err = notPublished(word)
-	}
-	return held, err
-}
-
-// held is as mapping, but nil when none holds the host port, and then what asks
-// for those that do.
-func (a *app) held(ctx context.Context, c *clients, word string) (*remotegpuv1.PortMapping, *remotegpuv1.ListPortMappingsRequest, error) {
-	request, err := byHostPort(word)
-	if err != nil {
-		return nil, nil, err
-	}
-	if request == nil {
-		response, err := c.ports.GetPortMapping(ctx, &remotegpuv1.GetPortMappingRequest{Id: word})
-		return response.GetPortMapping(), nil, err
-	}
-	response, err := c.ports.ListPortMappings(ctx, request)
-	if err != nil || len(response.GetPortMappings()) == 0 {
-		return nil, request, err
-	}
-	return response.GetPortMappings()[0], request, nil
-}
-
-// mappingOnce does as mapping, and finds the one that held a host port last when
-// none does: who repeats a removal means that.
-func (a *app) mappingOnce(ctx context.Context, c *clients, word string) (*remotegpuv1.PortMapping, error) {
-	last, request, err := a.held(ctx, c, word)
-	if err != nil || last != nil {
-		return last, err
-	}
-	request.IncludeReleased, request.PageSize = true, 500
-	for {
-		response, err := c.ports.ListPortMappings(ctx, request)
-		if err != nil {
-			return nil, err
-		}
-		for _, m := range response.GetPortMappings() {
-			if last == nil || !m.GetCreatedAt().AsTime().Before(last.GetCreatedAt().AsTime()) {
-				last = m
-			}
-		}
-		if request.PageToken = response.GetNextPageToken(); request.GetPageToken() == "" {
-			break
-		}
-	}
-	if last == nil {
-		return nil, notPublished(word)
-	}
-	return last, nil
-}
-
-// byHostPort asks for the mapping that holds HOSTPORT[/udp]; nil: the word is no
-// number.
-func byHostPort(word string) (*remotegpuv1.ListPortMappingsRequest, error) {
-	number, protocol, said := strings.Cut(word, "/")
-	host, err := strconv.ParseUint(number, 10, 16)
-	if err != nil {
-		return nil, nil //nolint:nilerr,nilnil // it is an id then
-	}
-	if host == 0 { // which would ask for all
-		return nil, usagef("write 15000 or 15000/udp", "0 is no host port")
-	}
-	request := &remotegpuv1.ListPortMappingsRequest{ExternalPort: int32(host), Protocol: remotegpuv1.Protocol_PROTOCOL_TCP, PageSize: 1}
-	if said {
-		value := remotegpuv1.Protocol_value["PROTOCOL_"+strings.ToUpper(protocol)]
-		if value == 0 {
-			return nil, usagef("write 15000 or 15000/udp", "protocol %q is neither tcp nor udp", protocol)
-		}
-		request.Protocol = remotegpuv1.Protocol(value)
-	}
-	return request, nil
-}
-
-func notPublished(word string) error {
-	return &failure{
-		Code: "not_found", Reason: "PORT_MAPPING_NOT_FOUND", Message: "host port " + word + " is not published",
-		Hints: []string{"remotegpu port ls lists those that are"}, exit: exitNotFound,
-	}
-}
-
 func (a *app) portUpdate() *cobra.Command {
 	f := &termsFlags{}
 	request := &remotegpuv1.UpdatePortMappingRequest{}
 	var everybody bool
 	cmd := &cobra.Command{
 		Use: "update MAPPING", Short: "Change who reaches a published port, and until when", Args: cobra.ExactArgs(1),
-		Long: "update changes a mapping, named by its id or HOSTPORT[/udp], at once. What is not\nnamed stays. Connections of those who do not reach it any more end.\n\n" +
+		Long: "update changes a mapping, named by its id or the project's HOSTPORT[/udp],\nat once. What is not named stays. Connections of those who do not reach it any\nmore end.\n\n" +
 			termsHelp + "\n--expires never takes the end away, --allow-default the list.",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			changed := cmd.Flags().Changed
@@ -305,7 +220,7 @@ func (a *app) portRemove() *cobra.Command {
 	w := &waiting{}
 	request := &remotegpuv1.DeletePortMappingRequest{}
 	cmd := &cobra.Command{
-		Use: "rm MAPPING", Aliases: []string{"remove", "delete"}, Short: "Withdraw a published port, by its id or HOSTPORT[/udp]", Args: cobra.ExactArgs(1),
+		Use: "rm MAPPING", Aliases: []string{"remove", "delete"}, Short: "Withdraw a published port, by its id or the project's HOSTPORT[/udp]", Args: cobra.ExactArgs(1),
 		Long: "rm withdraws a port of an environment, ends its connections and gives the host port\nback, without a restart. It may be repeated.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()

@@ -176,3 +176,20 @@ func TestExpiryIsReadAlike(t *testing.T) {
 		}
 	}
 }
+
+// A host port names what is in the project, as a name does.
+func TestHostPortsObeyTheProject(t *testing.T) {
+	f := newFake(t)
+	for _, args := range []string{"port rm 10081", "port get 10081", "port update 10081 --expires never"} {
+		code, _, stderr := f.run(t, strings.Fields(args)...)
+		if code != 3 || !strings.Contains(stderr, "belongs to project other, not to default") || !strings.Contains(stderr, "--project other") {
+			t.Errorf("%s: code %d, %s", args, code, stderr)
+		}
+		if _, asked := f.last.(*remotegpuv1.ListPortMappingsRequest); !asked {
+			t.Errorf("%s: sent %v", args, f.last)
+		}
+		if code, _, stderr := f.run(t, strings.Fields("--project other "+args)...); code != 0 {
+			t.Errorf("%s in its project: code %d, %s", args, code, stderr)
+		}
+	}
+}

@@ -339,6 +339,13 @@ func (f *fake) ListPortMappings(_ context.Context, r *remotegpuv1.ListPortMappin
 		}
 		return response, err
 	}
+	if r.GetExternalPort() == 10081 { // another project has it
+		response, err := &remotegpuv1.ListPortMappingsResponse{}, f.got(r)
+		if r.GetProject() == "" || r.GetProject() == "other" {
+			response.PortMappings = []*remotegpuv1.PortMapping{{Id: "01OTHER", Project: "other", ExternalPort: 10081}}
+		}
+		return response, err
+	}
 	m := proto.CloneOf(f.env.GetPortMappings()[0])
 	m.Status, m.Environment, m.CreatedAt = remotegpuv1.PortMappingStatus_PORT_MAPPING_STATUS_ACTIVE, "01ENV", ago(time.Minute)
 	return &remotegpuv1.ListPortMappingsResponse{PortMappings: []*remotegpuv1.PortMapping{m}}, f.got(r)
