@@ -311,6 +311,11 @@ type Ports interface {
 	RequestOf(held []port.Mapping, requests []port.Request, m port.Mapping) int
 	// Mapping returns one, released ones too: PORT_MAPPING_NOT_FOUND.
 	Mapping(ctx context.Context, id string) (port.Mapping, error)
+	// Mappings returns those that a filter selects, by host port, then by age,
+	// and the cursor of the next page.
+	Mappings(ctx context.Context, filter port.Filter) ([]port.Mapping, string, error)
+	// Reach tells from where a mapping is reached.
+	Reach(m *port.Mapping) port.Reach
 	// Conflicts tells which held ports something else on the host uses too. An
 	// error may come with those that were found.
 	Conflicts(ctx context.Context) ([]port.Conflict, error)

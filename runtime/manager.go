@@ -436,6 +436,9 @@ func (m *Manager) fill(env *Environment) {
 	env.Access = access(env, m.cfg.Addresses)
 	env.Conflicts = m.conflicts.of(env.ID)
 	m.fillInstances(env)
+	for i := range env.Ports {
+		env.Ports[i].EnvName, env.Ports[i].Reach = env.Name, m.cfg.Ports.Reach(&env.Ports[i])
+	}
 }
 
 // address sets the addresses that an environment has now.

@@ -104,6 +104,7 @@ func TestNoQueryScansHistory(t *testing.T) {
 		"of a port at a time":   {port.Filter{External: 9, At: time.Unix(9, 0)}, "port_mappings_history", false},
 		"at a time":             {port.Filter{At: time.Unix(9, 0)}, "port_mappings_history", false},
 		"all of an environment": {port.Filter{IncludeReleased: true, EnvID: "e"}, "port_mappings_env", true},
+		"all of a former name":  {port.Filter{IncludeReleased: true, EnvName: "n", Project: "p"}, "port_mappings_named", true},
 		"one":                   {port.Filter{IncludeReleased: true, ID: "i"}, "(id=?)", false},
 		"released lately":       {port.Filter{ReleasedSince: time.Unix(9, 0)}, "port_mappings_released", true},
 	} {

@@ -17,7 +17,12 @@ import (
 const mappingColumns = `id, env_id, project, host_id, service, internal_port, external_port, protocol,
 	description, sources, expires_at, status, created_at, updated_at, released_at, revision`
 
-const selectMappings = "SELECT " + mappingColumns + ", seq FROM port_mappings WHERE "
+const selectMappings = "SELECT " + mappingColumns + `, CASE status WHEN 'released' THEN env_name
+	ELSE coalesce((SELECT name FROM environments WHERE environments.id = env_id), '') END, seq FROM port_mappings WHERE `
+
+// nowFormer keeps the name that the environment has as mappings of it are
+// released.
+const nowFormer = "status = 'released', env_name = coalesce((SELECT name FROM environments WHERE environments.id = env_id), ''), "
 
 func scanMapping(row scanner, more ...any) (port.Mapping, error) {
 	var (
@@ -38,6 +43,14 @@ func scanMapping(row scanner, more ...any) (port.Mapping, error) {
 	return m, fromJSON(sources, &m.Sources)
 }
 
+// scanNamedMapping reads what selectMappings selects.
+func scanNamedMapping(row scanner, seq *int64) (m port.Mapping, err error) {
+	var name string
+	m, err = scanMapping(row, &name, seq)
+	m.EnvName = name
+	return m, err
+}
+
 // noSources is an empty list of sources as it is kept.
 const noSources = "[]"
 
@@ -56,7 +69,7 @@ func selectsMappings(hostID string, filter port.Filter) (condition, order string
 	// sake of its order or its host: only a list of that should.
 	where, place := []string{"host_id = ?"}, "external_port"
 	switch {
-	case filter.EnvID != "", filter.ID != "", !filter.ReleasedSince.IsZero():
+	case filter.EnvID != "", filter.EnvName != "", filter.ID != "", !filter.ReleasedSince.IsZero():
 		where[0], place = "+host_id = ?", "+external_port"
 	case !filter.IncludeReleased && filter.At.IsZero(): // those that are held are few
 		place = "+external_port"
@@ -76,6 +89,9 @@ func selectsMappings(hostID string, filter port.Filter) (condition, order string
 		if by.value != "" {
 			add(by.column+" = ?", by.value)
 		}
+	}
+	if filter.EnvName != "" {
+		add("env_name != '' AND env_name = ?", filter.EnvName) // the first lets the index be used
 	}
 	if filter.External != 0 {
 		add("external_port = ?", filter.External)
@@ -133,7 +149,7 @@ func (s *Store) PortMappings(ctx context.Context, hostID string, filter port.Fil
 		defer rows.Close() //nolint:errcheck // rows.Err tells what went wrong
 		for rows.Next() {
 			var seq int64
-			m, err := scanMapping(rows, &seq)
+			m, err := scanNamedMapping(rows, &seq)
 			if err != nil {
 				return err
 			}
@@ -192,11 +208,11 @@ func insertMappings(ctx context.Context, tx *sql.Tx, mappings []port.Mapping) er
 // Changes that markMappings makes.
 const (
 	markedMappings = "UPDATE port_mappings SET revision = revision + 1, "
-	releaseOfHost  = `status = 'released', released_at = max(?1, 1), updated_at = ?1
+	releaseOfHost  = nowFormer + `released_at = max(?1, 1), updated_at = ?1
 		WHERE +host_id = ?2 AND env_id = ?3 AND status IN ('reserved', 'active')`
-	release = `status = 'released', released_at = ?1, updated_at = ?1
+	release = nowFormer + `released_at = ?1, updated_at = ?1
 		WHERE env_id = ?2 AND status IN ('reserved', 'active')`
-	releaseListed = `status = 'released', released_at = ?1, updated_at = ?1
+	releaseListed = nowFormer + `released_at = ?1, updated_at = ?1
 		WHERE env_id = ?2 AND id IN (SELECT value FROM json_each(?3)) AND status IN ('reserved', 'active')`
 )
 

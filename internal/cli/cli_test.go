@@ -43,8 +43,8 @@ NAME                                      DIGEST                SIZE      PLATFO
 docker.io/remotegpu/desktop-base:latest   sha256:0123456789ab   1.5 GiB   linux/amd64   1      -        3d
 `},
 		{"port ls", `
-HOST    INSIDE   PROTOCOL   SERVICE   STATUS   ENVIRONMENT   AGE   EXPIRES   ALLOWED   DESCRIPTION
-22000   22       tcp        ssh       active   01ENV         60s   -         -
+HOST    INSIDE   PROTOCOL   SERVICE   STATUS   PROJECT   ENVIRONMENT   AGE   EXPIRES   ALLOWED   DESCRIPTION
+22000   22       tcp        ssh       active   default   demo          60s   -         -
 `},
 		{"port pool", `
 SERVICE   RANGE         INSIDE   IN USE   RESTING   FREE

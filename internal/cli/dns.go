@@ -71,6 +71,7 @@ from outside of environments.`,
 	cmd.Flags().StringVar(&source, "source", "", "only those made by the node (auto) or by somebody (user)")
 	page.register(cmd.Flags(), 0)
 	q.register(a, cmd, "ids of records that were added")
+	filters(cmd, "env", "source")
 	a.complete(cmd, "source", "auto", "user")
 	a.completeWith(cmd, "env", a.completeEnvs)
 	return cmd
@@ -103,6 +104,9 @@ served when the command has returned.`,
   remotegpu dns add demo _sip._udp.demo srv 0 5 5060 other`,
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			request.Environment, request.Project, request.Name, request.RequestId = args[0], a.project, args[1], w.id()
+			if args[1] == "" {
+				return usagef(`write "@" for the environment's own name`, "the name of the record is empty")
+			}
 			kind := "cname"
 			if len(args) > 2 {
 				kind, request.Data = args[2], strings.Join(args[3:], " ")

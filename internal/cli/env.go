@@ -63,6 +63,7 @@ they are in:
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only in these states: creating, running, stopped, error")
 	page.register(cmd.Flags(), 0)
 	q.register(a, cmd, "ids")
+	filters(cmd, "selector", "state")
 	a.complete(cmd, "state", "creating", "running", "stopped", "error")
 	return cmd
 }
@@ -105,10 +106,17 @@ func envDesktop(e *remotegpuv1.Environment) string {
 	}
 }
 
+// portList names the first mappings, and how many more there are: a line of a
+// table has its end.
 func portList(mappings []*remotegpuv1.PortMapping) string {
-	texts := make([]string, len(mappings))
+	const named = 3
+	texts := make([]string, 0, named+1)
 	for i, m := range mappings {
-		texts[i] = fmt.Sprintf("%d->%d/%s", m.GetExternalPort(), m.GetInternalPort(), state(m.GetProtocol(), "PROTOCOL_"))
+		if i == named && len(mappings) > named+1 { // one alone takes no more room than its number
+			texts = append(texts, fmt.Sprintf("+%d", len(mappings)-named))
+			break
+		}
+		texts = append(texts, fmt.Sprintf("%d->%d/%s", m.GetExternalPort(), m.GetInternalPort(), state(m.GetProtocol(), "PROTOCOL_")))
 	}
 	return strings.Join(texts, ",")
 }
@@ -208,8 +216,8 @@ func (a *app) showEnvironment(e *remotegpuv1.Environment) error {
 func portText(m *remotegpuv1.PortMapping) string {
 	text := strings.TrimSpace(fmt.Sprintf("%s %d->%d/%s %s", state(m.GetServiceType(), "SERVICE_TYPE_"),
 		m.GetExternalPort(), m.GetInternalPort(), state(m.GetProtocol(), "PROTOCOL_"), m.GetDescription()))
-	if sources := m.GetAllowedSources(); len(sources) > 0 {
-		text += ", for " + strings.Join(sources, ", ")
+	if who := reachText(m, ", "); who != "" {
+		text += ", for " + who
 	}
 	if m.GetExpiresAt() != nil {
 		text += ", until " + moment(m.GetExpiresAt())

@@ -59,6 +59,7 @@ func (a *app) opList() *cobra.Command {
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only in these states: queued, running, succeeded, failed, cancelled")
 	page.register(cmd.Flags(), 50)
 	q.register(a, cmd, "ids")
+	filters(cmd, "target", "kind", "state")
 	a.complete(cmd, "kind", "environment.create", "environment.start", "environment.stop", "environment.restart", "environment.delete",
 		"environment.pause", "environment.resume", "environment.update", "environment.snapshot", "environment.rollback",
 		"snapshot.export", "image.pull", "image.push", "image.build", "port.create", "port.update", "port.delete")

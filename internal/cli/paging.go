@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
@@ -40,5 +41,23 @@ func pages[T any](p *paging, fetch func(size int32, token string) ([]T, string, 
 			return all, next, nil
 		}
 		token = next
+	}
+}
+
+// filters says which flags select what is listed. One that is given and names
+// nothing is refused: a variable that is not set would list everything.
+func filters(cmd *cobra.Command, names ...string) {
+	before := cmd.PreRunE
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		for _, name := range names {
+			flag := cmd.Flag(name)
+			if value := flag.Value.String(); flag.Changed && (value == "" || value == "[]" || value == "0") {
+				return usagef("leave it out to list all", "--%s is given and names nothing", name)
+			}
+		}
+		if before == nil {
+			return nil
+		}
+		return before(cmd, args)
 	}
 }

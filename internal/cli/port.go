@@ -23,6 +23,10 @@ func (a *app) portList() *cobra.Command {
 	var q quiet
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List port mappings by host port", Args: cobra.NoArgs,
+		Long: `ls lists port mappings, those of all projects unless --project says one. ALLOWED
+is from where a port is reached: everybody, some networks, or the host and
+environments of the node only, as [ports] closed_by_default has it. With --all
+or --at, --env may name an environment that is gone.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -60,10 +64,11 @@ func (a *app) portList() *cobra.Command {
 				rows = append(rows, []string{
 					fmt.Sprint(m.GetExternalPort()), fmt.Sprint(m.GetInternalPort()), state(m.GetProtocol(), "PROTOCOL_"),
 					state(m.GetServiceType(), "SERVICE_TYPE_"), state(m.GetStatus(), "PORT_MAPPING_STATUS_"),
-					m.GetEnvironment(), age(m.GetCreatedAt()), dash(untilEnd(m)), dash(strings.Join(m.GetAllowedSources(), ",")), m.GetDescription(),
+					m.GetProject(), orElse(m.GetEnvironmentName(), m.GetEnvironment()), age(m.GetCreatedAt()), dash(untilEnd(m)),
+					dash(reachText(m, ",")), m.GetDescription(),
 				})
 			}
-			return a.table([]string{"HOST", "INSIDE", "PROTOCOL", "SERVICE", "STATUS", "ENVIRONMENT", "AGE", "EXPIRES", "ALLOWED", "DESCRIPTION"}, rows)
+			return a.table([]string{"HOST", "INSIDE", "PROTOCOL", "SERVICE", "STATUS", "PROJECT", "ENVIRONMENT", "AGE", "EXPIRES", "ALLOWED", "DESCRIPTION"}, rows)
 		},
 	}
 	cmd.Flags().StringVar(&request.Environment, "env", "", "only those of this environment")
@@ -73,9 +78,23 @@ func (a *app) portList() *cobra.Command {
 	cmd.Flags().StringVar(&at, "at", "", "those that were held at this time (RFC 3339): who had a port then")
 	page.register(cmd.Flags(), 0)
 	q.register(a, cmd, "ids")
+	filters(cmd, "env", "service", "external", "at")
 	a.complete(cmd, "service", services()...)
 	a.completeWith(cmd, "env", a.completeEnvs)
 	return cmd
+}
+
+// reachText says from where a mapping is reached, "" where the node does not say
+// and there is no list.
+func reachText(m *remotegpuv1.PortMapping, separator string) string {
+	switch m.GetReach() {
+	case remotegpuv1.PortReach_PORT_REACH_EVERYBODY:
+		return "everybody"
+	case remotegpuv1.PortReach_PORT_REACH_NODE:
+		return "host and environments only"
+	default:
+		return strings.Join(m.GetAllowedSources(), separator)
+	}
 }
 
 // untilEnd is how long a mapping stays yet, "" for ever, or when it is over.

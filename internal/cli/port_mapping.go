@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
@@ -104,8 +103,8 @@ func (a *app) showMapping(m *remotegpuv1.PortMapping, text string) error {
 	if m.GetProtocol() == remotegpuv1.Protocol_PROTOCOL_UDP {
 		text += ", UDP"
 	}
-	if sources := m.GetAllowedSources(); len(sources) > 0 {
-		text += ", for " + strings.Join(sources, ", ")
+	if who := reachText(m, ", "); who != "" && m.GetReach() != remotegpuv1.PortReach_PORT_REACH_NOWHERE {
+		text += ", for " + who
 	}
 	if m.GetExpiresAt() != nil {
 		text += ", until " + moment(m.GetExpiresAt())
@@ -131,12 +130,13 @@ func (a *app) portGet() *cobra.Command {
 			return a.facts([][]string{
 				{"Id", m.GetId()},
 				{"Environment", m.GetEnvironment()},
+				{"Name", m.GetEnvironmentName()},
 				{"Project", m.GetProject()},
 				{"Service", state(m.GetServiceType(), "SERVICE_TYPE_")},
 				{"Host port", fmt.Sprintf("%d/%s", m.GetExternalPort(), state(m.GetProtocol(), "PROTOCOL_"))},
 				{"Inside", fmt.Sprint(m.GetInternalPort())},
 				{"Status", state(m.GetStatus(), "PORT_MAPPING_STATUS_")},
-				{"Allowed", strings.Join(m.GetAllowedSources(), ", ")},
+				{"Allowed", reachText(m, ", ")},
 				{"Description", m.GetDescription()},
 				{"Created", moment(m.GetCreatedAt())},
 				{"Expires", moment(m.GetExpiresAt())},

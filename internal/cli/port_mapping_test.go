@@ -24,6 +24,9 @@ func aMapping() *remotegpuv1.PortMapping {
 }
 
 func (f *fake) GetPortMapping(_ context.Context, _ *remotegpuv1.GetPortMappingRequest) (*remotegpuv1.GetPortMappingResponse, error) {
+	if f.mapping != nil {
+		return &remotegpuv1.GetPortMappingResponse{PortMapping: f.mapping}, nil
+	}
 	return &remotegpuv1.GetPortMappingResponse{PortMapping: aMapping()}, nil
 }
 
@@ -191,5 +194,66 @@ func TestHostPortsObeyTheProject(t *testing.T) {
 		if code, _, stderr := f.run(t, strings.Fields("--project other "+args)...); code != 0 {
 			t.Errorf("%s in its project: code %d, %s", args, code, stderr)
 		}
+	}
+}
+
+// Whether the world reaches a port is said wherever the port is.
+func TestReachIsShown(t *testing.T) {
+	f := newFake(t)
+	for reach, says := range map[remotegpuv1.PortReach]string{
+		remotegpuv1.PortReach_PORT_REACH_EVERYBODY: "everybody",
+		remotegpuv1.PortReach_PORT_REACH_NODE:      "host and environments only",
+		remotegpuv1.PortReach_PORT_REACH_SOURCES:   "203.0.113.0/24",
+	} {
+		m := f.env.GetPortMappings()[0]
+		m.Reach, m.AllowedSources = reach, nil
+		if reach == remotegpuv1.PortReach_PORT_REACH_SOURCES {
+			m.AllowedSources = []string{"203.0.113.0/24"}
+		}
+		f.mapping = m
+		for _, args := range []string{"port ls", "port get 01PORT", "port add demo --service ssh", "env get demo"} {
+			if code, stdout, stderr := f.run(t, strings.Fields(args)...); code != 0 || !strings.Contains(stdout, says) {
+				t.Errorf("%s of %v: code %d, %s%s", args, reach, code, stdout, stderr)
+			}
+		}
+	}
+}
+
+// Many ports make no line that is wider than a terminal.
+func TestManyPortsAreShortened(t *testing.T) {
+	f := newFake(t)
+	first := f.env.GetPortMappings()[0]
+	for len(f.env.GetPortMappings()) < 25 {
+		f.env.PortMappings = append(f.env.PortMappings, first)
+	}
+	_, stdout, _ := f.run(t, "env", "ls", "--limit", "1")
+	if !strings.Contains(stdout, "22000->22/tcp,22000->22/tcp,22000->22/tcp,+22 ") {
+		t.Error(stdout)
+	}
+}
+
+// What selects by nothing selects nothing, rather than everything.
+func TestEmptyFiltersAreRefused(t *testing.T) {
+	f := newFake(t)
+	for _, args := range [][]string{
+		{"port", "ls", "--env", ""},
+		{"port", "ls", "--service", ""},
+		{"port", "ls", "--at", ""},
+		{"port", "ls", "--external", "0"},
+		{"dns", "ls", "--env", ""},
+		{"dns", "ls", "--source", ""},
+		{"dns", "add", "demo", "", "a", "192.0.2.1"},
+		{"env", "ls", "--state", ""},
+		{"env", "ls", "--selector", ""},
+		{"op", "ls", "--target", ""},
+		{"op", "ls", "--kind", ""},
+		{"op", "ls", "--state", ""},
+		{"dns", "add", "demo", "www", ""},
+	} {
+		code, _, stderr := f.run(t, args...)
+		if code != 2 || !strings.Contains(stderr, "Try: ") || f.last != nil {
+			t.Errorf("%q: code %d, %s, sent %v", args, code, stderr, f.last)
+		}
+		f.last = nil
 	}
 }

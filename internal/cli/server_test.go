@@ -53,7 +53,8 @@ type fake struct {
 	differs  []*remotegpuv1.FirewallDifference
 	repairs  *remotegpuv1.FirewallState
 	quota    *remotegpuv1.DiskQuota
-	drop     int // this many watches break after their first message
+	mapping  *remotegpuv1.PortMapping // that every id is of; nil: aMapping
+	drop     int                      // this many watches break after their first message
 
 	snapshots *snapshots
 	names     *dnsFake
@@ -347,7 +348,8 @@ func (f *fake) ListPortMappings(_ context.Context, r *remotegpuv1.ListPortMappin
 		return response, err
 	}
 	m := proto.CloneOf(f.env.GetPortMappings()[0])
-	m.Status, m.Environment, m.CreatedAt = remotegpuv1.PortMappingStatus_PORT_MAPPING_STATUS_ACTIVE, "01ENV", ago(time.Minute)
+	m.Status, m.CreatedAt = remotegpuv1.PortMappingStatus_PORT_MAPPING_STATUS_ACTIVE, ago(time.Minute)
+	m.Environment, m.EnvironmentName, m.Project = "01ENV", "demo", "default"
 	return &remotegpuv1.ListPortMappingsResponse{PortMappings: []*remotegpuv1.PortMapping{m}}, f.got(r)
 }
 

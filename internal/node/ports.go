@@ -14,7 +14,6 @@ import (
 	"github.com/remotegpu/remotegpu/network"
 	"github.com/remotegpu/remotegpu/network/firewall"
 	"github.com/remotegpu/remotegpu/network/port"
-	"github.com/remotegpu/remotegpu/store"
 )
 
 // wantedFiles is how many files the daemon may have open: a socket for each
@@ -43,7 +42,10 @@ func raiseFiles(log *slog.Logger) {
 // before anything else of the daemon could take one.
 func (n *Node) buildPorts(ctx context.Context) (err error) {
 	raiseFiles(n.log)
-	cfg := port.Config{HostID: n.id, Store: n.store, Holder: &n.sockets, IPv6: n.range6.IsValid(), Quarantine: -1, Log: n.log}
+	cfg := port.Config{
+		HostID: n.id, Store: n.store, Holder: &n.sockets, IPv6: n.range6.IsValid(), ClosedByDefault: n.cfg.Ports.ClosedByDefault,
+		Quarantine: -1, Log: n.log,
+	}
 	if seconds := n.cfg.Ports.Quarantine; seconds > 0 {
 		cfg.Quarantine = time.Duration(seconds) * time.Second
 	}
@@ -72,20 +74,14 @@ func (n *Node) buildPorts(ctx context.Context) (err error) {
 }
 
 func (n *Node) ports() ports {
-	return ports{Pool: n.pool, store: n.store, hostID: n.id, firewall: n.firewall, networks: n.networks}
+	return ports{Pool: n.pool, firewall: n.firewall, networks: n.networks}
 }
 
 // ports is the pool with what it needs to know of the host.
 type ports struct {
 	*port.Pool
-	store    *store.Store
-	hostID   string
 	firewall *firewall.Firewall
 	networks *network.Networks
-}
-
-func (p ports) Mappings(ctx context.Context, filter port.Filter) ([]port.Mapping, string, error) {
-	return p.store.PortMappings(ctx, p.hostID, filter)
 }
 
 // lookForRules tells the pool which ports rules of other tools have.

@@ -150,7 +150,7 @@ func toMapping(mapping *port.Mapping, node string) *remotegpuv1.PortMapping {
 		ServiceType: serviceTypes.toProto[mapping.Service], InternalPort: int32(mapping.Internal), ExternalPort: int32(mapping.External),
 		Protocol: protocols.toProto[mapping.Protocol], Description: mapping.Description, Status: mappingStatuses.toProto[mapping.Status],
 		CreatedAt: timestamp(mapping.CreatedAt), UpdatedAt: timestamp(mapping.UpdatedAt), ReleasedAt: timestamp(mapping.ReleasedAt),
-		ExpiresAt: timestamp(mapping.ExpiresAt),
+		ExpiresAt: timestamp(mapping.ExpiresAt), EnvironmentName: mapping.EnvName, Reach: reaches.toProto[mapping.Reach],
 	}
 	for _, source := range mapping.Sources {
 		message.AllowedSources = append(message.AllowedSources, source.String())

@@ -78,4 +78,10 @@ var (
 		remotegpuv1.PortMappingStatus_PORT_MAPPING_STATUS_ACTIVE:   port.Active,
 		remotegpuv1.PortMappingStatus_PORT_MAPPING_STATUS_RELEASED: port.Released,
 	})
+	reaches = newEnum(map[remotegpuv1.PortReach]port.Reach{
+		remotegpuv1.PortReach_PORT_REACH_EVERYBODY: port.FromEverywhere,
+		remotegpuv1.PortReach_PORT_REACH_SOURCES:   port.FromSources,
+		remotegpuv1.PortReach_PORT_REACH_NODE:      port.FromNode,
+		remotegpuv1.PortReach_PORT_REACH_NOWHERE:   port.FromNowhere,
+	})
 )

@@ -19,15 +19,7 @@ func (s *portService) ListPortMappings(ctx context.Context, req *remotegpuv1.Lis
 	if req.GetAt() != nil {
 		filter.At = req.GetAt().AsTime()
 	}
-	if name := req.GetEnvironment(); name != "" {
-		filter.EnvID = name // an id may be of an environment that is gone: history stays
-		if env, err := s.cfg.Manager.Get(ctx, req.GetProject(), name); err == nil {
-			filter.EnvID = env.ID
-		} else if problem.Of(err).Reason != problem.EnvNotFound {
-			return nil, err
-		}
-	}
-	mappings, next, err := s.cfg.Ports.Mappings(ctx, filter)
+	mappings, next, err := s.cfg.Manager.ListPorts(ctx, req.GetEnvironment(), filter)
 	if err != nil {
 		return nil, err
 	}

@@ -58,7 +58,6 @@ type Operations interface {
 type Ports interface {
 	Usage(ctx context.Context) ([]port.Usage, error)
 	SetRange(ctx context.Context, service port.Service, first, last uint16, ifRevision int64) (port.Usage, error)
-	Mappings(ctx context.Context, filter port.Filter) ([]port.Mapping, string, error)
 }
 
 // Desktops looks at desktops.

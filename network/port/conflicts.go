@@ -17,7 +17,11 @@ type Conflict struct {
 
 // String says it in a sentence.
 func (c Conflict) String() string {
-	return fmt.Sprintf("host port %d/%s of environment %s is used by %s too", c.Mapping.External, c.Mapping.Protocol, c.Mapping.EnvID, c.Owner)
+	whose := c.Mapping.EnvID
+	if c.Mapping.EnvName != "" {
+		whose = c.Mapping.EnvName + " in project " + c.Mapping.Project
+	}
+	return fmt.Sprintf("host port %d/%s of environment %s is used by %s too", c.Mapping.External, c.Mapping.Protocol, whose, c.Owner)
 }
 
 // holdAll takes the ports of mappings that exist. Those that cannot be taken

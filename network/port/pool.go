@@ -29,6 +29,9 @@ type Config struct {
 	// IPv6 says that environments are reached by it, so that sources of it make
 	// sense.
 	IPv6 bool
+	// ClosedByDefault says that a mapping without sources is reached from the
+	// host and environments only.
+	ClosedByDefault bool
 	// Quarantine is how long a released port rests before it is given out
 	// again. 0: DefaultQuarantine; negative: not at all.
 	Quarantine time.Duration
@@ -207,7 +210,7 @@ func (p *Pool) Review() []string {
 // Mapping returns a mapping of this host, released ones too:
 // PORT_MAPPING_NOT_FOUND.
 func (p *Pool) Mapping(ctx context.Context, id string) (Mapping, error) {
-	found, _, err := p.cfg.Store.PortMappings(ctx, p.cfg.HostID, Filter{ID: id, IncludeReleased: true})
+	found, _, err := p.Mappings(ctx, Filter{ID: id, IncludeReleased: true})
 	if err != nil {
 		return Mapping{}, err
 	}
@@ -216,6 +219,16 @@ func (p *Pool) Mapping(ctx context.Context, id string) (Mapping, error) {
 			WithHint("list them with: remotegpu port ls")
 	}
 	return found[0], nil
+}
+
+// Mappings returns the mappings of this host that a filter selects, by host
+// port, then by age, and the cursor of the next page.
+func (p *Pool) Mappings(ctx context.Context, filter Filter) ([]Mapping, string, error) {
+	found, next, err := p.cfg.Store.PortMappings(ctx, p.cfg.HostID, filter)
+	for i := range found {
+		found[i].Reach = p.Reach(&found[i])
+	}
+	return found, next, err
 }
 
 // Ranges returns the range of each service.

@@ -463,3 +463,43 @@ func TestBindProbe(t *testing.T) {
 		}
 	}
 }
+
+// From where a mapping is reached follows from its sources and the node's default.
+func TestReach(t *testing.T) {
+	s := open(t)
+	everybody4, everybody6, some := "0.0.0.0/0", "::/0", "203.0.113.0/24"
+	for _, test := range []struct {
+		name        string
+		sources     []string
+		closed, six bool
+		want        port.Reach
+	}{
+		{"no list", nil, false, true, port.FromEverywhere},
+		{"no list, closed", nil, true, true, port.FromNode},
+		{"a list", []string{some}, false, false, port.FromSources},
+		{"a list, closed", []string{some}, true, true, port.FromSources},
+		{"everybody, closed", []string{everybody4, everybody6}, true, true, port.FromEverywhere},
+		{"everybody there is", []string{everybody4}, true, false, port.FromEverywhere},
+		{"everybody of IPv4", []string{everybody4}, false, true, port.FromSources},
+	} {
+		pool, err := port.New(t.Context(), port.Config{
+			HostID: porttest.Host, Store: s, Probe: allFree, Quarantine: -1, IPv6: test.six, ClosedByDefault: test.closed,
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		made, err := allocate(t, pool, s, test.name, port.Request{Service: port.SSH, Sources: test.sources})
+		if err != nil {
+			t.Fatal(test.name, err)
+		}
+		if got, err := pool.Mapping(t.Context(), made[0].ID); err != nil || got.Reach != test.want {
+			t.Errorf("%s: %q, %v", test.name, got.Reach, err)
+		}
+		if _, err := pool.Release(t.Context(), test.name); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := pool.Mapping(t.Context(), made[0].ID); err != nil || got.Reach != port.FromNowhere {
+			t.Errorf("%s, released: %q, %v", test.name, got.Reach, err)
+		}
+	}
+}

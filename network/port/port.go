@@ -53,6 +53,7 @@ const (
 type Mapping struct {
 	ID          string // ULID
 	EnvID       string
+	EnvName     string // what the environment is called, or was when it gave the mapping back; "": not known
 	Project     string
 	HostID      string
 	Service     Service
@@ -67,6 +68,7 @@ type Mapping struct {
 	UpdatedAt   time.Time
 	ReleasedAt  time.Time // zero while held
 	Revision    int64     // counts changes, from 1
+	Reach       Reach     // follows from the others and the node's default; not stored
 }
 
 // Live says that something should lead through the mapping at that time.
@@ -120,6 +122,7 @@ type Usage struct {
 // Filter selects mappings. Zero fields select all.
 type Filter struct {
 	EnvID           string
+	EnvName         string // only those released by environments that were called so then
 	Project         string
 	Service         Service
 	IncludeReleased bool

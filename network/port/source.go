@@ -77,6 +77,32 @@ func Everybody(sources []netip.Prefix, six bool) bool {
 	return all(false) && (!six || all(true))
 }
 
+// Reach is from where a mapping is reached. The host itself and the environment
+// always reach it.
+type Reach string
+
+// How far mappings are reached.
+const (
+	FromEverywhere Reach = "everybody"
+	FromSources    Reach = "sources"
+	FromNode       Reach = "node" // the host and environments of the node only
+	FromNowhere    Reach = "nowhere"
+)
+
+// Reach tells from where a mapping is reached, by its sources or, where it has
+// none, by the node's default.
+func (p *Pool) Reach(m *Mapping) Reach {
+	switch {
+	case m.Status == Released:
+		return FromNowhere
+	case len(m.Sources) == 0 && p.cfg.ClosedByDefault:
+		return FromNode
+	case len(m.Sources) == 0, Everybody(m.Sources, p.cfg.IPv6):
+		return FromEverywhere
+	}
+	return FromSources
+}
+
 // HoldsIPv4 tells whether an address or network of IPv6 is of those that stand
 // for IPv4 (RFC 4291 section 2.5.5), which no packet on the wire has.
 func HoldsIPv4(prefix netip.Prefix) bool {

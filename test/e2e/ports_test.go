@@ -59,6 +59,7 @@ func TestPortsAndCommandLine(t *testing.T) {
 		{2, []string{"env", "frobnicate"}},
 		{2, []string{"env", "create", "two", "--image", n.Image, "--memory", "1MiB"}},
 		{3, []string{"env", "get", "absent"}},
+		{3, []string{"port", "ls", "--env", "absent"}},
 		{4, []string{"env", "create", "one", "--image", n.Image}},
 		{4, []string{"env", "rm", "one"}},
 		{6, []string{"--addr", "unix:///run/absent.sock", "node", "info"}},
@@ -88,11 +89,13 @@ func TestPortsAndCommandLine(t *testing.T) {
 	}
 
 	n.Must(t, "env", "rm", "--force", "--grace", "0s", "one")
-	if out := n.Must(t, "port", "ls"); strings.Contains(out, one.ID) {
+	if out := n.Must(t, "port", "ls", "-o", "json"); strings.Contains(out, one.ID) {
 		t.Errorf("released mappings are listed: %s", out)
 	}
-	if out := n.Must(t, "port", "ls", "--all", "--env", one.ID); strings.Count(out, "released") != 3 {
-		t.Errorf("the history: %s", out)
+	for _, env := range []string{one.ID, "one"} {
+		if out := n.Must(t, "port", "ls", "--all", "--env", env); strings.Count(out, " released ") != 3 || strings.Count(out, " one ") != 3 {
+			t.Errorf("the history: %s", out)
+		}
 	}
 	Eventually(t, "the watch to show the delete", func() bool { return strings.Contains(stream.String(), "ENVIRONMENT_STATE_DELETED") })
 	for line := range strings.Lines(stream.String()) {

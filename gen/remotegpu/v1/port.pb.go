@@ -204,6 +204,70 @@ func (PortMappingStatus) EnumDescriptor() ([]byte, []int) {
 	return file_remotegpu_v1_port_proto_rawDescGZIP(), []int{2}
 }
 
+// PortReach is from where a mapping is reached in the end, by its list of
+// sources and what the node's configuration says of those without one. The host
+// itself and the environment always reach it.
+type PortReach int32
+
+const (
+	// Never sent by nodes that know it.
+	PortReach_PORT_REACH_UNSPECIFIED PortReach = 0
+	// From everywhere.
+	PortReach_PORT_REACH_EVERYBODY PortReach = 1
+	// From allowed_sources.
+	PortReach_PORT_REACH_SOURCES PortReach = 2
+	// From the host and environments of the node only: there is no list, and the
+	// node's [ports] closed_by_default is set.
+	PortReach_PORT_REACH_NODE PortReach = 3
+	// From nowhere: it is released.
+	PortReach_PORT_REACH_NOWHERE PortReach = 4
+)
+
+// Enum value maps for PortReach.
+var (
+	PortReach_name = map[int32]string{
+		0: "PORT_REACH_UNSPECIFIED",
+		1: "PORT_REACH_EVERYBODY",
+		2: "PORT_REACH_SOURCES",
+		3: "PORT_REACH_NODE",
+		4: "PORT_REACH_NOWHERE",
+	}
+	PortReach_value = map[string]int32{
+		"PORT_REACH_UNSPECIFIED": 0,
+		"PORT_REACH_EVERYBODY":   1,
+		"PORT_REACH_SOURCES":     2,
+		"PORT_REACH_NODE":        3,
+		"PORT_REACH_NOWHERE":     4,
+	}
+)
+
+func (x PortReach) Enum() *PortReach {
+	p := new(PortReach)
+	*p = x
+	return p
+}
+
+func (x PortReach) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (PortReach) Descriptor() protoreflect.EnumDescriptor {
+	return file_remotegpu_v1_port_proto_enumTypes[3].Descriptor()
+}
+
+func (PortReach) Type() protoreflect.EnumType {
+	return &file_remotegpu_v1_port_proto_enumTypes[3]
+}
+
+func (x PortReach) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use PortReach.Descriptor instead.
+func (PortReach) EnumDescriptor() ([]byte, []int) {
+	return file_remotegpu_v1_port_proto_rawDescGZIP(), []int{3}
+}
+
 // PortMapping is a host port that leads to a port of an environment.
 type PortMapping struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -241,10 +305,15 @@ type PortMapping struct {
 	// environment always reach it. By IPv6 it is reached where environments have
 	// that, by IPv4 or IPv6 not at all from outside when no network of it is
 	// among them. Empty: everybody does, or with the node's
-	// [ports] closed_by_default only the host and environments of the node.
+	// [ports] closed_by_default only the host and environments of the node; reach
+	// says which.
 	AllowedSources []string `protobuf:"bytes,16,rep,name=allowed_sources,json=allowedSources,proto3" json:"allowed_sources,omitempty"`
 	// When it is withdrawn and released. Absent: never.
-	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// Name of the environment; of a released mapping the one that it had then.
+	EnvironmentName string `protobuf:"bytes,18,opt,name=environment_name,json=environmentName,proto3" json:"environment_name,omitempty"`
+	// From where it is reached now. Output only.
+	Reach         PortReach `protobuf:"varint,19,opt,name=reach,proto3,enum=remotegpu.v1.PortReach" json:"reach,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -398,6 +467,20 @@ func (x *PortMapping) GetExpiresAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *PortMapping) GetEnvironmentName() string {
+	if x != nil {
+		return x.EnvironmentName
+	}
+	return ""
+}
+
+func (x *PortMapping) GetReach() PortReach {
+	if x != nil {
+		return x.Reach
+	}
+	return PortReach_PORT_REACH_UNSPECIFIED
+}
+
 // PortPool is the range of host ports of one service type.
 type PortPool struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -522,7 +605,10 @@ type ListPortMappingsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Project to list; empty for all.
 	Project string `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
-	// Only those of this environment (id or name). Empty for all.
+	// Only those of this environment: its id, or its name in the project, or in
+	// "default". With include_released or at it may be one that is gone, of which
+	// the name is looked up among the released mappings when no environment has it
+	// now. Empty for all.
 	Environment string `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
 	// Only those of this service type. UNSPECIFIED for all.
 	ServiceType ServiceType `protobuf:"varint,3,opt,name=service_type,json=serviceType,proto3,enum=remotegpu.v1.ServiceType" json:"service_type,omitempty"`
@@ -1512,7 +1598,7 @@ var File_remotegpu_v1_port_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_port_proto_rawDesc = "" +
 	"\n" +
-	"\x17remotegpu/v1/port.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremotegpu/v1/operation.proto\"\xa9\x06\n" +
+	"\x17remotegpu/v1/port.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cremotegpu/v1/operation.proto\"\x83\a\n" +
 	"\vPortMapping\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aproject\x18\x02 \x01(\tR\aproject\x12\x12\n" +
@@ -1535,7 +1621,9 @@ const file_remotegpu_v1_port_proto_rawDesc = "" +
 	"releasedAt\x12'\n" +
 	"\x0fallowed_sources\x18\x10 \x03(\tR\x0eallowedSources\x129\n" +
 	"\n" +
-	"expires_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x1a9\n" +
+	"expires_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12)\n" +
+	"\x10environment_name\x18\x12 \x01(\tR\x0fenvironmentName\x12-\n" +
+	"\x05reach\x18\x13 \x01(\x0e2\x17.remotegpu.v1.PortReachR\x05reach\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa5\x02\n" +
@@ -1650,7 +1738,13 @@ const file_remotegpu_v1_port_proto_rawDesc = "" +
 	"\x1fPORT_MAPPING_STATUS_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cPORT_MAPPING_STATUS_RESERVED\x10\x01\x12\x1e\n" +
 	"\x1aPORT_MAPPING_STATUS_ACTIVE\x10\x02\x12 \n" +
-	"\x1cPORT_MAPPING_STATUS_RELEASED\x10\x032\xc5\x05\n" +
+	"\x1cPORT_MAPPING_STATUS_RELEASED\x10\x03*\x86\x01\n" +
+	"\tPortReach\x12\x1a\n" +
+	"\x16PORT_REACH_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14PORT_REACH_EVERYBODY\x10\x01\x12\x16\n" +
+	"\x12PORT_REACH_SOURCES\x10\x02\x12\x13\n" +
+	"\x0fPORT_REACH_NODE\x10\x03\x12\x16\n" +
+	"\x12PORT_REACH_NOWHERE\x10\x042\xc5\x05\n" +
 	"\vPortService\x12f\n" +
 	"\x10ListPortMappings\x12%.remotegpu.v1.ListPortMappingsRequest\x1a&.remotegpu.v1.ListPortMappingsResponse\"\x03\x90\x02\x01\x12`\n" +
 	"\x0eGetPortMapping\x12#.remotegpu.v1.GetPortMappingRequest\x1a$.remotegpu.v1.GetPortMappingResponse\"\x03\x90\x02\x01\x12d\n" +
@@ -1673,87 +1767,89 @@ func file_remotegpu_v1_port_proto_rawDescGZIP() []byte {
 	return file_remotegpu_v1_port_proto_rawDescData
 }
 
-var file_remotegpu_v1_port_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_remotegpu_v1_port_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
 var file_remotegpu_v1_port_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_remotegpu_v1_port_proto_goTypes = []any{
 	(ServiceType)(0),                  // 0: remotegpu.v1.ServiceType
 	(Protocol)(0),                     // 1: remotegpu.v1.Protocol
 	(PortMappingStatus)(0),            // 2: remotegpu.v1.PortMappingStatus
-	(*PortMapping)(nil),               // 3: remotegpu.v1.PortMapping
-	(*PortPool)(nil),                  // 4: remotegpu.v1.PortPool
-	(*ListPortMappingsRequest)(nil),   // 5: remotegpu.v1.ListPortMappingsRequest
-	(*ListPortMappingsResponse)(nil),  // 6: remotegpu.v1.ListPortMappingsResponse
-	(*ListPortPoolsRequest)(nil),      // 7: remotegpu.v1.ListPortPoolsRequest
-	(*ListPortPoolsResponse)(nil),     // 8: remotegpu.v1.ListPortPoolsResponse
-	(*UpdatePortPoolRequest)(nil),     // 9: remotegpu.v1.UpdatePortPoolRequest
-	(*UpdatePortPoolResponse)(nil),    // 10: remotegpu.v1.UpdatePortPoolResponse
-	(*GetPortMappingRequest)(nil),     // 11: remotegpu.v1.GetPortMappingRequest
-	(*GetPortMappingResponse)(nil),    // 12: remotegpu.v1.GetPortMappingResponse
-	(*CreatePortMappingRequest)(nil),  // 13: remotegpu.v1.CreatePortMappingRequest
-	(*CreatePortMappingResponse)(nil), // 14: remotegpu.v1.CreatePortMappingResponse
-	(*UpdatePortMappingRequest)(nil),  // 15: remotegpu.v1.UpdatePortMappingRequest
-	(*UpdatePortMappingResponse)(nil), // 16: remotegpu.v1.UpdatePortMappingResponse
-	(*DeletePortMappingRequest)(nil),  // 17: remotegpu.v1.DeletePortMappingRequest
-	(*DeletePortMappingResponse)(nil), // 18: remotegpu.v1.DeletePortMappingResponse
-	nil,                               // 19: remotegpu.v1.PortMapping.LabelsEntry
-	(*timestamppb.Timestamp)(nil),     // 20: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 21: google.protobuf.Duration
-	(*Operation)(nil),                 // 22: remotegpu.v1.Operation
-	(*fieldmaskpb.FieldMask)(nil),     // 23: google.protobuf.FieldMask
+	(PortReach)(0),                    // 3: remotegpu.v1.PortReach
+	(*PortMapping)(nil),               // 4: remotegpu.v1.PortMapping
+	(*PortPool)(nil),                  // 5: remotegpu.v1.PortPool
+	(*ListPortMappingsRequest)(nil),   // 6: remotegpu.v1.ListPortMappingsRequest
+	(*ListPortMappingsResponse)(nil),  // 7: remotegpu.v1.ListPortMappingsResponse
+	(*ListPortPoolsRequest)(nil),      // 8: remotegpu.v1.ListPortPoolsRequest
+	(*ListPortPoolsResponse)(nil),     // 9: remotegpu.v1.ListPortPoolsResponse
+	(*UpdatePortPoolRequest)(nil),     // 10: remotegpu.v1.UpdatePortPoolRequest
+	(*UpdatePortPoolResponse)(nil),    // 11: remotegpu.v1.UpdatePortPoolResponse
+	(*GetPortMappingRequest)(nil),     // 12: remotegpu.v1.GetPortMappingRequest
+	(*GetPortMappingResponse)(nil),    // 13: remotegpu.v1.GetPortMappingResponse
+	(*CreatePortMappingRequest)(nil),  // 14: remotegpu.v1.CreatePortMappingRequest
+	(*CreatePortMappingResponse)(nil), // 15: remotegpu.v1.CreatePortMappingResponse
+	(*UpdatePortMappingRequest)(nil),  // 16: remotegpu.v1.UpdatePortMappingRequest
+	(*UpdatePortMappingResponse)(nil), // 17: remotegpu.v1.UpdatePortMappingResponse
+	(*DeletePortMappingRequest)(nil),  // 18: remotegpu.v1.DeletePortMappingRequest
+	(*DeletePortMappingResponse)(nil), // 19: remotegpu.v1.DeletePortMappingResponse
+	nil,                               // 20: remotegpu.v1.PortMapping.LabelsEntry
+	(*timestamppb.Timestamp)(nil),     // 21: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 22: google.protobuf.Duration
+	(*Operation)(nil),                 // 23: remotegpu.v1.Operation
+	(*fieldmaskpb.FieldMask)(nil),     // 24: google.protobuf.FieldMask
 }
 var file_remotegpu_v1_port_proto_depIdxs = []int32{
-	19, // 0: remotegpu.v1.PortMapping.labels:type_name -> remotegpu.v1.PortMapping.LabelsEntry
+	20, // 0: remotegpu.v1.PortMapping.labels:type_name -> remotegpu.v1.PortMapping.LabelsEntry
 	0,  // 1: remotegpu.v1.PortMapping.service_type:type_name -> remotegpu.v1.ServiceType
 	1,  // 2: remotegpu.v1.PortMapping.protocol:type_name -> remotegpu.v1.Protocol
 	2,  // 3: remotegpu.v1.PortMapping.status:type_name -> remotegpu.v1.PortMappingStatus
-	20, // 4: remotegpu.v1.PortMapping.created_at:type_name -> google.protobuf.Timestamp
-	20, // 5: remotegpu.v1.PortMapping.updated_at:type_name -> google.protobuf.Timestamp
-	20, // 6: remotegpu.v1.PortMapping.released_at:type_name -> google.protobuf.Timestamp
-	20, // 7: remotegpu.v1.PortMapping.expires_at:type_name -> google.protobuf.Timestamp
-	0,  // 8: remotegpu.v1.PortPool.service_type:type_name -> remotegpu.v1.ServiceType
-	0,  // 9: remotegpu.v1.ListPortMappingsRequest.service_type:type_name -> remotegpu.v1.ServiceType
-	1,  // 10: remotegpu.v1.ListPortMappingsRequest.protocol:type_name -> remotegpu.v1.Protocol
-	20, // 11: remotegpu.v1.ListPortMappingsRequest.at:type_name -> google.protobuf.Timestamp
-	3,  // 12: remotegpu.v1.ListPortMappingsResponse.port_mappings:type_name -> remotegpu.v1.PortMapping
-	4,  // 13: remotegpu.v1.ListPortPoolsResponse.pools:type_name -> remotegpu.v1.PortPool
-	0,  // 14: remotegpu.v1.UpdatePortPoolRequest.service_type:type_name -> remotegpu.v1.ServiceType
-	4,  // 15: remotegpu.v1.UpdatePortPoolResponse.pool:type_name -> remotegpu.v1.PortPool
-	3,  // 16: remotegpu.v1.GetPortMappingResponse.port_mapping:type_name -> remotegpu.v1.PortMapping
-	0,  // 17: remotegpu.v1.CreatePortMappingRequest.service_type:type_name -> remotegpu.v1.ServiceType
-	1,  // 18: remotegpu.v1.CreatePortMappingRequest.protocol:type_name -> remotegpu.v1.Protocol
-	20, // 19: remotegpu.v1.CreatePortMappingRequest.expires_at:type_name -> google.protobuf.Timestamp
-	21, // 20: remotegpu.v1.CreatePortMappingRequest.expires_in:type_name -> google.protobuf.Duration
-	21, // 21: remotegpu.v1.CreatePortMappingRequest.wait:type_name -> google.protobuf.Duration
-	3,  // 22: remotegpu.v1.CreatePortMappingResponse.port_mapping:type_name -> remotegpu.v1.PortMapping
-	22, // 23: remotegpu.v1.CreatePortMappingResponse.operation:type_name -> remotegpu.v1.Operation
-	23, // 24: remotegpu.v1.UpdatePortMappingRequest.update_mask:type_name -> google.protobuf.FieldMask
-	20, // 25: remotegpu.v1.UpdatePortMappingRequest.expires_at:type_name -> google.protobuf.Timestamp
-	21, // 26: remotegpu.v1.UpdatePortMappingRequest.expires_in:type_name -> google.protobuf.Duration
-	21, // 27: remotegpu.v1.UpdatePortMappingRequest.wait:type_name -> google.protobuf.Duration
-	3,  // 28: remotegpu.v1.UpdatePortMappingResponse.port_mapping:type_name -> remotegpu.v1.PortMapping
-	22, // 29: remotegpu.v1.UpdatePortMappingResponse.operation:type_name -> remotegpu.v1.Operation
-	21, // 30: remotegpu.v1.DeletePortMappingRequest.wait:type_name -> google.protobuf.Duration
-	3,  // 31: remotegpu.v1.DeletePortMappingResponse.port_mapping:type_name -> remotegpu.v1.PortMapping
-	22, // 32: remotegpu.v1.DeletePortMappingResponse.operation:type_name -> remotegpu.v1.Operation
-	5,  // 33: remotegpu.v1.PortService.ListPortMappings:input_type -> remotegpu.v1.ListPortMappingsRequest
-	11, // 34: remotegpu.v1.PortService.GetPortMapping:input_type -> remotegpu.v1.GetPortMappingRequest
-	13, // 35: remotegpu.v1.PortService.CreatePortMapping:input_type -> remotegpu.v1.CreatePortMappingRequest
-	15, // 36: remotegpu.v1.PortService.UpdatePortMapping:input_type -> remotegpu.v1.UpdatePortMappingRequest
-	17, // 37: remotegpu.v1.PortService.DeletePortMapping:input_type -> remotegpu.v1.DeletePortMappingRequest
-	7,  // 38: remotegpu.v1.PortService.ListPortPools:input_type -> remotegpu.v1.ListPortPoolsRequest
-	9,  // 39: remotegpu.v1.PortService.UpdatePortPool:input_type -> remotegpu.v1.UpdatePortPoolRequest
-	6,  // 40: remotegpu.v1.PortService.ListPortMappings:output_type -> remotegpu.v1.ListPortMappingsResponse
-	12, // 41: remotegpu.v1.PortService.GetPortMapping:output_type -> remotegpu.v1.GetPortMappingResponse
-	14, // 42: remotegpu.v1.PortService.CreatePortMapping:output_type -> remotegpu.v1.CreatePortMappingResponse
-	16, // 43: remotegpu.v1.PortService.UpdatePortMapping:output_type -> remotegpu.v1.UpdatePortMappingResponse
-	18, // 44: remotegpu.v1.PortService.DeletePortMapping:output_type -> remotegpu.v1.DeletePortMappingResponse
-	8,  // 45: remotegpu.v1.PortService.ListPortPools:output_type -> remotegpu.v1.ListPortPoolsResponse
-	10, // 46: remotegpu.v1.PortService.UpdatePortPool:output_type -> remotegpu.v1.UpdatePortPoolResponse
-	40, // [40:47] is the sub-list for method output_type
-	33, // [33:40] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	21, // 4: remotegpu.v1.PortMapping.created_at:type_name -> google.protobuf.Timestamp
+	21, // 5: remotegpu.v1.PortMapping.updated_at:type_name -> google.protobuf.Timestamp
+	21, // 6: remotegpu.v1.PortMapping.released_at:type_name -> google.protobuf.Timestamp
+	21, // 7: remotegpu.v1.PortMapping.expires_at:type_name -> google.protobuf.Timestamp
+	3,  // 8: remotegpu.v1.PortMapping.reach:type_name -> remotegpu.v1.PortReach
+	0,  // 9: remotegpu.v1.PortPool.service_type:type_name -> remotegpu.v1.ServiceType
+	0,  // 10: remotegpu.v1.ListPortMappingsRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	1,  // 11: remotegpu.v1.ListPortMappingsRequest.protocol:type_name -> remotegpu.v1.Protocol
+	21, // 12: remotegpu.v1.ListPortMappingsRequest.at:type_name -> google.protobuf.Timestamp
+	4,  // 13: remotegpu.v1.ListPortMappingsResponse.port_mappings:type_name -> remotegpu.v1.PortMapping
+	5,  // 14: remotegpu.v1.ListPortPoolsResponse.pools:type_name -> remotegpu.v1.PortPool
+	0,  // 15: remotegpu.v1.UpdatePortPoolRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	5,  // 16: remotegpu.v1.UpdatePortPoolResponse.pool:type_name -> remotegpu.v1.PortPool
+	4,  // 17: remotegpu.v1.GetPortMappingResponse.port_mapping:type_name -> remotegpu.v1.PortMapping
+	0,  // 18: remotegpu.v1.CreatePortMappingRequest.service_type:type_name -> remotegpu.v1.ServiceType
+	1,  // 19: remotegpu.v1.CreatePortMappingRequest.protocol:type_name -> remotegpu.v1.Protocol
+	21, // 20: remotegpu.v1.CreatePortMappingRequest.expires_at:type_name -> google.protobuf.Timestamp
+	22, // 21: remotegpu.v1.CreatePortMappingRequest.expires_in:type_name -> google.protobuf.Duration
+	22, // 22: remotegpu.v1.CreatePortMappingRequest.wait:type_name -> google.protobuf.Duration
+	4,  // 23: remotegpu.v1.CreatePortMappingResponse.port_mapping:type_name -> remotegpu.v1.PortMapping
+	23, // 24: remotegpu.v1.CreatePortMappingResponse.operation:type_name -> remotegpu.v1.Operation
+	24, // 25: remotegpu.v1.UpdatePortMappingRequest.update_mask:type_name -> google.protobuf.FieldMask
+	21, // 26: remotegpu.v1.UpdatePortMappingRequest.expires_at:type_name -> google.protobuf.Timestamp
+	22, // 27: remotegpu.v1.UpdatePortMappingRequest.expires_in:type_name -> google.protobuf.Duration
+	22, // 28: remotegpu.v1.UpdatePortMappingRequest.wait:type_name -> google.protobuf.Duration
+	4,  // 29: remotegpu.v1.UpdatePortMappingResponse.port_mapping:type_name -> remotegpu.v1.PortMapping
+	23, // 30: remotegpu.v1.UpdatePortMappingResponse.operation:type_name -> remotegpu.v1.Operation
+	22, // 31: remotegpu.v1.DeletePortMappingRequest.wait:type_name -> google.protobuf.Duration
+	4,  // 32: remotegpu.v1.DeletePortMappingResponse.port_mapping:type_name -> remotegpu.v1.PortMapping
+	23, // 33: remotegpu.v1.DeletePortMappingResponse.operation:type_name -> remotegpu.v1.Operation
+	6,  // 34: remotegpu.v1.PortService.ListPortMappings:input_type -> remotegpu.v1.ListPortMappingsRequest
+	12, // 35: remotegpu.v1.PortService.GetPortMapping:input_type -> remotegpu.v1.GetPortMappingRequest
+	14, // 36: remotegpu.v1.PortService.CreatePortMapping:input_type -> remotegpu.v1.CreatePortMappingRequest
+	16, // 37: remotegpu.v1.PortService.UpdatePortMapping:input_type -> remotegpu.v1.UpdatePortMappingRequest
+	18, // 38: remotegpu.v1.PortService.DeletePortMapping:input_type -> remotegpu.v1.DeletePortMappingRequest
+	8,  // 39: remotegpu.v1.PortService.ListPortPools:input_type -> remotegpu.v1.ListPortPoolsRequest
+	10, // 40: remotegpu.v1.PortService.UpdatePortPool:input_type -> remotegpu.v1.UpdatePortPoolRequest
+	7,  // 41: remotegpu.v1.PortService.ListPortMappings:output_type -> remotegpu.v1.ListPortMappingsResponse
+	13, // 42: remotegpu.v1.PortService.GetPortMapping:output_type -> remotegpu.v1.GetPortMappingResponse
+	15, // 43: remotegpu.v1.PortService.CreatePortMapping:output_type -> remotegpu.v1.CreatePortMappingResponse
+	17, // 44: remotegpu.v1.PortService.UpdatePortMapping:output_type -> remotegpu.v1.UpdatePortMappingResponse
+	19, // 45: remotegpu.v1.PortService.DeletePortMapping:output_type -> remotegpu.v1.DeletePortMappingResponse
+	9,  // 46: remotegpu.v1.PortService.ListPortPools:output_type -> remotegpu.v1.ListPortPoolsResponse
+	11, // 47: remotegpu.v1.PortService.UpdatePortPool:output_type -> remotegpu.v1.UpdatePortPoolResponse
+	41, // [41:48] is the sub-list for method output_type
+	34, // [34:41] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_port_proto_init() }
@@ -1767,7 +1863,7 @@ func file_remotegpu_v1_port_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_remotegpu_v1_port_proto_rawDesc), len(file_remotegpu_v1_port_proto_rawDesc)),
-			NumEnums:      3,
+			NumEnums:      4,
 			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,

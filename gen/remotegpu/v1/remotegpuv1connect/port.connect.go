@@ -103,7 +103,7 @@ var (
 type PortServiceClient interface {
 	// ListPortMappings answers mappings by host port.
 	//
-	// Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
+	// Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID), NOT_FOUND (ENV_NOT_FOUND).
 	ListPortMappings(context.Context, *v1.ListPortMappingsRequest) (*v1.ListPortMappingsResponse, error)
 	// GetPortMapping answers one mapping, released ones too.
 	//
@@ -155,7 +155,7 @@ func NewPortServiceClient(client *connect.Client) PortServiceClient {
 type PortServiceHandler interface {
 	// ListPortMappings answers mappings by host port.
 	//
-	// Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
+	// Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID), NOT_FOUND (ENV_NOT_FOUND).
 	ListPortMappings(context.Context, *v1.ListPortMappingsRequest) (*v1.ListPortMappingsResponse, error)
 	// GetPortMapping answers one mapping, released ones too.
 	//
