@@ -34,7 +34,7 @@ func (m *Manager) RunCommand(ctx context.Context, req CommandRequest) (CommandRe
 		return CommandResult{}, err
 	}
 	if env.State != Running {
-		return CommandResult{}, notRunning(env)
+		return CommandResult{}, NotRunning(env)
 	}
 	variables, err := commandVariables(req.Argv, req.Env, req.Workdir)
 	if err != nil {

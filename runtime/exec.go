@@ -98,7 +98,7 @@ func (m *Manager) Exec(ctx context.Context, req ExecRequest, streams Streams) (E
 		return Exit{}, err
 	}
 	if env.State != Running {
-		return Exit{}, notRunning(env)
+		return Exit{}, NotRunning(env)
 	}
 	variables, err := commandVariables(req.Argv, req.Env, req.Workdir)
 	if err != nil {
@@ -127,9 +127,9 @@ func (m *Manager) Exec(ctx context.Context, req ExecRequest, streams Streams) (E
 func commandRefused(env *Environment, err error) error {
 	switch {
 	case errdefs.IsNotFound(err):
-		return notRunning(env).WithCause(err)
+		return NotRunning(env).WithCause(err)
 	case errors.Is(err, ErrPaused) && env.State != Running:
-		return notRunning(env) // it does not go on by itself
+		return NotRunning(env) // it does not go on by itself
 	}
 	if p := problem.Of(err); p != nil && p.Reason == problem.UserNotFound {
 		atFault := *p

@@ -79,7 +79,7 @@ func (m *Manager) Stop(ctx context.Context, req ActionRequest) (*Environment, *o
 		case env.State == Stopped:
 			return false, nil
 		case env.State != Running:
-			return false, notRunning(env)
+			return false, NotRunning(env)
 		}
 		return true, nil
 	})
@@ -191,7 +191,9 @@ var errNothingToDo = errors.New("nothing to do")
 // Etag is the etag of a revision.
 func Etag(revision int64) string { return strconv.FormatInt(revision, 10) }
 
-func notRunning(env *Environment) *problem.Problem {
+// NotRunning is the ENV_NOT_RUNNING of an environment that does not run, with
+// what makes it run.
+func NotRunning(env *Environment) *problem.Problem {
 	if env.Paused {
 		return problem.New(problem.EnvNotRunning, "environment %q is paused", env.Name).WithField("environment").
 			WithHint("let it go on first: remotegpu env resume %s", env.Name)

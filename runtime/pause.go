@@ -23,7 +23,7 @@ func (m *Manager) Pause(ctx context.Context, req ActionRequest) (*Environment, *
 		case env.Paused:
 			return false, nil
 		case env.State != Running:
-			return false, notRunning(env)
+			return false, NotRunning(env)
 		}
 		return true, nil
 	})

@@ -389,6 +389,21 @@ func TestDesktop(t *testing.T) {
 	if r, ok := f.last.(*remotegpuv1.CreateDesktopSessionRequest); !ok || r.GetAccess() != remotegpuv1.DesktopAccess_DESKTOP_ACCESS_VIEW || r.GetTtl().AsDuration() != time.Hour {
 		t.Errorf("request %v", f.last)
 	}
+	paused := at(remotegpuv1.DesktopReadiness_DESKTOP_READINESS_STOPPED)
+	paused.Detail = "the environment is paused"
+	f.desktops = []*remotegpuv1.GetDesktopResponse{paused}
+	if code, _, stderr := f.run(t, "desktop", "wait", "demo"); code != 4 || !strings.Contains(stderr, "is paused") || !strings.Contains(stderr, "env start demo") {
+		t.Errorf("a paused desktop: exit %d, %s", code, stderr)
+	}
+	// Without its token the page of a desktop opens nothing.
+	f.env.Access = []*remotegpuv1.AccessURL{
+		{ServiceType: remotegpuv1.ServiceType_SERVICE_TYPE_NOVNC, Url: "https://gpu1:7443/desktop/01ENV"},
+		{ServiceType: remotegpuv1.ServiceType_SERVICE_TYPE_NOVNC, Url: "http://gpu1:6080/vnc.html"},
+	}
+	if _, stdout, _ := f.run(t, "env", "get", "demo"); strings.Contains(stdout, "/desktop/01ENV") ||
+		!strings.Contains(stdout, "gpu1:6080/vnc.html") || !strings.Contains(stdout, "remotegpu desktop url demo") {
+		t.Errorf("how to reach the desktop:\n%s", stdout)
+	}
 	f.desktops = f.desktops[:0]
 	f.desktops = append(f.desktops, at(remotegpuv1.DesktopReadiness_DESKTOP_READINESS_CONNECTABLE))
 	if code, _, stderr := f.run(t, "desktop", "wait", "demo", "--timeout", "50ms"); code != 8 || !strings.Contains(stderr, "the socket is not there") {

@@ -127,7 +127,7 @@ func (a *app) awaitDrawn(ctx context.Context, c *clients, name string, wait time
 			return desktop, nil
 		case desktop.GetReadiness() == remotegpuv1.DesktopReadiness_DESKTOP_READINESS_STOPPED:
 			return nil, &failure{
-				Code: "failed_precondition", Message: "environment " + name + " does not run",
+				Code: "failed_precondition", Message: "the desktop of " + name + " does not run: " + orElse(desktop.GetDetail(), "the environment is stopped"),
 				Hints: []string{"remotegpu env start " + name}, exit: exitConflict,
 			}
 		case left == 0:

@@ -199,6 +199,9 @@ func (a *app) showEnvironment(e *remotegpuv1.Environment) error {
 		rows = append(rows, []string{"Port", portText(m)})
 	}
 	for _, access := range e.GetAccess() {
+		if isDesktopPage(e, access) {
+			continue // without a token it opens nothing; "Desktop" says how to get one
+		}
 		rows = append(rows, []string{"Access", state(access.GetServiceType(), "SERVICE_TYPE_") + " " + access.GetUrl()})
 	}
 	for _, m := range spec.GetMounts() {
@@ -211,6 +214,12 @@ func (a *app) showEnvironment(e *remotegpuv1.Environment) error {
 	}
 	rows = append(rows, []string{"Created", moment(e.GetCreatedAt())}, []string{"Started", moment(e.GetStartedAt())})
 	return a.facts(rows)
+}
+
+// isDesktopPage says whether an address is the page of the environment's
+// desktop at the gateway.
+func isDesktopPage(e *remotegpuv1.Environment, access *remotegpuv1.AccessURL) bool {
+	return access.GetServiceType() == remotegpuv1.ServiceType_SERVICE_TYPE_NOVNC && strings.HasSuffix(access.GetUrl(), "/desktop/"+e.GetId())
 }
 
 func portText(m *remotegpuv1.PortMapping) string {

@@ -199,7 +199,7 @@ func (n *Node) buildManager(ctx context.Context) error {
 		if n.gateway, err = gateway.New(gateway.Config{
 			Listen: n.cfg.Gateway.Listen, PublicURL: n.cfg.Gateway.PublicURL, Hosts: hostNames(n.cfg.Node.PublicHost, n.cfg.Node.Name, n.cfg.Gateway.Listen, n.addresses, n.range6),
 			CertFile: n.cfg.Gateway.TLSCert, KeyFile: n.cfg.Gateway.TLSKey, StateDir: n.statePath("gateway"),
-			FrameAncestors: n.cfg.Gateway.FrameAncestors, Desktops: n.desktops, Log: n.log,
+			FrameAncestors: n.cfg.Gateway.FrameAncestors, Desktops: n.desktops, Conditions: conditions{n}, Log: n.log,
 		}); err != nil {
 			return err
 		}
@@ -281,6 +281,7 @@ func (n *Node) Run(ctx context.Context) error {
 	})
 	if n.gateway != nil {
 		group.Go(func() error { return n.gateway.Run(ctx) })
+		group.Go(func() error { return n.tellGateway(ctx) })
 	}
 	n.log.InfoContext(ctx, "the node serves", "node", n.cfg.Node.Name, "socket", n.cfg.API.Socket, "api", n.cfg.API.Listen,
 		"gateway", n.gatewayURL(), "range", n.prefix)

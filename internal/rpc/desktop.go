@@ -34,8 +34,7 @@ func (s *desktopService) running(ctx context.Context, project, name string) (*ru
 		return nil, err
 	}
 	if env.State != runtime.Running {
-		return nil, problem.New(problem.EnvNotRunning, "environment %q is %s", env.Name, env.State).WithField("environment").
-			WithHint("start it first: remotegpu env start %s", env.Name)
+		return nil, runtime.NotRunning(env)
 	}
 	return env, nil
 }
@@ -57,6 +56,9 @@ func (s *desktopService) GetDesktop(ctx context.Context, req *remotegpuv1.GetDes
 	}
 	if env.State != runtime.Running {
 		res.Readiness, res.Detail = remotegpuv1.DesktopReadiness_DESKTOP_READINESS_STOPPED, "the environment is "+string(env.State)
+		if env.Paused {
+			res.Detail = "the environment is paused"
+		}
 		return res, nil
 	}
 	if wait := req.GetWait().AsDuration(); wait > 0 {

@@ -58,7 +58,10 @@ type Config struct {
 	// of people without a token included. 0: 4096.
 	MaxConnections int
 	Desktops       Desktops
-	Log            *slog.Logger
+	// Conditions tells why a desktop cannot be seen. nil: nobody knows, and
+	// browsers are told that it may still be starting.
+	Conditions Conditions
+	Log        *slog.Logger
 }
 
 const (
@@ -73,6 +76,7 @@ type Gateway struct {
 	listen      string
 	publicURL   *url.URL
 	desktops    Desktops
+	conditions  Conditions
 	log         *slog.Logger
 	keys        keyring
 	certificate *certificate.Source
@@ -83,7 +87,7 @@ type Gateway struct {
 
 	running  sync.WaitGroup // sessions
 	mu       sync.Mutex
-	sessions map[string]int // by environment
+	sessions map[string]map[*entered]struct{} // by environment
 }
 
 // New reads or makes keys and certificate; it starts nothing.
@@ -117,9 +121,9 @@ func New(c Config) (*Gateway, error) {
 		return nil, err
 	}
 	g := &Gateway{
-		listen: c.Listen, publicURL: publicURL, desktops: c.Desktops, log: c.Log, keys: keys,
+		listen: c.Listen, publicURL: publicURL, desktops: c.Desktops, conditions: c.Conditions, log: c.Log, keys: keys,
 		certificate: source, web: web, now: time.Now, maxSessions: c.MaxSessions,
-		maxConns: c.MaxConnections, sessions: make(map[string]int),
+		maxConns: c.MaxConnections, sessions: make(map[string]map[*entered]struct{}),
 	}
 	if g.maxConns <= 0 {
 		g.maxConns = defaultMaxConnections

@@ -36,9 +36,17 @@ func (d *desktops) Connect(_ context.Context, _ string, viewOnly bool) (net.Conn
 	return ours, rfb.ServerInit{Width: 800, Height: 600, Name: "desk"}, nil
 }
 
+// conditions is what the test says of every environment.
+type conditions struct{ is atomic.Int32 }
+
+func (c *conditions) Condition(context.Context, string) (gateway.Condition, error) {
+	return gateway.Condition(c.is.Load()), nil
+}
+
 type running struct {
 	*gateway.Gateway
 	desktops *desktops
+	life     *conditions
 	address  string
 	client   *http.Client
 	stop     func() error
@@ -52,8 +60,9 @@ func run(t *testing.T, change func(*gateway.Config)) *running {
 		t.Fatal(err)
 	}
 	d := &desktops{servers: make(chan net.Conn, 64)}
+	life := &conditions{}
 	c := gateway.Config{
-		Listen: listener.Addr().String(), StateDir: t.TempDir(), Desktops: d, Log: slog.New(slog.DiscardHandler),
+		Listen: listener.Addr().String(), StateDir: t.TempDir(), Desktops: d, Conditions: life, Log: slog.New(slog.DiscardHandler),
 	}
 	if change != nil {
 		change(&c)
@@ -66,7 +75,7 @@ func run(t *testing.T, change func(*gateway.Config)) *running {
 	served := make(chan error, 1)
 	go func() { served <- g.Serve(ctx, listener) }()
 	var once bool
-	r := &running{Gateway: g, desktops: d, address: listener.Addr().String(), client: &http.Client{
+	r := &running{Gateway: g, desktops: d, life: life, address: listener.Addr().String(), client: &http.Client{
 		Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}},
 	}}
 	r.stop = func() error {
@@ -384,5 +393,32 @@ func TestSessionsThatEnd(t *testing.T) {
 	}
 	if err := <-stopped; err != nil {
 		t.Error(err)
+	}
+}
+
+// A desktop that nobody can see says why, to who comes and to who looks at it.
+func TestSessionsOfWhatIsNotThere(t *testing.T) {
+	r := run(t, nil)
+	_, token, _ := r.Session("env", gateway.Control, time.Minute)
+	for is, want := range map[gateway.Condition]websocket.StatusCode{
+		gateway.Stopped: 4409, gateway.Paused: 4423, gateway.Failed: 4500, gateway.Gone: 4404,
+	} {
+		r.life.is.Store(int32(gateway.Present))
+		looking, _, _ := r.open(t, gateway.Control)
+		r.Tell("other", is)
+		r.Tell("env", gateway.Present)
+		r.life.is.Store(int32(is))
+		r.Tell("env", is)
+		r.Tell("env", is) // the first counts, and nothing waits
+		if code := closed(t, looking); code != want {
+			t.Errorf("condition %d: an open session ended with %d, want %d", is, code, want)
+		}
+		socket, err := r.dial(t, token, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if code := closed(t, socket); code != want {
+			t.Errorf("condition %d: closed with %d, want %d", is, code, want)
+		}
 	}
 }

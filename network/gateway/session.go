@@ -18,8 +18,12 @@ import (
 const (
 	closeExpired     websocket.StatusCode = 4401
 	closeRefused     websocket.StatusCode = 4403
+	closeGone        websocket.StatusCode = 4404
+	closeStopped     websocket.StatusCode = 4409
 	closeEnded       websocket.StatusCode = 4410
+	closePaused      websocket.StatusCode = 4423
 	closeTooMany     websocket.StatusCode = 4429
+	closeFailed      websocket.StatusCode = 4500
 	closeUnavailable websocket.StatusCode = 4503
 )
 
@@ -73,16 +77,21 @@ func (g *Gateway) serveRFB(w http.ResponseWriter, r *http.Request) {
 		finish(socket, ending{code: code, reason: err.Error()})
 		return
 	}
-	leave, entered := g.enter(envID)
-	if !entered {
+	here, leave, ok := g.enter(envID)
+	if !ok {
 		log.WarnContext(r.Context(), "desktop session refused", "reason", "too many", "limit", g.maxSessions)
 		finish(socket, ending{code: closeTooMany, reason: "too many sessions on this desktop"})
 		return
 	}
 	defer leave()
+	if end, absent := g.absent(r.Context(), envID); absent {
+		log.InfoContext(r.Context(), "desktop session refused", "reason", end.reason)
+		finish(socket, end)
+		return
+	}
 	start := time.Now()
 	log.InfoContext(r.Context(), "desktop session begins", "view_only", claims.access == View)
-	end := g.session(r.Context(), socket, envID, claims.access == View)
+	end := g.session(r.Context(), socket, envID, claims.access == View, here.told)
 	finish(socket, end)
 	log.InfoContext(r.Context(), "desktop session ended", "code", int(end.code), "reason", end.reason,
 		"error", end.err, "duration", time.Since(start))
@@ -102,17 +111,22 @@ func tokenOf(r *http.Request) string {
 }
 
 // enter takes one of the environment's sessions.
-func (g *Gateway) enter(envID string) (leave func(), ok bool) {
+func (g *Gateway) enter(envID string) (here *entered, leave func(), ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.sessions[envID] >= g.maxSessions {
-		return nil, false
+	if len(g.sessions[envID]) >= g.maxSessions {
+		return nil, nil, false
 	}
-	g.sessions[envID]++
-	return func() {
+	if g.sessions[envID] == nil {
+		g.sessions[envID] = make(map[*entered]struct{})
+	}
+	here = &entered{told: make(chan ending, 1)}
+	g.sessions[envID][here] = struct{}{}
+	return here, func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		if g.sessions[envID]--; g.sessions[envID] == 0 {
+		delete(g.sessions[envID], here)
+		if len(g.sessions[envID]) == 0 {
 			delete(g.sessions, envID)
 		}
 	}, true
@@ -127,8 +141,8 @@ func finish(socket *websocket.Conn, end ending) {
 }
 
 // session logs in to the desktop, welcomes the browser, and carries bytes both
-// ways until one of them, the environment or ctx ends.
-func (g *Gateway) session(ctx context.Context, socket *websocket.Conn, envID string, viewOnly bool) ending {
+// ways until one of them, the environment or ctx ends, or told says how.
+func (g *Gateway) session(ctx context.Context, socket *websocket.Conn, envID string, viewOnly bool, told <-chan ending) ending {
 	connecting, cancel := context.WithTimeout(ctx, connectTimeout)
 	server, init, err := g.desktops.Connect(connecting, envID, viewOnly)
 	cancel()
@@ -169,6 +183,8 @@ func (g *Gateway) session(ctx context.Context, socket *websocket.Conn, envID str
 	}()
 	select {
 	case end := <-ended:
+		return end
+	case end := <-told:
 		return end
 	case <-ctx.Done():
 		return restarting()

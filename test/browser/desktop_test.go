@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,8 +34,16 @@ func artifacts(t *testing.T) string {
 	return t.TempDir()
 }
 
+// condition is what the gateway is told of every environment.
+type condition struct{ atomic.Int32 }
+
+func (c *condition) Condition(context.Context, string) (gateway.Condition, error) {
+	return gateway.Condition(c.Load()), nil
+}
+
 type host struct {
 	desktops *desktop.Desktops
+	is       condition
 	gateway  *gateway.Gateway
 	dir      string
 	end      func() error // the gateway
@@ -68,7 +77,7 @@ func start(t *testing.T) *host {
 		t.Fatal(err)
 	}
 	h.gateway, err = gateway.New(gateway.Config{
-		Listen: listener.Addr().String(), StateDir: filepath.Join(base, "state"), Desktops: h.desktops, Log: log,
+		Listen: listener.Addr().String(), StateDir: filepath.Join(base, "state"), Desktops: h.desktops, Conditions: &h.is, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -201,6 +210,14 @@ func TestDesktopInTheBrowser(t *testing.T) {
 	stop()
 	browser.Drive(t, browser.Options{}, browser.Open(address), browser.Text("#detail", "does not answer yet"),
 		browser.Screenshot(filepath.Join(pictures, "unavailable.png")))
+	for is, text := range map[gateway.Condition]string{
+		gateway.Stopped: "is stopped", gateway.Paused: "is paused", gateway.Failed: "has failed", gateway.Gone: "is gone",
+	} {
+		h.is.Store(int32(is))
+		if got := browser.Drive(t, browser.Options{}, browser.Open(address), browser.State("stopped")).Steps[1].Text; !strings.Contains(got, text) {
+			t.Errorf("condition %d: the page says %q, want %q", is, got, text)
+		}
+	}
 }
 
 func TestViewOnlyInTheBrowser(t *testing.T) {

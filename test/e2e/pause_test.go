@@ -27,7 +27,7 @@ func TestPause(t *testing.T) {
 		t.Run(string(kind), func(t *testing.T) {
 			n := Start(t, kind, "")
 			n.Must(t, "env", "create", "web", "--image", n.Image, "-p", "custom:8080", "--restart", "always", "--health-tcp", "8080", "--health-interval", "200ms",
-				"--", "banner", ":8080", "hello")
+				"--desktop", "--", "banner", ":8080", "hello")
 			env := n.Get(t, "web")
 			Eventually(t, "it to answer", func() bool { return n.greets(t, env) })
 			started := n.care(t, "web").StartedAt
@@ -41,6 +41,12 @@ func TestPause(t *testing.T) {
 			}
 			if _, errs, code := n.CLI(t, "env", "exec", "--stdin=false", "web", "--", "testprog", "true"); code == 0 || !strings.Contains(errs, "resume") {
 				t.Errorf("a command in a paused environment: exit %d, %s", code, errs)
+			}
+			if _, errs, code := n.CLI(t, "desktop", "url", "web"); code == 0 || !strings.Contains(errs, "is paused") || !strings.Contains(errs, "env resume web") {
+				t.Errorf("the desktop of a paused environment: exit %d, %s", code, errs)
+			}
+			if _, errs, code := n.CLI(t, "desktop", "wait", "web"); code == 0 || !strings.Contains(errs, "is paused") {
+				t.Errorf("waiting for the desktop of a paused environment: exit %d, %s", code, errs)
 			}
 			if out := n.Must(t, "env", "stats", "web"); !strings.Contains(out, "MiB") && !strings.Contains(out, "KiB") {
 				t.Errorf("a paused environment has memory: %s", out)

@@ -43,8 +43,7 @@ func TestReadme(t *testing.T) {
 		t.Fatal(err)
 	}
 	const namespace = "rg-readme"
-	run := func(script string, limit time.Duration) string {
-		t.Helper()
+	command := func(script string) (*exec.Cmd, *bytes.Buffer) {
 		// The commands name the usual places; this node has its own.
 		script = strings.ReplaceAll(script, "/run/remotegpu/", dir+"/run/")
 		var out bytes.Buffer
@@ -53,6 +52,11 @@ func TestReadme(t *testing.T) {
 		cmd.Env = append(os.Environ(), "NETNS="+namespace, "REMOTEGPU_STATE_DIR="+dir+"/state", "REMOTEGPU_RUN_DIR="+dir+"/run",
 			"REMOTEGPU_ADDR=unix://"+dir+"/run/node.sock", "REMOTEGPU_PRIVATE_CONTAINERD=1", "MAKEFLAGS=", "MAKELEVEL=")
 		cmd.Stdout, cmd.Stderr = &out, &out
+		return cmd, &out
+	}
+	run := func(script string, limit time.Duration) string {
+		t.Helper()
+		cmd, out := command(script)
 		timer := time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
 		defer timer.Stop()
 		if err := cmd.Run(); err != nil {
@@ -85,6 +89,7 @@ func TestReadme(t *testing.T) {
 	if proof := run("bin/remotegpu env exec --stdin=false demo -- cat /home/gpu/proof", time.Minute); strings.TrimSpace(proof) != "typed in demo by gpu" {
 		t.Errorf("the command that was typed in the browser wrote %q", proof)
 	}
+	pauseDesktop(t, namespace, url, dir+"/state/programs/remotegpud.log", command)
 	t.Run("health of the desktop", func(t *testing.T) { t.Log(run(desktopHealth, 5*time.Minute)) })
 	t.Run("packages in a snapshot", func(t *testing.T) { t.Log(run(packageInSnapshot, 5*time.Minute)) })
 	before := time.Now()
@@ -176,6 +181,46 @@ func useDesktop(t *testing.T, namespace, url string) {
 	t.Logf("the desktop shows %d colours", colours)
 	if colours <= 50 {
 		t.Errorf("the desktop has not drawn: %d colours", colours)
+	}
+}
+
+// pauseScript pauses demo once a browser is at its desktop, and resumes it when
+// the browser has come again in vain.
+const pauseScript = `
+lines() { grep -c "$1" "$log" || true; }
+more() { for _ in $(seq 300); do [ "$(lines "$1")" -le "$2" ] || return 0; sleep 0.2; done; echo "no more of: $1" >&2; return 1; }
+began=$(lines "desktop session begins"); refused=$(lines "the environment is paused")
+echo counted >&3
+more "desktop session begins" "$began"
+bin/remotegpu env pause demo
+more "the environment is paused" $((refused + 1))
+bin/remotegpu env resume demo
+`
+
+// pauseDesktop has demo paused under the eyes of somebody, who is told, and is
+// back by itself when it goes on.
+func pauseDesktop(t *testing.T, namespace, url, log string, command func(string) (*exec.Cmd, *bytes.Buffer)) {
+	t.Helper()
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	cmd, out := command("log=" + log + pauseScript)
+	cmd.ExtraFiles = []*os.File{write}
+	err = cmd.Start()
+	_ = write.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, counted := read.Read(make([]byte, 16))
+	result := browser.Drive(t, browser.Options{Prefix: []string{"nsenter", "--net=/run/netns/" + namespace}},
+		browser.Open(url), browser.Connected(), browser.State("stopped"), browser.State("connected"), browser.Colours(50))
+	if err := cmd.Wait(); err != nil || counted != nil {
+		t.Fatalf("%v %v\n%s", err, counted, out)
+	}
+	if text := result.Steps[2].Text; !strings.Contains(text, "This desktop is paused") {
+		t.Errorf("who looks at a desktop that is paused reads %q", text)
 	}
 }
 

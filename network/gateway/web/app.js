@@ -4,13 +4,19 @@
 // sees) and resize=scale|remote.
 import RFB from './novnc/core/rfb.js';
 
-// Close codes of the gateway (session.go). Those that name a state are final;
-// everything else is tried again.
+// Close codes of the gateway (session.go). What is not final is tried again.
 const FINAL = {
   4401: ['This link has expired', 'Ask for a new link to your desktop and open it.'],
   4403: ['This link is not valid', 'Ask for a new link to your desktop and open it.'],
+  4404: ['This desktop is gone', 'Its environment was deleted, or has no desktop any more.'],
   4429: ['Too many viewers', 'This desktop is open in as many windows as it takes. Close one and connect again.'],
   1008: ['Connection refused', 'This browser sent something that the gateway does not let through.'],
+};
+// What stays so until somebody does something: the page asks on, and says it once.
+const RESTING = {
+  4409: ['This desktop is stopped', 'It opens here when its environment is started.'],
+  4423: ['This desktop is paused', 'It goes on here when its environment is resumed.'],
+  4500: ['This desktop has failed', 'It opens here when its environment is started again. Ask whoever runs it what went wrong.'],
 };
 const AGAIN = {
   4410: 'The desktop ended. It comes back when its environment runs again.',
@@ -27,6 +33,7 @@ const environment = location.pathname.split('/').filter(Boolean).pop();
 let rfb = null;
 let attempt = 0;
 let timer = 0;
+let resting = 0; // the code of RESTING that is shown
 let options = new URLSearchParams();
 
 function notice(kind, title, detail, again) {
@@ -54,14 +61,15 @@ function connect() {
   options = new URLSearchParams(location.hash.slice(1));
   const token = options.get('token');
   if (!token) {
-    notice('stopped', 'No token in this link', 'Open the whole link that you were given: its end, after #, lets you in.', false);
+    notice('stopped', 'No token in this link', 'Open the whole link that you were given: its end, after #, lets you in. '
+      + `On the node, this makes a new one: remotegpu desktop url ${environment}`, false);
     return;
   }
   if (!/^[A-Za-z0-9_-]+$/.test(token)) {
     notice('stopped', ...FINAL[4403], false);
     return;
   }
-  notice('busy', attempt ? 'Connecting again' : 'Connecting', 'Opening the desktop.', false);
+  if (!resting) { notice('busy', attempt ? 'Connecting again' : 'Connecting', 'Opening the desktop.', false); }
   const socket = new WebSocket(socketURL(), ['binary', `remotegpu.token.${token}`]);
   let closed = { code: 1006 };
   socket.addEventListener('close', (event) => { closed = event; });
@@ -79,6 +87,7 @@ function connect() {
   session.addEventListener('connect', () => {
     since = performance.now();
     attempt = 0;
+    resting = 0;
     root.classList.add('noVNC_connected');
     root.dataset.state = 'connected';
     document.title = $('name').textContent;
@@ -95,15 +104,20 @@ function connect() {
     rfb = null;
     root.classList.remove('noVNC_connected');
     showClipboard(false);
+    resting = RESTING[closed.code] ? closed.code : 0;
     if (FINAL[closed.code]) {
       notice('stopped', ...FINAL[closed.code], closed.code === 4429 || closed.code === 1008);
       return;
     }
     if (since && performance.now() - since > STEADY) { attempt = 0; }
     const wait = Math.min(1000 * 1.6 ** attempt++, LONGEST_WAIT);
+    timer = setTimeout(connect, wait);
+    if (resting) {
+      notice('stopped', ...RESTING[resting], true);
+      return;
+    }
     const why = AGAIN[closed.code] || (since ? 'The connection was lost.' : 'The gateway cannot be reached.');
     notice('busy', since ? 'Disconnected' : 'Waiting for the desktop', `${why} Trying again in ${Math.round(wait / 1000)} s.`, true);
-    timer = setTimeout(connect, wait);
   });
 }
 
@@ -127,7 +141,7 @@ function showClipboard(shown) {
   if (shown) { $('text').focus(); } else if (rfb) { rfb.focus(); }
 }
 
-$('again').addEventListener('click', () => { attempt = 0; connect(); });
+$('again').addEventListener('click', () => { attempt = 0; resting = 0; connect(); });
 $('fit').addEventListener('click', () => { setFit($('fit').dataset.fit === 'remote' ? 'scale' : 'remote'); rfb?.focus(); });
 $('keys').addEventListener('click', () => { rfb?.sendCtrlAltDel(); rfb?.focus(); });
 $('paste').addEventListener('click', () => showClipboard($('clipboard').hidden));
@@ -152,6 +166,7 @@ addEventListener('hashchange', () => {
   root.classList.remove('noVNC_connected');
   old?.disconnect();
   attempt = 0;
+  resting = 0;
   connect();
 });
 
