@@ -295,9 +295,8 @@ func removeStrays() error {
 
 // unprepare takes back what prepare did.
 func (n *Networks) unprepare() error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.prepared = false
+	n.preparing.Lock()
+	defer n.preparing.Unlock()
 	err := unix.Unmount(n.cfg.NetNSDir, unix.MNT_DETACH)
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("unmount %s: %w", n.cfg.NetNSDir, err)

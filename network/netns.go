@@ -11,13 +11,11 @@ import (
 
 // prepare makes NetNSDir a shared mount, as "ip netns" does with its own, so
 // that namespaces pinned in it are seen by programs in other mount namespaces
-// that were made from this one.
+// that were made from this one. It may be called again, and is by each Attach:
+// what somebody removed from below the node is made anew.
 func (n *Networks) prepare() error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.prepared {
-		return nil
-	}
+	n.preparing.Lock()
+	defer n.preparing.Unlock()
 	dir := n.cfg.NetNSDir
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("make directory of network namespaces: %w", err)
@@ -32,7 +30,6 @@ func (n *Networks) prepare() error {
 	if err != nil {
 		return fmt.Errorf("share mounts below %s: %w", dir, err)
 	}
-	n.prepared = true
 	return nil
 }
 

@@ -152,6 +152,8 @@ type Networks struct {
 	routed4  atomic.Bool                    // ensureRange4 was called
 	routed6  atomic.Bool                    // the range is refused where it leads to no environment
 
+	preparing sync.Mutex // held while NetNSDir is made or removed
+
 	reserving sync.Mutex
 	ranges    []port.Range // whose ports are reserved
 	// nothingLost is what the settings were when none of them was lost: they are
@@ -163,7 +165,6 @@ type Networks struct {
 	slots    map[string]int    // of environments that have a network which is looked after
 	limits   map[string]speeds // of environments that have some
 	silenced map[string]bool   // environments whose network Detach has taken the address from
-	prepared bool              // NetNSDir is a shared mount
 	servers  []netip.Addr      // name servers that environments reach, as last read
 	down6    bool              // the rules of IPv6 were not in force when they were last applied
 	had6     bool              // HasIPv6, as was told last
@@ -303,5 +304,5 @@ func failed(what string, err error) error {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE):
 		return p.WithHint("A limit of the host is reached: see user.max_net_namespaces and fs.file-max.")
 	}
-	return p
+	return p.WithHint("Try again. If it fails again, see remotegpu node info and the node's log for what else is wrong with the host's network.")
 }

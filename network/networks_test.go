@@ -116,6 +116,7 @@ func TestPieces(t *testing.T) {
 		{"namespace unpinned", "umount -l " + l.networks.NetNS(envID)},
 		{"file gone", "umount -l " + l.networks.NetNS(envID) + "; rm " + l.networks.NetNS(envID)},
 		// The pair may have gone with the namespace by then.
+		{"directory gone", "umount -l " + l.networks.NetNS(envID) + "; umount -l " + filepath.Dir(l.networks.NetNS(envID)) + "; rm -r " + filepath.Dir(l.networks.NetNS(envID))},
 		{"only a file", "umount -l " + l.networks.NetNS(envID) + "; ip link del " + veth + " 2>/dev/null || true; ip link del " + bridge},
 	}
 	for _, damage := range damages {

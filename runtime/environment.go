@@ -59,6 +59,7 @@ type Environment struct {
 	Warnings  []string
 	Access    []Access  // how people reach it; not stored
 	Conflicts []string  // what is wrong with its host ports; not stored
+	CutOff    bool      // it runs and somebody has removed its network; not stored
 	Disk      DiskLimit // of its present or last run
 	Operation string    // id of the operation at work on it
 	CreatedAt time.Time

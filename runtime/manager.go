@@ -98,6 +98,7 @@ type Manager struct {
 	missed    missedExits
 	dead      *deadTasks
 	conflicts portConflicts
+	cutOff    cutOffs
 	disks     diskSizes
 	// occupiedSlots are the address slots of networks that no environment
 	// holds, by id. nil: no pass has looked yet.
@@ -435,6 +436,7 @@ func (m *Manager) fill(env *Environment) {
 	}
 	env.Access = access(env, m.cfg.Addresses)
 	env.Conflicts = m.conflicts.of(env.ID)
+	env.CutOff = m.cutOff.has(env)
 	m.fillInstances(env)
 	for i := range env.Ports {
 		env.Ports[i].EnvName, env.Ports[i].Reach = env.Name, m.cfg.Ports.Reach(&env.Ports[i])

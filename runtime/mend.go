@@ -31,6 +31,7 @@ func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding,
 	m.reportStrangers(findings)
 	m.reportSnapshots(o)
 	m.reportLostLogs(o)
+	m.reportCutOff(o)
 	if settled(findings, stepDeclare) {
 		declared = nil // the findings have it
 	}

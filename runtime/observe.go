@@ -29,7 +29,7 @@ type observed struct {
 	unknown map[string]bool
 	parts   []Part
 	// cutOff are environments whose process runs and that have no network any
-	// more.
+	// more. nil: that could not be read.
 	cutOff map[string]bool
 	// fates are what the store knows of ids that have something on the host and
 	// that no environment holds. Absent: it could not be read.
@@ -54,7 +54,7 @@ func (m *Manager) observe(ctx context.Context) (*observed, error) {
 	}
 	o := &observed{
 		operations: make(map[string]*operation.Operation), containers: make(map[string]ContainerStatus, len(statuses)),
-		fates: make(map[string]Fate), unknown: make(map[string]bool), cutOff: make(map[string]bool),
+		fates: make(map[string]Fate), unknown: make(map[string]bool),
 	}
 	for _, status := range statuses {
 		o.containers[status.ID] = status
@@ -184,6 +184,7 @@ func (m *Manager) observeCutOff(ctx context.Context, o *observed, attached []str
 		has[id] = true
 	}
 	var errs []error
+	o.cutOff = make(map[string]bool)
 	for _, env := range o.environments {
 		if has[env.ID] || env.Operation != "" || !env.Alive() || !o.containers[env.ID].Running {
 			continue

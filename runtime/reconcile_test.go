@@ -360,23 +360,43 @@ func TestAdoptRemovesNothing(t *testing.T) {
 	}
 }
 
-// TestRemovedNetworkIsReported: who runs without a network is named until a
-// restart has made another.
+// TestRemovedNetworkIsReported: who runs without a network is named, by the
+// node and by itself, until a restart has made another.
 func TestRemovedNetworkIsReported(t *testing.T) {
 	h := newHost(t)
 	d := start(t, h)
 	env, _ := d.create(plain("desk"))
+	d.create(plain("other"))
 	if err := h.networks.Detach(t.Context(), env.ID); err != nil {
 		t.Fatal(err)
 	}
 	want := "network " + env.ID + " none ours=true"
-	for range 2 {
-		if got := said(d.reconcile(false)); !slices.Contains(got, want) {
-			t.Errorf("found %q, want %q", got, want)
+	wantTold := func(told bool) {
+		t.Helper()
+		if got := said(d.reconcile(false)); slices.Contains(got, want) != told {
+			t.Errorf("found %q; told %t", got, told)
+		}
+		i := slices.IndexFunc(d.Conditions(), func(c runtime.Condition) bool {
+			return c.Reason == problem.NetworkLost && strings.HasSuffix(c.Message, ": desk") && strings.Contains(c.Hint, "env restart desk")
+		})
+		if i >= 0 != told {
+			t.Errorf("conditions %+v; told %t", d.Conditions(), told)
+		}
+		got, err := d.Get(t.Context(), "", "desk")
+		if err != nil || len(got.NetworkWarnings()) > 0 != told {
+			t.Errorf("warnings %q, %v; told %t", got.NetworkWarnings(), err, told)
 		}
 	}
-	d.act(d.Restart, "desk")
-	if got := said(d.reconcile(false)); slices.Contains(got, want) {
-		t.Errorf("after a restart: found %q", got)
+	wantTold(true)
+	// A pass that cannot see networks takes nothing back.
+	h.faults.FailCall("Networks.Attached", 1, errors.New("broken"))
+	if _, err := d.ReconcileNow(t.Context(), false); err == nil || len(d.Conditions()) != 1 {
+		t.Errorf("without the list: %v, %+v", err, d.Conditions())
 	}
+	wantTold(true)
+	d.act(d.Restart, "desk")
+	if got, err := d.Get(t.Context(), "", "desk"); err != nil || len(got.NetworkWarnings()) > 0 {
+		t.Errorf("restarted: %q, %v", got.NetworkWarnings(), err)
+	}
+	wantTold(false)
 }

@@ -70,6 +70,7 @@ const (
 	PortRangeInvalid      Reason = "PORT_RANGE_INVALID"
 	AddressPoolExhausted  Reason = "ADDRESS_POOL_EXHAUSTED"
 	NetworkFailed         Reason = "NETWORK_FAILED"
+	NetworkLost           Reason = "NETWORK_LOST"
 	FirewallFailed        Reason = "FIREWALL_FAILED"
 	FirewallConflict      Reason = "FIREWALL_CONFLICT"
 	FirewallContested     Reason = "FIREWALL_CONTESTED"
@@ -210,6 +211,7 @@ var kinds = map[Reason]error{
 	PortRangeInvalid:      errdefs.ErrInvalidArgument,
 	AddressPoolExhausted:  errdefs.ErrResourceExhausted,
 	NetworkFailed:         errdefs.ErrUnavailable,
+	NetworkLost:           errdefs.ErrFailedPrecondition,
 	FirewallFailed:        errdefs.ErrUnavailable,
 	FirewallConflict:      errdefs.ErrFailedPrecondition,
 	IPv6Unavailable:       errdefs.ErrFailedPrecondition,

@@ -29,7 +29,7 @@ func transient(err error) bool { return errdefs.IsUnavailable(err) && !IsPermane
 // problemOf is err as it is kept.
 func problemOf(err error) *Problem {
 	p := problem.Of(err)
-	return &Problem{Reason: string(p.Reason), Message: p.Message, Field: p.Field, Hint: p.Hint}
+	return &Problem{Reason: string(p.Reason), Message: p.Said(), Field: p.Field, Hint: p.Hint}
 }
 
 func cancelledProblem() *Problem { return problemOf(ErrCancelled) }

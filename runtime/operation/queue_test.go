@@ -105,6 +105,32 @@ func TestRunSucceeds(t *testing.T) {
 	})
 }
 
+// An operation that failed keeps why, with the cause that callers may know.
+func TestFailureKeepsItsCause(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		err  error
+		want string
+	}{
+		{"cause", problem.New(problem.ProcessStartFailed, "start x").WithCause(errors.New("no such file")), "start x: no such file"},
+		{"told in other words", problem.New(problem.ProcessStartFailed, "no such program").WithTold(errors.New("runc: ENOENT")), "no such program"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				q := newQueue(new(operationtest.Memory))
+				q.Handle("k", func(context.Context, *operation.Task) error { return operation.Permanent(tt.err) }, operation.Policy{})
+				run(t, q)
+				op := waitFor(t, q, submit(t, q, operationtest.Operation("k", "x")))
+				wantState(t, op, operation.Failed, problem.ProcessStartFailed)
+				if op.Problem != nil && op.Problem.Message != tt.want {
+					t.Errorf("it says %q, want %q", op.Problem.Message, tt.want)
+				}
+			})
+		})
+	}
+}
+
 func TestKickStartsARowOfTheCaller(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
