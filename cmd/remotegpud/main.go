@@ -158,12 +158,30 @@ func serve(ctx context.Context, cfg config.Config, stderr io.Writer) (err error)
 	if err != nil {
 		return err
 	}
+	defer surviveHangups(ctx, log)()
 	n, err := node.New(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.Close()) }()
 	return n.Run(ctx)
+}
+
+// surviveHangups has SIGHUP logged instead of ending the daemon: scripts send it
+// to have daemons read their configuration again, and a terminal that closes does.
+// What the daemon starts gets the signal as ever.
+func surviveHangups(ctx context.Context, log *slog.Logger) (stop func()) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	go func() {
+		for range hangups {
+			log.WarnContext(ctx, "SIGHUP does nothing; restart remotegpud to have it read its configuration: environments run on")
+		}
+	}()
+	return func() {
+		signal.Stop(hangups)
+		close(hangups)
+	}
 }
 
 func newLog(cfg config.Config, stderr io.Writer) (*slog.Logger, error) {

@@ -43,7 +43,8 @@ const (
 const lockPatience = 5 * time.Second
 
 // lockDirectory makes sure that one daemon at a time works in a state
-// directory. The lock goes with the process.
+// directory: STATE_DIR_LOCKED, which ends by itself when the other is about to
+// stop. The lock goes with the process.
 func lockDirectory(dir string) (*os.File, error) {
 	file, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -59,7 +60,7 @@ func lockDirectory(dir string) (*os.File, error) {
 		if errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(until) {
 			continue
 		}
-		return nil, errors.Join(problem.New(problem.ConfigInvalid, "another remotegpud works in %s", dir).WithCause(err).
+		return nil, errors.Join(problem.New(problem.StateDirLocked, "another remotegpud works in %s", dir).WithCause(err).
 			WithHint("stop it first, or give this one a state_dir of its own"), file.Close())
 	}
 }

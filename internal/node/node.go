@@ -65,7 +65,7 @@ type Node struct {
 // New builds the node: it takes the state directory's lock, opens the database
 // and finds out what the host offers. It serves nothing; Run does. Close gives
 // back what it took. DATABASE_NEWER when the database was written by a newer
-// release; CONFIG_INVALID.
+// release; STATE_DIR_LOCKED while another daemon works in it; CONFIG_INVALID.
 func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Node, err error) {
 	n := &Node{cfg: cfg, log: log, started: time.Now()}
 	defer func() {

@@ -50,7 +50,7 @@ func TestNodeKeepsItsIdentity(t *testing.T) {
 	if len(info.ID) != 26 || info.AddressRange != "10.99.0.0/16" {
 		t.Errorf("info: %+v", info)
 	}
-	if _, err := node.New(t.Context(), cfg, log); err == nil || problem.Of(err).Reason != problem.ConfigInvalid || !strings.Contains(err.Error(), "another remotegpud") {
+	if _, err := node.New(t.Context(), cfg, log); err == nil || problem.Of(err).Reason != problem.StateDirLocked || !strings.Contains(err.Error(), "another remotegpud") {
 		t.Errorf("a second daemon in the same directory: %v", err)
 	}
 	token, err := os.ReadFile(filepath.Join(cfg.Node.StateDir, "token"))

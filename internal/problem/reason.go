@@ -145,6 +145,7 @@ const (
 	ContainerUnknown      Reason = "CONTAINER_UNKNOWN"
 	LogWriterMissing      Reason = "LOG_WRITER_MISSING"
 	LogWriterDied         Reason = "LOG_WRITER_DIED"
+	StateDirLocked        Reason = "STATE_DIR_LOCKED"
 	DatabaseNewer         Reason = "DATABASE_NEWER"
 	DatabaseFailed        Reason = "DATABASE_FAILED"
 	DiskFull              Reason = "DISK_FULL"
@@ -286,6 +287,7 @@ var kinds = map[Reason]error{
 	ContainerUnknown:      errdefs.ErrFailedPrecondition,
 	LogWriterMissing:      errdefs.ErrFailedPrecondition,
 	LogWriterDied:         errdefs.ErrFailedPrecondition,
+	StateDirLocked:        errdefs.ErrFailedPrecondition,
 	DatabaseNewer:         errdefs.ErrFailedPrecondition,
 	DatabaseFailed:        errdefs.ErrInternal,
 	DiskFull:              errdefs.ErrResourceExhausted,

@@ -18,17 +18,17 @@ import (
 	"github.com/remotegpu/remotegpu/internal/testutil"
 )
 
-// What starting again cannot help is refused with 78 (EX_CONFIG), and nothing
-// is changed.
+// What starting again cannot help is refused with 78 (EX_CONFIG), what it may
+// with 1, and nothing is changed. SIGHUP ends nothing.
 func TestRefusedStarts(t *testing.T) {
 	n := Start(t, usual, "")
-	refused := func(what, config string, wants ...string) {
+	ends := func(code int, what, config string, wants ...string) {
 		t.Helper()
 		cmd := n.command(t, testutil.Program("remotegpud"), "--config", config)
 		out, err := cmd.CombinedOutput()
 		var exit *exec.ExitError
-		if !errors.As(err, &exit) || exit.ExitCode() != 78 {
-			t.Errorf("%s: ended with %v, want 78\n%s", what, err, out)
+		if !errors.As(err, &exit) || exit.ExitCode() != code {
+			t.Errorf("%s: ended with %v, want %d\n%s", what, err, code, out)
 		}
 		for _, want := range append(wants, "Try: ") {
 			if !strings.Contains(string(out), want) {
@@ -36,7 +36,13 @@ func TestRefusedStarts(t *testing.T) {
 			}
 		}
 	}
-	refused("a second daemon", n.config, "another remotegpud works in "+n.Dir+"/state")
+	refused := func(what, config string, wants ...string) { t.Helper(); ends(78, what, config, wants...) }
+	if err := n.daemon.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+	Eventually(t, "SIGHUP to be told of", func() bool { return strings.Contains(n.Log(), "SIGHUP") })
+	// The first may be about to end: a supervisor is to try again.
+	ends(1, "a second daemon", n.config, "another remotegpud works in "+n.Dir+"/state")
 	n.Must(t, "env", "create", "one", "--image", n.Image) // the first is unharmed
 	n.Must(t, "env", "rm", "--force", "--grace", "0s", "one")
 
