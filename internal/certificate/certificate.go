@@ -41,9 +41,13 @@ type Config struct {
 	CertFile, KeyFile string
 	// Path is the file of the self-signed certificate and its key.
 	Path string
-	// Hosts are the names and addresses the self-signed certificate is for,
-	// besides those of loopback.
-	Hosts []string
+	// Hosts returns the names and addresses the self-signed certificate is for,
+	// besides those of loopback, the most used one first. It is asked again each
+	// minute that somebody connects in: another certificate is made when the
+	// first is not in this one. What else comes and goes, as the addresses of
+	// bridges do, is left to the next New: people would have to trust each anew.
+	// nil: none.
+	Hosts func() []string
 	// Name is the common name of the self-signed certificate.
 	Name string
 	Log  *slog.Logger
@@ -51,9 +55,9 @@ type Config struct {
 
 // Source hands out the present certificate. It is safe for concurrent use.
 type Source struct {
-	certFile, keyFile string   // of the operator
-	path, name        string   // of our own, certificate and key in one file
-	hosts             []string // of our own
+	certFile, keyFile string          // of the operator
+	path, name        string          // of our own, certificate and key in one file
+	hosts             func() []string // of our own
 	log               *slog.Logger
 
 	mu      sync.Mutex
@@ -65,15 +69,7 @@ type Source struct {
 // New loads the certificate, or makes one. CONFIG_INVALID when a file cannot
 // be used.
 func New(c Config) (*Source, error) {
-	cert := &Source{certFile: c.CertFile, keyFile: c.KeyFile, path: c.Path, name: c.Name, log: c.Log}
-	for _, host := range append(slices.Clone(c.Hosts), "localhost", "127.0.0.1", "::1") {
-		if inner, ok := strings.CutPrefix(host, "["); ok { // as in a URL
-			host = strings.TrimSuffix(inner, "]")
-		}
-		if host != "" && !slices.Contains(cert.hosts, host) {
-			cert.hosts = append(cert.hosts, host)
-		}
-	}
+	cert := &Source{certFile: c.CertFile, keyFile: c.KeyFile, path: c.Path, name: c.Name, hosts: c.Hosts, log: c.Log}
 	if err := cert.look(time.Now()); err != nil {
 		return nil, err
 	}
@@ -104,7 +100,10 @@ func (c *Source) look(now time.Time) error {
 	if c.certFile != "" || c.keyFile != "" {
 		return c.lookOperator()
 	}
+	hosts := c.names()
+	needed := hosts[:1]
 	if c.current == nil {
+		needed = hosts
 		pair, err := tls.LoadX509KeyPair(c.path, c.path)
 		if err == nil {
 			c.current = &pair
@@ -113,10 +112,10 @@ func (c *Source) look(now time.Time) error {
 				WithHint("delete the file: a new one is made").WithCause(err)
 		}
 	}
-	if c.current != nil && c.fits(now) {
+	if c.current != nil && c.fits(now, needed) {
 		return nil
 	}
-	text, err := selfSigned(c.name, c.hosts, now)
+	text, err := selfSigned(c.name, hosts, now)
 	if err != nil {
 		return fmt.Errorf("make certificate: %w", err)
 	}
@@ -152,13 +151,31 @@ func (c *Source) lookOperator() error {
 	return nil
 }
 
-// fits tells whether our own certificate lasts and names all hosts.
-func (c *Source) fits(now time.Time) bool {
+// names are the hosts that our own certificate should be for now, as they are
+// written in one; there is one at least.
+func (c *Source) names() []string {
+	var all, names []string
+	if c.hosts != nil {
+		all = c.hosts()
+	}
+	for _, host := range append(slices.Clone(all), "localhost", "127.0.0.1", "::1") {
+		if inner, ok := strings.CutPrefix(host, "["); ok { // as in a URL
+			host = strings.TrimSuffix(inner, "]")
+		}
+		if host != "" && !slices.Contains(names, host) {
+			names = append(names, host)
+		}
+	}
+	return names
+}
+
+// fits tells whether our own certificate lasts and names these hosts.
+func (c *Source) fits(now time.Time, hosts []string) bool {
 	leaf := c.current.Leaf
 	if leaf == nil || now.Add(renewBefore).After(leaf.NotAfter) {
 		return false
 	}
-	for _, host := range c.hosts {
+	for _, host := range hosts {
 		ip := net.ParseIP(host)
 		if ip != nil && !slices.ContainsFunc(leaf.IPAddresses, ip.Equal) || ip == nil && !slices.Contains(leaf.DNSNames, host) {
 			return false

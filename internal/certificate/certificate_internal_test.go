@@ -20,10 +20,12 @@ func serial(t *testing.T, c *Source) []byte {
 	return pair.Leaf.SerialNumber.Bytes()
 }
 
+func named(hosts ...string) func() []string { return func() []string { return hosts } }
+
 func TestSelfSignedCertificate(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "tls.pem")
 	load := func(hosts ...string) (*Source, error) {
-		return New(Config{Path: path, Hosts: hosts, Name: "test", Log: slog.New(slog.DiscardHandler)})
+		return New(Config{Path: path, Hosts: named(hosts...), Name: "test", Log: slog.New(slog.DiscardHandler)})
 	}
 	first, err := load("gpu1", "10.0.0.1")
 	if err != nil {
@@ -60,11 +62,34 @@ func TestSelfSignedCertificate(t *testing.T) {
 	}
 }
 
+// A host that moves, or had no address when the daemon started.
+func TestSelfSignedCertificateFollowsTheHost(t *testing.T) {
+	hosts := []string{"127.0.0.1", "localhost", "gpu1"}
+	c, err := New(Config{
+		Path: filepath.Join(t.TempDir(), "tls.pem"), Hosts: func() []string { return hosts }, Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := serial(t, c)
+	hosts = []string{"192.0.2.1", "10.9.0.1", "127.0.0.1", "localhost", "gpu1"}
+	c.looked = time.Time{}
+	moved := serial(t, c)
+	if bytes.Equal(moved, first) || c.current.Leaf.VerifyHostname("192.0.2.1") != nil || c.current.Leaf.VerifyHostname("10.9.0.1") != nil {
+		t.Error("the certificate does not follow the host's address")
+	}
+	hosts = []string{"192.0.2.1", "10.9.1.1", "127.0.0.1", "localhost", "gpu1"} // another bridge
+	c.looked = time.Time{}
+	if !bytes.Equal(serial(t, c), moved) {
+		t.Error("people have to trust another certificate though the host is where it was")
+	}
+}
+
 // A name that no browser would ask for by itself is kept as it is: a
 // certificate that is made anew every minute would have to be trusted anew.
 func TestSelfSignedCertificateOfOddNamesIsKept(t *testing.T) {
 	for _, host := range []string{"*.gpu.example.com", "gpu_1", "GPU1.example.com.", "[fd00::1]", "FD00::0:1", "fe80::1%eth0"} {
-		config := Config{Path: filepath.Join(t.TempDir(), "tls.pem"), Hosts: []string{host}, Log: slog.New(slog.DiscardHandler)}
+		config := Config{Path: filepath.Join(t.TempDir(), "tls.pem"), Hosts: named(host), Log: slog.New(slog.DiscardHandler)}
 		first, err := New(config)
 		if err != nil {
 			t.Errorf("%s: %v", host, err)

@@ -69,7 +69,7 @@ type API struct {
 // Gateway is the web listener for people.
 type Gateway struct {
 	Listen         string   `toml:"listen" comment:"TCP address. Empty: off."`
-	PublicURL      string   `toml:"public_url" comment:"Base URL that people reach it by. Empty: https://<first address of the host>:<port>."`
+	PublicURL      string   `toml:"public_url" comment:"Base URL that people reach it by. Empty: https://HOST:<port>, where HOST is the address of listen, else node.public_host, else the address that the default route uses."`
 	TLSCert        string   `toml:"tls_cert" comment:"Certificate (PEM). Empty: a self-signed one is made."`
 	TLSKey         string   `toml:"tls_key" comment:"Key (PEM) of tls_cert."`
 	FrameAncestors []string `toml:"frame_ancestors" comment:"Origins that may embed desktops in an iframe."`

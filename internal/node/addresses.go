@@ -8,17 +8,32 @@ import (
 )
 
 // addresses is where people reach what the node offers.
-type addresses struct {
-	node *Node
+type addresses struct{ node *Node }
+
+// hosts are the names and addresses that people may reach the node by, the best
+// first. They may change: a daemon may start before the host has an address, and
+// a host moves.
+type hosts struct {
+	look func() []string
 
 	mu    sync.Mutex
-	host  string // that was found last
+	found []string
 	until time.Time
 }
 
-// hostFor is how long an address of the host is taken to be its address: a
-// list of environments asks for it hundreds of times.
+// hostFor is how long what was found is taken to be so: a list of environments
+// asks for it hundreds of times.
 const hostFor = 10 * time.Second
+
+// now returns them; there is one at least. The caller does not change them.
+func (h *hosts) now() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if now := time.Now(); now.After(h.until) {
+		h.found, h.until = h.look(), now.Add(hostFor)
+	}
+	return h.found
+}
 
 // nameLimit is the longest host name (RFC 1035 section 2.3.4, as text).
 const nameLimit = 253
@@ -27,25 +42,18 @@ const nameLimit = 253
 // one. It is the whole name: the short one means another environment to those in
 // another project. Else it is the configured public host, or the address that
 // the default route uses, which may change.
-func (a *addresses) Host(name, project string) string {
+func (a addresses) Host(name, project string) string {
 	if zone := a.node.cfg.DNS.PublicZone(); zone != "" {
 		if host := name + "." + project + "." + zone; len(host) <= nameLimit {
 			return host
 		}
 	}
-	if host := a.node.cfg.Node.PublicHost; host != "" {
-		return host
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if now := time.Now(); now.After(a.until) {
-		a.host, a.until = hostNames("", a.node.cfg.Node.Name, "", a.node.addresses, a.node.range6)[0], now.Add(hostFor)
-	}
-	return a.host
+	return a.node.hosts.now()[0]
 }
 
-// Desktop is the page of a desktop at the gateway.
-func (a *addresses) Desktop(envID string) string {
+// Desktop is the page of a desktop at the gateway, by the address that the host
+// has now unless [gateway] says another.
+func (a addresses) Desktop(envID string) string {
 	if a.node.gateway == nil {
 		return ""
 	}

@@ -103,9 +103,11 @@ func listenTCP(ctx context.Context, address string, patience time.Duration) (net
 }
 
 func (n *Node) apiCertificate() (*tls.Config, error) {
+	// Programs trust the very certificate: it is another one after a start only.
+	hosts := hostNames(n.cfg.Node.PublicHost, n.cfg.Node.Name, n.cfg.API.Listen, n.addresses)
 	source, err := certificate.New(certificate.Config{
 		CertFile: n.cfg.API.TLSCert, KeyFile: n.cfg.API.TLSKey, Path: n.statePath("api-tls.pem"),
-		Hosts: hostNames(n.cfg.Node.PublicHost, n.cfg.Node.Name, n.cfg.API.Listen, n.addresses), Name: "remotegpu " + n.cfg.Node.Name, Log: n.log,
+		Hosts: func() []string { return hosts }, Name: "remotegpu " + n.cfg.Node.Name, Log: n.log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("certificate of the API: %w", err)

@@ -49,6 +49,7 @@ type Node struct {
 	queue     *operation.Queue
 	manager   *runtime.Manager
 	gateway   *gateway.Gateway // nil: off
+	hosts     hosts
 	desktops  *desktop.Desktops
 	pool      *port.Pool
 	sockets   port.Sockets // hold the pool's ports
@@ -195,9 +196,12 @@ func (n *Node) buildManager(ctx context.Context) error {
 		Dir: n.runPath("desktop"), Log: n.log,
 		InEnvironment: n.inEnvironment,
 	})
+	n.hosts.look = func() []string {
+		return hostNames(n.cfg.Node.PublicHost, n.cfg.Node.Name, "", n.addresses, n.range6)
+	}
 	if n.cfg.Gateway.Listen != "" {
 		if n.gateway, err = gateway.New(gateway.Config{
-			Listen: n.cfg.Gateway.Listen, PublicURL: n.cfg.Gateway.PublicURL, Hosts: hostNames(n.cfg.Node.PublicHost, n.cfg.Node.Name, n.cfg.Gateway.Listen, n.addresses, n.range6),
+			Listen: n.cfg.Gateway.Listen, PublicURL: n.cfg.Gateway.PublicURL, Hosts: n.hosts.now,
 			CertFile: n.cfg.Gateway.TLSCert, KeyFile: n.cfg.Gateway.TLSKey, StateDir: n.statePath("gateway"),
 			FrameAncestors: n.cfg.Gateway.FrameAncestors, Desktops: n.desktops, Conditions: conditions{n}, Log: n.log,
 		}); err != nil {
@@ -227,7 +231,7 @@ func (n *Node) buildManager(ctx context.Context) error {
 		Node: n.cfg.Node.Name, StateDir: n.statePath("environments"), LogDir: n.statePath("logs"), Store: n.store, Queue: n.queue,
 		Engine: n.engine, Executor: n.engine, Roots: n.engine, Snapshotter: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.ports(), Volumes: volumes, Desktops: n.desktops, Log: n.log,
 		LoginDir: n.statePath("credentials"), BootID: bootID(), Names: served,
-		Addresses: &addresses{node: n},
+		Addresses: addresses{node: n},
 		GPUs:      n.gpuDriver(), GPU: n.gpuConfig(), InEnvironment: n.inEnvironment, Cgroup: n.cgroupOf,
 	})
 	return ctx.Err()

@@ -30,7 +30,7 @@ func served(t *testing.T, r *running) *x509.Certificate {
 func TestCertificateIsMadeOnceAndForTheseHosts(t *testing.T) {
 	dir := t.TempDir()
 	with := func(hosts ...string) func(*gateway.Config) {
-		return func(c *gateway.Config) { c.StateDir, c.Hosts = dir, hosts }
+		return func(c *gateway.Config) { c.StateDir, c.Hosts = dir, named(hosts...) }
 	}
 	first := served(t, run(t, with("gpu1", "10.0.0.1")))
 	for _, host := range []string{"gpu1", "10.0.0.1", "localhost", "127.0.0.1"} {

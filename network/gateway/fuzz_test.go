@@ -16,7 +16,7 @@ import (
 // environment without a token, or out of the pages it has.
 func FuzzPaths(f *testing.F) {
 	g, err := gateway.New(gateway.Config{
-		Listen: "127.0.0.1:0", Hosts: []string{"127.0.0.1"}, StateDir: f.TempDir(), Desktops: new(desktops), Log: slog.New(slog.DiscardHandler),
+		Listen: "127.0.0.1:0", Hosts: named("127.0.0.1"), StateDir: f.TempDir(), Desktops: new(desktops), Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		f.Fatal(err)

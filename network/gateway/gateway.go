@@ -40,9 +40,10 @@ type Config struct {
 	// "https://gpu1.example.com:7443". "": made of the first of Hosts and the
 	// port of Listen.
 	PublicURL string
-	// Hosts are the names and addresses for the certificate that the gateway
-	// makes itself.
-	Hosts []string
+	// Hosts returns the names and addresses that people may reach the node by
+	// now, the best first: for URLs, and for the certificate that the gateway
+	// makes itself. It is asked each time. nil: none.
+	Hosts func() []string
 	// CertFile and KeyFile are a PEM certificate chain and its key, read again
 	// when they change. "": a self-signed one is kept in StateDir.
 	CertFile, KeyFile string
@@ -74,7 +75,7 @@ const (
 // Gateway is the web listener. Its methods are safe for concurrent use.
 type Gateway struct {
 	listen      string
-	publicURL   *url.URL
+	publicURL   func() *url.URL // now
 	desktops    Desktops
 	conditions  Conditions
 	log         *slog.Logger
@@ -92,6 +93,9 @@ type Gateway struct {
 
 // New reads or makes keys and certificate; it starts nothing.
 func New(c Config) (*Gateway, error) {
+	if c.Hosts == nil {
+		c.Hosts = func() []string { return nil }
+	}
 	publicURL, err := publicURL(c)
 	if err != nil {
 		return nil, err
@@ -111,7 +115,7 @@ func New(c Config) (*Gateway, error) {
 	}
 	source, err := certificate.New(certificate.Config{
 		CertFile: c.CertFile, KeyFile: c.KeyFile, Path: filepath.Join(c.StateDir, certificateFile),
-		Hosts: append([]string{publicURL.Hostname()}, c.Hosts...), Name: "remotegpu gateway", Log: c.Log,
+		Hosts: func() []string { return append([]string{publicURL().Hostname()}, c.Hosts()...) }, Name: "remotegpu gateway", Log: c.Log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("load gateway certificate: %w", err)
@@ -134,7 +138,10 @@ func New(c Config) (*Gateway, error) {
 	return g, nil
 }
 
-func publicURL(c Config) (*url.URL, error) {
+// publicURL returns what says how browsers reach the gateway: always the same
+// when that is configured, else by the host's best name or address, which may
+// change, as when the daemon starts before the host has one.
+func publicURL(c Config) (func() *url.URL, error) {
 	text := c.PublicURL
 	if text == "" {
 		host, port, err := net.SplitHostPort(c.Listen)
@@ -142,10 +149,13 @@ func publicURL(c Config) (*url.URL, error) {
 			return nil, problem.New(problem.ConfigInvalid, "gateway address %q is not host:port", c.Listen).WithCause(err)
 		}
 		if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
-			host = "localhost"
-			if len(c.Hosts) > 0 {
-				host = c.Hosts[0]
-			}
+			return func() *url.URL {
+				host := "localhost"
+				if hosts := c.Hosts(); len(hosts) > 0 {
+					host = hosts[0]
+				}
+				return &url.URL{Scheme: "https", Host: net.JoinHostPort(host, port)}
+			}, nil
 		}
 		text = "https://" + net.JoinHostPort(host, port)
 	}
@@ -155,7 +165,7 @@ func publicURL(c Config) (*url.URL, error) {
 		return nil, problem.New(problem.ConfigInvalid, "gateway URL %q is not one", text).
 			WithHint("write it as https://gpu1.example.com:7443")
 	}
-	return parsed, nil
+	return func() *url.URL { return parsed }, nil
 }
 
 // Run listens and serves until ctx ends, then tells the browsers that they may
@@ -188,7 +198,7 @@ func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 	}}
 	served := make(chan error, 1)
 	go func() { served <- server.ServeTLS(listener, "", "") }()
-	g.log.InfoContext(ctx, "gateway serves", "address", address.String(), "url", g.publicURL.String())
+	g.log.InfoContext(ctx, "gateway serves", "address", address.String(), "url", g.publicURL().String())
 	select {
 	case err := <-served:
 		return fmt.Errorf("serve the gateway: %w", err)
@@ -213,10 +223,10 @@ func (g *Gateway) Serve(ctx context.Context, listener net.Listener) error {
 	return err
 }
 
-// URL is the page of an environment's desktop. It needs a token in its
-// fragment: see Session.
+// URL is the page of an environment's desktop, at the address that the host has
+// now. It needs a token in its fragment: see Session.
 func (g *Gateway) URL(envID string) string {
-	return g.publicURL.JoinPath("desktop", envID).String()
+	return g.publicURL().JoinPath("desktop", envID).String()
 }
 
 // Session makes a token that opens connections to a desktop until expires, and

@@ -257,11 +257,35 @@ func TestBadConfigurations(t *testing.T) {
 	}
 }
 
+func named(hosts ...string) func() []string { return func() []string { return hosts } }
+
+// The daemon may start before the host has an address, and a host moves: links
+// lead to where it is.
+func TestURLFollowsTheHost(t *testing.T) {
+	hosts := []string{"127.0.0.1", "localhost"}
+	g, err := gateway.New(gateway.Config{
+		Listen: ":7443", Hosts: func() []string { return hosts }, StateDir: t.TempDir(), Log: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range []string{"127.0.0.1", "192.0.2.1", "192.0.2.7"} {
+		hosts[0] = host
+		want := "https://" + host + ":7443/desktop/env"
+		if got := g.URL("env"); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+		if page, _, _ := g.Session("env", gateway.View, time.Minute); !strings.HasPrefix(page, want+"#") {
+			t.Errorf("session %s, want it at %s", page, want)
+		}
+	}
+}
+
 func TestURLs(t *testing.T) {
 	for want, c := range map[string]gateway.Config{
-		"https://gpu1:7443/desktop/env":          {Listen: ":7443", Hosts: []string{"gpu1"}},
+		"https://gpu1:7443/desktop/env":          {Listen: ":7443", Hosts: named("gpu1")},
 		"https://localhost:7443/desktop/env":     {Listen: "0.0.0.0:7443"},
-		"https://10.0.0.1:7443/desktop/env":      {Listen: "10.0.0.1:7443", Hosts: []string{"gpu1"}},
+		"https://10.0.0.1:7443/desktop/env":      {Listen: "10.0.0.1:7443", Hosts: named("gpu1")},
 		"https://example.com/gpu/1/desktop/env":  {Listen: ":7443", PublicURL: "https://example.com/gpu/1/"},
 		"https://[2001:db8::1]:7443/desktop/env": {Listen: "[2001:db8::1]:7443"},
 	} {

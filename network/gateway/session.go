@@ -56,9 +56,10 @@ func (g *Gateway) serveRFB(w http.ResponseWriter, r *http.Request) {
 	}
 	g.running.Add(1)
 	defer g.running.Done()
+	base := g.publicURL()
 	socket, err := websocket.Accept(w, r, &websocket.AcceptOptions{
 		Subprotocols:    []string{subprotocol},
-		OriginPatterns:  []string{g.publicURL.Scheme + "://" + g.publicURL.Host},
+		OriginPatterns:  []string{base.Scheme + "://" + base.Host},
 		CompressionMode: websocket.CompressionDisabled,
 	})
 	if err != nil { // the client was told
