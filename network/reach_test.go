@@ -183,7 +183,7 @@ func matrix(t *testing.T, l *lab) {
 		l.lan.Answer(t, network, privateIP+":8080", "private")
 	}
 	// The metadata address would be answered if it were let through.
-	l.lan.Sh(t, "ip addr add 169.254.169.254/32 dev lan; ip addr add 100.100.100.200/32 dev lan; ip route add 10.88.0.0/16 via "+hostIP)
+	l.lan.Sh(t, "ip addr add 169.254.169.254/32 dev lan; ip addr add 100.100.100.200/32 dev lan; ip addr add 192.0.0.192/32 dev lan; ip route add 10.88.0.0/16 via "+hostIP)
 	flowsOfMatrix(t, l)
 }
 
@@ -220,6 +220,7 @@ func flowsOfMatrix(t *testing.T, l *lab) {
 		{"LAN to environment", addressA + ":PORT", l.lan, ""},
 		{"environment to metadata", "169.254.169.254:8000", a, ""},
 		{"environment to metadata of another cloud", "100.100.100.200:8000", a, ""},
+		{"environment to metadata of a third cloud", "192.0.0.192:8000", a, ""},
 	}
 	var all sync.WaitGroup // what is blocked takes its time
 	for _, row := range rows {

@@ -12,7 +12,8 @@ import (
 // stand for them in IPv6.
 var insideNetworks = []netip.Prefix{
 	netip.MustParsePrefix("0.0.0.0/8"),
-	netip.MustParsePrefix("100.64.0.0/10"), // carriers' NAT, and clouds' metadata
+	netip.MustParsePrefix("100.64.0.0/10"),  // carriers' NAT, and clouds' metadata
+	netip.MustParsePrefix("192.0.0.192/32"), // clouds' metadata; the answer to ipv4only.arpa is beside it (RFC 7050)
 	netip.MustParsePrefix("198.18.0.0/15"),
 	netip.MustParsePrefix("240.0.0.0/4"),
 	netip.MustParsePrefix("fec0::/10"),

@@ -15,6 +15,8 @@ func Closed() []netip.Prefix {
 		netip.MustParsePrefix("168.63.129.16/32"), // Azure's WireServer, which hands out a machine's secrets
 		netip.MustParsePrefix("169.254.0.0/16"),   // RFC 3927; the metadata of most clouds
 		netip.MustParsePrefix("172.16.0.0/12"),    // RFC 1918
+		netip.MustParsePrefix("192.0.0.0/24"),     // RFC 6890: protocols of networks; the metadata of Oracle Cloud Classic
+		netip.MustParsePrefix("192.88.99.0/24"),   // RFC 7526: former relays of 6to4
 		netip.MustParsePrefix("192.168.0.0/16"),   // RFC 1918
 		netip.MustParsePrefix("198.18.0.0/15"),    // RFC 2544: test networks, and some overlays
 		netip.MustParsePrefix("240.0.0.0/4"),      // RFC 1112: reserved, and used as private by some
@@ -36,6 +38,7 @@ func Metadata() []netip.Prefix {
 		netip.MustParsePrefix("100.100.100.200/32"),
 		netip.MustParsePrefix("168.63.129.16/32"),
 		netip.MustParsePrefix("169.254.0.0/16"),
+		netip.MustParsePrefix("192.0.0.192/32"),         // Oracle Cloud Classic
 		netip.MustParsePrefix("fd00:42::42/128"),        // Scaleway
 		netip.MustParsePrefix("fd00:c1::a9fe:a9fe/128"), // Oracle Cloud
 		netip.MustParsePrefix("fd00:ec2::/32"),          // AWS: ::254 metadata, ::23 EKS Pod Identity, ::253 names

@@ -82,7 +82,7 @@ func TestContains(t *testing.T) {
 
 func TestMetadataOfClouds(t *testing.T) {
 	t.Parallel()
-	for _, address := range []string{"169.254.169.254", "168.63.129.16", "100.100.100.200", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254"} {
+	for _, address := range []string{"169.254.169.254", "168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254"} {
 		own := netip.MustParseAddr(address)
 		if !policy.IsMetadata(netip.PrefixFrom(own, own.BitLen())) {
 			t.Errorf("%s can be opened by a policy", address)

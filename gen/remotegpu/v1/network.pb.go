@@ -31,11 +31,12 @@ const (
 	// OPEN.
 	EgressMode_EGRESS_MODE_UNSPECIFIED EgressMode = 0
 	// Everything but closed networks: private ones (10.0.0.0/8, 172.16.0.0/12,
-	// 192.168.0.0/16, 100.64.0.0/10, 169.254.0.0/16, 198.18.0.0/15,
-	// 240.0.0.0/4), those that the host has addresses in, and cloud metadata. The
-	// node's configuration opens some of them to all environments, allow to this
-	// one. Ports published on the host's addresses are reached, whatever network
-	// these are in.
+	// 192.168.0.0/16, 100.64.0.0/10, 169.254.0.0/16, 192.0.0.0/24,
+	// 192.88.99.0/24, 198.18.0.0/15, 240.0.0.0/4; of IPv6 fc00::/7, fe80::/10,
+	// fec0::/10, ::/8, 2001::/32, 2002::/16), those that the host has addresses
+	// in, and cloud metadata. The node's configuration opens some of them to all
+	// environments, allow to this one. Ports published on the host's addresses
+	// are reached, whatever network these are in.
 	EgressMode_EGRESS_MODE_OPEN EgressMode = 1
 	// What allow names, and names: the node's responder, and the name servers of
 	// the host on port 53.
