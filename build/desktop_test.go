@@ -106,7 +106,7 @@ func TestDesktopBase(t *testing.T) {
 	if err != nil || image.Digest != result.Digest {
 		t.Fatalf("image is %+v, %v; want digest %s", image, err, result.Digest)
 	}
-	if image.Labels["io.remotegpu.desktop"] != "vnc" || image.Labels["io.remotegpu.min-memory"] == "" {
+	if image.Labels["io.remotegpu.desktop"] != "vnc" || image.Labels["io.remotegpu.min-memory"] == "" || image.Labels["io.remotegpu.user"] != "gpu" {
 		t.Errorf("labels are %v", image.Labels)
 	}
 

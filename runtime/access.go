@@ -49,7 +49,11 @@ func access(env *Environment, at Addresses) []Access {
 		if host == "" {
 			host = at.Host(env.Name, env.Project)
 		}
-		found = append(found, Access{m.Service, form.scheme + net.JoinHostPort(host, strconv.Itoa(int(m.External))) + form.path})
+		scheme := form.scheme
+		if m.Service == port.SSH && env.Login != "" { // else who asks is who he is at home
+			scheme += env.Login + "@"
+		}
+		found = append(found, Access{m.Service, scheme + net.JoinHostPort(host, strconv.Itoa(int(m.External))) + form.path})
 	}
 	return found
 }

@@ -90,6 +90,7 @@ func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Ta
 	spans.end("start")
 	running, err := m.cfg.Store.ActivateEnvironment(ctx, env.ID, recorded(func(env *Environment) error {
 		env.State, env.Digest, env.StartedAt, env.Disk, env.GPURun = Running, image.Digest, time.Now(), container.Disk, container.GPURun
+		env.Login = loginOf(image.Labels)
 		leave(env, task.Op.ID)
 		env.Problem, env.Exit, env.Health = nil, nil, firstHealth(env)
 		return nil

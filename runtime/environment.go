@@ -48,6 +48,7 @@ type Environment struct {
 	Problem   *operation.Problem // why it is in error
 	Exit      *Exit              // how its last run ended
 	Digest    string             // of the image its root filesystem was made from
+	Login     string             // user that people are by SSH, as that image says (LabelUser); "": it does not say
 	Held      bool               // it holds address, ports and container
 	Slot      int                // index of its subnet in the address range; -1 without one
 	Address   netip.Addr         // invalid without a slot

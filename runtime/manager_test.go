@@ -61,7 +61,7 @@ func newHost(t *testing.T) *host {
 	h.images = h.engine.Images
 	h.networks.Faults, h.volumes.Faults, h.desktops.Faults = &h.faults, &h.faults, &h.faults
 	h.images.Add(runtime.Image{Name: image, Digest: "sha256:1", Labels: map[string]string{
-		runtime.LabelMinMemory: "67108864", runtime.LabelDesktop: "vnc",
+		runtime.LabelMinMemory: "67108864", runtime.LabelDesktop: "vnc", runtime.LabelUser: "gpu",
 	}})
 	return h
 }

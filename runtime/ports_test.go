@@ -271,10 +271,16 @@ func TestAccess(t *testing.T) {
 		got = append(got, string(access.Service)+" "+access.URL)
 	}
 	if want := []string{
-		"novnc https://gw/desktop/" + env.ID, "ssh ssh://[2001:db8::1]:22007", "rdp rdp://[2001:db8::1]:33891", "jupyter http://[2001:db8::1]:8890/",
+		"novnc https://gw/desktop/" + env.ID, "ssh ssh://gpu@[2001:db8::1]:22007", "rdp rdp://[2001:db8::1]:33891", "jupyter http://[2001:db8::1]:8890/",
 		"vnc vnc://[2001:db8::1]:5902", "novnc http://[2001:db8::1]:6081/vnc.html",
 	}; !slices.Equal(got, want) {
 		t.Errorf("access %q, want %q", got, want)
+	}
+	h.images.Add(runtime.Image{Name: "docker.io/library/odd:1", Digest: "sha256:2", Labels: map[string]string{runtime.LabelUser: "-oProxyCommand=sh"}})
+	odd := runtime.CreateRequest{Name: "odd", Spec: runtime.Spec{Image: "odd:1", Ports: []port.Request{{Service: port.SSH, External: 22009, Protocol: port.TCP}}}}
+	env, _ = d.create(odd)
+	if len(env.Access) != 1 || env.Access[0].URL != "ssh://[2001:db8::1]:22009" || !slices.ContainsFunc(env.Warnings, func(w string) bool { return strings.Contains(w, runtime.LabelUser) }) {
+		t.Errorf("access by a user that is none: %v, warnings %q", env.Access, env.Warnings)
 	}
 }
 

@@ -37,6 +37,9 @@ const (
 	LabelMinMemory = "io.remotegpu.min-memory"
 	// LabelDesktop is the label of an image that brings a desktop: "vnc".
 	LabelDesktop = "io.remotegpu.desktop"
+	// LabelUser is the label of an image that says which user people are who
+	// come by SSH: "gpu".
+	LabelUser = "io.remotegpu.user"
 
 	passwordVariable = "VNC_PASSWORD"
 	maxPassword      = 8 // bytes; VNC authentication is DES with the password as its key (RFC 6143 section 7.2.2)
@@ -47,6 +50,7 @@ const (
 var (
 	dnsLabel     = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 	hostname     = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?$`)
+	loginName    = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.-]{0,31}$`) // useradd(8); no option of ssh begins like that
 	variableName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 )
 
@@ -224,6 +228,15 @@ func (m *Manager) checkImage(ctx context.Context, spec *Spec, snapshot *Snapshot
 	return nil, nil
 }
 
+// loginOf is the user that people are by SSH in what is made from an image of
+// these labels, "" when they do not say.
+func loginOf(labels map[string]string) string {
+	if name := labels[LabelUser]; loginName.MatchString(name) {
+		return name
+	}
+	return ""
+}
+
 // checkImageLabels holds the spec against what the image says of itself.
 func checkImageLabels(spec *Spec, image Image) (warnings []string, err error) {
 	if text := image.Labels[LabelMinMemory]; text != "" {
@@ -234,6 +247,9 @@ func checkImageLabels(spec *Spec, image Image) (warnings []string, err error) {
 			return nil, problem.New(problem.MemoryTooSmall, "image %s needs %d bytes of memory, %d are given", image.Name, least, limit).
 				WithField("spec.resources.memory_bytes").WithHint("give at least %d MiB, or leave the limit out", (least+1<<20-1)>>20)
 		}
+	}
+	if name := image.Labels[LabelUser]; name != "" && loginOf(image.Labels) == "" {
+		warnings = append(warnings, fmt.Sprintf("label %s of image %s is no name of a user and is ignored", LabelUser, image.Name))
 	}
 	if spec.Desktop != nil && image.Labels[LabelDesktop] == "" {
 		warnings = append(warnings, fmt.Sprintf("image %s does not say that it brings a desktop (label %s)", image.Name, LabelDesktop))

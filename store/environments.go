@@ -29,6 +29,7 @@ type environmentDetail struct {
 	Problem  *operation.Problem `json:"problem,omitempty"`
 	Exit     *runtime.Exit      `json:"exit,omitempty"`
 	Digest   string             `json:"digest,omitempty"`
+	Login    string             `json:"login,omitempty"`
 	Warnings []string           `json:"warnings,omitempty"`
 
 	Health       runtime.Health    `json:"health,omitempty"`
@@ -73,7 +74,7 @@ func (r *environmentRow) decode() (*runtime.Environment, error) {
 	if err := fromJSON(r.detail, &d); err != nil {
 		return nil, err
 	}
-	e.Problem, e.Exit, e.Digest, e.Warnings = d.Problem, d.Exit, d.Digest, d.Warnings
+	e.Problem, e.Exit, e.Digest, e.Login, e.Warnings = d.Problem, d.Exit, d.Digest, d.Login, d.Warnings
 	e.Health, e.HealthDetail = d.Health, d.HealthDetail
 	e.RestartCount, e.RestartAt, e.ByPolicy = d.RestartCount, fromMillis(d.RestartAt), d.ByPolicy
 	e.Paused, e.Applied, e.Clear = d.Paused, d.Applied, d.Clear
@@ -105,7 +106,7 @@ func environmentValues(e *runtime.Environment) ([]any, error) {
 		return nil, err
 	}
 	detail, err := toJSON(environmentDetail{
-		Problem: e.Problem, Exit: e.Exit, Digest: e.Digest, Warnings: e.Warnings, Health: e.Health, HealthDetail: e.HealthDetail,
+		Problem: e.Problem, Exit: e.Exit, Digest: e.Digest, Login: e.Login, Warnings: e.Warnings, Health: e.Health, HealthDetail: e.HealthDetail,
 		RestartCount: e.RestartCount, RestartAt: millis(e.RestartAt), ByPolicy: e.ByPolicy, Paused: e.Paused, Applied: e.Applied,
 		Clear: e.Clear, RolledBack: e.RolledBack, OOMKills: e.OOMKills, Disk: e.Disk, GPURun: e.GPURun,
 	})

@@ -92,7 +92,7 @@ func TestEnvironmentRoundTrip(t *testing.T) {
 	}
 	time.Sleep(2 * time.Millisecond)
 	changed, err := s.ActivateEnvironment(t.Context(), env.ID, func(env *runtime.Environment) error {
-		env.State, env.StartedAt, env.Digest, env.Ready = runtime.Running, time.Now(), "sha256:1", true
+		env.State, env.StartedAt, env.Digest, env.Login, env.Ready = runtime.Running, time.Now(), "sha256:1", "gpu", true
 		env.Address, env.Warnings = netip.MustParseAddr("10.1.2.3"), []string{"w"}
 		env.Problem = &operation.Problem{Reason: "R", Message: "m"}
 		env.Exit = &runtime.Exit{Code: 137, Signal: 9, OOMKilled: true, At: time.Now().UTC().Truncate(time.Millisecond)}

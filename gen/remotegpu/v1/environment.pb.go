@@ -693,13 +693,16 @@ func (x *Environment) GetAddress6() string {
 }
 
 // AccessURL is an address of a service of an environment, for people. Its host
-// is the node's public_host. It never holds a token or a password.
+// is the environment's name in a public zone, else the node's public_host, else
+// the address that the host's default route uses now. It never holds a token or
+// a password.
 type AccessURL struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Which service. NOVNC is the desktop at the node's gateway, for which a
 	// session gives the token, or the noVNC that the image brings.
 	ServiceType ServiceType `protobuf:"varint,1,opt,name=service_type,json=serviceType,proto3,enum=remotegpu.v1.ServiceType" json:"service_type,omitempty"`
-	// Such as "ssh://node.example.com:22005".
+	// Such as "ssh://gpu@node.example.com:22005". The user is what the image's
+	// label io.remotegpu.user says; without one there is none.
 	Url           string `protobuf:"bytes,2,opt,name=url,proto3" json:"url,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
