@@ -261,7 +261,7 @@ func surrounded(t *testing.T, m *members) {
 	if err := <-running; err != nil {
 		t.Error(err)
 	}
-	for _, bad := range []string{"169.254.169.254", "100.100.100.200/32:80/tcp", "192.0.0.192", "10.88.3.0/24", "10.88.0.9", "127.0.0.1", "224.0.0.1"} {
+	for _, bad := range []string{"169.254.169.254", "100.100.100.200/32:80/tcp", "192.0.0.192", "10.88.3.0/24", "10.88.0.9", "127.0.0.1", "224.0.0.1", "0.0.0.0", "255.255.255.255"} {
 		err := m.networks.CheckPolicy(policy.Policy{Allow: destinations(t, "198.51.100.7", bad)}, "spec.network")
 		if err == nil || !strings.Contains(err.Error(), strings.Split(bad, "/")[0]) {
 			t.Errorf("destination %s: %v", bad, err)

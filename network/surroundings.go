@@ -125,6 +125,9 @@ func (n *Networks) CheckPolicy(wanted policy.Policy, field string) error {
 		case policy.Within([]netip.Prefix{n.cfg.Range, n.cfg.Range6}, d.Prefix):
 			errs = append(errs, problem.New(problem.DestinationNotAllowed, "%s is in the range of environments", d).WithField(at).
 				WithHint("put environments that shall reach each other into a group, or name for published ports an address of the host, or %s, which names of environments lead to", n.NodeAddress()))
+		case policy.IsNobodys(d.Prefix):
+			errs = append(errs, problem.New(problem.DestinationNotAllowed, "no machine has the address %s", d.Prefix.Addr()).WithField(at).
+				WithHint("name addresses of other machines; 0.0.0.0/0 and ::/0 are all of them"))
 		case d.Prefix.Addr().IsLoopback() || d.Prefix.Addr().IsMulticast() || d.Prefix.Addr().Is6() && d.Prefix.Addr().IsLinkLocalUnicast():
 			errs = append(errs, problem.New(problem.DestinationNotAllowed, "%s leads out of no environment", d).WithField(at).
 				WithHint("name addresses of other machines"))

@@ -71,6 +71,9 @@ func checkAllow(p *policy.Policy) error {
 		case !d.Prefix.IsValid():
 			errs = append(errs, invalid(field+".cidr", "write an address or network, for example 198.51.100.0/24 or 2001:db8::/32",
 				"the destination is no network"))
+		case d.Prefix != d.Prefix.Masked(): // whoever wrote it meant the one or the other
+			errs = append(errs, invalid(field+".cidr", fmt.Sprintf("write %s for the network, %s for the address", d.Prefix.Masked(), d.Prefix.Addr()),
+				"%s is an address with the length of a network", d.Prefix))
 		case d.First == 0 && d.Last != 0 || d.Last < d.First:
 			errs = append(errs, invalid(field+".last_port", "give first_port too, and not a higher one", "ports %d to %d are no range", d.First, d.Last))
 		case twice:

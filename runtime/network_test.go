@@ -136,6 +136,7 @@ func TestNetworkPolicyIsChecked(t *testing.T) {
 		{"none with destinations", policy.Policy{Egress: policy.None, Allow: []policy.Destination{destination("198.51.100.1")}}, "spec.network.allow"},
 		{"empty allow list", policy.Policy{Egress: policy.AllowList}, "spec.network.allow"},
 		{"no network", policy.Policy{Allow: []policy.Destination{destination("198.51.100.1"), {}}}, "spec.network.allow[1].cidr"},
+		{"host bits", policy.Policy{Allow: []policy.Destination{{Prefix: netip.MustParsePrefix("192.0.2.5/24")}}}, "spec.network.allow[0].cidr"},
 		{"ports", policy.Policy{Allow: []policy.Destination{{Prefix: netip.MustParsePrefix("192.0.2.0/24"), First: 9, Last: 8}}}, "spec.network.allow[0].last_port"},
 		{"twice", policy.Policy{Allow: []policy.Destination{destination("198.51.100.1"), destination("198.51.100.1")}}, "spec.network.allow[1]"},
 		{"too many", policy.Policy{Allow: many}, "spec.network.allow"},

@@ -92,6 +92,22 @@ func (f *networkFlags) apply(policy *remotegpuv1.NetworkPolicy, changed func(str
 	return policy, nil
 }
 
+// stayingAllowed says which destinations, the first of a policy's, stay allowed
+// although where it may connect to was changed from before; "" when there is
+// nothing to say. A list that bounded everything adds to what is open then, and
+// nobody who opens an environment to the internet means that.
+func stayingAllowed(policy *remotegpuv1.NetworkPolicy, before remotegpuv1.EgressMode, staying int) string {
+	opened := policy.GetEgress() == remotegpuv1.EgressMode_EGRESS_MODE_OPEN && before == remotegpuv1.EgressMode_EGRESS_MODE_ALLOW_LIST
+	if !opened || staying == 0 {
+		return ""
+	}
+	texts := make([]string, 0, staying)
+	for _, d := range policy.GetAllow()[:min(staying, len(policy.GetAllow()))] {
+		texts = append(texts, destinationText(d))
+	}
+	return fmt.Sprintf("it stays allowed to reach %s, in private networks and those that the host is in too; --disallow takes that away", strings.Join(texts, ", "))
+}
+
 // withoutNetwork takes destinations and groups away.
 func withoutNetwork(policy *remotegpuv1.NetworkPolicy, disallow, ungroup []string) error {
 	for _, text := range disallow {

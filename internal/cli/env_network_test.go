@@ -87,6 +87,15 @@ func TestNetworkFlags(t *testing.T) {
 			t.Errorf("%s: fields %q", test.args, paths)
 		}
 	}
+	for args, warned := range map[string]bool{
+		"--egress open": true, "--egress open --disallow 198.51.100.7 --disallow 192.168.7.20:5000/tcp --allow 10.1.1.1": false,
+		"--egress none": false, "--allow 10.1.1.1": false,
+	} {
+		code, _, stderr := f.run(t, append([]string{"env", "update", "demo"}, strings.Fields(args)...)...)
+		if got := strings.Contains(stderr, "stays allowed to reach 198.51.100.7, 192.168.7.20:5000/tcp"); code != 0 || got != warned {
+			t.Errorf("%s: code %d, %s", args, code, stderr)
+		}
+	}
 	for _, args := range []string{
 		"--egress some", "--allow 10.0.0.1:0", "--allow 10.0.0.1:9-8", "--allow :80", "--allow [2001:db8::1", "--allow [2001:db8::1]:x", "--allow 10.0.0.1:x", "--disallow 10.9.9.9",
 		"--ungroup absent", "--bandwidth-in fast", "--bandwidth-out -1", "--bandwidth-out 0x10",

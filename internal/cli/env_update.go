@@ -59,6 +59,8 @@ type updateFlags struct {
 	disallow, ungroup                   []string
 	noDesktop, noHealth, noUlimits, now bool
 	noGPUs                              bool
+
+	stays string // what to say of destinations that are allowed as before
 }
 
 // ofTheImage are the flags of env create that say what the writable layer is
@@ -76,7 +78,8 @@ those there are; a mount replaces the one at its target. --unlabel,
 --unset-env, --unpublish (HOSTPORT or SERVICE), --unmount, --disallow and
 --ungroup take away. --cpus 0, --memory 0, --bandwidth-in 0 and
 --bandwidth-out 0 take the limit away; --egress none takes all allowed
-destinations away. A command comes after --.
+destinations away. With another --egress those that are not taken away stay
+allowed: with open they open what is closed otherwise. A command comes after --.
 
 GPUs change when there is no process: at once while it is stopped, else with its
 next start. --no-gpus gives them back.
@@ -165,6 +168,9 @@ func (a *app) update(ctx context.Context, f *updateFlags, changed func(string) b
 				return err
 			}
 		}
+	}
+	if f.stays != "" {
+		a.say("Warning: %s", f.stays)
 	}
 	a.sayRestartNeeded(e.GetName(), response.GetRestartNeeded())
 	if !f.now && e.GetState() == remotegpuv1.EnvironmentState_ENVIRONMENT_STATE_ERROR {
@@ -358,8 +364,11 @@ func (f *updateFlags) setNetwork(spec *remotegpuv1.EnvironmentSpec, e *remotegpu
 	if err := withoutNetwork(policy, f.disallow, f.ungroup); err != nil {
 		return err
 	}
+	before, stays := policy.GetEgress(), len(policy.GetAllow())
 	var err error
-	spec.Network, err = f.network.apply(policy, changed)
+	if spec.Network, err = f.network.apply(policy, changed); err == nil {
+		f.stays = stayingAllowed(spec.GetNetwork(), before, stays)
+	}
 	return err
 }
 

@@ -56,6 +56,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"a public zone that nobody is answered for", "version = 1\n[[dns.zones]]\nname = \"env.example.com\"\npublic = true\n", "dns.zones[0].public"},
 		{"a name server that is none", "version = 1\n[[dns.zones]]\nname = \"env.example.com\"\nns = [\"a b\"]\n", "dns.zones[0].ns[0]"},
 		{"an address in place of a network", "version = 1\n[dns]\nallow = [\"192.0.2.1\"]\n", "dns.allow"},
+		{"an address with the length of a network", "version = 1\n[dns]\nrate_exempt = [\"192.0.2.1/24\"]\n", "dns.rate_exempt"},
 		{"an advertised name", "version = 1\n[dns]\nadvertise = [\"gpu1\"]\n", "dns.advertise"},
 		{"a way for GPUs that is none", "version = 1\n[gpu]\ninjection = \"docker\"\n", "gpu.injection"},
 		{"a relative hook", "version = 1\n[gpu]\nhook = \"nvidia-cdi-hook\"\n", "gpu.hook"},

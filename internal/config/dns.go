@@ -98,7 +98,12 @@ func (d *DNS) checkNetworks() error {
 	var errs []error
 	for field, networks := range map[string][]string{"dns.allow": d.Allow, "dns.rate_exempt": d.RateExempt} {
 		for _, network := range networks {
-			if _, err := netip.ParsePrefix(network); err != nil {
+			parsed, err := netip.ParsePrefix(network)
+			if err == nil && parsed != parsed.Masked() {
+				errs = append(errs, fault(field, fmt.Sprintf("write %s for the network, %s/%d for the address", parsed.Masked(), parsed.Addr(), parsed.Addr().BitLen()),
+					"%q is an address with the length of a network", network))
+			}
+			if err != nil {
 				errs = append(errs, fault(field, "write it like 192.0.2.0/24", "%q is not a network", network))
 			}
 		}

@@ -177,6 +177,10 @@ func parseDestinations(texts []string) ([]policy.Destination, error) {
 			return nil, problem.New(problem.ConfigInvalid, "network.allow: %v", err).WithField("network.allow").
 				WithHint("write ADDRESS[/BITS][:PORT[-PORT]][/tcp|/udp], for example 192.168.7.20:5000/tcp")
 		}
+		if policy.IsNobodys(destination.Prefix) {
+			return nil, problem.New(problem.ConfigInvalid, "network.allow: no machine has the address %s", destination.Prefix.Addr()).WithField("network.allow").
+				WithHint("name addresses of other machines; 0.0.0.0/0 and ::/0 are all of them")
+		}
 		destinations = append(destinations, destination)
 	}
 	return destinations, nil

@@ -23,8 +23,8 @@ func toNetworkPolicy(p *policy.Policy) *remotegpuv1.NetworkPolicy {
 	return message
 }
 
-// fromNetworkPolicy leaves the network of a destination invalid that is none:
-// the domain refuses it by its path.
+// fromNetworkPolicy leaves the network of a destination invalid that is none, and
+// one with host bits as it is: the domain refuses both by their path.
 func fromNetworkPolicy(message *remotegpuv1.NetworkPolicy) *policy.Policy {
 	if message == nil {
 		return nil

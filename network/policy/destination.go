@@ -100,7 +100,9 @@ func parsePorts(text string) (first, last uint16, err error) {
 	return numbers[0], numbers[1], nil
 }
 
-// ParsePrefix reads an address or network; host bits are cut off.
+// ParsePrefix reads an address or network. An address with the length of a
+// network is refused, since whoever wrote it meant the one or the other; it is
+// returned as it was written.
 func ParsePrefix(text string) (netip.Prefix, error) {
 	prefix, err := netip.ParsePrefix(text)
 	if err != nil {
@@ -113,5 +115,17 @@ func ParsePrefix(text string) (netip.Prefix, error) {
 	if port.HoldsIPv4(prefix) {
 		return netip.Prefix{}, fmt.Errorf("%q has an address of IPv4 in it: write that", text)
 	}
-	return prefix.Masked(), nil
+	if prefix != prefix.Masked() {
+		return prefix, fmt.Errorf("%q is an address with the length of a network: write %s for the network, %s for the address", text, prefix.Masked(), prefix.Addr())
+	}
+	return prefix, nil
+}
+
+// IsNobodys tells whether no machine has any address of a network, so that
+// nothing can be reached there: 0.0.0.0/8 (RFC 1122 section 3.2.1.3),
+// 255.255.255.255, and ::.
+func IsNobodys(network netip.Prefix) bool {
+	return Within([]netip.Prefix{
+		netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("255.255.255.255/32"), netip.MustParsePrefix("::/128"),
+	}, network)
 }

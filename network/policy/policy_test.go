@@ -14,7 +14,7 @@ func TestDestination(t *testing.T) {
 		text, want string // "": refused
 	}{
 		{"198.51.100.7", "198.51.100.7"},
-		{"198.51.100.7/24", "198.51.100.0/24"},
+		{"198.51.100.7/24", ""},
 		{"198.51.100.0/24:443/tcp", "198.51.100.0/24:443/tcp"},
 		{"10.1.2.3:5000-5010", "10.1.2.3:5000-5010"},
 		{"10.1.2.3/udp", "10.1.2.3/udp"},
@@ -23,7 +23,7 @@ func TestDestination(t *testing.T) {
 		{"", ""},
 		{"example.com", ""},
 		{"2001:db8::7", "2001:db8::7"},
-		{"2001:db8::7/32", "2001:db8::/32"},
+		{"2001:db8::7/32", ""},
 		{"2001:db8::/32/tcp", "2001:db8::/32/tcp"},
 		{"[2001:db8::/32]:443/tcp", "[2001:db8::/32]:443/tcp"},
 		{"[2001:db8::7]:5000-5010", "[2001:db8::7]:5000-5010"},
@@ -76,6 +76,18 @@ func TestContains(t *testing.T) {
 		}
 		if got := d.Contains(netip.MustParseAddr(c.to), c.protocol, c.number); got != c.want {
 			t.Errorf("%s contains %s %s %d: %v", c.destination, c.to, c.protocol, c.number, got)
+		}
+	}
+}
+
+func TestNobodys(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]bool{
+		"0.0.0.0/32": true, "0.0.0.0/8": true, "255.255.255.255/32": true, "::/128": true,
+		"0.0.0.0/0": false, "::/0": false, "255.255.255.0/24": false, "1.0.0.0/8": false, "::1/128": false,
+	} {
+		if got := policy.IsNobodys(netip.MustParsePrefix(text)); got != want {
+			t.Errorf("%s: %v", text, got)
 		}
 	}
 }

@@ -179,7 +179,9 @@ func (x *NetworkPolicy) GetEgressBitsPerSecond() int64 {
 // ports published on the host's addresses are named by these.
 type EgressDestination struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Address or network, such as 198.51.100.0/24. IPv6 (2001:db8::/32) is refused
+	// Address or network, such as 198.51.100.0/24. An address with the length of a
+	// network (198.51.100.7/24) is refused, as are addresses that no machine has
+	// (0.0.0.0, 255.255.255.255). IPv6 (2001:db8::/32) is refused
 	// where environments have none.
 	Cidr string `protobuf:"bytes,1,opt,name=cidr,proto3" json:"cidr,omitempty"`
 	// UNSPECIFIED: all protocols, or with ports TCP and UDP.
