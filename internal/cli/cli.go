@@ -63,7 +63,8 @@ Variables:
 
 Exit codes:
   0    done
-  1    unexpected failure
+  1    unexpected failure, or what was compared differs (node firewall diff
+       --exit-code)
   2    wrong usage, or the request is invalid
   3    not found
   4    exists already, or is not in a state for it

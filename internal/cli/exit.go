@@ -22,6 +22,9 @@ const (
 	exitFailed      = 8
 	exitInterrupted = 130
 
+	// Of node firewall diff --exit-code, as diff(1) has it.
+	exitDiffers = 1
+
 	// Of env exec, besides the command's own.
 	exitExecTimeout  = 124
 	exitExecFailed   = 125
@@ -49,7 +52,8 @@ type fieldFault struct {
 // Error is the message.
 func (f *failure) Error() string { return f.Message }
 
-// commandExit is the exit code of a command that ran in an environment.
+// commandExit is an exit code that says all there is to say: that of a command
+// that ran in an environment, or that what was compared differs.
 type commandExit int
 
 // Error says which.

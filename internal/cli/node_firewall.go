@@ -14,11 +14,13 @@ func (a *app) nodeFirewall() *cobra.Command {
 }
 
 func (a *app) nodeFirewallDiff() *cobra.Command {
-	return &cobra.Command{
+	var exitCode bool
+	cmd := &cobra.Command{
 		Use: "diff", Short: "Show how the host's rules differ from what the node has declared", Args: cobra.NoArgs,
 		Long: "Compares the host's packet filter with what the node has declared and changes nothing.\n" +
 			"\"-\" is missing, \"+\" is there and should not be, \"!\" is in disorder.\n" +
-			"The node mends all of it by itself; \"node info\" shows what it had to mend and who had changed it.",
+			"The node mends all of it by itself; \"node info\" shows what it had to mend and who had changed it.\n" +
+			"It ends with 0 whether there are differences or not; with --exit-code, as git diff, it ends with 1 when there are.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -28,16 +30,23 @@ func (a *app) nodeFirewallDiff() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			differs := len(response.GetDifferences()) > 0
 			switch {
 			case a.output == "json":
-				return a.json(response)
-			case len(response.GetDifferences()) == 0:
-				return a.printf("all is as declared\n")
+				err = a.json(response)
+			case !differs:
+				err = a.printf("all is as declared\n")
 			default:
-				return a.lines(response.GetText())
+				err = a.lines(response.GetText())
 			}
+			if err == nil && differs && exitCode {
+				return commandExit(exitDiffers)
+			}
+			return err
 		},
 	}
+	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "end with 1 when there are differences")
+	return cmd
 }
 
 func (a *app) nodeFirewallShow() *cobra.Command {

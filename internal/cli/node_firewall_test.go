@@ -12,6 +12,9 @@ func TestNodeFirewall(t *testing.T) {
 	if code, stdout, _ := f.run(t, "node", "firewall", "diff"); code != 0 || stdout != "all is as declared\n" {
 		t.Errorf("nothing differs: code %d, %q", code, stdout)
 	}
+	if code, _, _ := f.run(t, "node", "firewall", "diff", "--exit-code"); code != 0 {
+		t.Errorf("nothing differs, with --exit-code: code %d", code)
+	}
 	f.differs = []*remotegpuv1.FirewallDifference{{
 		Kind:  remotegpuv1.FirewallDifferenceKind_FIREWALL_DIFFERENCE_KIND_MISSING,
 		Table: "nat", Chain: "RGPU-DNAT", Rule: "-A RGPU-DNAT -p tcp\x1b[31m", Environment: "01A",
@@ -21,6 +24,9 @@ func TestNodeFirewall(t *testing.T) {
 	}
 	if code, stdout, _ := f.run(t, "node", "firewall", "diff", "-o", "json"); code != 0 || !strings.Contains(stdout, `"FIREWALL_DIFFERENCE_KIND_MISSING"`) {
 		t.Errorf("as JSON: code %d, %s", code, stdout)
+	}
+	if code, stdout, stderr := f.run(t, "node", "firewall", "diff", "--exit-code"); code != 1 || !strings.HasPrefix(stdout, "- nat ") || stderr != "" {
+		t.Errorf("with --exit-code: code %d, %q %q", code, stdout, stderr)
 	}
 	if code, stdout, _ := f.run(t, "node", "firewall", "show"); code != 0 || stdout != "*nat\n:RGPU-DNAT - [0:0]\nCOMMIT\n" {
 		t.Errorf("show: code %d, %q", code, stdout)
