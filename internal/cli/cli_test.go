@@ -47,8 +47,8 @@ HOST    INSIDE   PROTOCOL   SERVICE   STATUS   PROJECT   ENVIRONMENT   AGE   EXP
 22000   22       tcp        ssh       active   default   demo          60s   -         -
 `},
 		{"port pool", `
-SERVICE   RANGE         INSIDE   IN USE   RESTING   FREE
-ssh       22000-22999   22       1        0         999
+SERVICE   RANGE         INSIDE   IN USE   RESTING   FREE   OUTSIDE
+ssh       22000-22999   22       1        0         999    0
 `},
 		{"op ls", `
 ID     KIND                 TARGET   STATE     AGE   NOTE

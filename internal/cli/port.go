@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -126,6 +127,10 @@ func parseService(word string) (remotegpuv1.ServiceType, error) {
 func (a *app) portPool() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "pool", Aliases: []string{"pools"}, Short: "Show the pool of each service", Args: cobra.NoArgs,
+		Long: `pool shows the range of host ports of each service and how full it is: IN USE are
+ports of the range that are held, by whatever service; RESTING were released
+lately; FREE could be given out now; OUTSIDE are held by the service outside of
+the range, from before it was changed.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -154,10 +159,10 @@ func (a *app) poolTable(pools []*remotegpuv1.PortPool) error {
 		}
 		rows = append(rows, []string{
 			state(pool.GetServiceType(), "SERVICE_TYPE_"), fmt.Sprintf("%d-%d", pool.GetFirstPort(), pool.GetLastPort()),
-			inside, fmt.Sprint(pool.GetInUse()), fmt.Sprint(pool.GetResting()), fmt.Sprint(pool.GetFree()),
+			inside, fmt.Sprint(pool.GetInUse()), fmt.Sprint(pool.GetResting()), fmt.Sprint(pool.GetFree()), fmt.Sprint(pool.GetOutside()),
 		})
 	}
-	return a.table([]string{"SERVICE", "RANGE", "INSIDE", "IN USE", "RESTING", "FREE"}, rows)
+	return a.table([]string{"SERVICE", "RANGE", "INSIDE", "IN USE", "RESTING", "FREE", "OUTSIDE"}, rows)
 }
 
 func (a *app) portPoolSet() *cobra.Command {
@@ -182,6 +187,9 @@ func (a *app) portPoolSet() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			for _, warning := range response.GetWarnings() {
+				a.say("Warning: %s", plain(warning))
+			}
 			if a.output == "json" {
 				return a.json(response.GetPool())
 			}
@@ -192,12 +200,28 @@ func (a *app) portPoolSet() *cobra.Command {
 	return cmd
 }
 
+// parseRange reads FIRST-LAST.
 func parseRange(text string) (first, last int32, err error) {
 	from, to, ok := strings.Cut(text, "-")
-	low, errLow := strconv.ParseUint(from, 10, 16)
-	high, errHigh := strconv.ParseUint(to, 10, 16)
-	if !ok || errLow != nil || errHigh != nil {
-		return 0, 0, usagef("write FIRST-LAST, for example 23000-23999", "range %q is not one", text)
+	bad := func(format string, args ...any) error {
+		return usagef("write FIRST-LAST, for example 23000-23999", "range %q: "+format, append([]any{text}, args...)...)
 	}
-	return int32(low), int32(high), nil
+	if !ok {
+		return 0, 0, bad("its last port is missing")
+	}
+	var ends [2]int32
+	for i, word := range []string{from, to} {
+		number, err := strconv.ParseUint(word, 10, 16)
+		switch {
+		case errors.Is(err, strconv.ErrRange):
+			return 0, 0, bad("port %s is above 65535", word)
+		case err != nil || number == 0:
+			return 0, 0, bad("%q is no port", word)
+		}
+		ends[i] = int32(number)
+	}
+	if ends[1] < ends[0] {
+		return 0, 0, bad("it ends before it begins")
+	}
+	return ends[0], ends[1], nil
 }

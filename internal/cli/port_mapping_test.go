@@ -257,3 +257,20 @@ func TestEmptyFiltersAreRefused(t *testing.T) {
 		f.last = nil
 	}
 }
+
+func TestPoolRanges(t *testing.T) {
+	f := newFake(t)
+	for text, says := range map[string]string{
+		"22000": "its last port is missing", "22000-70000": "port 70000 is above 65535", "a-b": `"a" is no port`,
+		"0-10": `"0" is no port`, "22010-22000": "ends before it begins", "": "its last port is missing",
+	} {
+		code, _, stderr := f.run(t, "port", "pool", "set", "ssh", text)
+		if code != 2 || !strings.Contains(stderr, says) || !strings.Contains(stderr, "Try: ") || f.last != nil {
+			t.Errorf("%q: code %d, %s", text, code, stderr)
+		}
+	}
+	code, stdout, stderr := f.run(t, "port", "pool", "set", "ssh", "22000-22999")
+	if code != 0 || !strings.Contains(stdout, "22000-22999") || stderr != "Warning: the pools overlap\n" {
+		t.Errorf("code %d, %s%s", code, stdout, stderr)
+	}
+}

@@ -365,7 +365,7 @@ func (f *fake) ListPortPools(_ context.Context, r *remotegpuv1.ListPortPoolsRequ
 }
 
 func (f *fake) UpdatePortPool(_ context.Context, r *remotegpuv1.UpdatePortPoolRequest) (*remotegpuv1.UpdatePortPoolResponse, error) {
-	return &remotegpuv1.UpdatePortPoolResponse{Pool: pool()}, f.got(r)
+	return &remotegpuv1.UpdatePortPoolResponse{Pool: pool(), Warnings: []string{"the pools overlap"}}, f.got(r)
 }
 
 func (f *fake) GetDesktop(_ context.Context, r *remotegpuv1.GetDesktopRequest) (*remotegpuv1.GetDesktopResponse, error) {

@@ -54,11 +54,12 @@ func (s *portService) UpdatePortPool(ctx context.Context, req *remotegpuv1.Updat
 		}
 		revision = parsed
 	}
-	usage, err := s.cfg.Ports.SetRange(ctx, serviceTypes.toDomain[req.GetServiceType()], uint16(req.GetFirstPort()), uint16(req.GetLastPort()), revision)
+	service := serviceTypes.toDomain[req.GetServiceType()]
+	usage, err := s.cfg.Ports.SetRange(ctx, service, uint16(req.GetFirstPort()), uint16(req.GetLastPort()), revision)
 	if err != nil {
 		return nil, err
 	}
-	return &remotegpuv1.UpdatePortPoolResponse{Pool: s.toPool(usage)}, nil
+	return &remotegpuv1.UpdatePortPoolResponse{Pool: s.toPool(usage), Warnings: s.cfg.Ports.ReviewOf(service)}, nil
 }
 
 func (s *portService) toPool(usage port.Usage) *remotegpuv1.PortPool {
@@ -66,6 +67,6 @@ func (s *portService) toPool(usage port.Usage) *remotegpuv1.PortPool {
 		ServiceType: serviceTypes.toProto[usage.Service], FirstPort: int32(usage.First), LastPort: int32(usage.Last),
 		DefaultInternalPort: int32(usage.Internal), InUse: int32(usage.InUse), Free: int32(usage.Free),
 		Etag: etag(usage.Revision), Node: s.cfg.NodeName,
-		Resting: int32(usage.Resting),
+		Resting: int32(usage.Resting), Outside: int32(usage.Outside),
 	}
 }

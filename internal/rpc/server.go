@@ -57,6 +57,7 @@ type Operations interface {
 // Ports shows and configures the port pool.
 type Ports interface {
 	Usage(ctx context.Context) ([]port.Usage, error)
+	ReviewOf(service port.Service) []string
 	SetRange(ctx context.Context, service port.Service, first, last uint16, ifRevision int64) (port.Usage, error)
 }
 

@@ -325,32 +325,6 @@ func (p *Pool) search(service Service, protocol Protocol) (uint16, bool) {
 	return 0, false
 }
 
-// errExhausted marks a PORT_POOL_EXHAUSTED of pick.
-var errExhausted = errors.New("every port is held or used by another program")
-
-func (p *Pool) exhausted(r Request, i int) error {
-	pool := p.ranges[r.Service]
-	exhausted := problem.New(problem.PortPoolExhausted, "no host port of the pool of %s is free", r.Service).
-		WithField(fmt.Sprintf("%s[%d]", requestField, i)).WithCause(errExhausted).
-		WithHint("all %s ports of %d-%d are in use: delete environments, or widen the range (remotegpu port pool)",
-			r.Protocol, pool.First, pool.Last)
-	resting := 0
-	for port := int(pool.First); port <= int(pool.Last); port++ {
-		if p.rests.sets[r.Protocol].has(uint16(port)) {
-			resting++
-		}
-	}
-	switch {
-	case p.probeFailure != nil:
-		return exhausted.WithCause(errors.Join(errExhausted, p.probeFailure)).
-			WithHint("host ports cannot be taken; the node's log says why (for too many open files: LimitNOFILE of its unit)")
-	case resting > 0:
-		return exhausted.WithHint("%d of the ports of %d-%d were released less than %s ago and rest: try again later, or widen the range (remotegpu port pool)",
-			resting, pool.First, pool.Last, p.rests.quarantine)
-	}
-	return exhausted
-}
-
 // conflicted keeps a port that the store says somebody else holds. Whoever that
 // is holds others too: they are looked up now and then, lest each is met by
 // itself.

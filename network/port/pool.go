@@ -179,34 +179,6 @@ func (p *Pool) held(ctx context.Context) ([]Mapping, error) {
 	return held, err
 }
 
-// Review tells what about the ranges an operator should know, in sentences. None
-// of it is in the way of the pool: a port is given once, whatever overlaps.
-func (p *Pool) Review() []string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	defaults := make(map[Service]Range)
-	for _, r := range DefaultRanges() {
-		defaults[r.Service] = r
-	}
-	isDefault := func(r Range) bool { return defaults[r.Service].First == r.First && defaults[r.Service].Last == r.Last }
-	var found []string
-	for i, service := range Services() {
-		r := p.ranges[service]
-		for _, other := range Services()[i+1:] {
-			o := p.ranges[other]
-			if r.First <= o.Last && o.First <= r.Last && (!isDefault(r) || !isDefault(o)) {
-				found = append(found, fmt.Sprintf("the pools of %s (%d-%d) and %s (%d-%d) overlap and share those ports",
-					service, r.First, r.Last, other, o.First, o.Last))
-			}
-		}
-		if _, left := inNone(int(r.First), int(r.Last), []*bitmap{p.denied[TCP], p.foreign.sets[TCP]}); !left {
-			found = append(found, fmt.Sprintf("no port of the pool of %s (%d-%d) can be given out: [ports] deny and rules of other tools have all of them",
-				service, r.First, r.Last))
-		}
-	}
-	return found
-}
-
 // Mapping returns a mapping of this host, released ones too:
 // PORT_MAPPING_NOT_FOUND.
 func (p *Pool) Mapping(ctx context.Context, id string) (Mapping, error) {
@@ -263,9 +235,18 @@ func (p *Pool) Reservable() []Range {
 // Usage returns the range of each service and how full it is. Free counts TCP
 // ports and leaves out those that other programs have at this moment.
 func (p *Pool) Usage(ctx context.Context) ([]Usage, error) {
+	held, err := p.held(ctx)
+	if err != nil {
+		return nil, err
+	}
 	var found []Usage
 	for _, r := range p.Ranges() {
 		u := Usage{Range: r}
+		for i := range held {
+			if held[i].Service == r.Service && (held[i].External < r.First || held[i].External > r.Last) {
+				u.Outside++
+			}
+		}
 		// In small steps: an allocation must not wait for thousands of probes,
 		// nor may a probe happen beside it, since it would see ours.
 		const step = 256

@@ -117,6 +117,7 @@ type Usage struct {
 	InUse   int // ports of the range that are held, by whatever service
 	Resting int // ports of the range that were released so lately that they are not given out yet
 	Free    int // ports of the range that could be given out now
+	Outside int // ports that the service holds outside of the range, from before it was changed
 }
 
 // Filter selects mappings. Zero fields select all.

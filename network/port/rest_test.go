@@ -49,7 +49,7 @@ func TestReleasedPortIsNotGivenOutBeforeItHasRested(t *testing.T) {
 		t.Helper()
 		_, err := allocate(t, pool, s, "b", ssh)
 		want(t, err, problem.PortPoolExhausted, "spec.ports[0]")
-		if p := problem.Of(err); p != nil && !strings.Contains(p.Hint, "3 of the ports") {
+		if p := problem.Of(err); p != nil && !strings.Contains(p.Hint, "are 3 resting") {
 			t.Errorf("%s: the hint %q does not say that they rest", when, p.Hint)
 		}
 	}
@@ -83,7 +83,7 @@ func TestPortReleasedInTheStoreRests(t *testing.T) {
 	}
 	refused := func(when string) {
 		t.Helper()
-		if _, err := allocate(t, pool, s, "b", ssh); problem.Of(err) == nil || !strings.Contains(problem.Of(err).Hint, "3 of the ports") {
+		if _, err := allocate(t, pool, s, "b", ssh); problem.Of(err) == nil || !strings.Contains(problem.Of(err).Hint, "are 3 resting") {
 			t.Errorf("%s: error %v, want one that says that they rest", when, err)
 		}
 	}
@@ -226,8 +226,57 @@ func TestDeniedAndRefusedPortsAreNotGivenOut(t *testing.T) {
 	if found := strings.Join(pool.Review(), "\n"); !strings.Contains(found, "pool of rdp (19999-22001)") || !strings.Contains(found, "ssh (22000-22999) and rdp") {
 		t.Errorf("the review says %q", found)
 	}
+	if found := pool.ReviewOf(port.RDP); len(found) != 3 || !strings.Contains(strings.Join(found, "\n"), "rdp (19999-22001) and custom (10000-19999) overlap") {
+		t.Errorf("the review of one says %q", found)
+	}
+	if found := pool.ReviewOf(port.VNC); len(found) != 0 {
+		t.Errorf("the review of what nobody changed says %q", found)
+	}
 	if found := newPool(t, open(t), allFree).Review(); len(found) != 0 {
 		t.Errorf("of the defaults the review says %q", found)
+	}
+}
+
+// Who gets no port learns what has them, and of a changed range what is held
+// outside of it.
+func TestExhaustedPoolSaysWhatHasItsPorts(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	probe := func(_ port.Protocol, p uint16) (bool, error) { return p != 10083, nil }
+	pool, err := port.New(t.Context(), port.Config{
+		HostID: porttest.Host, Store: s, Probe: probe, Deny: []port.Span{{Protocol: port.TCP, First: 10082, Last: 10082}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	custom := port.Request{Service: port.Custom, Internal: 80}
+	must(t, pool, s, "before", custom, custom)
+	if _, err := pool.SetRange(t.Context(), port.Custom, 10078, 10084, port.AnyRevision); err != nil {
+		t.Fatal(err)
+	}
+	pool.SetForeign([]port.Span{{Protocol: port.TCP, First: 10084, Last: 10084, Rule: "chain DOCKER"}})
+	must(t, pool, s, "a", custom)
+	must(t, pool, s, "b", custom)
+	must(t, pool, s, "c", custom)
+	if _, err := pool.Release(t.Context(), "b"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = allocate(t, pool, s, "d", custom)
+	want(t, err, problem.PortPoolExhausted, "spec.ports[0]")
+	const hint = "the tcp ports of 10078-10084 are 2 held by environments, 1 resting (released less than 2m0s ago), " +
+		"1 denied by [ports] deny, 1 in rules of other tools, 1 refused by browsers, 1 used by other programs: delete environments, or try again later, " +
+		"or ask by its number for one that browsers refuse, or widen the range (remotegpu port pool set)"
+	if got := problem.Of(err).Hint; got != hint {
+		t.Errorf("the hint is %q", got)
+	}
+	usages, err := pool.Usage(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, u := range usages {
+		if u.Service == port.Custom && (u.InUse != 2 || u.Resting != 1 || u.Free != 0 || u.Outside != 2) || u.Service != port.Custom && u.Outside != 0 {
+			t.Errorf("usage %+v", u)
+		}
 	}
 }
 

@@ -502,7 +502,10 @@ type PortPool struct {
 	Node string `protobuf:"bytes,8,opt,name=node,proto3" json:"node,omitempty"`
 	// Ports of the range that were released so lately that they are not given
 	// out yet.
-	Resting       int32 `protobuf:"varint,9,opt,name=resting,proto3" json:"resting,omitempty"`
+	Resting int32 `protobuf:"varint,9,opt,name=resting,proto3" json:"resting,omitempty"`
+	// Ports that mappings of this service type hold outside of the range, as
+	// after a change of it: they are not among in_use.
+	Outside       int32 `protobuf:"varint,10,opt,name=outside,proto3" json:"outside,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -596,6 +599,13 @@ func (x *PortPool) GetNode() string {
 func (x *PortPool) GetResting() int32 {
 	if x != nil {
 		return x.Resting
+	}
+	return 0
+}
+
+func (x *PortPool) GetOutside() int32 {
+	if x != nil {
+		return x.Outside
 	}
 	return 0
 }
@@ -937,7 +947,10 @@ func (x *UpdatePortPoolRequest) GetEtag() string {
 type UpdatePortPoolResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The pool as it is now.
-	Pool          *PortPool `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	Pool *PortPool `protobuf:"bytes,1,opt,name=pool,proto3" json:"pool,omitempty"`
+	// What somebody should know who set this range, as that it overlaps another:
+	// those ports are given out once, by either.
+	Warnings      []string `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -975,6 +988,13 @@ func (*UpdatePortPoolResponse) Descriptor() ([]byte, []int) {
 func (x *UpdatePortPoolResponse) GetPool() *PortPool {
 	if x != nil {
 		return x.Pool
+	}
+	return nil
+}
+
+func (x *UpdatePortPoolResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
 	}
 	return nil
 }
@@ -1626,7 +1646,7 @@ const file_remotegpu_v1_port_proto_rawDesc = "" +
 	"\x05reach\x18\x13 \x01(\x0e2\x17.remotegpu.v1.PortReachR\x05reach\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa5\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xbf\x02\n" +
 	"\bPortPool\x12<\n" +
 	"\fservice_type\x18\x01 \x01(\x0e2\x19.remotegpu.v1.ServiceTypeR\vserviceType\x12\x1d\n" +
 	"\n" +
@@ -1637,7 +1657,9 @@ const file_remotegpu_v1_port_proto_rawDesc = "" +
 	"\x04free\x18\x06 \x01(\x05R\x04free\x12\x12\n" +
 	"\x04etag\x18\a \x01(\tR\x04etag\x12\x12\n" +
 	"\x04node\x18\b \x01(\tR\x04node\x12\x18\n" +
-	"\aresting\x18\t \x01(\x05R\aresting\"\xc5\x03\n" +
+	"\aresting\x18\t \x01(\x05R\aresting\x12\x18\n" +
+	"\aoutside\x18\n" +
+	" \x01(\x05R\aoutside\"\xc5\x03\n" +
 	"\x17ListPortMappingsRequest\x12!\n" +
 	"\aproject\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12)\n" +
 	"\venvironment\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\venvironment\x12F\n" +
@@ -1661,9 +1683,10 @@ const file_remotegpu_v1_port_proto_rawDesc = "" +
 	"\n" +
 	"first_port\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xff\xff\x03(\x01R\tfirstPort\x12(\n" +
 	"\tlast_port\x18\x03 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xff\xff\x03(\x01R\blastPort\x12\x1b\n" +
-	"\x04etag\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\"D\n" +
+	"\x04etag\x18\x04 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\"`\n" +
 	"\x16UpdatePortPoolResponse\x12*\n" +
-	"\x04pool\x18\x01 \x01(\v2\x16.remotegpu.v1.PortPoolR\x04pool\"2\n" +
+	"\x04pool\x18\x01 \x01(\v2\x16.remotegpu.v1.PortPoolR\x04pool\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"2\n" +
 	"\x15GetPortMappingRequest\x12\x19\n" +
 	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\"V\n" +
 	"\x16GetPortMappingResponse\x12<\n" +
