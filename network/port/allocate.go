@@ -186,7 +186,7 @@ func (p *Pool) pick(owner Owner, wants []want, dropped []Mapping) (picked []Mapp
 	sources := make([][]netip.Prefix, len(wants))
 	for i, w := range wants {
 		normal[i] = p.normal(w.Request)
-		sources[i], _ = ParseSources(w.Sources, "", true) // they were checked
+		sources[i] = keptSources(w.Sources)
 	}
 	picked = make([]Mapping, len(wants))
 	now := p.cfg.Now()

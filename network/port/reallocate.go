@@ -131,14 +131,13 @@ func (p *Pool) RequestOf(held []Mapping, requests []Request, m Mapping) int {
 // held: description, sources, expiry.
 func (m *Mapping) SetTerms(r Request) {
 	m.Description, m.ExpiresAt = r.Description, r.ExpiresAt
-	m.Sources, _ = ParseSources(r.Sources, "", true) // they are checked elsewhere
+	m.Sources = keptSources(r.Sources)
 }
 
 // SameTerms says that a mapping is on the terms of a request. A time is kept to
 // the millisecond.
 func SameTerms(m Mapping, r Request) bool {
-	sources, _ := ParseSources(r.Sources, "", true)
-	return m.Description == r.Description && slices.Equal(m.Sources, sources) &&
+	return m.Description == r.Description && slices.Equal(m.Sources, keptSources(r.Sources)) &&
 		(m.ExpiresAt.Equal(r.ExpiresAt) || m.ExpiresAt.UnixMilli() == r.ExpiresAt.UnixMilli())
 }
 

@@ -334,8 +334,18 @@ func TestTermsAreChecked(t *testing.T) {
 	if len(bad) != 0 || len(sources) != 2 || sources[0].String() != "10.0.0.0/8" || sources[1].String() != "203.0.113.0/24" {
 		t.Errorf("sources %v, %v", sources, bad)
 	}
-	sources, bad = port.ParseSources([]string{"2001:db8::7", "203.0.113.9", "2001:db8::/32", "::ffff:203.0.113.9", "fe80::1%eth0"}, "f", true)
-	if len(bad) != 1 || len(sources) != 3 || sources[0].String() != "203.0.113.9/32" || sources[1].String() != "2001:db8::/32" || sources[2].String() != "fe80::1/128" {
+	sources, bad = port.ParseSources([]string{"2001:db8::7", "203.0.113.9", "2001:db8::/32", "::ffff:203.0.113.9", "fe00::/9"}, "f", true)
+	if len(bad) != 1 || len(sources) != 3 || sources[0].String() != "203.0.113.9/32" || sources[1].String() != "2001:db8::/32" || sources[2].String() != "fe00::/9" {
 		t.Errorf("sources of both families %v, %v", sources, bad)
+	}
+	// From these nobody comes.
+	never := []string{"fe80::1%eth0", "2001:db8::1%eth0", "fe80::1", "fe80::/10", "fe80::/64", "0.0.0.0", "::", "224.0.0.0/4", "ff02::1"}
+	if sources, bad = port.ParseSources(never, "f", true); len(sources) != 0 || len(bad) != len(never) {
+		t.Errorf("sources that never match: %v, %v", sources, bad)
+	}
+	// A mapping that has such from before is not everybody's therefore.
+	kept := port.Mapping{}
+	if kept.SetTerms(port.Request{Sources: []string{"fe80::1%eth0"}}); len(kept.Sources) != 1 {
+		t.Errorf("sources from before: %v", kept.Sources)
 	}
 }

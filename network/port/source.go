@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
@@ -32,18 +33,28 @@ func ParseSources(texts []string, at string, six bool) (sources []netip.Prefix, 
 	return narrowed(sources), errs
 }
 
+// linkLocalBits is the length of the network of IPv6 that is link-local
+// (RFC 4291 section 2.4).
+const linkLocalBits = 10
+
 func parseSource(text string, six bool) (netip.Prefix, *problem.Problem) {
 	const like = "write a network such as 203.0.113.0/24 or 2001:db8::/32, an address, or 0.0.0.0/0 and ::/0 for everybody"
-	source, err := netip.ParsePrefix(text)
-	if address, addressErr := netip.ParseAddr(text); addressErr == nil {
-		source, err = netip.PrefixFrom(address.WithZone(""), address.BitLen()), nil
-	}
+	source, err := readSource(text)
 	switch {
+	case strings.Contains(text, "%"):
+		return source, problem.New(problem.FieldInvalid, "source %q has a zone, which no packet has on its way", text).
+			WithHint("name an address that is valid beyond a link")
 	case err != nil:
 		return source, problem.New(problem.FieldInvalid, "source %q is neither a network nor an address", text).WithHint(like)
 	case source.Addr().Is6() && !six:
 		return source, problem.New(problem.FieldInvalid, "source %q is IPv6, which does not reach environments of this node", text).
 			WithHint("name IPv4 networks, or set network.range6 in the node's configuration")
+	case source.Addr().Is6() && source.Addr().IsLinkLocalUnicast() && source.Bits() >= linkLocalBits:
+		// Nothing that comes from there is forwarded (RFC 4291 section 2.5.6).
+		return source, problem.New(problem.FieldInvalid, "source %q is link-local: nobody reaches an environment from there", text).
+			WithHint("name addresses that are valid beyond a link")
+	case source.Addr().IsUnspecified() && source.IsSingleIP(), source.Addr().IsMulticast():
+		return source, problem.New(problem.FieldInvalid, "source %q is no machine's address", text).WithHint(like)
 	case HoldsIPv4(source):
 		return source, problem.New(problem.FieldInvalid, "source %q has an address of IPv4 in it", text).WithHint("write that")
 	case source != source.Masked():
@@ -52,6 +63,27 @@ func parseSource(text string, six bool) (netip.Prefix, *problem.Problem) {
 			WithHint("write %s for the network, %s for the address", source.Masked(), source.Addr())
 	}
 	return source, nil
+}
+
+// readSource reads a network, or an address as a network of one.
+func readSource(text string) (netip.Prefix, error) {
+	if address, err := netip.ParseAddr(text); err == nil {
+		return netip.PrefixFrom(address.WithZone(""), address.BitLen()), nil
+	}
+	return netip.ParsePrefix(text)
+}
+
+// keptSources are the sources of a request that was checked once. What would be
+// refused today stays in the list: without its only source a mapping would be
+// everybody's.
+func keptSources(texts []string) []netip.Prefix {
+	var sources []netip.Prefix
+	for _, text := range texts {
+		if source, err := readSource(text); err == nil {
+			sources = append(sources, source)
+		}
+	}
+	return narrowed(sources)
 }
 
 // narrowed sorts networks and leaves out those within another.
