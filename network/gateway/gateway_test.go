@@ -221,7 +221,7 @@ func TestPages(t *testing.T) {
 	}
 	base := strings.TrimSuffix(script, "app.js")
 	for path, want := range map[string]int{
-		"novnc/core/rfb.js": 200, "novnc/LICENSE.txt": 200, "style.css": 200,
+		"keyboard.js": 200, "novnc/core/rfb.js": 200, "novnc/LICENSE.txt": 200, "style.css": 200,
 		"novnc/core/": 404, "novnc": 404, "": 404, "fetch.sh": 404, "package.json": 404, "index.html": 404, "../web.go": 404,
 	} {
 		if status, _, _ := r.get(t, base+path); status != want {

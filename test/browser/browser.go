@@ -24,6 +24,8 @@ type Options struct {
 	Prefix []string
 	// Width and Height are the window's, in pixels. 0: 1280 and 800.
 	Width, Height int
+	// Touch gives it a touch screen.
+	Touch bool
 	// Timeout bounds all actions together. 0: 3 minutes.
 	Timeout time.Duration
 }
@@ -65,6 +67,15 @@ func DesktopWidth(width int) Action { return Action{Do: "size", Count: width, Ti
 
 // Type types text.
 func Type(text string) Action { return Action{Do: "type", Text: text, Timeout: patience} }
+
+// Insert inserts text where the focus is without any key, as keyboards of
+// screens do.
+func Insert(text string) Action { return Action{Do: "insert", Text: text, Timeout: patience} }
+
+// Inside fails unless all of an element is within the window.
+func Inside(selector string) Action {
+	return Action{Do: "inside", Selector: selector, Timeout: patience}
+}
 
 // Press presses a key or a chord, for example "Enter" or "Alt+F2".
 func Press(key string) Action { return Action{Do: "press", Text: key, Timeout: patience} }
@@ -134,7 +145,7 @@ func Drive(tb testing.TB, options Options, actions ...Action) Result {
 	}
 	request := map[string]any{
 		"actions": actions, "chromium": chromium(tb),
-		"width": orElse(options.Width, 1280), "height": orElse(options.Height, 800), "failure": failurePath(tb),
+		"width": orElse(options.Width, 1280), "height": orElse(options.Height, 800), "failure": failurePath(tb), "touch": options.Touch,
 	}
 	input, err := json.Marshal(request)
 	if err != nil {

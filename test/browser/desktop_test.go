@@ -235,6 +235,29 @@ func TestViewOnlyInTheBrowser(t *testing.T) {
 	}
 }
 
+// A person with a phone finds all buttons, types with the screen's keyboard and
+// exchanges text with the phone's clipboard.
+func TestDesktopOnAPhone(t *testing.T) {
+	h := start(t)
+	h.desktop(t)
+	typed := filepath.Join(t.TempDir(), "typed")
+	address, _, _ := h.gateway.Session(env, gateway.Control, time.Minute)
+	pictures := artifacts(t)
+	browser.Drive(t, browser.Options{Width: 390, Height: 700, Touch: true},
+		browser.Open(address), browser.Connected(), browser.Colours(50),
+		browser.Inside("#fit"), browser.Inside("#keys"), browser.Inside("#paste"), browser.Inside("#type"), browser.Inside("#full"),
+		browser.Point(300, 300, "left"), browser.Click("#type"),
+		browser.Insert("echo wrong"), browser.Press("Backspace"), browser.Insert("n"), browser.Press("Control+u"),
+		browser.Insert("echo Ab-é > "+typed), browser.Insert("\n"), browser.Wait(time.Second),
+		browser.Screenshot(filepath.Join(pictures, "phone.png")),
+		browser.Click("#paste"), browser.Inside("#clipboard"), browser.Fill("#text", "from here"), browser.Click("#give"),
+		browser.Fill("#text", "replaced"), browser.Click("#take"), browser.Text("#text", "from here"),
+		browser.Screenshot(filepath.Join(pictures, "phone-clipboard.png")))
+	if got, err := os.ReadFile(typed); err != nil || strings.TrimSpace(string(got)) != "Ab-é" {
+		t.Errorf("what was typed ran as %q, %v", got, err)
+	}
+}
+
 func TestLinksThatDoNotOpen(t *testing.T) {
 	h := start(t)
 	expired, _, _ := h.gateway.Session(env, gateway.Control, -time.Second)

@@ -55,6 +55,8 @@ const actions = {
   },
   async canvas(page) { return { canvas: await page.evaluate(canvas) }; },
   async type(page, a) { await page.keyboard.type(a.text, { delay: 30 }); return {}; },
+  // As the keyboard of a screen does: text comes, and no keys.
+  async insert(page, a) { await page.keyboard.insertText(a.text); return {}; },
   async press(page, a) { await page.keyboard.press(a.text); return {}; },
   async click(page, a) { await page.click(a.selector, { timeout: a.timeout }); return {}; },
   // A click at a point of the desktop, in its own pixels.
@@ -62,6 +64,14 @@ const actions = {
     const box = await page.locator('#screen canvas').boundingBox();
     const seen = await page.evaluate(canvas);
     await page.mouse.click(box.x + (a.x * box.width) / seen.width, box.y + (a.y * box.height) / seen.height, { button: a.text || 'left' });
+    return {};
+  },
+  async inside(page, a) {
+    const box = await page.locator(a.selector).boundingBox({ timeout: a.timeout });
+    const { width, height } = page.viewportSize();
+    if (!box || box.x < 0 || box.y < 0 || box.x + box.width > width || box.y + box.height > height) {
+      throw new Error(`${a.selector} is at ${JSON.stringify(box)}, outside of ${width}x${height}`);
+    }
     return {};
   },
   async fill(page, a) { await page.fill(a.selector, a.text, { timeout: a.timeout }); return {}; },
@@ -85,7 +95,8 @@ const browser = await chromium.launch({
 });
 try {
   const context = await browser.newContext({
-    ignoreHTTPSErrors: true, viewport: { width: request.width, height: request.height },
+    ignoreHTTPSErrors: true, viewport: { width: request.width, height: request.height }, hasTouch: request.touch,
+    permissions: ['clipboard-read', 'clipboard-write'],
   });
   const page = await context.newPage();
   page.on('console', (message) => result.console.push(`${message.type()}: ${message.text()}`));

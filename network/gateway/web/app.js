@@ -3,6 +3,7 @@
 // WebSocket subprotocol. Further words of the fragment: view=1 (the token only
 // sees) and resize=scale|remote.
 import RFB from './novnc/core/rfb.js';
+import screenKeyboard from './keyboard.js';
 
 // Close codes of the gateway (session.go). What is not final is tried again.
 const FINAL = {
@@ -95,6 +96,7 @@ function connect() {
     $('bar').hidden = false;
     $('viewing').hidden = !viewOnly;
     for (const id of ['fit', 'keys', 'paste']) { $(id).hidden = viewOnly; }
+    $('type').hidden = viewOnly || !navigator.maxTouchPoints;
     session.focus();
   });
   session.addEventListener('desktopname', (event) => named(event.detail.name || environment));
@@ -137,6 +139,8 @@ function setFit(fit) {
 
 function showClipboard(shown) {
   $('clipboard').hidden = !shown;
+  $('clipboard').style.top = `${$('bar').offsetHeight + 6}px`;
+  $('refused').textContent = '';
   $('paste').setAttribute('aria-expanded', String(shown));
   if (shown) { $('text').focus(); } else if (rfb) { rfb.focus(); }
 }
@@ -147,6 +151,34 @@ $('keys').addEventListener('click', () => { rfb?.sendCtrlAltDel(); rfb?.focus();
 $('paste').addEventListener('click', () => showClipboard($('clipboard').hidden));
 $('text').addEventListener('input', () => rfb?.clipboardPasteFrom($('text').value));
 $('clipboard').addEventListener('keydown', (event) => { if (event.key === 'Escape') { showClipboard(false); } });
+// What browsers let pages do with their device's clipboard only after a click,
+// and some not even then.
+$('device').hidden = !navigator.clipboard;
+async function device(exchange) {
+  $('refused').textContent = '';
+  try {
+    await exchange();
+  } catch {
+    $('refused').textContent = 'This browser does not allow it: use the field.';
+  }
+}
+$('take').addEventListener('click', () => device(async () => {
+  $('text').value = await navigator.clipboard.readText();
+  rfb?.clipboardPasteFrom($('text').value);
+}));
+$('give').addEventListener('click', () => device(() => navigator.clipboard.writeText($('text').value)));
+
+screenKeyboard($('typed'), (keysym, code, down) => rfb?.sendKey(keysym, code, down));
+const typing = () => document.activeElement === $('typed');
+$('type').addEventListener('mousedown', (event) => event.preventDefault()); // the focus stays where it is
+$('type').addEventListener('click', () => { if (typing()) { $('typed').blur(); } else { $('typed').focus(); } });
+for (const type of ['focus', 'blur']) {
+  $('typed').addEventListener(type, () => {
+    $('type').setAttribute('aria-pressed', String(typing()));
+    if (rfb) { rfb.focusOnClick = !typing(); } // a tap on the desktop leaves the keyboard open
+  });
+}
+
 $('full').hidden = !document.fullscreenEnabled;
 $('full').addEventListener('click', async () => {
   try {
