@@ -153,6 +153,16 @@ func (p *Ports) check() error {
 	return errors.Join(errs...)
 }
 
+// ranges are the configured ranges of environments.
+func (n *Network) ranges() (ranges []netip.Prefix) {
+	for _, text := range []string{n.Range, n.Range6} {
+		if prefix, err := netip.ParsePrefix(text); err == nil {
+			ranges = append(ranges, prefix)
+		}
+	}
+	return ranges
+}
+
 // checkPublicHost refuses what cannot be the host of a URL.
 func (n *Node) checkPublicHost() error {
 	if n.PublicHost == "" || publicHost.MatchString(n.PublicHost) {
@@ -249,7 +259,7 @@ func (c *Config) complete() error {
 		c.API.Socket = filepath.Join(c.Node.RunDir, "node.sock")
 	}
 	c.Operations.Retention = time.Duration(c.Operations.KeepDays) * 24 * time.Hour
-	return errors.Join(c.check(), c.Network.check(), c.Ports.check(), c.DNS.check(), c.GPU.check(), c.GPU.checkRules(), c.Node.checkPublicHost())
+	return errors.Join(c.check(), c.Network.check(), c.Ports.check(), c.DNS.check(), c.GPU.check(), c.GPU.checkRules(), c.Node.checkPublicHost(), c.DNS.CheckListen(c.Network.ranges()...))
 }
 
 func (c *Config) check() error {

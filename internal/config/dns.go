@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -55,7 +56,7 @@ func (d *DNS) check() error {
 	if d.Zone == "" && d.Enabled {
 		errs = append(errs, fault("dns.zone", "such as gpu.internal; or set dns.enabled = false", "it is empty"))
 	}
-	errs = append(errs, d.checkNames(), d.checkNetworks())
+	errs = append(errs, d.checkNames(), d.checkZones(), d.checkNetworks())
 	for field, rate := range map[string]int{"dns.rate_limit": d.RateLimit, "dns.rate_outside": d.RateOutside} {
 		if rate < 0 || rate > maxRate {
 			errs = append(errs, fault(field, "", "it is 0 to %d", maxRate))
@@ -89,6 +90,39 @@ func (d *DNS) checkNames() error {
 	for field, name := range names {
 		if name != "" && !isDomain(name) {
 			errs = append(errs, fault(field, "write it like gpu.internal", "%q is not a domain name", name))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// checkZones refuses zones that are in each other's way: what one holds would be
+// a name of an environment in the other. One of a single label would take a
+// whole top-level domain away.
+func (d *DNS) checkZones() error {
+	if !d.Enabled {
+		return nil
+	}
+	zones := []struct{ field, name string }{{"dns.zone", d.Zone}}
+	for i, zone := range d.Zones {
+		zones = append(zones, struct{ field, name string }{fmt.Sprintf("dns.zones[%d].name", i), zone.Name})
+	}
+	var errs []error
+	for i := range zones {
+		zone := &zones[i]
+		if zone.name = strings.ToLower(strings.TrimSuffix(zone.name, ".")); !isDomain(zone.name) {
+			continue // it is told already
+		}
+		if !strings.Contains(zone.name, ".") {
+			errs = append(errs, fault(zone.field, "write it like gpu.internal", "%q is a top-level domain: no other name in it would be found", zone.name))
+		}
+		for _, before := range zones[:i] {
+			switch {
+			case before.name == zone.name:
+				errs = append(errs, fault(zone.field, "name it once, or name another", "%q is %s as well", zone.name, before.field))
+			case strings.HasSuffix(zone.name, "."+before.name), strings.HasSuffix(before.name, "."+zone.name):
+				errs = append(errs, fault(zone.field, "use zones that are not within one another",
+					"%q and %s %q are within one another: names of environments in one would hide those in the other", zone.name, before.field, before.name))
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -135,9 +169,31 @@ func (d *DNS) Addresses() ([]netip.AddrPort, error) {
 			// All of them would be in the way of systemd-resolved and dnsmasq.
 			return nil, fault("dns.listen", "write each address of the host, like 192.0.2.7", "%q is not an address of one interface", text)
 		}
+		if slices.Contains(addresses, address) {
+			return nil, fault("dns.listen", "name it once", "%q is named twice", text)
+		}
 		addresses = append(addresses, address)
 	}
 	return addresses, nil
+}
+
+// CheckListen refuses addresses of Listen that are in a range of environments:
+// these ask at the first of it anyway, and others do not get there.
+// CONFIG_INVALID. What is no address at all Addresses refuses.
+func (d *DNS) CheckListen(ranges ...netip.Prefix) error {
+	addresses, err := d.Addresses()
+	if err != nil || !d.Enabled {
+		return nil //nolint:nilerr // it is told already
+	}
+	for _, address := range addresses {
+		for _, environments := range ranges {
+			if environments.Contains(address.Addr()) {
+				return fault("dns.listen", "name addresses that others reach the host by; environments need none",
+					"%s is in %s, which is for environments", address.Addr(), environments)
+			}
+		}
+	}
+	return nil
 }
 
 // isDomain says whether a name is made of labels of letters, digits, - and _.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/internal/config"
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -50,6 +51,9 @@ type names struct {
 func newNames(cfg config.DNS, public string, addresses, range6 netip.Prefix, log *slog.Logger) (*names, error) {
 	if !cfg.Enabled {
 		return nil, nil //nolint:nilnil // it is off
+	}
+	if err := cfg.CheckListen(addresses, range6); err != nil { // the range may have been picked
+		return nil, err
 	}
 	listen, err := cfg.Addresses()
 	if err != nil {
@@ -182,7 +186,9 @@ func (n *names) listenAt(ctx context.Context, address netip.AddrPort) *dns.Liste
 	var listener *dns.Listener
 	var err error
 	if own {
-		err = n.networks.EnsureNodeAddress()
+		if err = n.networks.EnsureNodeAddress(); err != nil {
+			err = fmt.Errorf("%s: %w", address.Addr(), err)
+		}
 	}
 	if err == nil {
 		listener, err = n.server.Listen(ctx, address, own)
@@ -295,6 +301,18 @@ func wait(ctx context.Context, duration time.Duration) bool {
 	}
 }
 
+// listenHint is what to do where it could not listen.
+func listenHint(address netip.AddrPort, err error) string {
+	switch {
+	case errors.Is(err, unix.EADDRNOTAVAIL):
+		return fmt.Sprintf("give the host the address %s, or take it out of dns.listen (ip -br addr shows what there is)", address.Addr())
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return "run the daemon as root, or with CAP_NET_BIND_SERVICE"
+	}
+	return fmt.Sprintf("see what listens on port %d (ss -lnp sport = :%d); let it listen on its own addresses only, as with bind-interfaces of dnsmasq",
+		address.Port(), address.Port())
+}
+
 // problems are what is not as it should be.
 func (n *names) problems() []*problem.Problem {
 	if n == nil {
@@ -305,13 +323,17 @@ func (n *names) problems() []*problem.Problem {
 	var found []*problem.Problem
 	if len(n.broken) > 0 {
 		var errs []error
+		var hints []string
 		for _, address := range n.places() {
 			if err := n.broken[address]; err != nil {
-				errs = append(errs, fmt.Errorf("%s: %w", address, err))
+				errs = append(errs, err)
+				if hint := listenHint(address, err); !slices.Contains(hints, hint) {
+					hints = append(hints, hint)
+				}
 			}
 		}
-		p := problem.New(problem.DNSListenFailed, "DNS is not served everywhere").WithCause(errors.Join(errs...)).
-			WithHint("see what listens on port 53 (ss -lnp sport = :53); let it listen on its own addresses only, as with bind-interfaces of dnsmasq")
+		p := problem.New(problem.DNSListenFailed, "DNS is not served everywhere").WithCause(errors.Join(errs...))
+		p.Hint = strings.Join(hints, "; ")
 		found = append(found, p)
 	}
 	if loops := n.forwarder.Loops(); len(loops) > 0 {

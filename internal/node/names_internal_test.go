@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -110,6 +111,11 @@ func TestNamesWaitForTheirPort(t *testing.T) {
 	testutil.Sh(t, "ip link add up0 type bridge; ip addr add 198.51.100.7/24 dev up0; ip link set up0 up; ip route add default via 198.51.100.254")
 	cfg := config.Default().DNS
 	cfg.Listen = []string{"198.51.100.7", "203.0.113.99"} // the second is no address of the host
+	own := cfg
+	own.Listen = []string{"10.88.0.1"}
+	if _, err := newNames(own, "", addresses, netip.Prefix{}, slog.New(slog.DiscardHandler)); err == nil || problem.Of(err).Field != "dns.listen" {
+		t.Errorf("the node's own address among those that others ask at: %v", err)
+	}
 	n, err := newNames(cfg, "", addresses, netip.Prefix{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
@@ -185,6 +191,11 @@ func TestNamesWaitForTheirPort(t *testing.T) {
 	eventually("the name", leads("198.51.100.7"))
 	testutil.Sh(t, "ip addr add 198.51.100.9/24 dev up0; ip route replace default via 198.51.100.254 src 198.51.100.9")
 	eventually("the name to lead to the host's new address", leads("198.51.100.9"))
+	for _, p := range n.problems() {
+		if p.Reason == problem.DNSListenFailed && (strings.Count(p.Error(), "203.0.113.99") != 1 || !strings.Contains(p.Hint, "give the host the address 203.0.113.99") || strings.Contains(p.Hint, "ss -lnp")) {
+			t.Errorf("of an address that the host does not have: %s; %s", p.Error(), p.Hint)
+		}
+	}
 	testutil.Sh(t, "ip addr add 203.0.113.99/32 dev lo scope host")
 	eventually("all addresses to be served", func() bool { return !says(problem.DNSListenFailed) })
 	testutil.Sh(t, "ip addr del 10.88.0.1/32 dev lo")

@@ -36,7 +36,11 @@ func (s *Server) Listen(ctx context.Context, address netip.AddrPort, ours bool) 
 	l := &Listener{server: s, ours: ours, connections: quota{each: maxConnectionsOfOne, all: maxConnections}}
 	defer func() {
 		if err != nil {
-			err = errors.Join(fmt.Errorf("listen for DNS on %s: %w", address, err), l.Close())
+			protocol := ""
+			if failed := new(net.OpError); errors.As(err, &failed) { // which names the address, too
+				protocol, err = failed.Net+" ", failed.Err
+			}
+			err = errors.Join(fmt.Errorf("listen for DNS on %s%s: %w", protocol, address, err), l.Close())
 		}
 	}()
 	sockets := s.cfg.Sockets
