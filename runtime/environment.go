@@ -60,6 +60,7 @@ type Environment struct {
 	Warnings  []string
 	Access    []Access  // how people reach it; not stored
 	Conflicts []string  // what is wrong with its host ports; not stored
+	Beyond    []string  // limits of its spec that are more than the host has; not stored
 	CutOff    bool      // it runs and somebody has removed its network; not stored
 	Disk      DiskLimit // of its present or last run
 	Operation string    // id of the operation at work on it

@@ -68,6 +68,8 @@ type Config struct {
 	// Addresses tells where people reach the node. nil: environments have no
 	// Access.
 	Addresses Addresses
+	// Host is how large the host is; what is not known nobody is warned of.
+	Host HostSize
 	// Dial connects health checks to environments. nil: as the host does.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -437,6 +439,7 @@ func (m *Manager) fill(env *Environment) {
 	env.Access = access(env, m.cfg.Addresses)
 	env.Conflicts = m.conflicts.of(env.ID)
 	env.CutOff = m.cutOff.has(env)
+	env.Beyond = m.cfg.Host.beyond(&env.Spec.Resources)
 	m.fillInstances(env)
 	for i := range env.Ports {
 		env.Ports[i].EnvName, env.Ports[i].Reach = env.Name, m.cfg.Ports.Reach(&env.Ports[i])

@@ -188,19 +188,19 @@ func (a *app) createRequest(f *createFlags, changed func(string) bool, args []st
 
 func (f *createFlags) resources(changed func(string) bool) (*remotegpuv1.Resources, error) {
 	r := &remotegpuv1.Resources{Pids: f.pids, DiskBestEffort: f.diskBestEffort}
-	if f.cpus != "" {
+	if changed("cpus") {
 		cpus, err := strconv.ParseFloat(f.cpus, 64)
 		if err != nil || math.IsNaN(cpus) || cpus < 0.001 || cpus > 4096 {
-			return nil, usagef("write a number such as 1.5", "CPUs %q are not between 0.001 and 4096", f.cpus)
+			return nil, usagef("write a number such as 1.5, or leave it out", "--cpus %q is no number between 0.001 and 4096", f.cpus)
 		}
 		r.CpuMillis = int64(math.Round(cpus * 1000))
 	}
 	for _, limit := range []struct {
-		text string
-		into *int64
-	}{{f.memory, &r.MemoryBytes}, {f.shm, &r.ShmBytes}, {f.disk, &r.DiskBytes}} {
-		if limit.text != "" {
-			bytes, err := parseSize(limit.text)
+		flag, text string
+		into       *int64
+	}{{"memory", f.memory, &r.MemoryBytes}, {"shm-size", f.shm, &r.ShmBytes}, {"disk", f.disk, &r.DiskBytes}} {
+		if changed(limit.flag) {
+			bytes, err := parseSize("--"+limit.flag, limit.text)
 			if err != nil {
 				return nil, err
 			}
@@ -208,7 +208,7 @@ func (f *createFlags) resources(changed func(string) bool) (*remotegpuv1.Resourc
 		}
 	}
 	if changed("swap") {
-		bytes, err := parseSize(f.swap)
+		bytes, err := parseSize("--swap", f.swap)
 		if err != nil {
 			return nil, err
 		}

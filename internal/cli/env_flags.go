@@ -3,6 +3,7 @@ package cli
 import (
 	"encoding/csv"
 	"os"
+	"strconv"
 	"strings"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
@@ -146,7 +147,7 @@ func mountOption(mount *remotegpuv1.Mount, text, option string) error {
 	case "rw":
 		mount.ReadOnly = false
 	case "size":
-		bytes, err := parseSize(value)
+		bytes, err := parseSize("mount "+strconv.Quote(text)+": size", value)
 		mount.SizeBytes = bytes
 		return err
 	default:

@@ -73,7 +73,7 @@ func (f *gpuFlags) apply(before *remotegpuv1.GPURequest, changed func(string) bo
 		request.Mode = remotegpuv1.GPUMode(mode)
 	}
 	if changed("gpu-memory") {
-		bytes, err := parseSize(f.memory)
+		bytes, err := parseSize("--gpu-memory", f.memory)
 		if err != nil {
 			return nil, err
 		}

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,35 +28,82 @@ func (a *app) lifeCommand(use, short, past string, w *waiting, do change) *cobra
 			if err != nil {
 				return err
 			}
-			// One that fails does not keep the others from being done.
-			var first error
-			for _, name := range args {
-				err := a.lead(cmd.Context(), c, name, past, w, do)
-				if err == nil {
-					continue
-				}
-				if first == nil {
-					first = err
-				} else {
-					a.report(a.explain(cmd.Context(), err))
-				}
-				if cmd.Context().Err() != nil {
+			// All begin before the first is waited for: their grace periods pass at
+			// the same time. One that fails does not keep the others from being done.
+			ctx, since := cmd.Context(), time.Now()
+			var failures []error
+			var all []begun
+			for _, name := range unique(args) {
+				if ctx.Err() != nil {
 					break
 				}
+				e, op, err := do(ctx, c, name, w.id())
+				if err != nil {
+					failures = append(failures, err)
+					continue
+				}
+				all = append(all, begun{name, e, op})
 			}
-			return first
+			for i, b := range all {
+				rest := *w
+				if i > 0 {
+					b.op, rest.timeout = a.meanwhile(ctx, c, w, b.op, since)
+				}
+				if err := a.lead(ctx, c, b, past, &rest); err != nil {
+					failures = append(failures, err)
+				}
+			}
+			for i, err := range failures {
+				if i > 0 {
+					a.report(a.explain(ctx, err))
+				}
+			}
+			return errors.Join(failures[:min(1, len(failures))]...)
 		},
 	}
 	w.register(cmd.Flags())
 	return cmd
 }
 
-func (a *app) lead(ctx context.Context, c *clients, name, past string, w *waiting, do change) error {
-	e, op, err := do(ctx, c, name, w.id())
-	if err != nil {
-		return err
+// unique is the list without what comes again.
+func unique(names []string) []string {
+	seen := make(map[string]bool, len(names))
+	return slices.DeleteFunc(slices.Clone(names), func(name string) bool {
+		again := seen[name]
+		seen[name] = true
+		return again
+	})
+}
+
+// begun is an operation on an environment, nil when nothing was to be done.
+type begun struct {
+	name string
+	e    *remotegpuv1.Environment
+	op   *remotegpuv1.Operation
+}
+
+// meanwhile is what has become of an operation while others were waited for, and
+// what is left of the time that its caller waits. What it cannot learn it leaves
+// to who follows the operation.
+func (a *app) meanwhile(ctx context.Context, c *clients, w *waiting, op *remotegpuv1.Operation, since time.Time) (*remotegpuv1.Operation, time.Duration) {
+	left := w.timeout
+	if left > 0 {
+		left = max(left-time.Since(since), 1)
 	}
-	if op, err = a.await(ctx, c, w, op); err != nil {
+	if op == nil || w.noWait {
+		return op, left
+	}
+	if response, err := c.operations.GetOperation(ctx, &remotegpuv1.GetOperationRequest{Id: op.GetId()}); err == nil {
+		op = response.GetOperation()
+	}
+	return op, left
+}
+
+// lead waits for what has begun, and tells what has become of the environment.
+func (a *app) lead(ctx context.Context, c *clients, b begun, past string, w *waiting) error {
+	e := b.e
+	op, err := a.await(ctx, c, w, b.op)
+	if err != nil {
 		return err
 	}
 	if past == "deleted" {
@@ -78,7 +127,7 @@ func (a *app) lead(ctx context.Context, c *clients, name, past string, w *waitin
 			past = "nothing to do"
 		}
 	}
-	return a.printf("%s: %s\n", name, past)
+	return a.printf("%s: %s\n", b.name, past)
 }
 
 // died tells of an environment that is in error after all.

@@ -207,12 +207,11 @@ take a snapshot first to keep it.`,
 			}
 			request.Environment, request.Snapshot, request.Project, request.RequestId = args[0], args[1], a.project, w.id()
 			request.Timeout = g.duration()
-			past := "rolled back to " + plain(args[1])
-			return a.lead(cmd.Context(), c, args[0], past, w,
-				func(ctx context.Context, c *clients, _, _ string) (*remotegpuv1.Environment, *remotegpuv1.Operation, error) {
-					response, err := c.snapshots.RollBackEnvironment(ctx, request)
-					return response.GetEnvironment(), response.GetOperation(), err
-				})
+			response, err := c.snapshots.RollBackEnvironment(cmd.Context(), request)
+			if err != nil {
+				return err
+			}
+			return a.lead(cmd.Context(), c, begun{args[0], response.GetEnvironment(), response.GetOperation()}, "rolled back to "+plain(args[1]), w)
 		},
 	}
 	w.register(cmd.Flags())

@@ -252,11 +252,9 @@ func (a *app) updateRequest(f *updateFlags, e *remotegpuv1.Environment, changed 
 }
 
 func (f *updateFlags) setResources(spec *remotegpuv1.EnvironmentSpec, _ *remotegpuv1.Environment, changed func(string) bool, set func(string)) error {
-	if f.cpus == "0" {
-		f.cpus = ""
-	}
+	limited := func(flag string) bool { return changed(flag) && (flag != "cpus" || f.cpus != "0") }
 	var err error
-	if spec.Resources, err = f.resources(changed); err != nil {
+	if spec.Resources, err = f.resources(limited); err != nil {
 		return err
 	}
 	for _, limit := range []struct{ flag, field string }{

@@ -9,7 +9,7 @@ import (
 )
 
 // ParseSize is parseSize.
-func ParseSize(text string) (int64, error) { return parseSize(text) }
+func ParseSize(text string) (int64, error) { return parseSize("it", text) }
 
 // NewLines is newLines.
 func NewLines(before, now []string) []string { return newLines(before, now) }

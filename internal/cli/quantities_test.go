@@ -1,6 +1,7 @@
 package cli_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +21,17 @@ func TestQuantitiesThatCannotBe(t *testing.T) {
 		if code, _, stderr := f.run(t, strings.Fields(args)...); code != 2 || f.last != nil || !strings.Contains(stderr, "Try:") {
 			t.Errorf("%s: code %d, %s", args, code, stderr)
 		}
+	}
+	// A variable of the shell that is not set is no wish for no limit.
+	for _, flag := range []string{"--memory", "--cpus", "--swap", "--shm-size", "--disk"} {
+		for _, args := range [][]string{{"env", "create", "demo", "--image", "x", flag, ""}, {"env", "update", "demo", flag, ""}} {
+			if code, _, stderr := f.run(t, args...); code != 2 || !strings.Contains(stderr, flag) {
+				t.Errorf("%q: code %d, %s", args, code, stderr)
+			}
+		}
+	}
+	if code, _, stderr := f.run(t, "env", "create", "demo", "--image", "x", "--gpu-memory", "8X"); code != 2 || !strings.Contains(stderr, `--gpu-memory "8X" is no size`) {
+		t.Errorf("code %d, %s", code, stderr)
 	}
 	for _, args := range []string{"env start demo --timeout 1s", "env ls --limit 1", "env ls --page-size 3", "op ls --limit 0"} {
 		if code, _, stderr := f.run(t, strings.Fields(args)...); code != 0 {
@@ -66,5 +78,19 @@ func TestSeveralNames(t *testing.T) {
 	}
 	if code, stdout, stderr := f.run(t, "image", "rm", "a", "b"); code != 0 || strings.Count(stdout, ": deleted\n") != 2 {
 		t.Errorf("code %d, %s%s", code, stdout, stderr)
+	}
+}
+
+// Several are told to end before the first is waited for.
+func TestSeveralAreLedAtTheSameTime(t *testing.T) {
+	f := newFake(t)
+	f.ops = []*remotegpuv1.Operation{operation(remotegpuv1.OperationState_OPERATION_STATE_SUCCEEDED, "", 0, 0)}
+	code, stdout, stderr := f.run(t, "env", "stop", "a", "b", "a", "c")
+	if code != 0 || stdout != "a: stopped\nb: stopped\nc: stopped\n" {
+		t.Errorf("code %d, %s%s", code, stdout, stderr)
+	}
+	const stop = "StopEnvironmentRequest"
+	if want := []string{stop, stop, stop, "WatchOperationRequest"}; len(f.order) < len(want) || !slices.Equal(f.order[:len(want)], want) {
+		t.Errorf("asked %q", f.order)
 	}
 }

@@ -39,6 +39,7 @@ type fake struct {
 	handler http.Handler
 	mu      sync.Mutex
 	last    proto.Message
+	order   []string // names of the requests
 	auth    string
 
 	err      error // every call fails with it
@@ -136,6 +137,7 @@ func (f *fake) got(request proto.Message) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.last = request
+	f.order = append(f.order, string(request.ProtoReflect().Descriptor().Name()))
 	return f.err
 }
 
@@ -279,6 +281,7 @@ func (f *fake) RunCommand(_ context.Context, r *remotegpuv1.RunCommandRequest) (
 
 func (f *fake) WatchOperation(ctx context.Context, _ *remotegpuv1.WatchOperationRequest, stream remotegpuv1connect.OperationServiceWatchOperationServerStream) error {
 	f.mu.Lock()
+	f.order = append(f.order, "WatchOperationRequest")
 	ops, drop, err := f.ops, f.drop > 0, f.err
 	f.drop--
 	f.mu.Unlock()

@@ -239,21 +239,29 @@ func hostNames(public, name, listen string, environments ...netip.Prefix) []stri
 	})
 }
 
+// hostSize is what the host has for environments.
+func hostSize() runtime.HostSize {
+	size := runtime.HostSize{CPUs: goruntime.NumCPU()}
+	var system unix.Sysinfo_t
+	if unix.Sysinfo(&system) == nil {
+		size.MemoryBytes = int64(system.Totalram) * int64(system.Unit)
+	}
+	return size
+}
+
 // Info tells about the node.
 func (n *Node) Info(ctx context.Context) rpc.Node {
 	info := rpc.Node{
 		ID: n.id, Name: n.cfg.Node.Name, Labels: n.cfg.Node.Labels, Version: version.Version, StartedAt: n.started,
-		OS: osName(), Architecture: goruntime.GOARCH, CPUs: goruntime.NumCPU(), Cgroup: cgroup.Version(),
+		OS: osName(), Architecture: goruntime.GOARCH, Cgroup: cgroup.Version(),
 		AddressRange: n.prefix, Range6: n.cfg.Network.Range6, GatewayURL: n.gatewayURL(), Conditions: n.manager.Conditions(),
 	}
 	var uname unix.Utsname
 	if unix.Uname(&uname) == nil {
 		info.Kernel = unix.ByteSliceToString(uname.Release[:])
 	}
-	var system unix.Sysinfo_t
-	if unix.Sysinfo(&system) == nil {
-		info.MemoryBytes = int64(system.Totalram) * int64(system.Unit)
-	}
+	size := hostSize()
+	info.CPUs, info.MemoryBytes = size.CPUs, size.MemoryBytes
 	asking, cancel := context.WithTimeout(ctx, 2*time.Second) // a node without containerd still tells the rest
 	defer cancel()
 	engine, err := n.engine.Info(asking)

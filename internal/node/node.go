@@ -232,7 +232,7 @@ func (n *Node) buildManager(ctx context.Context) error {
 		Engine: n.engine, Executor: n.engine, Roots: n.engine, Snapshotter: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.ports(), Volumes: volumes, Desktops: n.desktops, Log: n.log,
 		LoginDir: n.statePath("credentials"), BootID: bootID(), Names: served,
 		Addresses: addresses{node: n},
-		GPUs:      n.gpuDriver(), GPU: n.gpuConfig(), InEnvironment: n.inEnvironment, Cgroup: n.cgroupOf,
+		GPUs:      n.gpuDriver(), GPU: n.gpuConfig(), InEnvironment: n.inEnvironment, Cgroup: n.cgroupOf, Host: hostSize(),
 	})
 	return ctx.Err()
 }

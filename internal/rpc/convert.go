@@ -30,7 +30,7 @@ func toEnvironment(env *runtime.Environment) *remotegpuv1.Environment {
 	message := &remotegpuv1.Environment{
 		Id: env.ID, Name: env.Name, Project: env.Project, Node: env.Node, Labels: env.Labels, Etag: runtime.Etag(env.Revision),
 		Spec: toSpec(&env.Spec), State: environmentStates.toProto[env.State], Problem: toProblem(env.Problem),
-		ImageDigest: env.Digest, DesktopReady: env.Ready, Warnings: slices.Concat(env.Warnings, env.NetworkWarnings(), env.GPUWarnings()), Operation: env.Operation,
+		ImageDigest: env.Digest, DesktopReady: env.Ready, Warnings: slices.Concat(env.Warnings, env.Beyond, env.NetworkWarnings(), env.GPUWarnings()), Operation: env.Operation,
 		CreatedAt: timestamp(env.CreatedAt), UpdatedAt: timestamp(env.UpdatedAt), StartedAt: timestamp(env.StartedAt),
 		Health: healths.toProto[env.Health], HealthDetail: env.HealthDetail,
 		RestartCount: int32(env.RestartCount), RestartAt: timestamp(env.RestartAt), Exit: toExit(env.Exit), Paused: env.Paused,

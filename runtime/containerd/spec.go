@@ -32,6 +32,8 @@ const defaultFiles = 1 << 20
 const (
 	cpuPeriod    = 100_000 // microseconds, the kernel's default
 	minCPUQuota  = 1_000   // microseconds, the kernel's minimum
+	minShares    = 2       // of a CPU's 1024, the kernel's bounds (cgroup v1)
+	maxShares    = 1 << 18 // those of 256 CPUs: who has more shares alike
 	defaultShm   = 64 << 20
 	defaultTmpfs = 64 << 20
 )
@@ -142,14 +144,15 @@ func rlimit(n int64) uint64 {
 func limit(to *specs.LinuxResources, r *runtime.Resources, swap bool) {
 	if r.CPUMillis > 0 {
 		quota, period := max(r.CPUMillis*cpuPeriod/1000, minCPUQuota), uint64(cpuPeriod)
-		shares := uint64(max(r.CPUMillis*1024/1000, 2)) // who gets more when all want more
+		shares := uint64(min(max(r.CPUMillis*1024/1000, minShares), maxShares)) // who gets more when all want more
 		to.CPU = &specs.LinuxCPU{Quota: &quota, Period: &period, Shares: &shares}
 	}
 	if r.MemoryBytes > 0 {
 		memory := r.MemoryBytes
 		to.Memory = &specs.LinuxMemory{Limit: &memory}
 		if swap {
-			both := r.MemoryBytes + r.SwapBytes // the spec counts memory and swap together
+			// The spec counts memory and swap together.
+			both := r.MemoryBytes + min(r.SwapBytes, math.MaxInt64-r.MemoryBytes)
 			to.Memory.Swap = &both
 		}
 	}

@@ -4,6 +4,7 @@ package containerd_test
 import (
 	"encoding/json"
 	"maps"
+	"math"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -51,6 +52,7 @@ func TestUpdateReachesTheKernel(t *testing.T) {
 		}{
 			{"more", runtime.Resources{CPUMillis: 1500, MemoryBytes: 512 << 20, SwapBytes: 64 << 20, Pids: 100}, [4]string{"150000", "536870912", "603979776", "100"}},
 			{"none", runtime.Resources{Pids: 200}, [4]string{"", "", "", "200"}},
+			{"more than any host has", runtime.Resources{CPUMillis: 4096_000, MemoryBytes: 99999 << 40, SwapBytes: math.MaxInt64, Pids: 200}, [4]string{"409600000", "", "", "200"}},
 			{"less", runtime.Resources{CPUMillis: 250, MemoryBytes: 128 << 20, Pids: 50}, [4]string{"25000", "134217728", "134217728", "50"}},
 			{"as created", c.Resources, created},
 		} {
