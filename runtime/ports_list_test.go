@@ -25,7 +25,7 @@ func TestPortsOfANamedEnvironment(t *testing.T) {
 			t.Errorf("ports of %q: %v", name, err)
 		}
 		for _, m := range found {
-			if m.EnvID != env.ID || m.EnvName != "desk" || m.Reach == "" {
+			if m.EnvID != env.ID || m.EnvName != "desk" || (m.Reach == "") != !filter.At.IsZero() {
 				t.Errorf("ports of %q: %+v", name, m)
 			}
 		}

@@ -18,7 +18,7 @@ import (
 var (
 	// scan is a step that reads all of a table that grows with time, in whatever
 	// order.
-	scan = regexp.MustCompile(`^SCAN (operations|port_mappings|environments|environment_events|gpu_leases|l)\b`)
+	scan = regexp.MustCompile(`^SCAN (operations|port_mappings|port_mapping_terms|environments|environment_events|gpu_leases|l)\b`)
 	// living is one that reads all that is held: that is few.
 	living = regexp.MustCompile(` INDEX (environments_living|gpu_leases_held)\b`)
 )
@@ -47,6 +47,9 @@ func TestNoQueryScansHistory(t *testing.T) {
 		"release ports on a host":      {text: markedMappings + releaseOfHost, want: "port_mappings_env"},
 		"release ports":                {text: markedMappings + release, want: "port_mappings_env"},
 		"release some ports":           {text: markedMappings + releaseListed, want: "port_mappings_env"},
+		"keep terms of a port":         {text: keepTerms, want: "(id=?)"},
+		"forget terms of a port":       {text: dropTerms, want: "port_mapping_terms_mapping"},
+		"terms of ports at a time":     {text: selectTerms, want: "port_mapping_terms_mapping"},
 		"forget ports":                 {text: purgeMappings, want: "port_mappings_released"},
 		"history of an environment":    {text: selectHistory, want: "environment_events_env"},
 		"forget the oldest of history": {text: dropHistory, want: "environment_events_env"},

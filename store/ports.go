@@ -155,7 +155,10 @@ func (s *Store) PortMappings(ctx context.Context, hostID string, filter port.Fil
 			}
 			found, seqs = append(found, m), append(seqs, seq)
 		}
-		return rows.Err()
+		if err := rows.Err(); err != nil || filter.At.IsZero() {
+			return err
+		}
+		return termsAt(ctx, tx, found, filter.At)
 	})
 	if err != nil {
 		return nil, "", fmt.Errorf("list port mappings: %w", err)
@@ -250,21 +253,6 @@ func releaseSome(ctx context.Context, tx *sql.Tx, envID string, mappings []port.
 		return nil, err
 	}
 	return markMappings(ctx, tx, releaseListed, millis(at), envID, list)
-}
-
-func describeMappings(ctx context.Context, tx *sql.Tx, envID string, mappings []port.Mapping, at time.Time) error {
-	for _, m := range mappings {
-		sources, err := sourcesText(m.Sources)
-		if err != nil {
-			return err
-		}
-		if _, err := markMappings(ctx, tx, `description = ?1, sources = ?2, expires_at = ?3, updated_at = ?4
-			WHERE env_id = ?5 AND id = ?6 AND status IN ('reserved', 'active')`,
-			m.Description, sources, millis(m.ExpiresAt), millis(at), envID, m.ID); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 func activateMappings(ctx context.Context, tx *sql.Tx, envID string, at time.Time) error {

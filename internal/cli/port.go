@@ -27,7 +27,8 @@ func (a *app) portList() *cobra.Command {
 		Long: `ls lists port mappings, those of all projects unless --project says one. ALLOWED
 is from where a port is reached: everybody, some networks, or the host and
 environments of the node only, as [ports] closed_by_default has it. With --all
-or --at, --env may name an environment that is gone.`,
+or --at, --env may name an environment that is gone. With --at, EXPIRES, ALLOWED
+and DESCRIPTION are as they were then; "-" is the node's default of then.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -60,12 +61,16 @@ or --at, --env may name an environment that is gone.`,
 			if a.output == "json" {
 				return a.json(&remotegpuv1.ListPortMappingsResponse{PortMappings: all, NextPageToken: next})
 			}
+			end := untilEnd
+			if request.GetAt() != nil { // seen from then
+				end = func(m *remotegpuv1.PortMapping) string { return moment(m.GetExpiresAt()) }
+			}
 			rows := make([][]string, 0, len(all))
 			for _, m := range all {
 				rows = append(rows, []string{
 					fmt.Sprint(m.GetExternalPort()), fmt.Sprint(m.GetInternalPort()), state(m.GetProtocol(), "PROTOCOL_"),
 					state(m.GetServiceType(), "SERVICE_TYPE_"), state(m.GetStatus(), "PORT_MAPPING_STATUS_"),
-					m.GetProject(), orElse(m.GetEnvironmentName(), m.GetEnvironment()), age(m.GetCreatedAt()), dash(untilEnd(m)),
+					m.GetProject(), orElse(m.GetEnvironmentName(), m.GetEnvironment()), age(m.GetCreatedAt()), dash(end(m)),
 					dash(reachText(m, ",")), m.GetDescription(),
 				})
 			}

@@ -198,7 +198,9 @@ func (p *Pool) Mapping(ctx context.Context, id string) (Mapping, error) {
 func (p *Pool) Mappings(ctx context.Context, filter Filter) ([]Mapping, string, error) {
 	found, next, err := p.cfg.Store.PortMappings(ctx, p.cfg.HostID, filter)
 	for i := range found {
-		found[i].Reach = p.Reach(&found[i])
+		if found[i].Reach = p.Reach(&found[i]); !filter.At.IsZero() {
+			found[i].Reach = p.reachThen(found[i].Sources)
+		}
 	}
 	return found, next, err
 }

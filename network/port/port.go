@@ -130,7 +130,7 @@ type Filter struct {
 	ID              string
 	External        uint16
 	Protocol        Protocol
-	At              time.Time // only what was held at that time, released ones included
+	At              time.Time // only what was held at that time, released ones included, on the terms that it had then
 	ReleasedSince   time.Time // only what was released then or later
 	Limit           int       // 0: no limit
 	After           string    // page cursor as returned by the store, "" for the first page

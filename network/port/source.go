@@ -135,6 +135,18 @@ func (p *Pool) Reach(m *Mapping) Reach {
 	return FromSources
 }
 
+// reachThen is from where a mapping with these sources was reached at a time that
+// may be over; "" where the node's default of then decided, which nobody knows.
+func (p *Pool) reachThen(sources []netip.Prefix) Reach {
+	switch {
+	case len(sources) == 0:
+		return ""
+	case Everybody(sources, p.cfg.IPv6):
+		return FromEverywhere
+	}
+	return FromSources
+}
+
 // HoldsIPv4 tells whether an address or network of IPv6 is of those that stand
 // for IPv4 (RFC 4291 section 2.5.5), which no packet on the wire has.
 func HoldsIPv4(prefix netip.Prefix) bool {

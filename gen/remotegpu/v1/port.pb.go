@@ -210,7 +210,7 @@ func (PortMappingStatus) EnumDescriptor() ([]byte, []int) {
 type PortReach int32
 
 const (
-	// Never sent by nodes that know it.
+	// Not known.
 	PortReach_PORT_REACH_UNSPECIFIED PortReach = 0
 	// From everywhere.
 	PortReach_PORT_REACH_EVERYBODY PortReach = 1
@@ -312,7 +312,9 @@ type PortMapping struct {
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	// Name of the environment; of a released mapping the one that it had then.
 	EnvironmentName string `protobuf:"bytes,18,opt,name=environment_name,json=environmentName,proto3" json:"environment_name,omitempty"`
-	// From where it is reached now. Output only.
+	// From where it is reached now; with at of a list, from where it was then, or
+	// UNSPECIFIED when that followed from the node's configuration of then. Output
+	// only.
 	Reach         PortReach `protobuf:"varint,19,opt,name=reach,proto3,enum=remotegpu.v1.PortReach" json:"reach,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -632,8 +634,8 @@ type ListPortMappingsRequest struct {
 	ExternalPort int32 `protobuf:"varint,7,opt,name=external_port,json=externalPort,proto3" json:"external_port,omitempty"`
 	// Only those of this protocol. UNSPECIFIED for all.
 	Protocol Protocol `protobuf:"varint,8,opt,name=protocol,proto3,enum=remotegpu.v1.Protocol" json:"protocol,omitempty"`
-	// Only those that were held at this time, whatever became of them since.
-	// Released mappings are kept for a year and more.
+	// Only those that were held at this time, whatever became of them since, with
+	// the description, allowed_sources and expires_at that they had then. Released mappings are kept for a year and more.
 	At            *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=at,proto3" json:"at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
