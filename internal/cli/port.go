@@ -40,12 +40,8 @@ and DESCRIPTION are as they were then; "-" is the node's default of then.`,
 					return err
 				}
 			}
-			if at != "" {
-				when, err := time.Parse(time.RFC3339, at)
-				if err != nil {
-					return usagef("write it like 2026-11-26T14:30:00+01:00", "--at %q is not a time", at)
-				}
-				request.At = timestamppb.New(when)
+			if request.At, err = instant("at", at); err != nil {
+				return err
 			}
 			all, next, err := pages(&page, func(size int32, token string) ([]*remotegpuv1.PortMapping, string, error) {
 				request.PageSize, request.PageToken = size, token
@@ -81,7 +77,7 @@ and DESCRIPTION are as they were then; "-" is the node's default of then.`,
 	cmd.Flags().StringVar(&service, "service", "", "only those of this service: ssh, rdp, jupyter, vnc, novnc, custom")
 	cmd.Flags().BoolVarP(&request.IncludeReleased, "all", "a", false, "released ones too")
 	cmd.Flags().Int32Var(&request.ExternalPort, "external", 0, "only those of this host port")
-	cmd.Flags().StringVar(&at, "at", "", "those that were held at this time (RFC 3339): who had a port then")
+	cmd.Flags().StringVar(&at, "at", "", "those that were held at this time, such as 2026-11-26T14:30:00+01:00, or that long ago: who had a port then")
 	page.register(cmd.Flags(), 0)
 	q.register(a, cmd, "ids")
 	filters(cmd, "env", "service", "external", "at")

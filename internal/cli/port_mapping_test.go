@@ -92,6 +92,7 @@ func TestPortMappingRequests(t *testing.T) {
 		{
 			"port ls --external 10007 --at 2026-11-26T14:30:00Z", "203.0.113.0/24", nil,
 		},
+		{"port ls --external 10007 --at 10m", "203.0.113.0/24", nil},
 		{"port get 01PORT", "10007/tcp", nil},
 	} {
 		f.env.GetPortMappings()[0].AllowedSources = []string{"203.0.113.0/24"}
@@ -166,7 +167,7 @@ func TestPortsSayWhatIsWrong(t *testing.T) {
 func TestExpiryIsReadAlike(t *testing.T) {
 	f := newFake(t)
 	f.ops = []*remotegpuv1.Operation{operation(succeeded, "", 0, 0)}
-	for _, end := range []string{"90m", "3d", "1d12h", "2030-01-01T00:00:00Z", "never"} {
+	for _, end := range []string{"90m", "3d", "1d12h", "2030-01-01T00:00:00Z", "2030-01-01 14:30", "never"} {
 		for _, args := range [][]string{
 			{"port", "add", "demo", "--service", "ssh", "--expires", end},
 			{"port", "update", "01PORT", "--expires", end},

@@ -77,13 +77,13 @@ func (f *termsFlags) end(changed func(string) bool) (after *durationpb.Duration,
 }
 
 // parseExpiry reads when a mapping ends: after a time (90m, 3d, 1d12h), at one
-// (RFC 3339), or "never", which is neither. why says what is wrong with it.
+// (parseMoment), or "never", which is neither. why says what is wrong with it.
 func parseExpiry(text string) (after time.Duration, at time.Time, why string) {
 	const neither = "neither a time to come, such as 90m or 3d, nor one like " + momentLike + ", nor never"
 	if text == "never" {
 		return 0, time.Time{}, ""
 	}
-	if at, err := time.Parse(time.RFC3339, text); err == nil {
+	if at, is := parseMoment(text); is {
 		return 0, at, ""
 	}
 	if after, err := parseSpan(text); err == nil && after > 0 {

@@ -73,6 +73,19 @@ var localTimes = []string{
 	"2006-01-02T15:04:05.999999999", "2006-01-02T15:04", "2006-01-02 15:04:05.999999999", "2006-01-02 15:04", time.DateOnly,
 }
 
+// parseMoment reads a point in time, with a zone (RFC 3339) or that of here.
+func parseMoment(text string) (at time.Time, is bool) {
+	if at, err := time.Parse(time.RFC3339Nano, text); err == nil {
+		return at, true
+	}
+	for _, form := range localTimes {
+		if at, err := time.ParseInLocation(form, text, time.Local); err == nil { //nolint:gosmopolitan // people mean the time of where they are
+			return at, true
+		}
+	}
+	return time.Time{}, false
+}
+
 // instant reads a time, how long ago it was, or the seconds since 1970 that it
 // is. A date is its midnight.
 func instant(flag, text string) (*timestamppb.Timestamp, error) {
@@ -85,13 +98,8 @@ func instant(flag, text string) (*timestamppb.Timestamp, error) {
 		}
 		return timestamppb.New(time.Now().Add(-ago)), nil
 	}
-	if at, err := time.Parse(time.RFC3339Nano, text); err == nil {
+	if at, is := parseMoment(text); is {
 		return timestamppb.New(at), nil
-	}
-	for _, form := range localTimes {
-		if at, err := time.ParseInLocation(form, text, time.Local); err == nil { //nolint:gosmopolitan // people mean the time of where they are
-			return timestamppb.New(at), nil
-		}
 	}
 	if seconds, err := strconv.ParseFloat(text, 64); err == nil && seconds >= 0 && seconds < 1e11 {
 		whole := int64(seconds)
