@@ -28,6 +28,7 @@ type DNSRecord struct {
 	// RequestID and RequestHash are of the request that made it.
 	RequestID, RequestHash string
 	CreatedAt              time.Time
+	Warnings               []string // what whoever adds it should know; not stored
 }
 
 // Owner is the record's name in the zone of its project.

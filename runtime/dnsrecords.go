@@ -72,6 +72,7 @@ func (m *Manager) CreateDNSRecord(ctx context.Context, req CreateDNSRecordReques
 	if err := m.names.reload(ctx, record.EnvID); err != nil {
 		return nil, err // it is kept; a repeated call serves it
 	}
+	record.Warnings = m.recordWarnings(record)
 	return record, nil
 }
 

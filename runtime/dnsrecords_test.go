@@ -154,6 +154,45 @@ func (d *daemon) add(name string, kind dns.Type, data string) (*runtime.DNSRecor
 	return d.CreateDNSRecord(d.t.Context(), runtime.CreateDNSRecordRequest{Environment: "desk", Name: name, Type: kind, Data: data})
 }
 
+// A project and an environment of one name share it in the zones: who makes
+// the second, or a name that only the whole name leads to, is told.
+func TestNamesSharedWithProjects(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	told := func(warnings []string, text string) bool {
+		return slices.ContainsFunc(warnings, func(w string) bool { return strings.Contains(w, text) })
+	}
+	in := func(project, name string) *runtime.Environment {
+		req := plain(name)
+		req.Project = project
+		env, _ := d.create(req)
+		return env
+	}
+	if env := in("default", "desk"); told(env.Warnings, "called") {
+		t.Errorf("warnings of the first environment: %q", env.Warnings)
+	}
+	if record, err := d.add("www.desk", dns.A, "192.0.2.1"); err != nil || len(record.Warnings) != 0 {
+		t.Errorf("a record that is found: %+v, %v", record, err)
+	}
+	if env := in("desk", "a"); !told(env.Warnings, "*.desk.default.gpu.internal") {
+		t.Errorf("warnings of an environment in the project: %q", env.Warnings)
+	}
+	for name, warned := range map[string]bool{"zz.desk": true, "*.desk": true, "a.b.desk": true, "@": false, "_sip._udp.desk": false, "alias": false} {
+		record, err := d.add(name, dns.TXT, "x")
+		if err != nil || told(record.Warnings, ".desk.default.gpu.internal") != warned {
+			t.Errorf("record %s: %+v, %v", name, record, err)
+		}
+	}
+	for _, c := range []struct {
+		project, name string
+		warned        bool
+	}{{"team", "b", false}, {"default", "team", true}, {"team", "team", true}, {"team", "desk", false}, {"default", "default", true}} {
+		if env := in(c.project, c.name); told(env.Warnings, "a project is called \""+c.name+"\"") != c.warned {
+			t.Errorf("%s in %s: %q", c.name, c.project, env.Warnings)
+		}
+	}
+}
+
 func TestDNSRecords(t *testing.T) {
 	h := newHost(t)
 	d := start(t, h)

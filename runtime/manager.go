@@ -250,7 +250,7 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, 
 	if err != nil {
 		return nil, nil, err
 	}
-	warnings = append(warnings, diskWarnings...)
+	warnings = append(append(warnings, diskWarnings...), m.nameWarnings(req.Name, req.Project)...)
 	if err := m.wantGPUs(ctx, "", &req.Spec); err != nil {
 		return nil, nil, err
 	}

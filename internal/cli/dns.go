@@ -12,7 +12,8 @@ import (
 
 const dnsHelp = `An environment has names as long as it has an address: ENVIRONMENT.PROJECT.ZONE
 and everything below it, and ENVIRONMENT.ZONE for those of its project. Records
-that are added go with their environment.`
+that are added go with their environment. Where a project is called as an
+environment, names below the environment are found by the whole name alone.`
 
 func (a *app) dnsCommand() *cobra.Command {
 	cmd := group("dns", "Names of environments", a.dnsList(), a.dnsAdd(), a.dnsRemove())
@@ -30,7 +31,7 @@ func (a *app) dnsList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List DNS records by name", Args: cobra.NoArgs,
 		Long: `ls lists DNS records. Those without an id are the node's own, as they are seen
-from outside of environments.`,
+from outside of environments. NAME is within PROJECT.ZONE.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -126,6 +127,9 @@ served when the command has returned.`,
 			response, err := c.dns.CreateDNSRecord(cmd.Context(), request)
 			if err != nil {
 				return err
+			}
+			for _, warning := range response.GetWarnings() {
+				a.say("Warning: %s", plain(warning))
 			}
 			if a.output == "json" {
 				return a.json(response.GetRecord())

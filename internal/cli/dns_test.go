@@ -30,7 +30,7 @@ func (d *dnsFake) ListDNSRecords(_ context.Context, req *remotegpuv1.ListDNSReco
 }
 
 func (d *dnsFake) CreateDNSRecord(_ context.Context, req *remotegpuv1.CreateDNSRecordRequest) (*remotegpuv1.CreateDNSRecordResponse, error) {
-	return &remotegpuv1.CreateDNSRecordResponse{Record: dnsRecords()[1]}, d.fake.got(req)
+	return &remotegpuv1.CreateDNSRecordResponse{Record: dnsRecords()[1], Warnings: []string{"found by the whole name"}}, d.fake.got(req)
 }
 
 func (d *dnsFake) DeleteDNSRecord(_ context.Context, req *remotegpuv1.DeleteDNSRecordRequest) (*remotegpuv1.DeleteDNSRecordResponse, error) {

@@ -72,7 +72,7 @@ func (s *dnsService) CreateDNSRecord(ctx context.Context, req *remotegpuv1.Creat
 	if err != nil {
 		return nil, err
 	}
-	return &remotegpuv1.CreateDNSRecordResponse{Record: s.toRecord(record)}, nil
+	return &remotegpuv1.CreateDNSRecordResponse{Record: s.toRecord(record), Warnings: record.Warnings}, nil
 }
 
 // DeleteDNSRecord implements the RPC.

@@ -164,7 +164,7 @@ type DNSRecord struct {
 	Environment string `protobuf:"bytes,6,opt,name=environment,proto3" json:"environment,omitempty"`
 	// Name that the environment has.
 	EnvironmentName string `protobuf:"bytes,7,opt,name=environment_name,json=environmentName,proto3" json:"environment_name,omitempty"`
-	// Name in the zone of the project, such as "demo", "www.demo" or, of an
+	// Name in PROJECT.ZONE, such as "demo", "www.demo" or, of an
 	// alias, "www".
 	Name string `protobuf:"bytes,8,opt,name=name,proto3" json:"name,omitempty"`
 	// The name in full, in each zone of the node. Empty while its responder is
@@ -658,7 +658,10 @@ func (x *CreateDNSRecordRequest) GetLabels() map[string]string {
 type CreateDNSRecordResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The record.
-	Record        *DNSRecord `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	Record *DNSRecord `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	// What to know of it, for people: that it is found by the whole name alone,
+	// since a project is called as its environment.
+	Warnings      []string `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -696,6 +699,13 @@ func (*CreateDNSRecordResponse) Descriptor() ([]byte, []int) {
 func (x *CreateDNSRecordResponse) GetRecord() *DNSRecord {
 	if x != nil {
 		return x.Record
+	}
+	return nil
+}
+
+func (x *CreateDNSRecordResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
 	}
 	return nil
 }
@@ -844,9 +854,10 @@ const file_remotegpu_v1_dns_proto_rawDesc = "" +
 	"\x06labels\x18\b \x03(\v20.remotegpu.v1.CreateDNSRecordRequest.LabelsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\x02R\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"J\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"f\n" +
 	"\x17CreateDNSRecordResponse\x12/\n" +
-	"\x06record\x18\x01 \x01(\v2\x17.remotegpu.v1.DNSRecordR\x06record\"P\n" +
+	"\x06record\x18\x01 \x01(\v2\x17.remotegpu.v1.DNSRecordR\x06record\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"P\n" +
 	"\x16DeleteDNSRecordRequest\x12\x19\n" +
 	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\x12\x1b\n" +
 	"\x04etag\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\"\x19\n" +
