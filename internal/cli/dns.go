@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -112,6 +113,12 @@ served when the command has returned.`,
 			if len(args) > 2 {
 				kind, request.Data = args[2], strings.Join(args[3:], " ")
 			}
+			if !slices.Contains(dnsTypes(), strings.ToLower(kind)) {
+				return usagef("use one of "+strings.Join(dnsTypes(), ", "), "records of type %q cannot be added", kind)
+			}
+			if cmd.Flags().Changed("ttl") && request.GetTtl() == 0 {
+				return usagef("give it 1 to 86400 seconds, or leave it out", "a TTL of 0 s is none")
+			}
 			types, err := parseEnums[remotegpuv1.DNSRecordType]([]string{kind}, "type", "DNS_RECORD_TYPE_", remotegpuv1.DNSRecordType_value)
 			if err != nil {
 				return err
@@ -137,7 +144,7 @@ served when the command has returned.`,
 			return a.dnsTable([]*remotegpuv1.DNSRecord{response.GetRecord()})
 		},
 	}
-	cmd.Flags().Uint32Var(&request.Ttl, "ttl", 0, "for how long it may be remembered, seconds (default 5)")
+	cmd.Flags().Uint32Var(&request.Ttl, "ttl", 0, "for how long it may be remembered, 1 to 86400 seconds (default 5)")
 	cmd.Flags().StringArrayVarP(&labels, "label", "l", nil, "label KEY=VALUE")
 	cmd.Flags().StringVar(&w.requestID, "request-id", "", "makes repeating the command safe: the same id answers with the first one's record")
 	return cmd

@@ -73,7 +73,7 @@ ID      PROJECT   NAME   TYPE    TTL   DATA        SOURCE   ENVIRONMENT
 	} {
 		test.want.Environment, test.want.RequestId, test.want.Project = "demo", "r", "p"
 		args := append([]string{"--project", "p", "dns", "add", "--request-id", "r"}, strings.Fields(test.args)...)
-		if code, out, errs := f.run(t, args...); code != 0 || !strings.Contains(out, "01REC") {
+		if code, out, errs := f.run(t, args...); code != 0 || !strings.Contains(out, "01REC") || !strings.Contains(errs, "Warning: found by the whole name") {
 			t.Errorf("dns add %s: exit %d\n%s%s", test.args, code, out, errs)
 		}
 		if diff := cmp.Diff(test.want, f.last, protocmp.Transform()); diff != "" {
@@ -87,10 +87,12 @@ ID      PROJECT   NAME   TYPE    TTL   DATA        SOURCE   ENVIRONMENT
 		{"dns", "add", "demo"},
 		{"dns", "add", "demo", "x", "mx", "y"},
 		{"dns", "add", "demo", "x", "unspecified"},
+		{"dns", "add", "demo", "x", "ptr", "foo"},
+		{"dns", "add", "demo", "x", "a", "192.0.2.1", "--ttl", "0"},
 		{"dns", "ls", "--source", "me"},
 		{"dns", "rm"},
 	} {
-		if code, _, errs := f.run(t, args...); code != 2 || errs == "" {
+		if code, _, errs := f.run(t, args...); code != 2 || errs == "" || strings.Contains(errs, "ptr,") {
 			t.Errorf("%v: exit %d %s", args, code, errs)
 		}
 	}

@@ -46,7 +46,7 @@ var rules = map[string]words{
 	},
 	"unique":       func(field, _, _ string) (string, string) { return field + " names something twice", "name each once" },
 	"defined_only": noEnum,
-	"not_in":       noEnum,
+	"not_in":       notNow,
 	"in":           noEnum,
 }
 
@@ -59,6 +59,14 @@ func noEnum(field, value, _ string) (message, hint string) {
 		return missing(field, value, "")
 	}
 	return fmt.Sprintf("%s %s is not known here", field, value), "use one of the values that the API documents; a newer client may know more than the node"
+}
+
+// notNow is said of values that the API has, and not for this.
+func notNow(field, value, _ string) (message, hint string) {
+	if value == "0" {
+		return missing(field, value, "")
+	}
+	return fmt.Sprintf("%s %s is not for requests", field, value), "the definition of the API says which values are (api/remotegpu/v1)"
 }
 
 func atLeast(what string) words {

@@ -41,6 +41,11 @@ func TestBrokenRulesInWords(t *testing.T) {
 		{&remotegpuv1.RunCommandRequest{Environment: "x", Argv: []string{"x"}, Timeout: durationpb.New(-time.Second)}, "timeout", "timeout is -1s; it must be"},
 		{&remotegpuv1.ListEnvironmentsRequest{PageSize: -3}, "page_size", "page_size is -3; it must be"},
 		{spec(func(s *remotegpuv1.EnvironmentSpec) { s.PullPolicy = 99 }), "spec.pull_policy", "pull_policy 99 is not known here"},
+		{&remotegpuv1.CreateDNSRecordRequest{Environment: "x", Type: remotegpuv1.DNSRecordType_DNS_RECORD_TYPE_PTR}, "type", "type 6 is not for requests"},
+		{
+			&remotegpuv1.CreateDNSRecordRequest{Environment: "x", Type: remotegpuv1.DNSRecordType_DNS_RECORD_TYPE_TXT, Data: strings.Repeat("x", 1025)},
+			"data", "it has more than 1024 bytes",
+		},
 	} {
 		broken, ok := errors.AsType[*protovalidate.ValidationError](protovalidate.Validate(test.request))
 		if !ok {

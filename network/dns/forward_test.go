@@ -169,6 +169,10 @@ func TestForwarding(t *testing.T) {
 		{name: "internal", from: demoAddress, ask: "db.internal.", rcode: miekg.RcodeNameError, local: true},
 		{name: "internal of the site", from: demoAddress, ask: "www.corp.internal."},
 		{name: "onion", from: demoAddress, ask: "www.onion.", rcode: miekg.RcodeNameError, local: true},
+		{name: "names of multicast DNS", from: demoAddress, ask: "printer.local.", rcode: miekg.RcodeNameError, local: true},
+		{name: "names of a home", from: demoAddress, ask: "nas.home.arpa.", rcode: miekg.RcodeNameError, local: true},
+		{name: "the domain of homes", from: demoAddress, ask: "home.arpa.", rcode: miekg.RcodeNameError, local: true},
+		{name: "what validating resolvers ask of it", from: demoAddress, ask: "home.arpa.", kind: miekg.TypeDS},
 		{name: "localhost", from: demoAddress, ask: "localhost.", answer: []string{"localhost. 60 IN A 127.0.0.1"}, local: true},
 	} {
 		if test.kind == 0 {

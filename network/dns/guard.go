@@ -89,8 +89,13 @@ func hintsInside(values []miekg.SVCBKeyValue, site []netip.Prefix) bool {
 	return false
 }
 
-// neverForwarded are domains that nobody else could know anything of.
-var neverForwarded = []string{"internal.", "invalid.", "onion.", "home.arpa."}
+// homeDomain is for networks of homes. It is the one domain of more than one
+// label that is not forwarded itself.
+const homeDomain = "home.arpa."
+
+// neverForwarded are domains that nobody else could know anything of: RFC 6761,
+// RFC 6762 section 22.1, RFC 7686, RFC 8375 section 4, and .internal of ICANN.
+var neverForwarded = []string{"internal.", "invalid.", "local.", "onion.", homeDomain}
 
 // local answers what is never asked of others: names that are private, unless
 // the site has them; reverse names of private addresses; names of one label,
@@ -112,7 +117,7 @@ func local(name string, q Question, private bool) (answer Answer, ours bool) {
 		return Answer{}, false
 	}
 	missing := Answer{Rcode: miekg.RcodeNameError}
-	if strings.Count(name, ".") == 1 {
+	if strings.Count(name, ".") == 1 || name == homeDomain {
 		switch q.Type {
 		case miekg.TypeNS, miekg.TypeDS, miekg.TypeDNSKEY, miekg.TypeSOA:
 			return Answer{}, false

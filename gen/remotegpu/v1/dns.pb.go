@@ -559,8 +559,9 @@ type CreateDNSRecordRequest struct {
 	// For how long it may be remembered, seconds; 0 means 5, at most 86400.
 	Ttl uint32 `protobuf:"varint,6,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// A, AAAA: an address. CNAME: a name; one without a dot is of the project,
-	// empty is the environment's own. TXT: text, at most 1024 bytes. SRV:
-	// priority, weight, port and a name as of CNAME, apart by spaces.
+	// empty is the environment's own. TXT: text, at most 1024 bytes, which nothing
+	// else needs. SRV: priority, weight, port and a name as of CNAME, apart by
+	// spaces.
 	Data string `protobuf:"bytes,7,opt,name=data,proto3" json:"data,omitempty"`
 	// Labels.
 	Labels        map[string]string `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -850,7 +851,7 @@ const file_remotegpu_v1_dns_proto_rawDesc = "" +
 	"\x04name\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x04name\x12=\n" +
 	"\x04type\x18\x05 \x01(\x0e2\x1b.remotegpu.v1.DNSRecordTypeB\f\xbaH\t\x82\x01\x06\x10\x01 \x00 \x06R\x04type\x12\x10\n" +
 	"\x03ttl\x18\x06 \x01(\rR\x03ttl\x12\x1c\n" +
-	"\x04data\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\x04data\x12b\n" +
+	"\x04data\x18\a \x01(\tB\b\xbaH\x05r\x03(\x80\bR\x04data\x12b\n" +
 	"\x06labels\x18\b \x03(\v20.remotegpu.v1.CreateDNSRecordRequest.LabelsEntryB\x18\xbaH\x15\x9a\x01\x12\x10@\"\ar\x05\x10\x01\x18\x80\x01*\x05r\x03\x18\x80\x02R\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
