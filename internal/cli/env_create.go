@@ -41,9 +41,10 @@ which stands first, as with docker.
   -p 15000:8080         host port 15000 to port 8080
   -p 22007:ssh          host port 22007 to port 22
   -p 15001:5353/udp     UDP
-Behind commas: allow=NETWORK, an IPv4 network or address that reaches it from
-outside, once for each; expires=2h, 3d or a time such as
-2026-11-26T14:30:00+01:00, when it is withdrawn by itself; description=TEXT.
+Behind commas: allow=NETWORK, a network or address that reaches it from outside,
+once for each, of IPv6 where environments have that; expires=2h, 3d or a time
+such as 2026-11-26T14:30:00+01:00, when it is withdrawn by itself;
+description=TEXT.
   -p ssh,allow=203.0.113.0/24,allow=198.51.100.7,expires=48h
 
 Mounts: -v SOURCE:TARGET[:ro]. A source with a leading slash is a path of the
