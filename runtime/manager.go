@@ -70,6 +70,8 @@ type Config struct {
 	Addresses Addresses
 	// Host is how large the host is; what is not known nobody is warned of.
 	Host HostSize
+	// Room is DISK_FULL while the node cannot keep anything new. nil: it always can.
+	Room func() error
 	// Dial connects health checks to environments. nil: as the host does.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
 }
@@ -211,6 +213,15 @@ type CreateRequest struct {
 	Spec      Spec
 }
 
+// room refuses what makes something new while the disk of the database is full:
+// what room is left there is for what ends and removes.
+func (m *Manager) room() error {
+	if m.cfg.Room == nil {
+		return nil
+	}
+	return m.cfg.Room()
+}
+
 // Create checks the whole request, writes the environment with everything it
 // will own in one transaction and has it made. A refused request took nothing.
 func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, *operation.Operation, error) {
@@ -220,6 +231,9 @@ func (m *Manager) Create(ctx context.Context, req CreateRequest) (*Environment, 
 	hash := hashOf(KindCreate, req)
 	if op, err := m.known(ctx, req.Project, req.RequestID, hash); op != nil || err != nil {
 		return m.answer(ctx, op, err)
+	}
+	if err := m.room(); err != nil {
+		return nil, nil, err
 	}
 	snapshot, err := m.resolveSnapshot(ctx, req.Project, &req.Spec)
 	if err != nil {

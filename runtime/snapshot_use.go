@@ -152,6 +152,9 @@ func (m *Manager) Export(ctx context.Context, req ExportRequest) (string, *opera
 	if op, err := m.known(ctx, req.Project, req.RequestID, hash); op != nil || err != nil {
 		return exportedAs(op, err)
 	}
+	if err := m.room(); err != nil {
+		return "", nil, err
+	}
 	snapshot, err := m.findSnapshot(ctx, req.Project, req.Snapshot, "", "snapshot")
 	if err != nil {
 		return "", nil, err

@@ -117,6 +117,9 @@ func (m *Manager) CreateSnapshot(ctx context.Context, req CreateSnapshotRequest)
 	if op, err := m.known(ctx, req.Project, req.RequestID, hash); op != nil || err != nil {
 		return m.answerSnapshot(ctx, op, err)
 	}
+	if err := m.room(); err != nil {
+		return nil, nil, err
+	}
 	now := time.Now()
 	if req.Name == "" {
 		req.Name = now.UTC().Format("s20060102-150405")

@@ -58,6 +58,10 @@ func (s *Store) Close() error { return s.db.Close() }
 // store is in use.
 func (s *Store) Backup(ctx context.Context, path string) error { return s.db.Backup(ctx, path) }
 
+// Reserve takes room on the disk for writes after it is full. DISK_FULL when there
+// is none.
+func (s *Store) Reserve(ctx context.Context) error { return s.db.Reserve(ctx) }
+
 // Meta returns a value about the node itself, "" when it was never set.
 func (s *Store) Meta(ctx context.Context, key string) (string, error) {
 	var value string

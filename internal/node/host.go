@@ -280,6 +280,13 @@ func (n *Node) Info(ctx context.Context) rpc.Node {
 	if info.IPTables, err = n.firewall.Backend(ctx); err != nil {
 		info.Conditions = addCondition(info.Conditions, problem.Of(err))
 	}
+	if full := n.stateRoom(); full != nil {
+		info.Conditions = addCondition(info.Conditions, full)
+	} else if info.DiskQuota != nil && info.DiskQuota.Path != "" {
+		if full := room(info.DiskQuota.Path, "containerd"); full != nil {
+			info.Conditions = addCondition(info.Conditions, full)
+		}
+	}
 	for _, p := range n.names.problems() {
 		info.Conditions = addCondition(info.Conditions, p)
 	}

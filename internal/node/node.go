@@ -232,7 +232,7 @@ func (n *Node) buildManager(ctx context.Context) error {
 		Engine: n.engine, Executor: n.engine, Roots: n.engine, Snapshotter: n.engine, Images: n.engine, Builder: builder, Networks: n.networks, Ports: n.ports(), Volumes: volumes, Desktops: n.desktops, Log: n.log,
 		LoginDir: n.statePath("credentials"), BootID: bootID(), Names: served,
 		Addresses: addresses{node: n},
-		GPUs:      n.gpuDriver(), GPU: n.gpuConfig(), InEnvironment: n.inEnvironment, Cgroup: n.cgroupOf, Host: hostSize(),
+		GPUs:      n.gpuDriver(), GPU: n.gpuConfig(), InEnvironment: n.inEnvironment, Cgroup: n.cgroupOf, Host: hostSize(), Room: n.mayGrow,
 	})
 	return ctx.Err()
 }
@@ -276,6 +276,7 @@ func (n *Node) Run(ctx context.Context) error {
 		group.Go(func() error { return listener.serve(ctx, handler, n.log) })
 	}
 	group.Go(func() error { return n.queue.Run(ctx) })
+	group.Go(func() error { return n.keepRoom(ctx) })
 	group.Go(func() error { return n.manager.Run(ctx) })
 	group.Go(func() error {
 		if err := n.volumes.RemoveDeleted(ctx); err != nil && ctx.Err() == nil {

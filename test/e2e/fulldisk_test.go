@@ -40,12 +40,16 @@ func fill(t *testing.T, dir string) (empty func()) {
 }
 
 // A full disk is told as such, loses nothing but lines of logs, which are
-// counted, and is over when there is room again.
+// counted, and is over when there is room again. Environments can be stopped and
+// deleted all the same.
 func TestFullDisk(t *testing.T) {
 	testutil.Require(t, testutil.Root, testutil.IPTables, usual, testutil.Programs)
 	containerd := testutil.StartContainerdOn(t, usual, "128m")
 	n := startOn(t, containerd, func(config string) string { return config }, func(*Node) {})
 	n.Must(t, "env", "create", "writer", "--image", n.Image, "--", "tick")
+	for _, name := range []string{"stopped", "deleted"} {
+		n.Must(t, "env", "create", name, "--image", n.Image, "--", "ignore-term")
+	}
 	registry := testutil.Registry(t)
 	big := make([]byte, 24<<20)
 	_, _ = rand.Read(big)
@@ -85,10 +89,23 @@ func TestFullDisk(t *testing.T) {
 	empty = fill(t, n.Dir)
 	t.Cleanup(empty)
 	fails("env", "create", "other", "--image", n.Image)
-	fails("env", "stop", "writer")
+	if info := n.Must(t, "node", "info"); !strings.Contains(info, "DISK_FULL") {
+		t.Errorf("the node tells nothing of its disk:\n%s", info)
+	}
+	n.Must(t, "env", "stop", "-t", "0", "stopped")
+	if env := n.Get(t, "stopped"); env.State != "ENVIRONMENT_STATE_STOPPED" && env.Problem == nil {
+		t.Errorf("stopped on a full disk: %+v", env)
+	}
+	n.Must(t, "env", "rm", "-f", "-t", "0", "deleted")
+	n.Must(t, "env", "rm", "stopped")
+	if _, err := os.Stat(filepath.Join(n.Dir, "filler")); err != nil {
+		t.Fatal(err)
+	}
 	if env := n.Get(t, "writer"); env.State != "ENVIRONMENT_STATE_RUNNING" {
 		t.Errorf("on a full disk: %+v", env)
 	}
+	empty() // what was deleted has made room
+	empty = fill(t, n.Dir)
 	Eventually(t, "lines to be lost", func() bool { // what is open may have a page of room
 		last := n.Must(t, "env", "logs", "--tail", "1", "writer")
 		time.Sleep(2 * time.Second)
