@@ -7,6 +7,11 @@
 purge=${1:-}
 [ "$(id -u)" = 0 ] || die "make down needs root" "sudo make down"
 netns=$(cat "$run/netns.name" 2>/dev/null || true)
+if [ ! -e "$run/remotegpud.toml" ] && [ -z "$(ls "$run"/*.pid "$run/netns.name" 2>/dev/null)" ] && { [ -z "$purge" ] || [ ! -d "$state" ]; }; then
+	say "nothing of make up was found in $run, and nothing was changed"
+	echo "If it was started with REMOTEGPU_RUN_DIR or REMOTEGPU_STATE_DIR, set them here as well."
+	exit
+fi
 
 if [ -e "$run/remotegpud.toml" ] && [ -x bin/remotegpud ]; then
 	containerd=$(sed -n '/\[containerd\]/,/\[/s/^address = "\(.*\)"/\1/p' "$run/remotegpud.toml")

@@ -12,6 +12,12 @@ export PATH=$PATH:/usr/local/go/bin:/usr/sbin:/sbin
 # shellcheck disable=SC2034 # the scripts use it
 image=docker.io/remotegpu/desktop-base:latest
 
+# What people have to set again for another command to find the same node.
+given=
+for name in REMOTEGPU_STATE_DIR REMOTEGPU_RUN_DIR; do
+	[ -z "${!name:-}" ] || given+="$name=$(printf '%q' "${!name}") "
+done
+
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 die() {
 	printf 'Error: %s\n' "$1" >&2

@@ -50,7 +50,7 @@ func TestReadme(t *testing.T) {
 		cmd := exec.Command("bash", "-euo", "pipefail", "-c", script)
 		cmd.Dir = testutil.Repository()
 		cmd.Env = append(os.Environ(), "NETNS="+namespace, "REMOTEGPU_STATE_DIR="+dir+"/state", "REMOTEGPU_RUN_DIR="+dir+"/run",
-			"REMOTEGPU_ADDR=unix://"+dir+"/run/node.sock", "REMOTEGPU_PRIVATE_CONTAINERD=1", "MAKEFLAGS=", "MAKELEVEL=")
+			"REMOTEGPU_ADDR=unix://"+dir+"/run/node.sock", "REMOTEGPU_PRIVATE_CONTAINERD=1", "SSH_AUTHORIZED_KEYS=ssh-ed25519 AAAA nobody", "MAKEFLAGS=", "MAKELEVEL=")
 		cmd.Stdout, cmd.Stderr = &out, &out
 		return cmd, &out
 	}
@@ -81,7 +81,8 @@ func TestReadme(t *testing.T) {
 
 	out := run(blocks[0], 15*time.Minute)
 	url := regexp.MustCompile(`https://\S+#token=\S+`).FindString(out)
-	if url == "" || !regexp.MustCompile(`ssh -p 22\d{3} gpu@`).MatchString(out) {
+	if url == "" || !regexp.MustCompile(`ssh -p 22\d{3} gpu@`).MatchString(out) ||
+		!strings.Contains(out, "nsenter --net=/run/netns/"+namespace+" ssh") || !strings.Contains(out, "REMOTEGPU_RUN_DIR="+dir+"/run make down") {
 		t.Fatalf("make up prints no address:\n%s", tailOf(out, 3000))
 	}
 	t.Log("make up:", strings.Join(steps(out), " | "))
@@ -91,6 +92,7 @@ func TestReadme(t *testing.T) {
 	}
 	pauseDesktop(t, namespace, url, dir+"/state/programs/remotegpud.log", command)
 	t.Run("health of the desktop", func(t *testing.T) { t.Log(run(desktopHealth, 5*time.Minute)) })
+	t.Run("what the image gives its user", func(t *testing.T) { t.Log(run(imageUse, 5*time.Minute)) })
 	t.Run("packages in a snapshot", func(t *testing.T) { t.Log(run(packageInSnapshot, 5*time.Minute)) })
 	before := time.Now()
 	if again := run(blocks[0], 5*time.Minute); strings.Contains(again, "starting remotegpud") || strings.Contains(again, "building docker.io") {
@@ -105,6 +107,9 @@ func TestReadme(t *testing.T) {
 	}
 	run(blocks[len(blocks)-1]+"\nmake down PURGE=1", 5*time.Minute)
 	down = true
+	if again := run(blocks[len(blocks)-1], time.Minute); !strings.Contains(again, "nothing") || strings.Contains(again, "done") {
+		t.Errorf("a make down with nothing to undo says:\n%s", again)
+	}
 	if left, _ := filepath.Glob(dir + "/*"); len(left) > 0 {
 		t.Errorf("make down leaves %v", left)
 	}
@@ -141,6 +146,24 @@ becomes UNHEALTHY
 bin/remotegpu env exec --stdin=false -u root demo -- s6-svc -u /run/service/xvnc
 becomes HEALTHY
 bin/remotegpu env update demo --no-health
+`
+
+// imageUse looks at what a person finds in the image: a volume to write to,
+// variables in a login by SSH, and no entry in the menu that leads nowhere.
+const imageUse = `
+bin/remotegpu env create used --image remotegpu/desktop-base -v used:/home/gpu/deep/work -e 'FOO=a "b"  c' -e SSH_PASSWORD=secret
+as() { bin/remotegpu env exec --stdin=false -u gpu used -- sh -euc "$1"; }
+for _ in $(seq 100); do as 'test -e /run/service/sshd/supervise' && break; sleep 0.2; done
+as 'touch ~/deep/work/file ~/deep/other'
+as 'mkdir -p -m 700 ~/.ssh; ssh-keygen -q -t ed25519 -N "" -f ~/.ssh/id_ed25519; cp ~/.ssh/id_ed25519.pub ~/.ssh/authorized_keys'
+login() { as "ssh -o StrictHostKeyChecking=no -o LogLevel=ERROR gpu@127.0.0.1 '$1'"; }
+for _ in $(seq 100); do login true && break; sleep 0.2; done
+test "$(login 'echo "$FOO $REMOTEGPU_NAME"')" = 'a "b"  c used'
+test "$(login 'bash -lc "echo \$FOO \$PATH"')" = "a \"b\" c $(as 'echo $PATH')"
+if login env | grep -E 'SSH_PASSWORD|SSH_AUTHORIZED'; then echo "a login finds secrets" >&2; exit 1; fi
+as 'command -v git xdg-open; fc-list :lang=ja | grep -q .; test -e /usr/share/bash-completion/bash_completion'
+bin/remotegpu env rm --force used
+bin/remotegpu volume rm used
 `
 
 // packageInSnapshot installs a package, and looks for it in an environment that
@@ -184,16 +207,15 @@ func useDesktop(t *testing.T, namespace, url string) {
 	}
 }
 
-// pauseScript pauses demo once a browser is at its desktop, and resumes it when
-// the browser has come again in vain.
+// pauseScript pauses demo once somebody has fitted its desktop to a window, and
+// resumes it when the browser has come again in vain.
 const pauseScript = `
-lines() { grep -c "$1" "$log" || true; }
-more() { for _ in $(seq 300); do [ "$(lines "$1")" -le "$2" ] || return 0; sleep 0.2; done; echo "no more of: $1" >&2; return 1; }
-began=$(lines "desktop session begins"); refused=$(lines "the environment is paused")
-echo counted >&3
-more "desktop session begins" "$began"
+until_true() { for _ in $(seq 300); do ! eval "$1" || return 0; sleep 0.2; done; echo "not within a minute: $1" >&2; return 1; }
+refused() { grep "desktop session refused" "$log" | grep -c "the environment is paused" || true; }
+before=$(refused)
+until_true 'bin/remotegpu desktop get demo | grep -q "Screen: *1280x"'
 bin/remotegpu env pause demo
-more "the environment is paused" $((refused + 1))
+until_true '[ "$(refused)" -gt "$before" ]'
 bin/remotegpu env resume demo
 `
 
@@ -201,25 +223,17 @@ bin/remotegpu env resume demo
 // back by itself when it goes on.
 func pauseDesktop(t *testing.T, namespace, url, log string, command func(string) (*exec.Cmd, *bytes.Buffer)) {
 	t.Helper()
-	read, write, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer read.Close()
 	cmd, out := command("log=" + log + pauseScript)
-	cmd.ExtraFiles = []*os.File{write}
-	err = cmd.Start()
-	_ = write.Close()
-	if err != nil {
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	_, counted := read.Read(make([]byte, 16))
+	defer cmd.Process.Kill() //nolint:errcheck // it has ended unless the browser did not do its part
 	result := browser.Drive(t, browser.Options{Prefix: []string{"nsenter", "--net=/run/netns/" + namespace}},
-		browser.Open(url), browser.Connected(), browser.State("stopped"), browser.State("connected"), browser.Colours(50))
-	if err := cmd.Wait(); err != nil || counted != nil {
-		t.Fatalf("%v %v\n%s", err, counted, out)
+		browser.Open(url), browser.Connected(), browser.Click("#fit"), browser.State("stopped"), browser.State("connected"), browser.Colours(50))
+	if err := cmd.Wait(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
-	if text := result.Steps[2].Text; !strings.Contains(text, "This desktop is paused") {
+	if text := result.Steps[3].Text; !strings.Contains(text, "This desktop is paused") {
 		t.Errorf("who looks at a desktop that is paused reads %q", text)
 	}
 }
