@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -183,34 +184,55 @@ func (n *Networks) remove(ctx context.Context, envID string) error {
 
 // Attached lists the environments that have a network or a part of one, which
 // a crash may leave, sorted; not those that Detach is about to remove.
-func (n *Networks) Attached(_ context.Context) ([]string, error) {
-	found := make(map[string]bool)
-	entries, err := os.ReadDir(n.cfg.NetNSDir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, failed("list networks", err)
-	}
-	for _, entry := range entries {
-		found[entry.Name()] = true
-	}
-	links, err := ours()
+func (n *Networks) Attached(context.Context) ([]string, error) {
+	here, linked, err := n.present()
 	if err != nil {
 		return nil, failed("list networks", err)
 	}
+	maps.Copy(here, linked)
+	return n.kept(here), nil
+}
+
+// Unpinned lists those of Attached that have interfaces and no file in NetNSDir,
+// sorted. That file is made before all else and goes after it, so they are
+// another node's, or somebody has removed the directory.
+func (n *Networks) Unpinned(context.Context) ([]string, error) {
+	here, linked, err := n.present()
+	if err != nil {
+		return nil, failed("list networks", err)
+	}
+	maps.DeleteFunc(linked, func(envID string, _ bool) bool { return here[envID] })
+	return n.kept(linked), nil
+}
+
+// present are the environments that have a file in NetNSDir, and those that
+// have interfaces. These are read first: a file comes before them and goes after.
+func (n *Networks) present() (here, linked map[string]bool, err error) {
+	here, linked = make(map[string]bool), make(map[string]bool)
+	links, err := ours()
+	if err != nil {
+		return nil, nil, err
+	}
 	for _, link := range links {
 		if envID, ok := strings.CutPrefix(link.Attrs().Alias, aliasPrefix); ok {
-			found[envID] = true
+			linked[envID] = true
 		}
 	}
+	entries, err := os.ReadDir(n.cfg.NetNSDir)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, nil, err
+	}
+	for _, entry := range entries {
+		here[entry.Name()] = true
+	}
+	return here, linked, nil
+}
+
+// kept are those of a set that are not being removed, sorted.
+func (n *Networks) kept(envIDs map[string]bool) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	attached := make([]string, 0, len(found))
-	for envID := range found {
-		if !n.removing[envID] {
-			attached = append(attached, envID)
-		}
-	}
-	slices.Sort(attached)
-	return attached, nil
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(envIDs)), func(envID string) bool { return n.removing[envID] })
 }
 
 // ours returns the host's links that have our names and are of our kinds and
@@ -226,6 +248,20 @@ func ours() ([]netlink.Link, error) {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	return slices.DeleteFunc(all, func(link netlink.Link) bool { return !isOurs(link) }), nil
+}
+
+// Links are the names of the interfaces of environments in the network that the
+// process is in, whichever node made them.
+func Links() ([]string, error) {
+	links, err := ours()
+	if err != nil {
+		return nil, failed("list networks", err)
+	}
+	names := make([]string, 0, len(links))
+	for _, link := range links {
+		names = append(names, link.Attrs().Name)
+	}
+	return names, nil
 }
 
 func isOurs(link netlink.Link) bool {

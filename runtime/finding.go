@@ -55,6 +55,10 @@ type Part struct {
 	// Foreign says why it is none of ours though it is where ours are; "" when
 	// it is ours.
 	Foreign string
+	// Common says that it is where other nodes of the host may have theirs, too:
+	// it is ours when the store knows its environment, or when something else of
+	// that is where only ours can be.
+	Common bool
 	// Pulling is the image that was pulled under a lease; "" for all else.
 	Pulling string
 }

@@ -158,7 +158,7 @@ func (m *Manager) observeParts(ctx context.Context, o *observed) error {
 			o.parts = append(o.parts, Part{Kind: source.kind, Name: id, EnvID: id})
 		}
 		if source.kind == FoundNetwork && err == nil {
-			errs = append(errs, m.observeCutOff(ctx, o, ids))
+			errs = append(errs, m.observeCutOff(ctx, o, ids), m.observeUnpinned(ctx, o))
 		}
 	}
 	parts, err := m.cfg.Engine.Parts(ctx)
@@ -174,6 +174,17 @@ func (m *Manager) observeParts(ctx context.Context, o *observed) error {
 		o.parts = append(o.parts, Part{Kind: FoundInterface, Name: name})
 	}
 	return errors.Join(errs...)
+}
+
+// observeUnpinned marks networks that may be another node's.
+func (m *Manager) observeUnpinned(ctx context.Context, o *observed) error {
+	unpinned, err := m.cfg.Networks.Unpinned(ctx)
+	for i := range o.parts {
+		if part := &o.parts[i]; part.Kind == FoundNetwork {
+			part.Common = err != nil || slices.Contains(unpinned, part.EnvID)
+		}
+	}
+	return err
 }
 
 // observeCutOff finds out who runs and is not among those that have a network.

@@ -136,12 +136,16 @@ func planParts(o *observed) []Finding {
 		}
 		parts = append(parts, part)
 	}
+	own := make(map[string]bool) // ids that have something where only ours can be
+	for _, part := range parts {
+		own[part.EnvID] = own[part.EnvID] || !part.Common && part.Foreign == ""
+	}
 	var findings []Finding
 	for _, part := range parts {
 		if held[part.EnvID] && part.Foreign == "" {
 			continue
 		}
-		if finding, differs := planPart(o, part, foreign); differs {
+		if finding, differs := planPart(o, part, foreign, own); differs {
 			findings = append(findings, finding)
 		}
 	}
@@ -171,8 +175,10 @@ func foldForeign(findings []Finding) []Finding {
 	return kept
 }
 
-// planPart decides about something that no environment holds.
-func planPart(o *observed, part Part, foreign map[string]bool) (Finding, bool) {
+// planPart decides about something that no environment holds. foreign and own are
+// ids: of containers that are not to be touched, and of what has something where
+// only this node's can be.
+func planPart(o *observed, part Part, foreign, own map[string]bool) (Finding, bool) {
 	finding := Finding{Kind: part.Kind, Name: part.Name, EnvID: part.EnvID, Action: ActionNone}
 	if finding.Name == "" {
 		finding.Name = part.EnvID
@@ -193,6 +199,8 @@ func planPart(o *observed, part Part, foreign map[string]bool) (Finding, bool) {
 		return Finding{}, false // not known, or made since the list was read
 	case fate == FateGone:
 		finding.Message, finding.Action, finding.Ours, finding.step = "its environment is gone", ActionRemove, true, stepTeardown
+	case !own[part.EnvID]:
+		finding.Message = "its environment is unknown, and other nodes of this host may have theirs here"
 	default:
 		finding.Message, finding.Action, finding.Ours, finding.step = "its environment is unknown and it has no container", ActionRemove, true, stepTeardown
 	}

@@ -153,6 +153,20 @@ func TestPlan(t *testing.T) {
 			"log /l/" + idA + ".log remove, ours: its environment is unknown and it has no container",
 			"network " + idA + " remove, ours: its environment is unknown and it has no container",
 		}},
+		{name: "what may be another node's", parts: []Part{
+			{Kind: FoundCgroup, Name: "/c/" + idA, EnvID: idA, Common: true}, {Kind: FoundNetwork, Name: idA, EnvID: idA, Common: true},
+		}, fates: unknown, want: []string{
+			"cgroup /c/" + idA + " none, not ours: its environment is unknown, and other nodes of this host may have theirs here",
+			"network " + idA + " none, not ours: its environment is unknown, and other nodes of this host may have theirs here",
+		}},
+		{name: "what may be another node's, of a deleted one", parts: []Part{{Kind: FoundCgroup, Name: "/c/" + idA, EnvID: idA, Common: true}}, fates: gone, want: []string{
+			"cgroup /c/" + idA + " remove, ours: its environment is gone",
+		}},
+		{name: "what may be another node's, beside what cannot be", parts: append([]Part{{Kind: FoundCgroup, Name: "/c/" + idA, EnvID: idA, Common: true}}, whole...), fates: unknown, want: []string{
+			"cgroup /c/" + idA + " remove, ours: its environment is unknown and it has no container",
+			"log /l/" + idA + ".log remove, ours: its environment is unknown and it has no container",
+			"network " + idA + " remove, ours: its environment is unknown and it has no container",
+		}},
 		{name: "a container that nobody knows", container: "running", parts: whole, fates: unknown, want: []string{
 			"container " + idA + " none, not ours: no environment of this node's database has it",
 			"log /l/" + idA + ".log none, not ours: it belongs to a container that no environment of this node's database has",

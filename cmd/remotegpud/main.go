@@ -110,9 +110,17 @@ func root(stdout, stderr io.Writer) *cobra.Command {
 			}
 			return node.Backup(command.Context(), cfg, args[0], log)
 		},
-	}, &cobra.Command{
+	}, cleanUp(load, stderr), stopEnvironments(load, stderr), gpuHelper())
+	return command
+}
+
+// cleanUp is the command that removes a node from the host.
+func cleanUp(load func(*cobra.Command) (config.Config, error), stderr io.Writer) *cobra.Command {
+	var force bool
+	command := &cobra.Command{
 		Use: "cleanup", Short: "Remove namespaces, links and rules of environments from the host",
-		Long: "Removes every network namespace, link and firewall rule of environments, and their control group when it is empty. The daemon must be stopped and its containers deleted.",
+		Long: "Removes every network namespace, link and firewall rule of environments, and their control group when it is empty. The daemon must be\n" +
+			"stopped and its containers deleted: it is refused while an environment runs, or while another node of this host has something there.",
 		Args: cobra.NoArgs,
 		RunE: func(command *cobra.Command, _ []string) error {
 			cfg, err := load(command)
@@ -123,9 +131,10 @@ func root(stdout, stderr io.Writer) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return node.CleanUp(command.Context(), cfg, log)
+			return node.CleanUp(command.Context(), cfg, force, log)
 		},
-	}, stopEnvironments(load, stderr), gpuHelper())
+	}
+	command.Flags().BoolVar(&force, "force", false, "also while environments run: they lose their network and their ports until they are restarted")
 	return command
 }
 

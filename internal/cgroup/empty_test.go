@@ -3,7 +3,10 @@ package cgroup_test
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"testing"
 
 	"github.com/remotegpu/remotegpu/internal/cgroup"
@@ -49,6 +52,58 @@ func TestRemoveEmpty(t *testing.T) {
 		t.Errorf("left: %q", left)
 	}
 	if cgroup.RemoveEmpty("/") == nil || cgroup.RemoveEmpty("../x") == nil {
+		t.Error("what is no path of a group is taken")
+	}
+}
+
+// Groups with processes are told, deep ones by the name at the top.
+func TestInhabited(t *testing.T) {
+	testutil.Require(t, testutil.Root)
+	path := fmt.Sprintf("/remotegpu-test-inhabited-%d", os.Getpid())
+	groups := []string{path + "/one/below", path + "/one", path + "/two", path}
+	t.Cleanup(func() {
+		for _, group := range groups {
+			if err := cgroup.RemoveEmpty(group); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if found, err := cgroup.Inhabited(path); err != nil || len(found) > 0 {
+		t.Errorf("without the group: %q, %v", found, err)
+	}
+	var procs []string
+	for _, group := range groups[:3] {
+		files, err := cgroup.Make(group)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if procs == nil {
+			procs = files
+		}
+	}
+	if found, err := cgroup.Inhabited(path); err != nil || len(found) > 0 {
+		t.Errorf("of empty groups: %q, %v", found, err)
+	}
+	sleeper := exec.CommandContext(t.Context(), "sleep", "600")
+	if err := sleeper.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range procs {
+		if err := os.WriteFile(file, []byte(strconv.Itoa(sleeper.Process.Pid)), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if found, err := cgroup.Inhabited(path); err != nil || !slices.Equal(found, []string{"one"}) {
+		t.Errorf("with a process: %q, %v", found, err)
+	}
+	if err := sleeper.Process.Kill(); err != nil {
+		t.Error(err)
+	}
+	_ = sleeper.Wait()
+	if found, err := cgroup.Inhabited(path); err != nil || len(found) > 0 {
+		t.Errorf("of groups that are empty again: %q, %v", found, err)
+	}
+	if _, err := cgroup.Inhabited("/"); err == nil {
 		t.Error("what is no path of a group is taken")
 	}
 }

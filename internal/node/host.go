@@ -65,6 +65,23 @@ func lockDirectory(dir string) (*os.File, error) {
 	}
 }
 
+// ownerID is what tells the node of a state directory from others of the host: it
+// is in the file that its daemon locks, so it goes where the directory goes, and
+// stays when the database is lost.
+func ownerID(lock *os.File) (string, error) {
+	text := make([]byte, ulid.EncodedSize)
+	if n, _ := lock.ReadAt(text, 0); n == len(text) {
+		if _, err := ulid.ParseStrict(string(text)); err == nil {
+			return string(text), nil
+		}
+	}
+	id := ulid.Make().String()
+	if _, err := lock.WriteAt([]byte(id+"\n"), 0); err != nil {
+		return "", fmt.Errorf("write who the node is: %w", err)
+	}
+	return id, nil
+}
+
 // identity is the node's stable id, made at the first start.
 func (n *Node) identity(ctx context.Context) (string, error) {
 	id, err := n.store.Meta(ctx, metaNodeID)

@@ -6,7 +6,6 @@ package node
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -21,6 +20,7 @@ import (
 	"github.com/remotegpu/remotegpu/build/buildkit"
 	"github.com/remotegpu/remotegpu/desktop"
 	"github.com/remotegpu/remotegpu/internal/cgroup"
+	"github.com/remotegpu/remotegpu/internal/claim"
 	"github.com/remotegpu/remotegpu/internal/config"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/rpc"
@@ -41,6 +41,7 @@ type Node struct {
 	log       *slog.Logger
 	id        string
 	lock      *os.File
+	claims    *claim.Held
 	store     *store.Store
 	engine    *containerd.Engine
 	firewall  *firewall.Firewall
@@ -63,10 +64,12 @@ type Node struct {
 	started   time.Time
 }
 
-// New builds the node: it takes the state directory's lock, opens the database
+// New builds the node: it takes the state directory's lock, claims what only one
+// node of the host can have, opens the database
 // and finds out what the host offers. It serves nothing; Run does. Close gives
 // back what it took. DATABASE_NEWER when the database was written by a newer
-// release; STATE_DIR_LOCKED while another daemon works in it; CONFIG_INVALID.
+// release; STATE_DIR_LOCKED while another daemon works in it; CONFIG_INVALID, also
+// when another node of the host has what this one is configured for.
 func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Node, err error) {
 	n := &Node{cfg: cfg, log: log, started: time.Now()}
 	defer func() {
@@ -78,6 +81,9 @@ func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Node, err
 		return nil, err
 	}
 	if n.lock, err = lockDirectory(cfg.Node.StateDir); err != nil {
+		return nil, err
+	}
+	if err := n.takeClaims(ctx); err != nil {
 		return nil, err
 	}
 	if n.store, err = store.Open(ctx, filepath.Join(cfg.Node.StateDir, "node.db"), log); err != nil {
@@ -313,6 +319,9 @@ func (n *Node) Close() error {
 	if n.store != nil {
 		errs = append(errs, n.store.Close())
 	}
+	if n.claims != nil {
+		errs = append(errs, n.claims.Close())
+	}
 	if n.lock != nil {
 		errs = append(errs, n.lock.Close())
 	}
@@ -339,31 +348,6 @@ func (n *Node) gatewayURL() string {
 		return ""
 	}
 	return strings.TrimSuffix(strings.TrimSuffix(n.gateway.URL(""), "/"), "/desktop")
-}
-
-// CleanUp removes everything of ours from the host's network: namespaces,
-// links and rules, and the control group of environments when nothing is in it.
-// It needs no database; containers must be gone.
-func CleanUp(ctx context.Context, cfg config.Config, log *slog.Logger) error {
-	prefix := defaultRange()
-	rules, err := firewall.New(firewall.Config{Subnet: prefix, Path: cfg.Network.IPTables, Log: log})
-	if err != nil {
-		return err
-	}
-	networks, err := network.New(network.Config{
-		Range: prefix, NetNSDir: filepath.Join(cfg.Node.RunDir, "netns"), ReservedFile: filepath.Join(cfg.Node.RunDir, reservedFile),
-		ForwardFile: filepath.Join(cfg.Node.RunDir, forwardFile), ForwardFile6: filepath.Join(cfg.Node.RunDir, forwardFile6), RouteBetween: cfg.Network.Route, Firewall: rules, Log: log,
-	})
-	if err != nil {
-		return err
-	}
-	if err := networks.CleanUp(ctx); err != nil {
-		return fmt.Errorf("clean up network: %w", err)
-	}
-	if err := endSharing(ctx, cfg, log); err != nil {
-		return fmt.Errorf("end what GPUs are shared by: %w", err)
-	}
-	return cgroup.RemoveEmpty(cfg.Containerd.Cgroup)
 }
 
 // Backup writes a consistent copy of the node's database to a file that does

@@ -23,7 +23,7 @@ func testConfig(t *testing.T) config.Config {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "remotegpud.toml")
 	text := "version = 1\n[node]\nname = \"node1\"\nstate_dir = \"" + dir + "/state\"\nrun_dir = \"" + dir + "/run\"\n" +
-		"[containerd]\naddress = \"" + dir + "/none.sock\"\n[network]\nrange = \"10.99.0.0/16\"\n"
+		"[containerd]\naddress = \"" + dir + "/none.sock\"\ncgroup = \"/" + filepath.Base(filepath.Dir(dir)) + "\"\n[network]\nrange = \"10.99.0.0/16\"\n"
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -78,6 +78,55 @@ func TestNodeKeepsItsIdentity(t *testing.T) {
 	}
 	if after, err := os.ReadFile(filepath.Join(cfg.Node.StateDir, "token")); err != nil || string(after) != string(token) {
 		t.Errorf("the token changed: %v", err)
+	}
+}
+
+// What only one node of a host can have is refused to another one, by the setting
+// that it has of it.
+func TestNodesThatCollide(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables)
+	if !testutil.Isolated(t) {
+		return
+	}
+	cfg, log := testConfig(t), slog.New(slog.DiscardHandler)
+	first, err := node.New(t.Context(), cfg, log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for field, collide := range map[string]func(*config.Config){
+		"node.run_dir":         func(other *config.Config) { other.Node.RunDir = cfg.Node.RunDir },
+		"containerd.namespace": func(other *config.Config) { other.Containerd.Address = cfg.Containerd.Address },
+		"containerd.cgroup":    func(other *config.Config) { other.Containerd.Cgroup = cfg.Containerd.Cgroup },
+		"":                     func(*config.Config) {}, // the network that both are in
+	} {
+		other := testConfig(t)
+		other.Containerd.Cgroup += "b"
+		collide(&other)
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond) // its patience
+		_, err := node.New(ctx, other, log)
+		cancel()
+		if p := problem.Of(err); err == nil || p.Reason != problem.ConfigInvalid || p.Field != field || p.Hint == "" || !strings.Contains(p.Message, cfg.Node.StateDir) {
+			t.Errorf("with the same %q: %+v", field, p)
+		}
+	}
+	if err := node.CleanUp(t.Context(), cfg, true, log); err == nil {
+		t.Error("the host is cleaned up beside the daemon")
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	other := testConfig(t)
+	second, err := node.New(t.Context(), other, log) // the first has left nothing that is in use
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, cfg := range []config.Config{other, cfg} {
+		if err := node.CleanUp(t.Context(), cfg, false, log); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/remotegpu/remotegpu/internal/claim"
 	"github.com/remotegpu/remotegpu/internal/config"
 	"github.com/remotegpu/remotegpu/runtime/containerd"
 )
@@ -19,12 +20,22 @@ import (
 // down: each gets its stop signal, and SIGKILL after the timeout. The daemon
 // must have ended. What should be stays as it is in the database, so the next
 // daemon finds that the host was rebooted and does what restart policies say.
+// CONFIG_INVALID when containerd's namespace is another node's.
 func StopEnvironments(ctx context.Context, cfg config.Config, timeout time.Duration, log *slog.Logger) (err error) {
 	lock, err := lockDirectory(cfg.Node.StateDir)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
+	node, err := owner(cfg, lock)
+	if err != nil {
+		return err
+	}
+	claims, err := claim.Take(ctx, claim.Dir, node, claimedContainerd(cfg)) // else they are another node's
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, claims.Close()) }()
 	engine, err := containerd.New(containerd.Config{
 		Address: cfg.Containerd.Address, Namespace: cfg.Containerd.Namespace, Snapshotter: cfg.Containerd.Snapshotter,
 		CgroupParent: cfg.Containerd.Cgroup, FIFODir: filepath.Join(cfg.Node.RunDir, "fifo"),

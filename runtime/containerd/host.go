@@ -163,14 +163,17 @@ func (e *Engine) oomKills(id string) (count int, known bool) {
 // that tells when it is done. A cgroup that nobody removes is removed, and the
 // processes that are left in it are killed: its container has no task. An empty
 // one that is abandoned, whose container has no record either, is removed at
-// once.
+// once. That of another containerd is not waited for, nor touched.
 func (e *Engine) awaitCgroupGone(ctx context.Context, id string, abandoned bool) error {
 	return patiently(ctx, func() error { return e.pollCgroupGone(ctx, id, abandoned) })
 }
 
 func (e *Engine) pollCgroupGone(ctx context.Context, id string, abandoned bool) error {
-	if abandoned {
-		for _, dir := range e.cgroupDirs(id) {
+	if left := e.cgroupDirs(id); abandoned && len(left) > 0 {
+		if others, err := e.leftAlone(ctx, id); others || err != nil {
+			return err
+		}
+		for _, dir := range left {
 			clearCgroup(dir, func(int) {})
 		}
 	}
@@ -183,7 +186,12 @@ func (e *Engine) pollCgroupGone(ctx context.Context, id string, abandoned bool) 
 		if len(left) == 0 {
 			return nil
 		}
-		if polls > 50 { // a second: whoever would remove it is gone itself
+		if polls == 50 { // a second: whoever would remove it is gone itself
+			if others, err := e.leftAlone(ctx, id); others || err != nil {
+				return err
+			}
+		}
+		if polls > 50 {
 			e.thawCgroup(id)
 			for _, dir := range left {
 				clearCgroup(dir, func(pid int) { _ = unix.Kill(pid, unix.SIGKILL) })

@@ -46,12 +46,12 @@ func (e *Engine) clearState(ctx context.Context, id string) error {
 	if err := e.endOrphans(ctx, id); err != nil {
 		return err
 	}
-	strangers, err := e.strangers(id)
+	other, err := e.inState(id)
 	if err != nil {
 		return err
 	}
-	if len(strangers) > 0 {
-		return problem.New(problem.ProcessStartFailed, "a shim of another containerd (pid %d) runs container %s of namespace %s", strangers[0], id, e.cfg.Namespace).
+	if other != nil {
+		return problem.New(problem.ProcessStartFailed, "%s runs container %s", other, id).
 			WithHint("two containerds of one host share what their runtimes know: give them namespaces of their own, or end the other")
 	}
 	program, err := e.runtimeProgram(ctx, id)
@@ -83,18 +83,6 @@ func (e *Engine) clearState(ctx context.Context, id string) error {
 func there(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
-}
-
-// strangers are the shims that another containerd has started for a container of
-// that id in a namespace that is called as ours.
-func (e *Engine) strangers(id string) ([]int, error) {
-	var found []int
-	err := eachProcess(func(pid int, args []string) {
-		if isShim(args) && after(args, "-namespace") == e.cfg.Namespace && after(args, "-id") == id && after(args, "-address") != e.cfg.Address {
-			found = append(found, pid)
-		}
-	})
-	return found, err
 }
 
 // runtimeProgram is the path of the runtime that a container was made with, or of

@@ -71,7 +71,8 @@ func (e *Engine) taskParts(ctx context.Context) ([]runtime.Part, error) {
 	return parts, nil
 }
 
-// cgroupParts are the cgroups below ours.
+// cgroupParts are the cgroups below ours, which other nodes of the host may have
+// been told as well.
 func (e *Engine) cgroupParts(context.Context) ([]runtime.Part, error) {
 	var parts []runtime.Part
 	seen := make(map[string]bool) // cgroup v1 has one in each hierarchy
@@ -81,7 +82,7 @@ func (e *Engine) cgroupParts(context.Context) ([]runtime.Part, error) {
 			continue
 		}
 		seen[id] = true
-		parts = append(parts, runtime.Part{Kind: runtime.FoundCgroup, Name: e.cgroup(id), EnvID: id})
+		parts = append(parts, runtime.Part{Kind: runtime.FoundCgroup, Name: e.cgroup(id), EnvID: id, Common: true})
 	}
 	return parts, nil
 }

@@ -106,7 +106,7 @@ func (e *Engine) servant(pid int, args []string) (servant, bool) {
 	s := servant{pid: pid}
 	program := filepath.Base(args[0])
 	switch {
-	case isShim(args) && after(args, "-namespace") == e.cfg.Namespace && after(args, "-address") == e.cfg.Address:
+	case isShim(args) && e.isOurShim(args):
 		s.id = after(args, "-id")
 		if args[len(args)-1] == "delete" {
 			s.duty = clearer

@@ -168,6 +168,9 @@ func (e *Engine) run(ctx context.Context, c *runtime.Container, mounts []mount.M
 	if err := e.clearState(ctx, c.ID); err != nil {
 		return 0, fmt.Errorf("clear up after an earlier run: %w", err)
 	}
+	if err := e.apart(c.ID); err != nil {
+		return 0, err
+	}
 	whole, done := uninterrupted(ctx)
 	defer done()
 	created, err := e.createTask(ctx, whole, request)

@@ -203,6 +203,11 @@ func (n *FakeNetworks) Attached(context.Context) (ids []string, err error) {
 	return ids, err
 }
 
+// Unpinned lists nobody: no other node has networks here.
+func (n *FakeNetworks) Unpinned(context.Context) ([]string, error) {
+	return nil, n.Faults.Do("Networks.Unpinned", func() error { return nil })
+}
+
 // Occupied tells the slots that are attached.
 func (n *FakeNetworks) Occupied(context.Context) (slots map[string]int, err error) {
 	err = n.Faults.Do("Networks.Occupied", func() error {
