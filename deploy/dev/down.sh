@@ -23,21 +23,29 @@ if [ -e "$run/remotegpud.toml" ] && [ -x bin/remotegpud ]; then
 	fi
 fi
 if alive remotegpud; then
-	others=$(remotegpu env ls --project '' -o json | sed -n 's/^ *"name": *"\([^"]*\)".*/\1/p' | grep -vx demo || true)
-	if [ -n "$others" ] && [ -z "${FORCE:-}" ]; then
-		die "these environments exist besides demo: $(echo "$others" | tr '\n' ' ')" \
-			"delete them (bin/remotegpu env rm --force NAME), or have all of them deleted with: make down FORCE=1"
+	# By id: two projects may have one name.
+	all=$(remotegpu env ls --quiet)
+	demo=$(remotegpu --project default env get demo -o json 2>/dev/null | sed -n 's/^ *"id": *"\([^"]*\)".*/\1/p' | head -n 1 || true)
+	if grep -qvx "$demo" <<<"$all" && [ -z "${FORCE:-}" ]; then
+		remotegpu env ls >&2
+		die "there are environments besides demo" \
+			"delete them (bin/remotegpu env rm --force ID), or have all of them deleted with: make down FORCE=1"
 	fi
-	for name in demo $others; do
-		if remotegpu env get "$name" >/dev/null 2>&1; then
-			say "deleting the environment $name"
-			remotegpu env rm --force "$name" >/dev/null
-		fi
+	for id in $all; do
+		say "deleting the environment $id"
+		remotegpu env rm --force "$id" >/dev/null
 	done
+	left=$(remotegpu env ls --quiet)
+	[ -z "$left" ] || die "environments have come meanwhile: $(echo "$left" | tr '\n' ' ')" "run it again"
 	say "stopping remotegpud"
 	halt remotegpud 20
 	# shellcheck disable=SC2046 # the words of the command
 	$(netns_command "$netns") bin/remotegpud --config "$run/remotegpud.toml" cleanup
+fi
+# Without its directories nobody could end what still runs.
+group=$(sed -n '/\[containerd\]/,/\[/s/^cgroup = "\(.*\)"/\1/p' "$run/remotegpud.toml" 2>/dev/null || true)
+if [ -n "$group" ] && [ -n "$(cat /sys/fs/cgroup"$group"/*/cgroup.procs /sys/fs/cgroup/*"$group"/*/cgroup.procs 2>/dev/null)" ]; then
+	die "environments run in the control group $group, and the node is not there to delete them" "start it with: ${given}make up; then run this again"
 fi
 if alive buildkitd; then
 	say "stopping BuildKit"

@@ -18,6 +18,18 @@ for name in REMOTEGPU_STATE_DIR REMOTEGPU_RUN_DIR; do
 	[ -z "${!name:-}" ] || given+="$name=$(printf '%q' "${!name}") "
 done
 
+# space is the name of the containerd namespace and of the control group. In
+# directories of its own a node is beside another one, and has these for itself; one
+# that there was before keeps what it has.
+space=$(cat "$state/space" 2>/dev/null || true)
+if [ -z "$space" ]; then
+	space=remotegpu
+	if [ "$run" != /run/remotegpu ] && [ ! -e "$state/node.db" ]; then
+		space=remotegpu-$(printf %s "$run" | sha256sum | cut -c1-8)
+	fi
+fi
+unset REMOTEGPU_PROJECT # environments of all projects are meant
+
 say() { printf '\033[1m==>\033[0m %s\n' "$*"; }
 die() {
 	printf 'Error: %s\n' "$1" >&2
@@ -117,7 +129,7 @@ start_buildkit() {
 	if ! alive buildkitd; then
 		say "starting BuildKit"
 		launch buildkitd .tools/bin/buildkitd --addr="unix://$run/buildkitd.sock" --root="$state/buildkit" --config="$run/no-buildkitd.toml" \
-			--oci-worker=false --containerd-worker=true --containerd-worker-addr="$containerd" --containerd-worker-namespace=remotegpu \
+			--oci-worker=false --containerd-worker=true --containerd-worker-addr="$containerd" --containerd-worker-namespace="$space" \
 			--containerd-worker-snapshotter=overlayfs --containerd-worker-net=host --allow-insecure-entitlement=network.host \
 			--cdi-disabled --otel-socket-path="$run/buildkit-otel.sock"
 	fi
@@ -138,6 +150,8 @@ start_node() {
 		listen = "$gateway"
 		[containerd]
 		address = "$containerd"
+		namespace = "$space"
+		cgroup = "/$space"
 		[buildkit]
 		address = "unix://$run/buildkitd.sock"
 		netns = "${1:+/proc/$(cat "$run/buildkitd.pid")/ns/net}"

@@ -23,6 +23,7 @@ say "building the programs"
 make build
 tools/install.sh buildkit
 mkdir -p "$state" "$run"
+echo "$space" >"$state/space"
 
 if [ -n "$netns" ] && [ ! -e "/run/netns/$netns" ]; then
 	say "making network namespace $netns"
