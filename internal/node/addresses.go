@@ -22,8 +22,9 @@ type hosts struct {
 }
 
 // hostFor is how long what was found is taken to be so: a list of environments
-// asks for it hundreds of times.
-const hostFor = 10 * time.Second
+// asks for it hundreds of times, and with as many bridges a look takes
+// milliseconds. Longer, and people would be told where the host was before.
+const hostFor = 200 * time.Millisecond
 
 // now returns them; there is one at least. The caller does not change them.
 func (h *hosts) now() []string {

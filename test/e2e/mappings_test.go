@@ -31,7 +31,8 @@ func (n *Node) mapping(tb testing.TB, args ...string) (m mappingOnHost) {
 // end by themselves, are held against other programs, and are told of by
 // address.
 func TestLiveMappings(t *testing.T) {
-	n := Start(t, usual, "")
+	// The host has no address yet when the daemon starts.
+	n := StartWith(t, usual, func(config string) string { return strings.Replace(config, "127.0.0.1:7443", ":7443", 1) })
 	const host, client = "198.51.100.7", "198.51.100.8"
 	lan := testutil.NewNamespace(t)
 	n.Sh(t, fmt.Sprintf("ip link add up0 type veth peer name lan netns %s; ip addr add %s/24 dev up0; ip link set up0 up; ip route add default via %s", lan.Path(), host, client))
@@ -61,8 +62,11 @@ func TestLiveMappings(t *testing.T) {
 	if out := n.Must(t, "port", "get", mapping); !strings.Contains(out, client+"/32") || !strings.Contains(out, "notes") {
 		t.Errorf("port get: %s", out)
 	}
-	if out := n.Must(t, "env", "get", "one"); !strings.Contains(out, "for "+client+"/32") {
-		t.Errorf("env get does not tell who reaches it: %s", out)
+	if out := n.Must(t, "env", "get", "one"); !strings.Contains(out, "ssh ssh://me@"+host+":") || !strings.Contains(out, "for "+client+"/32") {
+		t.Errorf("env get does not tell where it is reached: %s", out)
+	}
+	if out := n.Must(t, "node", "info"); !strings.Contains(out, "https://"+host+":7443") {
+		t.Errorf("node info does not tell where desktops are: %s", out)
 	}
 	// Nobody else gets the port, nor is anybody answered there by another way.
 	if out, _, code := n.CLI(t, "port", "add", "one", "--internal", "1", "--external", mapping); code != 4 {
@@ -84,10 +88,6 @@ func TestLiveMappings(t *testing.T) {
 	conflicting(t, n, m.External)
 	if answer, err := ask(); err != nil || !strings.HasPrefix(answer, "one ") {
 		t.Errorf("after the restart the port answers %q, %v", answer, err)
-	}
-	// The daemon that was started before the host had the address tells it some seconds late.
-	if out := n.Must(t, "env", "get", "one"); !strings.Contains(out, "ssh ssh://"+host+":") {
-		t.Errorf("env get does not tell where it is reached: %s", out)
 	}
 
 	when := time.Now().UTC().Format(time.RFC3339Nano)

@@ -66,7 +66,7 @@ func startOn(tb testing.TB, containerd *testutil.ContainerdDaemon, change func(c
 	n := &Node{Containerd: containerd, Network: testutil.NewNamespace(tb), Program: testutil.Program("remotegpud")}
 	n.Dir, n.Shared = n.Containerd.Dir, tb.TempDir()
 	image := testutil.TestImage(tb, testutil.ImageOptions{
-		Name: "docker.io/remotegpu/test:latest", Labels: map[string]string{"io.remotegpu.min-memory": "33554432"},
+		Name: "docker.io/remotegpu/test:latest", Labels: map[string]string{"io.remotegpu.min-memory": "33554432", "io.remotegpu.user": "me"},
 	})
 	n.Containerd.Import(tb, image)
 	n.Image = "remotegpu/test"
