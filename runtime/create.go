@@ -109,6 +109,9 @@ func (m *Manager) make(ctx context.Context, env *Environment, task *operation.Ta
 func (m *Manager) obtainImage(ctx context.Context, env *Environment, task *operation.Task) (Image, error) {
 	if env.Spec.PullPolicy != PullAlways {
 		image, err := m.cfg.Images.Image(ctx, env.Spec.Image)
+		if err == nil {
+			return m.keepName(ctx, env, image)
+		}
 		if !errdefs.IsNotFound(err) || env.Spec.PullPolicy == PullNever {
 			return image, err
 		}
@@ -127,8 +130,25 @@ func (m *Manager) obtainImage(ctx context.Context, env *Environment, task *opera
 	}); err != nil {
 		return Image{}, err
 	}
-	_, err := checkImageLabels(&env.Spec, image)
+	image, err := m.keepName(ctx, env, image)
+	if err == nil {
+		_, err = checkImageLabels(&env.Spec, image)
+	}
 	return image, err
+}
+
+// keepName has an image that was asked for by its digest, and is here under a tag,
+// stay under the name that the environment has for it, as a pull would have it:
+// the tag may name another one tomorrow.
+func (m *Manager) keepName(ctx context.Context, env *Environment, image Image) (Image, error) {
+	if image.Name == env.Spec.Image {
+		return image, nil
+	}
+	named, err := m.cfg.Images.Tag(ctx, image.Name, env.Spec.Image)
+	if err != nil {
+		return Image{}, fmt.Errorf("name image %s: %w", env.Spec.Image, err)
+	}
+	return named, nil
 }
 
 // prepare takes what a start needs: network, mounts, desktop and files, the

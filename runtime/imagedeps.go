@@ -17,7 +17,8 @@ type Images interface {
 	ImageArchives
 
 	// Image tells about a local image, NotFound (IMAGE_NOT_FOUND),
-	// IMAGE_PLATFORM_MISMATCH.
+	// IMAGE_PLATFORM_MISMATCH. One that is named by its digest may be there under
+	// a tag of its repository, whose name it has then.
 	Image(ctx context.Context, ref string) (Image, error)
 	// Details tells all about a local image, for whatever platform it is.
 	// NotFound (IMAGE_NOT_FOUND), IMAGE_PLATFORM_MISMATCH where it has nothing

@@ -536,3 +536,28 @@ func wantProblem(t *testing.T, what string, err error, reason problem.Reason, fi
 	}
 	return p
 }
+
+// An image that is here is found by its digest, without its registry, and stays
+// under that name when its tag goes.
+func TestCreateByDigestFromALocalImage(t *testing.T) {
+	h := newHost(t)
+	digest := "sha256:" + strings.Repeat("ab", 32)
+	h.images.Add(runtime.Image{Name: "docker.io/team/app:1", Digest: digest})
+	d := start(t, h)
+	req := plain("desk")
+	req.Spec.Image = "team/app@" + digest
+	env, op := d.create(req)
+	if op.State != operation.Succeeded || env.Spec.Image != "docker.io/team/app@"+digest {
+		t.Fatalf("%+v, image %s", op.Problem, env.Spec.Image)
+	}
+	if _, err := d.DeleteImage(t.Context(), "team/app:1", false); err != nil {
+		t.Error(err)
+	}
+	if _, err := d.DeleteImage(t.Context(), "team/app@"+digest, false); problem.Of(err) == nil || problem.Of(err).Reason != problem.ImageInUse {
+		t.Errorf("delete of what is used: %v", err)
+	}
+	req.Name, req.Spec.Image = "other", "team/other@"+digest
+	if _, _, err := d.Create(t.Context(), req); problem.Of(err) == nil || problem.Of(err).Reason != problem.ImageNotFound {
+		t.Errorf("another repository: %v", err)
+	}
+}

@@ -39,3 +39,26 @@ func Registry(full string) (string, error) {
 	}
 	return reference.Domain(named), nil
 }
+
+// Digested splits a full reference that names an image by its digest into
+// repository and digest. Another is not ok.
+func Digested(full string) (repository, digest string, ok bool) {
+	named, err := reference.ParseDockerRef(full)
+	if err != nil {
+		return "", "", false
+	}
+	digested, ok := named.(reference.Digested)
+	if !ok {
+		return "", "", false
+	}
+	return named.Name(), digested.Digest().String(), true
+}
+
+// Repository is a full reference without tag and digest; "" when it is none.
+func Repository(full string) string {
+	named, err := reference.ParseDockerRef(full)
+	if err != nil {
+		return ""
+	}
+	return named.Name()
+}

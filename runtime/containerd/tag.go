@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/containerd/containerd/v2/core/images"
@@ -45,7 +46,8 @@ func (e *Engine) Tag(ctx context.Context, ref, tag string) (_ runtime.Image, err
 	return describe(tagged, img), nil
 }
 
-// record is the record of a local image.
+// record is the record of a local image. One that is named by its digest may be
+// here under a tag of the same repository.
 func (e *Engine) record(ctx context.Context, ref string) (images.Image, error) {
 	name, err := imageref.Normalize(ref)
 	if err != nil {
@@ -53,11 +55,34 @@ func (e *Engine) record(ctx context.Context, ref string) (images.Image, error) {
 	}
 	record, err := e.client.ImageService().Get(ctx, name)
 	if errdefs.IsNotFound(err) {
-		return images.Image{}, imageNotFound(name).WithCause(err)
+		tagged, listErr := e.byDigest(ctx, name)
+		if listErr != nil || tagged == nil {
+			return images.Image{}, errors.Join(imageNotFound(name).WithCause(err), listErr)
+		}
+		return *tagged, nil
 	} else if err != nil {
 		return images.Image{}, fmt.Errorf("get image %s: %w", name, e.explain(ctx, err))
 	}
 	return record, nil
+}
+
+// byDigest finds an image that a full reference names by its digest under any tag
+// of its repository, nil when there is none.
+func (e *Engine) byDigest(ctx context.Context, name string) (*images.Image, error) {
+	repository, digest, ok := imageref.Digested(name)
+	if !ok {
+		return nil, nil //nolint:nilnil // absence is an answer here
+	}
+	records, err := e.client.ImageService().List(ctx, fmt.Sprintf("target.digest==%q", digest))
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", e.explain(ctx, err))
+	}
+	for i := range records {
+		if imageref.Repository(records[i].Name) == repository {
+			return &records[i], nil
+		}
+	}
+	return nil, nil //nolint:nilnil // absence is an answer here
 }
 
 // nameImage makes a reference name a target, whatever it named before, and

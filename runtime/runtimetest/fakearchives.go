@@ -56,10 +56,17 @@ func (i *FakeImages) find(ref string) (runtime.Image, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	image, ok := i.local[full]
-	if !ok {
-		return runtime.Image{}, imageNotFound(full)
+	if ok {
+		return image, nil
 	}
-	return image, nil
+	if repository, digest, digested := imageref.Digested(full); digested {
+		for name, image := range i.local {
+			if image.Digest == digest && imageref.Repository(name) == repository {
+				return image, nil
+			}
+		}
+	}
+	return runtime.Image{}, imageNotFound(full)
 }
 
 // Tag gives a local image another name.

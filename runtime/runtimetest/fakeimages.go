@@ -53,19 +53,9 @@ func (i *FakeImages) add(to *map[string]runtime.Image, image runtime.Image) {
 
 // Image returns a local image.
 func (i *FakeImages) Image(_ context.Context, ref string) (image runtime.Image, err error) {
-	err = i.Faults.Do("Images.Image", func() error {
-		full, err := imageref.Normalize(ref)
-		if err != nil {
-			return err
-		}
-		i.mu.Lock()
-		defer i.mu.Unlock()
-		found, ok := i.local[full]
-		if !ok {
-			return imageNotFound(full)
-		}
-		image = found
-		return nil
+	err = i.Faults.Do("Images.Image", func() (err error) {
+		image, err = i.find(ref)
+		return err
 	})
 	return image, err
 }

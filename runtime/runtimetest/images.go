@@ -38,6 +38,14 @@ func Images(t *testing.T, s ImagesSetup) {
 		if same, err := s.Images.Image(t.Context(), short); err != nil || same.Digest != image.Digest {
 			t.Errorf("Image(%s) = %+v, %v, want the same image", short, same, err)
 		}
+		repository := s.Local[:strings.LastIndex(s.Local, ":")]
+		if same, err := s.Images.Image(t.Context(), repository+"@"+image.Digest); err != nil || same.Digest != image.Digest {
+			t.Errorf("by its digest: %+v, %v, want the same image", same, err)
+		}
+		for _, other := range []string{"docker.io/remotegpu/absent@" + image.Digest, repository + "@sha256:" + strings.Repeat("0", 64)} {
+			_, err := s.Images.Image(t.Context(), other)
+			wantReason(t, other, err, problem.ImageNotFound)
+		}
 		all, err := s.Images.Images(t.Context())
 		if err != nil || len(all) != 1 || all[0].Name != s.Local || all[0].Digest != image.Digest {
 			t.Errorf("Images() = %+v, %v", all, err)
