@@ -24,7 +24,7 @@ func Allocate(books Books, rules Rules, envID string, req *Request, field string
 		return change, rules.severalServed(&books, &change, req, field)
 	}
 	missing, enforcement := req.Count-len(change.Keep), enforcementOf(&rules, req)
-	if req.Mode == VGPU && enforcement == ByNone && !req.AllowUnenforced {
+	if req.Mode == VGPU && enforcement == ByNone && !req.AllowUnenforced && len(books.Devices) > 0 { // without any that is the answer
 		return Change{}, notEnforceable(&rules, configured, req, field)
 	}
 	var able []candidate

@@ -289,6 +289,12 @@ func TestDriverThatLimitsNothingIsNotCountedOn(t *testing.T) {
 	}
 }
 
+// Where there is no GPU that is the answer, whatever was asked for.
+func TestShareWithoutAnyGPU(t *testing.T) {
+	_, err := allocate(t, gpu.Books{}, gpu.Rules{}, "a", gpu.Request{Mode: gpu.VGPU, MemoryBytes: gib})
+	refused(t, err, problem.GPUNotFound, "no GPU")
+}
+
 func TestWhatIsNotWellIsGivenToNobody(t *testing.T) {
 	devices := gputest.Plain(2)
 	books := gpu.Books{Devices: devices, Marks: []gpu.Mark{

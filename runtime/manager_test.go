@@ -706,6 +706,8 @@ func TestBadRequestsAreRefusedWhole(t *testing.T) {
 		{"no name", func(r *runtime.CreateRequest) { r.Name = "" }, problem.EnvNameInvalid, "name"},
 		{"a name with capitals", func(r *runtime.CreateRequest) { r.Name = "Desk" }, problem.EnvNameInvalid, "name"},
 		{"a name of 64", func(r *runtime.CreateRequest) { r.Name = strings.Repeat("a", 64) }, problem.EnvNameInvalid, "name"},
+		{"the name of the environment itself", func(r *runtime.CreateRequest) { r.Name = "localhost" }, problem.EnvNameInvalid, "name"},
+		{"a user of three parts", func(r *runtime.CreateRequest) { r.Spec.User = "1000:1000:1" }, problem.FieldInvalid, "spec.user"},
 		{"a name that exists", func(r *runtime.CreateRequest) { r.Name = "taken" }, problem.EnvNameExists, "name"},
 		{"a bad project", func(r *runtime.CreateRequest) { r.Project = "a b" }, problem.FieldInvalid, "project"},
 		{"a bad reference", func(r *runtime.CreateRequest) { r.Spec.Image = "UPPER//x" }, problem.ImageReferenceBad, "spec.image"},

@@ -61,7 +61,11 @@ func checkName(name, field string) error {
 		return problem.New(problem.EnvNameInvalid, "the name %q is reserved for the DNS zones", name).WithField(field).
 			WithHint("choose another name")
 	}
-	if dnsLabel.MatchString(name) && name != "localhost" {
+	if name == "localhost" {
+		return problem.New(problem.EnvNameInvalid, "the name %q means the environment itself, inside of each", name).WithField(field).
+			WithHint("choose another name")
+	}
+	if dnsLabel.MatchString(name) {
 		return nil
 	}
 	return problem.New(problem.EnvNameInvalid, "%q is not a valid name", name).WithField(field).
@@ -86,6 +90,9 @@ func (m *Manager) complete(name string, spec *Spec) error {
 	}
 	if spec.Workdir != "" && (!path.IsAbs(spec.Workdir) || strings.ContainsRune(spec.Workdir, 0)) {
 		errs = append(errs, invalid("spec.workdir", "begin it with /", "working directory %q is not absolute", spec.Workdir))
+	}
+	if strings.Count(spec.User, ":") > 1 {
+		errs = append(errs, invalid("spec.user", "write USER or USER:GROUP, by names or numbers", "%q is no user", spec.User))
 	}
 	if spec.Desktop != nil {
 		copied := *spec.Desktop // the caller may use the request again

@@ -52,7 +52,7 @@ ssh       22000-22999   22       1        0         999    0
 `},
 		{"op ls", `
 ID     KIND                 TARGET   STATE     AGE   NOTE
-01OP   environment.create   01ENV    running   60s   pulling layers
+01OP   environment.create   demo     running   60s   pulling layers
 `},
 		{"desktop url demo --wait", "\nhttps://gpu1:7443/d/01ENV#t=abc\n"},
 		{"desktop get demo", `
@@ -302,7 +302,7 @@ func TestFailures(t *testing.T) {
 func TestOperationsByKind(t *testing.T) {
 	f := newFake(t)
 	op := operation(succeeded, "", 0, 0)
-	op.Arguments = map[string]string{"timeout": "10s", "force": "true"}
+	op.Target, op.Arguments = "docker.io/a:1", map[string]string{"timeout": "10s", "force": "true"}
 	f.ops = []*remotegpuv1.Operation{op}
 	if code, stdout, stderr := f.run(t, "op", "ls", "--kind", "image.pull,image.push"); code != 0 || !strings.Contains(stdout, "01OP") {
 		t.Errorf("code %d: %s%s", code, stdout, stderr)

@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,11 +30,35 @@ func (a *app) completeWith(cmd *cobra.Command, flag string, values cobra.Complet
 
 // completeEnvs offers the names of environments, with their states.
 func (a *app) completeEnvs(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.completeEnvsIn()(cmd, args, prefix)
+}
+
+// completeEnvsIn offers those that are in one of the states, all when none is
+// named.
+func (a *app) completeEnvsIn(states ...remotegpuv1.EnvironmentState) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return a.offer(cmd, args, prefix, func(ctx context.Context, c *clients) ([]cobra.Completion, error) {
+			response, err := c.environments.ListEnvironments(ctx, &remotegpuv1.ListEnvironmentsRequest{Project: a.project, PageSize: 500, States: states})
+			var found []cobra.Completion
+			for _, e := range response.GetEnvironments() {
+				found = append(found, cobra.CompletionWithDesc(e.GetName(), envState(e)+" "+plain(e.GetSpec().GetImage())))
+			}
+			return found, err
+		})
+	}
+}
+
+// completeMappings offers host ports that are published.
+func (a *app) completeMappings(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	return a.offer(cmd, args, prefix, func(ctx context.Context, c *clients) ([]cobra.Completion, error) {
-		response, err := c.environments.ListEnvironments(ctx, &remotegpuv1.ListEnvironmentsRequest{Project: a.project, PageSize: 500})
+		response, err := c.ports.ListPortMappings(ctx, &remotegpuv1.ListPortMappingsRequest{Project: a.project, PageSize: 500})
 		var found []cobra.Completion
-		for _, e := range response.GetEnvironments() {
-			found = append(found, cobra.CompletionWithDesc(e.GetName(), envState(e)+" "+plain(e.GetSpec().GetImage())))
+		for _, m := range response.GetPortMappings() {
+			name := strconv.Itoa(int(m.GetExternalPort()))
+			if m.GetProtocol() == remotegpuv1.Protocol_PROTOCOL_UDP {
+				name += "/udp"
+			}
+			found = append(found, cobra.CompletionWithDesc(name, fmt.Sprintf("to %d, %s", m.GetInternalPort(), state(m.GetServiceType(), "SERVICE_TYPE_"))))
 		}
 		return found, err
 	})
@@ -53,13 +79,20 @@ func (a *app) completeImages(cmd *cobra.Command, args []string, prefix string) (
 
 // completeOps offers operations that are not done.
 func (a *app) completeOps(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.completeOpsIn(remotegpuv1.OperationState_OPERATION_STATE_QUEUED, remotegpuv1.OperationState_OPERATION_STATE_RUNNING)(cmd, args, prefix)
+}
+
+// completeOpsIn offers the latest operations in one of the states, of all when
+// none is named.
+func (a *app) completeOpsIn(states ...remotegpuv1.OperationState) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		return a.offerOps(cmd, args, prefix, states)
+	}
+}
+
+func (a *app) offerOps(cmd *cobra.Command, args []string, prefix string, states []remotegpuv1.OperationState) ([]cobra.Completion, cobra.ShellCompDirective) {
 	return a.offer(cmd, args, prefix, func(ctx context.Context, c *clients) ([]cobra.Completion, error) {
-		response, err := c.operations.ListOperations(ctx, &remotegpuv1.ListOperationsRequest{
-			Project: a.project, PageSize: 50,
-			States: []remotegpuv1.OperationState{
-				remotegpuv1.OperationState_OPERATION_STATE_QUEUED, remotegpuv1.OperationState_OPERATION_STATE_RUNNING,
-			},
-		})
+		response, err := c.operations.ListOperations(ctx, &remotegpuv1.ListOperationsRequest{Project: a.project, PageSize: 50, States: states})
 		var found []cobra.Completion
 		for _, op := range response.GetOperations() {
 			found = append(found, cobra.CompletionWithDesc(op.GetId(), op.GetKind()+" "+plain(op.GetTarget())))

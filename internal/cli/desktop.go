@@ -38,7 +38,7 @@ which browsers keep to themselves.`,
 				return err
 			}
 			if wait > 0 {
-				if _, err := a.awaitDrawn(cmd.Context(), c, args[0], wait); err != nil {
+				if _, err := a.awaitDrawn(cmd.Context(), c, args[0], wait, "wait"); err != nil {
 					return err
 				}
 			}
@@ -100,7 +100,7 @@ func (a *app) desktopWait() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			desktop, err := a.awaitDrawn(cmd.Context(), c, args[0], wait)
+			desktop, err := a.awaitDrawn(cmd.Context(), c, args[0], wait, "timeout")
 			if err != nil {
 				return err
 			}
@@ -111,8 +111,8 @@ func (a *app) desktopWait() *cobra.Command {
 	return cmd
 }
 
-// awaitDrawn asks until the desktop has drawn.
-func (a *app) awaitDrawn(ctx context.Context, c *clients, name string, wait time.Duration) (*remotegpuv1.GetDesktopResponse, error) {
+// awaitDrawn asks until the desktop has drawn, for as long as the flag says.
+func (a *app) awaitDrawn(ctx context.Context, c *clients, name string, wait time.Duration, flag string) (*remotegpuv1.GetDesktopResponse, error) {
 	deadline := time.Now().Add(wait)
 	for {
 		left := max(time.Until(deadline), 0)
@@ -131,7 +131,7 @@ func (a *app) awaitDrawn(ctx context.Context, c *clients, name string, wait time
 				Hints: []string{"remotegpu env start " + name}, exit: exitConflict,
 			}
 		case left == 0:
-			return nil, undrawn(name, wait, desktop)
+			return nil, undrawn(name, wait, flag, desktop)
 		}
 		// A server that does not wait is not to be asked in a tight loop.
 		if time.Since(asked) < time.Second {
@@ -142,12 +142,12 @@ func (a *app) awaitDrawn(ctx context.Context, c *clients, name string, wait time
 	}
 }
 
-func undrawn(name string, wait time.Duration, desktop *remotegpuv1.GetDesktopResponse) error {
+func undrawn(name string, wait time.Duration, flag string, desktop *remotegpuv1.GetDesktopResponse) error {
 	f := &failure{
 		Code: "deadline_exceeded", exit: exitFailed,
 		Message: fmt.Sprintf("the desktop of %s has not drawn within %s (%s)", name, wait,
 			state(desktop.GetReadiness(), "DESKTOP_READINESS_")),
-		Hints: []string{"remotegpu desktop screenshot " + name + " shows what there is; a larger --timeout waits longer"},
+		Hints: []string{"remotegpu desktop screenshot " + name + " shows what there is; --" + flag + "=" + (2 * wait).String() + " waits longer"},
 	}
 	if desktop.GetDetail() != "" {
 		f.Message += ": " + desktop.GetDetail()

@@ -69,6 +69,9 @@ func (a *app) envCreate() *cobra.Command {
 		Example: `  remotegpu env create demo --image remotegpu/desktop-base --desktop -p ssh
   remotegpu env create train --image team/app:1.2 --cpus 4 --memory 16G -v data:/data -- python train.py`,
 		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 2 && cmd.Flags().Changed("desktop") && cmd.ArgsLenAtDash() < 0 && strings.Trim(args[1], "0123456789x") == "" {
+				return usagef("--desktop="+args[1], "%q stands alone; the size of a desktop comes after =", args[1])
+			}
 			if dash := cmd.ArgsLenAtDash(); len(args) == 0 || dash == 0 || dash < 0 && len(args) > 1 || dash > 1 {
 				return usagef("remotegpu env create NAME --image IMAGE [-- COMMAND [ARG...]]", "name one environment; a command comes after --")
 			}

@@ -114,7 +114,11 @@ func parseGPUs(request *remotegpuv1.GPURequest, text string) error {
 		case key == "count":
 			count, err := strconv.ParseInt(value, 10, 32)
 			if err != nil || count < 1 {
-				return usagef("write a number from 1 on", "%q is no number of GPUs", value)
+				hint := "write a number from 1 on"
+				if value == "all" {
+					hint += "; remotegpu gpu ls tells how many there are"
+				}
+				return usagef(hint, "%q is no number of GPUs", value)
 			}
 			request.Count = int32(count)
 		case key == "model" && value != "":

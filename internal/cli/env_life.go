@@ -151,6 +151,7 @@ func (a *app) envStart() *cobra.Command {
 			response, err := c.environments.StartEnvironment(ctx, request)
 			return response.GetEnvironment(), response.GetOperation(), err
 		})
+	cmd.ValidArgsFunction = a.completeEnvsIn(remotegpuv1.EnvironmentState_ENVIRONMENT_STATE_STOPPED, remotegpuv1.EnvironmentState_ENVIRONMENT_STATE_ERROR)
 	etagFlag(cmd.Flags(), &request.Etag)
 	return cmd
 }

@@ -1,7 +1,10 @@
 package cli
 
 import (
+	"context"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -31,6 +34,11 @@ func (a *app) opList() *cobra.Command {
 				"OPERATION_STATE_", remotegpuv1.OperationState_value); err != nil {
 				return err
 			}
+			if request.Target != "" { // a name stands for its environment; what is none is a reference
+				if e, err := a.environment(cmd.Context(), c, request.Target); err == nil {
+					request.Target = e.GetId()
+				}
+			}
 			all, next, err := pages(&page, func(size int32, token string) ([]*remotegpuv1.Operation, string, error) {
 				request.PageSize, request.PageToken = size, token
 				response, err := c.operations.ListOperations(cmd.Context(), request)
@@ -46,15 +54,16 @@ func (a *app) opList() *cobra.Command {
 				return a.json(&remotegpuv1.ListOperationsResponse{Operations: all, NextPageToken: next})
 			}
 			rows := make([][]string, 0, len(all))
+			names := a.environmentNames(cmd.Context(), c, all)
 			for _, op := range all {
 				rows = append(rows, []string{
-					op.GetId(), op.GetKind(), op.GetTarget(), opState(op), age(op.GetCreatedAt()), dash(opNote(op)),
+					op.GetId(), op.GetKind(), orElse(names[op.GetTarget()], op.GetTarget()), opState(op), age(op.GetCreatedAt()), dash(opNote(op)),
 				})
 			}
 			return a.table([]string{"ID", "KIND", "TARGET", "STATE", "AGE", "NOTE"}, rows)
 		},
 	}
-	cmd.Flags().StringVar(&request.Target, "target", "", "only those that work on this environment id or image reference")
+	cmd.Flags().StringVar(&request.Target, "target", "", "only those that work on this environment or image reference")
 	cmd.Flags().StringSliceVar(&request.Kinds, "kind", nil, "only of these kinds, for example environment.create or image.pull")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only in these states: queued, running, succeeded, failed, cancelled")
 	page.register(cmd.Flags(), 50)
@@ -65,6 +74,26 @@ func (a *app) opList() *cobra.Command {
 		"snapshot.export", "image.pull", "image.push", "image.build", "port.create", "port.update", "port.delete")
 	a.complete(cmd, "state", "queued", "running", "succeeded", "failed", "cancelled")
 	return cmd
+}
+
+// environmentNames are the names of the environments that operations work on, by
+// id. Those that are deleted, or cannot be asked for, have none.
+func (a *app) environmentNames(ctx context.Context, c *clients, ops []*remotegpuv1.Operation) map[string]string {
+	names := make(map[string]string)
+	if !slices.ContainsFunc(ops, func(op *remotegpuv1.Operation) bool { return !strings.ContainsAny(op.GetTarget(), "/:") }) {
+		return names // all are of images
+	}
+	all, _, err := pages(&paging{}, func(size int32, token string) ([]*remotegpuv1.Environment, string, error) {
+		response, err := c.environments.ListEnvironments(ctx, &remotegpuv1.ListEnvironmentsRequest{Project: a.project, PageSize: size, PageToken: token})
+		return response.GetEnvironments(), response.GetNextPageToken(), err
+	})
+	if err != nil {
+		return names
+	}
+	for _, e := range all {
+		names[e.GetId()] = plain(e.GetName())
+	}
+	return names
 }
 
 func opState(op *remotegpuv1.Operation) string { return state(op.GetState(), "OPERATION_STATE_") }
@@ -121,7 +150,7 @@ func (a *app) showOperation(op *remotegpuv1.Operation) error {
 
 func (a *app) opGet() *cobra.Command {
 	return &cobra.Command{
-		Use: "get ID", Short: "Show one operation", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeOps,
+		Use: "get ID", Short: "Show one operation", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeOpsIn(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()
 			if err != nil {

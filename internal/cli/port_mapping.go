@@ -221,7 +221,8 @@ func (a *app) portRemove() *cobra.Command {
 	request := &remotegpuv1.DeletePortMappingRequest{}
 	cmd := &cobra.Command{
 		Use: "rm MAPPING", Aliases: []string{"remove", "delete"}, Short: "Withdraw a published port, by its id or the project's HOSTPORT[/udp]", Args: cobra.ExactArgs(1),
-		Long: "rm withdraws a port of an environment, ends its connections and gives the host port\nback, without a restart. It may be repeated.",
+		ValidArgsFunction: a.completeMappings,
+		Long:              "rm withdraws a port of an environment, ends its connections and gives the host port\nback, without a restart. It may be repeated.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()
 			if err != nil {

@@ -94,3 +94,59 @@ func TestSeveralAreLedAtTheSameTime(t *testing.T) {
 		t.Errorf("asked %q", f.order)
 	}
 }
+
+// What is refused says what to write instead.
+func TestRefusalsSayWhatToWrite(t *testing.T) {
+	f := newFake(t)
+	for args, want := range map[string]string{
+		"env create demo --image x --desktop 800x600": "Try: --desktop=800x600",
+		"env create demo --image x --gpus all":        "remotegpu gpu ls",
+		"env create demo --image x -m 8X":             `--memory "8X" is no size`,
+		"env create demo --image x --tmpfs /x:size=y": `size "y" is no size`,
+	} {
+		if code, _, stderr := f.run(t, strings.Fields(args)...); code != 2 || !strings.Contains(stderr, want) {
+			t.Errorf("%s: code %d, %s", args, code, stderr)
+		}
+	}
+}
+
+// Tables and filters of operations know environments by their names.
+func TestOperationsNameEnvironments(t *testing.T) {
+	f := newFake(t)
+	op := operation(remotegpuv1.OperationState_OPERATION_STATE_SUCCEEDED, "", 0, 0)
+	op.Target = f.env.GetId()
+	f.ops = []*remotegpuv1.Operation{op}
+	code, stdout, stderr := f.run(t, "op", "ls")
+	if code != 0 || !strings.Contains(stdout, " "+f.env.GetName()+" ") || strings.Contains(stdout, f.env.GetId()) {
+		t.Errorf("code %d, %s%s", code, stdout, stderr)
+	}
+	for target, want := range map[string]string{f.env.GetName(): f.env.GetId(), "docker.io/a:1": "docker.io/a:1"} {
+		f.free = "docker.io/a:1"
+		if code, _, stderr := f.run(t, "-o", "json", "op", "ls", "--target", target); code != 0 {
+			t.Errorf("code %d, %s", code, stderr)
+		}
+		request, is := f.last.(*remotegpuv1.ListOperationsRequest)
+		if !is || request.GetTarget() != want {
+			t.Errorf("--target %s asked for %v", target, f.last)
+		}
+	}
+}
+
+// The tab key offers what a command can do something with.
+func TestCompletionsOfWhatThereIs(t *testing.T) {
+	f := newFake(t)
+	f.ops = []*remotegpuv1.Operation{operation(remotegpuv1.OperationState_OPERATION_STATE_SUCCEEDED, "", 0, 0)}
+	if code, stdout, stderr := f.run(t, "__complete", "op", "get", ""); code != 0 || !strings.HasPrefix(stdout, f.ops[0].GetId()) {
+		t.Errorf("code %d, %s%s", code, stdout, stderr)
+	}
+	if request, is := f.last.(*remotegpuv1.ListOperationsRequest); !is || len(request.GetStates()) != 0 {
+		t.Errorf("asked for %v", f.last)
+	}
+	f.run(t, "__complete", "env", "start", "")
+	if request, is := f.last.(*remotegpuv1.ListEnvironmentsRequest); !is || len(request.GetStates()) != 2 {
+		t.Errorf("asked for %v", f.last)
+	}
+	if code, stdout, stderr := f.run(t, "__complete", "port", "rm", ""); code != 0 || !strings.HasPrefix(stdout, "22000") {
+		t.Errorf("code %d, %s%s", code, stdout, stderr)
+	}
+}

@@ -274,8 +274,14 @@ func (c *Config) check() error {
 		}
 	}
 	for field, address := range map[string]string{"api.listen": c.API.Listen, "gateway.listen": c.Gateway.Listen} {
-		if _, _, err := net.SplitHostPort(address); address != "" && err != nil {
+		if address == "" {
+			continue
+		}
+		_, port, err := net.SplitHostPort(address)
+		if err != nil {
 			errs = append(errs, fault(field, "write it like 127.0.0.1:7480", "%q is not host:port", address))
+		} else if number, err := strconv.Atoi(port); err == nil && (number < 0 || number > 65535) { // else it may be a service of services(5)
+			errs = append(errs, fault(field, "use a port from 0 (any) to 65535", "%q is no port", port))
 		}
 	}
 	for field, pair := range map[string][2]string{

@@ -45,6 +45,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"another version", "version = 2\n", "version"},
 		{"a file that is no TOML", "version = \n", "toml"},
 		{"a relative state directory", "version = 1\n[node]\nstate_dir = \"x\"\n", "state_dir"},
+		{"a port that is none", "version = 1\n[api]\nlisten = \"127.0.0.1:99999\"\n", "api.listen"},
 		{"a range that is none", "version = 1\n[network]\nrange = \"10.88.0.1/16\"\n", "network.range"},
 		{"an IPv6 range", "version = 1\n[network]\nrange = \"fd00::/64\"\n", "network.range"},
 		{"a key without its certificate", "version = 1\n[api]\ntls_key = \"/k\"\n", "tls_cert"},

@@ -187,5 +187,5 @@ func mapError(err error) *connect.Error {
 // Unauthenticated is the refusal of a call without the node's token.
 func Unauthenticated() *connect.Error {
 	return toConnect(problem.New(problem.Unauthenticated, "the call carries no valid token").
-		WithHint("set REMOTEGPU_TOKEN to the content of the node's token file (/var/lib/remotegpu/token), or use the unix socket as root"))
+		WithHint("set REMOTEGPU_TOKEN to the content of the file token in the node's state_dir (/var/lib/remotegpu unless configured), or use the unix socket as root"))
 }
