@@ -411,9 +411,11 @@ func (m *Manager) Get(ctx context.Context, project, idOrName string) (*Environme
 	}
 	var env *Environment
 	var err error
-	if _, parseErr := ulid.ParseStrict(idOrName); parseErr == nil {
-		env, err = m.cfg.Store.Environment(ctx, idOrName)
-	} else {
+	id, parseErr := ulid.ParseStrict(idOrName)
+	if parseErr == nil { // in capitals or not
+		env, err = m.cfg.Store.Environment(ctx, id.String())
+	}
+	if parseErr != nil || errdefs.IsNotFound(err) && id.String() != idOrName { // a name may look like an id, but for capitals
 		env, err = m.cfg.Store.EnvironmentByName(ctx, project, idOrName)
 	}
 	if errdefs.IsNotFound(err) {

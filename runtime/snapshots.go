@@ -220,7 +220,7 @@ func (m *Manager) findSnapshot(ctx context.Context, project, text, env, field st
 
 // environmentID is the id of an environment; an id may be that of a deleted one.
 func (m *Manager) environmentID(ctx context.Context, project, idOrName string) (string, error) {
-	if _, err := ulid.ParseStrict(idOrName); err == nil {
+	if isID(idOrName) {
 		return idOrName, nil
 	}
 	env, err := m.Get(ctx, project, idOrName)
