@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -92,6 +93,26 @@ func (p ports) lookForRules(ctx context.Context) error {
 	}
 	p.SetForeign(spans)
 	return nil
+}
+
+// Allocate looks anew for rules of other tools when somebody wants a certain port,
+// which may have been given away since the last pass. What the pool picks by itself
+// it picks by what the passes have found.
+func (p ports) Allocate(ctx context.Context, owner port.Owner, requests []port.Request, insert func(context.Context, []port.Mapping) error) ([]port.Mapping, error) {
+	if slices.ContainsFunc(requests, func(r port.Request) bool { return r.External != 0 }) {
+		_ = p.lookForRules(ctx) // without it what is known stays, and each pass says why
+	}
+	return p.Pool.Allocate(ctx, owner, requests, insert)
+}
+
+// Reallocate looks as Allocate does, for ports that are not held already.
+func (p ports) Reallocate(ctx context.Context, owner port.Owner, held []port.Mapping, requests []port.Request, apply func(context.Context, port.Change) error) error {
+	if slices.ContainsFunc(requests, func(r port.Request) bool {
+		return r.External != 0 && !slices.ContainsFunc(held, func(m port.Mapping) bool { return m.External == r.External })
+	}) {
+		_ = p.lookForRules(ctx) // as above
+	}
+	return p.Pool.Reallocate(ctx, owner, held, requests, apply)
 }
 
 // Conflicts looks anew for rules of other tools first, and at what is held

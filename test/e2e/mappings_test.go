@@ -47,6 +47,15 @@ func TestLiveMappings(t *testing.T) {
 	if answer, err := ask(); err != nil || !strings.HasPrefix(answer, "one ") {
 		t.Errorf("the added port answers %q, %v", answer, err)
 	}
+	// A rule of another tool is known at once to who asks for its port.
+	n.Sh(t, "iptables -t nat -A PREROUTING -p tcp --dport 10911 -j DNAT --to-destination "+client+":80")
+	if out, errs, code := n.CLI(t, "port", "add", "one", "--internal", "8080", "--external", "10911"); code == 0 || !strings.Contains(errs, "10911") || !strings.Contains(errs, "rule") {
+		t.Errorf("the port of another tool's rule: exit %d\n%s%s", code, out, errs)
+	}
+	if out, errs, code := n.CLI(t, "env", "create", "three", "--image", n.Image, "-p", "10911:8080"); code == 0 || !strings.Contains(errs, "10911") {
+		t.Errorf("create with the port of another tool's rule: exit %d\n%s%s", code, out, errs)
+	}
+	n.Sh(t, "iptables -t nat -D PREROUTING -p tcp --dport 10911 -j DNAT --to-destination "+client+":80")
 	mapping := fmt.Sprint(m.External)
 	n.Must(t, "port", "update", mapping, "--allow", "203.0.113.0/24,198.51.100.99")
 	if answer, err := ask(); !errors.Is(err, syscall.ECONNREFUSED) {
