@@ -227,7 +227,7 @@ func pauseDesktop(t *testing.T, namespace, url, log string, command func(string)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer cmd.Process.Kill() //nolint:errcheck // it has ended unless the browser did not do its part
+	defer cmd.Process.Kill() // it has ended unless the browser did not do its part
 	result := browser.Drive(t, browser.Options{Prefix: []string{"nsenter", "--net=/run/netns/" + namespace}},
 		browser.Open(url), browser.Connected(), browser.Click("#fit"), browser.State("stopped"), browser.State("connected"), browser.Colours(50))
 	if err := cmd.Wait(); err != nil {
