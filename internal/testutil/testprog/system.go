@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -66,22 +67,24 @@ func flood(args []string) (int, error) {
 	return 0, nil
 }
 
-// fork starts that many sleeping children, says how many it could, and waits
-// for SIGTERM.
+// fork starts that many sleeping children, says how many it could, and kills
+// them. Who is PID 1 has to reap them.
 func fork(args []string) (int, error) {
-	started := 0
+	var children []*exec.Cmd
 	for range number(args[0]) {
-		if err := exec.Command("/proc/self/exe", "sleep", "3600").Start(); err != nil {
+		child := exec.Command("/proc/self/exe", "sleep", "3600")
+		if err := child.Start(); err != nil {
 			fmt.Println("fork:", err)
 			break
 		}
-		started++
+		children = append(children, child)
 	}
-	fmt.Println("forked", started)
-	stop := make(chan os.Signal, 1)
-	signal.Notify(stop, syscall.SIGTERM)
-	<-stop
-	return 0, nil
+	fmt.Println("forked", len(children))
+	var errs []error
+	for _, child := range children {
+		errs = append(errs, child.Process.Kill())
+	}
+	return 0, errors.Join(errs...)
 }
 
 // eatMemory touches that many bytes and keeps them until SIGTERM.
