@@ -183,56 +183,40 @@ func (n *Networks) remove(ctx context.Context, envID string) error {
 }
 
 // Attached lists the environments that have a network or a part of one, which
-// a crash may leave, sorted; not those that Detach is about to remove.
-func (n *Networks) Attached(context.Context) ([]string, error) {
-	here, linked, err := n.present()
+// a crash may leave, sorted; not those that Detach is about to remove. unpinned
+// are those of them that have interfaces and no file in NetNSDir. That file is
+// made before all else and goes after it, so they are another node's, or somebody
+// has removed the directory.
+func (n *Networks) Attached(context.Context) (attached, unpinned []string, err error) {
+	links, err := ours() // before the files: one comes before its interfaces and goes after
 	if err != nil {
-		return nil, failed("list networks", err)
-	}
-	maps.Copy(here, linked)
-	return n.kept(here), nil
-}
-
-// Unpinned lists those of Attached that have interfaces and no file in NetNSDir,
-// sorted. That file is made before all else and goes after it, so they are
-// another node's, or somebody has removed the directory.
-func (n *Networks) Unpinned(context.Context) ([]string, error) {
-	here, linked, err := n.present()
-	if err != nil {
-		return nil, failed("list networks", err)
-	}
-	maps.DeleteFunc(linked, func(envID string, _ bool) bool { return here[envID] })
-	return n.kept(linked), nil
-}
-
-// present are the environments that have a file in NetNSDir, and those that
-// have interfaces. These are read first: a file comes before them and goes after.
-func (n *Networks) present() (here, linked map[string]bool, err error) {
-	here, linked = make(map[string]bool), make(map[string]bool)
-	links, err := ours()
-	if err != nil {
-		return nil, nil, err
-	}
-	for _, link := range links {
-		if envID, ok := strings.CutPrefix(link.Attrs().Alias, aliasPrefix); ok {
-			linked[envID] = true
-		}
+		return nil, nil, failed("list networks", err)
 	}
 	entries, err := os.ReadDir(n.cfg.NetNSDir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, nil, err
+		return nil, nil, failed("list networks", err)
+	}
+	pinned := make(map[string]bool, len(entries)) // whether, by environment
+	for _, link := range links {
+		if envID, ok := strings.CutPrefix(link.Attrs().Alias, aliasPrefix); ok {
+			pinned[envID] = false
+		}
 	}
 	for _, entry := range entries {
-		here[entry.Name()] = true
+		pinned[entry.Name()] = true
 	}
-	return here, linked, nil
-}
-
-// kept are those of a set that are not being removed, sorted.
-func (n *Networks) kept(envIDs map[string]bool) []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return slices.DeleteFunc(slices.Sorted(maps.Keys(envIDs)), func(envID string) bool { return n.removing[envID] })
+	for _, envID := range slices.Sorted(maps.Keys(pinned)) {
+		if n.removing[envID] {
+			continue
+		}
+		attached = append(attached, envID)
+		if !pinned[envID] {
+			unpinned = append(unpinned, envID)
+		}
+	}
+	return attached, unpinned, nil
 }
 
 // ours returns the host's links that have our names and are of our kinds and
@@ -282,7 +266,7 @@ func (n *Networks) CleanUp(ctx context.Context) error {
 	n.routed6.Store(false)
 	// While the rules still keep the host's networks apart.
 	errs := []error{n.forward4.switchOff(ctx), n.forward6.switchOff(ctx), n.leaveRanges6(ctx, netip.Prefix{}), n.removeRules(ctx), leaveRanges4(netip.Prefix{}), n.unreserve(ctx), distrustBridges(ctx)}
-	attached, err := n.Attached(ctx)
+	attached, _, err := n.Attached(ctx)
 	errs = append(errs, err)
 	for _, envID := range attached {
 		errs = append(errs, n.remove(ctx, envID))

@@ -58,7 +58,7 @@ func TestAttach(t *testing.T) {
 		if got := testutil.Sh(t, fmt.Sprintf("sysctl -n net.ipv4.conf.%[1]s.route_localnet net.ipv4.conf.%[1]s.rp_filter net.ipv4.conf.uplink.route_localnet net.ipv4.ip_forward | xargs", bridge)); got != "1 2 0 1" {
 			t.Errorf("settings of the host: %q", got)
 		}
-		if attached, err := l.networks.Attached(t.Context()); err != nil || !slices.Equal(attached, []string{envID}) {
+		if attached, _, err := l.networks.Attached(t.Context()); err != nil || !slices.Equal(attached, []string{envID}) {
 			t.Errorf("Attached: %v, %v", attached, err)
 		}
 	}
@@ -66,7 +66,7 @@ func TestAttach(t *testing.T) {
 		if err := l.networks.Detach(t.Context(), envID); err != nil {
 			t.Fatal(err)
 		}
-		if attached, err := l.networks.Attached(t.Context()); err != nil || len(attached) > 0 {
+		if attached, _, err := l.networks.Attached(t.Context()); err != nil || len(attached) > 0 {
 			t.Errorf("Attached after Detach: %v, %v", attached, err)
 		}
 	}
@@ -122,11 +122,12 @@ func TestPieces(t *testing.T) {
 	for _, damage := range damages {
 		t.Run(damage.name, func(t *testing.T) {
 			testutil.Sh(t, damage.do)
-			if attached, err := l.networks.Attached(t.Context()); err != nil || !slices.Equal(attached, []string{envID}) {
+			attached, unpinned, err := l.networks.Attached(t.Context())
+			if err != nil || !slices.Equal(attached, []string{envID}) {
 				t.Errorf("Attached: %v, %v", attached, err)
 			}
-			if unpinned, err := l.networks.Unpinned(t.Context()); err != nil || (len(unpinned) > 0) != slices.Contains([]string{"file gone", "directory gone"}, damage.name) {
-				t.Errorf("Unpinned: %v, %v", unpinned, err)
+			if (len(unpinned) > 0) != slices.Contains([]string{"file gone", "directory gone"}, damage.name) {
+				t.Errorf("unpinned: %v", unpinned)
 			}
 			if err := l.networks.Attach(t.Context(), envID, 0); err != nil {
 				t.Fatal(err)
@@ -161,7 +162,7 @@ func TestPieces(t *testing.T) {
 		})
 	}
 	// A daemon that starts anew finds all and removes all.
-	if attached, err := l.open(t, nil).Attached(t.Context()); err != nil || !slices.Equal(attached, []string{envID}) {
+	if attached, _, err := l.open(t, nil).Attached(t.Context()); err != nil || !slices.Equal(attached, []string{envID}) {
 		t.Errorf("Attached by another process: %v, %v", attached, err)
 	}
 	if slots, err := l.open(t, nil).Occupied(t.Context()); err != nil || len(slots) != 1 || slots[envID] != 0 {

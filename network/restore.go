@@ -84,7 +84,7 @@ func (n *Networks) wanted(ctx context.Context, published []port.Published, polic
 	if len(inForce) == 0 {
 		return all, nil
 	}
-	attached, err := n.Attached(ctx)
+	attached, _, err := n.Attached(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -235,11 +235,10 @@ type Networks interface {
 	// the host; called at boot and by the reconciler. A network that is in
 	// neither list keeps its policy.
 	Restore(ctx context.Context, published []port.Published, policies []policy.Declared) error
-	// Attached lists the environments that have a network, ours only.
-	Attached(ctx context.Context) ([]string, error)
-	// Unpinned lists those of Attached that have interfaces and none of this
-	// node's namespaces: another node's, where two have one network.
-	Unpinned(ctx context.Context) ([]string, error)
+	// Attached lists the environments that have a network, and those of them that
+	// have interfaces and none of this node's namespaces: another node's, where two
+	// have one network.
+	Attached(ctx context.Context) (attached, unpinned []string, err error)
 	// Occupied tells the slots of the networks that there are, by environment.
 	// A network that has no address of the range is left out.
 	Occupied(ctx context.Context) (map[string]int, error)

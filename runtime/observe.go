@@ -142,12 +142,11 @@ func (o *observed) note(what func()) {
 
 // observeParts lists what there is on the host besides containers of ours.
 func (m *Manager) observeParts(ctx context.Context, o *observed) error {
-	var errs []error
+	errs := []error{m.observeNetworks(ctx, o)}
 	for _, source := range []struct {
 		kind FindingKind
 		list func(context.Context) ([]string, error)
 	}{
-		{FoundNetwork, m.cfg.Networks.Attached},
 		{FoundMounts, m.cfg.Volumes.Staged},
 		{FoundDesktop, m.cfg.Desktops.Prepared},
 		{FoundFiles, func(context.Context) ([]string, error) { return m.files.list() }},
@@ -156,9 +155,6 @@ func (m *Manager) observeParts(ctx context.Context, o *observed) error {
 		errs = append(errs, err)
 		for _, id := range ids {
 			o.parts = append(o.parts, Part{Kind: source.kind, Name: id, EnvID: id})
-		}
-		if source.kind == FoundNetwork && err == nil {
-			errs = append(errs, m.observeCutOff(ctx, o, ids), m.observeUnpinned(ctx, o))
 		}
 	}
 	parts, err := m.cfg.Engine.Parts(ctx)
@@ -176,15 +172,17 @@ func (m *Manager) observeParts(ctx context.Context, o *observed) error {
 	return errors.Join(errs...)
 }
 
-// observeUnpinned marks networks that may be another node's.
-func (m *Manager) observeUnpinned(ctx context.Context, o *observed) error {
-	unpinned, err := m.cfg.Networks.Unpinned(ctx)
-	for i := range o.parts {
-		if part := &o.parts[i]; part.Kind == FoundNetwork {
-			part.Common = err != nil || slices.Contains(unpinned, part.EnvID)
-		}
+// observeNetworks lists networks, marks those that may be another node's, and
+// finds out who runs without one.
+func (m *Manager) observeNetworks(ctx context.Context, o *observed) error {
+	attached, unpinned, err := m.cfg.Networks.Attached(ctx)
+	if err != nil {
+		return err
 	}
-	return err
+	for _, id := range attached {
+		o.parts = append(o.parts, Part{Kind: FoundNetwork, Name: id, EnvID: id, Common: slices.Contains(unpinned, id)})
+	}
+	return m.observeCutOff(ctx, o, attached)
 }
 
 // observeCutOff finds out who runs and is not among those that have a network.

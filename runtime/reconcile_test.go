@@ -87,7 +87,7 @@ func TestDryRunShowsWhatAPassDoes(t *testing.T) {
 	}
 	for _, call := range h.faults.Calls() {
 		_, name, _ := strings.Cut(call, ".")
-		if !slices.Contains([]string{"List", "Status", "Parts", "Attached", "Unpinned", "Staged", "Prepared", "Occupied", "Drift", "Strays", "Snapshots"}, name) {
+		if !slices.Contains([]string{"List", "Status", "Parts", "Attached", "Staged", "Prepared", "Occupied", "Drift", "Strays", "Snapshots"}, name) {
 			t.Errorf("the dry run called %s", call)
 		}
 	}
@@ -171,7 +171,7 @@ func TestFailedActionIsTold(t *testing.T) {
 // A list that fails takes nothing away from the others, and nothing is
 // concluded from it.
 func TestPassGoesOnWithoutAList(t *testing.T) {
-	for _, call := range []string{"Engine.Parts", "Networks.Attached", "Networks.Unpinned", "Networks.Drift", "Networks.Strays", "Networks.Occupied", "Volumes.Staged", "Desktops.Prepared"} {
+	for _, call := range []string{"Engine.Parts", "Networks.Attached", "Networks.Drift", "Networks.Strays", "Networks.Occupied", "Volumes.Staged", "Desktops.Prepared"} {
 		h := newHost(t)
 		d := start(t, h)
 		kept, _ := d.create(full("kept"))

@@ -192,20 +192,16 @@ func (n *FakeNetworks) Restore(_ context.Context, published []port.Published, po
 	})
 }
 
-// Attached lists the environments that have a network, sorted.
-func (n *FakeNetworks) Attached(context.Context) (ids []string, err error) {
+// Attached lists the environments that have a network, sorted. No other node has
+// networks here.
+func (n *FakeNetworks) Attached(context.Context) (ids, _ []string, err error) {
 	err = n.Faults.Do("Networks.Attached", func() error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		ids = slices.Sorted(maps.Keys(n.attached))
 		return nil
 	})
-	return ids, err
-}
-
-// Unpinned lists nobody: no other node has networks here.
-func (n *FakeNetworks) Unpinned(context.Context) ([]string, error) {
-	return nil, n.Faults.Do("Networks.Unpinned", func() error { return nil })
+	return ids, nil, err
 }
 
 // Occupied tells the slots that are attached.
