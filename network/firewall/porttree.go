@@ -22,7 +22,7 @@ type portLevel struct {
 // number of environments. Blocks without a mapping have no chain. Fewer and
 // larger blocks would cost a packet more (a rule is about as dear as a jump),
 // smaller ones would be more chains to make.
-var portLevels = [...]portLevel{{4096, "G"}, {256, "B"}, {16, ""}} //nolint:gochecknoglobals // a constant but for its type
+var portLevels = [...]portLevel{{4096, "G"}, {256, "B"}, {leafSize, ""}} //nolint:gochecknoglobals // a constant but for its type
 
 // portProtocols are the protocols in the order of the root's rules.
 var portProtocols = [...]port.Protocol{port.TCP, port.UDP} //nolint:gochecknoglobals // a constant but for its type
@@ -40,14 +40,30 @@ type slot struct {
 // so that a change costs what it changes, not what there is: ten thousand
 // mappings take tens of milliseconds to render.
 type portTree struct {
-	layout   *layout
-	mappings [len(portProtocols)][ports]*Mapping
-	slots    []slot // that have one
-	chains   chains
+	layout *layout
+	leaves [len(portProtocols)][ports / leafSize]*portLeaf // nil: never had a mapping
+	slots  []slot                                          // that have one
+	chains chains
+	round  uint32 // of the state that is being taken in
+}
 
-	// round marks the ports of the state that is being taken in.
-	round uint32
-	seen  [len(portProtocols)][ports]uint32
+// leafSize is how many ports a block of the lowest level has.
+const leafSize = 16
+
+// portLeaf is a block of the lowest level.
+type portLeaf struct {
+	mappings [leafSize]*Mapping
+	seen     [leafSize]uint32 // the last round that had the port
+}
+
+// at is the leaf of a port, and the port's place in it.
+func (t *portTree) at(s slot) (leaf *portLeaf, place int) {
+	leaf = t.leaves[s.protocol][s.number/leafSize]
+	if leaf == nil {
+		leaf = new(portLeaf)
+		t.leaves[s.protocol][s.number/leafSize] = leaf
+	}
+	return leaf, int(s.number % leafSize)
 }
 
 func newPortTree(l *layout) *portTree {
@@ -74,12 +90,14 @@ func (t *portTree) take(mappings []Mapping) (changed map[string]bool, err error)
 		if protocol < 0 {
 			return nil, t.layout.check(*m)
 		}
-		if t.seen[protocol][m.HostPort] == t.round {
+		s := slot{uint8(protocol), m.HostPort}
+		leaf, place := t.at(s)
+		if leaf.seen[place] == t.round {
 			return nil, twice(mappings[:i], m)
 		}
-		t.seen[protocol][m.HostPort] = t.round
-		slots = append(slots, slot{uint8(protocol), m.HostPort})
-		if old := t.mappings[protocol][m.HostPort]; old != nil && old.Equal(*m) {
+		leaf.seen[place] = t.round
+		slots = append(slots, s)
+		if old := leaf.mappings[place]; old != nil && old.Equal(*m) {
 			continue
 		}
 		if err := t.layout.check(*m); err != nil {
@@ -90,7 +108,7 @@ func (t *portTree) take(mappings []Mapping) (changed map[string]bool, err error)
 	changed = make(map[string]bool)
 	leaves := make(map[portBlock]bool)
 	for _, s := range t.slots {
-		if t.seen[s.protocol][s.number] != t.round {
+		if leaf, place := t.at(s); leaf.seen[place] != t.round {
 			t.put(s, nil, leaves, changed)
 		}
 	}
@@ -113,10 +131,11 @@ func twice(before []Mapping, m *Mapping) error {
 // put replaces the mapping of a port, nil: there is none, with the chain of its
 // sources, and notes the leaves that have to be rendered.
 func (t *portTree) put(s slot, m *Mapping, leaves map[portBlock]bool, changed map[string]bool) {
-	old := t.mappings[s.protocol][s.number]
+	leaf, place := t.at(s)
+	old := leaf.mappings[place]
 	for _, one := range []*Mapping{old, m} {
 		if one != nil {
-			leaves[t.leaf(s, one.Inside)] = true
+			leaves[t.block(s, one.Inside)] = true
 		}
 	}
 	if old != nil && t.listed(old) {
@@ -129,7 +148,7 @@ func (t *portTree) put(s slot, m *Mapping, leaves map[portBlock]bool, changed ma
 		t.chains[name] = t.layout.renderListed(name, *m)
 		changed[name] = true
 	}
-	t.mappings[s.protocol][s.number] = m
+	leaf.mappings[place] = m
 }
 
 // listed tells whether some of the family do not reach a mapping for which
@@ -139,9 +158,9 @@ func (t *portTree) listed(m *Mapping) bool {
 	return !all
 }
 
-func (t *portTree) leaf(s slot, near bool) portBlock {
-	size := portLevels[len(portLevels)-1].size
-	return portBlock{s.protocol, near, int(s.number) / size * size}
+// block is that of a port's leaf.
+func (t *portTree) block(s slot, near bool) portBlock {
+	return portBlock{s.protocol, near, int(s.number) / leafSize * leafSize}
 }
 
 // name is what the chain of a block of a level is called.
@@ -178,7 +197,8 @@ func (t *portTree) render(leaves map[portBlock]bool, changed map[string]bool) {
 // rules are those of a block of a level.
 func (t *portTree) rules(depth int, b portBlock, name string) (rules []string) {
 	if depth == len(portLevels)-1 {
-		for _, m := range t.mappings[b.protocol][b.first : b.first+portLevels[depth].size] {
+		leaf, _ := t.at(slot{b.protocol, uint16(b.first)})
+		for _, m := range leaf.mappings {
 			if m != nil && m.Inside == b.near {
 				rules = append(rules, t.rule(name, m))
 			}
