@@ -12,6 +12,7 @@ import (
 
 	"github.com/godbus/dbus/v5"
 
+	"github.com/remotegpu/remotegpu/internal/tick"
 	"github.com/remotegpu/remotegpu/network/firewall"
 )
 
@@ -64,7 +65,7 @@ func (h *healer) followFirewalld(ctx context.Context) {
 				h.networks.cfg.Log.DebugContext(ctx, "firewalld cannot be listened to; it is tried again", "error", err)
 			}
 		}
-		if !pause(ctx, busInterval) {
+		if !tick.Wait(ctx, busInterval) {
 			return
 		}
 	}

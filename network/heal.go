@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/internal/tick"
 	"github.com/remotegpu/remotegpu/network/firewall"
 )
 
@@ -227,16 +228,12 @@ func (h *healer) healReserved(ctx context.Context) {
 
 // followConflicts looks for rules of others that are in the way.
 func (h *healer) followConflicts(ctx context.Context) {
-	ticker := time.NewTicker(conflictInterval)
-	defer ticker.Stop()
 	for {
 		h.lookForConflicts(ctx)
 		h.lookAtNeighbours(kernelStats, time.Now())
 		h.lookAtConnections(connectionSettings, kernelStats, time.Now())
-		select {
-		case <-ctx.Done():
+		if !tick.Wait(ctx, conflictInterval) {
 			return
-		case <-ticker.C:
 		}
 	}
 }

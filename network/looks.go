@@ -70,7 +70,7 @@ func (l *Looks) WaitStirred(ctx context.Context, every time.Duration) bool {
 
 // soon waits for the next multiple of every.
 func (l *Looks) soon(ctx context.Context, every time.Duration) bool {
-	if !pause(ctx, tick.Until(every)) {
+	if !tick.Wait(ctx, every) {
 		return false
 	}
 	l.stirred = l.networks.stirs.await() // what happens during the look is for the next one

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/remotegpu/remotegpu/internal/tick"
 )
 
 const (
@@ -63,21 +65,15 @@ func (m *Manager) Run(ctx context.Context) error {
 	group.Go(func() error { m.runTending(ctx); return nil })
 	group.Go(func() error {
 		m.watchUndrawn(ctx)
-		ticker := time.NewTicker(m.cfg.Reconcile)
-		defer ticker.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-ticker.C:
-				if m.rest.spare(m.changes.last()) {
-					continue
-				}
-				if err := m.Reconcile(ctx); err != nil && ctx.Err() == nil {
-					m.cfg.Log.ErrorContext(ctx, "reconciling failed", "error", err)
-				}
+		for tick.Wait(ctx, m.cfg.Reconcile) {
+			if m.rest.spare(m.changes.last()) {
+				continue
+			}
+			if err := m.Reconcile(ctx); err != nil && ctx.Err() == nil {
+				m.cfg.Log.ErrorContext(ctx, "reconciling failed", "error", err)
 			}
 		}
+		return nil
 	})
 	return group.Wait()
 }

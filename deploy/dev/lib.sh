@@ -114,7 +114,9 @@ start_containerd() {
 			version = 2
 			root = "$state/containerd"
 			state = "$run/containerd"
-			disabled_plugins = ["io.containerd.grpc.v1.cri"]
+			# What is for Kubernetes looks each second whether it has to try again what failed.
+			disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images", "io.containerd.cri.v1.runtime",
+				"io.containerd.podsandbox.controller.v1.podsandbox", "io.containerd.internal.v1.restart"]
 			[plugins."io.containerd.gc.v1.scheduler"]
 			  pause_threshold = 0.0002
 			[grpc]

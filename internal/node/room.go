@@ -61,10 +61,8 @@ func (n *Node) keepRoom(ctx context.Context) error {
 			n.log.InfoContext(ctx, "the disk has room again")
 		}
 		was = full != nil
-		select {
-		case <-ctx.Done():
+		if !tick.Wait(ctx, roomInterval) {
 			return context.Cause(ctx)
-		case <-time.After(tick.Until(roomInterval)):
 		}
 	}
 }

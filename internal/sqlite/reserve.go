@@ -63,6 +63,12 @@ func (db *DB) reserveLog() (err error) {
 		return fmt.Errorf("reserve room: %w", err)
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
+	// To take blocks that are taken changes the file's times, which the disk of
+	// an idle node would be woken for.
+	var stat unix.Stat_t
+	if unix.Fstat(int(file.Fd()), &stat) == nil && stat.Blocks*512 >= ReservedBytes { // st_blocks: of 512 bytes, stat(2)
+		return nil
+	}
 	err = unix.Fallocate(int(file.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, ReservedBytes)
 	if err != nil && !errors.Is(err, unix.EOPNOTSUPP) { // then only what the log has had once is its
 		return fmt.Errorf("reserve room: %w", err)

@@ -3,7 +3,10 @@
 // at one moment are cheaper than one look at five moments.
 package tick
 
-import "time"
+import (
+	"context"
+	"time"
+)
 
 // Until is the time from now to the next moment that is a multiple of period
 // since the epoch; it is never 0. Periods of which one is a multiple of the
@@ -16,4 +19,17 @@ func Until(period time.Duration) time.Duration {
 func until(now time.Time, period time.Duration) time.Duration {
 	period = max(period, 1)
 	return period - time.Duration(now.UnixNano()%int64(period))
+}
+
+// Wait blocks until the next moment that is a multiple of period, and is false
+// when ctx ends first.
+func Wait(ctx context.Context, period time.Duration) bool {
+	timer := time.NewTimer(Until(period))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
 }

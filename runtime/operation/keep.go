@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/tick"
 )
 
 // keepLeases renews the leases of running operations and writes their
@@ -101,18 +103,13 @@ func (q *Queue) renew(ctx context.Context, e *entry) {
 // keepStore looks for rows that nobody told of and forgets old ones, until ctx
 // ends.
 func (q *Queue) keepStore(ctx context.Context) {
-	scan, purge := time.NewTicker(scanInterval), time.NewTicker(purgeInterval)
-	defer scan.Stop()
-	defer purge.Stop()
 	q.purge(ctx)
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-scan.C:
-			q.scan(ctx)
-		case <-purge.C:
+	purged := time.Now()
+	for tick.Wait(ctx, scanInterval) {
+		q.scan(ctx)
+		if time.Since(purged) >= purgeInterval {
 			q.purge(ctx)
+			purged = time.Now()
 		}
 	}
 }
