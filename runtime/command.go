@@ -27,7 +27,8 @@ type CommandRequest struct {
 // RunCommand runs one command in a running environment and returns when it has
 // ended. While a snapshot makes the environment stand still it waits, for the
 // timeout at most. ENV_NOT_FOUND, ENV_NOT_RUNNING, ENV_BUSY, EXEC_LIMIT_REACHED,
-// FIELD_INVALID, and the errors of Engine.Run.
+// FIELD_INVALID, and the errors of Engine.Run; with COMMAND_TIMEOUT the result has
+// what the command wrote until then.
 func (m *Manager) RunCommand(ctx context.Context, req CommandRequest) (CommandResult, error) {
 	env, err := m.Get(ctx, req.Project, req.Environment)
 	if err != nil {
@@ -57,7 +58,7 @@ func (m *Manager) RunCommand(ctx context.Context, req CommandRequest) (CommandRe
 		return commandRefused(env, err)
 	})
 	if err != nil {
-		return CommandResult{}, fmt.Errorf("run command in environment %s: %w", env.ID, err)
+		return result, fmt.Errorf("run command in environment %s: %w", env.ID, err)
 	}
 	return result, nil
 }

@@ -54,7 +54,8 @@ type Engine interface {
 	RemovePart(ctx context.Context, part Part) error
 	// Run runs a command in a running container. NotFound when it does not
 	// run, ErrPaused when it is paused; *problem.Problem COMMAND_NOT_FOUND,
-	// USER_NOT_FOUND, COMMAND_TIMEOUT. When ctx ends the command is killed.
+	// USER_NOT_FOUND, COMMAND_TIMEOUT: the result has what it wrote until then.
+	// When ctx ends the command is killed.
 	Run(ctx context.Context, id string, cmd Command) (CommandResult, error)
 	// Events sends what happens to our containers until ctx ends or the
 	// connection breaks, then closes events and sends the reason on errs. A

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectproto"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -372,6 +373,15 @@ func TestExec(t *testing.T) {
 		if code, _, _ := f.run(t, "env", "exec", "--unary", "demo", "--", "x"); code != want {
 			t.Errorf("%s: %d", reason, code)
 		}
+	}
+	detail, err := connectproto.NewErrorDetail(&remotegpuv1.RunCommandResponse{ExitCode: 137, Stdout: []byte("important"), Stderr: []byte("why\n")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.err = connect.NewError(connect.CodeDeadlineExceeded, "too late").WithDetail(detail)
+	code, stdout, stderr = f.run(t, "env", "exec", "--unary", "demo", "--", "x")
+	if code != 125 || stdout != "important" || stderr != "why\nError: too late\n" {
+		t.Errorf("killed at its timeout: %d, %q, %q", code, stdout, stderr)
 	}
 }
 

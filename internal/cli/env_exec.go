@@ -8,6 +8,8 @@ import (
 	"os"
 	"time"
 
+	"connectrpc.com/connect/v2"
+	"connectrpc.com/connect/v2/connectproto"
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -153,9 +155,28 @@ func (a *app) unaryExec(cmd *cobra.Command, f *execFlags, said bool, request *re
 	}
 	response, err := c.environments.RunCommand(cmd.Context(), request)
 	if err != nil {
-		return err
+		return a.showUnfinished(err)
 	}
 	return a.showResult(response)
+}
+
+// showUnfinished shows what a command wrote before it was killed at its timeout,
+// which the node sends with the failure, and returns that.
+func (a *app) showUnfinished(err error) error {
+	remote, ok := errors.AsType[*connect.Error](err)
+	if !ok {
+		return err
+	}
+	for _, detail := range remote.Details() {
+		message, bad := connectproto.UnmarshalErrorDetail(detail)
+		if response, is := message.(*remotegpuv1.RunCommandResponse); bad == nil && is {
+			shown := a.showResult(response)
+			if _, exit := errors.AsType[commandExit](shown); shown != nil && !exit {
+				return errors.Join(err, shown)
+			}
+		}
+	}
+	return err
 }
 
 // input reads what is passed on. Without a word from the caller only a file or

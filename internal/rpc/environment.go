@@ -2,8 +2,10 @@ package rpc
 
 import (
 	"context"
+	"syscall"
 	"time"
 
+	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
@@ -191,11 +193,43 @@ func (s *environmentService) RunCommand(ctx context.Context, req *remotegpuv1.Ru
 		Project: req.GetProject(), Environment: req.GetEnvironment(), Argv: req.GetArgv(), Stdin: req.GetStdin(), Env: req.GetEnv(),
 		Workdir: req.GetWorkdir(), User: req.GetUser(), Timeout: timeout,
 	})
+	response := &remotegpuv1.RunCommandResponse{
+		ExitCode: int32(result.ExitCode), Stdout: result.Stdout, Stderr: result.Stderr,
+		StdoutTruncated: result.StdoutTruncated, StderrTruncated: result.StderrTruncated,
+	}
+	if p := problem.Of(err); p != nil && p.Reason == problem.CommandTimeout {
+		return nil, &unfinishedError{error: err, response: untilKilled(ctx, response)}
+	}
 	if err != nil {
 		return nil, err
 	}
-	return &remotegpuv1.RunCommandResponse{
-		ExitCode: int32(result.ExitCode), Stdout: result.Stdout, Stderr: result.Stderr,
-		StdoutTruncated: result.StdoutTruncated, StderrTruncated: result.StderrTruncated,
-	}, nil
+	return response, nil
 }
+
+// trailerOutput is how much of each output a detail has in gRPC, whose errors
+// travel in trailers: its libraries refuse more than 8 KiB of these.
+const trailerOutput = 1 << 10
+
+// untilKilled is what is told of a command that was killed at its timeout.
+func untilKilled(ctx context.Context, response *remotegpuv1.RunCommandResponse) *remotegpuv1.RunCommandResponse {
+	response.ExitCode = 128 + int32(syscall.SIGKILL)
+	if info, ok := connect.CallInfoForServerContext(ctx); ok && info.Protocol == connect.ProtocolNameConnect {
+		return response
+	}
+	if len(response.Stdout) > trailerOutput {
+		response.Stdout, response.StdoutTruncated = response.Stdout[:trailerOutput], true
+	}
+	if len(response.Stderr) > trailerOutput {
+		response.Stderr, response.StderrTruncated = response.Stderr[:trailerOutput], true
+	}
+	return response
+}
+
+// unfinishedError is the failure of a command with what it wrote before.
+type unfinishedError struct {
+	error
+	response *remotegpuv1.RunCommandResponse
+}
+
+// Unwrap returns the failure.
+func (e *unfinishedError) Unwrap() error { return e.error }

@@ -104,6 +104,9 @@ func toConnect(err error) *connect.Error {
 	if hint := localized(first.Hint); hint != nil {
 		failure = withDetail(failure, hint)
 	}
+	if unfinished, ok := errors.AsType[*unfinishedError](err); ok {
+		failure = withDetail(failure, unfinished.response)
+	}
 	return failure
 }
 

@@ -26,11 +26,15 @@ import (
 // has left running in the background may hold its pipes open forever.
 const drainTime = 2 * time.Second
 
+// killedDrainTime is how long more what a command has written before it was
+// killed may be on its way.
+const killedDrainTime = 500 * time.Millisecond
+
 // Run runs a command in a running container.
 func (e *Engine) Run(ctx context.Context, id string, cmd runtime.Command) (runtime.CommandResult, error) {
 	result, err := e.exec(ctx, id, cmd)
 	if err != nil {
-		return runtime.CommandResult{}, fmt.Errorf("run command in container %s: %w", id, err)
+		return result, fmt.Errorf("run command in container %s: %w", id, err)
 	}
 	return result, nil
 }
@@ -58,10 +62,13 @@ func (e *Engine) exec(parent context.Context, id string, cmd runtime.Command) (r
 	defer func() { err = e.forgotten(parent, id, known, err, x.remove(parent)) }()
 	last, err := x.end(ctx)
 	if err != nil {
+		x.drain(parent, killedDrainTime)
+		result.Stdout, result.StdoutTruncated = x.stdout.take()
+		result.Stderr, result.StderrTruncated = x.stderr.take()
 		return result, commandEnd(parent, ctx, &cmd, err)
 	}
 	known = true
-	x.drain(ctx)
+	x.drain(ctx, 5*drainTime)
 	result.ExitCode = int(last.status)
 	result.Stdout, result.StdoutTruncated = x.stdout.take()
 	result.Stderr, result.StderrTruncated = x.stderr.take()
@@ -72,7 +79,7 @@ func (e *Engine) exec(parent context.Context, id string, cmd runtime.Command) (r
 func commandEnd(parent, ctx context.Context, cmd *runtime.Command, err error) error {
 	if parent.Err() == nil && ctx.Err() != nil {
 		return problem.New(problem.CommandTimeout, "the command did not end within %s and was killed", cmd.Timeout).
-			WithField("timeout").WithHint("allow it more time, or start it in the background").WithCause(err)
+			WithField("timeout").WithHint("allow it more time, or start it in the background").WithTold(err)
 	}
 	return err
 }
@@ -164,6 +171,8 @@ type execution struct {
 	stdout, stderr sink
 	io             cio.IO
 	over           chan struct{} // closed when the command is no more
+	ended          bool          // all that it led is gone, too
+	held           bool          // something that lives on has its output open
 	closing        sync.WaitGroup
 }
 
@@ -240,6 +249,7 @@ func (x *execution) end(ctx context.Context) (waited, error) {
 		if last.err != nil {
 			return x.engine.explainEnd(ctx, x.id, x.pid, last.err)
 		}
+		x.ended = true
 		return last, nil
 	case <-ctx.Done():
 	}
@@ -253,32 +263,34 @@ func (x *execution) end(ctx context.Context) (waited, error) {
 	if err == nil {
 		_, err = await(undo, ended)
 	}
-	return waited{}, errors.Join(context.Cause(ctx), err, x.engine.killGroup(undo, x.id, x.pid, group))
+	err = errors.Join(err, x.engine.killGroup(undo, x.id, x.pid, group))
+	x.ended = err == nil
+	return waited{}, errors.Join(context.Cause(ctx), err)
 }
 
 // drain waits for the rest of the output: to the end of the pipes, until nothing
 // has come for a while, or not much longer where what runs on in the background
 // writes and writes.
-func (x *execution) drain(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 5*drainTime)
+func (x *execution) drain(ctx context.Context, limit time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	done := make(chan struct{})
 	go func() { x.io.Wait(); close(done) }()
-	quiet(ctx, done, func() (int64, bool) { return x.stdout.moved() + x.stderr.moved(), false })
+	x.held = !quiet(ctx, done, func() (int64, bool) { return x.stdout.moved() + x.stderr.moved(), false })
 }
 
 // quiet waits until done is closed, ctx ends, or drainTime has passed in which
-// moved neither told of more nor of something at work.
-func quiet(ctx context.Context, done <-chan struct{}, moved func() (count int64, busy bool)) {
+// moved neither told of more nor of something at work. It says whether done was.
+func quiet(ctx context.Context, done <-chan struct{}, moved func() (count int64, busy bool)) bool {
 	tick := time.NewTicker(drainTime / 10)
 	defer tick.Stop()
 	seen, _ := moved()
 	for idle := 0; idle < 10; {
 		select {
 		case <-done:
-			return
+			return true
 		case <-ctx.Done():
-			return
+			return false
 		case <-tick.C:
 		}
 		if now, busy := moved(); now != seen || busy {
@@ -287,6 +299,7 @@ func quiet(ctx context.Context, done <-chan struct{}, moved func() (count int64,
 			idle++
 		}
 	}
+	return false
 }
 
 // remove forgets the process, whatever state it is in, and its pipes.
@@ -298,6 +311,11 @@ func (x *execution) remove(ctx context.Context) error {
 	}
 	// Pipes first: the shim waits for its copies into them to end.
 	x.closeIO()
+	if x.ended && x.held {
+		x.engine.forgetLater(ctx, x.id, x.exec, x.pid)
+		x.closing.Wait()
+		return nil
+	}
 	err := x.engine.removeExec(undo, x.id, x.exec, x.pid)
 	x.closing.Wait()
 	return err

@@ -254,6 +254,19 @@ func (e *Engine) removeExec(ctx context.Context, id, exec string, pid int) error
 	return err
 }
 
+// forgetLater is removeExec, for a process that has ended, without waiting: while
+// something else holds its output open, a shim that is to forget it waits for
+// that first, ten seconds long. Nobody depends on when that is over.
+func (e *Engine) forgetLater(ctx context.Context, id, exec string, pid int) {
+	go func() {
+		undo, cancel := afterwards(ctx)
+		defer cancel()
+		if err := e.removeExec(undo, id, exec, pid); err != nil {
+			e.cfg.Log.DebugContext(undo, "a command that has ended is forgotten later", "container", id, "error", err)
+		}
+	}()
+}
+
 func (e *Engine) tryRemoveExec(ctx context.Context, id, exec string, pid int) error {
 	// A shim that hangs must leave time for the rest.
 	ctx, over := context.WithTimeout(ctx, undoTimeout)

@@ -69,7 +69,7 @@ func (e *Engine) stream(parent context.Context, id string, p *runtime.Process, s
 	if err != nil {
 		return exit, err
 	}
-	x.drain(ctx)
+	x.held = !x.drain(ctx)
 	if ctx.Err() != nil {
 		return exit, context.Cause(ctx) // output was lost
 	}
@@ -92,6 +92,7 @@ type session struct {
 	through  func()        // closes begun
 	end      func()        // closes over
 	closing  sync.WaitGroup
+	held     bool // it has ended, and something that lives on has its output open
 }
 
 func newSession(e *Engine, id string, terminal bool, streams runtime.Streams, fail context.CancelCauseFunc) *session {
@@ -281,10 +282,10 @@ func ended(err error) bool {
 // drain waits for the rest of the output: to the end of the pipes, which what
 // runs on in the background may hold open, or until nothing has come for a
 // while. A caller that is slow is waited for.
-func (x *session) drain(ctx context.Context) {
+func (x *session) drain(ctx context.Context) (ended bool) {
 	done := make(chan struct{})
 	x.closing.Go(func() { x.io.Wait(); close(done) })
-	quiet(ctx, done, func() (int64, bool) { return x.out.moved() + x.err.moved(), x.out.busy() || x.err.busy() })
+	return quiet(ctx, done, func() (int64, bool) { return x.out.moved() + x.err.moved(), x.out.busy() || x.err.busy() })
 }
 
 // remove forgets the process, whatever state it is in, and its pipes. No
@@ -298,6 +299,11 @@ func (x *session) remove(ctx context.Context) error {
 	defer cancel()
 	// Pipes first: the shim waits for its copies into them to end.
 	x.closeIO()
+	if x.held {
+		x.engine.forgetLater(ctx, x.id, x.exec, x.pid)
+		x.closing.Wait()
+		return nil
+	}
 	err := x.engine.removeExec(undo, x.id, x.exec, x.pid)
 	x.closing.Wait()
 	return err

@@ -60,6 +60,7 @@ func Engine(t *testing.T, open func(t *testing.T) EngineSetup) {
 		{"Users", testUsers},
 		{"Run", testRun},
 		{"RunLimits", testRunLimits},
+		{"RunLeaves", testRunLeaves},
 		{"RunRefuses", testRunRefuses},
 		{"Events", testEvents},
 		{"OutOfMemory", testOutOfMemory},

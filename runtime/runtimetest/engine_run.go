@@ -202,8 +202,16 @@ func testRunLimits(t *testing.T, s *suite) {
 	if err != nil || result.ExitCode != 0 || len(result.Stdout) != 5000 || len(result.Stderr) != 5000 || !result.StdoutTruncated || !result.StderrTruncated {
 		t.Errorf("flood: exit %d, %d and %d bytes, %v", result.ExitCode, len(result.Stdout), len(result.Stderr), err)
 	}
-	_, err = s.Engine.Run(t.Context(), c.ID, runtime.Command{Argv: []string{"testprog", "ignore-term"}, Timeout: 300 * time.Millisecond})
+	result, err = s.Engine.Run(t.Context(), c.ID, runtime.Command{
+		Argv: []string{"testprog", "echo", "result", ";", "stderr", "why", ";", "ignore-term"}, Timeout: 2 * time.Second, OutputLimit: 5,
+	})
 	wantReason(t, "run over time", err, problem.CommandTimeout)
+	if string(result.Stdout) != "resul" || !result.StdoutTruncated || string(result.Stderr) != "why\n" || result.StderrTruncated {
+		t.Errorf("run over time: %+v", result)
+	}
+	if p := problem.Of(err); !strings.HasSuffix(p.Said(), "and was killed") {
+		t.Errorf("run over time: %s", p.Said())
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
 	if _, err := s.Engine.Run(ctx, c.ID, runtime.Command{Argv: []string{"testprog", "ignore-term"}, Timeout: time.Hour}); !errors.Is(err, context.DeadlineExceeded) {
@@ -225,6 +233,28 @@ func testRunLimits(t *testing.T, s *suite) {
 	case <-ended: // killed with the container: an exit code or NotFound, both are true
 	case <-time.After(time.Minute):
 		t.Error("a command outlived its container")
+	}
+}
+
+// What a command leaves running may hold its output open. A shim waits ten
+// seconds for that before it forgets the command; its caller does not.
+func testRunLeaves(t *testing.T, s *suite) {
+	c := s.start(t, s.container())
+	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Second) // not half of it is needed
+	defer cancel()
+	result, err := s.Engine.Run(ctx, c.ID, runtime.Command{
+		Argv: []string{"testprog", "echo", "done", ";", "leave"}, Timeout: time.Second, OutputLimit: 100,
+	})
+	if err != nil || result.ExitCode != 0 || string(result.Stdout) != "done\n" || ctx.Err() != nil {
+		t.Errorf("run: %+v, %v, %v", result, err, ctx.Err())
+	}
+	x := s.exec(t, c.ID, nil, nil, "testprog", "echo", "done", ";", "leave")
+	x.wait(t)
+	if x.err != nil || x.exit.Code != 0 || x.stdout.String() != "done\n" || ctx.Err() != nil {
+		t.Errorf("exec: %+v, %v, %q, %v", x.exit, x.err, x.stdout.String(), ctx.Err())
+	}
+	if err := s.Engine.Delete(t.Context(), c.ID); err != nil {
+		t.Error(err)
 	}
 }
 

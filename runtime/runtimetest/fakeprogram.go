@@ -152,7 +152,7 @@ type execution struct {
 func (c *fakeContainer) exec(command []string, x *execution) int {
 	args := command[1:]
 	switch command[0] {
-	case "true", "ps":
+	case "true", "ps", "leave":
 	case "exit":
 		code, _ := strconv.Atoi(args[0])
 		return code
@@ -270,7 +270,7 @@ func (e *FakeEngine) Run(ctx context.Context, id string, cmd runtime.Command) (r
 		if parent.Err() != nil {
 			return result, context.Cause(parent)
 		}
-		return result, problem.New(problem.CommandTimeout, "the command did not end within %s", cmd.Timeout)
+		return result, problem.New(problem.CommandTimeout, "the command did not end within %s and was killed", cmd.Timeout)
 	}
 }
 

@@ -82,6 +82,7 @@ func commands() map[string]command {
 		"burn":        {0, burn},
 		"winsize":     {0, winsize},
 		"hold":        {0, hold},
+		"leave":       {0, leave},
 		"ps":          {0, ps},
 
 		"denied-ioctls": {0, deniedIoctls},
