@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -197,7 +198,14 @@ func (a *app) copyUp(ctx context.Context, files remoteFiles, from, to place, f *
 	reader, writer := io.Pipe()
 	packed := make(chan error, 1)
 	go func() {
-		err := pack.write(writer)
+		// Headers, small files and padding come in pieces of which none is worth a
+		// message.
+		buffered := bufio.NewWriterSize(writer, uploadChunk)
+		err := pack.write(buffered)
+		// Also when it failed: what was whole by then is to arrive.
+		if flushed := buffered.Flush(); err == nil {
+			err = flushed
+		}
 		packed <- err
 		_ = writer.CloseWithError(err)
 	}()

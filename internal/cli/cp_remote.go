@@ -106,12 +106,22 @@ func sendAll[M any](send func(M) error, start M, in io.Reader, wrap func([]byte)
 		data []byte
 		err  error
 	}
-	// At most one part waits; a reader that hangs goes with the program.
-	parts, over := make(chan part), make(chan struct{})
+	// Two buffers take turns, one to be read into while the other is sent: a
+	// message is encoded, and its data not needed any more, when send returns. A
+	// reader that hangs goes with the program.
+	parts, free, over := make(chan part), make(chan []byte, 2), make(chan struct{})
+	for range cap(free) {
+		free <- make([]byte, uploadChunk)
+	}
 	defer close(over)
 	go func() {
 		for {
-			buffer := make([]byte, uploadChunk)
+			var buffer []byte
+			select {
+			case buffer = <-free:
+			case <-over:
+				return
+			}
 			n, err := in.Read(buffer)
 			select {
 			case parts <- part{buffer[:n], err}:
@@ -132,6 +142,7 @@ func sendAll[M any](send func(M) error, start M, in io.Reader, wrap func([]byte)
 			if len(next.data) > 0 {
 				err = send(wrap(next.data))
 			}
+			free <- next.data[:cap(next.data)]
 			if errors.Is(next.err, io.EOF) {
 				return ended(err)
 			}

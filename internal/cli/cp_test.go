@@ -8,8 +8,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"github.com/google/go-cmp/cmp"
@@ -17,6 +19,7 @@ import (
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
 	"github.com/remotegpu/remotegpu/gen/remotegpu/v1/remotegpuv1connect"
+	"github.com/remotegpu/remotegpu/internal/cli"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/rootfs"
 )
@@ -54,6 +57,9 @@ func (f *fake) upload(path string, noOverwrite bool, receive func() ([]byte, err
 			if err != nil {
 				writer.CloseWithError(err)
 				return
+			}
+			if len(data) > 0 {
+				f.parts.Add(1)
 			}
 			if _, err := writer.Write(data); err != nil {
 				return
@@ -321,6 +327,75 @@ func TestCopyStreams(t *testing.T) {
 	}
 	if got := listing(t, "."); strings.Contains(got, "new") || strings.Contains(got, ".remotegpu") || !strings.Contains(got, " file=file") {
 		t.Errorf("a download that broke off left %s", got)
+	}
+}
+
+// Small files are not sent one by one, and all arrive.
+func TestCopyOfManySmallFiles(t *testing.T) {
+	const files = 500
+	f := newFake(t)
+	there := sides(t, f)
+	if err := os.Mkdir("many", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i := range files {
+		name := strconv.Itoa(i)
+		if err := os.WriteFile(filepath.Join("many", name), []byte(name), 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, args := range [][]string{{"env", "cp", "many", "demo:/"}, {"volume", "cp", "many", "data:/again"}} {
+		f.parts.Store(0)
+		if code, _, stderr := f.run(t, args...); code != 0 {
+			t.Fatalf("%v: code %d: %s", args, code, stderr)
+		}
+		if parts := f.parts.Load(); parts >= files {
+			t.Errorf("%v: %d files were sent in %d messages", args, files, parts)
+		}
+	}
+	want := listing(t, "many")
+	for _, name := range []string{"many", "again"} {
+		if got := listing(t, filepath.Join(there, name)); got != want {
+			t.Errorf("in %s there is %s", name, got)
+		}
+	}
+}
+
+// What comes to standard input is sent when it comes: who writes it may wait
+// for the first file before it makes the second.
+func TestCopyOfSlowStream(t *testing.T) {
+	f := newFake(t)
+	there := sides(t, f)
+	reader, writer := io.Pipe()
+	wrote := make(chan error, 1)
+	go func() {
+		archive := tar.NewWriter(writer)
+		err := archive.WriteHeader(&tar.Header{Name: "first", Typeflag: tar.TypeReg, Size: 5, Mode: 0o640})
+		if err == nil {
+			_, err = io.WriteString(archive, "first")
+		}
+		if err == nil {
+			err = archive.Flush()
+		}
+		for err == nil {
+			if _, look := os.Stat(filepath.Join(there, "empty/first")); look == nil {
+				break
+			}
+			if err = t.Context().Err(); err == nil {
+				time.Sleep(time.Millisecond)
+			}
+		}
+		if err == nil {
+			err = archive.Close()
+		}
+		wrote <- err
+		writer.CloseWithError(err)
+	}()
+	var out, errs bytes.Buffer
+	env := map[string]string{"REMOTEGPU_ADDR": f.addr}
+	code := cli.Run(t.Context(), []string{"env", "cp", "-", "demo:/empty"}, reader, &out, &errs, func(key string) string { return env[key] })
+	if err := <-wrote; code != 0 || err != nil || !strings.Contains(listing(t, there), "empty/first=first") {
+		t.Errorf("code %d, %v: %s", code, err, errs.String())
 	}
 }
 

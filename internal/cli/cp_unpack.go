@@ -28,6 +28,7 @@ type localUnpack struct {
 	link    string        // where the link leads that was copied alone
 	made    []*tar.Header // new directories: their modes and times come last
 	skipped int
+	blocks  *bufio.Writer // of one file after the other
 }
 
 // single takes the one file out that the stream has.
@@ -206,7 +207,7 @@ func (u *localUnpack) file(name string, header *tar.Header, content io.Reader) e
 		if err != nil {
 			return err
 		}
-		err = fill(file, content)
+		err = u.fill(file, content)
 		if err := errors.Join(err, file.Close()); err != nil {
 			return err
 		}
@@ -222,13 +223,16 @@ func (u *localUnpack) file(name string, header *tar.Header, content io.Reader) e
 
 // fill writes the content of a new file. What is zeros becomes holes: the tar
 // stream has the holes of a file as zeros.
-func fill(file *os.File, content io.Reader) error {
+func (u *localUnpack) fill(file *os.File, content io.Reader) error {
 	out := holes.NewWriter(file)
-	blocks := bufio.NewWriterSize(out, 2*holes.Size) // the stream comes in smaller pieces
-	if _, err := io.Copy(blocks, content); err != nil {
+	if u.blocks == nil {
+		u.blocks = bufio.NewWriterSize(nil, 2*holes.Size) // the stream comes in smaller pieces
+	}
+	u.blocks.Reset(out) // what failed before is forgotten
+	if _, err := io.Copy(u.blocks, content); err != nil {
 		return err
 	}
-	return errors.Join(blocks.Flush(), out.Finish())
+	return errors.Join(u.blocks.Flush(), out.Finish())
 }
 
 // describe gives a file or directory its owner, mode and time.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -62,6 +63,7 @@ type fake struct {
 	created   *remotegpuv1.CreateEnvironmentRequest
 
 	files   string       // directory with the files of every environment and volume
+	parts   atomic.Int64 // messages with data that uploads have sent
 	cut     bool         // downloads break off
 	hostile []tar.Header // downloads send these
 	lone    bool         // they are no directory
