@@ -35,7 +35,8 @@ Links are copied as links, and -L follows the one that is named. Hard links amon
 what is copied stay. Files replace those that are there, each at once: a copy
 that breaks off leaves no half file, and another name of the old file keeps the
 old content. Directories that are there stay as they are. Devices and sockets
-are left out, and FIFOs here.
+are left out, and FIFOs here. What cannot have its name here is left out, too;
+the rest is copied, and the command fails at its end.
 Holes of files stay holes, and long runs of zeros become some, but all of a file
 passes through the connection: to copy one of which little is data there, use
 tar --sparse -c FILE | remotegpu ... cp - NAME:DIRECTORY

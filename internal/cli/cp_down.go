@@ -93,7 +93,7 @@ func downTo(from, to place, info *remotegpuv1.FileInfo) (localTarget, error) {
 		return localTarget{path: to.path}, nil
 	case there.IsDir():
 		if !filepath.IsLocal(info.GetName()) || filepath.Base(info.GetName()) != info.GetName() {
-			return localTarget{}, fmt.Errorf("%q is no name for a file here", info.GetName())
+			return localTarget{}, &failure{Code: "failed_precondition", Message: fmt.Sprintf("%q is no name for a file here", info.GetName()), Hints: []string{"name the file that it is to become here"}, exit: exitConflict}
 		}
 		return localTarget{to.path, info.GetName()}, nil
 	case directory:

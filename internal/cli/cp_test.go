@@ -399,6 +399,65 @@ func TestCopyOfSlowStream(t *testing.T) {
 	}
 }
 
+// A name is any bytes here as it is there, in both directions: archives of
+// other systems have names of other encodings.
+func TestCopyOfNamesThatAreNotUTF8(t *testing.T) {
+	for _, noun := range []string{"env", "volume"} {
+		f := newFake(t)
+		there := sides(t, f)
+		odd := filepath.Join(there, "latin", "d\xe9p\xf4t")
+		if err := os.MkdirAll(odd, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(odd, "caf\xe9.txt"), []byte("noir"), 0o640); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Link(filepath.Join(odd, "caf\xe9.txt"), filepath.Join(odd, "t\xe9")); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink("caf\xe9.txt", filepath.Join(odd, "\xe0")); err != nil {
+			t.Fatal(err)
+		}
+		want := listing(t, filepath.Join(there, "latin"))
+		if code, _, stderr := f.run(t, noun, "cp", "name:/latin", "."); code != 0 {
+			t.Errorf("%s: code %d: %s", noun, code, stderr)
+		}
+		if got := listing(t, "latin"); got != want {
+			t.Errorf("%s: here there is %q, there %q", noun, got, want)
+		}
+		if code, _, stderr := f.run(t, noun, "cp", "latin", "name:/back"); code != 0 {
+			t.Errorf("%s back: code %d: %s", noun, code, stderr)
+		}
+		if got := listing(t, filepath.Join(there, "back")); got != want {
+			t.Errorf("%s: back there is %q, there was %q", noun, got, want)
+		}
+	}
+}
+
+// What cannot have its name here is told, and keeps nothing else from being
+// copied.
+func TestCopyOfNamesThatCannotBeHere(t *testing.T) {
+	f := newFake(t)
+	sides(t, f)
+	long := "d/" + strings.Repeat("x", 300)
+	f.hostile = []tar.Header{
+		{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: long, Typeflag: tar.TypeReg, Mode: 0o640},
+		{Name: "d/other", Typeflag: tar.TypeLink, Linkname: long},
+		{Name: long + "y/", Typeflag: tar.TypeDir, Mode: 0o755},
+		{Name: long + "y/in", Typeflag: tar.TypeReg, Mode: 0o640},
+		{Name: long + "z", Typeflag: tar.TypeSymlink, Linkname: "good"},
+		{Name: "d/good", Typeflag: tar.TypeReg, Mode: 0o640},
+	}
+	code, stdout, stderr := f.run(t, "env", "cp", "demo:/d", "empty")
+	if code != 4 || stdout != "" || !strings.Contains(stderr, "5 files and directories were left out") || !strings.Contains(stderr, long) || !strings.Contains(stderr, "Try: ") {
+		t.Errorf("code %d: %s", code, stderr)
+	}
+	if got := listing(t, "empty"); got != "d/ d/good=evil" {
+		t.Errorf("there is %s", got)
+	}
+}
+
 func TestCopyFlags(t *testing.T) {
 	f := newFake(t)
 	sides(t, f)

@@ -28,6 +28,7 @@ type localUnpack struct {
 	link    string        // where the link leads that was copied alone
 	made    []*tar.Header // new directories: their modes and times come last
 	skipped int
+	lost    lostNames
 	blocks  *bufio.Writer // of one file after the other
 }
 
@@ -120,12 +121,16 @@ func (u *localUnpack) directory(to localTarget, in io.Reader) error {
 	for reader := tar.NewReader(in); ; {
 		header, err := reader.Next()
 		if errors.Is(err, io.EOF) {
-			return u.finish()
+			return errors.Join(u.finish(), u.lost.err())
 		}
 		if err != nil {
 			return fmt.Errorf("read what the node sends: %w", err)
 		}
 		name, err := u.local(header.Name)
+		if errors.Is(err, errNoName) {
+			u.lost.add(header)
+			continue
+		}
 		if err != nil {
 			return err
 		}
@@ -136,7 +141,12 @@ func (u *localUnpack) directory(to localTarget, in io.Reader) error {
 			}
 			continue
 		}
-		if err := u.entry(name, header, reader); err != nil {
+		err = u.entry(name, header, reader)
+		if u.lost.is(header, err) {
+			u.lost.add(header)
+			continue
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -155,11 +165,12 @@ func (u *localUnpack) local(name string) (string, error) {
 	if rest == "" || rest == "." {
 		return ".", nil
 	}
-	local, err := filepath.Localize(rest)
-	if err != nil {
-		return "", fmt.Errorf("the node sent %q, which cannot be a name here", name)
+	for element := range strings.SplitSeq(rest, "/") {
+		if element == "" || element == "." || element == ".." {
+			return "", fmt.Errorf("the node sent %q, which leads elsewhere", name)
+		}
 	}
-	return local, nil
+	return localize(rest)
 }
 
 func (u *localUnpack) entry(name string, header *tar.Header, content io.Reader) error {
@@ -183,7 +194,7 @@ func (u *localUnpack) entry(name string, header *tar.Header, content io.Reader) 
 	case tar.TypeLink:
 		first, bad := u.local(header.Linkname)
 		if bad != nil {
-			return bad
+			return bad // errNoName: then the content is lost with its first name
 		}
 		if info, look := u.root.Lstat(first); look == nil && !info.Mode().IsRegular() {
 			return fmt.Errorf("the node sent %q as another name of what is no file", header.Name)
