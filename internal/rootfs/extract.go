@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -50,11 +51,13 @@ func (r *Root) Extract(ctx context.Context, dir string, in io.Reader, how Extrac
 	source := &source{ctx: ctx, in: in}
 	x := &extractor{root: r, ctx: ctx, how: how, top: top, in: tar.NewReader(source), buffer: make([]byte, copyBuffer)}
 	defer x.leave()
-	for {
+	for begun := false; ; begun = true {
 		header, err := x.in.Next()
 		switch {
 		case source.failed != nil:
 			return x.done, source.failed
+		case err != nil && !begun && source.alien(err):
+			return x.done, notTar(source.head).WithTold(err)
 		case errors.Is(err, io.EOF) && source.ended:
 			return x.done, invalid("the archive has no end after %d entries: it was cut", x.done.Entries)
 		case errors.Is(err, io.EOF):
@@ -81,6 +84,14 @@ type source struct {
 	in     io.Reader
 	failed error
 	ended  bool
+	head   []byte // the first bytes
+}
+
+// alien says, when there was no first header for err, whether what came is no
+// tar stream at all, rather than one that is empty or was cut.
+func (s *source) alien(err error) bool {
+	empty := len(bytes.Trim(s.head, "\x00")) == 0
+	return !empty && (compression(s.head) != "" || errors.Is(err, tar.ErrHeader) || len(s.head) < headSize)
 }
 
 // Read implements io.Reader.
@@ -92,6 +103,9 @@ func (s *source) Read(p []byte) (int, error) {
 		return 0, s.failed
 	}
 	n, err := s.in.Read(p)
+	if missing := headSize - len(s.head); missing > 0 {
+		s.head = append(s.head, p[:min(n, missing)]...)
+	}
 	switch {
 	case errors.Is(err, io.EOF):
 		s.ended = s.ended || n == 0

@@ -655,3 +655,28 @@ func TestOwner(t *testing.T) {
 		t.Errorf("with a FIFO as accounts: %d %v", uid, err)
 	}
 }
+
+// What is no tar stream is told as what it is, and what is one that was cut as
+// that.
+func TestExtractOfWhatIsNoArchive(t *testing.T) {
+	for magic, want := range map[string]string{
+		"\x1f\x8b\x08": "gzip -dc", "BZh91AY&SY": "bzip2 -dc", "\xfd7zXZ\x00": "xz -dc", "\x28\xb5\x2f\xfd": "zstd -dc",
+		"PK\x03\x04": "no tar archive", "garbage": "no tar archive", "": "was cut",
+	} {
+		for _, size := range []int{0, 5000} {
+			if magic == "" && size > 0 {
+				continue // as many zeros are the end of an archive
+			}
+			root, err := rootfs.Open(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, err = root.Extract(t.Context(), "/", strings.NewReader(magic+strings.Repeat("x", size)), rootfs.Extraction{UID: os.Getuid(), GID: os.Getgid()})
+			_ = root.Close()
+			wantReason(t, want, err, problem.ArchiveInvalid)
+			if p := problem.Of(err); !strings.Contains(p.Message+p.Hint, want) {
+				t.Errorf("%q and %d bytes: %s; %s", magic, size, p.Message, p.Hint)
+			}
+		}
+	}
+}
