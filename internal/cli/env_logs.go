@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"strconv"
 
@@ -15,14 +14,20 @@ import (
 func (a *app) envLogs() *cobra.Command {
 	request := &remotegpuv1.GetLogsRequest{}
 	var since, until, tail string
-	again := reconnect{note: func(text string) { a.say("%s", text) }}
 	var stdout, stderr, timestamps bool
+	var view *logView
+	again := reconnect{note: func(text string) { view.note(text) }}
 	cmd := &cobra.Command{
 		Use: "logs NAME", Short: "Show what an environment has written", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeEnvs,
 		Long: `logs shows what the environment's process has written, oldest first: its
 standard output on standard output, its errors on standard error. The log is
 kept across restarts and goes with the environment; the oldest part goes when
 it grows beyond what the node keeps (64 MiB unless configured).
+
+What is read of either output has whole lines, whatever is written to the other
+in between. Where both go to one place, a terminal or with 2>&1, everything is
+shown as it came: a line that the other output comes into ends there, and its
+rest is a line of its own, with -t under its own time.
 
 With -f it goes on until the environment is deleted. When the connection breaks,
 because the node's daemon is restarted for example, it is made again, and every
@@ -31,7 +36,7 @@ log went before it was read, or its file was deleted, a line on standard error
 says so.
 
 With -o json each line is one line of the log: time, stream, data (base64) and
-whether it goes on in the next one.`,
+whether it goes on in the next one of its stream (partial).`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			request.Environment, request.Project = args[0], a.project
 			if tail != "all" {
@@ -58,8 +63,8 @@ whether it goes on in the next one.`,
 			if err != nil {
 				return err
 			}
-			view := logView{app: a, timestamps: timestamps, begun: make(map[remotegpuv1.LogStream]bool)}
-			return errors.Join(a.followLogs(cmd.Context(), c, request, &view, &again), view.end())
+			view = newLogView(a, timestamps)
+			return errors.Join(a.followLogs(cmd.Context(), c, request, view, &again), view.end())
 		},
 	}
 	flags := cmd.Flags()
@@ -116,90 +121,4 @@ func logs(ctx context.Context, c *clients, request *remotegpuv1.GetLogsRequest, 
 			return err
 		}
 	}
-}
-
-// logView shows lines and puts those together that came in parts.
-type logView struct {
-	app        *app
-	timestamps bool
-	open       remotegpuv1.LogStream // of the line whose end has not come yet
-	// begun are the streams whose last line came without its end, shown as a
-	// line of its own or not.
-	begun map[remotegpuv1.LogStream]bool
-}
-
-func (v *logView) show(lines []*remotegpuv1.LogLine) error {
-	// One write for each run of lines of a stream: pipes and terminals are slow.
-	var pending []byte
-	var to io.Writer
-	flush := func() error {
-		if len(pending) == 0 {
-			return nil
-		}
-		if _, err := to.Write(pending); err != nil {
-			return fmt.Errorf("write output: %w", err)
-		}
-		pending = pending[:0]
-		return nil
-	}
-	for _, line := range lines {
-		if v.app.output == "json" {
-			if err := v.app.jsonLine(line); err != nil {
-				return err
-			}
-			continue
-		}
-		begun := v.begun[line.GetStream()]
-		v.begun[line.GetStream()] = line.GetPartial()
-		if begun && v.open != line.GetStream() && len(line.GetData()) == 0 && !line.GetPartial() {
-			continue // the other stream has come between: that line is ended already
-		}
-		if next := v.writer(line.GetStream()); next != to {
-			if err := flush(); err != nil {
-				return err
-			}
-			to = next
-		}
-		if v.open != 0 && v.open != line.GetStream() {
-			if err := v.end(); err != nil {
-				return err
-			}
-		}
-		if v.timestamps && v.open == 0 {
-			pending = append(pending, v.stamp(line)...)
-		}
-		pending = append(pending, line.GetData()...)
-		v.open = line.GetStream()
-		if !line.GetPartial() {
-			pending, v.open = append(pending, '\n'), 0
-		}
-	}
-	return flush()
-}
-
-func (v *logView) stamp(line *remotegpuv1.LogLine) string {
-	if line.GetTime() == nil {
-		return "- "
-	}
-	return line.GetTime().AsTime().Format("2006-01-02T15:04:05.000000000Z07:00") + " "
-}
-
-func (v *logView) writer(stream remotegpuv1.LogStream) io.Writer {
-	if stream == remotegpuv1.LogStream_LOG_STREAM_STDERR {
-		return v.app.stderr
-	}
-	return v.app.stdout
-}
-
-// end ends a line whose last part does not come.
-func (v *logView) end() error {
-	if v.open == 0 {
-		return nil
-	}
-	to := v.writer(v.open)
-	v.open = 0
-	if _, err := io.WriteString(to, "\n"); err != nil {
-		return fmt.Errorf("write output: %w", err)
-	}
-	return nil
 }

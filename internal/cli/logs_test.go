@@ -3,15 +3,20 @@ package cli_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"connectrpc.com/connect/v2"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
 	"github.com/remotegpu/remotegpu/gen/remotegpu/v1/remotegpuv1connect"
+	"github.com/remotegpu/remotegpu/internal/cli"
 )
 
 // logged is the log of the fake: its lines, and how often what reads it breaks
@@ -117,14 +122,75 @@ func TestLogsKeepALineWhole(t *testing.T) {
 	}
 }
 
+// part is a line, or a part of one that goes on.
+func part(stream remotegpuv1.LogStream, text string, partial bool) *remotegpuv1.LogLine {
+	return &remotegpuv1.LogLine{Stream: stream, Data: []byte(text), Partial: partial, Time: timestamppb.New(time.Unix(int64(len(text)), 0))}
+}
+
+const (
+	out  = remotegpuv1.LogStream_LOG_STREAM_STDOUT
+	errs = remotegpuv1.LogStream_LOG_STREAM_STDERR
+)
+
+// Each output has whole lines, whatever comes on the other one between their
+// parts and however the connection breaks.
+func TestLogsKeepLinesOfEachOutputWhole(t *testing.T) {
+	lines := []*remotegpuv1.LogLine{
+		part(out, `{"a":1,`, true), part(errs, "progress", false), part(errs, "wa", true), part(out, `"b":2}`, false),
+		part(errs, "it", false), part(out, "ready> ", true), part(errs, "half", true),
+	}
+	const at = "1970-01-01T00:00:0"
+	for _, test := range []struct {
+		name, args     string
+		drops          int
+		stdout, stderr string
+	}{
+		{"at once", "", 0, "{\"a\":1,\"b\":2}\nready> \n", "progress\nwait\nhalf\n"},
+		{"followed", "-f", 1, "{\"a\":1,\"b\":2}\nready> \n", "progress\nconnection lost, trying again\nwait\nhalf\n"},
+		{
+			"with times", "-t", 0, at + "7.000000000Z {\"a\":1,\"b\":2}\n" + at + "7.000000000Z ready> \n",
+			at + "8.000000000Z progress\n" + at + "2.000000000Z wait\n" + at + "4.000000000Z half\n",
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFake(t)
+			f.logged = &logged{lines: lines, drops: test.drops, broken: connect.NewError(connect.CodeUnavailable, "the node is stopping")}
+			code, stdout, stderr := f.run(t, append([]string{"env", "logs", "demo"}, strings.Fields(test.args)...)...)
+			if code != 0 || stdout != test.stdout || stderr != test.stderr {
+				t.Errorf("code %d\n%q\n%q", code, stdout, stderr)
+			}
+		})
+	}
+}
+
+// Where both outputs go to one place, all is shown as it came, and no line is
+// glued to one of the other output.
+func TestLogsOfBothOutputsInOnePlace(t *testing.T) {
+	f := newFake(t)
+	f.logged = &logged{lines: []*remotegpuv1.LogLine{
+		part(out, `{"a":1,`, true), part(errs, "progress", false), part(out, `"b":2}`, false), part(out, "ready> ", true), part(errs, "wait", true), part(out, "", false),
+	}}
+	name := filepath.Join(t.TempDir(), "both")
+	var opened [2]*os.File
+	for i := range opened {
+		file, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = file.Close() })
+		opened[i] = file
+	}
+	code := cli.Run(t.Context(), []string{"--addr", f.addr, "env", "logs", "demo"}, strings.NewReader(""), opened[0], opened[1], func(string) string { return "" })
+	got, err := os.ReadFile(name)
+	if want := "{\"a\":1,\nprogress\n\"b\":2}\nready> \nwait\n"; code != 0 || err != nil || string(got) != want {
+		t.Errorf("code %d, %v\n%q, want\n%q", code, err, got, want)
+	}
+}
+
 // A line that is ended without more text, as that of a killed writer, is no
 // empty line, whatever has come between.
 func TestLogsOfAKilledWriter(t *testing.T) {
 	f := newFake(t)
-	part := func(stream remotegpuv1.LogStream, text string, partial bool) *remotegpuv1.LogLine {
-		return &remotegpuv1.LogLine{Stream: stream, Data: []byte(text), Partial: partial}
-	}
-	const out, errs = remotegpuv1.LogStream_LOG_STREAM_STDOUT, remotegpuv1.LogStream_LOG_STREAM_STDERR
 	f.logged = &logged{lines: []*remotegpuv1.LogLine{
 		part(out, "cut", true), part(out, "", false), part(out, "", false),
 		part(out, "ready> ", true), part(errs, "wait", true), part(out, "", false), part(errs, "", false), part(out, "next", false),
