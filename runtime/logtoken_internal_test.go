@@ -19,6 +19,7 @@ func FuzzLogToken(f *testing.F) {
 		logToken(env, logfile.Position{Offset: 1}), logToken(env, logfile.Position{Number: 1, Offset: -1}),
 		base64.RawURLEncoding.EncodeToString([]byte("log1:01ENV:+1:1:1")), base64.RawURLEncoding.EncodeToString([]byte("log1:01ENV:1:1:00")),
 		base64.RawURLEncoding.EncodeToString([]byte("log2:01ENV:1:1:1")), base64.RawURLEncoding.EncodeToString([]byte("log1:01ENV:1:1")),
+		logToken(env, logfile.Position{Number: 1, Offset: 1, Late: 1, LateNumber: 2}), logToken(env, logfile.Position{Number: 1, Offset: 1, Late: 3, LateNumber: 2}),
 		logToken(env, logfile.Position{Number: 1, Offset: 1, Open: 2}), base64.RawURLEncoding.EncodeToString([]byte("log1:01ENV:1:1:1:4")),
 	} {
 		f.Add(token)
@@ -35,7 +36,7 @@ func FuzzLogToken(f *testing.F) {
 }
 
 func TestLogToken(t *testing.T) {
-	for _, at := range []logfile.Position{{}, {Number: 1}, {Number: 7, Offset: 4096, Sum: 0xfedcba9876543210}, {Number: 7, Offset: 1, Sum: 1, Open: 3}, {Number: math.MaxUint64, Offset: math.MaxInt64, Sum: math.MaxUint64}} {
+	for _, at := range []logfile.Position{{}, {Number: 1}, {Number: 7, Offset: 4096, Sum: 0xfedcba9876543210}, {Number: 7, Offset: 1, Sum: 1, Open: 3}, {Number: 7, Offset: 1, Sum: 1, Late: 2, LateNumber: 8, LateOffset: 4}, {Number: math.MaxUint64, Offset: math.MaxInt64, Sum: math.MaxUint64}} {
 		token := logToken("01ENV", at)
 		if got, err := parseLogToken("01ENV", token); err != nil || got != at {
 			t.Errorf("%+v: %+v, %v", at, got, err)

@@ -22,6 +22,11 @@ type Position struct {
 	// Open are the streams of which a partial record was read last, as bits: a
 	// line that is never finished is ended for those who have its beginning.
 	Open uint8
+	// Late is a stream whose records before a place further ahead, in file
+	// LateNumber at LateOffset, were not asked for. 0: there is none.
+	Late       Stream
+	LateNumber uint64
+	LateOffset int64
 }
 
 // IsZero says whether it is before the first file.
@@ -72,6 +77,9 @@ func (m Mark) Position() (Position, error) {
 	for _, stream := range []Stream{Stdout, Stderr} {
 		if r.open[stream] {
 			at.Open |= openBit(stream)
+		}
+		if from := r.from[stream]; from.after(place{number, m.offset}) {
+			at.Late, at.LateNumber, at.LateOffset = stream, from.number, from.offset
 		}
 	}
 	return at, nil
@@ -147,6 +155,8 @@ func (r *reader) beginAfter(p Position, current *source) error {
 	}
 	if r.at == nil {
 		r.after, r.lost = p.Number-1, true
+	} else if p.Late != 0 {
+		r.from[p.Late] = place{p.LateNumber, p.LateOffset}
 	}
 	var errs []error
 	for _, candidate := range []*source{older, current} {

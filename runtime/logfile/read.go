@@ -76,11 +76,12 @@ type reader struct {
 	emit      func(Line) error
 	block     []byte
 
-	at    *source // nil: before the first file, or the log was not there
-	after uint64  // number of the last file that was read, 0: none
-	lost  bool    // the file to go on in is gone, and nobody was told
-	open  [3]bool // by stream: what was emitted last was partial
-	end   *bound  // where a reading without Follow ends; nil: where there is no more
+	at    *source  // nil: before the first file, or the log was not there
+	after uint64   // number of the last file that was read, 0: none
+	lost  bool     // the file to go on in is gone, and nobody was told
+	open  [3]bool  // by stream: what was emitted last was partial
+	from  [3]place // by stream: records before it are not wanted
+	end   *bound   // where a reading without Follow ends; nil: where there is no more
 	asked time.Time
 }
 
@@ -205,8 +206,12 @@ func (r *reader) drain(ctx context.Context) error {
 	if r.end != nil && !r.selection.Follow && r.end.is(s) {
 		limit = r.end.size
 	}
-	if err := s.checkEmptied(); err != nil {
+	emptied, err := s.checkEmptied()
+	if err != nil {
 		return err
+	}
+	if emptied {
+		r.from = [3]place{}
 	}
 	for ctx.Err() == nil {
 		block := r.block
@@ -232,7 +237,7 @@ func (r *reader) drain(ctx context.Context) error {
 			// Only our own writer ends lines: what another one left without
 			// a newline is a line.
 			s.offset += int64(n)
-			return r.line(block[:n], false, s.offset)
+			return r.line(block[:n], false, s.offset-int64(n), s.offset)
 		}
 		return nil
 	}
@@ -249,19 +254,19 @@ func (r *reader) lines(block []byte, full bool) (int, error) {
 			break
 		}
 		record, next := block[consumed:consumed+end], consumed+end+1
-		if err := r.line(record, false, r.at.offset+int64(next)); err != nil {
+		if err := r.line(record, false, r.at.offset+int64(consumed), r.at.offset+int64(next)); err != nil {
 			return consumed, err
 		}
 		consumed = next
 	}
 	if consumed == 0 && full {
-		return len(block), r.line(block, true, r.at.offset+int64(len(block)))
+		return len(block), r.line(block, true, r.at.offset, r.at.offset+int64(len(block)))
 	}
 	return consumed, nil
 }
 
-// line emits a record that ends before an offset.
-func (r *reader) line(record []byte, piece bool, end int64) error {
+// line emits a record that is between two offsets.
+func (r *reader) line(record []byte, piece bool, start, end int64) error {
 	line := parse(record)
 	line.End = Mark{reader: r, offset: end}
 	line.Partial = line.Partial || piece
@@ -271,28 +276,39 @@ func (r *reader) line(record []byte, piece bool, end int64) error {
 	if !r.selection.takes(&line) || line.ends && !r.open[line.Stream] {
 		return nil
 	}
+	if from := r.from[line.Stream]; from != (place{}) {
+		number, err := line.End.File()
+		if err != nil {
+			return err
+		}
+		if from.after(place{number, start}) {
+			return nil
+		}
+		r.from[line.Stream] = place{}
+	}
 	r.open[line.Stream] = line.Partial
 	return r.emit(line)
 }
 
 // checkEmptied begins anew when somebody has emptied the file: its writer has
 // given it another number then. One that has begun since may give it the same.
-func (s *source) checkEmptied() error {
+func (s *source) checkEmptied() (emptied bool, err error) {
 	if s.final {
-		return nil
+		return false, nil
 	}
 	now := source{file: s.file}
 	if err := now.readHeader(); err != nil {
-		return err
+		return false, err
 	}
 	info, err := s.file.Stat()
 	if err != nil {
-		return fmt.Errorf("read log: %w", err)
+		return false, fmt.Errorf("read log: %w", err)
 	}
 	if now.number != s.number || info.Size() < s.offset {
 		s.number, s.offset, s.alien, s.given = now.number, now.offset, now.alien, 0
+		return true, nil
 	}
-	return nil
+	return false, nil
 }
 
 // superseded says whether the open file is not the one that is written.
@@ -377,6 +393,9 @@ func (r *reader) move(to *source) error {
 	r.lost = false
 	r.enter(to)
 	if told || anew {
+		if anew {
+			r.from = [3]place{}
+		}
 		if err := r.endLines(); err != nil {
 			return err
 		}
