@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
@@ -51,47 +52,117 @@ func (f *careFlags) register(flags *pflag.FlagSet) {
 	flags.DurationVar(&f.startAfter, "health-start-period", 0, "time after a start in which failures do not count")
 }
 
-func (f *careFlags) restartPolicy() (*remotegpuv1.RestartPolicy, error) {
-	if f.restart == "" {
-		if f.onUnhealthy {
-			return nil, usagef("add --restart on-failure", "--restart-unhealthy needs a restart policy")
+// restartPolicy changes a policy as the flags say. --restart names mode and
+// number together; what is named neither way stays. Without a policy it makes
+// one, and leaves it out where no flag was given.
+func (f *careFlags) restartPolicy(before *remotegpuv1.RestartPolicy, changed func(string) bool) (*remotegpuv1.RestartPolicy, error) {
+	policy := &remotegpuv1.RestartPolicy{}
+	if before != nil {
+		policy = proto.CloneOf(before)
+	}
+	if changed("restart") {
+		mode, most, err := parseRestart(f.restart)
+		if err != nil {
+			return nil, err
 		}
+		if policy.Mode, policy.MaxRetries = mode, most; !restarts(policy) {
+			policy.OnUnhealthy = false // it has nothing to say of what is never restarted
+		}
+	}
+	if changed("restart-unhealthy") {
+		policy.OnUnhealthy = f.onUnhealthy
+	}
+	switch {
+	case policy.GetOnUnhealthy() && !restarts(policy):
+		return nil, usagef("add --restart on-failure", "--restart-unhealthy needs a restart policy")
+	case policy.GetMode() == remotegpuv1.RestartMode_RESTART_MODE_UNSPECIFIED:
 		return nil, nil
-	}
-	name, number, counted := strings.Cut(f.restart, ":")
-	mode := remotegpuv1.RestartMode_value["RESTART_MODE_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))]
-	if mode == 0 {
-		return nil, usagef("use no, on-failure, on-failure:N, always or unless-stopped", "restart policy %q is not one", f.restart)
-	}
-	policy := &remotegpuv1.RestartPolicy{Mode: remotegpuv1.RestartMode(mode), OnUnhealthy: f.onUnhealthy}
-	if counted {
-		most, err := strconv.ParseInt(number, 10, 32)
-		if err != nil || most < 1 || policy.GetMode() != remotegpuv1.RestartMode_RESTART_MODE_ON_FAILURE {
-			return nil, usagef("only on-failure takes a number, for example on-failure:5", "restart policy %q is not one", f.restart)
-		}
-		policy.MaxRetries = int32(most)
 	}
 	return policy, nil
 }
 
-func (f *careFlags) healthCheck(changed func(string) bool) (*remotegpuv1.HealthCheck, error) {
+func restarts(policy *remotegpuv1.RestartPolicy) bool {
+	return policy.GetMode() != remotegpuv1.RestartMode_RESTART_MODE_NO && policy.GetMode() != remotegpuv1.RestartMode_RESTART_MODE_UNSPECIFIED
+}
+
+// parseRestart reads a mode and the number of on-failure. Nothing is no policy.
+func parseRestart(text string) (remotegpuv1.RestartMode, int32, error) {
+	name, number, counted := strings.Cut(text, ":")
+	mode := remotegpuv1.RestartMode(remotegpuv1.RestartMode_value["RESTART_MODE_"+strings.ToUpper(strings.ReplaceAll(name, "-", "_"))])
+	if mode == remotegpuv1.RestartMode_RESTART_MODE_UNSPECIFIED && text != "" {
+		return 0, 0, usagef("use no, on-failure, on-failure:N, always or unless-stopped", "restart policy %q is not one", text)
+	}
+	if !counted {
+		return mode, 0, nil
+	}
+	most, err := strconv.ParseInt(number, 10, 32)
+	if err != nil || most < 1 || mode != remotegpuv1.RestartMode_RESTART_MODE_ON_FAILURE {
+		return 0, 0, usagef("only on-failure takes a number, for example on-failure:5", "restart policy %q is not one", text)
+	}
+	return mode, int32(most), nil
+}
+
+// healthKinds and healthTimes are the flags that say what a health check is,
+// and when it is made.
+func healthKinds() []string {
+	return []string{"health-cmd", "health-tcp", "health-http", "health-desktop"}
+}
+
+func healthTimes() []string {
+	return []string{"health-interval", "health-timeout", "health-retries", "health-start-period"}
+}
+
+// healthCheck changes a check as the flags say: what no flag names stays.
+// Without a check it makes one, and leaves it out where no flag was given.
+func (f *careFlags) healthCheck(before *remotegpuv1.HealthCheck, changed func(string) bool) (*remotegpuv1.HealthCheck, error) {
 	var given []string
-	for _, flag := range []string{"health-cmd", "health-tcp", "health-http", "health-desktop"} {
+	for _, flag := range healthKinds() {
 		if changed(flag) {
 			given = append(given, "--"+flag)
 		}
 	}
-	details := slices.ContainsFunc([]string{"health-interval", "health-timeout", "health-retries", "health-start-period"}, changed)
 	switch {
 	case len(given) > 1:
 		return nil, usagef("keep one of them", "%s are several health checks", strings.Join(given, " and "))
-	case len(given) == 0 && details:
+	case len(given) == 0 && !slices.ContainsFunc(healthTimes(), changed):
+		return before, nil
+	case len(given) == 0 && before.GetCheck() == nil:
 		return nil, usagef("add --health-cmd, --health-tcp, --health-http or --health-desktop", "nothing says what the health check is")
-	case len(given) == 0:
-		return nil, nil
 	}
-	check := &remotegpuv1.HealthCheck{Retries: f.retries}
-	switch given[0] {
+	check := &remotegpuv1.HealthCheck{}
+	if before != nil {
+		check = proto.CloneOf(before)
+	}
+	if len(given) > 0 {
+		if err := f.setCheck(check, given[0]); err != nil {
+			return nil, err
+		}
+	}
+	if changed("health-retries") {
+		check.Retries = f.retries
+	}
+	for _, time := range []struct {
+		flag  string
+		value time.Duration
+		into  **durationpb.Duration
+	}{
+		{"health-interval", f.interval, &check.Interval},
+		{"health-timeout", f.timeout, &check.Timeout},
+		{"health-start-period", f.startAfter, &check.StartPeriod},
+	} {
+		if !changed(time.flag) {
+			continue
+		}
+		if *time.into = nil; time.value != 0 {
+			*time.into = durationpb.New(time.value)
+		}
+	}
+	return check, nil
+}
+
+// setCheck sets what a health check is, by the flag that says it.
+func (f *careFlags) setCheck(check *remotegpuv1.HealthCheck, flag string) error {
+	switch flag {
 	case "--health-cmd":
 		check.Check = &remotegpuv1.HealthCheck_Command{Command: &remotegpuv1.HealthCommand{Argv: f.command}}
 	case "--health-tcp":
@@ -100,24 +171,19 @@ func (f *careFlags) healthCheck(changed func(string) bool) (*remotegpuv1.HealthC
 		number, path, slash := strings.Cut(f.http, "/")
 		port, err := strconv.ParseUint(number, 10, 16)
 		if err != nil || port == 0 {
-			return nil, usagef("write PORT or PORT/path, for example 8080/ready", "%q has no port", f.http)
+			return usagef("write PORT or PORT/path, for example 8080/ready", "%q has no port", f.http)
 		}
 		if slash {
 			path = "/" + path
 		}
 		check.Check = &remotegpuv1.HealthCheck_Http{Http: &remotegpuv1.HealthHTTP{Port: int32(port), Path: path}}
 	case "--health-desktop":
+		if !f.desktop {
+			return usagef("leave it out; env update has --no-health", "--health-desktop=false is no health check")
+		}
 		check.Check = &remotegpuv1.HealthCheck_Desktop{Desktop: &remotegpuv1.HealthDesktop{}}
 	}
-	for _, time := range []struct {
-		value time.Duration
-		into  **durationpb.Duration
-	}{{f.interval, &check.Interval}, {f.timeout, &check.Timeout}, {f.startAfter, &check.StartPeriod}} {
-		if time.value != 0 {
-			*time.into = durationpb.New(time.value)
-		}
-	}
-	return check, nil
+	return nil
 }
 
 // envLife is the state with what else matters of it: "running (healthy)".

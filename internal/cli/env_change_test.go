@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"connectrpc.com/connect/v2"
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/testing/protocmp"
@@ -61,6 +62,13 @@ func (f *fake) RenameEnvironment(_ context.Context, r *remotegpuv1.RenameEnviron
 }
 
 func (f *fake) UpdateEnvironment(_ context.Context, r *remotegpuv1.UpdateEnvironmentRequest) (*remotegpuv1.UpdateEnvironmentResponse, error) {
+	if f.overtaken != nil {
+		f.overtaken()
+	}
+	if r.GetEtag() != "" && r.GetEtag() != f.env.GetEtag() {
+		_ = f.got(r)
+		return nil, apiError(f.t, connect.CodeAborted, "ETAG_MISMATCH", "the environment has changed", "etag", "read it again")
+	}
 	return &remotegpuv1.UpdateEnvironmentResponse{
 		Environment: f.env, Operation: operation(running, "", 0, 0), RestartNeeded: []string{"spec.env"},
 	}, f.got(r)
@@ -139,9 +147,9 @@ func TestUpdateRequest(t *testing.T) {
 			&remotegpuv1.UpdateEnvironmentRequest{},
 		},
 		{
-			"-l new=yes --unlabel old --etag 9",
+			"-l new=yes --unlabel old --etag 3",
 			[]string{"labels"},
-			&remotegpuv1.UpdateEnvironmentRequest{Etag: "9", Labels: map[string]string{"team": "vision", "new": "yes"}},
+			&remotegpuv1.UpdateEnvironmentRequest{Etag: "3", Labels: map[string]string{"team": "vision", "new": "yes"}},
 		},
 		{
 			"-e C=3 --unset-env A --now -t 5s",
@@ -174,11 +182,11 @@ func TestUpdateRequest(t *testing.T) {
 				"spec.restart", "spec.health_check", "spec.desktop", "spec.workdir", "spec.user", "spec.hostname", "spec.entrypoint", "spec.command",
 				"spec.allow_new_privileges",
 			},
-			&remotegpuv1.UpdateEnvironmentRequest{Spec: &remotegpuv1.EnvironmentSpec{
+			&remotegpuv1.UpdateEnvironmentRequest{Etag: "3", Spec: &remotegpuv1.EnvironmentSpec{
 				Restart:     &remotegpuv1.RestartPolicy{Mode: remotegpuv1.RestartMode_RESTART_MODE_ALWAYS},
 				HealthCheck: &remotegpuv1.HealthCheck{Check: &remotegpuv1.HealthCheck_Tcp{Tcp: &remotegpuv1.HealthTCP{Port: 22}}},
 				User:        "app", Workdir: "/w", Hostname: "h", Entrypoint: []string{"sh"}, Command: []string{"-c", "true"}, AllowNewPrivileges: true,
-				Desktop: &remotegpuv1.Desktop{Width: 640, Height: 480},
+				Desktop: &remotegpuv1.Desktop{Width: 640, Height: 480, Depth: 24},
 			}},
 		},
 		{"--no-desktop --no-health --no-ulimits", []string{"spec.resources.ulimits", "spec.health_check", "spec.desktop"}, &remotegpuv1.UpdateEnvironmentRequest{}},

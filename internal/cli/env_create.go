@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
 )
@@ -171,14 +172,14 @@ func (a *app) createRequest(f *createFlags, changed func(string) bool, args []st
 		spec.Ports = append(spec.Ports, port)
 	}
 	if changed("desktop") {
-		if spec.Desktop, err = parseDesktop(f.desktop); err != nil {
+		if spec.Desktop, err = parseDesktop(nil, f.desktop); err != nil {
 			return nil, err
 		}
 	}
-	if spec.Restart, err = f.care.restartPolicy(); err != nil {
+	if spec.Restart, err = f.care.restartPolicy(nil, changed); err != nil {
 		return nil, err
 	}
-	if spec.HealthCheck, err = f.care.healthCheck(changed); err != nil {
+	if spec.HealthCheck, err = f.care.healthCheck(nil, changed); err != nil {
 		return nil, err
 	}
 	if spec.Network, err = f.network.apply(nil, changed); err != nil {
@@ -280,8 +281,13 @@ func parseUlimit(text string) (*remotegpuv1.Ulimit, error) {
 	return limit, nil
 }
 
-func parseDesktop(text string) (*remotegpuv1.Desktop, error) {
+// parseDesktop reads WIDTHxHEIGHT[xDEPTH] or "default". What is not said is as
+// before, and the node's to choose where there was no desktop.
+func parseDesktop(before *remotegpuv1.Desktop, text string) (*remotegpuv1.Desktop, error) {
 	desktop := &remotegpuv1.Desktop{}
+	if before != nil {
+		desktop = proto.CloneOf(before)
+	}
 	if text == "default" {
 		return desktop, nil
 	}

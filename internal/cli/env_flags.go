@@ -43,7 +43,7 @@ func (a *app) variables(words, files []string) (map[string]string, error) {
 	}
 	var pairs []string
 	for _, word := range append(lines, words...) {
-		if !strings.Contains(word, "=") {
+		if word != "" && !strings.Contains(word, "=") {
 			value := a.getenv(word)
 			if value == "" {
 				continue

@@ -135,17 +135,18 @@ func parseGPUs(request *remotegpuv1.GPURequest, text string) error {
 	return nil
 }
 
-func (f *updateFlags) setGPUs(spec *remotegpuv1.EnvironmentSpec, e *remotegpuv1.Environment, changed func(string) bool, set func(string)) error {
+func (f *updateFlags) setGPUs(spec *remotegpuv1.EnvironmentSpec, e *remotegpuv1.Environment, changed func(string) bool, mask *updateMask) error {
 	if !f.gpu.set(changed) && !f.noGPUs {
 		return nil
 	}
 	if f.noGPUs && f.gpu.set(changed) {
 		return usagef("leave one of them out", "--no-gpus and other flags of GPUs exclude each other")
 	}
-	set("spec.gpu")
 	if f.noGPUs {
+		mask.set("spec.gpu")
 		return nil
 	}
+	mask.merge("spec.gpu")
 	var err error
 	spec.Gpu, err = f.gpu.apply(e.GetSpec().GetGpu(), changed)
 	return err

@@ -2,11 +2,8 @@ package cli
 
 import (
 	"context"
-	"maps"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
@@ -14,33 +11,6 @@ import (
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
 )
-
-func (a *app) envRename() *cobra.Command {
-	request := &remotegpuv1.RenameEnvironmentRequest{}
-	cmd := &cobra.Command{
-		Use: "rename NAME NEWNAME", Short: "Give an environment another name", Args: cobra.ExactArgs(2), ValidArgsFunction: a.completeEnvs,
-		Long: `rename gives an environment another name. Its host name follows when it is
-started the next time, unless it was created with one of its own.`,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.dial()
-			if err != nil {
-				return err
-			}
-			request.Environment, request.Name, request.Project = args[0], args[1], a.project
-			response, err := c.environments.RenameEnvironment(cmd.Context(), request)
-			if err != nil {
-				return err
-			}
-			if a.output == "json" {
-				return a.json(response.GetEnvironment())
-			}
-			a.sayRestartNeeded(response.GetEnvironment().GetName(), response.GetEnvironment().GetRestartNeeded())
-			return a.printf("%s: renamed to %s\n", args[0], response.GetEnvironment().GetName())
-		},
-	}
-	etagFlag(cmd.Flags(), &request.Etag)
-	return cmd
-}
 
 // sayRestartNeeded tells what a running environment does not have yet.
 func (a *app) sayRestartNeeded(name string, fields []string) {
@@ -60,23 +30,29 @@ type updateFlags struct {
 	noDesktop, noHealth, noUlimits, now bool
 	noGPUs                              bool
 
-	stays string // what to say of destinations that are allowed as before
+	added map[string]string // variables, read once: a file may be a pipe
+	stays string            // what to say of destinations that are allowed as before
 }
 
 // ofTheImage are the flags of env create that say what the writable layer is
 // made on: that stays.
 var ofTheImage = []string{"image", "pull", "from-snapshot"}
 
-const updateHelp = `update changes what is named and leaves the rest. Limits, labels, ports, the
+const updateHelp = `update changes what is named and leaves the rest, also within a health check,
+a restart policy, a desktop and GPUs: --health-interval 5s keeps what is
+checked, --restart always keeps whether what is unhealthy is restarted
+(--restart-unhealthy=false ends that). Limits, labels, ports, the
 network policy, the restart policy and the health check are in force at once.
 Everything else is when the environment is started the next time: --now restarts
 it for that, and starts it when it is in error; a stopped one stays so. Its
 files, address and remaining host ports are kept.
 
-Labels, variables, ports, mounts, allowed destinations and groups are added to
-those there are; a mount replaces the one at its target. --unlabel,
---unset-env, --unpublish (HOSTPORT or SERVICE), --unmount, --disallow and
---ungroup take away. --cpus 0, --memory 0, --bandwidth-in 0 and
+Labels, variables, ulimits, ports, mounts, allowed destinations and groups are
+added to those there are; a mount replaces the one at its target. --unlabel,
+--unset-env, --no-ulimits, --unpublish (HOSTPORT or SERVICE), --unmount,
+--disallow and --ungroup take away; nothing in place of a value is a value for
+labels and variables (-e MODE=), and the default again for --user, --workdir,
+--hostname, --entrypoint and --restart. --cpus 0, --memory 0, --bandwidth-in 0 and
 --bandwidth-out 0 take the limit away; --egress none takes all allowed
 destinations away. With another --egress those that are not taken away stay
 allowed: with open they open what is closed otherwise. A command comes after --.
@@ -139,19 +115,15 @@ func (a *app) update(ctx context.Context, f *updateFlags, changed func(string) b
 		return usagef("create another environment, or give this one the files of a snapshot of it: remotegpu env snapshot rollback",
 			"the image of an environment cannot be changed: its files are made on it")
 	}
+	var err error
+	if f.added, err = a.variables(f.env, f.envFiles); err != nil {
+		return err
+	}
 	c, err := a.dial()
 	if err != nil {
 		return err
 	}
-	e, err := a.environment(ctx, c, args[0])
-	if err != nil {
-		return err
-	}
-	request, err := a.updateRequest(f, e, changed, args[1:])
-	if err != nil {
-		return err
-	}
-	response, err := c.environments.UpdateEnvironment(ctx, request)
+	e, response, err := a.sendUpdate(ctx, c, f, changed, args)
 	if err != nil {
 		return err
 	}
@@ -188,17 +160,60 @@ func (a *app) update(ctx context.Context, f *updateFlags, changed func(string) b
 	return a.printf("%s: updated\n", args[0])
 }
 
-// updateRequest reads the flags. What is added to or taken away from lists is
-// so from those that the environment has: its etag makes sure of that. Without
-// any, repeating the command is the same request.
+// sendUpdate changes the environment as it is. What changed between reading and
+// asking, such as its health, is not the caller's concern: it is read once more,
+// unless the caller named the etag that it is to have.
+func (a *app) sendUpdate(ctx context.Context, c *clients, f *updateFlags, changed func(string) bool, args []string) (
+	*remotegpuv1.Environment, *remotegpuv1.UpdateEnvironmentResponse, error,
+) {
+	name := args[0]
+	for again := false; ; again = true {
+		e, err := a.environment(ctx, c, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		request, err := a.updateRequest(f, e, changed, args[1:])
+		if err != nil {
+			return nil, nil, err
+		}
+		response, err := c.environments.UpdateEnvironment(ctx, request)
+		if err == nil {
+			return e, response, nil
+		}
+		if again || f.etag != "" || a.explain(ctx, err).Reason != "ETAG_MISMATCH" {
+			return nil, nil, err
+		}
+		name = e.GetId() // its name may be another one's by now
+	}
+}
+
+// updateMask names the fields that a request changes.
+type updateMask struct {
+	paths  []string
+	merged bool // some have what the environment had
+}
+
+// set is for a field that the flags say alone.
+func (m *updateMask) set(path string) { m.paths = append(m.paths, path) }
+
+// merge is for a field that has, besides what the flags say, what the
+// environment had.
+func (m *updateMask) merge(path string) {
+	m.set(path)
+	m.merged = true
+}
+
+// updateRequest reads the flags. What they do not say of a field is as the
+// environment has it: its etag makes sure of that. Without any, repeating the
+// command is the same request.
 func (a *app) updateRequest(f *updateFlags, e *remotegpuv1.Environment, changed func(string) bool, command []string) (*remotegpuv1.UpdateEnvironmentRequest, error) {
 	request := &remotegpuv1.UpdateEnvironmentRequest{
 		RequestId: f.id(), Environment: e.GetId(), Project: a.project, Etag: f.etag,
-		Spec: &remotegpuv1.EnvironmentSpec{}, UpdateMask: &fieldmaskpb.FieldMask{}, Restart: f.now, Timeout: f.duration(),
+		Spec: &remotegpuv1.EnvironmentSpec{}, Restart: f.now, Timeout: f.duration(),
 	}
-	set := func(path string) { request.UpdateMask.Paths = append(request.UpdateMask.Paths, path) }
+	mask := &updateMask{}
 	if changed("label") || len(f.unlabel) > 0 {
-		set("labels")
+		mask.merge("labels")
 		added, err := keyValues("label", f.labels)
 		if err != nil {
 			return nil, err
@@ -207,10 +222,10 @@ func (a *app) updateRequest(f *updateFlags, e *remotegpuv1.Environment, changed 
 			return nil, err
 		}
 	}
-	for _, part := range []func(*remotegpuv1.EnvironmentSpec, *remotegpuv1.Environment, func(string) bool, func(string)) error{
-		f.setResources, f.setLists(a), f.setCare, f.setDesktop, f.setNetwork, f.setGPUs,
+	for _, part := range []func(*remotegpuv1.EnvironmentSpec, *remotegpuv1.Environment, func(string) bool, *updateMask) error{
+		f.setResources, f.setLists, f.setCare, f.setDesktop, f.setNetwork, f.setGPUs,
 	} {
-		if err := part(request.GetSpec(), e, changed, set); err != nil {
+		if err := part(request.GetSpec(), e, changed, mask); err != nil {
 			return nil, err
 		}
 	}
@@ -224,34 +239,33 @@ func (a *app) updateRequest(f *updateFlags, e *remotegpuv1.Environment, changed 
 		{"hostname", "spec.hostname", f.hostname, &spec.Hostname},
 	} {
 		if changed(word.flag) {
-			set(word.path)
+			mask.set(word.path)
 			*word.into = word.value
 		}
 	}
 	if changed("entrypoint") {
-		set("spec.entrypoint")
+		mask.set("spec.entrypoint")
 		spec.Entrypoint = slices.DeleteFunc(f.entrypoint, func(word string) bool { return word == "" })
 	}
 	if len(command) > 0 {
-		set("spec.command")
+		mask.set("spec.command")
 		spec.Command = command
 	}
 	if changed("allow-new-privileges") {
-		set("spec.allow_new_privileges")
+		mask.set("spec.allow_new_privileges")
 		spec.AllowNewPrivileges = f.newPrivileges
 	}
-	if slices.ContainsFunc(request.GetUpdateMask().GetPaths(), func(path string) bool {
-		return slices.Contains([]string{"labels", "spec.env", "spec.mounts", "spec.ports", "spec.network", "spec.gpu"}, path)
-	}) {
+	request.UpdateMask = &fieldmaskpb.FieldMask{Paths: mask.paths}
+	if mask.merged {
 		request.Etag = orElse(f.etag, e.GetEtag())
 	}
-	if len(request.GetUpdateMask().GetPaths()) == 0 && !f.now {
+	if len(mask.paths) == 0 && !f.now {
 		return nil, usagef("remotegpu env update --help lists what can be changed", "nothing is to be changed")
 	}
 	return request, nil
 }
 
-func (f *updateFlags) setResources(spec *remotegpuv1.EnvironmentSpec, _ *remotegpuv1.Environment, changed func(string) bool, set func(string)) error {
+func (f *updateFlags) setResources(spec *remotegpuv1.EnvironmentSpec, e *remotegpuv1.Environment, changed func(string) bool, mask *updateMask) error {
 	limited := func(flag string) bool { return changed(flag) && (flag != "cpus" || f.cpus != "0") }
 	var err error
 	if spec.Resources, err = f.resources(limited); err != nil {
@@ -263,98 +277,112 @@ func (f *updateFlags) setResources(spec *remotegpuv1.EnvironmentSpec, _ *remoteg
 		{"swap", "swap_bytes"},
 		{"pids", "pids"},
 		{"shm-size", "shm_bytes"},
-		{"ulimit", "ulimits"},
 		{"disk", "disk_bytes"},
 		{"disk-best-effort", "disk_best_effort"},
 	} {
-		if changed(limit.flag) || limit.flag == "ulimit" && f.noUlimits {
-			set("spec.resources." + limit.field)
+		if changed(limit.flag) {
+			mask.set("spec.resources." + limit.field)
 		}
 	}
 	if changed("memory") && spec.GetResources().GetMemoryBytes() == 0 && !changed("swap") {
-		set("spec.resources.swap_bytes") // without a limit of memory swap has none
+		mask.set("spec.resources.swap_bytes") // without a limit of memory swap has none
+	}
+	if changed("disk") && spec.GetResources().GetDiskBytes() == 0 && !changed("disk-best-effort") {
+		mask.set("spec.resources.disk_best_effort") // nor is there anything to do one's best about
+	}
+	switch {
+	case f.noUlimits:
+		mask.set("spec.resources.ulimits")
+	case changed("ulimit"):
+		mask.merge("spec.resources.ulimits")
+		spec.Resources.Ulimits = mergedUlimits(e.GetSpec().GetResources().GetUlimits(), spec.GetResources().GetUlimits())
 	}
 	return nil
 }
 
 // setLists sets what is added to and taken away from.
-func (f *updateFlags) setLists(a *app) func(*remotegpuv1.EnvironmentSpec, *remotegpuv1.Environment, func(string) bool, func(string)) error {
-	return func(spec *remotegpuv1.EnvironmentSpec, e *remotegpuv1.Environment, changed func(string) bool, set func(string)) error {
-		if changed("env") || changed("env-file") || len(f.unset) > 0 {
-			set("spec.env")
-			added, err := a.variables(f.env, f.envFiles)
-			if err != nil {
-				return err
-			}
-			if spec.Env, err = merged("variable", e.GetSpec().GetEnv(), added, f.unset); err != nil {
-				return err
-			}
-		}
-		mounts, err := f.mountRequests()
-		if err != nil {
+func (f *updateFlags) setLists(spec *remotegpuv1.EnvironmentSpec, e *remotegpuv1.Environment, changed func(string) bool, mask *updateMask) error {
+	if changed("env") || changed("env-file") || len(f.unset) > 0 {
+		mask.merge("spec.env")
+		var err error
+		if spec.Env, err = merged("variable", e.GetSpec().GetEnv(), f.added, f.unset); err != nil {
 			return err
 		}
-		if len(mounts) > 0 || len(f.unmount) > 0 {
-			set("spec.mounts")
-			if spec.Mounts, err = f.mountsOf(e, mounts); err != nil {
-				return err
-			}
-		}
-		if len(f.ports) > 0 || len(f.unpublish) > 0 {
-			set("spec.ports")
-			if spec.Ports, err = f.portsOf(e); err != nil {
-				return err
-			}
-		}
-		return nil
 	}
-}
-
-func (f *updateFlags) setCare(spec *remotegpuv1.EnvironmentSpec, _ *remotegpuv1.Environment, changed func(string) bool, set func(string)) error {
-	policy, err := f.care.restartPolicy()
+	mounts, err := f.mountRequests()
 	if err != nil {
 		return err
 	}
-	if changed("restart") {
-		set("spec.restart")
-		spec.Restart = policy
+	if len(mounts) > 0 || len(f.unmount) > 0 {
+		mask.merge("spec.mounts")
+		if spec.Mounts, err = f.mountsOf(e, mounts); err != nil {
+			return err
+		}
 	}
-	check, err := f.care.healthCheck(changed)
-	if err != nil {
-		return err
-	}
-	if check != nil && f.noHealth {
-		return usagef("leave one of them out", "--no-health and a health check exclude each other")
-	}
-	if check != nil || f.noHealth {
-		set("spec.health_check")
-		spec.HealthCheck = check
+	if len(f.ports) > 0 || len(f.unpublish) > 0 {
+		mask.merge("spec.ports")
+		if spec.Ports, err = f.portsOf(e); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-func (f *updateFlags) setDesktop(spec *remotegpuv1.EnvironmentSpec, _ *remotegpuv1.Environment, changed func(string) bool, set func(string)) error {
+func (f *updateFlags) setCare(spec *remotegpuv1.EnvironmentSpec, e *remotegpuv1.Environment, changed func(string) bool, mask *updateMask) error {
+	policy, err := f.care.restartPolicy(e.GetSpec().GetRestart(), changed)
+	if err != nil {
+		return err
+	}
+	switch mode, unhealthy := changed("restart"), changed("restart-unhealthy"); {
+	case mode && unhealthy:
+		mask.set("spec.restart")
+		spec.Restart = policy
+	case mode || unhealthy:
+		mask.merge("spec.restart")
+		spec.Restart = policy
+	}
+	if !slices.ContainsFunc(append(healthKinds(), healthTimes()...), changed) {
+		if f.noHealth {
+			mask.set("spec.health_check")
+		}
+	} else {
+		if f.noHealth {
+			return usagef("leave one of them out", "--no-health and a health check exclude each other")
+		}
+		mask.merge("spec.health_check")
+		if spec.HealthCheck, err = f.care.healthCheck(e.GetSpec().GetHealthCheck(), changed); err != nil {
+			return err
+		}
+	}
+	if f.noHealth && policy.GetOnUnhealthy() {
+		return usagef("add --restart-unhealthy=false", "it is restarted when its health check fails: without one nothing is found unhealthy")
+	}
+	return nil
+}
+
+func (f *updateFlags) setDesktop(spec *remotegpuv1.EnvironmentSpec, e *remotegpuv1.Environment, changed func(string) bool, mask *updateMask) error {
 	if !changed("desktop") && !f.noDesktop {
 		return nil
 	}
 	if changed("desktop") && f.noDesktop {
 		return usagef("leave one of them out", "--desktop and --no-desktop exclude each other")
 	}
-	set("spec.desktop")
 	if f.noDesktop {
+		mask.set("spec.desktop")
 		return nil
 	}
+	mask.merge("spec.desktop")
 	var err error
-	spec.Desktop, err = parseDesktop(f.desktop)
+	spec.Desktop, err = parseDesktop(e.GetSpec().GetDesktop(), f.desktop)
 	return err
 }
 
 // setNetwork sets the whole policy: what there is, changed.
-func (f *updateFlags) setNetwork(spec *remotegpuv1.EnvironmentSpec, e *remotegpuv1.Environment, changed func(string) bool, set func(string)) error {
+func (f *updateFlags) setNetwork(spec *remotegpuv1.EnvironmentSpec, e *remotegpuv1.Environment, changed func(string) bool, mask *updateMask) error {
 	if !f.network.set(changed) && len(f.disallow)+len(f.ungroup) == 0 {
 		return nil
 	}
-	set("spec.network")
+	mask.merge("spec.network")
 	policy := proto.CloneOf(e.GetSpec().GetNetwork())
 	if policy == nil {
 		policy = &remotegpuv1.NetworkPolicy{}
@@ -368,71 +396,4 @@ func (f *updateFlags) setNetwork(spec *remotegpuv1.EnvironmentSpec, e *remotegpu
 		f.stays = stayingAllowed(spec.GetNetwork(), before, stays)
 	}
 	return err
-}
-
-// merged are the pairs there are, with some more and without others.
-func merged(what string, there, added map[string]string, removed []string) (map[string]string, error) {
-	all := make(map[string]string, len(there)+len(added))
-	maps.Copy(all, there)
-	for _, key := range removed {
-		if _, found := all[key]; !found {
-			return nil, usagef("remotegpu env get shows those it has", "there is no %s %q", what, key)
-		}
-		delete(all, key)
-	}
-	maps.Copy(all, added)
-	return all, nil
-}
-
-// mountsOf are the mounts there are, with more and without others.
-func (f *updateFlags) mountsOf(e *remotegpuv1.Environment, added []*remotegpuv1.Mount) ([]*remotegpuv1.Mount, error) {
-	all := slices.Clone(e.GetSpec().GetMounts())
-	take := func(target string) bool {
-		before := len(all)
-		all = slices.DeleteFunc(all, func(m *remotegpuv1.Mount) bool { return m.GetTarget() == target })
-		return len(all) < before
-	}
-	for _, target := range f.unmount {
-		if !take(target) {
-			return nil, usagef("remotegpu env get shows those it has", "nothing is mounted at %q", target)
-		}
-	}
-	for _, mount := range added {
-		take(mount.GetTarget())
-	}
-	return append(all, added...), nil
-}
-
-// portsOf are the ports there are, with more and without others. Those that
-// stay are asked for by their host port, so that no other goes in their place.
-func (f *updateFlags) portsOf(e *remotegpuv1.Environment) ([]*remotegpuv1.PortRequest, error) {
-	all := slices.Clone(e.GetSpec().GetPorts())
-	if len(f.unpublish) > 0 {
-		held := slices.Clone(e.GetPortMappings())
-		for _, word := range f.unpublish {
-			host, err := strconv.ParseUint(word, 10, 16)
-			before := len(held)
-			held = slices.DeleteFunc(held, func(m *remotegpuv1.PortMapping) bool {
-				return err == nil && m.GetExternalPort() == int32(host) || err != nil && state(m.GetServiceType(), "SERVICE_TYPE_") == word
-			})
-			if len(held) == before {
-				return nil, usagef("name a host port or a service: remotegpu env get shows those it has", "port %q is not published", word)
-			}
-		}
-		all = nil
-		for _, m := range held {
-			all = append(all, &remotegpuv1.PortRequest{
-				ServiceType: m.GetServiceType(), InternalPort: m.GetInternalPort(), ExternalPort: m.GetExternalPort(),
-				Protocol: m.GetProtocol(), Description: m.GetDescription(), AllowedSources: m.GetAllowedSources(), ExpiresAt: m.GetExpiresAt(),
-			})
-		}
-	}
-	for _, text := range f.ports {
-		port, err := parsePort(text, time.Now())
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, port)
-	}
-	return all, nil
 }

@@ -43,20 +43,21 @@ type fake struct {
 	order   []string // names of the requests
 	auth    string
 
-	err      error // every call fails with it
-	refused  error // a create fails with it
-	env      *remotegpuv1.Environment
-	free     string                   // name that no environment has
-	ops      []*remotegpuv1.Operation // what a watch sends; it then blocks
-	pending  chan struct{}            // closed when a watch has sent all and blocks
-	result   *remotegpuv1.RunCommandResponse
-	desktops []*remotegpuv1.GetDesktopResponse
-	findings []*remotegpuv1.Finding
-	differs  []*remotegpuv1.FirewallDifference
-	repairs  *remotegpuv1.FirewallState
-	quota    *remotegpuv1.DiskQuota
-	mapping  *remotegpuv1.PortMapping // that every id is of; nil: aMapping
-	drop     int                      // this many watches break after their first message
+	err       error  // every call fails with it
+	refused   error  // a create fails with it
+	overtaken func() // called before an update is answered
+	env       *remotegpuv1.Environment
+	free      string                   // name that no environment has
+	ops       []*remotegpuv1.Operation // what a watch sends; it then blocks
+	pending   chan struct{}            // closed when a watch has sent all and blocks
+	result    *remotegpuv1.RunCommandResponse
+	desktops  []*remotegpuv1.GetDesktopResponse
+	findings  []*remotegpuv1.Finding
+	differs   []*remotegpuv1.FirewallDifference
+	repairs   *remotegpuv1.FirewallState
+	quota     *remotegpuv1.DiskQuota
+	mapping   *remotegpuv1.PortMapping // that every id is of; nil: aMapping
+	drop      int                      // this many watches break after their first message
 
 	snapshots *snapshots
 	names     *dnsFake
