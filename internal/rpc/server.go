@@ -107,12 +107,8 @@ func NewHandler(cfg Config) http.Handler {
 	registerHealth(server)
 	grpcreflect.Register(server)
 	mux := http.NewServeMux()
-	// A field that the contract does not have is a typo more often than a newer
-	// client's, and silence would hide it: JSON is read strictly.
-	strict := connectproto.NewJSONCodec()
-	strict.UnmarshalOptions.DiscardUnknown = false
 	connecthttp.Mount(mux, server, connecthttp.WithReadMaxBytes(MaxRequestBytes), connecthttp.WithCompressMinBytes(compressFrom),
-		connecthttp.WithCodecs(connectproto.NewBinaryCodec(), strict))
+		connecthttp.WithCodecs(connectproto.NewBinaryCodec(), newJSONCodec()))
 	return mux
 }
 

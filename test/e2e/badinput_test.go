@@ -38,6 +38,12 @@ func TestBadInput(t *testing.T) {
 		{"no image", create, `{"name":"x"}`, 400, "invalid_argument", "FIELD_INVALID", []string{"spec"}},
 		{"kind of operations that there is not", "OperationService/ListOperations", `{"kinds":["image.pull","x"]}`, 400, "invalid_argument", "FIELD_INVALID", []string{"kinds[1]"}},
 		{"label that no selector can name", "EnvironmentService/UpdateEnvironment", `{"environment":"taken","labels":{"a b":"c"}}`, 400, "invalid_argument", "FIELD_INVALID", []string{`labels["a b"]`}},
+		// Paths of masks are written as in answers, or as JSON names fields: both
+		// come as far as the name, which is wrong.
+		{"mask by the names of the proto file", "EnvironmentService/UpdateEnvironment", `{"environment":"absent","update_mask":"spec.health_check,spec.resources.cpu_millis"}`, 404, "not_found", "ENV_NOT_FOUND", []string{"environment"}},
+		{"mask by the names of JSON", "EnvironmentService/UpdateEnvironment", `{"environment":"absent","updateMask":"spec.healthCheck,spec.resources.cpuMillis"}`, 404, "not_found", "ENV_NOT_FOUND", []string{"environment"}},
+		{"mask with what cannot be changed", "EnvironmentService/UpdateEnvironment", `{"environment":"taken","updateMask":"spec.pull_policy"}`, 400, "invalid_argument", "FIELD_INVALID", []string{"update_mask"}},
+		{"mask that is none", "EnvironmentService/UpdateEnvironment", `{"environment":"taken","updateMask":"spec health"}`, 400, "invalid_argument", "REQUEST_MALFORMED", nil},
 		{"bad name", create, spec("Not_A_Label", ""), 400, "invalid_argument", "ENV_NAME_INVALID", []string{"name"}},
 		{"name that exists", create, spec("taken", ""), 409, "already_exists", "ENV_NAME_EXISTS", []string{"name"}},
 		{"port outside its pool", create, spec("x", `,"ports":[{"service_type":"SERVICE_TYPE_SSH","external_port":9999}]`), 400, "invalid_argument", "PORT_OUTSIDE_POOL", []string{"spec.ports[0].external_port"}},
