@@ -7,6 +7,7 @@ import (
 
 	"github.com/oklog/ulid/v2"
 
+	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
@@ -111,6 +112,26 @@ func sortFindings(findings []Finding) {
 // isID says whether a name is an environment's id. Ids are written in capital
 // letters, so that one id has one name.
 func isID(name string) bool {
-	id, err := ulid.ParseStrict(name)
-	return err == nil && id.String() == name
+	id, ok := parseID(name)
+	return ok && id == name
+}
+
+// parseID reads an id that somebody wrote, in capitals or not.
+func parseID(text string) (id string, ok bool) {
+	parsed, err := ulid.ParseStrict(text)
+	if err != nil {
+		return "", false
+	}
+	return parsed.String(), true
+}
+
+// likeAnID is the refusal of a name that would be taken for an id where both
+// are accepted: ids are found in every project, so it could lead to what is
+// somebody else's.
+func likeAnID(reason problem.Reason, name, field string) error {
+	if _, like := parseID(name); !like {
+		return nil
+	}
+	return problem.New(reason, "the name %q reads like an id", name).WithField(field).
+		WithHint("choose another name; ids are 26 letters and digits, so a shorter or longer one will do, or one with a - in it")
 }

@@ -135,7 +135,7 @@ func newsOfPause(before, after *Environment) History {
 // forgotten.
 func (m *Manager) History(ctx context.Context, project, idOrName string, limit int, after string) ([]History, string, error) {
 	env, err := m.Get(ctx, project, idOrName)
-	id := idOrName
+	id, _ := parseID(idOrName) // a name that is no id finds nothing
 	if err == nil {
 		id = env.ID
 	} else if !errdefs.IsNotFound(err) {

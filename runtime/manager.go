@@ -190,19 +190,20 @@ func New(cfg Config) *Manager {
 	return m
 }
 
-// Get returns an environment by id, or by name within a project.
+// Get returns an environment by name within a project, or by id, in capitals or
+// not, whatever its project. ENV_NOT_FOUND.
 func (m *Manager) Get(ctx context.Context, project, idOrName string) (*Environment, error) {
 	if project == "" {
 		project = DefaultProject
 	}
 	var env *Environment
-	var err error
-	id, parseErr := ulid.ParseStrict(idOrName)
-	if parseErr == nil { // in capitals or not
-		env, err = m.cfg.Store.Environment(ctx, id.String())
-	}
-	if parseErr != nil || errdefs.IsNotFound(err) && id.String() != idOrName { // a name may look like an id, but for capitals
+	err := error(errdefs.ErrNotFound)
+	if !isID(idOrName) { // no name has capitals
 		env, err = m.cfg.Store.EnvironmentByName(ctx, project, idOrName)
+	}
+	// What the project itself calls so goes first: an id may be another project's.
+	if id, ok := parseID(idOrName); ok && errdefs.IsNotFound(err) {
+		env, err = m.cfg.Store.Environment(ctx, id)
 	}
 	if errdefs.IsNotFound(err) {
 		return nil, problem.New(problem.EnvNotFound, "there is no environment %q in project %q", idOrName, project).

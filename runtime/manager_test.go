@@ -1023,17 +1023,3 @@ func TestEtag(t *testing.T) {
 		t.Errorf("the present etag: %v", err)
 	}
 }
-
-// An id is the same in small letters, and a name that looks like one is a name.
-func TestIDsInSmallLetters(t *testing.T) {
-	d := start(t, newHost(t))
-	env, _ := d.create(plain("desk"))
-	if got, err := d.Get(t.Context(), "", strings.ToLower(env.ID)); err != nil || got.ID != env.ID {
-		t.Errorf("got %+v, %v", got, err)
-	}
-	name := strings.ToLower(nobody)
-	other, _ := d.create(plain(name))
-	if got, err := d.Get(t.Context(), "", name); err != nil || got.ID != other.ID {
-		t.Errorf("got %+v, %v", got, err)
-	}
-}

@@ -3,8 +3,6 @@ package runtime
 import (
 	"context"
 
-	"github.com/oklog/ulid/v2"
-
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/network/port"
 )
@@ -27,8 +25,8 @@ func (m *Manager) ListPorts(ctx context.Context, environment string, filter port
 		!filter.IncludeReleased && filter.At.IsZero():
 		return nil, "", unknown
 	}
-	if _, err := ulid.ParseStrict(environment); err == nil {
-		filter.EnvID = environment
+	if id, ok := parseID(environment); ok {
+		filter.EnvID = id
 	} else {
 		filter.EnvName = environment
 		if filter.Project == "" {

@@ -126,6 +126,8 @@ func (m *Manager) CreateSnapshot(ctx context.Context, req CreateSnapshotRequest)
 	} else if !dnsLabel.MatchString(req.Name) {
 		return nil, nil, problem.New(problem.SnapshotNameInvalid, "%q is not a name for a snapshot", req.Name).WithField("name").
 			WithHint("use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit, for example %q", "before-upgrade")
+	} else if err := likeAnID(problem.SnapshotNameInvalid, req.Name, "name"); err != nil {
+		return nil, nil, err
 	}
 	if err := checkLabels(req.Labels, nil); err != nil {
 		return nil, nil, err
@@ -201,15 +203,16 @@ func (m *Manager) findSnapshot(ctx context.Context, project, text, env, field st
 	of, name, found := strings.Cut(text, "/")
 	var snapshot *Snapshot
 	err := error(errdefs.ErrNotFound)
-	switch _, parseErr := ulid.ParseStrict(text); {
-	case parseErr == nil:
-		snapshot, err = m.cfg.Store.Snapshot(ctx, text)
+	switch {
 	case found:
 		if env, err = m.environmentID(ctx, project, of); err == nil {
 			snapshot, err = m.cfg.Store.SnapshotByName(ctx, env, name)
 		}
 	case env != "":
 		snapshot, err = m.cfg.Store.SnapshotByName(ctx, env, text)
+	}
+	if id, ok := parseID(text); ok && errdefs.IsNotFound(err) {
+		snapshot, err = m.cfg.Store.Snapshot(ctx, id)
 	}
 	if errdefs.IsNotFound(err) {
 		return nil, problem.New(problem.SnapshotNotFound, "there is no snapshot %q", text).WithField(field).
@@ -220,14 +223,14 @@ func (m *Manager) findSnapshot(ctx context.Context, project, text, env, field st
 
 // environmentID is the id of an environment; an id may be that of a deleted one.
 func (m *Manager) environmentID(ctx context.Context, project, idOrName string) (string, error) {
-	if isID(idOrName) {
-		return idOrName, nil
-	}
 	env, err := m.Get(ctx, project, idOrName)
-	if err != nil {
-		return "", err
+	if err == nil {
+		return env.ID, nil
 	}
-	return env.ID, nil
+	if id, ok := parseID(idOrName); ok && errdefs.IsNotFound(err) {
+		return id, nil
+	}
+	return "", err
 }
 
 // ListSnapshots returns snapshots, oldest first, and the cursor of the next

@@ -66,7 +66,7 @@ func checkName(name, field string) error {
 			WithHint("choose another name")
 	}
 	if dnsLabel.MatchString(name) {
-		return nil
+		return likeAnID(problem.EnvNameInvalid, name, field)
 	}
 	return problem.New(problem.EnvNameInvalid, "%q is not a valid name", name).WithField(field).
 		WithHint("use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit, for example %q", "desk-1")
