@@ -182,6 +182,7 @@ func New(cfg Config) (*Engine, error) {
 	c, err := client.New(cfg.Address, client.WithDefaultNamespace(cfg.Namespace), client.WithExtraDialOpts([]grpc.DialOption{
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: connectTimeout}),
 		grpc.WithChainUnaryInterceptor(e.bound),
+		grpc.WithChainStreamInterceptor(conclude),
 		grpc.WithContextDialer(dial),
 	}))
 	if err != nil {

@@ -273,13 +273,22 @@ func (e *Engine) writeBlobOnce(ctx context.Context, ref, mediaType string, label
 	}
 	defer writer.Close() //nolint:errcheck // committed or not, what is left is aborted
 	digester := digest.Canonical.Digester()
-	counted := &counting{writer: io.MultiWriter(writer, digester.Hash())}
+	// What write returns may be of what it reads as well: containerd's errors
+	// are explained where they are known to be its own.
+	stored := writerFunc(func(data []byte) (int, error) {
+		n, err := writer.Write(data)
+		if err != nil {
+			return n, fmt.Errorf("write content: %w", e.explain(ctx, err))
+		}
+		return n, nil
+	})
+	counted := &counting{writer: io.MultiWriter(stored, digester.Hash())}
 	buffered := bufio.NewWriterSize(counted, 1<<20)
 	if err := write(buffered); err != nil {
 		return ocispec.Descriptor{}, err
 	}
 	if err := buffered.Flush(); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("write content: %w", e.explain(ctx, err))
+		return ocispec.Descriptor{}, err
 	}
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digester.Digest(), Size: counted.count}
 	var opts []content.Opt
@@ -348,6 +357,10 @@ func (e *Engine) isMounted(ctx context.Context, upper string) (bool, error) {
 	}
 	return false, nil
 }
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(data []byte) (int, error) { return f(data) }
 
 type counting struct {
 	writer io.Writer

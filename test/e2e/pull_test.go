@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"crypto/rand"
 	"encoding/json"
 	"net"
 	"net/http"
@@ -156,6 +157,47 @@ func (n *Node) showImage(t *testing.T, reference string) {
 	if out := n.Must(t, append([]string{"image", "get", "-o", "json"}, names...)...); strings.Count(out, "\n") != len(names) || len(names) != 2 {
 		t.Errorf("images %q: %s", names, out)
 	}
+}
+
+// Pulls go on when containerd is killed while it is given what comes, those of
+// creates too.
+func TestContainerdKilledDuringPulls(t *testing.T) {
+	n := Start(t, usual, "")
+	registry := testutil.Registry(t)
+	gate := startRegistry(t, n, registry)
+	pulled, created := gate.host+"/half/pulled:1", gate.host+"/half/created:1"
+	// Each has a file that does not get smaller, of which half comes.
+	for name, repository := range map[string]string{pulled: "half/pulled", created: "half/created"} {
+		content := make([]byte, 8<<20)
+		if _, err := rand.Read(content); err != nil {
+			t.Fatal(err)
+		}
+		registry.Push(repository, "1", testutil.TestImage(t, testutil.ImageOptions{Name: name, Files: map[string]string{"/srv/random": string(content)}}))
+	}
+	release := []func(){registry.Hold("half/pulled"), registry.Hold("half/created")}
+	n.Must(t, "image", "pull", pulled, "--no-wait")
+	n.Must(t, "env", "create", "one", "--image", created, "--no-wait")
+	Eventually(t, "half of each to be written", func() bool { return strings.Count(n.Containerd.Ctr(t, "content", "active"), "MB") == 2 })
+	n.Containerd.Kill(t)
+	n.Containerd.Start(t)
+	for _, release := range release {
+		release()
+	}
+	for _, kind := range []string{"image.pull", "environment.create"} {
+		var op listedOperation
+		Eventually(t, kind+" to be done", func() bool {
+			for _, found := range n.operations(t) {
+				if found.Kind == kind {
+					op = found
+				}
+			}
+			return op.State != "OPERATION_STATE_QUEUED" && op.State != "OPERATION_STATE_RUNNING"
+		})
+		if op.State != "OPERATION_STATE_SUCCEEDED" {
+			t.Errorf("%s", n.Must(t, "op", "get", op.ID))
+		}
+	}
+	n.Must(t, "env", "rm", "--force", "--grace", "0s", "one")
 }
 
 // interrupted pulls what does not come, is interrupted, finds the operation
