@@ -126,7 +126,8 @@ type Engine struct {
 	token    string        // tells this engine's processes from another's
 	patience time.Duration // callTimeout
 
-	building layerLocks // held while snapshots and what builds on them change
+	collector *collector // of what was removed
+	building  layerLocks // held while snapshots and what builds on them change
 
 	mu     sync.Mutex
 	lost   map[string]int           // processes that could not be removed: first pid by exec id
@@ -188,7 +189,10 @@ func New(cfg Config) (*Engine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make client of %s: %w", cfg.Address, err)
 	}
-	e.client, e.tasks, e.store, e.snapshots = c, c.TaskService(), c.ContainerService(), c.SnapshotService(cfg.Snapshotter)
+	e.collector = newCollector(e.collect, func(ctx context.Context, err error) {
+		cfg.Log.WarnContext(ctx, "what was deleted still takes its space: containerd could not collect it; it is tried again", "error", err)
+	})
+	e.client, e.tasks, e.store, e.snapshots = c, c.TaskService(), c.ContainerService(), collected{c.SnapshotService(cfg.Snapshotter), e.collector.soon}
 	e.projects.First, e.projects.Last = firstProject, lastProject
 	e.host = sync.OnceValue(e.inspectHost)
 	e.tidy = sync.OnceFunc(e.removeStaleFIFOs)
@@ -196,7 +200,10 @@ func New(cfg Config) (*Engine, error) {
 }
 
 // Close closes the connection. Containers live on.
-func (e *Engine) Close() error { return e.client.Close() }
+func (e *Engine) Close() error {
+	e.collector.close()
+	return e.client.Close()
+}
 
 // dial connects once. The client's own dialer waits ten seconds for a socket
 // that is absent, and every call with it, before it says so.

@@ -209,6 +209,8 @@ func (e *Engine) abort(ctx context.Context, key string) error {
 func (e *Engine) dropLease(ctx context.Context, key string) error {
 	if err := e.client.LeasesService().Delete(ctx, leases.Lease{ID: key}); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("delete lease: %w", e.explain(ctx, err))
+	} else if err == nil {
+		e.collector.soon(ctx) // the copy, of which the layer was unpacked
 	}
 	return nil
 }
