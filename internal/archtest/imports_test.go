@@ -23,7 +23,7 @@ var layers = []struct {
 	prefixes []string
 }{
 	{"leaves", []string{
-		"internal/atomicfile", "internal/certificate", "internal/cgroup", "internal/claim", "internal/cleanup", "internal/config", "internal/dockerconfig",
+		"internal/atomicfile", "internal/certificate", "internal/cgroup", "internal/claim", "internal/cleanup", "internal/config", "internal/diskspace", "internal/dockerconfig",
 		"internal/fault", "internal/holes", "internal/hostexec", "internal/imageref", "internal/keylock", "internal/problem", "internal/projectquota",
 		"internal/rootfs", "internal/sqlite", "internal/tick", "internal/trusted", "internal/version", "desktop/rfb", "images",
 	}},

@@ -4,8 +4,7 @@ import (
 	"context"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/remotegpu/remotegpu/internal/diskspace"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/tick"
 )
@@ -21,11 +20,8 @@ const (
 // room is a DISK_FULL problem while the disk of a directory has none, nil when
 // it has, or cannot be asked.
 func room(dir, what string) *problem.Problem {
-	var stat unix.Statfs_t
-	known := unix.Statfs(dir, &stat) == nil
-	free, size := int64(stat.Bfree)*stat.Bsize, int64(stat.Blocks)*stat.Bsize
-	if known && size > 0 && free < leastRoom {
-		return problem.New(problem.DiskFull, "the disk of %s is full: %d KiB of %d MiB are left at %s", what, free>>10, size>>20, dir).
+	if space, err := diskspace.For(dir, leastRoom); err == nil && !space.Enough {
+		return problem.New(problem.DiskFull, "the disk of %s is full: of its %d MiB, less than %d can be written at %s", what, space.Size>>20, leastRoom>>20, dir).
 			WithHint("stop and delete environments, images or snapshots, which goes on working, or make room otherwise; until then nothing new can be made")
 	}
 	return nil

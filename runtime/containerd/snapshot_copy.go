@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"strings"
 	"time"
@@ -18,8 +19,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/remotegpu/internal/diskspace"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime"
 	"github.com/remotegpu/remotegpu/runtime/operation"
@@ -223,13 +224,13 @@ func (e *Engine) writeDiff(ctx context.Context, key string, dirs, below []string
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dirs[0], &fs); err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("ask for the space below %s: %w", dirs[0], err)
+	room, err := diskspace.For(dirs[0], 2*min(size, math.MaxInt64/2))
+	if err != nil {
+		return ocispec.Descriptor{}, err
 	}
-	if free := int64(fs.Bfree) * fs.Bsize; size > free/2 {
+	if !room.Enough {
 		return ocispec.Descriptor{}, problem.New(problem.DiskFull,
-			"the files that the environment has changed are %d MiB long, their copy takes twice as much for a while, and %d MiB are free", size>>20, free>>20).
+			"the files that the environment has changed are %d MiB long, their copy takes twice as much for a while, and %d MiB are free", size>>20, room.Free>>20).
 			WithHint("make room; or remove long files, of which holes count, too (du --apparent-size); or stop the environment and take the snapshot then: nothing is copied in that case")
 	}
 	return e.writeBlob(ctx, key, ocispec.MediaTypeImageLayer, nil, func(w io.Writer) error {

@@ -127,6 +127,30 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// ext4 counts blocks as free that it gives nobody, root included: a disk on
+// which nothing can be written is full all the same, and no longer than that.
+func TestFullExt4(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables, usual, testutil.Programs)
+	dir := t.TempDir()
+	testutil.Ext4(t, dir, 1<<30) // 2 % are more than the most it keeps, 16 MiB
+	t.Setenv("TMPDIR", dir)      // what a containerd, and so the node, has its files in
+	n := Start(t, usual, "")
+	n.Must(t, "env", "create", "before", "--image", n.Image, "--", "tick")
+	empty := fill(t, n.Dir)
+	t.Cleanup(empty)
+	if info := n.Must(t, "node", "info"); !strings.Contains(info, "DISK_FULL") {
+		var fs unix.Statfs_t
+		err := unix.Statfs(n.Dir, &fs)
+		t.Errorf("the node tells nothing of its disk, of which %d KiB count as free (%v):\n%s", int64(fs.Bfree)*fs.Bsize>>10, err, info)
+	}
+	if out, errs, code := n.CLI(t, "env", "create", "refused", "--image", n.Image); code == 0 || !strings.Contains(errs, "node.state_dir is full") || !strings.Contains(errs, "Try: ") {
+		t.Errorf("created on a full disk: exit %d\n%s%s", code, out, errs)
+	}
+	empty()
+	Eventually(t, "the disk to have room", func() bool { return !strings.Contains(n.Must(t, "node", "info"), "DISK_FULL") })
+	n.Must(t, "env", "create", "after", "--image", n.Image, "--", "tick")
+}
+
 func filler(t *testing.T, dir string) int64 {
 	t.Helper()
 	info, err := os.Stat(filepath.Join(dir, "filler"))
