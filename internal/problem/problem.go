@@ -107,5 +107,10 @@ func Of(err error) *Problem {
 	if p, ok := errors.AsType[*Problem](err); ok {
 		return p
 	}
-	return &Problem{Reason: reasonOfKind(err), Message: err.Error()}
+	reason := reasonOfKind(err)
+	if reason == DiskFull { // the system's words name a file that nobody knows
+		return New(reason, "a disk of the node is full").WithCause(err).
+			WithHint("make room, for example by deleting environments, images or snapshots that nobody needs; then try again")
+	}
+	return &Problem{Reason: reason, Message: err.Error()}
 }

@@ -3,6 +3,9 @@ package problem_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -31,6 +34,18 @@ func TestOfGivesEveryErrorAReason(t *testing.T) {
 	}
 	if problem.Of(nil) != nil {
 		t.Error("nil is a problem")
+	}
+}
+
+// The system's words for a full disk are no answer to somebody who has never
+// heard of the file.
+func TestOfSaysWhatToDoAboutAFullDisk(t *testing.T) {
+	for _, cause := range []error{syscall.ENOSPC, syscall.EDQUOT} {
+		err := fmt.Errorf("write files: %w", &fs.PathError{Op: "mkdir", Path: "/state/x", Err: cause})
+		p := problem.Of(err)
+		if p.Reason != problem.DiskFull || p.Hint == "" || !strings.Contains(p.Said(), "is full") || !errors.Is(p, cause) {
+			t.Errorf("%v is %+v", err, p)
+		}
 	}
 }
 

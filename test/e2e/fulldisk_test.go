@@ -146,6 +146,9 @@ func TestFullExt4(t *testing.T) {
 	if out, errs, code := n.CLI(t, "env", "create", "refused", "--image", n.Image); code == 0 || !strings.Contains(errs, "node.state_dir is full") || !strings.Contains(errs, "Try: ") {
 		t.Errorf("created on a full disk: exit %d\n%s%s", code, out, errs)
 	}
+	if out, errs, code := n.CLI(t, "volume", "create", "refused"); code == 0 || !strings.Contains(errs, "is full") || !strings.Contains(errs, "Try: ") {
+		t.Errorf("a volume on a full disk: exit %d\n%s%s", code, out, errs)
+	}
 	empty()
 	Eventually(t, "the disk to have room", func() bool { return !strings.Contains(n.Must(t, "node", "info"), "DISK_FULL") })
 	n.Must(t, "env", "create", "after", "--image", n.Image, "--", "tick")
