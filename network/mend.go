@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 
+	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -197,6 +199,51 @@ func (n *Networks) attachAgain(ctx context.Context, envID string, slot int) erro
 		return nil
 	}
 	return n.limit(ctx, envID, limited)
+}
+
+// Pinned tells whether the environment's namespace is pinned. Without that nothing
+// of its network that needs the inside can be mended.
+func (n *Networks) Pinned(envID string) (bool, error) {
+	if err := check(envID); err != nil {
+		return false, err
+	}
+	return pinned(n.NetNS(envID))
+}
+
+// Pin pins the namespace of an environment again that somebody has let go of
+// while processes live in it, and makes what its network lacks. The namespace
+// must be the environment's own: the caller knows its processes. That of the node
+// itself is refused. Errors are NETWORK_FAILED.
+func (n *Networks) Pin(ctx context.Context, envID string, slot int, namespace *os.File) error {
+	if err := check(envID); err != nil {
+		return err
+	}
+	unlock, err := n.locks.Lock(ctx, envID)
+	if err != nil {
+		return fmt.Errorf("pin network of environment %s: %w", envID, err)
+	}
+	defer unlock()
+	if err := n.pinAgain(ctx, envID, slot, namespace); err != nil {
+		return failed("pin network of environment "+envID, err)
+	}
+	n.holds(envID, slot)
+	return nil
+}
+
+func (n *Networks) pinAgain(ctx context.Context, envID string, slot int, namespace *os.File) error {
+	if own, err := isOwn(namespace); err != nil || own {
+		return errors.Join(err, fmt.Errorf("its processes are in the node's own network: %w", errdefs.ErrFailedPrecondition))
+	}
+	there, err := pinned(n.NetNS(envID))
+	if err == nil && !there {
+		if err = n.prepare(); err == nil {
+			err = pin(n.NetNS(envID), namespace)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return n.attachAgain(ctx, envID, slot)
 }
 
 // bringInside sees to what an environment has inside that depends on the host.

@@ -97,12 +97,8 @@ func enter(path string, fresh bool, do func(fd int) error) error {
 // makeNamespace moves the thread into a new namespace and pins that at path.
 // A file that a crash left there unmounted is used.
 func makeNamespace(path string) error {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o444)
-	if err != nil {
-		return fmt.Errorf("make file of network namespace: %w", err)
-	}
-	if err := file.Close(); err != nil {
-		return fmt.Errorf("make file of network namespace: %w", err)
+	if err := makeFile(path); err != nil {
+		return err
 	}
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("make network namespace: %w", err)
@@ -111,6 +107,43 @@ func makeNamespace(path string) error {
 		return fmt.Errorf("pin network namespace at %s: %w", path, err)
 	}
 	return nil
+}
+
+// makeFile makes the file that a namespace is mounted on, unless it is there.
+func makeFile(path string) error {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o444)
+	if err == nil {
+		err = file.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("make file of network namespace: %w", err)
+	}
+	return nil
+}
+
+// pin mounts a namespace that there is at path. A file that is there, with
+// nothing mounted, is used.
+func pin(path string, namespace *os.File) error {
+	if err := makeFile(path); err != nil {
+		return err
+	}
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", namespace.Fd()), path, "none", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("pin network namespace at %s: %w", path, err)
+	}
+	return nil
+}
+
+// isOwn tells whether a namespace is the one that the node is in.
+func isOwn(namespace *os.File) (bool, error) {
+	there, err := namespace.Stat()
+	if err != nil {
+		return false, fmt.Errorf("look at network namespace: %w", err)
+	}
+	own, err := os.Stat("/proc/self/ns/net")
+	if err != nil {
+		return false, fmt.Errorf("look at the node's network namespace: %w", err)
+	}
+	return os.SameFile(there, own), nil
 }
 
 // unpin lets go of the namespace at path. It dies when no process is in it.

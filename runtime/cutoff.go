@@ -1,6 +1,8 @@
 package runtime
 
 import (
+	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -62,6 +64,30 @@ func (m *Manager) reportCutOff(o *observed) {
 	m.setCondition(problem.NetworkLost, problem.New(problem.NetworkLost,
 		"the networks of %d environments were removed while they run; they reach nobody and nobody reaches them: %s", len(names), someOf(names)).
 		WithHint("restart them: remotegpu env restart %s", names[0]))
+}
+
+// pinAgain gives an environment that runs its network back, out of the namespace
+// that its process lives in.
+func (m *Manager) pinAgain(ctx context.Context, o *observed, id string) error {
+	unlock, env, err := m.lockIdle(ctx, id)
+	if env == nil {
+		return err
+	}
+	defer unlock()
+	if !env.Alive() {
+		return nil // the end of its run has come first
+	}
+	namespace, err := m.cfg.Engine.NetNS(ctx, id)
+	if err != nil {
+		return ignoreNotFound(err)
+	}
+	defer func() { _ = namespace.Close() }()
+	if err := m.cfg.Networks.Pin(ctx, id, env.Slot, namespace); err != nil {
+		return fmt.Errorf("give environment %s its network back: %w", id, err)
+	}
+	o.note(func() { delete(o.cutOff, id) })
+	m.cfg.Log.InfoContext(ctx, "an environment has its network back, which somebody had removed while it ran", "environment", id)
+	return nil
 }
 
 // maxNamed bounds how many environments a condition names.

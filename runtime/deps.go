@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/remotegpu/remotegpu/gpu"
@@ -57,6 +58,9 @@ type Engine interface {
 	// USER_NOT_FOUND, COMMAND_TIMEOUT: the result has what it wrote until then.
 	// When ctx ends the command is killed.
 	Run(ctx context.Context, id string, cmd Command) (CommandResult, error)
+	// NetNS opens the network namespace of a container's first process. NotFound
+	// when there is none that runs. The caller closes it.
+	NetNS(ctx context.Context, id string) (*os.File, error)
 	// Events sends what happens to our containers until ctx ends or the
 	// connection breaks, then closes events and sends the reason on errs. A
 	// caller subscribes first and lists then, so that nothing is missed.
@@ -240,6 +244,11 @@ type Networks interface {
 	// have interfaces and none of this node's namespaces: another node's, where two
 	// have one network.
 	Attached(ctx context.Context) (attached, unpinned []string, err error)
+	// Pinned tells whether the environment's network namespace is at its path.
+	Pinned(envID string) (bool, error)
+	// Pin puts a namespace, which is that of the environment's process, at its
+	// path again and gives it what its network lacks.
+	Pin(ctx context.Context, envID string, slot int, namespace *os.File) error
 	// Occupied tells the slots of the networks that there are, by environment.
 	// A network that has no address of the range is left out.
 	Occupied(ctx context.Context) (map[string]int, error)

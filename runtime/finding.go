@@ -95,6 +95,7 @@ const (
 	stepFrozen        // record whether it is paused
 	stepAdopt         // record that the process runs
 	stepRelabel       // label the container anew
+	stepPin           // hold the network namespace of the process again
 	stepDeclare       // declare the rules
 	stepTeardown      // remove everything of the id
 	stepPart          // remove this part

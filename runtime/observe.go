@@ -31,6 +31,9 @@ type observed struct {
 	// cutOff are environments whose process runs and that have no network any
 	// more. nil: that could not be read.
 	cutOff map[string]bool
+	// living are those of them whose process has its namespace still, so that the
+	// network can be made again.
+	living map[string]bool
 	// fates are what the store knows of ids that have something on the host and
 	// that no environment holds. Absent: it could not be read.
 	fates map[string]Fate
@@ -185,17 +188,26 @@ func (m *Manager) observeNetworks(ctx context.Context, o *observed) error {
 	return m.observeCutOff(ctx, o, attached)
 }
 
-// observeCutOff finds out who runs and is not among those that have a network.
-// Who has changed since it was listed may have been stopped or deleted.
+// observeCutOff finds out who runs and is not among those that have a network, or
+// has one whose namespace is not at its path: nothing could be mended in it. Who
+// has changed since it was listed may have been stopped or deleted.
 func (m *Manager) observeCutOff(ctx context.Context, o *observed, attached []string) error {
 	has := make(map[string]bool, len(attached))
 	for _, id := range attached {
 		has[id] = true
 	}
 	var errs []error
-	o.cutOff = make(map[string]bool)
+	o.cutOff, o.living = make(map[string]bool), make(map[string]bool)
 	for _, env := range o.environments {
-		if has[env.ID] || env.Operation != "" || !env.Alive() || !o.containers[env.ID].Running {
+		if env.Operation != "" || !env.Alive() || !o.containers[env.ID].Running {
+			continue
+		}
+		pinned, err := m.cfg.Networks.Pinned(env.ID)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if has[env.ID] && pinned {
 			continue
 		}
 		again, err := m.cfg.Store.Environment(ctx, env.ID)
@@ -203,8 +215,13 @@ func (m *Manager) observeCutOff(ctx context.Context, o *observed, attached []str
 			errs = append(errs, ignoreNotFound(err))
 			continue
 		}
-		if again.Revision == env.Revision {
-			o.cutOff[env.ID] = true
+		if again.Revision != env.Revision {
+			continue
+		}
+		o.cutOff[env.ID] = true
+		if namespace, err := m.cfg.Engine.NetNS(ctx, env.ID); err == nil { // else a restart makes another
+			o.living[env.ID] = true
+			_ = namespace.Close()
 		}
 	}
 	return errors.Join(errs...)

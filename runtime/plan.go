@@ -56,6 +56,8 @@ func planEnvironment(o *observed, env *Environment) (Finding, bool) {
 		finding.Message, finding.step = planProcess(env, status)
 		if finding.step == stepNone && status.Labels[labelName] != env.Name { // renamed
 			finding.Kind, finding.Message, finding.Action, finding.step = FoundContainer, "its label says another name", ActionMend, stepRelabel
+		} else if finding.step == stepNone && o.living[env.ID] {
+			finding.Kind, finding.Message, finding.Action, finding.step = FoundNetwork, "it runs and somebody has removed what holds its network", ActionMend, stepPin
 		} else if finding.step == stepNone && o.cutOff[env.ID] {
 			// Its namespace may be nobody's to enter any more: a start makes another.
 			finding.Kind, finding.Message, finding.Action = FoundNetwork, "it runs and somebody has removed its network; restart it", ActionNone

@@ -360,6 +360,46 @@ func TestAdoptRemovesNothing(t *testing.T) {
 	}
 }
 
+// TestUnpinnedNetworkComesBack: what somebody removed of the network of who runs is
+// made again from the process, by the pass that finds it; when that fails it is
+// told, and tried again.
+func TestUnpinnedNetworkComesBack(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	env, _ := d.create(plain("desk"))
+	h.engine.SetNetNS(os.DevNull)
+	want := []string{"network " + env.ID + " mend ours=true"}
+	for what, damage := range map[string]func(){
+		"the pin": func() { h.networks.Unpin(env.ID) },
+		"all of it": func() {
+			if err := h.networks.Detach(t.Context(), env.ID); err != nil {
+				t.Error(err)
+			}
+		},
+	} {
+		damage()
+		if got := said(d.reconcile(true)); !slices.Equal(got, want) {
+			t.Errorf("%s: a dry run found %q, want %q", what, got, want)
+		}
+		h.faults.FailCall("Networks.Pin", 1, errors.New("broken"))
+		if got := d.reconcile(false); len(got) != 1 || got[0].Done || got[0].Problem == nil {
+			t.Errorf("%s: when it fails: %+v", what, got)
+		}
+		if got := d.Conditions(); len(got) != 1 || got[0].Reason != problem.NetworkLost {
+			t.Errorf("%s: conditions when it fails: %+v", what, got)
+		}
+		if got := d.reconcile(false); len(got) != 1 || !got[0].Done {
+			t.Errorf("%s: the pass after: %+v", what, got)
+		}
+		if there, err := h.networks.Pinned(env.ID); err != nil || !there {
+			t.Errorf("%s: it is not back, %v", what, err)
+		}
+		if got := said(d.reconcile(false)); len(got) > 0 || len(d.Conditions()) > 0 {
+			t.Errorf("%s: then: %q, %+v", what, got, d.Conditions())
+		}
+	}
+}
+
 // TestRemovedNetworkIsReported: who runs without a network is named, by the
 // node and by itself, until a restart has made another.
 func TestRemovedNetworkIsReported(t *testing.T) {

@@ -91,6 +91,45 @@ func (e *Engine) rootOf(pid int, id string) (root *rootfs.Root, pidfd *os.File, 
 	return root, pidfd, nil
 }
 
+// NetNS implements runtime.Engine, as rootOf does it for the root.
+func (e *Engine) NetNS(ctx context.Context, id string) (*os.File, error) {
+	process, err := e.task(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace of container %s: %w", id, err)
+	}
+	if !running(process) {
+		return nil, fmt.Errorf("open network namespace of container %s: its process has ended: %w", id, errdefs.ErrNotFound)
+	}
+	file, err := e.netnsOf(int(process.Pid), id)
+	if errors.Is(err, unix.ESRCH) {
+		err = errors.Join(err, errdefs.ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace of container %s: %w", id, err)
+	}
+	return file, nil
+}
+
+func (e *Engine) netnsOf(pid int, id string) (*os.File, error) {
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open process %d: %w", pid, err)
+	}
+	defer func() { _ = unix.Close(pidfd) }()
+	ours, err := cgroup.Contains(pid, e.cgroup(id))
+	if err != nil || !ours {
+		return nil, errors.Join(fmt.Errorf("process %d is not of the container: %w", pid, unix.ESRCH), err)
+	}
+	file, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace of process %d: %w", pid, errors.Join(unix.ESRCH, err))
+	}
+	if err := unix.PidfdSendSignal(pidfd, 0, nil, 0); err != nil {
+		return nil, errors.Join(fmt.Errorf("process %d: %w", pid, unix.ESRCH), file.Close())
+	}
+	return file, nil
+}
+
 // withProcess lets a process's root be used until the process ends: from then
 // on its mounts come apart.
 func (e *Engine) withProcess(ctx context.Context, root *rootfs.Root, pidfd *os.File, held *rootfs.Use,

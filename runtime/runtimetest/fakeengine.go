@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 	"syscall"
@@ -41,6 +42,7 @@ type FakeEngine struct {
 	exported    map[string]map[string]string // files by image
 	exporting   map[string]bool              // by snapshot
 	quota       runtime.DiskQuota
+	netns       string // of SetNetNS
 }
 
 var _ runtime.Engine = (*FakeEngine)(nil)
@@ -434,6 +436,27 @@ func (e *FakeEngine) Status(_ context.Context, id string) (status runtime.Contai
 		return nil
 	})
 	return status, err
+}
+
+// NetNS opens what SetNetNS says; NotFound without that.
+func (e *FakeEngine) NetNS(_ context.Context, id string) (namespace *os.File, err error) {
+	err = e.call("NetNS", func() error {
+		c := e.containers[id]
+		if c == nil || !c.running() || e.netns == "" {
+			return fmt.Errorf("open network namespace of container %s: %w", id, errdefs.ErrNotFound)
+		}
+		namespace, err = os.Open(e.netns)
+		return err
+	})
+	return namespace, err
+}
+
+// SetNetNS says which file stands for the network namespace of any container
+// that runs.
+func (e *FakeEngine) SetNetNS(path string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.netns = path
 }
 
 // List tells about all, by id.

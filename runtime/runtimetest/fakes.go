@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -33,6 +34,7 @@ type FakeNetworks struct {
 
 	mu        sync.Mutex
 	attached  map[string]int
+	unpinned  map[string]bool // whose namespace Unpin let go
 	published map[string]port.Published
 	policies  map[string]policy.Declared
 	strays    []string
@@ -96,6 +98,7 @@ func (n *FakeNetworks) Attach(_ context.Context, envID string, slot int) error {
 			n.attached = make(map[string]int)
 		}
 		n.attached[envID] = slot
+		delete(n.unpinned, envID)
 		return nil
 	})
 }
@@ -202,6 +205,33 @@ func (n *FakeNetworks) Attached(context.Context) (ids, _ []string, err error) {
 		return nil
 	})
 	return ids, nil, err
+}
+
+// Pinned tells whether the environment has a network that Unpin has not touched.
+func (n *FakeNetworks) Pinned(envID string) (there bool, err error) {
+	err = n.Faults.Do("Networks.Pinned", func() error {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		_, attached := n.attached[envID]
+		there = attached && !n.unpinned[envID]
+		return nil
+	})
+	return there, err
+}
+
+// Unpin has somebody remove what holds an environment's network namespace.
+func (n *FakeNetworks) Unpin(envID string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.unpinned == nil {
+		n.unpinned = make(map[string]bool)
+	}
+	n.unpinned[envID] = true
+}
+
+// Pin notes the environment again.
+func (n *FakeNetworks) Pin(ctx context.Context, envID string, slot int, _ *os.File) error {
+	return n.Faults.Do("Networks.Pin", func() error { return n.Attach(ctx, envID, slot) })
 }
 
 // Occupied tells the slots that are attached.

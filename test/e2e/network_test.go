@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -9,6 +10,35 @@ import (
 
 	"github.com/remotegpu/remotegpu/internal/testutil"
 )
+
+// Without the file that holds its namespace an environment runs on, and gets the
+// file and all of its network back by a pass, with the port that it publishes.
+func TestUnpinnedNetwork(t *testing.T) {
+	n := Start(t, usual, "")
+	n.Must(t, "env", "create", "one", "--image", n.Image, "-p", "15000:8080", "--", "banner", ":8080", "one")
+	env := n.Get(t, "one")
+	pin := filepath.Join(n.Dir, "run", "netns", env.ID)
+	unpin := "umount -l " + pin + "; "
+	for _, damage := range []string{
+		unpin, unpin + "rm " + pin, unpin + "rm " + pin + "; for i in $(ip -o link | grep -o 'rgpuv-[a-z0-9]*'); do ip link del $i; done",
+		unpin + "rm " + pin + "; for i in $(ip -o link | grep -o ' rgpuv*-[a-z0-9]*' | sort -u); do ip link del $i; done",
+	} {
+		n.Sh(t, damage)
+		n.reconcile(t) // or the node's own pass, which may come first
+		if kind := strings.TrimSpace(n.Sh(t, "stat -f -c %T "+pin)); kind != "nsfs" {
+			t.Fatalf("%s: it is not pinned, but on %s", damage, kind)
+		}
+		if answer, err := n.Ask(t, 15000); err != nil || !strings.HasPrefix(answer, "one ") {
+			t.Errorf("%s: the published port: %q, %v", damage, answer, err)
+		}
+		if found := n.reconcile(t, "--dry-run"); len(found) > 0 {
+			t.Errorf("%s: it is not as it should be: %+v", damage, found)
+		}
+	}
+	if starts := strings.Count(strings.Join(n.events(t, "one"), " "), "started"); starts != 1 {
+		t.Errorf("it was started %d times", starts)
+	}
+}
 
 // What an environment may reach is what the command line says, from its first
 // process on and while it runs, across a death of the daemon and a stop.
