@@ -32,7 +32,8 @@ type Engine interface {
 	Create(ctx context.Context, c Container) error
 	// Start brings the container's spec up to c, starts its first process and
 	// returns its pid. On error no task is left; the container is. A container
-	// that runs already is AlreadyExists.
+	// that runs already is AlreadyExists. ContainerGone when container or writable
+	// layer are missing.
 	Start(ctx context.Context, c Container) (pid int, err error)
 	// Stop sends SIGTERM (or the image's stop signal) to the first process,
 	// SIGKILL to all when timeout has passed, and removes the task. Until the

@@ -166,6 +166,31 @@ func (m *Manager) ended(ctx context.Context, id string, exit *Exit) error {
 	return nil
 }
 
+// containerGone records of an environment that does not run that it never will:
+// somebody has removed its container.
+func (m *Manager) containerGone(ctx context.Context, id string) error {
+	unlock, env, err := m.lockIdle(ctx, id)
+	if env == nil {
+		return err
+	}
+	defer unlock()
+	_, gone := m.cfg.Engine.Status(ctx, id)
+	if !errdefs.IsNotFound(gone) {
+		return gone
+	}
+	_, err = m.update(ctx, id, func(env *Environment) error {
+		if env.Alive() || env.Operation != "" || !env.Held {
+			return errNotOurs
+		}
+		env.State, env.Problem, env.RestartAt = Failed, problemOf(ContainerGone(GoneContainer, gone)), time.Time{}
+		return nil
+	})
+	if errors.Is(err, errNotOurs) || errdefs.IsNotFound(err) {
+		return nil
+	}
+	return err
+}
+
 // recordEnd does the work of ended under the environment's lock. It asks the
 // engine again first: an event of an earlier run may come late. dead says that
 // the dead task is left to be removed before the lock is given up; the
@@ -175,6 +200,7 @@ func (m *Manager) recordEnd(ctx context.Context, id string, exit *Exit) (dead bo
 	if err != nil && !errdefs.IsNotFound(err) {
 		return false, fmt.Errorf("ask for container of environment %s: %w", id, err)
 	}
+	gone := err
 	if status.Running {
 		return false, nil
 	}
@@ -192,7 +218,9 @@ func (m *Manager) recordEnd(ctx context.Context, id string, exit *Exit) (dead bo
 		if exit == nil && m.rebooted.Load() {
 			env.State, env.Problem = Failed, problemOf(hostRebooted())
 		}
-		if !wasPaused { // somebody wanted it to stand still
+		if gone != nil {
+			env.State, env.Problem, env.RestartAt = Failed, problemOf(ContainerGone(GoneContainer, gone)), time.Time{}
+		} else if !wasPaused { // somebody wanted it to stand still
 			planAfterExit(env, exit, time.Now())
 		}
 		return nil

@@ -95,6 +95,7 @@ const (
 	stepFrozen        // record whether it is paused
 	stepAdopt         // record that the process runs
 	stepRelabel       // label the container anew
+	stepGone          // record that it has no container any more
 	stepPin           // hold the network namespace of the process again
 	stepDeclare       // declare the rules
 	stepTeardown      // remove everything of the id

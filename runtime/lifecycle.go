@@ -396,7 +396,7 @@ func (m *Manager) failStart(ctx context.Context, env *Environment, opID string, 
 		env.State, env.Problem, env.Ready, env.Health = Failed, problemOf(cause), false, HealthUnknown
 		env.Paused, env.Applied = false, nil
 		leave(env, opID)
-		planAgain(env, cancelled)
+		planAgain(env, cancelled || isGone(cause)) // what is gone stays so
 		return nil
 	})
 	return final(fmt.Errorf("start environment %s: %w", env.ID, cause), err)

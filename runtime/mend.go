@@ -88,6 +88,8 @@ func (m *Manager) mend(ctx context.Context, o *observed, f *Finding) {
 		f.settle(m.adoptRunning(ctx, f.EnvID))
 	case stepRelabel:
 		f.settle(m.relabel(ctx, f.EnvID))
+	case stepGone:
+		f.settle(m.containerGone(ctx, f.EnvID))
 	case stepPin:
 		f.settle(m.pinAgain(ctx, o, f.EnvID))
 	}

@@ -52,6 +52,9 @@ func planEnvironment(o *observed, env *Environment) (Finding, bool) {
 		// Its writable layer is gone with it. To delete the rest is up to whom
 		// it belongs.
 		finding.Kind, finding.Message, finding.Action = FoundContainer, "its container is missing, so it cannot be started; delete it", ActionNone
+		if !hasGone(env) {
+			finding.Action, finding.step = ActionRecord, stepGone
+		}
 	default:
 		finding.Message, finding.step = planProcess(env, status)
 		if finding.step == stepNone && status.Labels[labelName] != env.Name { // renamed

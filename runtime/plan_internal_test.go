@@ -76,6 +76,9 @@ func TestPlan(t *testing.T) {
 	paused := func() *Environment {
 		return &Environment{State: Stopped, Paused: true, Held: true, StartedAt: started}
 	}
+	missing := func() *Environment {
+		return &Environment{State: Failed, Problem: problemOf(ContainerGone(GoneContainer, nil)), Held: true, StartedAt: started}
+	}
 	never := func(state State, held bool) *Environment { return &Environment{State: state, Held: held} }
 	whole := []Part{{Kind: FoundNetwork, Name: idA, EnvID: idA}, {Kind: FoundLog, Name: "/l/" + idA + ".log", EnvID: idA}}
 	gone, unknown, made := map[string]Fate{idA: FateGone}, map[string]Fate{idA: FateUnknown}, map[string]Fate{idA: FateHeld}
@@ -119,6 +122,9 @@ func TestPlan(t *testing.T) {
 			"environment " + idA + " record, ours: it is recorded as stopped and its process runs",
 		}},
 		{name: "stopped without a container", env: held(Stopped, ""), want: []string{
+			"container " + idA + " record, ours: its container is missing, so it cannot be started; delete it",
+		}},
+		{name: "without a container, as is recorded", env: missing(), want: []string{
 			"container " + idA + " none, ours: its container is missing, so it cannot be started; delete it",
 		}},
 		{name: "creating with its operation at work", env: held(Creating, "op"), op: &operation.Operation{State: operation.Running}, container: "running"},

@@ -360,6 +360,48 @@ func TestAdoptRemovesNothing(t *testing.T) {
 	}
 }
 
+// TestMissingContainerIsFinal: what has no container any more is in error for
+// that, whether it ran or not, and neither people nor its policy start it.
+func TestMissingContainerIsFinal(t *testing.T) {
+	for name, prepare := range map[string]func(*daemon){
+		"ran": func(*daemon) {},
+		"stopped": func(d *daemon) {
+			d.act(d.Stop, "desk")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			d := start(t, h)
+			spec := plain("desk")
+			spec.Spec.Restart = &runtime.RestartPolicy{Mode: runtime.RestartAlways}
+			env, _ := d.create(spec)
+			prepare(d)
+			if err := h.engine.Delete(t.Context(), env.ID); err != nil {
+				t.Fatal(err)
+			}
+			gone := func(when string) {
+				t.Helper()
+				got, err := d.Get(t.Context(), "", "desk")
+				if err != nil || got.State != runtime.Failed || got.Problem == nil || got.Problem.Reason != string(problem.EnvNotStartable) ||
+					!strings.Contains(got.Problem.Message, "container is missing") || !strings.Contains(got.Problem.Hint, "delete it") || !got.RestartAt.IsZero() {
+					t.Errorf("%s: %+v, %+v, %v", when, got, got.Problem, err)
+				}
+			}
+			d.reconcile(false)
+			gone("after a pass")
+			if done := d.act(d.Start, "desk"); done.Problem == nil || done.Problem.Reason != string(problem.EnvNotStartable) || !strings.Contains(done.Problem.Hint, "delete it") {
+				t.Errorf("a start: %+v", done.Problem)
+			}
+			gone("after a start")
+			if got := d.reconcile(false); len(got) != 1 || got[0].Kind != runtime.FoundContainer || got[0].Action != runtime.ActionNone {
+				t.Errorf("the pass after: %+v", got)
+			}
+			d.act(d.Delete, "desk")
+			d.holdsNothing()
+		})
+	}
+}
+
 // TestUnpinnedNetworkComesBack: what somebody removed of the network of who runs is
 // made again from the process, by the pass that finds it; when that fails it is
 // told, and tried again.

@@ -278,7 +278,7 @@ func etagMismatch(name string) error {
 
 func busy(env *Environment) error {
 	return problem.New(problem.EnvBusy, "another operation works on environment %q", env.Name).WithField("environment").
-		WithHint("wait for it: remotegpu op watch %s", env.Operation)
+		WithHint("wait for it: remotegpu op watch %[1]s; or break it off: remotegpu op cancel %[1]s. A delete with force (remotegpu env rm --force %[2]s) need not wait", env.Operation, env.Name)
 }
 
 func neverMade(env *Environment) error {

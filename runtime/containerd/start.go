@@ -58,6 +58,9 @@ func (e *Engine) Start(ctx context.Context, c runtime.Container) (int, error) {
 // mounts of the writable layer.
 func (e *Engine) refresh(ctx context.Context, c *runtime.Container) ([]mount.Mount, error) {
 	record, err := e.store.Get(ctx, c.ID)
+	if errdefs.IsNotFound(err) {
+		return nil, runtime.ContainerGone(runtime.GoneContainer, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("get record: %w", e.explain(ctx, err))
 	}
@@ -65,6 +68,9 @@ func (e *Engine) refresh(ctx context.Context, c *runtime.Container) ([]mount.Mou
 		return nil, err
 	}
 	mounts, err := e.layerOf(ctx, &record)
+	if errdefs.IsNotFound(err) {
+		return nil, runtime.ContainerGone(runtime.GoneLayer, err)
+	}
 	if err != nil {
 		return nil, err
 	}

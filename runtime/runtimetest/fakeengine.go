@@ -290,7 +290,7 @@ func (e *FakeEngine) Start(ctx context.Context, c runtime.Container) (pid int, e
 		}
 		own := e.containers[c.ID]
 		if own == nil {
-			return fmt.Errorf("start container %s: %w", c.ID, errdefs.ErrNotFound)
+			return fmt.Errorf("start container %s: %w", c.ID, runtime.ContainerGone(runtime.GoneContainer, errdefs.ErrNotFound))
 		}
 		if own.running() {
 			return fmt.Errorf("start container %s: %w", c.ID, errdefs.ErrAlreadyExists)
