@@ -151,3 +151,33 @@ func TestLostDatabase(t *testing.T) {
 	}
 	n.Must(t, "env", "rm", "--force", "one")
 }
+
+// A container, or a writable layer, that somebody removes behind the node's back
+// is final: the environment says so, and so does each start.
+func TestMissingContainer(t *testing.T) {
+	n := Start(t, usual, "")
+	n.Must(t, "env", "create", "container", "--image", n.Image) // a policy would start it before its container is removed
+	n.Must(t, "env", "create", "layer", "--image", n.Image, "--restart", "always")
+	container, layer := n.Get(t, "container").ID, n.Get(t, "layer").ID
+	n.Must(t, "env", "stop", "layer", "-t", "1s")
+	for _, args := range [][]string{{"tasks", "rm", "-f", container}, {"containers", "rm", container}, {"snapshots", "rm", layer}} {
+		n.Containerd.Ctr(t, args...)
+	}
+	n.reconcile(t)
+	if facts := n.Must(t, "env", "get", "container"); !strings.Contains(facts, "its container is missing") {
+		t.Errorf("after a pass: %s", facts)
+	}
+	for name, missing := range map[string]string{"container": "its container is missing", "layer": "its writable layer is missing"} {
+		for range 2 {
+			_, errs, code := n.CLI(t, "env", "start", name)
+			if code == 0 || !strings.Contains(errs, missing) || !strings.Contains(errs, "delete it") {
+				t.Errorf("start of what has no %s: exit %d\n%s", name, code, errs)
+			}
+		}
+		facts := n.Must(t, "env", "get", name)
+		if !strings.Contains(facts, missing) || !strings.Contains(facts, "ENV_NOT_STARTABLE") {
+			t.Errorf("what has no %s: %s", name, facts)
+		}
+		n.Must(t, "env", "rm", name)
+	}
+}
