@@ -82,7 +82,7 @@ func (e *Engine) load(ctx context.Context, record images.Image) (manifest ocispe
 	manifest, digest, err = manifestOf(ctx, store, record.Target)
 	if errdefs.IsNotFound(err) {
 		return manifest, "", config, problem.New(problem.ImagePlatform, "image %s is not for %s", record.Name, platforms.DefaultString()).
-			WithField("spec.image").WithHint("pull or build it for this platform").WithCause(err)
+			WithField("spec.image").WithHint("pull or build it for this platform").WithTold(err)
 	} else if err != nil {
 		return manifest, "", config, fmt.Errorf("read manifest of image %s: %w", record.Name, e.explain(ctx, err))
 	}

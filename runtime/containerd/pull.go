@@ -96,10 +96,13 @@ func checkPlatform(name string, img *image) error {
 	if platforms.Default().Match(img.platform) {
 		return nil
 	}
-	return mismatch(name, fmt.Errorf("it is for %s: %w", platforms.Format(img.platform), errdefs.ErrNotFound))
+	return problem.New(problem.ImagePlatform, "image %s is for %s, not for %s", name, platforms.Format(img.platform), platforms.DefaultString()).
+		WithField("spec.image").WithHint("use an image for this platform").WithTold(errdefs.ErrNotFound)
 }
 
+// mismatch says that nothing of an image is for the node's platform. The cause
+// says the same, and "not found".
 func mismatch(name string, err error) error {
 	return problem.New(problem.ImagePlatform, "image %s is not for %s", name, platforms.DefaultString()).WithField("spec.image").
-		WithHint("use an image for this platform").WithCause(err)
+		WithHint("use an image for this platform").WithTold(err)
 }

@@ -453,6 +453,9 @@ func testPlatforms(t *testing.T, d *testutil.ContainerdDaemon) {
 	for name, image := range map[string]*testutil.OCIImage{"manifest": foreign, "index": alone} {
 		_, err = engine.ImportImages(t.Context(), bytes.NewReader(testutil.Layout(t, map[string]*testutil.OCIImage{"remotegpu/foreign": image}, nil)), "")
 		wantReason(t, "import of a "+name, err, problem.ImagePlatform)
+		if said := problem.Of(err).Said(); !strings.HasSuffix(said, "not for "+pulled.Platform) {
+			t.Errorf("import of a %s says %q", name, said)
+		}
 	}
 	kept(t, d, "what is refused", before)
 
