@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -38,16 +39,19 @@ const (
 // Snapshot is the root filesystem of an environment as it was at a moment. It
 // outlives its environment.
 type Snapshot struct {
-	ID        string // ULID
-	Name      string // DNS label, unique per environment
-	Project   string
-	Node      string
-	Labels    map[string]string
-	Revision  int64 // counts changes, from 1; the API's etag
-	EnvID     string
-	EnvName   string
-	State     SnapshotState
-	Operation string // id of the operation at work on it
+	ID       string // ULID
+	Name     string // DNS label, unique per environment
+	Project  string
+	Node     string
+	Labels   map[string]string
+	Revision int64 // counts changes, from 1; the API's etag
+	EnvID    string
+	// EnvName is what its environment is called, and was at last if EnvDeleted:
+	// then another one may be called so.
+	EnvName    string
+	EnvDeleted bool
+	State      SnapshotState
+	Operation  string // id of the operation at work on it
 	// Method and Freezes are the journal of taking it: written before the
 	// engine is asked to. Freezes says that the environment is paused by the
 	// copy, and by nobody else.
@@ -62,6 +66,8 @@ type Snapshot struct {
 type SnapshotFilter struct {
 	Project   string
 	EnvID     string
+	GoneEnv   string // name of their environments, all of which are deleted
+	Name      string
 	Operation string // at work on them
 	Labels    Selector
 	Limit     int    // 0: no limit
@@ -73,6 +79,7 @@ type SnapshotStore interface {
 	// CreateSnapshot writes a snapshot, its operation and a change of its
 	// environment in one transaction, as UpdateEnvironment does; change is
 	// called first, and may complete the snapshot. SNAPSHOT_NAME_EXISTS.
+	// EnvName and EnvDeleted of what is read are those of the environment.
 	CreateSnapshot(ctx context.Context, snapshot *Snapshot, op *operation.Operation,
 		change func(*Environment) error) (env *Environment, existing *operation.Operation, err error)
 	// Snapshot returns one, NotFound (SNAPSHOT_NOT_FOUND).
@@ -192,7 +199,8 @@ func (m *Manager) answerSnapshot(ctx context.Context, op *operation.Operation, e
 	return snapshot, op, err
 }
 
-// Snapshot finds a snapshot by id, or as ENVIRONMENT/NAME.
+// Snapshot finds a snapshot by id, or as ENVIRONMENT/NAME. SNAPSHOT_NOT_FOUND,
+// SNAPSHOT_AMBIGUOUS.
 func (m *Manager) Snapshot(ctx context.Context, project, text string) (*Snapshot, error) {
 	return m.findSnapshot(ctx, project, text, "", "snapshot")
 }
@@ -205,9 +213,7 @@ func (m *Manager) findSnapshot(ctx context.Context, project, text, env, field st
 	err := error(errdefs.ErrNotFound)
 	switch {
 	case found:
-		if env, err = m.environmentID(ctx, project, of); err == nil {
-			snapshot, err = m.cfg.Store.SnapshotByName(ctx, env, name)
-		}
+		snapshot, err = m.snapshotOf(ctx, project, of, name, field)
 	case env != "":
 		snapshot, err = m.cfg.Store.SnapshotByName(ctx, env, text)
 	}
@@ -219,6 +225,38 @@ func (m *Manager) findSnapshot(ctx context.Context, project, text, env, field st
 			WithHint("name it by its id, or as ENVIRONMENT/NAME; list them with: remotegpu env snapshot ls")
 	}
 	return snapshot, err
+}
+
+// snapshotOf finds a snapshot by the id or name of its environment, and its
+// own name. Where the environment of that name has none such, or there is no
+// such environment, it is that of a deleted one, if only one has it. NotFound,
+// SNAPSHOT_AMBIGUOUS.
+func (m *Manager) snapshotOf(ctx context.Context, project, of, name, field string) (*Snapshot, error) {
+	env, err := m.environmentID(ctx, project, of)
+	if err == nil {
+		var snapshot *Snapshot
+		if snapshot, err = m.cfg.Store.SnapshotByName(ctx, env, name); err == nil {
+			return snapshot, nil
+		}
+	}
+	if !errdefs.IsNotFound(err) {
+		return nil, err
+	}
+	gone, _, goneErr := m.cfg.Store.Snapshots(ctx, SnapshotFilter{Project: cmp.Or(project, DefaultProject), GoneEnv: of, Name: name})
+	switch {
+	case goneErr != nil:
+		return nil, goneErr
+	case len(gone) == 0:
+		return nil, err
+	case len(gone) == 1:
+		return gone[0], nil
+	}
+	ids := make([]string, 0, len(gone))
+	for _, snapshot := range gone {
+		ids = append(ids, snapshot.ID)
+	}
+	return nil, problem.New(problem.SnapshotAmbiguous, "%d deleted environments called %q had a snapshot %q", len(gone), of, name).WithField(field).
+		WithHint("name it by its id, one of %s; when each was taken shows: remotegpu env snapshot ls %s", strings.Join(ids, ", "), of)
 }
 
 // environmentID is the id of an environment; an id may be that of a deleted one.
@@ -234,11 +272,18 @@ func (m *Manager) environmentID(ctx context.Context, project, idOrName string) (
 }
 
 // ListSnapshots returns snapshots, oldest first, and the cursor of the next
-// page. environment is an id or a name, "" for all.
+// page. environment is an id or a name, "" for all. A name that no environment
+// has selects those of deleted ones that had it.
 func (m *Manager) ListSnapshots(ctx context.Context, environment string, filter SnapshotFilter) ([]*Snapshot, string, error) {
 	if environment != "" {
 		id, err := m.environmentID(ctx, filter.Project, environment)
-		if err != nil {
+		if errdefs.IsNotFound(err) {
+			gone := SnapshotFilter{Project: cmp.Or(filter.Project, DefaultProject), GoneEnv: environment, Limit: 1}
+			if some, _, goneErr := m.cfg.Store.Snapshots(ctx, gone); goneErr != nil || len(some) == 0 {
+				return nil, "", cmp.Or(goneErr, err)
+			}
+			filter.Project, filter.GoneEnv = gone.Project, environment
+		} else if err != nil {
 			return nil, "", err
 		}
 		filter.EnvID = id

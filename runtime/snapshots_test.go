@@ -193,6 +193,77 @@ func TestSnapshots(t *testing.T) {
 	d.holdsNothing()
 }
 
+// TestSnapshotsOfDeletedEnvironments: the name that a list tells finds them, as
+// long as it can mean one only.
+func TestSnapshotsOfDeletedEnvironments(t *testing.T) {
+	d := start(t, newHost(t))
+	d.create(small("early"))
+	d.run("early", "write", "/kept", "one")
+	first, _ := d.snapshot("early", "first")
+	d.snapshot("early", "both")
+	if _, err := d.Rename(t.Context(), runtime.RenameRequest{Environment: "early", Name: "desk"}); err != nil {
+		t.Fatal(err)
+	}
+	is := func(when, name string, want *runtime.Snapshot, gone bool) {
+		t.Helper()
+		if got, err := d.Snapshot(t.Context(), "", name); err != nil || got.ID != want.ID || got.EnvDeleted != gone || got.EnvName != "desk" {
+			t.Errorf("%s, %s: %+v, %v, want %s", when, name, got, err, want.ID)
+		}
+	}
+	is("renamed", "desk/first", first, false)
+	d.act(d.Delete, "desk")
+	is("deleted", "desk/first", first, true)
+	if _, err := d.store.PurgeDeleted(t.Context(), time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	is("forgotten", "desk/first", first, true)
+	if all, _, err := d.ListSnapshots(t.Context(), "desk", runtime.SnapshotFilter{}); err != nil || len(all) != 2 || !all[0].EnvDeleted {
+		t.Errorf("snapshots by the name of a deleted environment: %+v, %v", all, err)
+	}
+	if _, err := d.Snapshot(t.Context(), "elsewhere", "desk/first"); reasonOf(err) != problem.SnapshotNotFound {
+		t.Errorf("from another project: %v", err)
+	}
+
+	// The next of that name is made from one of its snapshots, and has its own.
+	request := small("desk")
+	request.Spec.Image, request.Spec.Snapshot = "", "desk/first"
+	desk, op := d.create(request)
+	if op.State != operation.Succeeded || desk.Spec.Snapshot != first.ID || d.run("desk", "cat", "/kept") != "one" {
+		t.Fatalf("made of it: %+v by %+v", desk, op)
+	}
+	both, _ := d.snapshot("desk", "both")
+	is("a new one", "desk/first", first, true)
+	is("a new one", "desk/both", both, false)
+	if all, _, err := d.ListSnapshots(t.Context(), "desk", runtime.SnapshotFilter{}); err != nil || len(all) != 1 || all[0].ID != both.ID {
+		t.Errorf("snapshots of the new one: %+v, %v", all, err)
+	}
+	d.run("desk", "write", "/kept", "two")
+	if _, op := d.rollBack(runtime.RollBackRequest{Environment: "desk", Snapshot: "desk/first", Force: true}); op.State != operation.Succeeded || d.run("desk", "cat", "/kept") != "one" {
+		t.Errorf("rolled back to what it was made from: %+v", op)
+	}
+
+	d.act(d.Delete, "desk")
+	_, err := d.Snapshot(t.Context(), "", "desk/both")
+	if p := problem.Of(err); err == nil || p.Reason != problem.SnapshotAmbiguous || !strings.Contains(p.Hint, both.ID) {
+		t.Errorf("of two deleted environments: %v", err)
+	}
+	if _, _, err := d.Export(t.Context(), runtime.ExportRequest{Snapshot: "desk/both"}); reasonOf(err) != problem.SnapshotAmbiguous {
+		t.Errorf("export of either: %v", err)
+	}
+	if err := d.DeleteSnapshot(t.Context(), "", both.ID, ""); err != nil {
+		t.Error(err)
+	}
+	for _, name := range []string{"desk/both", "desk/first"} {
+		if err := d.DeleteSnapshot(t.Context(), "", name, ""); err != nil {
+			t.Errorf("delete %s: %v", name, err)
+		}
+	}
+	if _, _, err := d.ListSnapshots(t.Context(), "desk", runtime.SnapshotFilter{}); reasonOf(err) != problem.EnvNotFound {
+		t.Errorf("snapshots of nobody: %v", err)
+	}
+	d.holdsNothing()
+}
+
 func TestSnapshotRefuses(t *testing.T) {
 	h := newHost(t)
 	d := start(t, h)

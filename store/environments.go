@@ -265,6 +265,9 @@ func (s *Store) PurgeDeleted(ctx context.Context, before time.Time) (int, error)
 		if _, err := tx.ExecContext(ctx, purgeEvents, millis(before)); err != nil {
 			return err
 		}
+		if _, err := tx.ExecContext(ctx, keepSnapshotNames, millis(before)); err != nil {
+			return err
+		}
 		result, err := tx.ExecContext(ctx, purgeEnvironments, millis(before))
 		if err != nil {
 			return err

@@ -14,6 +14,15 @@ import (
 	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
+// What a snapshot's environment is called is in its row, while it has one.
+const (
+	snapshotEnvName = `coalesce((SELECT e.name FROM environments e WHERE e.id = snapshots.env_id), detail ->> '$.env_name')`
+	snapshotEnvGone = `NOT EXISTS (SELECT 1 FROM environments e WHERE e.id = snapshots.env_id AND e.state != 'deleted')`
+	selectSnapshots = "SELECT " + snapshotColumns + ", seq, " + snapshotEnvName + ", " + snapshotEnvGone + " FROM snapshots WHERE "
+	// keepSnapshotNames writes down names whose rows are about to go.
+	keepSnapshotNames = "UPDATE snapshots SET detail = json_set(detail, '$.env_name', " + snapshotEnvName + ") WHERE env_id IN (" + forgotten + ")"
+)
+
 const snapshotColumns = `id, project, env_id, name, node, labels, revision, state, operation, spec, detail, created_at`
 
 const (
@@ -37,14 +46,14 @@ func scanSnapshot(row scanner) (*runtime.Snapshot, int64, error) {
 		created, seq         int64
 	)
 	if err := row.Scan(&s.ID, &s.Project, &s.EnvID, &s.Name, &s.Node, &labels, &s.Revision, &s.State, &s.Operation,
-		&spec, &detail, &created, &seq); err != nil {
+		&spec, &detail, &created, &seq, &s.EnvName, &s.EnvDeleted); err != nil {
 		return nil, 0, err
 	}
 	var d snapshotDetail
 	if err := errors.Join(fromJSON(labels, &s.Labels), fromJSON(spec, &s.Spec), fromJSON(detail, &d)); err != nil {
 		return nil, 0, err
 	}
-	s.EnvName, s.Method, s.Freezes, s.Layer, s.CreatedAt = d.EnvName, d.Method, d.Freezes, d.Layer, fromMillis(created)
+	s.Method, s.Freezes, s.Layer, s.CreatedAt = d.Method, d.Freezes, d.Layer, fromMillis(created)
 	return &s, seq, nil
 }
 
@@ -59,7 +68,7 @@ func snapshotValues(s *runtime.Snapshot) ([]any, error) {
 }
 
 func readSnapshot(ctx context.Context, tx *sql.Tx, what, where string, args ...any) (*runtime.Snapshot, int64, error) {
-	s, seq, err := scanSnapshot(tx.QueryRowContext(ctx, "SELECT "+snapshotColumns+", seq FROM snapshots WHERE "+where, args...))
+	s, seq, err := scanSnapshot(tx.QueryRowContext(ctx, selectSnapshots+where, args...))
 	if errors.Is(err, sql.ErrNoRows) {
 		err = problem.New(problem.SnapshotNotFound, "snapshot %q does not exist", what).WithHint("list the snapshots there are")
 	}
@@ -129,10 +138,15 @@ func (s *Store) SnapshotByName(ctx context.Context, envID, name string) (snapsho
 // Snapshots implements runtime.Store.
 func (s *Store) Snapshots(ctx context.Context, filter runtime.SnapshotFilter) (found []*runtime.Snapshot, next string, err error) {
 	where, args := []string{"1"}, []any(nil)
-	for column, value := range map[string]string{"project": filter.Project, "env_id": filter.EnvID, "operation": filter.Operation} {
+	for column, value := range map[string]string{
+		"project": filter.Project, "env_id": filter.EnvID, "name": filter.Name, "operation": filter.Operation, snapshotEnvName: filter.GoneEnv,
+	} {
 		if value != "" {
 			where, args = append(where, column+" = ?"), append(args, value)
 		}
+	}
+	if filter.GoneEnv != "" {
+		where = append(where, snapshotEnvGone)
 	}
 	if filter.After != "" {
 		var seq int64
@@ -141,7 +155,7 @@ func (s *Store) Snapshots(ctx context.Context, filter runtime.SnapshotFilter) (f
 		}
 		where, args = append(where, "seq > ?"), append(args, seq)
 	}
-	query := "SELECT " + snapshotColumns + ", seq FROM snapshots WHERE " + strings.Join(where, " AND ") + " ORDER BY seq" //nolint:gosec // only names of columns are put together
+	query := selectSnapshots + strings.Join(where, " AND ") + " ORDER BY seq" //nolint:gosec // only names of columns are put together
 	err = s.db.Read(ctx, func(ctx context.Context, tx *sql.Tx) error {
 		rows, err := tx.QueryContext(ctx, query, args...)
 		if err != nil {

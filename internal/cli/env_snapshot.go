@@ -15,7 +15,9 @@ mounted is not in it: volumes, host directories, tmpfs, and the files of the
 desktop.
 
 Snapshots are named ENVIRONMENT/NAME or by their id. They are kept until they
-are deleted, also when their environment is.`
+are deleted, also when their environment is. Those of a deleted environment are
+still named so, unless a new one of that name, or another deleted one, has a
+snapshot of the same name: then by their id.`
 
 func (a *app) envSnapshot() *cobra.Command {
 	cmd := group("snapshot", "Snapshots of environments", a.snapshotCreate(), a.snapshotList(), a.snapshotGet(), a.snapshotRemove(),
@@ -87,7 +89,7 @@ func (a *app) showSnapshot(s *remotegpuv1.Snapshot) error {
 		{"Node", s.GetNode()},
 		{"State", state(s.GetState(), "SNAPSHOT_STATE_")},
 		{"Operation", s.GetOperation()},
-		{"Environment", s.GetEnvironment()},
+		{"Environment", snapshotEnvironment(s, s.GetEnvironment())},
 		{"Taken", taken},
 		{"Size", size(s.GetSizeBytes())},
 		{"On top of", s.GetParent()},
@@ -104,6 +106,8 @@ func (a *app) snapshotList() *cobra.Command {
 	var q quiet
 	cmd := &cobra.Command{
 		Use: "ls [ENVIRONMENT]", Aliases: []string{"list"}, Short: "List snapshots, oldest first", Args: cobra.MaximumNArgs(1),
+		Long: `ls lists snapshots, oldest first. Where ENVIRONMENT is "(deleted)", a name means
+the snapshot of an environment that there is now, if that has one of that name.`,
 		ValidArgsFunction: a.completeEnvs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()
@@ -128,17 +132,26 @@ func (a *app) snapshotList() *cobra.Command {
 			rows := make([][]string, 0, len(all))
 			for _, s := range all {
 				rows = append(rows, []string{
-					s.GetEnvironmentName() + "/" + s.GetName(), s.GetId(), state(s.GetState(), "SNAPSHOT_STATE_"), size(s.GetSizeBytes()),
+					s.GetEnvironmentName() + "/" + s.GetName(), s.GetId(), snapshotEnvironment(s, s.GetEnvironmentName()), state(s.GetState(), "SNAPSHOT_STATE_"), size(s.GetSizeBytes()),
 					s.GetImage(), age(s.GetCreatedAt()),
 				})
 			}
-			return a.table([]string{"SNAPSHOT", "ID", "STATE", "SIZE", "IMAGE", "AGE"}, rows)
+			return a.table([]string{"SNAPSHOT", "ID", "ENVIRONMENT", "STATE", "SIZE", "IMAGE", "AGE"}, rows)
 		},
 	}
 	cmd.Flags().StringVarP(&request.LabelSelector, "selector", "l", "", "only with these labels: key=value,key!=value,key,!key")
 	page.register(cmd.Flags(), 0)
 	q.register(a, cmd, "ids")
 	return cmd
+}
+
+// snapshotEnvironment is the name or id of a snapshot's environment, and
+// whether it is gone.
+func snapshotEnvironment(s *remotegpuv1.Snapshot, called string) string {
+	if s.GetEnvironmentDeleted() {
+		return called + " (deleted)"
+	}
+	return called
 }
 
 func (a *app) snapshotGet() *cobra.Command {
@@ -255,13 +268,22 @@ where it is unpacked.`,
 	return cmd
 }
 
-// completeSnapshots offers snapshots.
+// completeSnapshots offers snapshots: by name, or by id where the name is that of
+// another one.
 func (a *app) completeSnapshots(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	return a.offer(cmd, args, prefix, func(ctx context.Context, c *clients) ([]cobra.Completion, error) {
 		response, err := c.snapshots.ListSnapshots(ctx, &remotegpuv1.ListSnapshotsRequest{Project: a.project, PageSize: 500})
+		named := make(map[string]int)
+		for _, s := range response.GetSnapshots() {
+			named[s.GetEnvironmentName()+"/"+s.GetName()]++
+		}
 		var found []cobra.Completion
 		for _, s := range response.GetSnapshots() {
-			found = append(found, cobra.CompletionWithDesc(s.GetEnvironmentName()+"/"+s.GetName(), plain(s.GetImage())))
+			name, what := s.GetEnvironmentName()+"/"+s.GetName(), s.GetImage()
+			if named[name] > 1 && s.GetEnvironmentDeleted() {
+				name, what = s.GetId(), name+" of a deleted environment"
+			}
+			found = append(found, cobra.CompletionWithDesc(name, plain(what)))
 		}
 		return found, err
 	})

@@ -21,7 +21,8 @@ import (
 type snapshots struct {
 	remotegpuv1connect.UnimplementedSnapshotServiceHandler
 	fake *fake
-	all  []proto.Message // requests, in order
+	all  []proto.Message         // requests, in order
+	list []*remotegpuv1.Snapshot // nil: one
 }
 
 func aSnapshot() *remotegpuv1.Snapshot {
@@ -51,7 +52,10 @@ func (s *snapshots) GetSnapshot(context.Context, *remotegpuv1.GetSnapshotRequest
 }
 
 func (s *snapshots) ListSnapshots(_ context.Context, r *remotegpuv1.ListSnapshotsRequest) (*remotegpuv1.ListSnapshotsResponse, error) {
-	return &remotegpuv1.ListSnapshotsResponse{Snapshots: []*remotegpuv1.Snapshot{aSnapshot()}}, s.got(r)
+	if s.list == nil {
+		return &remotegpuv1.ListSnapshotsResponse{Snapshots: []*remotegpuv1.Snapshot{aSnapshot()}}, s.got(r)
+	}
+	return &remotegpuv1.ListSnapshotsResponse{Snapshots: s.list}, s.got(r)
 }
 
 func (s *snapshots) DeleteSnapshot(_ context.Context, r *remotegpuv1.DeleteSnapshotRequest) (*remotegpuv1.DeleteSnapshotResponse, error) {
@@ -74,8 +78,8 @@ func TestSnapshotCommands(t *testing.T) {
 		request    proto.Message
 	}{
 		{"env snapshot ls demo -l a=b", `
-SNAPSHOT     ID       STATE   SIZE    IMAGE                  AGE
-demo/first   01SNAP   ready   3 MiB   docker.io/team/app:1   2h
+SNAPSHOT     ID       ENVIRONMENT   STATE   SIZE    IMAGE                  AGE
+demo/first   01SNAP   demo          ready   3 MiB   docker.io/team/app:1   2h
 `, &remotegpuv1.ListSnapshotsRequest{Environment: "demo", LabelSelector: "a=b"}},
 		{
 			"env snapshot create demo --name first -l a=b --etag 3 --request-id r", "Snapshot:      demo/first",
@@ -117,6 +121,33 @@ demo/first   01SNAP   ready   3 MiB   docker.io/team/app:1   2h
 	} {
 		if code, _, stderr := f.run(t, strings.Fields(args)...); code != 2 {
 			t.Errorf("%s: code %d, %s", args, code, stderr)
+		}
+	}
+}
+
+// TestSnapshotsOfDeletedEnvironments: a list tells whose environment is gone, and
+// what is offered is what it seems.
+func TestSnapshotsOfDeletedEnvironments(t *testing.T) {
+	f := newFake(t)
+	alone, shadowed, now := aSnapshot(), aSnapshot(), aSnapshot()
+	alone.Id, alone.Name, alone.EnvironmentDeleted = "01ALONE", "other", true
+	shadowed.Id, shadowed.EnvironmentDeleted = "01OLD", true
+	f.snapshots.list = []*remotegpuv1.Snapshot{alone, shadowed, now}
+	want := `SNAPSHOT     ID        ENVIRONMENT      STATE   SIZE    IMAGE                  AGE
+demo/other   01ALONE   demo (deleted)   ready   3 MiB   docker.io/team/app:1   2h
+demo/first   01OLD     demo (deleted)   ready   3 MiB   docker.io/team/app:1   2h
+demo/first   01SNAP    demo             ready   3 MiB   docker.io/team/app:1   2h
+`
+	if code, stdout, stderr := f.run(t, "env", "snapshot", "ls"); code != 0 || stdout != want {
+		t.Errorf("ls: code %d %s\n%s\nwant\n%s", code, stderr, stdout, want)
+	}
+	if code, stdout, stderr := f.run(t, "env", "snapshot", "ls", "-q"); code != 0 || stdout != "01ALONE\n01OLD\n01SNAP\n" {
+		t.Errorf("ls -q: code %d %s\n%s", code, stderr, stdout)
+	}
+	want = "demo/other\tdocker.io/team/app:1\n01OLD\tdemo/first of a deleted environment\ndemo/first\tdocker.io/team/app:1\n:4\n"
+	for _, args := range []string{"env snapshot rm", "env snapshot export", "env create x --from-snapshot"} {
+		if code, stdout, stderr := f.run(t, append(strings.Fields("__complete "+args), "")...); code != 0 || stdout != want {
+			t.Errorf("completion of %s: code %d %s\n%s\nwant\n%s", args, code, stderr, stdout, want)
 		}
 	}
 }

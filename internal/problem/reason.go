@@ -100,6 +100,7 @@ const (
 	SnapshotNotFound      Reason = "SNAPSHOT_NOT_FOUND"
 	SnapshotBusy          Reason = "SNAPSHOT_BUSY"
 	SnapshotInUse         Reason = "SNAPSHOT_IN_USE"
+	SnapshotAmbiguous     Reason = "SNAPSHOT_AMBIGUOUS"
 	SnapshotTooDeep       Reason = "SNAPSHOT_TOO_DEEP"
 	SnapshotNotCopyable   Reason = "SNAPSHOT_NOT_COPYABLE"
 	SnapshotBaseMissing   Reason = "SNAPSHOT_BASE_MISSING"
@@ -242,6 +243,7 @@ var kinds = map[Reason]error{
 	SnapshotNotFound:      errdefs.ErrNotFound,
 	SnapshotBusy:          errdefs.ErrFailedPrecondition,
 	SnapshotInUse:         errdefs.ErrFailedPrecondition,
+	SnapshotAmbiguous:     errdefs.ErrFailedPrecondition,
 	SnapshotTooDeep:       errdefs.ErrFailedPrecondition,
 	SnapshotNotCopyable:   errdefs.ErrFailedPrecondition,
 	SnapshotBaseMissing:   errdefs.ErrFailedPrecondition,

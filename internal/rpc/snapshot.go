@@ -117,10 +117,14 @@ func toSnapshot(s *runtime.Snapshot) *remotegpuv1.Snapshot {
 	if s == nil {
 		return nil
 	}
+	spec := s.Spec
+	if !spec.OwnHostname {
+		spec.Hostname = s.EnvName // it follows the name, which may be another one by now
+	}
 	return &remotegpuv1.Snapshot{
 		Id: s.ID, Name: s.Name, Project: s.Project, Node: s.Node, Labels: s.Labels, Etag: runtime.Etag(s.Revision),
-		Environment: s.EnvID, EnvironmentName: s.EnvName, State: snapshotStates.toProto[s.State], Operation: s.Operation,
+		Environment: s.EnvID, EnvironmentName: s.EnvName, EnvironmentDeleted: s.EnvDeleted, State: snapshotStates.toProto[s.State], Operation: s.Operation,
 		Parent: s.Layer.Parent, SizeBytes: s.Layer.Size, Image: s.Layer.Image, ImageDigest: s.Layer.ImageDigest,
-		TakenRunning: s.Method == runtime.SnapshotCopy, Spec: toSpec(&s.Spec), CreatedAt: timestamp(s.CreatedAt),
+		TakenRunning: s.Method == runtime.SnapshotCopy, Spec: toSpec(&spec), CreatedAt: timestamp(s.CreatedAt),
 	}
 }

@@ -98,7 +98,8 @@ type Snapshot struct {
 	Etag string `protobuf:"bytes,6,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Id of its environment, which may have been deleted since.
 	Environment string `protobuf:"bytes,7,opt,name=environment,proto3" json:"environment,omitempty"`
-	// Name that the environment had.
+	// Name of its environment, which may have been deleted since: another one can
+	// have that name then.
 	EnvironmentName string `protobuf:"bytes,8,opt,name=environment_name,json=environmentName,proto3" json:"environment_name,omitempty"`
 	// How far it is.
 	State SnapshotState `protobuf:"varint,9,opt,name=state,proto3,enum=remotegpu.v1.SnapshotState" json:"state,omitempty"`
@@ -115,12 +116,17 @@ type Snapshot struct {
 	ImageDigest string `protobuf:"bytes,14,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
 	// True when it was taken while the environment ran.
 	TakenRunning bool `protobuf:"varint,15,opt,name=taken_running,json=takenRunning,proto3" json:"taken_running,omitempty"`
-	// Spec that the environment had.
+	// Spec that the environment had. hostname is environment_name where none was
+	// asked for.
 	Spec *EnvironmentSpec `protobuf:"bytes,16,opt,name=spec,proto3" json:"spec,omitempty"`
 	// When it was asked for.
-	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// Whether its environment has been deleted. ENVIRONMENT/NAME with its name
+	// names this snapshot while no other environment of that name, deleted or
+	// not, has a snapshot of this name.
+	EnvironmentDeleted bool `protobuf:"varint,18,opt,name=environment_deleted,json=environmentDeleted,proto3" json:"environment_deleted,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *Snapshot) Reset() {
@@ -270,6 +276,13 @@ func (x *Snapshot) GetCreatedAt() *timestamppb.Timestamp {
 		return x.CreatedAt
 	}
 	return nil
+}
+
+func (x *Snapshot) GetEnvironmentDeleted() bool {
+	if x != nil {
+		return x.EnvironmentDeleted
+	}
+	return false
 }
 
 // CreateSnapshotRequest names an environment.
@@ -431,7 +444,8 @@ func (x *CreateSnapshotResponse) GetOperation() *Operation {
 // GetSnapshotRequest names a snapshot.
 type GetSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id, or ENVIRONMENT/NAME with the id or name of an environment.
+	// Id, or ENVIRONMENT/NAME with the id or name of an environment, also of one
+	// that was deleted.
 	Snapshot string `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// Project to look names up in; empty means "default".
 	Project       string `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
@@ -535,7 +549,8 @@ type ListSnapshotsRequest struct {
 	// Project; empty for all.
 	Project string `protobuf:"bytes,1,opt,name=project,proto3" json:"project,omitempty"`
 	// Only those of this environment: an id, also of one that was deleted, or a
-	// name. Empty for all.
+	// name; one that no environment has selects those of deleted environments
+	// that had it. Empty for all.
 	Environment string `protobuf:"bytes,2,opt,name=environment,proto3" json:"environment,omitempty"`
 	// Label selector, as in ListEnvironments.
 	LabelSelector string `protobuf:"bytes,3,opt,name=label_selector,json=labelSelector,proto3" json:"label_selector,omitempty"`
@@ -670,7 +685,8 @@ func (x *ListSnapshotsResponse) GetNextPageToken() string {
 // DeleteSnapshotRequest names a snapshot.
 type DeleteSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id, or ENVIRONMENT/NAME with the id or name of an environment.
+	// Id, or ENVIRONMENT/NAME with the id or name of an environment, also of one
+	// that was deleted.
 	Snapshot string `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// Project to look names up in; empty means "default".
 	Project string `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
@@ -937,7 +953,8 @@ type ExportSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Makes a retry safe.
 	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Id, or ENVIRONMENT/NAME with the id or name of an environment.
+	// Id, or ENVIRONMENT/NAME with the id or name of an environment, also of one
+	// that was deleted.
 	Snapshot string `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// Project to look names up in; empty means "default".
 	Project string `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
@@ -1074,7 +1091,7 @@ var File_remotegpu_v1_snapshot_proto protoreflect.FileDescriptor
 
 const file_remotegpu_v1_snapshot_proto_rawDesc = "" +
 	"\n" +
-	"\x1bremotegpu/v1/snapshot.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eremotegpu/v1/environment.proto\x1a\x1cremotegpu/v1/operation.proto\"\x88\x05\n" +
+	"\x1bremotegpu/v1/snapshot.proto\x12\fremotegpu.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1eremotegpu/v1/environment.proto\x1a\x1cremotegpu/v1/operation.proto\"\xb9\x05\n" +
 	"\bSnapshot\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -1095,7 +1112,8 @@ const file_remotegpu_v1_snapshot_proto_rawDesc = "" +
 	"\rtaken_running\x18\x0f \x01(\bR\ftakenRunning\x121\n" +
 	"\x04spec\x18\x10 \x01(\v2\x1d.remotegpu.v1.EnvironmentSpecR\x04spec\x129\n" +
 	"\n" +
-	"created_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x1a9\n" +
+	"created_at\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12/\n" +
+	"\x13environment_deleted\x18\x12 \x01(\bR\x12environmentDeleted\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xa6\x03\n" +

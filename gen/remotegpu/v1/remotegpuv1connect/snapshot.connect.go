@@ -110,7 +110,8 @@ type SnapshotServiceClient interface {
 	CreateSnapshot(context.Context, *v1.CreateSnapshotRequest) (*v1.CreateSnapshotResponse, error)
 	// GetSnapshot answers one snapshot.
 	//
-	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND).
+	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND), FAILED_PRECONDITION
+	// (SNAPSHOT_AMBIGUOUS).
 	GetSnapshot(context.Context, *v1.GetSnapshotRequest) (*v1.GetSnapshotResponse, error)
 	// ListSnapshots answers snapshots, oldest first.
 	//
@@ -121,8 +122,8 @@ type SnapshotServiceClient interface {
 	// it keep its files for as long as they need them, and nothing else does.
 	//
 	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND), FAILED_PRECONDITION (SNAPSHOT_BUSY:
-	// an operation works on it, SNAPSHOT_IN_USE: an environment is being made
-	// from it), ABORTED (ETAG_MISMATCH), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
+	// an operation works on it, SNAPSHOT_AMBIGUOUS, SNAPSHOT_IN_USE: an environment
+	// is being made from it), ABORTED (ETAG_MISMATCH), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	DeleteSnapshot(context.Context, *v1.DeleteSnapshotRequest) (*v1.DeleteSnapshotResponse, error)
 	// RollBackEnvironment makes the root filesystem of an environment what it was
 	// in a snapshot of it, or in the one it was made from. What was written since
@@ -132,7 +133,7 @@ type SnapshotServiceClient interface {
 	// Errors: NOT_FOUND (ENV_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT
 	// (FIELD_INVALID: the snapshot is of another environment),
 	// FAILED_PRECONDITION (ENV_RUNNING: it runs, without force; ENV_BUSY,
-	// ENV_NOT_STARTABLE: it was never made), ABORTED (ETAG_MISMATCH),
+	// SNAPSHOT_AMBIGUOUS, ENV_NOT_STARTABLE: it was never made), ABORTED (ETAG_MISMATCH),
 	// ALREADY_EXISTS (REQUEST_ID_REUSED). In the operation also as Start.
 	RollBackEnvironment(context.Context, *v1.RollBackEnvironmentRequest) (*v1.RollBackEnvironmentResponse, error)
 	// ExportSnapshot makes an image of the node's store out of a snapshot: the
@@ -141,8 +142,8 @@ type SnapshotServiceClient interface {
 	// names the new one then. The operation's result has image and digest.
 	//
 	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT
-	// (IMAGE_REFERENCE_INVALID), FAILED_PRECONDITION (SNAPSHOT_BUSY), ALREADY_EXISTS
-	// (REQUEST_ID_REUSED). In the operation also FAILED_PRECONDITION
+	// (IMAGE_REFERENCE_INVALID), FAILED_PRECONDITION (SNAPSHOT_BUSY,
+	// SNAPSHOT_AMBIGUOUS), ALREADY_EXISTS (REQUEST_ID_REUSED). In the operation also FAILED_PRECONDITION
 	// (SNAPSHOT_NOT_COPYABLE, SNAPSHOT_BASE_MISSING: the layers of that image are
 	// not on the node any more), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	ExportSnapshot(context.Context, *v1.ExportSnapshotRequest) (*v1.ExportSnapshotResponse, error)
@@ -173,7 +174,8 @@ type SnapshotServiceHandler interface {
 	CreateSnapshot(context.Context, *v1.CreateSnapshotRequest) (*v1.CreateSnapshotResponse, error)
 	// GetSnapshot answers one snapshot.
 	//
-	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND).
+	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND), FAILED_PRECONDITION
+	// (SNAPSHOT_AMBIGUOUS).
 	GetSnapshot(context.Context, *v1.GetSnapshotRequest) (*v1.GetSnapshotResponse, error)
 	// ListSnapshots answers snapshots, oldest first.
 	//
@@ -184,8 +186,8 @@ type SnapshotServiceHandler interface {
 	// it keep its files for as long as they need them, and nothing else does.
 	//
 	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND), FAILED_PRECONDITION (SNAPSHOT_BUSY:
-	// an operation works on it, SNAPSHOT_IN_USE: an environment is being made
-	// from it), ABORTED (ETAG_MISMATCH), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
+	// an operation works on it, SNAPSHOT_AMBIGUOUS, SNAPSHOT_IN_USE: an environment
+	// is being made from it), ABORTED (ETAG_MISMATCH), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	DeleteSnapshot(context.Context, *v1.DeleteSnapshotRequest) (*v1.DeleteSnapshotResponse, error)
 	// RollBackEnvironment makes the root filesystem of an environment what it was
 	// in a snapshot of it, or in the one it was made from. What was written since
@@ -195,7 +197,7 @@ type SnapshotServiceHandler interface {
 	// Errors: NOT_FOUND (ENV_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT
 	// (FIELD_INVALID: the snapshot is of another environment),
 	// FAILED_PRECONDITION (ENV_RUNNING: it runs, without force; ENV_BUSY,
-	// ENV_NOT_STARTABLE: it was never made), ABORTED (ETAG_MISMATCH),
+	// SNAPSHOT_AMBIGUOUS, ENV_NOT_STARTABLE: it was never made), ABORTED (ETAG_MISMATCH),
 	// ALREADY_EXISTS (REQUEST_ID_REUSED). In the operation also as Start.
 	RollBackEnvironment(context.Context, *v1.RollBackEnvironmentRequest) (*v1.RollBackEnvironmentResponse, error)
 	// ExportSnapshot makes an image of the node's store out of a snapshot: the
@@ -204,8 +206,8 @@ type SnapshotServiceHandler interface {
 	// names the new one then. The operation's result has image and digest.
 	//
 	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT
-	// (IMAGE_REFERENCE_INVALID), FAILED_PRECONDITION (SNAPSHOT_BUSY), ALREADY_EXISTS
-	// (REQUEST_ID_REUSED). In the operation also FAILED_PRECONDITION
+	// (IMAGE_REFERENCE_INVALID), FAILED_PRECONDITION (SNAPSHOT_BUSY,
+	// SNAPSHOT_AMBIGUOUS), ALREADY_EXISTS (REQUEST_ID_REUSED). In the operation also FAILED_PRECONDITION
 	// (SNAPSHOT_NOT_COPYABLE, SNAPSHOT_BASE_MISSING: the layers of that image are
 	// not on the node any more), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	ExportSnapshot(context.Context, *v1.ExportSnapshotRequest) (*v1.ExportSnapshotResponse, error)
