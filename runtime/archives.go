@@ -92,7 +92,7 @@ func (m *Manager) imagesWithUsers(ctx context.Context, images []Image) ([]ImageU
 	}
 	uses := make([]ImageUse, 0, len(images))
 	for _, image := range images {
-		uses = append(uses, ImageUse{Image: image, UsedBy: idsOf(used[image.Name])})
+		uses = append(uses, ImageUse{Image: image, UsedBy: idsOf(used.of(image))})
 	}
 	return uses, nil
 }

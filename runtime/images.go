@@ -17,10 +17,30 @@ import (
 	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
-// ImageUse is an image with the environments made from it.
+// ImageUse is an image with the environments made from it, by whatever name.
 type ImageUse struct {
 	Image
 	UsedBy []string // environment ids
+}
+
+// imageUsers are the environments that hold something of images. One that is
+// made needs the image that it was made from, and not what its name is set to
+// since; one that is being made takes what it finds under the name.
+type imageUsers struct {
+	byDigest map[string][]*Environment
+	byName   map[string][]*Environment // those that are being made, or never were
+}
+
+// of returns the environments that need an image.
+func (u imageUsers) of(image Image) []*Environment {
+	return slices.Concat(u.byDigest[image.Digest], u.byName[image.Name])
+}
+
+// ofName returns the environments for which an image must keep its name: they
+// were made from it by that name, or it has no other among images.
+func (u imageUsers) ofName(image Image, images []Image) []*Environment {
+	another := slices.ContainsFunc(images, func(other Image) bool { return other.Digest == image.Digest && other.Name != image.Name })
+	return slices.DeleteFunc(u.of(image), func(env *Environment) bool { return another && env.Spec.Image != image.Name })
 }
 
 // ListImages returns the local images, by name.
@@ -35,21 +55,24 @@ func (m *Manager) ListImages(ctx context.Context) ([]ImageUse, error) {
 	}
 	uses := make([]ImageUse, 0, len(images))
 	for _, image := range images {
-		uses = append(uses, ImageUse{Image: image, UsedBy: idsOf(used[image.Name])})
+		uses = append(uses, ImageUse{Image: image, UsedBy: idsOf(used.of(image))})
 	}
 	return uses, nil
 }
 
-// imageUsers returns the environments that hold something, by image reference.
-func (m *Manager) imageUsers(ctx context.Context) (map[string][]*Environment, error) {
+func (m *Manager) imageUsers(ctx context.Context) (imageUsers, error) {
+	used := imageUsers{byDigest: make(map[string][]*Environment), byName: make(map[string][]*Environment)}
 	envs, _, err := m.cfg.Store.Environments(ctx, Filter{})
 	if err != nil {
-		return nil, err
+		return used, err
 	}
-	used := make(map[string][]*Environment)
 	for _, env := range envs {
-		if env.Held {
-			used[env.Spec.Image] = append(used[env.Spec.Image], env)
+		switch {
+		case !env.Held:
+		case env.Digest != "":
+			used.byDigest[env.Digest] = append(used.byDigest[env.Digest], env)
+		default:
+			used.byName[env.Spec.Image] = append(used.byName[env.Spec.Image], env)
 		}
 	}
 	return used, nil
@@ -64,7 +87,7 @@ func idsOf(envs []*Environment) []string {
 }
 
 // DeleteImage removes an image that no environment was made from and that is
-// not pinned. With force it removes one that environments were made from: they
+// not pinned, or one of its names that none of those was made from it by. With force it removes one that environments were made from: they
 // keep their layers. IMAGE_NOT_FOUND, IMAGE_IN_USE, IMAGE_PINNED.
 func (m *Manager) DeleteImage(ctx context.Context, reference string, force bool) (string, error) {
 	name, err := normalize(reference, "reference")
@@ -92,7 +115,11 @@ func (m *Manager) deletable(ctx context.Context, name string, force bool) error 
 	if err != nil {
 		return err
 	}
-	if slices.ContainsFunc(images, func(image Image) bool { return image.Name == name && image.Pinned }) {
+	image := Image{Name: name} // what is not whole is not listed
+	if i := slices.IndexFunc(images, func(image Image) bool { return image.Name == name }); i >= 0 {
+		image = images[i]
+	}
+	if image.Pinned {
 		return problem.New(problem.ImagePinned, "image %s is pinned", name).WithField("reference").
 			WithHint("unpin it first: remotegpu image unpin %s", name)
 	}
@@ -101,7 +128,7 @@ func (m *Manager) deletable(ctx context.Context, name string, force bool) error 
 		return err
 	}
 	var names []string
-	for _, env := range used[name] {
+	for _, env := range used.ofName(image, images) {
 		if env.State == Creating {
 			return problem.New(problem.ImageInUse, "environment %s is being created from image %s", displayName(env), name).
 				WithField("reference").WithHint("wait until it is created, or delete it")

@@ -467,6 +467,59 @@ func TestPruneAndUsage(t *testing.T) {
 	}
 }
 
+// TestImagesAreUsedByDigest: an environment uses what it was made from, whatever
+// that is called now, and not what is called so.
+func TestImagesAreUsedByDigest(t *testing.T) {
+	t.Parallel()
+	h := alone(t)
+	h.images.Add(runtime.Image{Name: "test/next", Digest: "sha256:2", Size: 5})
+	d := start(t, h)
+	env, _ := d.create(full("user"))
+	used := func(when string, want map[string]int) {
+		t.Helper()
+		all, err := d.ListImages(t.Context())
+		got := map[string]int{}
+		for _, one := range all {
+			got[strings.TrimPrefix(one.Name, "docker.io/test/")] = len(one.UsedBy)
+		}
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Errorf("%s: %v %s", when, err, diff)
+		}
+	}
+	tag := func(reference, name string) {
+		t.Helper()
+		if _, err := d.TagImage(t.Context(), reference, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tag("test/app", "test/copy")
+	used("two names", map[string]int{"app:latest": 1, "copy:latest": 1, "next:latest": 0})
+	// One of the names may go, but not that it was made by.
+	_, err := d.DeleteImage(t.Context(), "test/app", false)
+	wantProblem(t, "delete of the name it was made by", err, problem.ImageInUse, "reference")
+	if _, err := d.DeleteImage(t.Context(), "test/copy", false); err != nil {
+		t.Errorf("delete of another name: %v", err)
+	}
+
+	tag("test/app", "test/copy")
+	tag("test/next", "test/app")
+	h.images.Hold(env.Digest, 7)
+	used("its name means another", map[string]int{"app:latest": 0, "copy:latest": 1, "next:latest": 0})
+	_, err = d.DeleteImage(t.Context(), "test/copy", false)
+	wantProblem(t, "delete of the last name", err, problem.ImageInUse, "reference")
+	pruned, err := d.PruneImages(t.Context(), runtime.PruneRequest{})
+	if err != nil || len(pruned.Images) != 2 || pruned.Images[0].Name != image || pruned.Freed != 10 {
+		t.Errorf("pruned %+v, %v, want what is called as its image was, and next", pruned, err)
+	}
+	if _, err := d.DeleteImage(t.Context(), "test/copy", true); err != nil {
+		t.Error(err)
+	}
+	usage, err := d.ImageDiskUsage(t.Context())
+	if err != nil || len(usage.Images) != 0 || usage.ContentElsewhere != 7 || usage.SnapshotsElsewhere != 7 || usage.Content != 7 || usage.Snapshots != 7 {
+		t.Errorf("usage without names: %+v, %v", usage, err)
+	}
+}
+
 func TestPush(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)

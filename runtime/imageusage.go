@@ -19,6 +19,9 @@ type DiskUsage struct {
 	Content     int64        // all that is in the content store
 	Snapshots   int64        // all that is unpacked, but for writable layers
 	Reclaimable int64        // what PruneImages would free
+	// What none of Images has, of Content and Snapshots: that of environments and
+	// snapshots whose image has no name any more, and layers of snapshots.
+	ContentElsewhere, SnapshotsElsewhere int64
 }
 
 // ImageDiskUsage tells how much of the disk images take.
@@ -36,14 +39,35 @@ func (m *Manager) ImageDiskUsage(ctx context.Context) (DiskUsage, error) {
 		return DiskUsage{}, err
 	}
 	usage := DiskUsage{Reclaimable: freedBy(contents, prunable)}
-	for _, bytes := range contents.Blobs {
-		usage.Content += bytes
+	blobs, snapshots := listed(contents, images)
+	for digest, bytes := range contents.Blobs {
+		if usage.Content += bytes; !blobs[digest] {
+			usage.ContentElsewhere += bytes
+		}
 	}
-	for _, snapshot := range contents.Snapshots {
-		usage.Snapshots += snapshot.Bytes
+	for name, snapshot := range contents.Snapshots {
+		if usage.Snapshots += snapshot.Bytes; !snapshots[name] {
+			usage.SnapshotsElsewhere += snapshot.Bytes
+		}
 	}
 	usage.Images = usageOf(contents, images)
 	return usage, nil
+}
+
+// listed are the blobs and snapshots that images have.
+func listed(contents Contents, images []ImageUse) (blobs, snapshots map[string]bool) {
+	names := make(map[string]bool, len(images))
+	for _, image := range images {
+		names[image.Name] = true
+	}
+	blobs, snapshots = make(map[string]bool), make(map[string]bool)
+	for _, image := range contents.Images {
+		if names[image.Name] {
+			add(blobs, image.Blobs)
+			add(snapshots, image.Snapshots)
+		}
+	}
+	return blobs, snapshots
 }
 
 // usageOf is what images take, in their order.

@@ -103,7 +103,7 @@ func (m *Manager) prunable(ctx context.Context, before time.Time) ([]Image, erro
 	}
 	var free []Image
 	for _, image := range images {
-		if !image.Pinned && len(used[image.Name]) == 0 && !needed[image.Name] && !image.UpdatedAt.After(before) {
+		if !image.Pinned && len(used.of(image)) == 0 && !needed[image.Name] && !image.UpdatedAt.After(before) {
 			free = append(free, image)
 		}
 	}

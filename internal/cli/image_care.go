@@ -152,7 +152,10 @@ func (a *app) imageUsage() *cobra.Command {
 	return &cobra.Command{
 		Use: "df", Short: "Show how much of the disk images take", Args: cobra.NoArgs,
 		Long: `df shows what each image takes: its content as it came, and unpacked; and of
-both what would go with it, since nothing else has it.`,
+both what would go with it, since nothing else has it. The last row is what none
+of them has: layers of snapshots, and what environments and snapshots hold of
+images that were deleted or whose name was given to another one; it goes with
+those. A build's cache and pulls at work are in it, too.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -171,6 +174,9 @@ both what would go with it, since nothing else has it.`,
 					image.GetName(), size(image.GetContentBytes()), size(image.GetSnapshotBytes()),
 					size(image.GetContentUniqueBytes() + image.GetSnapshotUniqueBytes()), fmt.Sprint(len(image.GetUsedBy())), mark(image.GetPinned()),
 				})
+			}
+			if content, unpacked := usage.GetUnlistedContentBytes(), usage.GetUnlistedSnapshotBytes(); content+unpacked > 0 {
+				rows = append(rows, []string{"(no image)", size(content), size(unpacked), "-", "-", "-"})
 			}
 			if err := a.table([]string{"NAME", "CONTENT", "UNPACKED", "UNIQUE", "USED", "PINNED"}, rows); err != nil {
 				return err

@@ -53,6 +53,7 @@ func (f *fake) GetImageUsage(_ context.Context, r *remotegpuv1.GetImageUsageRequ
 			UsedBy: []string{"01ENV"}, Pinned: true,
 		}},
 		ContentBytes: 4 << 20, SnapshotBytes: 9 << 20, ReclaimableBytes: 2 << 10,
+		UnlistedContentBytes: 1 << 20, UnlistedSnapshotBytes: 512 << 10,
 	}, f.got(r)
 }
 
@@ -111,6 +112,7 @@ func TestImageCommands(t *testing.T) {
 		},
 		{"image df", "", `NAME                   CONTENT   UNPACKED   UNIQUE   USED   PINNED
 docker.io/x/y:latest   3 MiB     8 MiB      2 MiB    1      yes
+(no image)             1 MiB     512 KiB    -        -      -
 4 MiB of content and 9 MiB unpacked in all, 2 KiB can be pruned
 `, &remotegpuv1.GetImageUsageRequest{}},
 		{

@@ -205,6 +205,7 @@ func (s *imageService) GetImageUsage(ctx context.Context, _ *remotegpuv1.GetImag
 	}
 	res := &remotegpuv1.GetImageUsageResponse{
 		ContentBytes: usage.Content, SnapshotBytes: usage.Snapshots, ReclaimableBytes: usage.Reclaimable,
+		UnlistedContentBytes: usage.ContentElsewhere, UnlistedSnapshotBytes: usage.SnapshotsElsewhere,
 	}
 	for i := range usage.Images {
 		res.Images = append(res.Images, toImageUsage(&usage.Images[i]))

@@ -101,6 +101,16 @@ func (i *FakeImages) SetPinned(_ context.Context, ref string, pinned bool) (imag
 	return image, err
 }
 
+// Hold has an environment hold what an image is made of, though it has no name.
+func (i *FakeImages) Hold(digest string, bytes int64) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.held == nil {
+		i.held = make(map[string]int64)
+	}
+	i.held[digest] = bytes
+}
+
 // Contents says that each digest is one blob and one snapshot of the image's
 // size.
 func (i *FakeImages) Contents(context.Context) (all runtime.Contents, err error) {
@@ -108,9 +118,13 @@ func (i *FakeImages) Contents(context.Context) (all runtime.Contents, err error)
 		i.mu.Lock()
 		defer i.mu.Unlock()
 		all.Blobs, all.Snapshots = make(map[string]int64), make(map[string]runtime.UnpackedLayer)
+		for digest, bytes := range i.held {
+			all.Blobs[digest] = bytes
+			all.Snapshots[digest] = runtime.UnpackedLayer{Bytes: bytes, Held: true}
+		}
 		for name, image := range i.local {
 			all.Blobs[image.Digest] = image.Size
-			all.Snapshots[image.Digest] = runtime.UnpackedLayer{Bytes: image.Size}
+			all.Snapshots[image.Digest] = runtime.UnpackedLayer{Bytes: image.Size, Held: all.Snapshots[image.Digest].Held}
 			all.Images = append(all.Images, runtime.ImageContents{
 				Name: name, Blobs: []string{image.Digest}, Snapshots: []string{image.Digest},
 			})

@@ -22,6 +22,7 @@ type FakeImages struct {
 	remote map[string]runtime.Image
 	logins map[string]runtime.Login       // what the registry asks for, by reference
 	says   map[string]runtime.ImageConfig // by digest
+	held   map[string]int64               // bytes by digest, whatever has a name
 }
 
 var _ runtime.Images = (*FakeImages)(nil)

@@ -43,7 +43,7 @@ type Image struct {
 	Platform string `protobuf:"bytes,7,opt,name=platform,proto3" json:"platform,omitempty"`
 	// When its reference was last set.
 	UpdatedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=updated_at,json=updatedAt,proto3" json:"updated_at,omitempty"`
-	// Ids of the environments made from it.
+	// Ids of the environments made from it, by this name or another.
 	UsedBy []string `protobuf:"bytes,9,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
 	// It is neither deleted nor pruned.
 	Pinned bool `protobuf:"varint,10,opt,name=pinned,proto3" json:"pinned,omitempty"`
@@ -1826,7 +1826,7 @@ type ImageUsage struct {
 	SnapshotBytes int64 `protobuf:"varint,4,opt,name=snapshot_bytes,json=snapshotBytes,proto3" json:"snapshot_bytes,omitempty"`
 	// Of that, what neither another image nor an environment has.
 	SnapshotUniqueBytes int64 `protobuf:"varint,5,opt,name=snapshot_unique_bytes,json=snapshotUniqueBytes,proto3" json:"snapshot_unique_bytes,omitempty"`
-	// Ids of the environments made from it.
+	// Ids of the environments made from it, by this name or another.
 	UsedBy []string `protobuf:"bytes,6,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
 	// It is neither deleted nor pruned.
 	Pinned        bool `protobuf:"varint,7,opt,name=pinned,proto3" json:"pinned,omitempty"`
@@ -1925,8 +1925,14 @@ type GetImageUsageResponse struct {
 	SnapshotBytes int64 `protobuf:"varint,3,opt,name=snapshot_bytes,json=snapshotBytes,proto3" json:"snapshot_bytes,omitempty"`
 	// What PruneImages would free.
 	ReclaimableBytes int64 `protobuf:"varint,4,opt,name=reclaimable_bytes,json=reclaimableBytes,proto3" json:"reclaimable_bytes,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Of content_bytes, what none of images has.
+	UnlistedContentBytes int64 `protobuf:"varint,5,opt,name=unlisted_content_bytes,json=unlistedContentBytes,proto3" json:"unlisted_content_bytes,omitempty"`
+	// Of snapshot_bytes, what none of images has: layers of snapshots, and those
+	// below environments and snapshots whose image was deleted, or lost its name
+	// to another.
+	UnlistedSnapshotBytes int64 `protobuf:"varint,6,opt,name=unlisted_snapshot_bytes,json=unlistedSnapshotBytes,proto3" json:"unlisted_snapshot_bytes,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *GetImageUsageResponse) Reset() {
@@ -1983,6 +1989,20 @@ func (x *GetImageUsageResponse) GetSnapshotBytes() int64 {
 func (x *GetImageUsageResponse) GetReclaimableBytes() int64 {
 	if x != nil {
 		return x.ReclaimableBytes
+	}
+	return 0
+}
+
+func (x *GetImageUsageResponse) GetUnlistedContentBytes() int64 {
+	if x != nil {
+		return x.UnlistedContentBytes
+	}
+	return 0
+}
+
+func (x *GetImageUsageResponse) GetUnlistedSnapshotBytes() int64 {
+	if x != nil {
+		return x.UnlistedSnapshotBytes
 	}
 	return 0
 }
@@ -2324,12 +2344,14 @@ const file_remotegpu_v1_image_proto_rawDesc = "" +
 	"\x0esnapshot_bytes\x18\x04 \x01(\x03R\rsnapshotBytes\x122\n" +
 	"\x15snapshot_unique_bytes\x18\x05 \x01(\x03R\x13snapshotUniqueBytes\x12\x17\n" +
 	"\aused_by\x18\x06 \x03(\tR\x06usedBy\x12\x16\n" +
-	"\x06pinned\x18\a \x01(\bR\x06pinned\"\xc2\x01\n" +
+	"\x06pinned\x18\a \x01(\bR\x06pinned\"\xb0\x02\n" +
 	"\x15GetImageUsageResponse\x120\n" +
 	"\x06images\x18\x01 \x03(\v2\x18.remotegpu.v1.ImageUsageR\x06images\x12#\n" +
 	"\rcontent_bytes\x18\x02 \x01(\x03R\fcontentBytes\x12%\n" +
 	"\x0esnapshot_bytes\x18\x03 \x01(\x03R\rsnapshotBytes\x12+\n" +
-	"\x11reclaimable_bytes\x18\x04 \x01(\x03R\x10reclaimableBytes\";\n" +
+	"\x11reclaimable_bytes\x18\x04 \x01(\x03R\x10reclaimableBytes\x124\n" +
+	"\x16unlisted_content_bytes\x18\x05 \x01(\x03R\x14unlistedContentBytes\x126\n" +
+	"\x17unlisted_snapshot_bytes\x18\x06 \x01(\x03R\x15unlistedSnapshotBytes\";\n" +
 	"\x0fPinImageRequest\x12(\n" +
 	"\treference\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\treference\"=\n" +
