@@ -297,6 +297,9 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, project, text, etag string
 	if err != nil {
 		return err
 	}
+	if err := m.checkMeant(ctx, project, text, snapshot); err != nil {
+		return err
+	}
 	making, _, err := m.cfg.Store.Environments(ctx, Filter{States: []State{Creating}})
 	if err != nil {
 		return err
@@ -322,6 +325,24 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, project, text, etag string
 		return err
 	}
 	return m.finishDelete(ctx, snapshot.ID)
+}
+
+// checkMeant refuses to delete a snapshot of a deleted environment by a name that
+// another one has now: that one may have had such a snapshot a moment ago, and a
+// delete that is repeated would take this one as well.
+func (m *Manager) checkMeant(ctx context.Context, project, text string, snapshot *Snapshot) error {
+	of, _, found := strings.Cut(text, "/")
+	if !found || !snapshot.EnvDeleted || isID(of) {
+		return nil
+	}
+	_, err := m.Get(ctx, project, of)
+	if errdefs.IsNotFound(err) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	return problem.New(problem.SnapshotNotFound, "environment %q has no snapshot %q, a deleted one of that name had", of, snapshot.Name).
+		WithField("snapshot").WithHint("delete that by its id: remotegpu env snapshot rm %s", snapshot.ID)
 }
 
 // finishDelete removes what a snapshot has, and its row last.

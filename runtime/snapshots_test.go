@@ -237,13 +237,18 @@ func TestSnapshotsOfDeletedEnvironments(t *testing.T) {
 	if all, _, err := d.ListSnapshots(t.Context(), "desk", runtime.SnapshotFilter{}); err != nil || len(all) != 1 || all[0].ID != both.ID {
 		t.Errorf("snapshots of the new one: %+v, %v", all, err)
 	}
+	// A delete that is repeated takes no other one.
+	err := d.DeleteSnapshot(t.Context(), "", "desk/first", "")
+	if p := problem.Of(err); err == nil || p.Reason != problem.SnapshotNotFound || !strings.Contains(p.Hint, first.ID) {
+		t.Errorf("delete by the name of a new one: %v", err)
+	}
 	d.run("desk", "write", "/kept", "two")
 	if _, op := d.rollBack(runtime.RollBackRequest{Environment: "desk", Snapshot: "desk/first", Force: true}); op.State != operation.Succeeded || d.run("desk", "cat", "/kept") != "one" {
 		t.Errorf("rolled back to what it was made from: %+v", op)
 	}
 
 	d.act(d.Delete, "desk")
-	_, err := d.Snapshot(t.Context(), "", "desk/both")
+	_, err = d.Snapshot(t.Context(), "", "desk/both")
 	if p := problem.Of(err); err == nil || p.Reason != problem.SnapshotAmbiguous || !strings.Contains(p.Hint, both.ID) {
 		t.Errorf("of two deleted environments: %v", err)
 	}

@@ -17,7 +17,8 @@ desktop.
 Snapshots are named ENVIRONMENT/NAME or by their id. They are kept until they
 are deleted, also when their environment is. Those of a deleted environment are
 still named so, unless a new one of that name, or another deleted one, has a
-snapshot of the same name: then by their id.`
+snapshot of the same name: then by their id, as rm names them once there is a
+new one at all.`
 
 func (a *app) envSnapshot() *cobra.Command {
 	cmd := group("snapshot", "Snapshots of environments", a.snapshotCreate(), a.snapshotList(), a.snapshotGet(), a.snapshotRemove(),

@@ -686,7 +686,7 @@ func (x *ListSnapshotsResponse) GetNextPageToken() string {
 type DeleteSnapshotRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id, or ENVIRONMENT/NAME with the id or name of an environment, also of one
-	// that was deleted.
+	// that was deleted; not by its name while another one has it.
 	Snapshot string `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// Project to look names up in; empty means "default".
 	Project string `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
