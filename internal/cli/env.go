@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -130,23 +129,22 @@ func (a *app) envGet() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			for i, name := range args {
+			shown := false
+			return a.each(cmd.Context(), args, func(name string) error {
 				e, err := a.environment(cmd.Context(), c, name)
 				switch {
 				case err != nil:
-				case len(args) > 1 && a.output == "json":
-					err = a.jsonLine(e)
-				default:
-					if i > 0 {
-						err = a.printf("\n")
-					}
-					err = errors.Join(err, a.showEnvironment(e))
-				}
-				if err != nil {
 					return err
+				case len(args) > 1 && a.output == "json":
+					return a.jsonLine(e)
+				case shown:
+					if err := a.printf("\n"); err != nil {
+						return err
+					}
 				}
-			}
-			return nil
+				shown = true
+				return a.showEnvironment(e)
+			})
 		},
 	}
 }

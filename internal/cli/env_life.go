@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"time"
 
@@ -53,12 +52,7 @@ func (a *app) lifeCommand(use, short, past string, w *waiting, do change) *cobra
 					failures = append(failures, err)
 				}
 			}
-			for i, err := range failures {
-				if i > 0 {
-					a.report(a.explain(ctx, err))
-				}
-			}
-			return errors.Join(failures[:min(1, len(failures))]...)
+			return a.firstOf(ctx, failures)
 		},
 	}
 	w.register(cmd.Flags())

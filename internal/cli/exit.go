@@ -79,11 +79,7 @@ func (a *app) finish(ctx context.Context, err error) int {
 		return int(code)
 	}
 	f := a.explain(ctx, err)
-	if a.output == "json" {
-		a.reportJSON(f)
-	} else {
-		a.report(f)
-	}
+	a.tell(f)
 	if a.exec && f.exit != exitInterrupted {
 		return execExit(f)
 	}
@@ -100,6 +96,15 @@ func execExit(f *failure) int {
 		return exitExecTimeout
 	default:
 		return exitExecFailed
+	}
+}
+
+// tell says what went wrong, as the caller wants it said.
+func (a *app) tell(f *failure) {
+	if a.output == "json" {
+		a.reportJSON(f)
+	} else {
+		a.report(f)
 	}
 }
 

@@ -64,21 +64,16 @@ func (a *app) pinning(verb, short string, set func(ctx context.Context, c *clien
 			if err != nil {
 				return err
 			}
-			for _, ref := range args {
+			return a.each(cmd.Context(), args, func(ref string) error {
 				image, err := set(cmd.Context(), c, ref)
 				if err != nil {
 					return err
 				}
 				if a.output == "json" {
-					err = a.jsonLine(image)
-				} else {
-					err = a.printf("%s: %sned\n", plain(image.GetName()), verb)
+					return a.jsonLine(image)
 				}
-				if err != nil {
-					return err
-				}
-			}
-			return nil
+				return a.printf("%s: %sned\n", plain(image.GetName()), verb)
+			})
 		},
 	}
 }
@@ -93,24 +88,19 @@ func (a *app) imageRemove() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			for _, ref := range args {
+			return a.each(cmd.Context(), args, func(ref string) error {
 				response, err := c.images.DeleteImage(cmd.Context(), &remotegpuv1.DeleteImageRequest{Reference: ref, Force: force})
-				if err != nil {
-					return err
-				}
 				switch {
-				case a.output != "json":
-					err = a.printf("%s: deleted\n", plain(response.GetName()))
-				case len(args) == 1:
-					err = a.json(response)
-				default:
-					err = a.jsonLine(response)
-				}
-				if err != nil {
+				case err != nil:
 					return err
+				case a.output != "json":
+					return a.printf("%s: deleted\n", plain(response.GetName()))
+				case len(args) == 1:
+					return a.json(response)
+				default:
+					return a.jsonLine(response)
 				}
-			}
-			return nil
+			})
 		},
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "also when environments were made from it; they keep the layers they have")

@@ -35,10 +35,16 @@ func (f *fake) TagImage(_ context.Context, r *remotegpuv1.TagImageRequest) (*rem
 }
 
 func (f *fake) PinImage(_ context.Context, r *remotegpuv1.PinImageRequest) (*remotegpuv1.PinImageResponse, error) {
+	if err := f.none(r.GetReference()); err != nil {
+		return nil, err
+	}
 	return &remotegpuv1.PinImageResponse{Image: &remotegpuv1.Image{Name: "docker.io/" + r.GetReference(), Pinned: true}}, f.got(r)
 }
 
 func (f *fake) UnpinImage(_ context.Context, r *remotegpuv1.UnpinImageRequest) (*remotegpuv1.UnpinImageResponse, error) {
+	if err := f.none(r.GetReference()); err != nil {
+		return nil, err
+	}
 	return &remotegpuv1.UnpinImageResponse{Image: &remotegpuv1.Image{Name: "docker.io/" + r.GetReference()}}, f.got(r)
 }
 

@@ -81,6 +81,36 @@ func TestSeveralNames(t *testing.T) {
 	}
 }
 
+// One that cannot be done does not keep the others from being done: each is told
+// of, and the first failure decides the exit code.
+func TestSeveralOfWhichOneFails(t *testing.T) {
+	f := newFake(t)
+	f.free = "nosuch"
+	f.ops = []*remotegpuv1.Operation{operation(succeeded, "", 0, 0)}
+	for args, each := range map[string]string{
+		"env get":     "Name:",
+		"env stop":    ": stopped\n",
+		"image rm":    ": deleted\n",
+		"image pin":   ": pinned\n",
+		"image unpin": ": unpinned\n",
+		"volume rm":   ": deleted\n",
+	} {
+		want := 2
+		names := []string{"a", f.free, "b", f.free}
+		if args == "env stop" { // once for each name
+			names = names[:3]
+		}
+		code, stdout, stderr := f.run(t, append(strings.Fields(args), names...)...)
+		if code != 3 || strings.Count(stdout, each) != want || strings.Count(stderr, "Error: ") != len(names)-want {
+			t.Errorf("%s: code %d, %s%s", args, code, stdout, stderr)
+		}
+		_, _, stderr = f.run(t, append(strings.Fields("-o json "+args), names...)...)
+		if strings.Count(stderr, `{"error":`) != len(names)-want || strings.Contains(stderr, "Error: ") {
+			t.Errorf("%s in JSON: %s", args, stderr)
+		}
+	}
+}
+
 // Several are told to end before the first is waited for.
 func TestSeveralAreLedAtTheSameTime(t *testing.T) {
 	f := newFake(t)

@@ -47,7 +47,7 @@ type fake struct {
 	refused   error  // a create fails with it
 	overtaken func() // called before an update is answered
 	env       *remotegpuv1.Environment
-	free      string                   // name that no environment has
+	free      string                   // name that nothing has
 	ops       []*remotegpuv1.Operation // what a watch sends; it then blocks
 	pending   chan struct{}            // closed when a watch has sent all and blocks
 	result    *remotegpuv1.RunCommandResponse
@@ -142,6 +142,14 @@ func (f *fake) got(request proto.Message) error {
 	f.last = request
 	f.order = append(f.order, string(request.ProtoReflect().Descriptor().Name()))
 	return f.err
+}
+
+// none is the error of naming what is not there.
+func (f *fake) none(name string) error {
+	if f.free != "" && name == f.free {
+		return connect.NewError(connect.CodeNotFound, "there is no "+name)
+	}
+	return nil
 }
 
 // run runs the program against the fake.
@@ -249,6 +257,9 @@ func (f *fake) StartEnvironment(_ context.Context, r *remotegpuv1.StartEnvironme
 }
 
 func (f *fake) StopEnvironment(_ context.Context, r *remotegpuv1.StopEnvironmentRequest) (*remotegpuv1.StopEnvironmentResponse, error) {
+	if err := f.none(r.GetEnvironment()); err != nil {
+		return nil, err
+	}
 	return &remotegpuv1.StopEnvironmentResponse{Environment: f.env, Operation: operation(running, "", 0, 0)}, f.got(r)
 }
 
@@ -331,6 +342,9 @@ func (f *fake) BuildImage(_ context.Context, r *remotegpuv1.BuildImageRequest) (
 }
 
 func (f *fake) DeleteImage(_ context.Context, r *remotegpuv1.DeleteImageRequest) (*remotegpuv1.DeleteImageResponse, error) {
+	if err := f.none(r.GetReference()); err != nil {
+		return nil, err
+	}
 	return &remotegpuv1.DeleteImageResponse{Name: "docker.io/" + r.GetReference()}, f.got(r)
 }
 

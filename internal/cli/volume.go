@@ -129,21 +129,16 @@ func (a *app) volumeRemove() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			for _, name := range args {
+			return a.each(cmd.Context(), args, func(name string) error {
 				response, err := c.volumes.DeleteVolume(cmd.Context(), &remotegpuv1.DeleteVolumeRequest{Name: name})
 				if err != nil {
 					return err
 				}
 				if a.output == "json" {
-					err = a.jsonLine(response)
-				} else {
-					err = a.printf("%s: deleted\n", plain(name))
+					return a.jsonLine(response)
 				}
-				if err != nil {
-					return err
-				}
-			}
-			return nil
+				return a.printf("%s: deleted\n", plain(name))
+			})
 		},
 	}
 }

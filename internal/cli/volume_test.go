@@ -12,6 +12,13 @@ func (f *fake) GetVolume(_ context.Context, r *remotegpuv1.GetVolumeRequest) (*r
 	return &remotegpuv1.GetVolumeResponse{Volume: &remotegpuv1.Volume{Name: r.GetName(), UsedBy: []string{"01ENV", "01GONE"}}}, nil
 }
 
+func (f *fake) DeleteVolume(_ context.Context, r *remotegpuv1.DeleteVolumeRequest) (*remotegpuv1.DeleteVolumeResponse, error) {
+	if err := f.none(r.GetName()); err != nil {
+		return nil, err
+	}
+	return &remotegpuv1.DeleteVolumeResponse{}, f.got(r)
+}
+
 // People see the names of the environments that use a volume, and programs ids.
 func TestVolumeIsUsedByNames(t *testing.T) {
 	f := newFake(t)
