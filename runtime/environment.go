@@ -87,6 +87,33 @@ type Environment struct {
 // Alive says that the environment has a process, be it paused.
 func (e *Environment) Alive() bool { return e.State == Running || e.Paused }
 
+// Standing says in words for people where it is in its life, to follow its name.
+func (e *Environment) Standing() string {
+	switch {
+	case e.Paused:
+		return "is paused"
+	case !e.RestartAt.IsZero():
+		return "has ended and waits for its restart"
+	case e.Operation != "" && e.ByPolicy:
+		return "has ended and is being restarted"
+	}
+	switch e.State {
+	case Creating:
+		return "is still being made"
+	case Failed:
+		if e.StartedAt.IsZero() {
+			return "has failed before it ran"
+		}
+		return "has failed"
+	case Stopped:
+		return "is stopped"
+	case Deleted:
+		return "is deleted"
+	default:
+		return "runs"
+	}
+}
+
 // Effective is what its process was started with, as far as a start alone can
 // change it.
 func (e *Environment) Effective() *Spec {

@@ -127,6 +127,10 @@ func (m *Manager) Exec(ctx context.Context, req ExecRequest, streams Streams) (E
 func commandRefused(env *Environment, err error) error {
 	switch {
 	case errdefs.IsNotFound(err):
+		if env.State == Running { // as it was when it was read
+			return problem.New(problem.EnvNotRunning, "the process of environment %q has ended", env.Name).WithField("environment").
+				WithHint("see how: remotegpu env get %s; unless it restarts by itself, start it: remotegpu env start %s", env.Name, env.Name).WithCause(err)
+		}
 		return NotRunning(env).WithCause(err)
 	case errors.Is(err, ErrPaused) && env.State != Running:
 		return NotRunning(env) // it does not go on by itself

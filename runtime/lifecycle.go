@@ -194,12 +194,20 @@ func Etag(revision int64) string { return strconv.FormatInt(revision, 10) }
 // NotRunning is the ENV_NOT_RUNNING of an environment that does not run, with
 // what makes it run.
 func NotRunning(env *Environment) *problem.Problem {
-	if env.Paused {
-		return problem.New(problem.EnvNotRunning, "environment %q is paused", env.Name).WithField("environment").
-			WithHint("let it go on first: remotegpu env resume %s", env.Name)
+	p := problem.New(problem.EnvNotRunning, "environment %q %s", env.Name, env.Standing()).WithField("environment")
+	switch {
+	case env.Paused:
+		return p.WithHint("let it go on first: remotegpu env resume %s", env.Name)
+	case !env.RestartAt.IsZero():
+		return p.WithHint("it restarts by itself at %s; not to wait, start it: remotegpu env start %s", env.RestartAt.UTC().Format(time.RFC3339), env.Name)
+	case env.Operation != "" && (env.State == Creating || env.ByPolicy):
+		return p.WithHint("wait for it: remotegpu op watch %s", env.Operation)
+	case env.State == Failed && (!env.Held || env.StartedAt.IsZero()):
+		return p.WithHint("see why: remotegpu env get %s; delete it and create it anew", env.Name)
+	case env.State == Failed:
+		return p.WithHint("see why: remotegpu env get %s; start it again: remotegpu env start %s", env.Name, env.Name)
 	}
-	return problem.New(problem.EnvNotRunning, "environment %q is %s", env.Name, env.State).WithField("environment").
-		WithHint("start it first: remotegpu env start %s", env.Name)
+	return p.WithHint("start it first: remotegpu env start %s", env.Name)
 }
 
 // target returns the environment of an operation, nil when it has gone, or when

@@ -36,7 +36,7 @@ func (m *Manager) Resume(ctx context.Context, req ActionRequest) (*Environment, 
 		case env.State == Running:
 			return false, nil
 		case !env.Paused:
-			return false, problem.New(problem.EnvNotPaused, "environment %q is %s, not paused", env.Name, env.State).WithField("environment").
+			return false, problem.New(problem.EnvNotPaused, "environment %q is not paused: it %s", env.Name, env.Standing()).WithField("environment").
 				WithHint("start it: remotegpu env start %s", env.Name)
 		}
 		return true, nil

@@ -154,6 +154,35 @@ func (d *daemon) pending(name string) *runtime.Environment {
 	return d.get(name)
 }
 
+// Who asks something of an environment that does not run is told in words for
+// people why it does not, and what makes it run: with a restart pending, that it
+// comes by itself and when.
+func TestNotRunningSaysWhatMakesItRun(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	pending := d.pending("pending")
+	dead, _ := d.create(kept("dead", runtime.RestartNo))
+	d.kill(dead.ID, 1)
+	waitFor(t, "the end", func() bool { return d.get("dead").State == runtime.Failed })
+	d.create(kept("stopped", runtime.RestartNo))
+	d.act(d.Stop, "stopped")
+	for _, test := range []struct{ name, says, hint string }{
+		{"pending", `environment "pending" has ended and waits for its restart`, "it restarts by itself at " + pending.RestartAt.UTC().Format(time.RFC3339)},
+		{"dead", `environment "dead" has failed`, "start it again: remotegpu env start dead"},
+		{"stopped", `environment "stopped" is stopped`, "start it first: remotegpu env start stopped"},
+	} {
+		_, err := d.RunCommand(t.Context(), runtime.CommandRequest{Environment: test.name, Argv: []string{"true"}})
+		p := problem.Of(err)
+		if p == nil || p.Reason != problem.EnvNotRunning || p.Message != test.says || !strings.Contains(p.Hint, test.hint) {
+			t.Errorf("a command in %s: %+v", test.name, p)
+		}
+		_, _, err = d.Resume(t.Context(), runtime.ActionRequest{Environment: test.name})
+		if p := problem.Of(err); p == nil || p.Reason != problem.EnvNotPaused || strings.Contains(p.Message, "error") {
+			t.Errorf("resuming %s: %+v", test.name, p)
+		}
+	}
+}
+
 // holdOff makes the next restart of an environment come a minute later.
 func (d *daemon) holdOff(id string) {
 	d.t.Helper()

@@ -55,10 +55,7 @@ func (s *desktopService) GetDesktop(ctx context.Context, req *remotegpuv1.GetDes
 		}
 	}
 	if env.State != runtime.Running {
-		res.Readiness, res.Detail = remotegpuv1.DesktopReadiness_DESKTOP_READINESS_STOPPED, "the environment is "+string(env.State)
-		if env.Paused {
-			res.Detail = "the environment is paused"
-		}
+		res.Readiness, res.Detail = remotegpuv1.DesktopReadiness_DESKTOP_READINESS_STOPPED, "the environment "+env.Standing()
 		return res, nil
 	}
 	if wait := req.GetWait().AsDuration(); wait > 0 {
