@@ -170,22 +170,17 @@ func (a *app) dnsRemove() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			for _, id := range args {
+			return a.each(cmd.Context(), args, func(id string) error {
 				request.Id = id
 				response, err := c.dns.DeleteDNSRecord(cmd.Context(), request)
 				if err != nil {
 					return err
 				}
 				if a.output == "json" {
-					err = a.jsonLine(response)
-				} else {
-					err = a.printf("%s: removed\n", plain(id))
+					return a.jsonLine(response)
 				}
-				if err != nil {
-					return err
-				}
-			}
-			return nil
+				return a.printf("%s: removed\n", plain(id))
+			})
 		},
 	}
 	etagFlag(cmd.Flags(), &request.Etag)

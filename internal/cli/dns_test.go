@@ -34,6 +34,9 @@ func (d *dnsFake) CreateDNSRecord(_ context.Context, req *remotegpuv1.CreateDNSR
 }
 
 func (d *dnsFake) DeleteDNSRecord(_ context.Context, req *remotegpuv1.DeleteDNSRecordRequest) (*remotegpuv1.DeleteDNSRecordResponse, error) {
+	if err := d.fake.none(req.GetId()); err != nil {
+		return nil, err
+	}
 	return &remotegpuv1.DeleteDNSRecordResponse{}, d.fake.got(req)
 }
 

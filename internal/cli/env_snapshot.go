@@ -184,22 +184,17 @@ before; its files stay on the disk until the last of those has gone.`,
 			if err != nil {
 				return err
 			}
-			for _, name := range args {
+			return a.each(cmd.Context(), args, func(name string) error {
 				request.Snapshot, request.Project = name, a.project
 				response, err := c.snapshots.DeleteSnapshot(cmd.Context(), request)
 				if err != nil {
 					return err
 				}
 				if a.output == "json" {
-					err = a.jsonLine(response)
-				} else {
-					err = a.printf("%s: deleted\n", plain(name))
+					return a.jsonLine(response)
 				}
-				if err != nil {
-					return err
-				}
-			}
-			return nil
+				return a.printf("%s: deleted\n", plain(name))
+			})
 		},
 	}
 	etagFlag(cmd.Flags(), &request.Etag)

@@ -340,21 +340,16 @@ first memory slice; it is not made again then.`,
 			if err != nil {
 				return err
 			}
-			for _, uuid := range args {
+			return a.each(cmd.Context(), args, func(uuid string) error {
 				response, err := c.gpus.DeleteMIGInstance(cmd.Context(), &remotegpuv1.DeleteMIGInstanceRequest{Instance: uuid})
 				if err != nil {
 					return err
 				}
 				if a.output == "json" {
-					err = a.jsonLine(response)
-				} else {
-					err = a.printf("%s: removed\n", plain(uuid))
+					return a.jsonLine(response)
 				}
-				if err != nil {
-					return err
-				}
-			}
-			return nil
+				return a.printf("%s: removed\n", plain(uuid))
+			})
 		},
 	}
 }

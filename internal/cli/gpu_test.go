@@ -70,6 +70,9 @@ func (g *gpuFake) CreateMIGInstance(_ context.Context, req *remotegpuv1.CreateMI
 }
 
 func (g *gpuFake) DeleteMIGInstance(_ context.Context, req *remotegpuv1.DeleteMIGInstanceRequest) (*remotegpuv1.DeleteMIGInstanceResponse, error) {
+	if err := g.fake.none(req.GetInstance()); err != nil {
+		return nil, err
+	}
 	return &remotegpuv1.DeleteMIGInstanceResponse{}, g.fake.got(req)
 }
 

@@ -94,6 +94,10 @@ func TestSeveralOfWhichOneFails(t *testing.T) {
 		"image pin":   ": pinned\n",
 		"image unpin": ": unpinned\n",
 		"volume rm":   ": deleted\n",
+
+		"env snapshot rm": ": deleted\n",
+		"dns rm":          ": removed\n",
+		"gpu mig delete":  ": removed\n",
 	} {
 		want := 2
 		names := []string{"a", f.free, "b", f.free}

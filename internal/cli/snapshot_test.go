@@ -59,6 +59,9 @@ func (s *snapshots) ListSnapshots(_ context.Context, r *remotegpuv1.ListSnapshot
 }
 
 func (s *snapshots) DeleteSnapshot(_ context.Context, r *remotegpuv1.DeleteSnapshotRequest) (*remotegpuv1.DeleteSnapshotResponse, error) {
+	if err := s.fake.none(r.GetSnapshot()); err != nil {
+		return nil, err
+	}
 	return &remotegpuv1.DeleteSnapshotResponse{}, s.got(r)
 }
 
