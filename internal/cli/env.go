@@ -16,7 +16,7 @@ func (a *app) envCommand() *cobra.Command {
 		a.envCreate(), a.envList(), a.envGet(), a.envStart(), a.envStop(), a.envRestart(),
 		a.envPause(), a.envResume(), a.envRename(), a.envUpdate(), a.envRemove(),
 		a.envStats(), a.envTop(),
-		a.envWatch(), a.envExec(), a.envShell(), a.envCopy(), a.envLogs(), a.envEvents(),
+		a.envWatch(), a.envWait(), a.envExec(), a.envShell(), a.envCopy(), a.envLogs(), a.envEvents(),
 		a.envSnapshot(), a.envClone())
 }
 

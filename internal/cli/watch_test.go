@@ -23,6 +23,7 @@ type watched struct {
 // watchCall is one answer: these tokens, and then its end.
 type watchCall struct {
 	tokens string // "-": a message without one
+	sends  []*remotegpuv1.WatchEnvironmentsResponse
 	end    func(*fake) error
 	f      *fake
 }
@@ -34,6 +35,11 @@ func (w *watched) serve(stream remotegpuv1connect.EnvironmentServiceWatchEnviron
 	w.mu.Unlock()
 	for token := range strings.FieldsSeq(call.tokens) {
 		if err := stream.Send(&remotegpuv1.WatchEnvironmentsResponse{Environment: environment(), ResumeToken: strings.Trim(token, "-")}); err != nil {
+			return err
+		}
+	}
+	for _, message := range call.sends {
+		if err := stream.Send(message); err != nil {
 			return err
 		}
 	}
