@@ -362,7 +362,7 @@ func TestExec(t *testing.T) {
 	if request, ok := f.last.(*remotegpuv1.RunCommandRequest); !ok || len(request.GetStdin()) != 0 {
 		t.Errorf("stdin was read though it was not to be: %v", f.last)
 	}
-	if code, _, _ := f.run(t, "env", "exec", "--unary", "demo", "ls"); code != 125 {
+	if code, _, _ := f.run(t, "env", "exec", "--unary", "demo"); code != 125 {
 		t.Errorf("wrong usage: %d", code)
 	}
 	if code, _, _ := f.runWith(t.Context(), strings.Repeat("x", 1<<20+1), map[string]string{}, "env", "exec", "--unary", "demo", "--", "cat"); code != 125 {

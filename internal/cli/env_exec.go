@@ -18,6 +18,8 @@ import (
 
 const maxStdin = 1 << 20
 
+const execUsage = "remotegpu env exec NAME -- COMMAND [ARG...]"
+
 // execFlags are the flags of commands that run in an environment.
 type execFlags struct {
 	stdin, terminal, unary bool
@@ -29,9 +31,11 @@ type execFlags struct {
 func (a *app) envExec() *cobra.Command {
 	var f execFlags
 	cmd := &cobra.Command{
-		Use: "exec [-it] NAME -- COMMAND [ARG...]", Short: "Run a command in a running environment",
+		Use: "exec [-it] NAME [--] COMMAND [ARG...]", Short: "Run a command in a running environment",
 		Long: `exec runs one command and shows what it writes. No shell is involved: for one,
-run sh -c '…', or remotegpu env shell.
+run sh -c '…', or remotegpu env shell. Flags of exec come before the command; what
+follows it is the command's own. The -- may be left out, unless one of the
+command's arguments is another --.
 
 A file or pipe on standard input is passed on; -i passes a terminal on too,
 --stdin=false nothing. -t gives the command a terminal of its own: with -it it
@@ -52,7 +56,7 @@ Exit codes: the command's own, 128 + signal where one ended it, or
 		Args: func(cmd *cobra.Command, args []string) error {
 			a.exec = true
 			if cmd.ArgsLenAtDash() != 1 || len(args) < 2 {
-				return usagef("remotegpu env exec NAME -- COMMAND [ARG...]", "name one environment and, after --, a command")
+				return usagef(execUsage, "name one environment and, after --, a command")
 			}
 			return nil
 		},
@@ -80,7 +84,10 @@ Exit codes: the command's own, 128 + signal where one ended it, or
 			})
 		},
 	}
-	a.ownCodes(cmd)
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
+		a.exec = true
+		return usagef(execUsage+"; flags of the command come after it", "%s", err.Error())
+	})
 	f.register(cmd)
 	flags := cmd.Flags()
 	flags.BoolVarP(&f.stdin, "stdin", "i", false, "pass standard input on (default: when it is a file or a pipe)")
@@ -131,8 +138,8 @@ Exit codes are those of env exec.`,
 	return cmd
 }
 
-// ownCodes has the exit codes of env exec count from the first flag on: 2, for
-// a wrong one, could be the command's.
+// ownCodes has the exit codes of env exec count from the first flag on, as they
+// do there: 2, for a wrong one, could be the command's.
 func (a *app) ownCodes(cmd *cobra.Command) {
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error {
 		a.exec = true

@@ -71,6 +71,40 @@ func (f *fake) ExecCommand(ctx context.Context, stream remotegpuv1connect.Enviro
 	return nil
 }
 
+// The -- before the command may be left out. Flags before the command are ours,
+// those after it are its own.
+func TestExecWithoutDashes(t *testing.T) {
+	f := newFake(t)
+	f.result = &remotegpuv1.RunCommandResponse{}
+	for _, test := range []struct {
+		args string
+		want *remotegpuv1.ExecStart
+	}{
+		{"env exec demo ls -la", &remotegpuv1.ExecStart{Environment: "demo", Argv: []string{"ls", "-la"}}},
+		{"env exec demo ls -o json --user x", &remotegpuv1.ExecStart{Environment: "demo", Argv: []string{"ls", "-o", "json", "--user", "x"}}},
+		{"--project p env exec -u root demo -iw /tmp --env=A=1 ls --help", &remotegpuv1.ExecStart{
+			Environment: "demo", Project: "p", User: "root", Workdir: "/tmp", Env: map[string]string{"A": "1"}, Argv: []string{"ls", "--help"},
+		}},
+		{"env --project p exec -uroot demo env exec -x", &remotegpuv1.ExecStart{
+			Environment: "demo", Project: "p", User: "root", Argv: []string{"env", "exec", "-x"},
+		}},
+		{"env exec demo -- git checkout -- x", &remotegpuv1.ExecStart{Environment: "demo", Argv: []string{"git", "checkout", "--", "x"}}},
+	} {
+		f.last = nil
+		code, _, stderr := f.run(t, strings.Fields(test.args)...)
+		if diff := cmp.Diff(test.want, f.last, protocmp.Transform()); code != 0 || diff != "" {
+			t.Errorf("%s: code %d, %s%s", test.args, code, stderr, diff)
+		}
+	}
+	for _, args := range []string{"env exec demo -la", "env exec demo -la ls", "env exec demo git checkout -- x", "env exec demo"} {
+		f.last = nil
+		code, _, stderr := f.run(t, strings.Fields(args)...)
+		if code != 125 || f.last != nil || !strings.Contains(stderr, "Try: remotegpu env exec NAME -- COMMAND") {
+			t.Errorf("%s: code %d, sent %v, %s", args, code, f.last, stderr)
+		}
+	}
+}
+
 func TestExecStream(t *testing.T) {
 	f := newFake(t)
 	f.result = &remotegpuv1.RunCommandResponse{ExitCode: 42}
