@@ -223,6 +223,7 @@ type BuildResult struct {
 type Networks interface {
 	Isolation
 	AddressPlan
+	Pins
 
 	// NetNS is the path the environment's network namespace has or will have.
 	NetNS(envID string) string
@@ -245,11 +246,6 @@ type Networks interface {
 	// have interfaces and none of this node's namespaces: another node's, where two
 	// have one network.
 	Attached(ctx context.Context) (attached, unpinned []string, err error)
-	// Pinned tells whether the environment's network namespace is at its path.
-	Pinned(envID string) (bool, error)
-	// Pin puts a namespace, which is that of the environment's process, at its
-	// path again and gives it what its network lacks.
-	Pin(ctx context.Context, envID string, slot int, namespace *os.File) error
 	// Occupied tells the slots of the networks that there are, by environment.
 	// A network that has no address of the range is left out.
 	Occupied(ctx context.Context) (map[string]int, error)
@@ -260,6 +256,15 @@ type Networks interface {
 	Strays(ctx context.Context) ([]string, error)
 	// RemoveStray removes one, if it still is a stray.
 	RemoveStray(ctx context.Context, name string) error
+}
+
+// Pins are the files that hold the network namespaces of environments.
+type Pins interface {
+	// Pinned tells whether the environment's network namespace is at its path.
+	Pinned(envID string) (bool, error)
+	// Pin puts a namespace, which is that of the environment's process, at its
+	// path again and gives it what its network lacks.
+	Pin(ctx context.Context, envID string, slot int, namespace *os.File) error
 }
 
 // AddressPlan says which addresses environments have.
