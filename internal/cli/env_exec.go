@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http/httptrace"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect/v2"
@@ -160,7 +162,15 @@ func (a *app) unaryExec(cmd *cobra.Command, f *execFlags, said bool, request *re
 	if err != nil {
 		return err
 	}
-	response, err := c.environments.RunCommand(cmd.Context(), request)
+	// A failure to connect is as any other. With a connection the node may have
+	// got the command, and who is told that there is none would run it twice.
+	var connected atomic.Bool
+	ctx := httptrace.WithClientTrace(cmd.Context(), &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
+	response, err := c.environments.RunCommand(ctx, request)
+	if remote, ok := errors.AsType[*connect.Error](err); ok && connected.Load() && ctx.Err() == nil &&
+		!remote.IsRemote() && (cutOff(err) || remote.Code() == connect.CodeUnavailable) {
+		return wentAway()
+	}
 	if err != nil {
 		return a.showUnfinished(err)
 	}

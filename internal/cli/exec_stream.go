@@ -87,11 +87,7 @@ func (s *execStream) why(ctx, limited context.Context, err error) error {
 		return f
 	}
 	if cutOff(err) && limited.Err() == nil {
-		return &failure{
-			Code: "unavailable", Message: "the node went away while the command ran; how it ended is not known",
-			Hints: []string{"a command without its caller is ended, by a node that was restarted as soon as it is back: see that it answers (remotegpu node info), then run it again"},
-			exit:  exitUnavailable,
-		}
+		return wentAway()
 	}
 	// The node knows the deadline, too, and may be the first to say so.
 	if s.timeout > 0 && ctx.Err() == nil &&
@@ -102,6 +98,15 @@ func (s *execStream) why(ctx, limited context.Context, err error) error {
 		}
 	}
 	return err
+}
+
+// wentAway says that nobody knows how a command ended.
+func wentAway() *failure {
+	return &failure{
+		Code: "unavailable", Message: "the node went away while the command ran; how it ended is not known",
+		Hints: []string{"a command without its caller is ended, by a node that was restarted as soon as it is back: see that it answers (remotegpu node info), then run it again"},
+		exit:  exitUnavailable,
+	}
 }
 
 // raw hands the keys of a terminal here to the one there. Until it is restored,

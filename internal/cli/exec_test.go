@@ -169,6 +169,17 @@ func TestExecStream(t *testing.T) {
 	if code, _, stderr := f.run(t, "env", "exec", "demo", "--", "sleep"); code != 125 || !strings.Contains(stderr, "went away") || strings.Contains(stderr, "envelope") {
 		t.Errorf("the node dies: %d, %s", code, stderr)
 	}
+	// Who is told that the node cannot be reached runs the command once more.
+	for _, plain := range []string{"--unary", "--output=json"} {
+		code, _, stderr := f.run(t, "env", "exec", plain, "demo", "--", "sleep")
+		if code != 125 || !strings.Contains(stderr, "how it ended is not known") || strings.Contains(stderr, "cannot reach") {
+			t.Errorf("the node dies, %s: %d, %s", plain, code, stderr)
+		}
+		code, _, stderr = f.run(t, "env", "exec", plain, "--addr", "unix:///nonexistent/node.sock", "demo", "--", "sleep")
+		if code != 125 || !strings.Contains(stderr, "cannot reach") {
+			t.Errorf("there is no node, %s: %d, %s", plain, code, stderr)
+		}
+	}
 	if _, stdout, _ := f.run(t, "env", "exec", "--help"); strings.Contains(stdout, "(default 1m0s)") || !strings.Contains(stdout, "default: never") {
 		t.Errorf("the default of --timeout is not clear:\n%s", stdout)
 	}

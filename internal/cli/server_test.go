@@ -289,7 +289,12 @@ func (f *fake) WatchEnvironments(_ context.Context, r *remotegpuv1.WatchEnvironm
 	return nil
 }
 
-func (f *fake) RunCommand(_ context.Context, r *remotegpuv1.RunCommandRequest) (*remotegpuv1.RunCommandResponse, error) {
+func (f *fake) RunCommand(ctx context.Context, r *remotegpuv1.RunCommandRequest) (*remotegpuv1.RunCommandResponse, error) {
+	if f.dies && r.GetArgv()[0] == "sleep" {
+		f.die()
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	return f.result, f.got(r)
 }
 
