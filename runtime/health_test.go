@@ -102,13 +102,16 @@ func TestHealthOfCommandTCPAndDesktop(t *testing.T) {
 	d.create(checked("works", runtime.HealthCheck{Command: []string{"testprog", "echo", "all is well"}}))
 	d.create(checked("fails", runtime.HealthCheck{Command: []string{"testprog", "exit", "7"}}))
 	d.create(checked("absent", runtime.HealthCheck{Command: []string{"/no/such/program"}}))
+	hangs := checked("hangs", runtime.HealthCheck{Command: []string{"testprog", "echo", "at work", ";", "sleep", "3600"}})
+	hangs.Spec.HealthCheck.Timeout = 50 * time.Millisecond
+	d.create(hangs)
 	d.create(checked("open", runtime.HealthCheck{TCPPort: 80}))
 	d.create(checked("shut", runtime.HealthCheck{TCPPort: 81}))
 	d.create(checked("desktop", runtime.HealthCheck{Desktop: true}))
 	h.desktops.Draw()
 	for name, want := range map[string]runtime.Health{
 		"works": runtime.Healthy, "open": runtime.Healthy, "desktop": runtime.Healthy,
-		"fails": runtime.Unhealthy, "absent": runtime.Unhealthy, "shut": runtime.Unhealthy,
+		"fails": runtime.Unhealthy, "absent": runtime.Unhealthy, "shut": runtime.Unhealthy, "hangs": runtime.Unhealthy,
 	} {
 		env := d.awaitHealth(name, want)
 		t.Logf("%-8s %-10s %s", name, env.Health, env.HealthDetail)
@@ -118,6 +121,16 @@ func TestHealthOfCommandTCPAndDesktop(t *testing.T) {
 	}
 	if detail := d.get("fails").HealthDetail; !strings.Contains(detail, "exit code 7") {
 		t.Errorf("what a failing command said: %q", detail)
+	}
+	// No more of the way there than its end.
+	if detail := d.get("absent").HealthDetail; detail != `the command "/no/such/program" is not there` {
+		t.Errorf("what is said of a program that is missing: %q", detail)
+	}
+	if detail := d.get("hangs").HealthDetail; detail != "did not end within 50ms: at work" {
+		t.Errorf("what is said of a command that hangs: %q", detail)
+	}
+	if detail := d.get("shut").HealthDetail; detail != "connect to port 81: connection refused" {
+		t.Errorf("what is said of a port that is shut: %q", detail)
 	}
 }
 

@@ -13,6 +13,10 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
 // HealthCheck is how to tell that an environment works: exactly one of
@@ -113,14 +117,30 @@ func (m *Manager) probeCommand(ctx context.Context, of *monitor) (string, error)
 	result, err := m.cfg.Engine.Run(ctx, of.id, Command{
 		Argv: of.check.Command, Timeout: of.check.Timeout, OutputLimit: HealthDetailLimit,
 	})
-	if err != nil {
-		return "", err
-	}
 	said := string(bytes.TrimSpace(bytes.Join([][]byte{result.Stdout, result.Stderr}, []byte("\n"))))
+	if err != nil {
+		return "", failedCommand(of, said, err)
+	}
 	if result.ExitCode != 0 {
 		return "", fmt.Errorf("exit code %d: %s", result.ExitCode, said)
 	}
 	return said, nil
+}
+
+// failedCommand is what people are told of a command that has no exit code: not
+// how the parts of a node tell it one another. said is what it wrote.
+func failedCommand(of *monitor, said string, err error) error {
+	if notChecked(err) {
+		return err // of the node, and not kept
+	}
+	// The check's own time may be over before the engine says that the command's is.
+	if errors.Is(err, context.DeadlineExceeded) || errdefs.IsDeadlineExceeded(err) {
+		if said != "" {
+			return fmt.Errorf("did not end within %s: %s", of.check.Timeout, said)
+		}
+		return fmt.Errorf("did not end within %s", of.check.Timeout)
+	}
+	return errors.New(problem.Of(err).Said())
 }
 
 // probeHTTP asks an HTTP server of the environment. It goes nowhere else:

@@ -37,7 +37,7 @@ func (e *FakeEngine) Exec(ctx context.Context, id string, p runtime.Process, str
 			}
 		}
 		if args, err = program(p.Argv); err != nil {
-			return problem.New(problem.CommandNotFound, "the command %q is not there", p.Argv[0]).WithCause(err)
+			return fmt.Errorf("run in container %s: %w", id, notThere(p.Argv, err))
 		}
 		x = &execution{user: user, env: c.environment(p.Env), workdir: c.Workdir}
 		if p.Workdir != "" {

@@ -221,7 +221,7 @@ func (e *FakeEngine) Run(ctx context.Context, id string, cmd runtime.Command) (r
 		}
 		args, err := program(cmd.Argv)
 		if err != nil {
-			return problem.New(problem.CommandNotFound, "the command %q is not there", cmd.Argv[0]).WithCause(err)
+			return fmt.Errorf("run in container %s: %w", id, notThere(cmd.Argv, err))
 		}
 		x := &execution{user: user, env: c.environment(cmd.Env), workdir: c.Workdir, stdin: cmd.Stdin}
 		if cmd.Workdir != "" {
@@ -272,6 +272,12 @@ func (e *FakeEngine) Run(ctx context.Context, id string, cmd runtime.Command) (r
 		}
 		return result, problem.New(problem.CommandTimeout, "the command did not end within %s and was killed", cmd.Timeout)
 	}
+}
+
+// notThere tells what a runtime says of a program that it does not find.
+func notThere(argv []string, err error) error {
+	return problem.New(problem.CommandNotFound, "the command %q is not there", argv[0]).
+		WithTold(fmt.Errorf("OCI runtime exec failed: exec failed: %w", err))
 }
 
 func limit(data []byte, most int) ([]byte, bool) {
