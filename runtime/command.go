@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
 // Limits of RunCommand.
@@ -61,4 +63,10 @@ func (m *Manager) RunCommand(ctx context.Context, req CommandRequest) (CommandRe
 		return result, fmt.Errorf("run command in environment %s: %w", env.ID, err)
 	}
 	return result, nil
+}
+
+// TooLong is FIELD_INVALID of a command that no kernel starts.
+func TooLong() *problem.Problem {
+	return problem.New(problem.FieldInvalid, "the arguments and variables of the command are longer than the kernel takes: argument list too long").
+		WithField("argv").WithHint("Linux takes 128 KiB in one, and about 2 MiB in all: use standard input, a file, or several commands")
 }

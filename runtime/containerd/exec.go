@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime"
@@ -51,6 +53,9 @@ func (e *Engine) exec(parent context.Context, id string, cmd runtime.Command) (r
 	}
 	process, err := e.processSpec(ctx, id, &cmd)
 	if err != nil {
+		return result, commandEnd(parent, ctx, &cmd, err)
+	}
+	if err := e.fits(ctx, id, process); err != nil {
 		return result, commandEnd(parent, ctx, &cmd, err)
 	}
 	x := execution{engine: e, id: id, exec: e.execID("run", id), stdin: newSource(cmd.Stdin)}
@@ -122,6 +127,9 @@ func (e *Engine) processSpec(ctx context.Context, id string, cmd *runtime.Comman
 // execProblem finds out why a command did not start.
 func (e *Engine) execProblem(ctx context.Context, id string, cmd *runtime.Command, err error) error {
 	text := err.Error()
+	if tooLong(err) {
+		return runtime.TooLong().WithTold(err)
+	}
 	if strings.Contains(text, "exec: ") && !strings.Contains(text, `exec: "runc"`) || strings.Contains(text, "executable file not found") ||
 		strings.Contains(text, "exec "+cmd.Argv[0]+":") {
 		return problem.New(problem.CommandNotFound, "the command cannot be run: %s", said(err)).WithField("argv").
@@ -149,6 +157,44 @@ func (e *Engine) execProblem(ctx context.Context, id string, cmd *runtime.Comman
 		return p
 	}
 	return err
+}
+
+// tooLong says whether a shim cannot be told of a command: it takes 4 MiB in a
+// message, which JSON may exceed where the kernel would not refuse the command.
+func tooLong(err error) bool {
+	return strings.Contains(err.Error(), "exceed maximum message size")
+}
+
+// fits refuses what the kernel would. runc learns of that when the command has
+// been started as far as anybody can see, and leaves a line on the command's
+// standard error and the exit code 1, which may be a command's own.
+func (e *Engine) fits(ctx context.Context, id string, process *specs.Process) error {
+	const least = 128 << 10 // ARG_MAX, which all limits allow
+	all := uint64(0)
+	for _, list := range [][]string{process.Args, process.Env} {
+		for _, text := range list {
+			if len(text) >= 32*os.Getpagesize() { // MAX_ARG_STRLEN, with the NUL
+				return runtime.TooLong()
+			}
+			all += uint64(len(text)) + 1 + 8 // the pointer to it
+		}
+	}
+	if all <= least {
+		return nil
+	}
+	// The command gets the limits of the first process, which may be any.
+	first, err := e.task(ctx, id)
+	if err != nil {
+		return err
+	}
+	var stack unix.Rlimit
+	if unix.Prlimit(int(first.Pid), unix.RLIMIT_STACK, nil, &stack) != nil {
+		return nil // it has ended; the start says so
+	}
+	if all > max(least, min(stack.Cur/4, 6<<20)) {
+		return runtime.TooLong()
+	}
+	return nil
 }
 
 // starting holds up who pauses a container until started is called: a runtime that

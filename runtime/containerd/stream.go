@@ -46,6 +46,9 @@ func (e *Engine) stream(parent context.Context, id string, p *runtime.Process, s
 	if err != nil {
 		return exit, err
 	}
+	if err := e.fits(parent, id, process); err != nil {
+		return exit, err
+	}
 	if p.Terminal != nil {
 		process.Terminal = true
 		process.ConsoleSize = &specs.Box{Width: uint(p.Terminal.Columns), Height: uint(p.Terminal.Rows)}

@@ -264,7 +264,23 @@ func testRunRefuses(t *testing.T, s *suite) {
 		_, err := s.Engine.Run(t.Context(), c.ID, runtime.Command{Argv: argv, Timeout: time.Minute})
 		wantReason(t, "run "+argv[0], err, problem.CommandNotFound)
 	}
-	_, err := s.Engine.Run(t.Context(), c.ID, runtime.Command{Argv: []string{"true"}, User: "nobody-here"})
+	// Many arguments are no fault; what the kernel does not take is.
+	many := slices.Repeat([]string{"x"}, 20_000)
+	result, err := s.Engine.Run(t.Context(), c.ID, runtime.Command{Argv: append([]string{"testprog", "echo"}, many...), Timeout: time.Minute, OutputLimit: 1 << 20})
+	if err != nil || len(result.Stdout) != 2*len(many) {
+		t.Errorf("run with %d arguments: %d bytes, %v", len(many), len(result.Stdout), err)
+	}
+	for what, argv := range map[string][]string{
+		"one argument": {"true", strings.Repeat("x", 128<<10)},
+		"7 MiB":        append([]string{"true"}, slices.Repeat([]string{strings.Repeat("x", 100<<10)}, 70)...),
+	} {
+		_, err := s.Engine.Run(t.Context(), c.ID, runtime.Command{Argv: argv, Timeout: time.Minute})
+		wantReason(t, "run with too long arguments, "+what, err, problem.FieldInvalid)
+		if p := problem.Of(err); p != nil && (p.Field != "argv" || !strings.HasSuffix(p.Said(), "argument list too long")) {
+			t.Errorf("run with too long arguments, %s: %q, %s", what, p.Field, p.Said())
+		}
+	}
+	_, err = s.Engine.Run(t.Context(), c.ID, runtime.Command{Argv: []string{"true"}, User: "nobody-here"})
 	wantReason(t, "run as nobody", err, problem.UserNotFound)
 }
 

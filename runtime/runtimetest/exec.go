@@ -185,7 +185,9 @@ func testExecRefuses(t *testing.T, s *suite) {
 		_, err := s.executor(t).Exec(t.Context(), c.ID, runtime.Process{Argv: []string{"/bin/absent"}, Terminal: terminal}, streams())
 		wantReason(t, "absent program", err, problem.CommandNotFound)
 	}
-	_, err := s.executor(t).Exec(t.Context(), c.ID, runtime.Process{Argv: []string{"true"}, User: "nobody-here"}, streams())
+	_, err := s.executor(t).Exec(t.Context(), c.ID, runtime.Process{Argv: []string{"true", strings.Repeat("x", 128<<10)}}, streams())
+	wantReason(t, "too long an argument", err, problem.FieldInvalid)
+	_, err = s.executor(t).Exec(t.Context(), c.ID, runtime.Process{Argv: []string{"true"}, User: "nobody-here"}, streams())
 	wantReason(t, "unknown user", err, problem.UserNotFound)
 	if _, err := s.Engine.Stop(t.Context(), c.ID, 30*time.Second); err != nil {
 		t.Fatal(err)

@@ -39,6 +39,9 @@ func (e *FakeEngine) Exec(ctx context.Context, id string, p runtime.Process, str
 		if args, err = program(p.Argv); err != nil {
 			return fmt.Errorf("run in container %s: %w", id, notThere(p.Argv, err))
 		}
+		if tooLong(p.Argv) {
+			return fmt.Errorf("run in container %s: %w", id, runtime.TooLong())
+		}
 		x = &execution{user: user, env: c.environment(p.Env), workdir: c.Workdir}
 		if p.Workdir != "" {
 			x.workdir = p.Workdir

@@ -223,6 +223,9 @@ func (e *FakeEngine) Run(ctx context.Context, id string, cmd runtime.Command) (r
 		if err != nil {
 			return fmt.Errorf("run in container %s: %w", id, notThere(cmd.Argv, err))
 		}
+		if tooLong(cmd.Argv) {
+			return fmt.Errorf("run in container %s: %w", id, runtime.TooLong())
+		}
 		x := &execution{user: user, env: c.environment(cmd.Env), workdir: c.Workdir, stdin: cmd.Stdin}
 		if cmd.Workdir != "" {
 			x.workdir = cmd.Workdir
@@ -278,6 +281,19 @@ func (e *FakeEngine) Run(ctx context.Context, id string, cmd runtime.Command) (r
 func notThere(argv []string, err error) error {
 	return problem.New(problem.CommandNotFound, "the command %q is not there", argv[0]).
 		WithTold(fmt.Errorf("OCI runtime exec failed: exec failed: %w", err))
+}
+
+// tooLong tells what Linux does not take: 128 KiB in one argument, and with 8 MiB
+// of stack 2 MiB in all.
+func tooLong(argv []string) bool {
+	all := 0
+	for _, argument := range argv {
+		if len(argument) >= 128<<10 {
+			return true
+		}
+		all += len(argument) + 1 + 8
+	}
+	return all > 2<<20
 }
 
 func limit(data []byte, most int) ([]byte, bool) {
