@@ -42,7 +42,7 @@ func (a *app) dial() (*clients, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := connect.NewClient(connecthttp.NewTransport(client, base, connecthttp.WithReadMaxBytes(maxAnswer)))
+	c := connect.NewClient(connecthttp.NewTransport(client, base, connecthttp.WithReadMaxBytes(maxAnswer)), onlyUTF8)
 	return &clients{
 		environments: remotegpuv1connect.NewEnvironmentServiceClient(c),
 		operations:   remotegpuv1connect.NewOperationServiceClient(c),

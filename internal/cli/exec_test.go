@@ -184,3 +184,29 @@ func TestExecStream(t *testing.T) {
 		t.Errorf("the default of --timeout is not clear:\n%s", stdout)
 	}
 }
+
+// Linux takes any bytes as arguments and values; the API does not.
+func TestStringsThatAreNotUTF8(t *testing.T) {
+	f := newFake(t)
+	for _, test := range []struct {
+		args     []string
+		code     int
+		contains []string
+	}{
+		{[]string{"env", "exec", "demo", "--", "rm", "caf\xe9"}, 125, []string{`the argument "caf\xe9" is not UTF-8`, "field start.argv[1]", "printf"}},
+		{[]string{"env", "exec", "--unary", "demo", "--", "rm", "caf\xe9"}, 125, []string{`the argument "caf\xe9" is not UTF-8`, "field argv[1]", "printf"}},
+		{[]string{"env", "create", "x", "--image", "img", "--", "rm", "caf\xe9"}, 2, []string{`the argument "caf\xe9" is not UTF-8`, "field spec.command[1]", "printf"}},
+		{[]string{"env", "exec", "demo", "-e", "KEY=caf\xe9", "--", "rm"}, 125, []string{`start.env["KEY"] is not UTF-8`, "write it in UTF-8"}},
+	} {
+		f.last = nil
+		code, _, stderr := f.run(t, test.args...)
+		if code != test.code || f.last != nil || strings.Contains(stderr, "marshal") {
+			t.Errorf("%q: %d, sent %v, %s", test.args, code, f.last, stderr)
+		}
+		for _, text := range test.contains {
+			if !strings.Contains(stderr, text) {
+				t.Errorf("%q: no %s in %s", test.args, text, stderr)
+			}
+		}
+	}
+}
