@@ -207,12 +207,42 @@ func TestWireJSON(t *testing.T) {
 		if ran.ExitCode != 7 {
 			t.Errorf("%s: exit code %d", at, ran.ExitCode)
 		}
+		wireUnfinished(t, n, "web-"+at, args)
 		for _, name := range []string{"web-" + at, "other-" + at} {
 			n.call(t, "EnvironmentService/DeleteEnvironment", `{"environment":"`+name+`","force":true,"timeout":"0s","wait":"60s"}`, nil, args...)
 		}
 		n.NothingLeft(t)
 	}
 	t.Run("gRPC", func(t *testing.T) { wireGRPC(t, n) })
+}
+
+// wireUnfinished reads what a command wrote before its timeout as the reference
+// of the API says.
+func wireUnfinished(t *testing.T, n *Node, name string, args []string) {
+	t.Helper()
+	answer := n.curl(t, "EnvironmentService/RunCommand",
+		`{"environment":"`+name+`","argv":["testprog","echo","important",";","stderr","why",";","sleep"],"timeout":"1s"}`, args...)
+	var failure struct {
+		Details []struct {
+			Type, Value string
+			Debug       struct {
+				ExitCode       int `json:"exitCode"`
+				Stdout, Stderr []byte
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(answer.Body), &failure); err != nil || answer.Reason != "COMMAND_TIMEOUT" {
+		t.Errorf("a command over its time: %v, %s", err, answer.Body)
+	}
+	for _, detail := range failure.Details {
+		if detail.Type == "remotegpu.v1.RunCommandResponse" {
+			if string(detail.Debug.Stdout) != "important\n" || string(detail.Debug.Stderr) != "why\n" || detail.Debug.ExitCode != 137 || detail.Value == "" {
+				t.Errorf("what a command wrote before its timeout: %+v", detail)
+			}
+			return
+		}
+	}
+	t.Errorf("what a command wrote before its timeout is no detail: %s", answer.Body)
 }
 
 // grpc runs grpcurl or buf in the node's network namespace.
