@@ -49,7 +49,7 @@ func gives(dir string, bytes int64) bool {
 	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_WRONLY|unix.O_CLOEXEC, 0o600)
 	if err == nil {
 		file := os.NewFile(uintptr(fd), dir)
-		defer file.Close()
+		defer file.Close() //nolint:errcheck // it has no name and nothing in it
 		err = unix.EINTR
 		for errors.Is(err, unix.EINTR) {
 			err = unix.Fallocate(fd, 0, 0, max(bytes, 1))

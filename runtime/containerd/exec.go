@@ -188,10 +188,8 @@ func (e *Engine) fits(ctx context.Context, id string, process *specs.Process) er
 		return err
 	}
 	var stack unix.Rlimit
-	if unix.Prlimit(int(first.Pid), unix.RLIMIT_STACK, nil, &stack) != nil {
-		return nil // it has ended; the start says so
-	}
-	if all > max(least, min(stack.Cur/4, 6<<20)) {
+	known := unix.Prlimit(int(first.Pid), unix.RLIMIT_STACK, nil, &stack) == nil // otherwise it has ended, and the start says so
+	if known && all > max(least, min(stack.Cur/4, 6<<20)) {
 		return runtime.TooLong()
 	}
 	return nil
