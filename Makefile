@@ -79,7 +79,7 @@ test: build ## Run the CI tier: unit, root and end-to-end tests
 	tools/install.sh containerd buildkit nvidia
 	test/browser/fetch.sh
 	# The longest first, so that it does not run alone in the end.
-	REMOTEGPU_TEST=$(NEEDS) go test -race -shuffle=on -p 2 -timeout 20m ./test/e2e ./runtime/containerd ./...
+	REMOTEGPU_TEST=$(NEEDS) go test -race -shuffle=on -p 2 -timeout 30m ./test/e2e ./runtime/containerd ./...
 
 .PHONY: test-unit
 test-unit: check-go ## Run the tests that need nothing

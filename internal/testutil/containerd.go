@@ -192,7 +192,7 @@ func (d *ContainerdDaemon) Log() string {
 	return string(data[max(0, len(data)-8192):])
 }
 
-// Leftovers names every container, snapshot above the images', shim, mount
+// Leftovers names every container, snapshot above the images', lease, shim, mount
 // and cgroup there is. A shim is a process of its own that ends when containerd
 // has answered for its task already, and is given the time for it.
 func (d *ContainerdDaemon) Leftovers(tb testing.TB) []string {
@@ -208,8 +208,8 @@ func (d *ContainerdDaemon) Leftovers(tb testing.TB) []string {
 			left = append(left, "snapshot "+fields[0])
 		}
 	}
-	if out := d.Ctr(tb, "leases", "ls", "-q"); out != "" {
-		left = append(left, "lease "+out)
+	for _, lease := range d.leases(tb) {
+		left = append(left, "lease "+lease)
 	}
 	if len(left) == 0 {
 		for until := time.Now().Add(5 * time.Second); len(d.shims()) > 0 && time.Now().Before(until); {
@@ -228,6 +228,19 @@ func (d *ContainerdDaemon) Leftovers(tb testing.TB) []string {
 		if filepath.Base(dir) != filepath.Base(d.Cgroup) {
 			left = append(left, "cgroup "+dir)
 		}
+	}
+	return left
+}
+
+// leases are those that stay: one that an engine has containerd collect with is
+// there for a moment, a second after something was removed.
+func (d *ContainerdDaemon) leases(tb testing.TB) []string {
+	tb.Helper()
+	list := func() []string { return strings.Fields(d.Ctr(tb, "leases", "ls", "-q")) }
+	left := list()
+	for until := time.Now().Add(2 * time.Second); len(left) > 0 && time.Now().Before(until); time.Sleep(50 * time.Millisecond) {
+		now := list()
+		left = slices.DeleteFunc(left, func(lease string) bool { return !slices.Contains(now, lease) })
 	}
 	return left
 }

@@ -3,7 +3,6 @@ package e2e_test
 import (
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -109,7 +108,8 @@ func TestNodesBesideEachOther(t *testing.T) {
 	second.Must(t, "env", "rm", "--force", "two")
 	runs("the other is deleted", first, one)
 
-	// Who insists takes the network of what runs, and a restart brings it back.
+	// Who insists takes the network of what runs, and the node brings it back: the
+	// processes still have their namespace.
 	unclaim(t, containerd.Cgroup)
 	first.Stop(t, syscall.SIGTERM)
 	if said, code := first.remotegpud(t, "cleanup", "--force"); code != 0 {
@@ -120,11 +120,7 @@ func TestNodesBesideEachOther(t *testing.T) {
 	}
 	unclaim(t, containerd.Cgroup)
 	first.Run(t)
-	if !slices.ContainsFunc(first.reconcile(t), func(f finding) bool { return f.Kind == "network" && f.Environment == one.ID }) {
-		t.Error("that it has no network is not told")
-	}
-	first.Must(t, "env", "restart", "one")
-	Eventually(t, "it to answer after a restart", func() bool {
+	Eventually(t, "it to answer again", func() bool {
 		answer, err := first.Ask(t, 15000)
 		return err == nil && strings.HasPrefix(answer, "one ")
 	})
