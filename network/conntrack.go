@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/internal/cleanup"
+	"github.com/remotegpu/remotegpu/internal/tick"
 	"github.com/remotegpu/remotegpu/network/firewall"
 	"github.com/remotegpu/remotegpu/network/port"
 )
@@ -202,7 +203,7 @@ func (n *Networks) forgetIn(ctx context.Context, families []netlink.InetFamily, 
 	}
 	var err error
 	for try := range forgetTries {
-		if try > 0 && !pause(ctx, forgetPause) {
+		if try > 0 && !tick.Pause(ctx, forgetPause) {
 			break
 		}
 		var again []netlink.InetFamily

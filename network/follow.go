@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/remotegpu/remotegpu/internal/tick"
 )
 
 // settleTime is how long changes of addresses and routes are gathered: a network that
@@ -21,7 +23,7 @@ func (n *Networks) followAddresses(ctx context.Context) {
 			return
 		}
 		n.cfg.Log.WarnContext(ctx, "the host's addresses are not watched; it is tried again", "error", err)
-		if !pause(ctx, retryLast) {
+		if !tick.Pause(ctx, retryLast) {
 			return
 		}
 	}
@@ -63,7 +65,7 @@ func (n *Networks) watchAddresses(ctx context.Context) error {
 				continue
 			}
 		}
-		if !pause(ctx, settleTime) {
+		if !tick.Pause(ctx, settleTime) {
 			return ctx.Err()
 		}
 		for len(updates) > 0 {

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/internal/tick"
 )
 
 const (
@@ -32,7 +34,7 @@ func (h *healer) followBridges(ctx context.Context) {
 				return
 			}
 			h.networks.cfg.Log.WarnContext(ctx, "the bridges of environments are not watched; it is tried again", "error", err)
-			if !pause(ctx, retryLast) {
+			if !tick.Pause(ctx, retryLast) {
 				return
 			}
 		}
@@ -43,7 +45,7 @@ func (h *healer) followBridges(ctx context.Context) {
 			return
 		case <-h.damaged:
 		}
-		if !pause(ctx, bridgeSettleTime) || !pause(ctx, h.bridgePace.wait(time.Now())) {
+		if !tick.Pause(ctx, bridgeSettleTime) || !tick.Pause(ctx, h.bridgePace.wait(time.Now())) {
 			return
 		}
 		h.healBridges(ctx)

@@ -180,7 +180,7 @@ func (h *healer) followRules(ctx context.Context) {
 		h.mu.Lock()
 		h.watch = ""
 		h.mu.Unlock()
-		if !pause(ctx, retryLast) {
+		if !tick.Pause(ctx, retryLast) {
 			return
 		}
 		h.heal(ctx, nil) // what happened meanwhile nobody told
@@ -277,7 +277,7 @@ func (h *healer) followFailures(ctx context.Context) {
 			return
 		case <-h.kicked:
 		}
-		if !pause(ctx, retryFirst) {
+		if !tick.Pause(ctx, retryFirst) {
 			return
 		}
 		h.settle(ctx)
@@ -304,7 +304,7 @@ func (h *healer) settle(ctx context.Context) {
 func (h *healer) heal(ctx context.Context, by []string) {
 	h.working.Lock()
 	defer h.working.Unlock()
-	if !pause(ctx, h.pace.wait(time.Now())) {
+	if !tick.Pause(ctx, h.pace.wait(time.Now())) {
 		return
 	}
 	h.awaitFirewalld(ctx, by)
@@ -327,7 +327,7 @@ func (h *healer) mend(ctx context.Context, by []string) (mended []string, done b
 			return mended, true
 		}
 		h.networks.cfg.Log.WarnContext(ctx, "the host's rules cannot be mended or changed; it is tried again", "by", by, "error", err)
-		if !pause(ctx, retry) {
+		if !tick.Pause(ctx, retry) {
 			return nil, false
 		}
 	}
@@ -358,19 +358,4 @@ func (h *healer) note(ctx context.Context, repair Repair) {
 	h.mu.Unlock()
 	h.networks.forgetStrayed(ctx)
 	h.networks.endRefused(ctx)
-}
-
-// pause waits; it is false when ctx ends first.
-func pause(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/remotegpu/remotegpu/internal/tick"
 )
 
 // withoutRules6 takes IPv6 from a bridge that was given it while its rules
@@ -39,7 +41,7 @@ func (h *healer) followIPv6(ctx context.Context) {
 		}
 		retry := retryFirst
 		for until := time.Now().Add(again6); time.Now().Before(until); retry = min(2*retry, retryLast) {
-			if !pause(ctx, retry) {
+			if !tick.Pause(ctx, retry) {
 				return
 			}
 			if h.recover6(ctx) {

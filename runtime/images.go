@@ -87,8 +87,9 @@ func idsOf(envs []*Environment) []string {
 }
 
 // DeleteImage removes an image that no environment was made from and that is
-// not pinned, or one of its names that none of those was made from it by. With force it removes one that environments were made from: they
-// keep their layers. IMAGE_NOT_FOUND, IMAGE_IN_USE, IMAGE_PINNED.
+// not pinned, or one of its names that none of those was made from it by. With
+// force it removes one that environments were made from: they keep their
+// layers. IMAGE_NOT_FOUND, IMAGE_IN_USE, IMAGE_PINNED.
 func (m *Manager) DeleteImage(ctx context.Context, reference string, force bool) (string, error) {
 	name, err := normalize(reference, "reference")
 	if err != nil {

@@ -1,6 +1,7 @@
 // Package tick has whatever looks at something now and then do so at the same
 // moments. Waking an idle process costs more than most looks do, so five looks
-// at one moment are cheaper than one look at five moments.
+// at one moment are cheaper than one look at five moments. It has the wait for
+// anything else, too.
 package tick
 
 import (
@@ -23,8 +24,14 @@ func until(now time.Time, period time.Duration) time.Duration {
 
 // Wait blocks until the next moment that is a multiple of period, and is false
 // when ctx ends first.
-func Wait(ctx context.Context, period time.Duration) bool {
-	timer := time.NewTimer(Until(period))
+func Wait(ctx context.Context, period time.Duration) bool { return Pause(ctx, Until(period)) }
+
+// Pause blocks for a while, and is false when ctx ends first.
+func Pause(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/remotegpu/remotegpu/internal/tick"
 )
 
 // maxSockets is how many UDP sockets share an address by default: the kernel
@@ -180,7 +182,7 @@ func (l *Listener) serveUDP(ctx context.Context, conn *net.UDPConn, work *sync.W
 		if err != nil {
 			// Such as no memory: the next one may fare better.
 			l.server.cfg.Log.DebugContext(ctx, "a DNS question was not read", "error", err)
-			pause(ctx, time.Millisecond)
+			tick.Pause(ctx, time.Millisecond)
 			continue
 		}
 		answer, later := l.server.handle(&q, message[:size], out[:0], asker{from.Addr().Unmap(), l.ours}, false)
@@ -199,15 +201,5 @@ func (l *Listener) serveUDP(ctx context.Context, conn *net.UDPConn, work *sync.W
 func (l *Listener) send(ctx context.Context, conn *net.UDPConn, answer []byte, to netip.AddrPort) {
 	if _, err := conn.WriteToUDPAddrPort(answer, to); err != nil && ctx.Err() == nil {
 		l.server.cfg.Log.DebugContext(ctx, "a DNS answer was not sent", "to", to, "error", err)
-	}
-}
-
-// pause waits a while, or until ctx ends.
-func pause(ctx context.Context, duration time.Duration) {
-	timer := time.NewTimer(duration)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
 	}
 }

@@ -9,6 +9,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/remotegpu/remotegpu/internal/tick"
 )
 
 // serveTCP accepts connections, of each client and of all together up to a
@@ -22,7 +24,7 @@ func (l *Listener) serveTCP(ctx context.Context, work *sync.WaitGroup) error {
 		if err != nil {
 			// Such as no descriptor left: wait for one.
 			l.server.cfg.Log.DebugContext(ctx, "a DNS connection was not accepted", "error", err)
-			pause(ctx, 10*time.Millisecond)
+			tick.Pause(ctx, 10*time.Millisecond)
 			continue
 		}
 		from := asker{addressOf(conn.RemoteAddr()).Addr(), l.ours}
