@@ -2,6 +2,7 @@ package network_test
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -140,6 +141,10 @@ func besideContainer(t *testing.T, l *lab, docker string) {
 	testutil.Sh(t, docker+"run -d --name neighbour -p 18080:80 neighbour /"+filepath.Base(testutil.TestProgram(t))+" banner :80 container")
 	defer testutil.Sh(t, docker+"rm -f neighbour")
 	container := testutil.Sh(t, docker+"inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' neighbour")
+	around, err := netip.MustParseAddr(container).Prefix(16)
+	if err != nil {
+		t.Fatal(err)
+	}
 	runtimetest.Eventually(t, "the container answers", func() bool {
 		_, err := l.host.Ask(t, "tcp", container+":80", quiet)
 		return err == nil
@@ -152,7 +157,7 @@ func besideContainer(t *testing.T, l *lab, docker string) {
 		publicly bool // so is its published port
 	}{
 		{"egress none", policy.Policy{Egress: policy.None}, false, false},
-		{"an allow-list with its network", policy.Policy{Egress: policy.AllowList, Allow: destinations(t, container+"/16")}, true, false},
+		{"an allow-list with its network", policy.Policy{Egress: policy.AllowList, Allow: destinations(t, around.String())}, true, false},
 		{"an allow-list with the host's address", policy.Policy{Egress: policy.AllowList, Allow: destinations(t, hostIP)}, false, true},
 		{"open", policy.Policy{}, false, false}, // its network is a private one
 	} {
