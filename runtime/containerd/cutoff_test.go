@@ -105,9 +105,13 @@ func cutSnapshot(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.
 	}
 }
 
+// loadTimeout is how long a containerd that starts waits for a shim
+// (io.containerd.timeout.shim.load) before it gives that up and ends what it runs.
+const loadTimeout = 5 * time.Second
+
 // cutCopy has the copy of a running container's layer cut off. It is false when
-// there is no such container any more: a containerd that starts gives shims up
-// that do not answer within five seconds, and ends what they run.
+// there is no such container any more because containerd gave its shim up, which
+// takes it loadTimeout.
 func cutCopy(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.Engine, one runtime.Container, restart, back func()) bool {
 	before := givenUp(t, d)
 	start(t, engine, one)
@@ -118,7 +122,12 @@ func cutCopy(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.Engi
 	if err := os.WriteFile(filepath.Join(root(t, engine, "one"), "large"), large, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cut := sync.OnceFunc(restart)
+	var took time.Duration
+	cut := sync.OnceFunc(func() {
+		begin := time.Now()
+		restart()
+		took = time.Since(begin)
+	})
 	_, err := engine.CopyLayer(t.Context(), "one", "cut", func(at operation.Progress) {
 		if at.Step == "copying" && at.Done > 0 {
 			cut()
@@ -127,7 +136,8 @@ func cutCopy(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.Engi
 	wantReason(t, "copy", err, problem.ContainerdDown)
 	back()
 	status, err := engine.Status(t.Context(), "one")
-	if err == nil && !status.Running && givenUp(t, d) > before {
+	if err == nil && !status.Running && took >= loadTimeout && givenUp(t, d) > before {
+		t.Logf("containerd gave the shim up: it started for %s", took)
 		if err := engine.Delete(t.Context(), "one"); err != nil {
 			t.Fatal(err)
 		}
@@ -139,7 +149,7 @@ func cutCopy(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.Engi
 	return true
 }
 
-// givenUp is how many shims containerd has given up.
+// givenUp is of how many shims containerd says that they are dead.
 func givenUp(t *testing.T, d *testutil.ContainerdDaemon) int {
 	t.Helper()
 	log, err := os.ReadFile(filepath.Join(d.Dir, "log"))
