@@ -73,9 +73,10 @@ func (n *Networks) setSpeeds(ctx context.Context, envID string, wanted speeds) e
 
 // restoreBandwidth sets the limits of environments again that have some, and
 // takes those that are left because it failed when they were lifted. What was
-// changed so recently that the caller may not have known outweighs the list.
-func (n *Networks) restoreBandwidth(ctx context.Context, policies []policy.Declared) error {
-	limited, err := limitedLinks()
+// changed so recently that the caller may not have known outweighs the list. links
+// are ours.
+func (n *Networks) restoreBandwidth(ctx context.Context, policies []policy.Declared, links []hostLink) error {
+	limited, err := limitedAmong(links)
 	if err != nil {
 		return failed("look at limits of bandwidth", err)
 	}
@@ -109,13 +110,9 @@ func (n *Networks) restoreLimits(ctx context.Context, declared *policy.Declared)
 	return n.setSpeeds(ctx, declared.EnvID, wanted)
 }
 
-// limitedLinks are our interfaces of the host that limit what passes: with a
+// limitedAmong are the interfaces among some that limit what passes: with a
 // bucket, or made for one.
-func limitedLinks() (map[string]bool, error) {
-	links, err := ours()
-	if err != nil {
-		return nil, err
-	}
+func limitedAmong(links []hostLink) (map[string]bool, error) {
 	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -78,12 +77,8 @@ func list(six bool) (*lists, error) {
 }
 
 // look looks at all bridges at once, by environment, at what they have of IPv6
-// if it is asked for, and names those that are gone.
-func (n *Networks) look(six bool) (map[string]bridge, error) {
-	links, err := ours()
-	if err != nil {
-		return nil, err
-	}
+// if it is asked for, and names those that are gone. links are ours.
+func (n *Networks) look(links []hostLink, six bool) (map[string]bridge, error) {
 	all, err := list(six)
 	if err != nil {
 		return nil, err
@@ -99,8 +94,8 @@ func (n *Networks) look(six bool) (map[string]bridge, error) {
 	n.mu.Unlock()
 	found := make(map[string]bridge)
 	for _, link := range links {
-		envID, named := strings.CutPrefix(link.Attrs().Alias, aliasPrefix)
-		if !named || link.Type() != "bridge" {
+		envID, ok := bridgeOf(link)
+		if !ok {
 			continue
 		}
 		names := n.names(envID)

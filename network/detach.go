@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -182,58 +180,6 @@ func (n *Networks) remove(ctx context.Context, envID string) error {
 	return fault.Point(ctx, "network namespace removed")
 }
 
-// Attached lists the environments that have a network or a part of one, which
-// a crash may leave, sorted; not those that Detach is about to remove. unpinned
-// are those of them that have interfaces and no file in NetNSDir. That file is
-// made before all else and goes after it, so they are another node's, or somebody
-// has removed the directory.
-func (n *Networks) Attached(context.Context) (attached, unpinned []string, err error) {
-	links, err := ours() // before the files: one comes before its interfaces and goes after
-	if err != nil {
-		return nil, nil, failed("list networks", err)
-	}
-	entries, err := os.ReadDir(n.cfg.NetNSDir)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, nil, failed("list networks", err)
-	}
-	pinned := make(map[string]bool, len(entries)) // whether, by environment
-	for _, link := range links {
-		if envID, ok := strings.CutPrefix(link.Attrs().Alias, aliasPrefix); ok {
-			pinned[envID] = false
-		}
-	}
-	for _, entry := range entries {
-		pinned[entry.Name()] = true
-	}
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	for _, envID := range slices.Sorted(maps.Keys(pinned)) {
-		if n.removing[envID] {
-			continue
-		}
-		attached = append(attached, envID)
-		if !pinned[envID] {
-			unpinned = append(unpinned, envID)
-		}
-	}
-	return attached, unpinned, nil
-}
-
-// ours returns the host's links that have our names and are of our kinds and
-// not somebody else's by their alias. It is empty where a crash left one.
-func ours() ([]netlink.Link, error) {
-	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("open netlink: %w", err)
-	}
-	defer host.Close()
-	all, err := dump(host.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
-	}
-	return slices.DeleteFunc(all, func(link netlink.Link) bool { return !isOurs(link) }), nil
-}
-
 // Links are the names of the interfaces of environments in the network that the
 // process is in, whichever node made them.
 func Links() ([]string, error) {
@@ -266,7 +212,7 @@ func (n *Networks) CleanUp(ctx context.Context) error {
 	n.routed6.Store(false)
 	// While the rules still keep the host's networks apart.
 	errs := []error{n.forward4.switchOff(ctx), n.forward6.switchOff(ctx), n.leaveRanges6(ctx, netip.Prefix{}), n.removeRules(ctx), leaveRanges4(netip.Prefix{}), n.unreserve(ctx), distrustBridges(ctx)}
-	attached, _, err := n.Attached(ctx)
+	attached, err := n.attached()
 	errs = append(errs, err)
 	for _, envID := range attached {
 		errs = append(errs, n.remove(ctx, envID))

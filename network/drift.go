@@ -4,10 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
-	"os"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -28,7 +25,11 @@ func (n *Networks) Drift(ctx context.Context, published []port.Published, polici
 		return nil, failed("compare the host's rules", err)
 	}
 	desired := firewall.Desired{Surroundings: around}
-	all, err := n.wanted(ctx, published, policies)
+	links, err := ours()
+	if err != nil {
+		return nil, failed("compare the host's rules", err)
+	}
+	all, err := n.wanted(ctx, published, policies, links)
 	if err != nil {
 		return nil, fmt.Errorf("compare the host's rules: %w", err)
 	}
@@ -55,7 +56,7 @@ func (n *Networks) Drift(ctx context.Context, published []port.Published, polici
 	for _, name := range differs {
 		drift = append(drift, port.Drift{Name: name, Message: "it is not as it was declared"})
 	}
-	bridges, err := n.bridgeDrift(ctx)
+	bridges, err := n.bridgeDrift(ctx, links)
 	if err != nil {
 		return nil, failed("compare the bridges of environments", err)
 	}
@@ -66,10 +67,10 @@ func (n *Networks) Drift(ctx context.Context, published []port.Published, polici
 	return drift, nil
 }
 
-// bridgeDrift names the environments whose bridge lacks something.
-func (n *Networks) bridgeDrift(ctx context.Context) (drift []port.Drift, err error) {
+// bridgeDrift names the environments whose bridge lacks something. links are ours.
+func (n *Networks) bridgeDrift(ctx context.Context, links []hostLink) (drift []port.Drift, err error) {
 	six := n.HasIPv6()
-	there, err := n.look(six)
+	there, err := n.look(links, six)
 	if err != nil {
 		return nil, err
 	}
@@ -176,97 +177,4 @@ func (p *publisher) merged(all map[string]publication) map[string]publication {
 		}
 	}
 	return merged
-}
-
-// Occupied tells the slots of the networks that there are, by environment. A
-// network whose bridge has no address of the range is left out: it carries no
-// traffic.
-func (n *Networks) Occupied(context.Context) (map[string]int, error) {
-	links, err := ours()
-	if err != nil {
-		return nil, failed("list networks", err)
-	}
-	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, failed("open netlink", err)
-	}
-	defer host.Close()
-	addresses, err := dump(func() ([]netlink.Addr, error) { return host.AddrList(nil, netlink.FAMILY_V4) })
-	if err != nil {
-		return nil, failed("list addresses", err)
-	}
-	slots := make(map[string]int)
-	for _, link := range links {
-		envID, named := strings.CutPrefix(link.Attrs().Alias, aliasPrefix)
-		if !named || link.Type() != "bridge" {
-			continue
-		}
-		for i := range addresses {
-			if addresses[i].LinkIndex != link.Attrs().Index {
-				continue
-			}
-			if gateway, ok := netip.AddrFromSlice(addresses[i].IP.To4()); ok && n.cfg.Range.Contains(gateway) {
-				slots[envID] = n.slotOf(gateway)
-			}
-		}
-	}
-	return slots, nil
-}
-
-// slotOf is the slot whose network has an address of the range.
-func (n *Networks) slotOf(address netip.Addr) int {
-	base, own := n.cfg.Range.Addr().As4(), address.As4()
-	number := func(a [4]byte) uint32 { return uint32(a[0])<<24 | uint32(a[1])<<16 | uint32(a[2])<<8 | uint32(a[3]) }
-	return int(number(own)-number(base)) / slotSize
-}
-
-// Strays lists interfaces that have our names and kinds and belong to no
-// environment: no alias says whose they are, and there is no namespace of an
-// environment that would have such a name.
-func (n *Networks) Strays(context.Context) ([]string, error) {
-	// A namespace's file is made before the interfaces and removed after them.
-	// Whoever makes or removes some now has had the file when it is looked for,
-	// or has removed the interface.
-	links, err := ours()
-	if err != nil {
-		return nil, failed("list networks", err)
-	}
-	entries, err := os.ReadDir(n.cfg.NetNSDir)
-	if err != nil && !os.IsNotExist(err) {
-		return nil, failed("list networks", err)
-	}
-	known := make(map[string]bool, 3*len(entries))
-	for _, entry := range entries {
-		names := n.names(entry.Name())
-		known[names.bridge], known[names.veth], known[names.ifb] = true, true, true
-	}
-	var strays []string
-	for _, link := range links {
-		if name := link.Attrs().Name; link.Attrs().Alias == "" && !known[name] {
-			strays = append(strays, name)
-		}
-	}
-	slices.Sort(strays)
-	return strays, nil
-}
-
-// RemoveStray removes an interface, if it still is a stray.
-func (n *Networks) RemoveStray(ctx context.Context, name string) error {
-	strays, err := n.Strays(ctx)
-	if err != nil || !slices.Contains(strays, name) {
-		return err
-	}
-	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return failed("open netlink", err)
-	}
-	defer host.Close()
-	link, err := find(host, name)
-	if err != nil || link == nil {
-		return err
-	}
-	if err := host.LinkDel(link); err != nil && !gone(err) {
-		return failed("remove interface "+name, err)
-	}
-	return nil
 }

@@ -32,6 +32,9 @@ const (
 	conflictInterval = time.Minute
 	// settingsPolls is how many Config.Poll pass between two looks at settings.
 	settingsPolls = 2
+	// untoldPolls is how many pass between two looks at what is found by looking
+	// alone and is more to read than these: a minute.
+	untoldPolls = 30
 	// repairsKept is how many repairs are remembered one by one.
 	repairsKept = 32
 	// contestedBy is how many repairs within contestedTime mean that somebody
@@ -89,6 +92,7 @@ func (n *Networks) Run(ctx context.Context) error {
 	if n.cfg.Poll > 0 {
 		group.Go(func() error { n.healer.followRules(ctx); return nil })
 		group.Go(func() error { n.healer.followSettings(ctx); return nil })
+		group.Go(func() error { n.healer.followUntold(ctx); return nil })
 	}
 	group.Go(func() error { n.healer.followFailures(ctx); return nil })
 	group.Go(func() error { n.healer.followIPv6(ctx); return nil })
@@ -205,6 +209,27 @@ func (h *healer) followSettings(ctx context.Context) {
 			h.networks.cfg.Log.DebugContext(ctx, "forwarding of IPv6 cannot be looked at", "error", err) // a condition says so
 		} else if changed {
 			h.note(ctx, Repair{At: time.Now(), What: []string{h.networks.forward6.name()}, Took: time.Since(began)})
+		}
+	}
+}
+
+// followUntold looks at settings of environments' bridges, and at rules whose changes
+// the watch does not see: those of IPv6 in the legacy backend. Where the kernel says
+// that nobody has changed a rule, no rule is read.
+func (h *healer) followUntold(ctx context.Context) {
+	for looks := h.networks.Looks(); looks.Wait(ctx, untoldPolls*h.networks.cfg.Poll); {
+		h.heal(ctx, nil)
+		began := time.Now()
+		var mended []string
+		bridges, err := ourBridges()
+		if err == nil {
+			mended, err = h.networks.mendBridges(bridges)
+		}
+		if err != nil && ctx.Err() == nil {
+			h.networks.cfg.Log.WarnContext(ctx, "settings of environments' bridges cannot be looked at; it is tried again", "error", err)
+		}
+		if len(mended) > 0 {
+			h.note(ctx, Repair{At: time.Now(), What: mended, Took: time.Since(began)})
 		}
 	}
 }

@@ -1,13 +1,11 @@
 package network
 
 import (
-	"fmt"
 	"net"
 	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/network/firewall"
 )
@@ -66,17 +64,4 @@ func hostLinks() (found []firewall.HostLink, others []string, err error) {
 // environments.
 func isInside(link netlink.Link) bool {
 	return link.Attrs().Flags&net.FlagLoopback != 0 || isOurs(link)
-}
-
-func allLinks() ([]netlink.Link, error) {
-	host, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return nil, fmt.Errorf("open netlink: %w", err)
-	}
-	defer host.Close()
-	links, err := dump(host.LinkList)
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
-	}
-	return links, nil
 }

@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -270,7 +269,11 @@ func (n *Networks) cut6(ctx context.Context) {
 	if !down {
 		return
 	}
-	if _, err := n.off6(); err != nil {
+	bridges, err := ourBridges()
+	if err == nil {
+		_, err = n.off6(bridges)
+	}
+	if err != nil {
 		n.cfg.Log.ErrorContext(ctx, "environments keep IPv6 without rules for it", "error", err)
 	}
 	if before {
@@ -287,18 +290,18 @@ func (n *Networks) cut6(ctx context.Context) {
 // off6 takes IPv6 from all environments that have it and returns the settings
 // that it changed. The host's end is what counts; inside, programs are not to
 // try an address that leads nowhere.
-func (n *Networks) off6() (changed []string, err error) {
-	links, err := ours()
-	if err != nil {
-		return nil, err
-	}
+// links are ours, the bridges at least.
+func (n *Networks) off6(links []hostLink) (changed []string, err error) {
 	var errs []error
-	for _, link := range links {
-		envID, named := strings.CutPrefix(link.Attrs().Alias, aliasPrefix)
-		if link.Type() != "bridge" || !named {
+	for i := range links {
+		envID, ok := bridgeOf(links[i])
+		if !ok {
 			continue
 		}
-		setting := disableIPv6(link.Attrs().Name)
+		setting := disableIPv6(links[i].Attrs().Name)
+		if links[i].has(&setting) {
+			continue
+		}
 		had, err := setting.mend()
 		errs = append(errs, err)
 		if !had {

@@ -32,7 +32,11 @@ func (n *Networks) mendNetworks(ctx context.Context) (mended []string, err error
 	if err != nil {
 		return nil, errors.Join(append(errs, err)...)
 	}
-	there, err := n.look(six)
+	links, err := ours()
+	if err != nil {
+		return nil, errors.Join(append(errs, err)...)
+	}
+	there, err := n.look(links, six)
 	if err != nil {
 		return nil, errors.Join(append(errs, err)...)
 	}
@@ -70,7 +74,10 @@ func (n *Networks) prepareMending6(ctx context.Context) (six bool, err error) {
 	if ctx.Err() != nil {
 		return false, ctx.Err()
 	}
-	_, err = n.off6()
+	bridges, err := ourBridges()
+	if err == nil {
+		_, err = n.off6(bridges)
+	}
 	return false, err
 }
 

@@ -58,16 +58,16 @@ func TestAttach(t *testing.T) {
 		if got := testutil.Sh(t, fmt.Sprintf("sysctl -n net.ipv4.conf.%[1]s.route_localnet net.ipv4.conf.%[1]s.rp_filter net.ipv4.conf.uplink.route_localnet net.ipv4.ip_forward | xargs", bridge)); got != "1 2 0 1" {
 			t.Errorf("settings of the host: %q", got)
 		}
-		if attached, _, err := l.networks.Attached(t.Context()); err != nil || !slices.Equal(attached, []string{envID}) {
-			t.Errorf("Attached: %v, %v", attached, err)
+		if attached := present(t, l.networks).Attached; !slices.Equal(attached, []string{envID}) {
+			t.Errorf("attached: %v", attached)
 		}
 	}
 	for range 2 { // detaching what is detached is fine
 		if err := l.networks.Detach(t.Context(), envID); err != nil {
 			t.Fatal(err)
 		}
-		if attached, _, err := l.networks.Attached(t.Context()); err != nil || len(attached) > 0 {
-			t.Errorf("Attached after Detach: %v, %v", attached, err)
+		if attached := present(t, l.networks).Attached; len(attached) > 0 {
+			t.Errorf("attached after Detach: %v", attached)
 		}
 	}
 	// The same at once, in another slot: it waits for what is being removed.
@@ -122,11 +122,11 @@ func TestPieces(t *testing.T) {
 	for _, damage := range damages {
 		t.Run(damage.name, func(t *testing.T) {
 			testutil.Sh(t, damage.do)
-			attached, unpinned, err := l.networks.Attached(t.Context())
-			if err != nil || !slices.Equal(attached, []string{envID}) {
-				t.Errorf("Attached: %v, %v", attached, err)
+			found := present(t, l.networks)
+			if !slices.Equal(found.Attached, []string{envID}) {
+				t.Errorf("attached: %v", found.Attached)
 			}
-			if (len(unpinned) > 0) != slices.Contains([]string{"file gone", "directory gone"}, damage.name) {
+			if unpinned := found.Unpinned; (len(unpinned) > 0) != slices.Contains([]string{"file gone", "directory gone"}, damage.name) {
 				t.Errorf("unpinned: %v", unpinned)
 			}
 			if err := l.networks.Attach(t.Context(), envID, 0); err != nil {
@@ -162,23 +162,18 @@ func TestPieces(t *testing.T) {
 		})
 	}
 	// A daemon that starts anew finds all and removes all.
-	if attached, _, err := l.open(t, nil).Attached(t.Context()); err != nil || !slices.Equal(attached, []string{envID}) {
-		t.Errorf("Attached by another process: %v, %v", attached, err)
-	}
-	if slots, err := l.open(t, nil).Occupied(t.Context()); err != nil || len(slots) != 1 || slots[envID] != 0 {
-		t.Errorf("Occupied: %v, %v", slots, err)
+	found := present(t, l.open(t, nil))
+	if !slices.Equal(found.Attached, []string{envID}) || len(found.Slots) != 1 || found.Slots[envID] != 0 {
+		t.Errorf("another process finds %+v", found)
 	}
 	l.attach(t, "01OTHER", 9)
-	if slots, err := l.networks.Occupied(t.Context()); err != nil || len(slots) != 2 || slots["01OTHER"] != 9 {
-		t.Errorf("Occupied: %v, %v", slots, err)
-	}
-	if strays, err := l.networks.Strays(t.Context()); err != nil || len(strays) > 0 {
-		t.Errorf("Strays: %v, %v", strays, err)
+	if found := present(t, l.networks); len(found.Slots) != 2 || found.Slots["01OTHER"] != 9 || len(found.Strays) > 0 {
+		t.Errorf("with another one: %+v", found)
 	}
 	// What has lost its name and still has its namespace is no stray.
 	testutil.Sh(t, "ip link set "+bridge+" alias ''")
-	if strays, err := l.networks.Strays(t.Context()); err != nil || len(strays) > 0 {
-		t.Errorf("Strays: %v, %v", strays, err)
+	if strays := present(t, l.networks).Strays; len(strays) > 0 {
+		t.Errorf("strays: %v", strays)
 	}
 	cleanUp(t, l)
 }
@@ -541,9 +536,8 @@ func TestCleanUpKeepsForeignInterfaces(t *testing.T) {
 	testutil.Sh(t, `ip link add rgpu-lan0 type veth peer name rgpu-abcdefgh &&
 		ip link add rgpu-lan1 type bridge && ip link add rgpu-hgfedcba type bridge && ip link set rgpu-hgfedcba alias backbone &&
 		ip link add rgpu-aaaaaaaa type bridge && ip link add rgpuv-aaaaaaaa type veth peer name left`)
-	strays, err := l.networks.Strays(t.Context())
-	if err != nil || !slices.Equal(strays, []string{"rgpu-aaaaaaaa", "rgpuv-aaaaaaaa"}) {
-		t.Errorf("strays: %v, %v", strays, err)
+	if strays := present(t, l.networks).Strays; !slices.Equal(strays, []string{"rgpu-aaaaaaaa", "rgpuv-aaaaaaaa"}) {
+		t.Errorf("strays: %v", strays)
 	}
 	for _, name := range []string{"rgpu-aaaaaaaa", "rgpu-hgfedcba", "rgpu-lan1", "lo"} { // only the first is one
 		if err := l.networks.RemoveStray(t.Context(), name); err != nil {
@@ -676,4 +670,14 @@ func TestPickRange(t *testing.T) {
 	if _, err := network.PickRange(t.Context()); problem.Of(err).Reason != problem.AddressPoolExhausted {
 		t.Errorf("everything is taken: %v", err)
 	}
+}
+
+// present is what the host has of networks, by one who must be able to tell.
+func present(t *testing.T, networks *network.Networks) *port.Present {
+	t.Helper()
+	found, err := networks.Present(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
 }

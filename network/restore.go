@@ -34,11 +34,15 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 		}
 	}
 	n.heldBefore(published, policies)
-	settings, err := n.mendBridges()
+	links, err := ours()
+	if err != nil {
+		return errors.Join(append(errs, failed("restore networks", err))...)
+	}
+	settings, err := n.mendBridges(links)
 	if err != nil {
 		errs = append(errs, failed("restore networks", err))
 	}
-	all, err := n.wanted(ctx, published, policies)
+	all, err := n.wanted(ctx, published, policies, links)
 	var closes bool
 	var mended []string
 	if err == nil {
@@ -58,7 +62,7 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 			errs = append(errs, failed("restore networks", err))
 		}
 	}
-	errs = append(errs, n.restoreBandwidth(ctx, policies), n.reserveAgain(ctx))
+	errs = append(errs, n.restoreBandwidth(ctx, policies, links), n.reserveAgain(ctx))
 	mended = append(settings, mended...)
 	switch {
 	case len(mended) > 0 && known:
@@ -74,8 +78,8 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 
 // wanted is what each environment publishes and may reach: what the lists say,
 // and of networks that are there and in no list, as after a loss of the
-// database, the policy that is in force. Its processes may still run.
-func (n *Networks) wanted(ctx context.Context, published []port.Published, policies []policy.Declared) (map[string]publication, error) {
+// database, the policy that is in force. Its processes may still run. links are ours.
+func (n *Networks) wanted(ctx context.Context, published []port.Published, policies []policy.Declared, links []hostLink) (map[string]publication, error) {
 	all := n.gather(published, policies)
 	inForce, err := n.published.policies(ctx)
 	if err != nil {
@@ -84,7 +88,7 @@ func (n *Networks) wanted(ctx context.Context, published []port.Published, polic
 	if len(inForce) == 0 {
 		return all, nil
 	}
-	attached, _, err := n.Attached(ctx)
+	attached, err := n.attachedWith(links)
 	if err != nil {
 		return nil, err
 	}

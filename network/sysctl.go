@@ -140,19 +140,17 @@ func writeSetting(path, value string) error {
 // mendBridges gives bridges back the settings that programs change which set
 // all interfaces alike, as sysctl --system does: without route_localnet the
 // host's loopback reaches no published port, and with IPv6 environments would
-// reach the host by it. It returns the settings that were wrong.
-func (n *Networks) mendBridges() (mended []string, err error) {
-	links, err := ours()
-	if err != nil {
-		return nil, err
-	}
+// reach the host by it. links are ours, the bridges at least. It returns the settings that were wrong.
+func (n *Networks) mendBridges(links []hostLink) (mended []string, err error) {
 	var errs []error
 	for _, link := range links {
-		name := link.Attrs().Name
-		if link.Type() != "bridge" || !strings.HasPrefix(link.Attrs().Alias, aliasPrefix) {
+		if _, ok := bridgeOf(link); !ok {
 			continue
 		}
-		for _, setting := range ofBridge(name) {
+		for _, setting := range ofBridge(link.Attrs().Name) {
+			if link.has(&setting) {
+				continue
+			}
 			changed, err := setting.mend()
 			switch {
 			case err != nil:
@@ -163,7 +161,7 @@ func (n *Networks) mendBridges() (mended []string, err error) {
 		}
 	}
 	if !n.wants6() { // else see mendNetworks
-		off, err := n.off6()
+		off, err := n.off6(links)
 		mended = append(mended, off...)
 		errs = append(errs, err)
 	}

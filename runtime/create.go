@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -288,7 +289,7 @@ func (m *Manager) failCreate(ctx context.Context, env *Environment, opID string,
 	defer cancel()
 	reason := problemOf(cause)
 	if err := m.teardown(ctx, env); err != nil {
-		m.cfg.Log.ErrorContext(ctx, "a failed create could not be undone; the reconciler will try again", "environment", env.ID, "error", err)
+		m.leave(ctx, slog.LevelError, "a failed create could not be undone", "environment", env.ID, "error", err)
 		if _, updateErr := m.update(ctx, env.ID, func(env *Environment) error {
 			env.State, env.Problem = Failed, reason
 			leave(env, opID)

@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -104,7 +105,7 @@ func (d *deadTasks) remove(ctx context.Context, task deadTask) {
 	delete(d.ids, task.id)
 	d.mu.Unlock()
 	if err != nil && ctx.Err() == nil {
-		d.manager.cfg.Log.WarnContext(ctx, "removing the task of a process that has ended failed; the next pass tries again",
+		d.manager.leave(ctx, slog.LevelWarn, "removing the task of a process that has ended failed",
 			"environment", task.id, "error", err)
 	}
 }
@@ -125,7 +126,7 @@ func (m *Manager) removeDeadLeft(ctx context.Context, o *observed) {
 			continue
 		}
 		if err := m.removeDeadOf(ctx, env.ID); err != nil && ctx.Err() == nil {
-			m.cfg.Log.WarnContext(ctx, "looking at the task of a process that has ended failed; the next pass tries again",
+			m.leave(ctx, slog.LevelWarn, "looking at the task of a process that has ended failed",
 				"environment", env.ID, "error", err)
 		}
 	}

@@ -242,19 +242,11 @@ type Networks interface {
 	// the host; called at boot and by the reconciler. A network that is in
 	// neither list keeps its policy.
 	Restore(ctx context.Context, published []port.Published, policies []policy.Declared) error
-	// Attached lists the environments that have a network, and those of them that
-	// have interfaces and none of this node's namespaces: another node's, where two
-	// have one network.
-	Attached(ctx context.Context) (attached, unpinned []string, err error)
-	// Occupied tells the slots of the networks that there are, by environment.
-	// A network that has no address of the range is left out.
-	Occupied(ctx context.Context) (map[string]int, error)
+	// Present tells what the host has of environments' networks.
+	Present(ctx context.Context) (*port.Present, error)
 	// Drift tells what Restore of the same lists would change on the host.
 	Drift(ctx context.Context, published []port.Published, policies []policy.Declared) ([]port.Drift, error)
-	// Strays lists interfaces that are ours by name and kind and belong to no
-	// environment.
-	Strays(ctx context.Context) ([]string, error)
-	// RemoveStray removes one, if it still is a stray.
+	// RemoveStray removes an interface of Present.Strays, if it still is one.
 	RemoveStray(ctx context.Context, name string) error
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"syscall"
 	"time"
@@ -105,14 +106,14 @@ func (m *Manager) lookAtExit(ctx context.Context, id string) {
 	defer cancel()
 	if kills > 0 {
 		if err := m.outOfMemory(ctx, id, kills); err != nil {
-			m.cfg.Log.ErrorContext(ctx, "recording that memory ran out failed; the reconciler will try again", "environment", id, "error", err)
+			m.leave(ctx, slog.LevelError, "recording that memory ran out failed", "environment", id, "error", err)
 		}
 	}
 	if exit == nil {
 		return
 	}
 	if err := m.ended(ctx, id, exit); err != nil {
-		m.cfg.Log.ErrorContext(ctx, "recording an exit failed; the reconciler will try again", "environment", id, "error", err)
+		m.leave(ctx, slog.LevelError, "recording an exit failed", "environment", id, "error", err)
 	}
 }
 

@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -117,7 +118,7 @@ func (m *Manager) gpuHappened(ctx context.Context, event gpu.Event) {
 	}
 	m.cfg.Log.ErrorContext(ctx, "a GPU has failed", "gpu", event.UUID, "mig", event.MIG, "xid", event.XID, "detail", event.Detail)
 	if err := m.recordGPUFailure(ctx, event); err != nil && ctx.Err() == nil {
-		m.cfg.Log.ErrorContext(ctx, "recording the failure of a GPU failed; the reconciler will try again", "gpu", event.UUID, "error", err)
+		m.leave(ctx, slog.LevelError, "recording the failure of a GPU failed", "gpu", event.UUID, "error", err)
 		m.gpuEvents.put(event)
 	}
 }

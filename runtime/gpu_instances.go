@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -23,7 +24,7 @@ func (m *Manager) leaveInstances(ctx context.Context, envID string, ended []gpu.
 		return
 	}
 	if err := m.removePlanned(ctx, true, func(p *gpu.Planned) bool { return p.EnvID == envID }); err != nil {
-		m.cfg.Log.WarnContext(ctx, "a MIG instance is left that an environment has given back; the reconciler will try again", "environment", envID, "error", err)
+		m.leave(ctx, slog.LevelWarn, "a MIG instance is left that an environment has given back", "environment", envID, "error", err)
 	}
 }
 

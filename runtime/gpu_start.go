@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"slices"
 
 	"github.com/containerd/errdefs"
@@ -167,7 +168,7 @@ func (m *Manager) mendPartitions(ctx context.Context, env *Environment) error {
 		return nil
 	}
 	if err := m.removePlanned(ctx, true, func(p *gpu.Planned) bool { return p.EnvID == env.ID }); err != nil {
-		m.cfg.Log.WarnContext(ctx, "a MIG instance is left that an environment has given back; the reconciler will try again", "environment", env.ID, "error", err)
+		m.leave(ctx, slog.LevelWarn, "a MIG instance is left that an environment has given back", "environment", env.ID, "error", err)
 	}
 	return m.remakePartitions(ctx)
 }

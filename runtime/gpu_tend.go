@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -53,7 +54,7 @@ func (m *Manager) runTending(ctx context.Context) {
 			return
 		case done := <-m.tending.asked:
 			if err := m.tendGPUs(ctx); err != nil && ctx.Err() == nil {
-				m.cfg.Log.ErrorContext(ctx, "looking after GPUs failed; the next pass tries again", "error", err)
+				m.leave(ctx, slog.LevelError, "looking after GPUs failed", "error", err)
 			}
 			close(done)
 			m.tending.late.Store(false)

@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -148,7 +149,7 @@ func (m *Manager) watchBroke(ctx context.Context, err error) {
 
 func (m *Manager) reportWatch(ctx context.Context) {
 	if err := m.reportGPUs(ctx); err != nil && ctx.Err() == nil {
-		m.cfg.Log.WarnContext(ctx, "the condition of GPUs is not up to date; the next pass tries again", "error", err)
+		m.leave(ctx, slog.LevelWarn, "the condition of GPUs is not up to date", "error", err)
 	}
 }
 
@@ -162,7 +163,7 @@ func (m *Manager) watchAnew(ctx context.Context) {
 	found := m.gpus.seen()
 	only, err := m.toWatch(ctx, &found)
 	if err != nil {
-		m.cfg.Log.WarnContext(ctx, "the watch of GPUs does not follow drains; the next pass tries again", "error", err)
+		m.leave(ctx, slog.LevelWarn, "the watch of GPUs does not follow drains", "error", err)
 		return
 	}
 	ended := m.watch.change(only)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"time"
 
@@ -272,7 +273,7 @@ func (m *Manager) stop(ctx context.Context, env *Environment, task *operation.Ta
 	}
 	m.leaveSharing(recording, env.ID, stopped.GPUs)
 	if err := m.releaseIdle(recording, stopped); err != nil {
-		m.cfg.Log.WarnContext(ctx, "a stopped environment still holds its GPUs; the reconciler will try again", "environment", env.ID, "error", err)
+		m.leave(ctx, slog.LevelWarn, "a stopped environment still holds its GPUs", "environment", env.ID, "error", err)
 	}
 	return nil
 }

@@ -261,7 +261,7 @@ func (m *Manager) address(env *Environment) {
 // next pass tries again.
 func (m *Manager) AddressesChanged(ctx context.Context) {
 	if err := m.names.readdress(ctx); err != nil {
-		m.cfg.Log.ErrorContext(ctx, "names lead to the addresses of before; the next pass tries again", "error", err)
+		m.leave(ctx, slog.LevelError, "names lead to the addresses of before", "error", err)
 	}
 }
 

@@ -75,18 +75,13 @@ func (m *Manager) observe(ctx context.Context) (*observed, error) {
 		group.Go(func() error { errs[i] = m.observeOne(ctx, o, i); return nil })
 	}
 	_ = group.Wait() // each has its place
-	var occupied map[string]int
 	readers := []func(context.Context, *observed) error{
-		m.observeParts, m.observeFates, m.observeDrift, m.observeSnapshots,
-		func(ctx context.Context, _ *observed) (err error) { occupied, err = m.occupied(ctx); return err },
+		m.observeNetworks, m.observeParts, m.observeFates, m.observeDrift, m.observeSnapshots,
 		func(ctx context.Context, _ *observed) error { _, err := m.lookForStrangers(ctx, statuses); return err },
 	}
 	found := errors.Join(errs...)
 	for _, read := range readers {
 		found = errors.Join(found, read(ctx, o))
-	}
-	if occupied != nil {
-		m.occupiedSlots.Store(&occupied)
 	}
 	return o, found
 }
@@ -145,7 +140,7 @@ func (o *observed) note(what func()) {
 
 // observeParts lists what there is on the host besides containers of ours.
 func (m *Manager) observeParts(ctx context.Context, o *observed) error {
-	errs := []error{m.observeNetworks(ctx, o)}
+	var errs []error
 	for _, source := range []struct {
 		kind FindingKind
 		list func(context.Context) ([]string, error)
@@ -167,25 +162,36 @@ func (m *Manager) observeParts(ctx context.Context, o *observed) error {
 		return errors.Join(append(errs, err)...)
 	}
 	o.parts = append(o.parts, slices.DeleteFunc(parts, func(p Part) bool { return p.Pulling != "" && pulling[p.Pulling] })...)
-	strays, err := m.cfg.Networks.Strays(ctx)
-	errs = append(errs, err)
-	for _, name := range strays {
-		o.parts = append(o.parts, Part{Kind: FoundInterface, Name: name})
-	}
 	return errors.Join(errs...)
 }
 
 // observeNetworks lists networks, marks those that may be another node's, and
-// finds out who runs without one.
+// finds out who runs without one, and what addresses are nobody's to give.
 func (m *Manager) observeNetworks(ctx context.Context, o *observed) error {
-	attached, unpinned, err := m.cfg.Networks.Attached(ctx)
+	present, err := m.cfg.Networks.Present(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("list networks: %w", err)
 	}
-	for _, id := range attached {
-		o.parts = append(o.parts, Part{Kind: FoundNetwork, Name: id, EnvID: id, Common: slices.Contains(unpinned, id)})
+	for _, id := range present.Attached {
+		o.parts = append(o.parts, Part{Kind: FoundNetwork, Name: id, EnvID: id, Common: slices.Contains(present.Unpinned, id)})
 	}
-	return m.observeCutOff(ctx, o, attached)
+	for _, name := range present.Strays {
+		o.parts = append(o.parts, Part{Kind: FoundInterface, Name: name})
+	}
+	occupied, err := m.occupied(ctx, present.Slots, o.held())
+	if err == nil {
+		m.occupiedSlots.Store(&occupied)
+	}
+	return errors.Join(err, m.observeCutOff(ctx, o, present.Attached))
+}
+
+// held are the environments of the list that hold something on the host.
+func (o *observed) held() map[string]bool {
+	held := make(map[string]bool, len(o.environments))
+	for _, env := range o.environments {
+		held[env.ID] = env.Held
+	}
+	return held
 }
 
 // observeCutOff finds out who runs and is not among those that have a network, or
@@ -229,10 +235,7 @@ func (m *Manager) observeCutOff(ctx context.Context, o *observed, attached []str
 
 // observeFates asks the store for what no environment in the list holds.
 func (m *Manager) observeFates(ctx context.Context, o *observed) error {
-	held := make(map[string]bool, len(o.environments))
-	for _, env := range o.environments {
-		held[env.ID] = env.Held
-	}
+	held := o.held()
 	var errs []error
 	ask := func(id string) {
 		if _, known := o.fates[id]; known || held[id] || !isID(id) {
@@ -289,32 +292,38 @@ func published(envs []*Environment, creating map[string]bool) []port.Published {
 }
 
 // occupied are the address slots of networks that no environment of the store
-// holds, by id: those of containers that the database does not know, as after
-// it was lost, and of leftovers. Nothing else may be given their addresses.
-func (m *Manager) occupied(ctx context.Context) (map[string]int, error) {
-	slots, err := m.cfg.Networks.Occupied(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("list occupied addresses: %w", err)
-	}
-	for id := range slots {
+// holds, by id, of those that there are: those of containers that the database does
+// not know, as after it was lost, and of leftovers. Nothing else may be given their
+// addresses. held are environments that are known to hold theirs.
+func (m *Manager) occupied(ctx context.Context, slots map[string]int, held map[string]bool) (map[string]int, error) {
+	occupied := make(map[string]int)
+	for id, slot := range slots {
+		if held[id] {
+			continue
+		}
 		fate := FateUnknown
 		if isID(id) {
+			var err error
 			if fate, err = m.cfg.Store.Fate(ctx, id); err != nil {
 				return nil, err
 			}
 		}
-		if fate == FateHeld {
-			delete(slots, id)
+		if fate != FateHeld {
+			occupied[id] = slot
 		}
 	}
-	return slots, nil
+	return occupied, nil
 }
 
 // slots are those that an environment may be given.
 func (m *Manager) slots(ctx context.Context) (Slots, error) {
 	occupied := m.occupiedSlots.Load()
 	if occupied == nil { // no pass has come this far yet
-		found, err := m.occupied(ctx)
+		present, err := m.cfg.Networks.Present(ctx)
+		if err != nil {
+			return Slots{}, fmt.Errorf("list occupied addresses: %w", err)
+		}
+		found, err := m.occupied(ctx, present.Slots, nil)
 		if err != nil {
 			return Slots{}, err
 		}

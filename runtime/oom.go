@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"errors"
+	"log/slog"
 
 	"github.com/containerd/errdefs"
 )
@@ -59,7 +60,7 @@ func (m *Manager) countKills(ctx context.Context, o *observed) {
 			continue
 		}
 		if err := m.outOfMemory(ctx, env.ID, status.OOMKills); err != nil && ctx.Err() == nil {
-			m.cfg.Log.WarnContext(ctx, "recording that memory ran out failed; the next pass will try again", "environment", env.ID, "error", err)
+			m.leave(ctx, slog.LevelWarn, "recording that memory ran out failed", "environment", env.ID, "error", err)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -92,7 +93,7 @@ func (m *Manager) runResume(ctx context.Context, task *operation.Task) error {
 		err = m.removeDead(recording, env.ID)
 	}
 	if err != nil {
-		m.cfg.Log.ErrorContext(ctx, "recording an exit failed; the reconciler will try again", "environment", env.ID, "error", err)
+		m.leave(ctx, slog.LevelError, "recording an exit failed", "environment", env.ID, "error", err)
 	}
 	return operation.Permanent(ended)
 }
@@ -143,7 +144,7 @@ func (m *Manager) failFreeze(ctx context.Context, env *Environment, task *operat
 		return errors.Join(cause, err)
 	}
 	if err := m.recordFrozen(ctx, env.ID); err != nil {
-		m.cfg.Log.ErrorContext(ctx, "looking at an environment failed; the reconciler will try again", "environment", env.ID, "error", err)
+		m.leave(ctx, slog.LevelError, "looking at an environment failed", "environment", env.ID, "error", err)
 	}
 	return operation.Permanent(cause)
 }

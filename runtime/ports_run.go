@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strconv"
 
@@ -140,7 +141,7 @@ func (m *Manager) dropPorts(ctx context.Context, env *Environment, dropped []por
 // publishAgain undoes a withdrawal.
 func (m *Manager) publishAgain(ctx context.Context, env *Environment) {
 	if err := m.publish(ctx, env); err != nil {
-		m.cfg.Log.ErrorContext(ctx, "ports could not be published again; the reconciler will try again", "environment", env.ID, "error", err)
+		m.leave(ctx, slog.LevelError, "ports could not be published again", "environment", env.ID, "error", err)
 	}
 }
 

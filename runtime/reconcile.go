@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -66,7 +67,10 @@ func (m *Manager) Run(ctx context.Context) error {
 	group.Go(func() error {
 		m.watchUndrawn(ctx)
 		for tick.Wait(ctx, m.cfg.Reconcile) {
-			if m.rest.spare(m.changes.last()) {
+			if spared, inhabited := m.rest.spare(m.changes.last()); spared {
+				if inhabited {
+					m.lookAfter(ctx)
+				}
 				continue
 			}
 			if err := m.Reconcile(ctx); err != nil && ctx.Err() == nil {
@@ -168,7 +172,7 @@ func (m *Manager) happened(ctx context.Context, event Event) {
 		err = m.frozen(ctx, event.ID)
 	}
 	if err != nil && ctx.Err() == nil {
-		m.cfg.Log.ErrorContext(ctx, "recording an event failed; the reconciler will try again",
+		m.leave(ctx, slog.LevelError, "recording an event failed",
 			"environment", event.ID, "event", event.Kind, "error", err)
 	}
 }
@@ -224,13 +228,13 @@ func (m *Manager) pass(ctx context.Context, mode passMode) ([]Finding, error) {
 	defer done()
 	if mode != dryPass { // whether or not the engine answers
 		if err := m.names.ensure(ctx); err != nil && ctx.Err() == nil {
-			m.cfg.Log.ErrorContext(ctx, "the names of environments were not all read; the next pass tries again", "error", err)
+			m.leave(ctx, slog.LevelError, "the names of environments were not all read", "error", err)
 		}
 	}
 	seq := m.changes.last()
 	o, err := m.observe(ctx)
 	if o == nil {
-		m.rest.passed(seq, false)
+		m.rest.passed(seq, 0)
 		return nil, err
 	}
 	findings := plan(o)
@@ -238,6 +242,10 @@ func (m *Manager) pass(ctx context.Context, mode passMode) ([]Finding, error) {
 		return findings, err
 	}
 	err = errors.Join(err, m.carryOut(ctx, o, findings, mode))
-	m.rest.passed(seq, err == nil && mode == wholePass && o.nothingToDo(findings) && m.nothingPending(ctx))
+	ticks := 0
+	if err == nil && mode == wholePass {
+		ticks = m.mayRest(ctx, o, findings)
+	}
+	m.rest.passed(seq, ticks)
 	return findings, err
 }

@@ -87,7 +87,7 @@ func TestDryRunShowsWhatAPassDoes(t *testing.T) {
 	}
 	for _, call := range h.faults.Calls() {
 		_, name, _ := strings.Cut(call, ".")
-		if !slices.Contains([]string{"List", "Status", "Parts", "Attached", "Staged", "Prepared", "Occupied", "Drift", "Strays", "Snapshots"}, name) {
+		if !slices.Contains([]string{"List", "Status", "Parts", "Present", "Staged", "Prepared", "Drift", "Snapshots"}, name) {
 			t.Errorf("the dry run called %s", call)
 		}
 	}
@@ -171,7 +171,7 @@ func TestFailedActionIsTold(t *testing.T) {
 // A list that fails takes nothing away from the others, and nothing is
 // concluded from it.
 func TestPassGoesOnWithoutAList(t *testing.T) {
-	for _, call := range []string{"Engine.Parts", "Networks.Attached", "Networks.Drift", "Networks.Strays", "Networks.Occupied", "Volumes.Staged", "Desktops.Prepared"} {
+	for _, call := range []string{"Engine.Parts", "Networks.Present", "Networks.Drift", "Volumes.Staged", "Desktops.Prepared"} {
 		h := newHost(t)
 		d := start(t, h)
 		kept, _ := d.create(full("kept"))
@@ -471,7 +471,7 @@ func TestRemovedNetworkIsReported(t *testing.T) {
 	}
 	wantTold(true)
 	// A pass that cannot see networks takes nothing back.
-	h.faults.FailCall("Networks.Attached", 1, errors.New("broken"))
+	h.faults.FailCall("Networks.Present", 1, errors.New("broken"))
 	if _, err := d.ReconcileNow(t.Context(), false); err == nil || len(d.Conditions()) != 1 {
 		t.Errorf("without the list: %v, %+v", err, d.Conditions())
 	}

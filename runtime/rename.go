@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -57,7 +58,7 @@ func (m *Manager) Rename(ctx context.Context, req RenameRequest) (*Environment, 
 		return nil, err
 	}
 	if err := m.relabel(ctx, env.ID); err != nil {
-		m.cfg.Log.WarnContext(ctx, "a container was not labelled with its new name; the reconciler will try again", "environment", env.ID, "error", err)
+		m.leave(ctx, slog.LevelWarn, "a container was not labelled with its new name", "environment", env.ID, "error", err)
 	}
 	return renamed, nil
 }

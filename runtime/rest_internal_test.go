@@ -9,32 +9,52 @@ import (
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
-// passes counts the ticks of the timer that have a pass, of n.
-func (r *rest) passes(n int, seq uint64, nothing bool) (passes int) {
+// passes counts the ticks of the timer that have a pass, of n, each of which lets
+// ticks pass to the next one.
+func (r *rest) passes(n int, seq uint64, ticks int) (passes int) {
 	for range n {
-		if !r.spare(seq) {
+		if spared, _ := r.spare(seq); !spared {
 			passes++
-			r.passed(seq, nothing)
+			r.passed(seq, ticks)
 		}
 	}
 	return passes
 }
 
 func TestRest(t *testing.T) {
-	var r rest
-	if got := r.passes(10, 0, false); got != 10 {
-		t.Fatalf("a node that has something to do: %d passes in ten ticks, want all", got)
-	}
-	r.passed(0, true)
-	if got := r.passes(4*restTicks, 0, true); got != 4 {
-		t.Fatalf("a node at rest: %d passes in %d ticks, want one in %d", got, 4*restTicks, restTicks)
-	}
-	if r.spare(0); r.spare(1) {
-		t.Fatal("no pass though an environment has changed since")
-	}
-	r.passed(1, false)
-	if r.spare(1) {
-		t.Fatal("no pass though the one before found something")
+	for _, ticks := range []int{calmTicks, restTicks} {
+		var r rest
+		if got := r.passes(10, 0, 0); got != 10 {
+			t.Fatalf("a node that has something to do: %d passes in ten ticks, want all", got)
+		}
+		if got := r.passes(2, 0, ticks); got != 2 {
+			t.Fatalf("once all is well: %d passes in two ticks, want both", got)
+		}
+		if got := r.passes(4*ticks, 0, ticks); got != 4 {
+			t.Fatalf("a calm node: %d passes in %d ticks, want one in %d", got, 4*ticks, ticks)
+		}
+		if got := r.passes(3, 1, ticks); got != 2 {
+			t.Fatalf("an environment has changed: %d passes in three ticks, want two", got)
+		}
+		r.passed(1, ticks)
+		for _, step := range []struct {
+			what string
+			do   func()
+		}{
+			{"something failed since", r.disturb},
+			{"only one pass came after that", func() { r.passed(1, ticks) }},
+			{"the one before found something", func() { r.passed(1, ticks); r.passed(1, 0) }},
+			{"another environment has changed since", func() { r.passed(1, ticks); r.passed(1, ticks); r.passed(2, ticks) }},
+		} {
+			if step.do(); r.passes(1, 2, 0) != 1 {
+				t.Fatalf("no pass though %s", step.what)
+			}
+			r.passed(1, ticks)
+		}
+		r.passed(1, ticks)
+		if spared, inhabited := r.spare(1); !spared || inhabited != (ticks == calmTicks) {
+			t.Fatalf("calm: spared %t, inhabited %t", spared, inhabited)
+		}
 	}
 }
 
@@ -48,7 +68,8 @@ func TestNothingToDo(t *testing.T) {
 		{"nothing there", &observed{}, nil, true},
 		{"somebody else's things", &observed{}, []Finding{{Kind: FoundSnapshot}}, true},
 		{"a leftover", &observed{}, []Finding{{Kind: FoundSnapshot}, {Kind: FoundLog, Ours: true}}, false},
-		{"an environment", &observed{environments: []*Environment{{}}}, nil, false},
+		{"an environment", &observed{environments: []*Environment{{}}}, nil, true},
+		{"one that somebody works on", &observed{environments: []*Environment{{}, {Operation: "a"}}}, nil, false},
 		{"one that is created", &observed{creating: map[string]bool{"a": true}}, nil, false},
 	} {
 		if got := tt.o.nothingToDo(tt.findings); got != tt.want {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -214,7 +215,7 @@ func (m *Manager) undoUpdate(ctx context.Context, env *Environment, op *operatio
 		}
 	}
 	if err := m.setPolicy(ctx, env); err != nil && env.Held {
-		m.cfg.Log.ErrorContext(ctx, "the former network policy is not in force again; the reconciler will try again", "environment", env.ID, "error", err)
+		m.leave(ctx, slog.LevelError, "the former network policy is not in force again", "environment", env.ID, "error", err)
 	}
 	return m.unlock(ctx, env.ID, op.ID)
 }

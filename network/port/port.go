@@ -174,6 +174,14 @@ type Drift struct {
 	Message string // what is wrong
 }
 
+// Present is what a host has of environments' networks.
+type Present struct {
+	Attached []string       // environments that have one or a part of one, sorted
+	Unpinned []string       // those of them that have interfaces and none of this node's namespaces: another node's, where two have one network
+	Slots    map[string]int // by environment; those of networks without an address are left out
+	Strays   []string       // interfaces that are ours by name and kind and belong to no environment, sorted
+}
+
 // Change is what becomes of the mappings of an environment.
 type Change struct {
 	Add      []Mapping // new rows

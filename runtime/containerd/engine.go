@@ -114,10 +114,11 @@ type Engine struct {
 	store     containers.Store
 	snapshots snapshots.Snapshotter
 	host      func() host
-	files     atomic.Uint64          // most open files of a process; 0: not known yet
-	tidy      func()                 // removes FIFOs of daemons that died
-	root      atomic.Pointer[string] // directory of the snapshotter; nil: not asked for yet
-	projects  projectquota.Pool      // of limited layers
+	files     atomic.Uint64            // most open files of a process; 0: not known yet
+	tidy      func()                   // removes FIFOs of daemons that died
+	root      atomic.Pointer[string]   // directory of the snapshotter; nil: not asked for yet
+	listed    atomic.Pointer[sighting] // what List read last; nil: nothing, or Parts has had it
+	projects  projectquota.Pool        // of limited layers
 
 	roots  rootfs.Uses // copies by container
 	starts rootfs.Uses // commands that are being started, by container

@@ -4,8 +4,6 @@ import (
 	"context"
 	"strings"
 
-	"github.com/containerd/containerd/api/types/task"
-
 	"github.com/remotegpu/remotegpu/runtime"
 )
 
@@ -15,23 +13,22 @@ const writtenBy = "binary:"
 
 // lookForWriters notes of containers that run without the writer of their log.
 // Nobody starts another one: the pipes that it read were the shim's to give.
-func (e *Engine) lookForWriters(ctx context.Context, all []runtime.ContainerStatus, processes map[string]*task.Process) {
+func (e *Engine) lookForWriters(ctx context.Context, all []runtime.ContainerStatus, seen *sighting) {
 	var logged []*runtime.ContainerStatus
 	for i := range all {
-		if all[i].Running && strings.HasPrefix(processes[all[i].ID].GetStdout(), writtenBy) {
+		if all[i].Running && strings.HasPrefix(seen.processes[all[i].ID].GetStdout(), writtenBy) {
 			logged = append(logged, &all[i])
 		}
 	}
 	if len(logged) == 0 {
 		return
 	}
-	servants, err := e.servants()
-	if err != nil { // nothing was found out
-		e.cfg.Log.WarnContext(ctx, "whether the writers of logs run is not known", "error", err)
+	if seen.incomplete != nil { // nothing was found out
+		e.cfg.Log.WarnContext(ctx, "whether the writers of logs run is not known", "error", seen.incomplete)
 		return
 	}
 	writers := make(map[string]bool)
-	for _, s := range servants {
+	for _, s := range seen.servants {
 		if s.duty == writer {
 			writers[s.id] = true
 		}

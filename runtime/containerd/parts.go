@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -28,26 +27,32 @@ const (
 // Parts lists what is in the engine's places and belongs to no container of
 // ours.
 func (e *Engine) Parts(ctx context.Context) ([]runtime.Part, error) {
+	seen := e.justListed()
+	again := seen != nil
 	// Records come last: what is being made has its record first, and what is
 	// being removed has lost its other parts before it.
 	var parts []runtime.Part
 	var errs []error
 	for _, list := range []func(context.Context) ([]runtime.Part, error){
-		e.taskParts, e.processParts, e.cgroupParts, e.snapshotParts, e.quotaParts, e.logParts, e.leaseParts, e.pipeParts,
+		e.cgroupParts, e.snapshotParts, e.quotaParts, e.logParts, e.leaseParts, e.pipeParts,
 	} {
 		some, err := list(ctx)
 		parts, errs = append(parts, some...), append(errs, err)
 	}
-	records, err := e.store.List(ctx)
-	if err != nil {
-		return nil, errors.Join(append(errs, fmt.Errorf("list containers: %w", e.explain(ctx, err)))...)
+	if seen == nil {
+		var err error
+		if seen, err = e.look(ctx); err != nil {
+			return nil, errors.Join(append(errs, err)...)
+		}
 	}
-	have := make(map[string]bool, len(records))
-	for i := range records {
-		have[records[i].ID] = true
-		if records[i].Labels[LabelEnvironment] == "" {
+	parts = append(parts, seen.parts()...)
+	have := make(map[string]bool, len(seen.records))
+	for i := range seen.records {
+		id := seen.records[i].ID
+		have[id] = true
+		if seen.records[i].Labels[LabelEnvironment] == "" {
 			parts = append(parts, runtime.Part{
-				Kind: runtime.FoundContainer, Name: records[i].ID, EnvID: records[i].ID,
+				Kind: runtime.FoundContainer, Name: id, EnvID: id,
 				Foreign: fmt.Sprintf("somebody else made it in containerd's namespace %s", e.cfg.Namespace),
 			})
 		}
@@ -55,20 +60,10 @@ func (e *Engine) Parts(ctx context.Context) ([]runtime.Part, error) {
 	parts = slices.DeleteFunc(parts, func(p runtime.Part) bool {
 		return p.EnvID != "" && p.Foreign == "" && have[p.EnvID]
 	})
-	return parts, errors.Join(errs...)
-}
-
-// taskParts are the tasks that containerd knows.
-func (e *Engine) taskParts(ctx context.Context) ([]runtime.Part, error) {
-	response, err := e.tasks.List(ctx, &tasks.ListTasksRequest{})
-	if err != nil {
-		return nil, fmt.Errorf("list tasks: %w", e.explain(ctx, err))
+	if again && slices.ContainsFunc(parts, func(p runtime.Part) bool { return p.EnvID != "" && p.Foreign == "" }) {
+		return e.Parts(ctx) // what was listed before the rest says that all is well, and nothing else
 	}
-	parts := make([]runtime.Part, 0, len(response.Tasks))
-	for _, process := range response.Tasks {
-		parts = append(parts, runtime.Part{Kind: runtime.FoundTask, Name: process.ID, EnvID: process.ID})
-	}
-	return parts, nil
+	return parts, errors.Join(append(errs, seen.incomplete)...)
 }
 
 // cgroupParts are the cgroups below ours, which other nodes of the host may have
@@ -76,13 +71,19 @@ func (e *Engine) taskParts(ctx context.Context) ([]runtime.Part, error) {
 func (e *Engine) cgroupParts(context.Context) ([]runtime.Part, error) {
 	var parts []runtime.Part
 	seen := make(map[string]bool) // cgroup v1 has one in each hierarchy
-	for _, dir := range e.cgroupDirs("*") {
-		id := filepath.Base(dir)
-		if info, err := os.Lstat(dir); err != nil || !info.IsDir() || seen[id] {
-			continue
+	for _, parent := range e.cgroupDirs("") {
+		entries, err := os.ReadDir(parent)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("list cgroups: %w", err)
 		}
-		seen[id] = true
-		parts = append(parts, runtime.Part{Kind: runtime.FoundCgroup, Name: e.cgroup(id), EnvID: id, Common: true})
+		for _, entry := range entries {
+			id := entry.Name()
+			if !entry.IsDir() || seen[id] {
+				continue
+			}
+			seen[id] = true
+			parts = append(parts, runtime.Part{Kind: runtime.FoundCgroup, Name: e.cgroup(id), EnvID: id, Common: true})
+		}
 	}
 	return parts, nil
 }

@@ -13,8 +13,6 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
-
-	"github.com/remotegpu/remotegpu/runtime"
 )
 
 const (
@@ -125,16 +123,6 @@ func after(args []string, word string) string {
 		return args[i+1]
 	}
 	return ""
-}
-
-// processParts are all servants.
-func (e *Engine) processParts(context.Context) ([]runtime.Part, error) {
-	found, err := e.servants()
-	parts := make([]runtime.Part, 0, len(found))
-	for _, s := range found {
-		parts = append(parts, runtime.Part{Kind: runtime.FoundProcess, Name: strconv.Itoa(s.pid), EnvID: s.id})
-	}
-	return parts, err
 }
 
 // endOrphans ends shims of a container that containerd has no task of. When the

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/errdefs"
@@ -30,26 +29,18 @@ func (e *Engine) Status(ctx context.Context, id string) (runtime.ContainerStatus
 
 // List tells about all containers of ours, in two calls whatever their number.
 func (e *Engine) List(ctx context.Context) ([]runtime.ContainerStatus, error) {
-	// Tasks first: one that ends meanwhile has a record all the same, while a
-	// container made meanwhile shows up without its task, as it was.
-	response, err := e.tasks.List(ctx, &tasks.ListTasksRequest{})
+	seen, err := e.look(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list tasks: %w", e.explain(ctx, err))
+		return nil, err
 	}
-	processes := make(map[string]*task.Process, len(response.Tasks))
-	for _, process := range response.Tasks {
-		// 1.6 names the container in ID alone.
-		processes[process.ID] = process
+	all := make([]runtime.ContainerStatus, 0, len(seen.records))
+	for i := range seen.records {
+		if record := &seen.records[i]; record.Labels[LabelEnvironment] != "" {
+			all = append(all, e.status(record, seen.processes[record.ID]))
+		}
 	}
-	records, err := e.store.List(ctx, fmt.Sprintf("labels.%q", LabelEnvironment))
-	if err != nil {
-		return nil, fmt.Errorf("list containers: %w", e.explain(ctx, err))
-	}
-	all := make([]runtime.ContainerStatus, 0, len(records))
-	for i := range records {
-		all = append(all, e.status(&records[i], processes[records[i].ID]))
-	}
-	e.lookForWriters(ctx, all, processes)
+	e.lookForWriters(ctx, all, seen)
+	e.listed.Store(seen)
 	return all, nil
 }
 

@@ -195,16 +195,19 @@ func (n *FakeNetworks) Restore(_ context.Context, published []port.Published, po
 	})
 }
 
-// Attached lists the environments that have a network, sorted. No other node has
+// Present tells what is attached, and what AddStray made. No other node has
 // networks here.
-func (n *FakeNetworks) Attached(context.Context) (ids, _ []string, err error) {
-	err = n.Faults.Do("Networks.Attached", func() error {
+func (n *FakeNetworks) Present(context.Context) (present *port.Present, err error) {
+	err = n.Faults.Do("Networks.Present", func() error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
-		ids = slices.Sorted(maps.Keys(n.attached))
+		present = &port.Present{
+			Attached: slices.Sorted(maps.Keys(n.attached)), Slots: make(map[string]int, len(n.attached)), Strays: slices.Clone(n.strays),
+		}
+		maps.Copy(present.Slots, n.attached)
 		return nil
 	})
-	return ids, nil, err
+	return present, err
 }
 
 // Pinned tells whether the environment has a network that Unpin has not touched.
@@ -234,18 +237,6 @@ func (n *FakeNetworks) Pin(ctx context.Context, envID string, slot int, _ *os.Fi
 	return n.Faults.Do("Networks.Pin", func() error { return n.Attach(ctx, envID, slot) })
 }
 
-// Occupied tells the slots that are attached.
-func (n *FakeNetworks) Occupied(context.Context) (slots map[string]int, err error) {
-	err = n.Faults.Do("Networks.Occupied", func() error {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		slots = make(map[string]int)
-		maps.Copy(slots, n.attached)
-		return nil
-	})
-	return slots, err
-}
-
 // Drift compares what is published, as a whole per environment.
 func (n *FakeNetworks) Drift(_ context.Context, published []port.Published, _ []policy.Declared) (drift []port.Drift, err error) {
 	err = n.Faults.Do("Networks.Drift", func() error {
@@ -273,17 +264,6 @@ func (n *FakeNetworks) AddStray(name string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.strays = append(n.strays, name)
-}
-
-// Strays lists what AddStray made.
-func (n *FakeNetworks) Strays(context.Context) (names []string, err error) {
-	err = n.Faults.Do("Networks.Strays", func() error {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		names = slices.Clone(n.strays)
-		return nil
-	})
-	return names, err
 }
 
 // RemoveStray removes one.

@@ -24,7 +24,7 @@ type Options struct {
 	Bursts int           // rounds of Parallel
 	Burst  int           // containers that a burst makes
 	Many   int           // containers of Idle, and that log at once
-	Idle   time.Duration // for how long the use of CPU is watched, without containers emptyTimes as long
+	Idle   time.Duration // the pause before the use of CPU is watched, for emptyTimes or manyTimes as long
 	Deaths int           // samples of Events
 	Floods int           // samples of Logs with one container
 	Flood  int           // MiB that it writes
@@ -90,7 +90,7 @@ func (o *Options) Title(suite report.SuiteName) string {
 			o.Burst, o.Burst, o.Bursts)
 	case report.Idle:
 		return fmt.Sprintf("what the daemons and their helpers use that are not in containers, with 0 and %d containers that do nothing; CPU over %s and %s",
-			o.Many, emptyTimes*o.Idle, o.Idle)
+			o.Many, emptyTimes*o.Idle, manyTimes*o.Idle)
 	case report.Events:
 		return fmt.Sprintf("from the end of a process until the API's stream tells of it; %d times; ms", o.Deaths)
 	case report.Ports:
