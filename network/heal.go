@@ -30,10 +30,8 @@ const (
 	retryLast  = 10 * time.Second
 	// conflictInterval is how often conflicts are looked for.
 	conflictInterval = time.Minute
-	// settingsPolls is how many Config.Poll pass between two looks at settings.
-	settingsPolls = 2
-	// untoldPolls is how many pass between two looks at what is found by looking
-	// alone and is more to read than these: a minute.
+	// untoldPolls is how many Config.Poll pass at most between two looks at what is
+	// found by looking alone, which come each conflictInterval else.
 	untoldPolls = 30
 	// repairsKept is how many repairs are remembered one by one.
 	repairsKept = 32
@@ -85,15 +83,15 @@ type healer struct {
 // Run mends the host's rules and settings as soon as others change them, until
 // ctx ends: with nf_tables the kernel tells, firewalld tells on the system bus,
 // the rest is looked at each Config.Poll. It needs a Restore before, which says
-// what should be. With a negative Config.Poll it leaves rules and settings to
-// Restore and firewalld's reloads, and does the rest.
+// what should be. With a negative Config.Poll it looks at rules and settings once a
+// minute, whatever the kernel tells, and after firewalld's reloads, and does the rest.
 func (n *Networks) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	if n.cfg.Poll > 0 {
 		group.Go(func() error { n.healer.followRules(ctx); return nil })
-		group.Go(func() error { n.healer.followSettings(ctx); return nil })
-		group.Go(func() error { n.healer.followUntold(ctx); return nil })
+		group.Go(func() error { n.healer.followForwarding(ctx); return nil })
 	}
+	group.Go(func() error { n.healer.followUntold(ctx); return nil })
 	group.Go(func() error { n.healer.followFailures(ctx); return nil })
 	group.Go(func() error { n.healer.followIPv6(ctx); return nil })
 	group.Go(func() error { n.healer.followFirewalld(ctx); return nil })
@@ -191,34 +189,19 @@ func (h *healer) followRules(ctx context.Context) {
 	}
 }
 
-// followSettings looks at settings of the host that environments need. While
-// there is none the passes of the reconciler do.
-func (h *healer) followSettings(ctx context.Context) {
-	for looks := h.networks.Looks(); looks.Wait(ctx, settingsPolls*h.networks.cfg.Poll); {
-		began := time.Now()
-		h.healReserved(ctx)
-		if changed, err := h.networks.forward4.switchOn(ctx); err != nil {
-			h.networks.cfg.Log.WarnContext(ctx, "forwarding cannot be looked at", "error", err)
-		} else if changed {
-			h.note(ctx, Repair{At: time.Now(), What: []string{h.networks.forward4.name()}, Took: time.Since(began)})
-		}
-		if !h.networks.wants6() || h.networks.cfg.Firewall.IPv6() != nil {
-			continue
-		}
-		if changed, err := h.networks.forward6.switchOn(ctx); err != nil {
-			h.networks.cfg.Log.DebugContext(ctx, "forwarding of IPv6 cannot be looked at", "error", err) // a condition says so
-		} else if changed {
-			h.note(ctx, Repair{At: time.Now(), What: []string{h.networks.forward6.name()}, Took: time.Since(began)})
-		}
-	}
-}
-
-// followUntold looks at settings of environments' bridges, and at rules whose changes
-// the watch does not see: those of IPv6 in the legacy backend. Where the kernel says
-// that nobody has changed a rule, no rule is read.
+// followUntold looks at reserved ports, at settings of environments' bridges, and at
+// rules whose changes the watch does not see: those of IPv6 in the legacy backend. Where
+// the kernel says that nobody has changed a rule, no rule is read. While there is no
+// environment the passes of the reconciler do.
 func (h *healer) followUntold(ctx context.Context) {
-	for looks := h.networks.Looks(); looks.Wait(ctx, untoldPolls*h.networks.cfg.Poll); {
+	every := conflictInterval
+	if h.networks.cfg.Poll > 0 {
+		every = min(every, untoldPolls*h.networks.cfg.Poll)
+	}
+	for looks := h.networks.Looks(); looks.Wait(ctx, every); {
 		h.heal(ctx, nil)
+		h.healForwarding(ctx) // of which the kernel tells, where it is listened to
+		h.healReserved(ctx)
 		began := time.Now()
 		var mended []string
 		bridges, err := ourBridges()

@@ -123,9 +123,9 @@ type Config struct {
 	ForwardFile string
 	// RouteBetween lets the host route between its own networks.
 	RouteBetween bool
-	// Poll is how often Run looks at rules that tell nothing by themselves, and
-	// half as often at settings; DefaultPoll when 0. Negative: it does neither,
-	// Restore mends them.
+	// Poll is how often Run looks at rules that tell nothing by themselves, and after
+	// thirty times that, a minute at most, at what takes more; DefaultPoll when 0.
+	// Negative: it looks once a minute alone.
 	Poll     time.Duration
 	Firewall Firewall
 	Log      *slog.Logger

@@ -20,6 +20,7 @@ import (
 // absent as removed.
 type Engine interface {
 	Changer
+	Lister
 
 	// Info tells version and snapshotter. Unavailable when it does not answer.
 	Info(ctx context.Context) (EngineInfo, error)
@@ -43,15 +44,6 @@ type Engine interface {
 	Stop(ctx context.Context, id string, timeout time.Duration) (Exit, error)
 	// Delete kills and removes task, container, writable layer and log.
 	Delete(ctx context.Context, id string) error
-	// Status tells about one container of ours, NotFound.
-	Status(ctx context.Context, id string) (ContainerStatus, error)
-	// List tells about all containers of ours.
-	List(ctx context.Context) ([]ContainerStatus, error)
-	// Parts lists what is in the engine's places and belongs to no container of
-	// ours: containers of others in its namespace, tasks, processes, cgroups,
-	// snapshots and logs without a container, which Delete of their EnvID
-	// removes, and what crashed engines left, which RemovePart does.
-	Parts(ctx context.Context) ([]Part, error)
 	// RemovePart removes a part that has no EnvID, if nobody uses it still.
 	RemovePart(ctx context.Context, part Part) error
 	// Run runs a command in a running container. NotFound when it does not
@@ -66,6 +58,24 @@ type Engine interface {
 	// connection breaks, then closes events and sends the reason on errs. A
 	// caller subscribes first and lists then, so that nothing is missed.
 	Events(ctx context.Context) (events <-chan Event, errs <-chan error)
+}
+
+// Lister tells what there is. Errors as of Engine.
+type Lister interface {
+	// Status tells about one container of ours, NotFound.
+	Status(ctx context.Context, id string) (ContainerStatus, error)
+	// List tells about all containers of ours.
+	List(ctx context.Context) ([]ContainerStatus, error)
+	// Intact tells, without asking the engine, whether all processes live that the
+	// last List saw at work for containers that run: their first ones, those that
+	// run them, and the writers of their logs. It is quick, and may miss one whose
+	// number another process has by now. False before the first List.
+	Intact() bool
+	// Parts lists what is in the engine's places and belongs to no container of
+	// ours: containers of others in its namespace, tasks, processes, cgroups,
+	// snapshots and logs without a container, which Delete of their EnvID
+	// removes, and what crashed engines left, which RemovePart does.
+	Parts(ctx context.Context) ([]Part, error)
 }
 
 // Changer changes containers that exist. Errors as of Engine.

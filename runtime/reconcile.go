@@ -67,10 +67,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	group.Go(func() error {
 		m.watchUndrawn(ctx)
 		for tick.Wait(ctx, m.cfg.Reconcile) {
-			if spared, inhabited := m.rest.spare(m.changes.last()); spared {
-				if inhabited {
-					m.lookAfter(ctx)
-				}
+			if m.spare(ctx) {
 				continue
 			}
 			if err := m.Reconcile(ctx); err != nil && ctx.Err() == nil {
@@ -234,7 +231,7 @@ func (m *Manager) pass(ctx context.Context, mode passMode) ([]Finding, error) {
 	seq := m.changes.last()
 	o, err := m.observe(ctx)
 	if o == nil {
-		m.rest.passed(seq, 0)
+		m.rest.passed(seq, nil)
 		return nil, err
 	}
 	findings := plan(o)
@@ -242,10 +239,10 @@ func (m *Manager) pass(ctx context.Context, mode passMode) ([]Finding, error) {
 		return findings, err
 	}
 	err = errors.Join(err, m.carryOut(ctx, o, findings, mode))
-	ticks := 0
+	var found *calm
 	if err == nil && mode == wholePass {
-		ticks = m.mayRest(ctx, o, findings)
+		found = m.calm(ctx, o, findings)
 	}
-	m.rest.passed(seq, ticks)
+	m.rest.passed(seq, found)
 	return findings, err
 }

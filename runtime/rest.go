@@ -9,12 +9,9 @@ import (
 	"github.com/remotegpu/remotegpu/gpu"
 )
 
-// Ticks of the reconciler's timer to a pass: with a tick each minute, five minutes
-// and half an hour.
-const (
-	calmTicks = 5  // while all is well with environments
-	restTicks = 30 // and while there is none
-)
+// restTicks is how many ticks of the reconciler's timer there are to a pass while a
+// node is calm: half an hour with a tick each minute.
+const restTicks = 30
 
 // calmPasses is how many passes in a row must have found that all is well: what
 // fails behind a change is found by the second one after it.
@@ -23,29 +20,35 @@ const calmPasses = 2
 // rest spares a node most passes of the timer while it is calm: the last passes
 // found nothing to do, and since then no environment has changed and nothing failed.
 // Events of the kernel and of the engine, and people, have their passes as ever, and
-// rules, settings, ports and GPUs are looked at all the same: what waits is what
-// nobody told of. A pass costs the daemon and containerd more than a millisecond for each
-// environment, which is most of what an idle node uses.
+// each tick has a glance at what environments live by: what waits is what nobody told
+// of and nobody lacks. A pass costs the daemon and containerd more than a
+// millisecond for each environment, which is most of what an idle node uses.
 type rest struct {
 	mu     sync.Mutex
 	calm   int    // passes in a row that found nothing to do
 	seq    uint64 // of the last change of an environment before the last pass
-	ticks  int    // to the next pass, when it was calm
+	last   *calm  // what the last pass found; nil: something to do
 	spared int    // ticks since the last pass
 }
 
-// passed notes a pass that began after the change of environments number seq. ticks
-// is how many there may be to the next one; 0: it found something.
-func (r *rest) passed(seq uint64, ticks int) {
+// calm is what a pass found that had nothing to do.
+type calm struct {
+	inhabited bool     // there are environments
+	alive     []string // those whose processes run, and that have a network
+}
+
+// passed notes a pass that began after the change of environments number seq; found
+// is nil when there was something to do.
+func (r *rest) passed(seq uint64, found *calm) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if ticks == 0 || seq != r.seq {
+	if found == nil || seq != r.seq {
 		r.calm = 0
 	}
-	if ticks > 0 {
+	if found != nil {
 		r.calm++
 	}
-	r.seq, r.ticks, r.spared = seq, ticks, 0
+	r.seq, r.last, r.spared = seq, found, 0
 }
 
 // disturb has the next tick bring a pass.
@@ -56,16 +59,16 @@ func (r *rest) disturb() {
 }
 
 // spare tells whether this tick of the timer needs no pass, when seq is the
-// number of the last change of an environment, and whether the last pass found
-// environments.
-func (r *rest) spare(seq uint64) (spared, inhabited bool) {
+// number of the last change of an environment: what the last pass found then, else
+// nil.
+func (r *rest) spare(seq uint64) *calm {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.calm < calmPasses || seq != r.seq || r.spared+1 >= r.ticks {
-		return false, false
+	if r.calm < calmPasses || seq != r.seq || r.spared+1 >= restTicks {
+		return nil
 	}
 	r.spared++
-	return true, r.ticks == calmTicks
+	return r.last
 }
 
 // leave tells of something that failed and that a pass does again, and has that come
@@ -75,25 +78,44 @@ func (m *Manager) leave(ctx context.Context, level slog.Level, what string, args
 	m.cfg.Log.Log(ctx, level, what+"; the next pass of the reconciler tries again", args...) //nolint:sloglint // who calls has a message that stands still
 }
 
-// lookAfter does at a tick without a pass what others give cause for and tell nobody:
-// drivers, and whoever uses the ports of environments.
-func (m *Manager) lookAfter(ctx context.Context) {
-	m.askToTend(ctx)
+// spare tells whether a tick of the timer needs no pass, after a glance.
+func (m *Manager) spare(ctx context.Context) bool {
+	last := m.rest.spare(m.changes.last())
+	return last != nil && m.glance(ctx, last)
+}
+
+// glance does at a tick without a pass what others give cause for and tell nobody,
+// drivers and whoever uses the ports of environments, and tells whether those that
+// lived in the last pass have what they live by. If not a pass finds out what it is.
+func (m *Manager) glance(ctx context.Context, last *calm) bool {
+	if !last.inhabited {
+		return true
+	}
+	if m.cfg.GPUs != nil {
+		m.askToTend(ctx)
+	}
 	if err := m.lookForConflicts(ctx); err != nil && ctx.Err() == nil {
 		m.leave(ctx, slog.LevelError, "looking for others who use ports of environments failed", "error", err)
 	}
+	return m.cfg.Engine.Intact() && !slices.ContainsFunc(last.alive, func(id string) bool {
+		pinned, err := m.cfg.Networks.Pinned(id)
+		return err != nil || !pinned
+	})
 }
 
-// mayRest is for how many ticks nobody needs another pass, after one that found this;
-// 0: somebody does.
-func (m *Manager) mayRest(ctx context.Context, o *observed, findings []Finding) int {
-	switch {
-	case !o.nothingToDo(findings), !m.nothingPending(ctx):
-		return 0
-	case len(o.environments) > 0:
-		return calmTicks
+// calm tells what a pass found that succeeded and after which nobody needs another
+// one soon; nil: somebody does.
+func (m *Manager) calm(ctx context.Context, o *observed, findings []Finding) *calm {
+	if !o.nothingToDo(findings) || !m.nothingPending(ctx) {
+		return nil
 	}
-	return restTicks
+	found := &calm{inhabited: len(o.environments) > 0}
+	for _, env := range o.environments {
+		if env.Alive() && o.containers[env.ID].Running {
+			found.alive = append(found.alive, env.ID)
+		}
+	}
+	return found
 }
 
 // nothingToDo tells whether a pass that succeeded leaves nothing behind, and no

@@ -9,51 +9,47 @@ import (
 	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
-// passes counts the ticks of the timer that have a pass, of n, each of which lets
-// ticks pass to the next one.
-func (r *rest) passes(n int, seq uint64, ticks int) (passes int) {
+// passes counts the ticks of the timer that have a pass, of n, each of which finds
+// the same.
+func (r *rest) passes(n int, seq uint64, found *calm) (passes int) {
 	for range n {
-		if spared, _ := r.spare(seq); !spared {
+		if r.spare(seq) == nil {
 			passes++
-			r.passed(seq, ticks)
+			r.passed(seq, found)
 		}
 	}
 	return passes
 }
 
 func TestRest(t *testing.T) {
-	for _, ticks := range []int{calmTicks, restTicks} {
-		var r rest
-		if got := r.passes(10, 0, 0); got != 10 {
-			t.Fatalf("a node that has something to do: %d passes in ten ticks, want all", got)
-		}
-		if got := r.passes(2, 0, ticks); got != 2 {
-			t.Fatalf("once all is well: %d passes in two ticks, want both", got)
-		}
-		if got := r.passes(4*ticks, 0, ticks); got != 4 {
-			t.Fatalf("a calm node: %d passes in %d ticks, want one in %d", got, 4*ticks, ticks)
-		}
-		if got := r.passes(3, 1, ticks); got != 2 {
-			t.Fatalf("an environment has changed: %d passes in three ticks, want two", got)
-		}
-		r.passed(1, ticks)
-		for _, step := range []struct {
-			what string
-			do   func()
-		}{
-			{"something failed since", r.disturb},
-			{"only one pass came after that", func() { r.passed(1, ticks) }},
-			{"the one before found something", func() { r.passed(1, ticks); r.passed(1, 0) }},
-			{"another environment has changed since", func() { r.passed(1, ticks); r.passed(1, ticks); r.passed(2, ticks) }},
-		} {
-			if step.do(); r.passes(1, 2, 0) != 1 {
-				t.Fatalf("no pass though %s", step.what)
-			}
-			r.passed(1, ticks)
-		}
-		r.passed(1, ticks)
-		if spared, inhabited := r.spare(1); !spared || inhabited != (ticks == calmTicks) {
-			t.Fatalf("calm: spared %t, inhabited %t", spared, inhabited)
+	var r rest
+	well := &calm{inhabited: true, alive: []string{"a"}}
+	if got := r.passes(10, 0, nil); got != 10 {
+		t.Fatalf("a node that has something to do: %d passes in ten ticks, want all", got)
+	}
+	if got := r.passes(2, 0, well); got != 2 {
+		t.Fatalf("once all is well: %d passes in two ticks, want both", got)
+	}
+	if got := r.passes(4*restTicks, 0, well); got != 4 {
+		t.Fatalf("a calm node: %d passes in %d ticks, want one in %d", got, 4*restTicks, restTicks)
+	}
+	if got := r.passes(3, 1, well); got != 2 {
+		t.Fatalf("an environment has changed: %d passes in three ticks, want two", got)
+	}
+	if got := r.spare(1); got != well {
+		t.Fatalf("calm with %+v, want %+v", got, well)
+	}
+	for _, step := range []struct {
+		what string
+		do   func()
+	}{
+		{"something failed since", r.disturb},
+		{"only one pass came after that", func() { r.passed(1, well) }},
+		{"the one before found something", func() { r.passed(1, well); r.passed(1, nil) }},
+		{"an environment has changed since", func() { r.passed(1, well); r.passed(2, well) }},
+	} {
+		if step.do(); r.spare(1) != nil || r.spare(2) != nil {
+			t.Fatalf("no pass though %s", step.what)
 		}
 	}
 }

@@ -39,10 +39,7 @@ func (p *Pool) holdAll(mappings []Mapping) {
 // tells which are used by something else, by port. An error may come with those
 // that were found.
 func (p *Pool) Conflicts(ctx context.Context) ([]Conflict, error) {
-	p.mu.Lock()
-	none := p.cfg.Holder == nil && len(p.foreign.spans) == 0
-	p.mu.Unlock()
-	if none {
+	if p.undisturbed() {
 		return nil, nil
 	}
 	held, err := p.held(ctx)
@@ -58,6 +55,24 @@ func (p *Pool) Conflicts(ctx context.Context) ([]Conflict, error) {
 		failure = fmt.Errorf("hold host ports: %w", failure)
 	}
 	return conflicts, failure
+}
+
+// undisturbed tells whether all ports that mappings have are held, and no rule of
+// another tool leads one elsewhere, without a look at what the mappings are.
+func (p *Pool) undisturbed() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.cfg.Holder == nil {
+		return len(p.foreign.spans) == 0
+	}
+	for protocol, ledger := range p.ports {
+		for port, holder := range ledger.holders {
+			if _, foreign := p.foreign.rule(protocol, port); foreign || holder == "" || !p.take(protocol, port) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // conflicting are the conflicts, those with a program without its name. failure

@@ -117,6 +117,7 @@ type Engine struct {
 	files     atomic.Uint64            // most open files of a process; 0: not known yet
 	tidy      func()                   // removes FIFOs of daemons that died
 	root      atomic.Pointer[string]   // directory of the snapshotter; nil: not asked for yet
+	served    atomic.Pointer[[]int]    // processes that serve containers that run, when List looked last; nil: it has not
 	listed    atomic.Pointer[sighting] // what List read last; nil: nothing, or Parts has had it
 	projects  projectquota.Pool        // of limited layers
 

@@ -220,6 +220,9 @@ func TestLogWriterKilled(t *testing.T) {
 		for _, c := range []runtime.Container{quiet, loud} {
 			start(t, engine, c)
 			runtimetest.Eventually(t, "it has written", func() bool { return len(logLines(t, c.LogPath)) > 1 })
+			if _, err := engine.List(t.Context()); err != nil || !engine.Intact() {
+				t.Errorf("not Intact() with its writer: %v", err)
+			}
 			for _, pid := range writers(t, c.LogPath) {
 				if !mayLowerScores(t) {
 					t.Log("without CAP_SYS_RESOURCE nothing protects the writer from the OOM killer: not checked")
@@ -237,6 +240,9 @@ func TestLogWriterKilled(t *testing.T) {
 		})
 		if status, err := engine.Status(t.Context(), "quiet"); err != nil || !status.Running {
 			t.Errorf("the one that does not write: %+v %v", status, err)
+		}
+		if engine.Intact() {
+			t.Error("Intact() without the writers")
 		}
 		lost := func() (ids []string) {
 			all, err := engine.List(t.Context())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -69,4 +70,30 @@ func (s *sighting) parts() []runtime.Part {
 		parts = append(parts, runtime.Part{Kind: runtime.FoundProcess, Name: strconv.Itoa(servant.pid), EnvID: servant.id})
 	}
 	return parts
+}
+
+// serving are the processes of containers that run: their first ones, and those that
+// serve them.
+func (s *sighting) serving(all []runtime.ContainerStatus) []int {
+	pids := make([]int, 0, 3*len(all))
+	runs := make(map[string]bool, len(all))
+	for i := range all {
+		if all[i].Running {
+			runs[all[i].ID] = true
+			pids = append(pids, all[i].PID)
+		}
+	}
+	for _, servant := range s.servants {
+		if runs[servant.id] {
+			pids = append(pids, servant.pid)
+		}
+	}
+	return pids
+}
+
+// Intact tells whether all processes live that List saw last at work for containers
+// that run.
+func (e *Engine) Intact() bool {
+	served := e.served.Load()
+	return served != nil && !slices.ContainsFunc(*served, died)
 }

@@ -41,6 +41,8 @@ func (e *Engine) List(ctx context.Context) ([]runtime.ContainerStatus, error) {
 	}
 	e.lookForWriters(ctx, all, seen)
 	e.listed.Store(seen)
+	served := seen.serving(all)
+	e.served.Store(&served)
 	return all, nil
 }
 

@@ -461,10 +461,26 @@ func testParts(t *testing.T, s *suite) {
 			t.Errorf("Parts() = %+v, %v", parts, err)
 		}
 	}
-	for _, c := range []runtime.Container{running, made, ended} {
+	list := func() {
+		t.Helper()
+		if _, err := s.Engine.List(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// A list may be what Parts goes by: none that came or went since is left over.
+	list()
+	later := s.start(t, s.container())
+	if parts, err := s.Engine.Parts(t.Context()); err != nil || len(parts) > 0 {
+		t.Errorf("Parts() after a list and a start = %+v, %v", parts, err)
+	}
+	list()
+	for _, c := range []runtime.Container{running, made, ended, later} {
 		if err := s.Engine.Delete(t.Context(), c.ID); err != nil {
 			t.Error(err)
 		}
+	}
+	if parts, err := s.Engine.Parts(t.Context()); err != nil || len(parts) > 0 {
+		t.Errorf("Parts() after a list and the deletes = %+v, %v", parts, err)
 	}
 	if parts, err := s.Engine.Parts(t.Context()); err != nil || len(parts) > 0 {
 		t.Errorf("Parts() after the deletes = %+v, %v", parts, err)
@@ -481,6 +497,9 @@ func testList(t *testing.T, s *suite) {
 	running, made := s.start(t, s.container()), s.create(t, s.container())
 	ended := s.start(t, s.container("exit", "3"))
 	s.ended(t, ended.ID)
+	if s.Engine.Intact() {
+		t.Error("Intact() before the first List()")
+	}
 	list, err := s.Engine.List(t.Context())
 	if err != nil || len(list) != 3 {
 		t.Fatalf("List() = %+v, %v", list, err)
@@ -506,6 +525,19 @@ func testList(t *testing.T, s *suite) {
 		default:
 			t.Errorf("unknown one: %+v", status)
 		}
+	}
+	another := s.start(t, s.container()) // is none of those
+	if !s.Engine.Intact() {
+		t.Error("not Intact() after List()")
+	}
+	if _, err := s.Engine.Stop(t.Context(), running.ID, 0); err != nil {
+		t.Fatal(err)
+	}
+	if s.Engine.Intact() {
+		t.Error("Intact() though a process has ended that List() saw")
+	}
+	if _, err := s.Engine.List(t.Context()); err != nil || !s.Engine.Intact() || !s.status(t, another.ID).Running {
+		t.Errorf("not Intact() after another List(): %v", err)
 	}
 }
 

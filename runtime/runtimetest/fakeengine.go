@@ -43,6 +43,7 @@ type FakeEngine struct {
 	exporting   map[string]bool              // by snapshot
 	quota       runtime.DiskQuota
 	netns       string // of SetNetNS
+	listed      []runtime.ContainerStatus
 }
 
 var _ runtime.Engine = (*FakeEngine)(nil)
@@ -462,14 +463,26 @@ func (e *FakeEngine) SetNetNS(path string) {
 // List tells about all, by id.
 func (e *FakeEngine) List(context.Context) (all []runtime.ContainerStatus, err error) {
 	err = e.call("List", func() error {
+		all = make([]runtime.ContainerStatus, 0, len(e.containers))
 		for _, id := range slices.Sorted(maps.Keys(e.containers)) {
 			status := e.containers[id].status()
 			status.LogLost = status.Running && e.containers[id].process.logLost
 			all = append(all, status)
 		}
+		e.listed = slices.Clone(all)
 		return nil
 	})
 	return all, err
+}
+
+// Intact compares what runs with what List saw run.
+func (e *FakeEngine) Intact() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.listed != nil && !slices.ContainsFunc(e.listed, func(before runtime.ContainerStatus) bool {
+		c := e.containers[before.ID]
+		return before.Running && (c == nil || !c.running() || c.status().PID != before.PID || c.process.logLost && !before.LogLost)
+	})
 }
 
 // AddPart leaves something behind.

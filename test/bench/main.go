@@ -146,7 +146,7 @@ func optionFlags(flags *flag.FlagSet, o *measure.Options) {
 	flags.IntVar(&o.Bursts, "bursts", 3, "parallel: rounds")
 	flags.IntVar(&o.Burst, "burst", 50, "parallel: containers made in a round")
 	flags.IntVar(&o.Many, "many", 100, "idle and logs: containers at once, at most 200")
-	flags.DurationVar(&o.Idle, "idle", time.Minute, "idle: how long to wait before the use of CPU is watched; it is watched five times as long, which with a minute has a pass of the reconciler, and without containers eight times")
+	flags.DurationVar(&o.Idle, "idle", time.Minute, "idle: how long to wait before the use of CPU is watched, with containers three times as long; it is watched eight times as long, with containers five times")
 	flags.IntVar(&o.Deaths, "deaths", 100, "events: ends that are awaited")
 	flags.IntVar(&o.Floods, "floods", 3, "logs: rounds with one container")
 	flags.IntVar(&o.Rounds, "rounds", 5, "ports, firewall, packets: rounds")

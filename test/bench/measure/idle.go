@@ -16,32 +16,34 @@ const (
 	// all that it does are collections, which Go forces every two minutes, and a
 	// minute sees one of them or none.
 	emptyTimes = 8
-	// manyTimes is how many times longer one with containers is: our reconciler has
-	// a pass each five minutes while all is well, and shims collect garbage each half
-	// minute, which most of what is used is, so that a minute sees once or thrice what
-	// it should see twice.
+	// manyTimes is how many times longer one with containers is: their shims collect
+	// garbage each half minute, which most of what is used is, and a minute sees once or
+	// thrice what it should see twice.
 	manyTimes = 5
+	// settleTimes is how many times longer is waited before that: our reconciler looks
+	// after what was created with two passes, one a minute.
+	settleTimes = 3
 )
 
 // idle looks at what a column's processes use while nothing happens. It is
 // alone in its sandbox, so whatever runs there is the column's.
 func (m *measurement) idle(ctx context.Context) error {
 	return m.complete(ctx, func(column columns.Complete, result *report.Column) error {
-		if err := m.use(ctx, result, report.Memory0, report.CPU0, "0", emptyTimes*m.Idle); err != nil {
+		if err := m.use(ctx, result, report.Memory0, report.CPU0, "0", m.Idle, emptyTimes*m.Idle); err != nil {
 			return err
 		}
 		if _, err := createMany(ctx, column, "idle", m.Many, makers); err != nil {
 			return err
 		}
 		m.say(fmt.Sprintf("%s has %d", column.Name(), m.Many))
-		return m.use(ctx, result, report.Memory100, report.CPU100, strconv.Itoa(m.Many), manyTimes*m.Idle)
+		return m.use(ctx, result, report.Memory100, report.CPU100, strconv.Itoa(m.Many), settleTimes*m.Idle, manyTimes*m.Idle)
 	})
 }
 
-// use samples memory once and CPU over some time of idleness.
-func (m *measurement) use(ctx context.Context, result *report.Column, memory, cpu report.Row, with string, watch time.Duration) error {
+// use samples memory once and CPU over some time of idleness, after another.
+func (m *measurement) use(ctx context.Context, result *report.Column, memory, cpu report.Row, with string, settle, watch time.Duration) error {
 	// What a start or a create leaves to do, garbage collections included.
-	if err := pause(ctx, m.Idle); err != nil {
+	if err := pause(ctx, settle); err != nil {
 		return err
 	}
 	before, err := sandbox.Processes()

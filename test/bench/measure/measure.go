@@ -24,7 +24,7 @@ type Options struct {
 	Bursts int           // rounds of Parallel
 	Burst  int           // containers that a burst makes
 	Many   int           // containers of Idle, and that log at once
-	Idle   time.Duration // the pause before the use of CPU is watched, for emptyTimes or manyTimes as long
+	Idle   time.Duration // what the times of idle are multiples of
 	Deaths int           // samples of Events
 	Floods int           // samples of Logs with one container
 	Flood  int           // MiB that it writes
