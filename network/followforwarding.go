@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/vishvananda/netlink/nl"
@@ -97,12 +98,16 @@ func (h *healer) healForwarding(ctx context.Context) {
 	}
 	for _, f := range []*forwarding{&h.networks.forward4, &h.networks.forward6} {
 		if f == &h.networks.forward6 && (!h.networks.wants6() || h.networks.cfg.Firewall.IPv6() != nil) {
-			continue // a condition says so
+			continue
 		}
 		began := time.Now()
 		changed, err := f.switchOn(ctx)
 		if err != nil && ctx.Err() == nil {
-			h.networks.cfg.Log.WarnContext(ctx, "forwarding cannot be looked at", "setting", f.name(), "error", err)
+			level := slog.LevelWarn
+			if f == &h.networks.forward6 {
+				level = slog.LevelDebug // a condition says so
+			}
+			h.networks.cfg.Log.Log(ctx, level, "forwarding cannot be looked at", "setting", f.name(), "error", err)
 		}
 		if changed {
 			h.note(ctx, Repair{At: time.Now(), What: []string{f.name()}, Took: time.Since(began)})

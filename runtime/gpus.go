@@ -52,7 +52,7 @@ type GPUConfig struct {
 // Defaults of a GPUConfig.
 const (
 	DefaultHandOver = 15 * time.Second
-	// A reset of a GPU takes less, passes are a minute apart.
+	// A reset of a GPU takes less, looks are a minute apart.
 	DefaultSureAfter = 3 * time.Minute
 )
 

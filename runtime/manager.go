@@ -53,8 +53,8 @@ type Config struct {
 	// NamedVolumes are the volumes behind Volumes.
 	NamedVolumes NamedVolumes
 	Log          *slog.Logger
-	// Reconcile is the time between two full passes of the reconciler.
-	// 0 means a minute.
+	// Reconcile is the time between two full passes of the reconciler; while all
+	// is well only each thirtieth of them comes. 0 means a minute.
 	Reconcile time.Duration
 	// BootID names this boot of the host. "": reboots are not noticed.
 	BootID string

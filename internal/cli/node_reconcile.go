@@ -13,7 +13,7 @@ func (a *app) nodeReconcile() *cobra.Command {
 	var dryRun bool
 	cmd := &cobra.Command{
 		Use: "reconcile", Short: "Bring the node in order now, and show what differed from what should be", Args: cobra.NoArgs,
-		Long: "Compares what should be with what is, as the node does each minute, brings it in order and shows what it found.\n" +
+		Long: "Compares what should be with what is, as the node does by itself in its time, brings it in order and shows what it found.\n" +
 			"What is not the node's own is shown and never touched.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := a.dial()

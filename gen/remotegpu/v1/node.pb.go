@@ -559,7 +559,7 @@ func (x *NodeGPUs) GetEnforcers() []GPUEnforcement {
 type FirewallState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How changes by others are noticed: "events" (the kernel tells), "poll" (it
-	// is looked at each few seconds). Empty: only by the reconciler, each minute.
+	// is looked at each few seconds). Empty: they are looked at once a minute only.
 	Watch string `protobuf:"bytes,1,opt,name=watch,proto3" json:"watch,omitempty"`
 	// How often something had to be mended since the daemon started.
 	Repairs int64 `protobuf:"varint,2,opt,name=repairs,proto3" json:"repairs,omitempty"`
