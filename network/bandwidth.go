@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -88,6 +90,34 @@ func (n *Networks) restoreBandwidth(ctx context.Context, policies []policy.Decla
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// keepLimits sets the limits again that environments have: the kernel tells nobody
+// that somebody took one.
+func (n *Networks) keepLimits(ctx context.Context) error {
+	n.mu.Lock()
+	limited := slices.Collect(maps.Keys(n.limits))
+	n.mu.Unlock()
+	var errs []error
+	for _, envID := range limited {
+		errs = append(errs, n.keepLimit(ctx, envID))
+	}
+	return errors.Join(errs...)
+}
+
+func (n *Networks) keepLimit(ctx context.Context, envID string) error {
+	unlock, err := n.locks.Lock(ctx, envID)
+	if err != nil {
+		return fmt.Errorf("limit bandwidth of environment %s: %w", envID, err)
+	}
+	defer unlock()
+	n.mu.Lock()
+	wanted, still := n.limits[envID]
+	n.mu.Unlock()
+	if !still {
+		return nil
+	}
+	return n.setSpeeds(ctx, envID, wanted)
 }
 
 func (n *Networks) restoreLimits(ctx context.Context, declared *policy.Declared) error {

@@ -29,7 +29,7 @@ func (n *Networks) Drift(ctx context.Context, published []port.Published, polici
 	if err != nil {
 		return nil, failed("compare the host's rules", err)
 	}
-	all, err := n.wanted(ctx, published, policies, links)
+	all, err := n.wanted(ctx, published, policies, func() ([]hostLink, error) { return links, nil })
 	if err != nil {
 		return nil, fmt.Errorf("compare the host's rules: %w", err)
 	}

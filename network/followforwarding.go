@@ -50,9 +50,9 @@ func (h *healer) watchForwarding(ctx context.Context) error {
 	defer socket.Close()
 	defer context.AfterFunc(ctx, socket.Close)()
 	for look := true; ; { // what happened before nobody told
-		if look {
-			h.healForwarding(ctx)
-			if !tick.Pause(ctx, forwardingPace) {
+		for again := forwardingPace; look; again = min(2*again, retryLast) {
+			look = !h.healForwarding(ctx)
+			if !tick.Pause(ctx, again) {
 				return ctx.Err()
 			}
 		}
@@ -66,7 +66,6 @@ func (h *healer) watchForwarding(ctx context.Context) error {
 		case err != nil:
 			return fmt.Errorf("listen to settings: %w", err)
 		}
-		look = false
 		for i := range messages {
 			look = look || messages[i].Header.Type == unix.RTM_NEWNETCONF && concernsAll(messages[i].Data)
 		}
@@ -90,19 +89,22 @@ func concernsAll(message []byte) bool {
 	return false
 }
 
-// healForwarding looks whether the host forwards packets. Before the first Restore the
-// rules may not be in force without which it should not.
-func (h *healer) healForwarding(ctx context.Context) {
+// healForwarding looks whether the host forwards packets, and tells whether that is as
+// it should be. Before the first Restore the rules may not be in force without which it
+// should not, and that switches it on.
+func (h *healer) healForwarding(ctx context.Context) (done bool) {
 	if !h.networks.restored.Load() {
-		return
+		return true
 	}
+	done = true
 	for _, f := range []*forwarding{&h.networks.forward4, &h.networks.forward6} {
 		if f == &h.networks.forward6 && (!h.networks.wants6() || h.networks.cfg.Firewall.IPv6() != nil) {
 			continue
 		}
 		began := time.Now()
 		changed, err := f.switchOn(ctx)
-		if err != nil && ctx.Err() == nil {
+		if err != nil {
+			done = false
 			level := slog.LevelWarn
 			if f == &h.networks.forward6 {
 				level = slog.LevelDebug // a condition says so
@@ -113,4 +115,5 @@ func (h *healer) healForwarding(ctx context.Context) {
 			h.note(ctx, Repair{At: time.Now(), What: []string{f.name()}, Took: time.Since(began)})
 		}
 	}
+	return done
 }

@@ -52,7 +52,7 @@ type Repair struct {
 
 // Repairs tells what had to be mended since the daemon began.
 type Repairs struct {
-	Watch  string // how changes are noticed: "events" or "poll"; "": only by the reconciler
+	Watch  string // how changes are noticed: "events" or "poll"; "": looked at once a minute only
 	Count  int64
 	Latest []Repair // oldest first
 }
@@ -189,17 +189,22 @@ func (h *healer) followRules(ctx context.Context) {
 	}
 }
 
-// followUntold looks at reserved ports, at settings of environments' bridges, and at
-// rules whose changes the watch does not see: those of IPv6 in the legacy backend. Where
-// the kernel says that nobody has changed a rule, no rule is read. While there is no
-// environment the passes of the reconciler do.
+// followUntold looks at name servers, reserved ports, settings of environments'
+// bridges and limits of their speeds, and at rules whose changes the watch does not see:
+// those of IPv6 in the legacy backend. Where the kernel says that nobody has changed a
+// rule, no rule is read. While there is no environment the passes of the reconciler do.
 func (h *healer) followUntold(ctx context.Context) {
 	every := conflictInterval
 	if h.networks.cfg.Poll > 0 {
 		every = min(every, untoldPolls*h.networks.cfg.Poll)
 	}
 	for looks := h.networks.Looks(); looks.Wait(ctx, every); {
+		lacking := h.networks.wants6() && h.networks.unavailable6() != nil
 		h.heal(ctx, nil)
+		if lacking { // its rules may be there by now, or what else it needs
+			h.damage()
+		}
+		h.networks.lookAround(ctx)
 		h.healForwarding(ctx) // of which the kernel tells, where it is listened to
 		h.healReserved(ctx)
 		began := time.Now()
@@ -213,6 +218,9 @@ func (h *healer) followUntold(ctx context.Context) {
 		}
 		if len(mended) > 0 {
 			h.note(ctx, Repair{At: time.Now(), What: mended, Took: time.Since(began)})
+		}
+		if err := h.networks.keepLimits(ctx); err != nil && ctx.Err() == nil {
+			h.networks.cfg.Log.WarnContext(ctx, "the speeds of environments are not limited as they should be; it is tried again", "error", err)
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/remotegpu/remotegpu/internal/testutil"
 	"github.com/remotegpu/remotegpu/network"
 	"github.com/remotegpu/remotegpu/network/firewall"
+	"github.com/remotegpu/remotegpu/network/policy"
 	"github.com/remotegpu/remotegpu/network/port"
 	"github.com/remotegpu/remotegpu/runtime/runtimetest"
 )
@@ -189,6 +190,17 @@ func TestHeal(t *testing.T) {
 			before := l.networks.Repairs().Count
 			damage()
 			runtimetest.Eventually(t, "settings are looked at", func() bool { return right() && told(before) })
+			// Nor of limits.
+			if err := l.networks.SetPolicy(t.Context(), policy.Declared{EnvID: "01ENVA", Address: l.networks.Address(0), Policy: policy.Policy{IngressBits: 1_000_000}}); err != nil {
+				t.Fatal(err)
+			}
+			veth := testutil.Sh(t, "ip -o link | grep 'alias remotegpu:env=01ENVA' | grep -o 'rgpuv-[a-z2-7]*' | head -n 1")
+			limited := func() bool { return strings.Contains(testutil.Sh(t, "tc qdisc show dev "+veth), "rate 1Mbit") }
+			if !limited() {
+				t.Error("the speed is not limited")
+			}
+			testutil.Sh(t, "tc qdisc del dev "+veth+" root")
+			runtimetest.Eventually(t, "the limit is there again", limited)
 			stop() // and by a pass of the reconciler
 			before = l.networks.Repairs().Count
 			damage()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/remotegpu/remotegpu/network/policy"
@@ -34,15 +35,16 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 		}
 	}
 	n.heldBefore(published, policies)
-	links, err := ours()
+	listed := sync.OnceValues(ours)
+	links, err := listed()
 	if err != nil {
-		return errors.Join(append(errs, failed("restore networks", err))...)
+		errs = append(errs, failed("restore networks", err))
 	}
 	settings, err := n.mendBridges(links)
 	if err != nil {
 		errs = append(errs, failed("restore networks", err))
 	}
-	all, err := n.wanted(ctx, published, policies, links)
+	all, err := n.wanted(ctx, published, policies, listed)
 	var closes bool
 	var mended []string
 	if err == nil {
@@ -78,8 +80,8 @@ func (n *Networks) Restore(ctx context.Context, published []port.Published, poli
 
 // wanted is what each environment publishes and may reach: what the lists say,
 // and of networks that are there and in no list, as after a loss of the
-// database, the policy that is in force. Its processes may still run. links are ours.
-func (n *Networks) wanted(ctx context.Context, published []port.Published, policies []policy.Declared, links []hostLink) (map[string]publication, error) {
+// database, the policy that is in force. Its processes may still run. links lists ours.
+func (n *Networks) wanted(ctx context.Context, published []port.Published, policies []policy.Declared, links func() ([]hostLink, error)) (map[string]publication, error) {
 	all := n.gather(published, policies)
 	inForce, err := n.published.policies(ctx)
 	if err != nil {
@@ -88,7 +90,11 @@ func (n *Networks) wanted(ctx context.Context, published []port.Published, polic
 	if len(inForce) == 0 {
 		return all, nil
 	}
-	attached, err := n.attachedWith(links)
+	listed, err := links()
+	if err != nil {
+		return nil, err
+	}
+	attached, err := n.attachedWith(listed)
 	if err != nil {
 		return nil, err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"path"
 	"slices"
@@ -182,10 +183,11 @@ func commandVariables(argv []string, env map[string]string, workdir string) ([]s
 	return variables, errors.Join(errs...)
 }
 
-// removeStaleExecs ends what the daemon before this one ran for its callers.
+// removeStaleExecs ends what the daemon before this one ran for its callers, and
+// what this one could not end.
 func (m *Manager) removeStaleExecs(ctx context.Context) {
 	if err := m.cfg.Executor.RemoveStale(ctx); err != nil && ctx.Err() == nil {
-		m.cfg.Log.WarnContext(ctx, "commands without a caller are left; removing them is tried again", "error", err)
+		m.leave(ctx, slog.LevelWarn, "commands without a caller are left", "error", err)
 	}
 }
 

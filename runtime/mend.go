@@ -130,10 +130,15 @@ func (m *Manager) removeLeftovers(ctx context.Context, findings []Finding) {
 // ensureDrawing has the desktops watched that have not drawn.
 func (m *Manager) ensureDrawing(envs []*Environment) {
 	for _, env := range envs {
-		if env.Operation == "" && env.Held && env.State == Running && env.Effective().Desktop != nil && !env.Ready {
+		if env.Operation == "" && env.Held && undrawn(env) {
 			m.drawing.ensure(env.ID)
 		}
 	}
+}
+
+// undrawn tells of a desktop that runs and has not drawn.
+func undrawn(env *Environment) bool {
+	return env.State == Running && env.Effective().Desktop != nil && !env.Ready
 }
 
 // settle notes how the action went.

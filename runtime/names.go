@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"log/slog"
 	"reflect"
 	"slices"
 	"sync"
@@ -156,7 +157,7 @@ func (n *names) set(ctx context.Context, env *Environment) {
 		n.hosts[env.ID] = host
 	}
 	if err := n.declare(ctx); err != nil {
-		n.manager.cfg.Log.ErrorContext(ctx, "names were not declared; the next change tries again", "environment", env.ID, "error", err)
+		n.manager.leave(ctx, slog.LevelError, "names were not declared", "environment", env.ID, "error", err)
 	}
 }
 

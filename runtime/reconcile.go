@@ -236,6 +236,7 @@ func (m *Manager) pass(ctx context.Context, mode passMode) ([]Finding, error) {
 	}
 	findings := plan(o)
 	if mode == dryPass {
+		m.rest.disturb() // what it has seen no glance finds any more
 		return findings, err
 	}
 	err = errors.Join(err, m.carryOut(ctx, o, findings, mode))

@@ -34,6 +34,7 @@ type rest struct {
 // calm is what a pass found that had nothing to do.
 type calm struct {
 	inhabited bool     // there are environments
+	gpus      bool     // some of them have GPUs
 	alive     []string // those whose processes run, and that have a network
 }
 
@@ -81,21 +82,31 @@ func (m *Manager) leave(ctx context.Context, level slog.Level, what string, args
 // spare tells whether a tick of the timer needs no pass, after a glance.
 func (m *Manager) spare(ctx context.Context) bool {
 	last := m.rest.spare(m.changes.last())
-	return last != nil && m.glance(ctx, last)
+	if last == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, passTimeout)
+	defer cancel()
+	return m.glance(ctx, last)
 }
 
 // glance does at a tick without a pass what others give cause for and tell nobody,
-// drivers and whoever uses the ports of environments, and tells whether those that
-// lived in the last pass have what they live by. If not a pass finds out what it is.
+// drivers and whoever uses the ports of environments, and what could not be done
+// before, and tells whether those that lived in the last pass have what they live by. If
+// not a pass finds out what it is.
 func (m *Manager) glance(ctx context.Context, last *calm) bool {
 	if !last.inhabited {
 		return true
 	}
-	if m.cfg.GPUs != nil {
+	if m.cfg.GPUs != nil || last.gpus {
 		m.askToTend(ctx)
 	}
-	if err := m.lookForConflicts(ctx); err != nil && ctx.Err() == nil {
-		m.leave(ctx, slog.LevelError, "looking for others who use ports of environments failed", "error", err)
+	m.removeStaleExecs(ctx)
+	if err := m.lookForConflicts(ctx); err != nil {
+		return false // it is tried again, and told
+	}
+	if _, err := m.cfg.Engine.Info(ctx); err != nil { // as containerd may hang
+		return false
 	}
 	return m.cfg.Engine.Intact() && !slices.ContainsFunc(last.alive, func(id string) bool {
 		pinned, err := m.cfg.Networks.Pinned(id)
@@ -111,6 +122,10 @@ func (m *Manager) calm(ctx context.Context, o *observed, findings []Finding) *ca
 	}
 	found := &calm{inhabited: len(o.environments) > 0}
 	for _, env := range o.environments {
+		if undrawn(env) {
+			return nil // a pass watches its desktop again
+		}
+		found.gpus = found.gpus || len(env.GPUs) > 0 || env.GPURun != nil
 		if env.Alive() && o.containers[env.ID].Running {
 			found.alive = append(found.alive, env.ID)
 		}

@@ -36,6 +36,8 @@ func TestCalmNodeSparesPasses(t *testing.T) {
 		{"the writer of a log died", func() { h.engine.LoseLog(env.ID) }, func() { d.act(d.Restart, "desk") }},
 		{"a network was unpinned", func() { h.networks.Unpin(env.ID) }, func() { d.act(d.Restart, "desk") }},
 		{"whether a network is pinned is not known", func() { h.faults.FailCall("Networks.Pinned", 1, errors.New("broken")) }, func() { d.act(d.Restart, "desk") }},
+		{"the engine does not answer", func() { h.faults.FailCall("Engine.Info", 1, errors.New("broken")) }, func() { d.act(d.Restart, "desk") }},
+		{"a dry run has looked", func() { d.reconcile(true) }, func() {}},
 		{"a pass failed", func() {
 			h.faults.FailCall("Networks.Drift", 1, errors.New("broken"))
 			if _, err := d.ReconcileNow(t.Context(), false); err == nil {

@@ -345,12 +345,17 @@ func (m *Manager) checkMeant(ctx context.Context, project, text string, snapshot
 		WithField("snapshot").WithHint("delete that by its id: remotegpu env snapshot rm %s", snapshot.ID)
 }
 
-// finishDelete removes what a snapshot has, and its row last.
+// finishDelete removes what a snapshot has, and its row last. What fails a pass does
+// again.
 func (m *Manager) finishDelete(ctx context.Context, id string) error {
-	if err := m.cfg.Snapshotter.RemoveSnapshot(ctx, id); err != nil {
-		return err
+	err := m.cfg.Snapshotter.RemoveSnapshot(ctx, id)
+	if err == nil {
+		err = m.cfg.Store.DeleteSnapshot(ctx, id)
 	}
-	return m.cfg.Store.DeleteSnapshot(ctx, id)
+	if err != nil {
+		m.rest.disturb()
+	}
+	return err
 }
 
 func snapshotBusy(s *Snapshot) error {

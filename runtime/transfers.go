@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -146,7 +147,7 @@ func (m *Manager) transfer(op *operation.Operation) (args transferArgs, login *L
 // forgetLogin removes what an operation that is done needed.
 func (m *Manager) forgetLogin(ctx context.Context, op *operation.Operation) {
 	if err := m.logins.forget(op.ID); err != nil {
-		m.cfg.Log.ErrorContext(ctx, "credentials of an operation could not be removed; it is tried again", "operation", op.ID, "error", err)
+		m.leave(ctx, slog.LevelError, "credentials of an operation could not be removed", "operation", op.ID, "error", err)
 	}
 }
 

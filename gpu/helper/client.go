@@ -16,8 +16,8 @@ import (
 // Subcommand is the argument that makes the daemon's program the helper.
 const Subcommand = "gpu-helper"
 
-// DefaultIdle is longer than the pause between two passes of the reconciler,
-// each of which asks: else each would start a process.
+// DefaultIdle is longer than the pause between two looks of the reconciler at a
+// node with environments, each of which asks: else each would start a process.
 const DefaultIdle = 5 * time.Minute
 
 // Config is how the helper is run.

@@ -96,11 +96,11 @@ func (p ports) lookForRules(ctx context.Context) error {
 }
 
 // Allocate looks anew for rules of other tools when somebody wants a certain port,
-// which may have been given away since the last pass. What the pool picks by itself
-// it picks by what the passes have found.
+// which may have been given away since the last look. What the pool picks by itself
+// it picks by what the looks of the reconciler have found.
 func (p ports) Allocate(ctx context.Context, owner port.Owner, requests []port.Request, insert func(context.Context, []port.Mapping) error) ([]port.Mapping, error) {
 	if slices.ContainsFunc(requests, func(r port.Request) bool { return r.External != 0 }) {
-		_ = p.lookForRules(ctx) // without it what is known stays, and each pass says why
+		_ = p.lookForRules(ctx) // without it what is known stays, and each look says why
 	}
 	return p.Pool.Allocate(ctx, owner, requests, insert)
 }

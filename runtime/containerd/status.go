@@ -41,8 +41,11 @@ func (e *Engine) List(ctx context.Context) ([]runtime.ContainerStatus, error) {
 	}
 	e.lookForWriters(ctx, all, seen)
 	e.listed.Store(seen)
-	served := seen.serving(all)
-	e.served.Store(&served)
+	if served := seen.serving(all); seen.incomplete == nil {
+		e.served.Store(&served)
+	} else {
+		e.served.Store(nil)
+	}
 	return all, nil
 }
 
