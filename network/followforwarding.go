@@ -2,7 +2,6 @@ package network
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,12 +14,12 @@ import (
 )
 
 const (
-	// ofAllLinks is the interface of messages about what holds for all of them
-	// (NETCONFA_IFINDEX and NETCONFA_IFINDEX_ALL of linux/netconf.h).
-	netconfLink = 1
-	ofAllLinks  = -1
-	// netconfHead is the size of a netconfmsg, with what aligns the attributes.
-	netconfHead = 4
+	// linkOfMessage is where a message about settings names the interface: behind
+	// nlmsghdr, netconfmsg and the head of the first attribute (NETCONFA_IFINDEX,
+	// inet_netconf_fill_devconf of net/ipv4/devinet.c).
+	linkOfMessage = unix.SizeofNlMsghdr + 4 + unix.SizeofNlAttr
+	// allLinksIndex is the interface of what holds for all (NETCONFA_IFINDEX_ALL, -1).
+	allLinksIndex = 0xffffffff
 	// forwardingPace is the time between two looks at forwarding: somebody may
 	// switch it off again and again.
 	forwardingPace = time.Second
@@ -48,6 +47,9 @@ func (h *healer) watchForwarding(ctx context.Context) error {
 		return fmt.Errorf("subscribe to settings: %w", err)
 	}
 	defer socket.Close()
+	if err := unix.SetsockoptSockFprog(socket.GetFd(), unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, ofAllLinks()); err != nil {
+		return fmt.Errorf("choose settings to listen to: %w", err)
+	}
 	defer context.AfterFunc(ctx, socket.Close)()
 	for look := true; ; { // what happened before nobody told
 		for again := forwardingPace; look; again = min(2*again, retryLast) {
@@ -56,37 +58,27 @@ func (h *healer) watchForwarding(ctx context.Context) error {
 				return ctx.Err()
 			}
 		}
-		messages, _, err := socket.Receive()
-		switch {
-		case ctx.Err() != nil:
+		_, _, err := socket.Receive()
+		if ctx.Err() != nil {
 			return ctx.Err()
-		case errors.Is(err, unix.ENOBUFS): // some were lost
-			look = true
-			continue
-		case err != nil:
+		}
+		if err != nil && !errors.Is(err, unix.ENOBUFS) { // some were lost
 			return fmt.Errorf("listen to settings: %w", err)
 		}
-		for i := range messages {
-			look = look || messages[i].Header.Type == unix.RTM_NEWNETCONF && concernsAll(messages[i].Data)
-		}
+		look = true
 	}
 }
 
-// concernsAll tells whether a message about settings is of those of all interfaces.
-func concernsAll(message []byte) bool {
-	if len(message) < netconfHead {
-		return false
+// ofAllLinks lets messages through that are of the settings of all interfaces: each
+// one that comes or goes with an environment brings some of its own.
+func ofAllLinks() *unix.SockFprog {
+	program := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: linkOfMessage},
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: allLinksIndex, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: ^uint32(0)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
 	}
-	attributes, err := nl.ParseRouteAttr(message[netconfHead:])
-	if err != nil {
-		return true
-	}
-	for i := range attributes {
-		if value := attributes[i].Value; attributes[i].Attr.Type == netconfLink && len(value) == 4 {
-			return int32(binary.NativeEndian.Uint32(value)) == ofAllLinks // an index may be negative
-		}
-	}
-	return false
+	return &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
 }
 
 // healForwarding looks whether the host forwards packets, and tells whether that is as

@@ -259,3 +259,26 @@ func TestHealIsBounded(t *testing.T) {
 		}
 	}
 }
+
+// TestForwardingIsToldOf: the kernel tells when somebody switches forwarding off, so
+// that nobody has to look.
+func TestForwardingIsToldOf(t *testing.T) {
+	testutil.Require(t, testutil.Root, testutil.IPTables)
+	if !testutil.Isolated(t) {
+		return
+	}
+	l := newLab(t, "nft")
+	if err := l.networks.Restore(t.Context(), nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	stop := run(t, l.networks)
+	for range 4 { // without an environment looks come after something has happened, once or twice
+		before := l.networks.Repairs().Count
+		testutil.Sh(t, "echo 0 >/proc/sys/net/ipv4/ip_forward")
+		runtimetest.Eventually(t, "forwarding is on again, and told", func() bool {
+			return testutil.Sh(t, "cat /proc/sys/net/ipv4/ip_forward") == "1" && l.networks.Repairs().Count > before
+		})
+	}
+	stop()
+	cleanUp(t, l)
+}
