@@ -33,6 +33,9 @@ const (
 	// untoldPolls is how many Config.Poll pass at most between two looks at what is
 	// found by looking alone, which come each conflictInterval else.
 	untoldPolls = 30
+	// unseenTries is how often rules are tried to be mended that such a look found
+	// changed.
+	unseenTries = 3
 	// repairsKept is how many repairs are remembered one by one.
 	repairsKept = 32
 	// contestedBy is how many repairs within contestedTime mean that somebody
@@ -200,7 +203,7 @@ func (h *healer) followUntold(ctx context.Context) {
 	}
 	for looks := h.networks.Looks(); looks.Wait(ctx, every); {
 		lacking := h.networks.wants6() && h.networks.unavailable6() != nil
-		h.heal(ctx, nil)
+		h.healUnseen(ctx)
 		if lacking { // its rules may be there by now, or what else it needs
 			h.damage()
 		}
@@ -221,6 +224,33 @@ func (h *healer) followUntold(ctx context.Context) {
 		}
 		if err := h.networks.keepLimits(ctx); err != nil && ctx.Err() == nil {
 			h.networks.cfg.Log.WarnContext(ctx, "the speeds of environments are not limited as they should be; it is tried again", "error", err)
+		}
+	}
+}
+
+// healUnseen mends the host's rules, if nobody does already. What fails again and
+// again is left to followFailures, so that nothing else waits for it.
+func (h *healer) healUnseen(ctx context.Context) {
+	if !h.working.TryLock() {
+		return
+	}
+	defer h.working.Unlock()
+	h.awaitFirewalld(ctx, nil)
+	began := time.Now()
+	for range unseenTries {
+		mended, err := h.networks.published.verify(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if h.failed(err); err == nil {
+			if len(mended) > 0 {
+				h.note(ctx, Repair{At: time.Now(), What: mended, Took: time.Since(began)})
+			}
+			return
+		}
+		h.networks.cfg.Log.WarnContext(ctx, "the host's rules cannot be looked at or mended; it is tried again", "error", err)
+		if !tick.Pause(ctx, retryFirst) {
+			return
 		}
 	}
 }
