@@ -207,7 +207,6 @@ func (h *healer) followUntold(ctx context.Context) {
 		if lacking { // its rules may be there by now, or what else it needs
 			h.damage()
 		}
-		h.networks.lookAround(ctx)
 		h.healForwarding(ctx) // of which the kernel tells, where it is listened to
 		h.healReserved(ctx)
 		began := time.Now()
@@ -228,8 +227,9 @@ func (h *healer) followUntold(ctx context.Context) {
 	}
 }
 
-// healUnseen mends the host's rules, if nobody does already. What fails again and
-// again is left to followFailures, so that nothing else waits for it.
+// healUnseen mends the host's rules and looks around, if nobody mends them already: a
+// look would do it then, and not tell. What fails again and again is left to
+// followFailures, so that nothing else waits for it.
 func (h *healer) healUnseen(ctx context.Context) {
 	if !h.working.TryLock() {
 		return
@@ -246,6 +246,7 @@ func (h *healer) healUnseen(ctx context.Context) {
 			if len(mended) > 0 {
 				h.note(ctx, Repair{At: time.Now(), What: mended, Took: time.Since(began)})
 			}
+			h.networks.lookAround(ctx)
 			return
 		}
 		h.networks.cfg.Log.WarnContext(ctx, "the host's rules cannot be looked at or mended; it is tried again", "error", err)
