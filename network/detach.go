@@ -21,7 +21,7 @@ import (
 // address is free and carries no traffic; to delete the interfaces takes the
 // kernel 20-60 ms (an RCU grace period), which passes in the background. A
 // following Attach waits for it, and so does Wait. What a crash leaves,
-// Attached names.
+// Present names.
 func (n *Networks) Detach(ctx context.Context, envID string) error {
 	if err := check(envID); err != nil {
 		return err
@@ -64,7 +64,7 @@ func (n *Networks) Detach(ctx context.Context, envID string) error {
 		ctx, cancel := cleanup.Context(ctx)
 		defer cancel()
 		if err := n.remove(ctx, envID); err != nil {
-			// Attached names it again, so that someone comes back for it.
+			// Present names it again, so that someone comes back for it.
 			n.cfg.Log.ErrorContext(ctx, "network of environment is not removed", "environment", envID, "error", err)
 		}
 		if address.IsValid() {

@@ -95,7 +95,7 @@ func (h *healer) healForwarding(ctx context.Context) (done bool) {
 		}
 		began := time.Now()
 		changed, err := f.switchOn(ctx)
-		if err != nil {
+		if err != nil && ctx.Err() == nil { // else nobody waits for it
 			done = false
 			level := slog.LevelWarn
 			if f == &h.networks.forward6 {

@@ -92,7 +92,7 @@ func TestAttach(t *testing.T) {
 	cleanUp(t, l)
 }
 
-// TestPieces: whatever part of a network a crash leaves, Attached names it,
+// TestPieces: whatever part of a network a crash leaves, Present names it,
 // Attach completes it and Detach removes it.
 func TestPieces(t *testing.T) {
 	testutil.Require(t, testutil.Root, testutil.IPTables)
