@@ -287,7 +287,7 @@ func (m *Manager) failCreate(ctx context.Context, env *Environment, opID string,
 	cause = asCancelled(ctx, cause)
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
-	reason := problemOf(cause)
+	reason := operation.ProblemOf(cause)
 	if err := m.teardown(ctx, env); err != nil {
 		m.leave(ctx, slog.LevelError, "a failed create could not be undone", "environment", env.ID, "error", err)
 		if _, updateErr := m.update(ctx, env.ID, func(env *Environment) error {
@@ -306,11 +306,6 @@ func (m *Manager) failCreate(ctx context.Context, env *Environment, opID string,
 		return errors.Join(cause, err)
 	}
 	return operation.Permanent(cause)
-}
-
-func problemOf(cause error) *operation.Problem {
-	p := problem.Of(cause)
-	return &operation.Problem{Reason: string(p.Reason), Message: p.Said(), Field: p.Field, Hint: p.Hint}
 }
 
 // teardown removes everything an environment has on the host. Each step is

@@ -1,6 +1,9 @@
 package runtime_test
 
 import (
+	"context"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -124,5 +127,44 @@ func TestDiskLimitChanged(t *testing.T) {
 	d.act(d.Restart, "desk")
 	if env := d.get("desk"); env.Disk != (runtime.DiskLimit{}) || env.Spec.Resources.DiskBytes != 0 {
 		t.Errorf("without a limit again: %+v", env)
+	}
+}
+
+// While the disk of the database is full nothing is begun that would write more
+// to it; what ends or removes is, and a request that was repeated is answered.
+func TestNothingNewOnAFullDisk(t *testing.T) {
+	h := asking(t)
+	d := start(t, h)
+	d.create(plain("desk"))
+	first, err := d.Pull(t.Context(), pullPrivate())
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.done(first)
+	h.full = problem.New(problem.DiskFull, "full")
+	for what, ask := range map[string]func() error{
+		"create": func() error { _, _, err := d.Create(t.Context(), plain("more")); return err },
+		"port": func() error {
+			_, _, err := d.CreatePort(t.Context(), runtime.PortCreateRequest{Environment: "desk", Port: web(8080)})
+			return err
+		},
+		"pull": func() error { _, err := d.Pull(t.Context(), runtime.PullRequest{Reference: private}); return err },
+		"push": func() error { _, err := d.Push(t.Context(), runtime.PushRequest{Reference: image}); return err },
+	} {
+		if p := problem.Of(ask()); p == nil || p.Reason != problem.DiskFull {
+			t.Errorf("%s: %+v", what, p)
+		}
+	}
+	if again, err := d.Pull(t.Context(), pullPrivate()); err != nil || again.ID != first.ID {
+		t.Errorf("the pull of before: %+v, %v", again, err)
+	}
+	for _, do := range []func(context.Context, runtime.ActionRequest) (*runtime.Environment, *operation.Operation, error){d.Stop, d.Start, d.Delete} {
+		if op := d.act(do, "desk"); op.State != operation.Succeeded {
+			t.Errorf("%s: %+v", op.Kind, op.Problem)
+		}
+	}
+	entries, err := os.ReadDir(filepath.Join(h.dir, "credentials"))
+	if err != nil || len(entries) > 0 {
+		t.Errorf("credentials %v, %v", entries, err)
 	}
 }

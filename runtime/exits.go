@@ -183,7 +183,7 @@ func (m *Manager) containerGone(ctx context.Context, id string) error {
 		if env.Alive() || env.Operation != "" || !env.Held {
 			return errNotOurs
 		}
-		env.State, env.Problem, env.RestartAt = Failed, problemOf(ContainerGone(GoneContainer, gone)), time.Time{}
+		env.State, env.Problem, env.RestartAt = Failed, operation.ProblemOf(ContainerGone(GoneContainer, gone)), time.Time{}
 		return nil
 	})
 	if errors.Is(err, errNotOurs) || errdefs.IsNotFound(err) {
@@ -217,10 +217,10 @@ func (m *Manager) recordEnd(ctx context.Context, id string, exit *Exit) (dead bo
 		env.State, env.Problem = afterExit(exit)
 		env.OOMKills = max(env.OOMKills, status.OOMKills)
 		if exit == nil && m.rebooted.Load() {
-			env.State, env.Problem = Failed, problemOf(hostRebooted())
+			env.State, env.Problem = Failed, operation.ProblemOf(hostRebooted())
 		}
 		if gone != nil {
-			env.State, env.Problem, env.RestartAt = Failed, problemOf(ContainerGone(GoneContainer, gone)), time.Time{}
+			env.State, env.Problem, env.RestartAt = Failed, operation.ProblemOf(ContainerGone(GoneContainer, gone)), time.Time{}
 		} else if !wasPaused { // somebody wanted it to stand still
 			planAfterExit(env, exit, time.Now())
 		}

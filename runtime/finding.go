@@ -20,20 +20,21 @@ const (
 	FoundEnvironment FindingKind = "environment" // its state is not what its process says
 	FoundOperation   FindingKind = "operation"   // it is over, and holds an environment
 	FoundContainer   FindingKind = "container"
-	FoundTask        FindingKind = "task"      // a process that containerd knows, of no container
-	FoundProcess     FindingKind = "process"   // a shim or a log writer of no container
-	FoundCgroup      FindingKind = "cgroup"    // of no container
-	FoundSnapshot    FindingKind = "snapshot"  // a writable layer of no container, or one that somebody took
-	FoundQuota       FindingKind = "quota"     // the limit of a writable layer that is gone
-	FoundLease       FindingKind = "lease"     // in containerd, of an engine that died
-	FoundLog         FindingKind = "log"       // a log file, rotated ones with it
-	FoundPipes       FindingKind = "pipes"     // of the commands of a daemon that died
-	FoundNetwork     FindingKind = "network"   // a network namespace, its bridge and pair
-	FoundInterface   FindingKind = "interface" // ours by its name, and of no environment
-	FoundRule        FindingKind = "rule"      // of the host's packet filter
-	FoundMounts      FindingKind = "mounts"    // staged mounts
-	FoundDesktop     FindingKind = "desktop"   // the directory of an RFB socket and its password
-	FoundFiles       FindingKind = "files"     // the directory of /etc/hosts and the like
+	FoundTask        FindingKind = "task"        // a process that containerd knows, of no container
+	FoundProcess     FindingKind = "process"     // a shim or a log writer of no container
+	FoundCgroup      FindingKind = "cgroup"      // of no container
+	FoundSnapshot    FindingKind = "snapshot"    // a writable layer of no container, or one that somebody took
+	FoundQuota       FindingKind = "quota"       // the limit of a writable layer that is gone
+	FoundLease       FindingKind = "lease"       // in containerd, of an engine that died
+	FoundLog         FindingKind = "log"         // a log file, rotated ones with it
+	FoundPipes       FindingKind = "pipes"       // of the commands of a daemon that died
+	FoundNetwork     FindingKind = "network"     // a network namespace, its bridge and pair
+	FoundInterface   FindingKind = "interface"   // ours by its name, and of no environment
+	FoundRule        FindingKind = "rule"        // of the host's packet filter
+	FoundMounts      FindingKind = "mounts"      // staged mounts
+	FoundDesktop     FindingKind = "desktop"     // the directory of an RFB socket and its password
+	FoundFiles       FindingKind = "files"       // the directory of /etc/hosts and the like
+	FoundCredentials FindingKind = "credentials" // what a registry asks for, of an operation that is over
 )
 
 // Action is what the reconciler does about a finding.

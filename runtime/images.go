@@ -247,6 +247,12 @@ func (m *Manager) submitWith(ctx context.Context, login *Login, kind, project, t
 	if err := checkProject(project); err != nil {
 		return nil, err
 	}
+	if op, err := m.known(ctx, project, requestID, hash); op != nil || err != nil {
+		return op, err
+	}
+	if err := m.room(); err != nil {
+		return nil, err
+	}
 	op := m.newOperation(kind, project, target, requestID, hash, args)
 	if login != nil {
 		if err := m.logins.keep(op.ID, *login); err != nil {
@@ -255,7 +261,7 @@ func (m *Manager) submitWith(ctx context.Context, login *Login, kind, project, t
 	}
 	existing, err := m.cfg.Store.InsertOperation(fault.Within(ctx, "request ", kind), op)
 	if err != nil {
-		m.cfg.Queue.Kick(op.ID) // the answer was lost, perhaps not the row; tidyLogins finds out
+		m.cfg.Queue.Kick(op.ID) // the answer was lost, perhaps not the row; observeLogins finds out
 		return nil, err
 	}
 	if existing != nil {

@@ -194,7 +194,7 @@ func TestLostLoginIsSaid(t *testing.T) {
 
 // A daemon that died may leave credentials: those of operations that are done,
 // of ones that were never written, and files that were not written to their
-// end.
+// end. What others put beside them stays.
 func TestStaleLoginsGo(t *testing.T) {
 	t.Parallel()
 	h := asking(t)
@@ -206,23 +206,45 @@ func TestStaleLoginsGo(t *testing.T) {
 	d.done(op)
 	dir := filepath.Join(h.dir, "credentials")
 	young, old := ulid.Make().String(), ulid.Make().String()
-	for _, name := range []string{op.ID, young, old, ".half.1234"} {
+	half := "." + old + ".1234"
+	foreign := []string{"keep.txt", ".half.1234"}
+	if err := os.MkdirAll(filepath.Join(dir, "lost+found", "x"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range append([]string{op.ID, young, old, half}, foreign...) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte("{}"), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
 	long := time.Now().Add(-time.Hour)
-	for _, name := range []string{old, ".half.1234"} {
+	for _, name := range append([]string{old, half}, foreign...) {
 		if err := os.Chtimes(filepath.Join(dir, name), long, long); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := d.Reconcile(t.Context()); err != nil {
-		t.Fatal(err)
+	want := []string{
+		"credentials " + half + " remove ours=true", "credentials .half.1234 none ours=false",
+		"credentials " + op.ID + " remove ours=true", "credentials " + old + " remove ours=true",
+		"credentials keep.txt none ours=false", "credentials lost+found none ours=false",
+	}
+	slices.Sort(want)
+	for _, dryRun := range []bool{true, false} {
+		if diff := cmp.Diff(want, said(d.reconcile(dryRun))); diff != "" {
+			t.Errorf("dry run %t: %s", dryRun, diff)
+		}
 	}
 	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 1 || entries[0].Name() != young { // its operation may be about to be written
-		t.Errorf("credentials %v, %v, want only %s", entries, err, young)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, entry := range entries {
+		left = append(left, entry.Name())
+	}
+	stays := append([]string{young, "lost+found"}, foreign...) // the operation of young may be about to be written
+	slices.Sort(stays)
+	if diff := cmp.Diff(stays, left); diff != "" {
+		t.Error(diff)
 	}
 }
 

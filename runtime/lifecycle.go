@@ -402,7 +402,7 @@ func (m *Manager) failStart(ctx context.Context, env *Environment, opID string, 
 		cause = errors.Join(cause, err)
 	}
 	_, err := m.update(ctx, env.ID, func(env *Environment) error {
-		env.State, env.Problem, env.Ready, env.Health = Failed, problemOf(cause), false, HealthUnknown
+		env.State, env.Problem, env.Ready, env.Health = Failed, operation.ProblemOf(cause), false, HealthUnknown
 		env.Paused, env.Applied = false, nil
 		leave(env, opID)
 		planAgain(env, cancelled || isGone(cause)) // what is gone stays so
@@ -487,7 +487,7 @@ func (m *Manager) failDelete(ctx context.Context, env *Environment, opID string,
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
 	_, err := m.update(ctx, env.ID, func(env *Environment) error {
-		env.State, env.Problem, env.Ready, env.Paused = Failed, problemOf(cause), false, false
+		env.State, env.Problem, env.Ready, env.Paused = Failed, operation.ProblemOf(cause), false, false
 		env.Applied = nil
 		leave(env, opID)
 		return nil

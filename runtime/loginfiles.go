@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/oklog/ulid/v2"
@@ -50,13 +51,14 @@ func (f loginFiles) read(opID string) (*Login, error) {
 // forget removes the login of an operation, if it has one.
 func (f loginFiles) forget(opID string) error {
 	if err := os.Remove(f.path(opID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("forget credentials of operation %s: %w", opID, err)
+		return fmt.Errorf("forget credentials: %w", err) // it names the file
 	}
 	return nil
 }
 
-// list returns the operations that have one, each with the age of its file.
-// What is no operation's is a file that was not written to its end.
+// list returns what is in the directory, each with its age: the logins of
+// operations, files that were not written to their end, and what others put
+// there.
 func (f loginFiles) list() (ages map[string]time.Duration, err error) {
 	entries, err := os.ReadDir(f.dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -81,4 +83,12 @@ func (f loginFiles) list() (ages map[string]time.Duration, err error) {
 func isOperation(name string) bool {
 	_, err := ulid.ParseStrict(name)
 	return err == nil
+}
+
+// isHalfWritten says whether a file is one that atomicfile has begun for an
+// operation's login.
+func isHalfWritten(name string) bool {
+	rest, dotted := strings.CutPrefix(name, ".")
+	opID, _, begun := strings.Cut(rest, ".")
+	return dotted && begun && isOperation(opID)
 }

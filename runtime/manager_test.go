@@ -46,6 +46,7 @@ type host struct {
 	names     runtimetest.FakeNames
 	gpus      *gputest.Driver // nil: the node does not look for GPUs
 	gpu       runtime.GPUConfig
+	full      error // what a request for something new gets
 	// inEnvironment says whose a process is. nil: nobody's.
 	inEnvironment func(int, string) (bool, error)
 	// afterList, when set, is called once between a list of containers and its use.
@@ -152,7 +153,7 @@ func start(t *testing.T, h *host) *daemon {
 		Node: "node", StateDir: filepath.Join(h.dir, "environments"), LogDir: filepath.Join(h.dir, "logs"),
 		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Executor: h.engine, Roots: h.engine, Snapshotter: h.engine, Images: h.images,
 		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,
-		BootID: h.boot, Dial: h.dial, Addresses: h.addresses, LoginDir: filepath.Join(h.dir, "credentials"), Names: &h.names, Host: runtime.HostSize{CPUs: 2, MemoryBytes: 8 << 30},
+		BootID: h.boot, Dial: h.dial, Addresses: h.addresses, LoginDir: filepath.Join(h.dir, "credentials"), Room: func() error { return h.full }, Names: &h.names, Host: runtime.HostSize{CPUs: 2, MemoryBytes: 8 << 30},
 	})
 	// Adopting, which restores twice, and after subscribing: what a pass sees
 	// first and does last.

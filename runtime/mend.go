@@ -35,7 +35,7 @@ func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding,
 	if settled(findings, stepDeclare) {
 		declared = nil // the findings have it
 	}
-	return errors.Join(declared, m.tidyLogins(ctx), m.purge(ctx, keepDeleted))
+	return errors.Join(declared, m.purge(ctx, keepDeleted))
 }
 
 // mendersAtOnce is how many environments are brought in order at the same time:
@@ -145,7 +145,7 @@ func undrawn(env *Environment) bool {
 func (f *Finding) settle(err error) {
 	f.Done, f.err = err == nil, err
 	if err != nil {
-		f.Problem = problemOf(err)
+		f.Problem = operation.ProblemOf(err)
 	}
 }
 
@@ -273,10 +273,14 @@ func (m *Manager) removeLeftover(ctx context.Context, id string) error {
 // removePart removes something that belongs to no environment.
 func (m *Manager) removePart(ctx context.Context, part Part) error {
 	m.cfg.Log.InfoContext(ctx, "removing what belongs to nobody", "kind", string(part.Kind), "name", part.Name)
-	if part.Kind == FoundInterface {
+	switch part.Kind { //nolint:exhaustive // the others are the engine's
+	case FoundInterface:
 		return m.cfg.Networks.RemoveStray(ctx, part.Name)
+	case FoundCredentials:
+		return m.logins.forget(part.Name)
+	default:
+		return m.cfg.Engine.RemovePart(ctx, part)
 	}
-	return m.cfg.Engine.RemovePart(ctx, part)
 }
 
 // reportStrangers keeps a condition while there are containers that the

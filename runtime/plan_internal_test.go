@@ -77,7 +77,7 @@ func TestPlan(t *testing.T) {
 		return &Environment{State: Stopped, Paused: true, Held: true, StartedAt: started}
 	}
 	missing := func() *Environment {
-		return &Environment{State: Failed, Problem: problemOf(ContainerGone(GoneContainer, nil)), Held: true, StartedAt: started}
+		return &Environment{State: Failed, Problem: operation.ProblemOf(ContainerGone(GoneContainer, nil)), Held: true, StartedAt: started}
 	}
 	never := func(state State, held bool) *Environment { return &Environment{State: state, Held: held} }
 	whole := []Part{{Kind: FoundNetwork, Name: idA, EnvID: idA}, {Kind: FoundLog, Name: "/l/" + idA + ".log", EnvID: idA}}

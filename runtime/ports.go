@@ -86,6 +86,9 @@ func (m *Manager) CreatePort(ctx context.Context, req PortCreateRequest) (id str
 	if op, err := m.known(ctx, req.Project, req.RequestID, hash); op != nil || err != nil {
 		return answerPort(op, err)
 	}
+	if err := m.room(); err != nil {
+		return "", nil, err
+	}
 	request, err := expiring(req.Port, req.ExpiresIn)
 	if err != nil {
 		return "", nil, err

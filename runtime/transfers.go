@@ -176,27 +176,29 @@ func (m *Manager) pulling(ctx context.Context, envs []*Environment) (map[string]
 	return pulling, nil
 }
 
-// tidyLogins removes the credentials that no operation needs any more.
-func (m *Manager) tidyLogins(ctx context.Context) error {
+// observeLogins lists credentials that no operation needs any more, and what
+// others put beside them.
+func (m *Manager) observeLogins(ctx context.Context, o *observed) error {
 	ages, err := m.logins.list()
 	errs := []error{err}
 	for name, age := range ages {
-		if isOperation(name) {
+		part := Part{Kind: FoundCredentials, Name: name}
+		switch {
+		case isOperation(name):
 			op, err := m.cfg.Store.Operation(ctx, name)
-			switch {
-			case errdefs.IsNotFound(err): // it may be about to be written
-			case err != nil:
-				errs = append(errs, err)
+			if err != nil && !errdefs.IsNotFound(err) {
+				errs = append(errs, fmt.Errorf("read operation %s, which has credentials: %w", name, err))
 				continue
-			case !op.State.Done():
-				continue
-			default:
-				age = unwritten
 			}
+			if err == nil && !op.State.Done() || err != nil && age < unwritten { // it may be about to be written
+				continue
+			}
+		case !isHalfWritten(name):
+			part.Foreign = "its name is not an operation's id"
+		case age < unwritten:
+			continue
 		}
-		if age >= unwritten {
-			errs = append(errs, m.logins.forget(name))
-		}
+		o.parts = append(o.parts, part)
 	}
 	return errors.Join(errs...)
 }

@@ -32,7 +32,7 @@ func (a *app) nodeReconcile() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return failedFindings(response.GetFindings())
+			return failedPass(response)
 		},
 	}
 	cmd.Flags().BoolVar(&dryRun, "dry-run", false, "only show what differs and what would be done")
@@ -67,8 +67,16 @@ func whatBecame(f *remotegpuv1.Finding, dryRun bool) string {
 	}
 }
 
-// failedFindings is the failure of a pass that could not do all it wanted.
-func failedFindings(findings []*remotegpuv1.Finding) error {
+// failedPass is the failure of a pass that could not see or do all it wanted.
+func failedPass(pass *remotegpuv1.ReconcileResponse) error {
+	findings := pass.GetFindings()
+	if p := pass.GetProblem(); p != nil {
+		failed := &failure{Reason: p.GetReason(), Message: "this may not be all: " + p.GetMessage(), exit: exitFailed}
+		if p.GetHint() != "" {
+			failed.Hints = []string{p.GetHint()}
+		}
+		return failed
+	}
 	var failed int
 	for _, f := range findings {
 		if f.GetProblem() != nil {

@@ -5,6 +5,7 @@ import (
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
 	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
 var reconcileActions = newEnum(map[remotegpuv1.ReconcileAction]runtime.Action{
@@ -18,10 +19,11 @@ var reconcileActions = newEnum(map[remotegpuv1.ReconcileAction]runtime.Action{
 // Reconcile implements the RPC.
 func (s *nodeService) Reconcile(ctx context.Context, req *remotegpuv1.ReconcileRequest) (*remotegpuv1.ReconcileResponse, error) {
 	findings, err := s.cfg.Manager.ReconcileNow(ctx, req.GetDryRun())
-	if err != nil {
+	if err != nil && len(findings) == 0 {
 		return nil, err
 	}
-	res := &remotegpuv1.ReconcileResponse{Findings: make([]*remotegpuv1.Finding, 0, len(findings))}
+	// What was found is shown all the same: it may have been acted upon.
+	res := &remotegpuv1.ReconcileResponse{Findings: make([]*remotegpuv1.Finding, 0, len(findings)), Problem: toProblem(operation.ProblemOf(err))}
 	for i := range findings {
 		f := &findings[i]
 		res.Findings = append(res.Findings, &remotegpuv1.Finding{

@@ -39,13 +39,18 @@ func (e *Engine) DiskQuota(ctx context.Context) (runtime.DiskQuota, error) {
 		cannot = &projectquota.Unsupported{
 			Reason: fmt.Sprintf("containerd does not tell where snapshotter %s keeps its layers", e.cfg.Snapshotter), Hint: "use snapshotter overlayfs",
 		}
-	case e.cfg.Snapshotter == "overlayfs", e.cfg.Snapshotter == "native":
+	case e.cfg.Snapshotter == "overlayfs":
 		kind, err := projectquota.Probe(root)
 		if err == nil {
 			return runtime.DiskQuota{Supported: true, Method: "project quota", Filesystem: kind, Path: root}, nil
 		}
 		if !errors.As(err, &cannot) {
 			return runtime.DiskQuota{}, fmt.Errorf("look for disk quotas: %w", err)
+		}
+	case e.cfg.Snapshotter == "native":
+		cannot = &projectquota.Unsupported{
+			Reason: "snapshotter native copies the whole image into every writable layer, so a limit would count it",
+			Hint:   "use snapshotter overlayfs on XFS or ext4 with project quotas",
 		}
 	case e.cfg.Snapshotter == "blockfile":
 		cannot = &projectquota.Unsupported{

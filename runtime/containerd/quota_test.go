@@ -77,6 +77,14 @@ func diskQuota(t *testing.T, d *testutil.ContainerdDaemon, kind string) {
 	if err != nil || !quota.Supported || quota.Filesystem != kind || quota.Method == "" || quota.Reason != "" {
 		t.Fatalf("quota %+v, %v", quota, err)
 	}
+	copies, err := containerd.New(containerd.Config{Address: d.Address, Namespace: d.Namespace, CgroupParent: d.Cgroup, Snapshotter: "native"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer copies.Close()
+	if quota, err := copies.DiskQuota(t.Context()); err != nil || quota.Supported || !strings.Contains(quota.Reason, "copies") {
+		t.Errorf("snapshotter native: %+v, %v", quota, err)
+	}
 	ns := netNS(t, d)
 	limited := func(id string, bytes int64) runtime.Container {
 		return runtime.Container{ID: id, Image: testutil.ImageName, NetNS: ns(), Resources: runtime.Resources{DiskBytes: bytes}}

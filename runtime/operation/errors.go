@@ -26,16 +26,19 @@ var (
 // transient says whether another attempt may help.
 func transient(err error) bool { return errdefs.IsUnavailable(err) && !IsPermanent(err) }
 
-// problemOf is err as it is kept.
-func problemOf(err error) *Problem {
+// ProblemOf is err as it is kept; nil is that of none.
+func ProblemOf(err error) *Problem {
 	p := problem.Of(err)
+	if p == nil {
+		return nil
+	}
 	return &Problem{Reason: string(p.Reason), Message: p.Said(), Field: p.Field, Hint: p.Hint}
 }
 
-func cancelledProblem() *Problem { return problemOf(ErrCancelled) }
+func cancelledProblem() *Problem { return ProblemOf(ErrCancelled) }
 
 func interruptedProblem(attempts int) *Problem {
-	return problemOf(problem.New(problem.OperationInterrupted,
+	return ProblemOf(problem.New(problem.OperationInterrupted,
 		"the daemon stopped %d times while it worked on this; it is given up", attempts).
 		WithHint("look into the daemon's log for why it stopped, then ask again"))
 }

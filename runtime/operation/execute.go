@@ -109,9 +109,9 @@ func (q *Queue) settle(work, ctx context.Context, e *entry, policy Policy, err e
 		e.retries = live.Retries + 1
 		q.retry(work, e, time.Now().Add(wait), err)
 	case IsPermanent(err):
-		q.finish(work, e, Failed, problemOf(err))
+		q.finish(work, e, Failed, ProblemOf(err))
 	default:
-		if e.abandon = problemOf(err); errors.Is(context.Cause(ctx), ErrCancelled) {
+		if e.abandon = ProblemOf(err); errors.Is(context.Cause(ctx), ErrCancelled) {
 			e.abandon = cancelledProblem() // whatever the call that was interrupted made of it
 		}
 		q.giveUp(work, e)
@@ -148,7 +148,7 @@ func (q *Queue) retry(work context.Context, e *entry, notBefore time.Time, cause
 			return ErrLeaseLost
 		}
 		written++
-		op.Problem = problemOf(cause)
+		op.Problem = ProblemOf(cause)
 		op.Retries, op.Shutdowns = max(op.Retries, e.retries), max(op.Shutdowns, e.shutdowns)
 		requeue(op, notBefore)
 		return nil

@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -101,7 +102,17 @@ func TestNodeReconcile(t *testing.T) {
 	if links := n.Sh(t, "ip -o link"); strings.Contains(links, "rgpu-aaaaaaaa") {
 		t.Errorf("the interface is still there:\n%s", links)
 	}
-	if err := os.Remove(notes); err != nil {
+	// What cannot be read hides nothing of the rest.
+	credentials := filepath.Join(n.Dir, "state/credentials")
+	if err := errors.Join(os.RemoveAll(credentials), os.WriteFile(credentials, nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	out, told, code := n.CLI(t, "node", "reconcile", "-o", "json")
+	if code != 8 || !strings.Contains(out, notes) || !strings.Contains(out, `"message": "list credentials`) ||
+		!strings.Contains(told, "list credentials") {
+		t.Errorf("with a directory that cannot be read: exit %d\n%s%s", code, out, told)
+	}
+	if err := errors.Join(os.Remove(credentials), os.Remove(notes)); err != nil {
 		t.Error(err)
 	}
 	if env := n.Get(t, "one"); env.State != running {

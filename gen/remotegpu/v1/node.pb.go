@@ -973,7 +973,11 @@ type ReconcileResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All differences, by environment, kind and name. Empty when all is as it
 	// should be.
-	Findings      []*Finding `protobuf:"bytes,1,rep,name=findings,proto3" json:"findings,omitempty"`
+	Findings []*Finding `protobuf:"bytes,1,rep,name=findings,proto3" json:"findings,omitempty"`
+	// Why this may not be all: part of the host or of the database could not be
+	// read, or something of which there is no finding could not be brought in
+	// order. Absent when all was.
+	Problem       *Problem `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1015,6 +1019,13 @@ func (x *ReconcileResponse) GetFindings() []*Finding {
 	return nil
 }
 
+func (x *ReconcileResponse) GetProblem() *Problem {
+	if x != nil {
+		return x.Problem
+	}
+	return nil
+}
+
 // Finding is one difference between what should be and what is.
 type Finding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1022,7 +1033,8 @@ type Finding struct {
 	// "operation" (it is over and holds an environment), or something on the host
 	// that belongs to nobody or is not as it should be: "container", "task",
 	// "process", "cgroup", "snapshot", "quota", "lease", "log", "pipes", "network",
-	// "interface", "rule", "mounts", "desktop", "files". There may be more.
+	// "interface", "rule", "mounts", "desktop", "files", "credentials". There may
+	// be more.
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// Path, key, name or id of it.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
@@ -1480,9 +1492,10 @@ const file_remotegpu_v1_node_proto_rawDesc = "" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
 	"\x04hint\x18\x03 \x01(\tR\x04hint\"+\n" +
 	"\x10ReconcileRequest\x12\x17\n" +
-	"\adry_run\x18\x01 \x01(\bR\x06dryRun\"F\n" +
+	"\adry_run\x18\x01 \x01(\bR\x06dryRun\"w\n" +
 	"\x11ReconcileResponse\x121\n" +
-	"\bfindings\x18\x01 \x03(\v2\x15.remotegpu.v1.FindingR\bfindings\"\xa8\x02\n" +
+	"\bfindings\x18\x01 \x03(\v2\x15.remotegpu.v1.FindingR\bfindings\x12/\n" +
+	"\aproblem\x18\x02 \x01(\v2\x15.remotegpu.v1.ProblemR\aproblem\"\xa8\x02\n" +
 	"\aFinding\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12 \n" +
@@ -1581,23 +1594,24 @@ var file_remotegpu_v1_node_proto_depIdxs = []int32{
 	21, // 11: remotegpu.v1.FirewallRepair.at:type_name -> google.protobuf.Timestamp
 	23, // 12: remotegpu.v1.FirewallRepair.took:type_name -> google.protobuf.Duration
 	13, // 13: remotegpu.v1.ReconcileResponse.findings:type_name -> remotegpu.v1.Finding
-	0,  // 14: remotegpu.v1.Finding.action:type_name -> remotegpu.v1.ReconcileAction
-	24, // 15: remotegpu.v1.Finding.problem:type_name -> remotegpu.v1.Problem
-	16, // 16: remotegpu.v1.DiffFirewallResponse.differences:type_name -> remotegpu.v1.FirewallDifference
-	1,  // 17: remotegpu.v1.FirewallDifference.kind:type_name -> remotegpu.v1.FirewallDifferenceKind
-	2,  // 18: remotegpu.v1.NodeService.GetNodeInfo:input_type -> remotegpu.v1.GetNodeInfoRequest
-	11, // 19: remotegpu.v1.NodeService.Reconcile:input_type -> remotegpu.v1.ReconcileRequest
-	14, // 20: remotegpu.v1.NodeService.DiffFirewall:input_type -> remotegpu.v1.DiffFirewallRequest
-	17, // 21: remotegpu.v1.NodeService.GetFirewall:input_type -> remotegpu.v1.GetFirewallRequest
-	3,  // 22: remotegpu.v1.NodeService.GetNodeInfo:output_type -> remotegpu.v1.GetNodeInfoResponse
-	12, // 23: remotegpu.v1.NodeService.Reconcile:output_type -> remotegpu.v1.ReconcileResponse
-	15, // 24: remotegpu.v1.NodeService.DiffFirewall:output_type -> remotegpu.v1.DiffFirewallResponse
-	18, // 25: remotegpu.v1.NodeService.GetFirewall:output_type -> remotegpu.v1.GetFirewallResponse
-	22, // [22:26] is the sub-list for method output_type
-	18, // [18:22] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	24, // 14: remotegpu.v1.ReconcileResponse.problem:type_name -> remotegpu.v1.Problem
+	0,  // 15: remotegpu.v1.Finding.action:type_name -> remotegpu.v1.ReconcileAction
+	24, // 16: remotegpu.v1.Finding.problem:type_name -> remotegpu.v1.Problem
+	16, // 17: remotegpu.v1.DiffFirewallResponse.differences:type_name -> remotegpu.v1.FirewallDifference
+	1,  // 18: remotegpu.v1.FirewallDifference.kind:type_name -> remotegpu.v1.FirewallDifferenceKind
+	2,  // 19: remotegpu.v1.NodeService.GetNodeInfo:input_type -> remotegpu.v1.GetNodeInfoRequest
+	11, // 20: remotegpu.v1.NodeService.Reconcile:input_type -> remotegpu.v1.ReconcileRequest
+	14, // 21: remotegpu.v1.NodeService.DiffFirewall:input_type -> remotegpu.v1.DiffFirewallRequest
+	17, // 22: remotegpu.v1.NodeService.GetFirewall:input_type -> remotegpu.v1.GetFirewallRequest
+	3,  // 23: remotegpu.v1.NodeService.GetNodeInfo:output_type -> remotegpu.v1.GetNodeInfoResponse
+	12, // 24: remotegpu.v1.NodeService.Reconcile:output_type -> remotegpu.v1.ReconcileResponse
+	15, // 25: remotegpu.v1.NodeService.DiffFirewall:output_type -> remotegpu.v1.DiffFirewallResponse
+	18, // 26: remotegpu.v1.NodeService.GetFirewall:output_type -> remotegpu.v1.GetFirewallResponse
+	23, // [23:27] is the sub-list for method output_type
+	19, // [19:23] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_remotegpu_v1_node_proto_init() }

@@ -76,7 +76,8 @@ type NodeServiceClient interface {
 	// Reconcile compares what should be with what is, now instead of at the next
 	// full minute, brings it in order and answers what differed and what was done
 	// about it. With dry_run nothing is changed. An action that failed is told in
-	// its finding; the next pass tries it again.
+	// its finding, what else failed in problem; the next pass tries it again. When
+	// something failed and nothing was found that is the error.
 	// Errors: CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT, FIREWALL_FAILED, NETWORK_FAILED.
 	Reconcile(context.Context, *v1.ReconcileRequest) (*v1.ReconcileResponse, error)
 	// DiffFirewall compares the host's packet filter with what the node has
@@ -103,7 +104,8 @@ type NodeServiceHandler interface {
 	// Reconcile compares what should be with what is, now instead of at the next
 	// full minute, brings it in order and answers what differed and what was done
 	// about it. With dry_run nothing is changed. An action that failed is told in
-	// its finding; the next pass tries it again.
+	// its finding, what else failed in problem; the next pass tries it again. When
+	// something failed and nothing was found that is the error.
 	// Errors: CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT, FIREWALL_FAILED, NETWORK_FAILED.
 	Reconcile(context.Context, *v1.ReconcileRequest) (*v1.ReconcileResponse, error)
 	// DiffFirewall compares the host's packet filter with what the node has
