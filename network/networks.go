@@ -93,7 +93,7 @@ type Config struct {
 	// Upstreams are the name servers to use when the host's files name none
 	// that environments can reach.
 	Upstreams []netip.Addr
-	// Search replaces the host's search domains when not nil.
+	// Search replaces the host's search domains unless it is empty.
 	Search []string
 	// Responder tells whether the node answers questions at NodeAddress, and
 	// in which domain environments have their names: then that is what

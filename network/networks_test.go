@@ -602,19 +602,22 @@ func TestResolvers(t *testing.T) {
 		upstreams            []netip.Addr
 		servers              []netip.Addr
 		search               []string
+		configured           []string // search domains
 	}{
-		{"plain", "# comment\nsearch a.example b.example .\nnameserver 198.18.77.1\nnameserver 198.18.77.2\noptions ndots:2\n", "", nil, addresses("198.18.77.1", "198.18.77.2"), []string{"a.example", "b.example"}},
-		{"stub", "nameserver 127.0.0.53\nsearch lan\n", "nameserver 198.18.77.9\nsearch corp\n", nil, addresses("198.18.77.9"), []string{"corp"}},
-		{"loopback among others", "nameserver 127.0.0.1\nnameserver 198.18.77.1\n", "nameserver 198.18.77.9\n", nil, addresses("198.18.77.1"), nil},
-		{"configured", "nameserver ::1\nsearch lan\n", "", addresses("198.51.100.1"), addresses("198.51.100.1"), []string{"lan"}},
-		{"unreachable from inside", "nameserver 169.254.169.254\nnameserver fe80::1%eth0\nnameserver 2001:db8::1\nnameserver what\n", "", nil, nil, nil},
-		{"more than are read", "nameserver 198.18.77.1\nnameserver 198.18.77.2\nnameserver 198.18.77.3\nnameserver 198.18.77.4\n", "", nil, addresses("198.18.77.1", "198.18.77.2", "198.18.77.3"), nil},
-		{"empty", "", "", nil, nil, nil},
+		{"no search domains of its own, as the default file says it", "search lan\nnameserver 198.18.77.1\n", "", nil, addresses("198.18.77.1"), []string{"lan"}, []string{}},
+		{"search domains of its own", "search lan\nnameserver 198.18.77.1\n", "", nil, addresses("198.18.77.1"), []string{"corp"}, []string{"corp"}},
+		{"plain", "# comment\nsearch a.example b.example .\nnameserver 198.18.77.1\nnameserver 198.18.77.2\noptions ndots:2\n", "", nil, addresses("198.18.77.1", "198.18.77.2"), []string{"a.example", "b.example"}, nil},
+		{"stub", "nameserver 127.0.0.53\nsearch lan\n", "nameserver 198.18.77.9\nsearch corp\n", nil, addresses("198.18.77.9"), []string{"corp"}, nil},
+		{"loopback among others", "nameserver 127.0.0.1\nnameserver 198.18.77.1\n", "nameserver 198.18.77.9\n", nil, addresses("198.18.77.1"), nil, nil},
+		{"configured", "nameserver ::1\nsearch lan\n", "", addresses("198.51.100.1"), addresses("198.51.100.1"), []string{"lan"}, nil},
+		{"unreachable from inside", "nameserver 169.254.169.254\nnameserver fe80::1%eth0\nnameserver 2001:db8::1\nnameserver what\n", "", nil, nil, nil, nil},
+		{"more than are read", "nameserver 198.18.77.1\nnameserver 198.18.77.2\nnameserver 198.18.77.3\nnameserver 198.18.77.4\n", "", nil, addresses("198.18.77.1", "198.18.77.2", "198.18.77.3"), nil, nil},
+		{"empty", "", "", nil, nil, nil, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
 			cfg := network.Config{
-				Range: subnet, Firewall: &recorder{}, Upstreams: c.upstreams,
+				Range: subnet, Firewall: &recorder{}, Upstreams: c.upstreams, Search: c.configured,
 				ResolvConf: filepath.Join(dir, "resolv.conf"), ResolvedConf: filepath.Join(dir, "resolved.conf"),
 			}
 			if err := os.WriteFile(cfg.ResolvConf, []byte(c.host), 0o644); err != nil {

@@ -80,7 +80,7 @@ func (n *Networks) direct() (servers []netip.Addr, search []string, err error) {
 }
 
 func (n *Networks) search(domains []string) []string {
-	if n.cfg.Search != nil {
+	if len(n.cfg.Search) > 0 {
 		return slices.Clone(n.cfg.Search)
 	}
 	return domains

@@ -194,9 +194,9 @@ func surviveHangups(ctx context.Context, log *slog.Logger) (stop func()) {
 }
 
 func newLog(cfg config.Config, stderr io.Writer) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(cfg.Log.Level)); err != nil {
-		return nil, problem.New(problem.ConfigInvalid, "log.level: %q is no level", cfg.Log.Level).WithHint("debug, info, warn or error")
+	level, err := cfg.Log.Least()
+	if err != nil {
+		return nil, err // not of a configuration that was loaded
 	}
 	options := &slog.HandlerOptions{Level: level}
 	if cfg.Log.Format == "json" {

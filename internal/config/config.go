@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
@@ -100,7 +101,7 @@ type Network struct {
 	Range      string   `toml:"range" comment:"IPv4 range to cut subnets from (CIDR). Empty: one that collides with no route, kept once chosen."`
 	Range6     string   `toml:"range6" comment:"IPv6 range to cut subnets from (CIDR): unique local addresses, such as fd88:1234:5678::/48, which are masqueraded, or a prefix that is routed to this host, which is not. Empty: environments have no IPv6. The host forwards IPv6 then."`
 	Upstreams  []string `toml:"upstreams" comment:"Name servers for environments where the host has none but loopback ones."`
-	Search     []string `toml:"search" comment:"DNS search domains where upstreams are used."`
+	Search     []string `toml:"search" comment:"DNS search domains of environments in place of the host's. Empty: those of the host."`
 	ResolvConf string   `toml:"resolv_conf" comment:"The host's resolv.conf."`
 	IPTables   string   `toml:"iptables" comment:"iptables program. Empty: the one on PATH."`
 	Allow      []string `toml:"allow" comment:"Destinations in private networks, in those of the host or at a cloud's metadata that environments reach: ADDRESS[/BITS][:PORT[-PORT]][/tcp|/udp], for example 192.168.7.20:5000/tcp or [fd12::/64]:443. Empty: none but the name servers."`
@@ -200,6 +201,12 @@ type Log struct {
 	Level  string `toml:"level" comment:"debug, info, warn or error."`
 }
 
+// Least is the level from which on the daemon logs.
+func (l *Log) Least() (level slog.Level, err error) {
+	err = level.UnmarshalText([]byte(l.Level))
+	return level, err
+}
+
 // Default returns the configuration of a node without a file.
 func Default() Config {
 	return Config{
@@ -258,8 +265,23 @@ func (c *Config) complete() error {
 	if c.API.Socket == "" {
 		c.API.Socket = filepath.Join(c.Node.RunDir, "node.sock")
 	}
+	for _, dir := range []*string{&c.Node.StateDir, &c.Node.RunDir} {
+		*dir = clean(*dir)
+	}
+	for i, root := range c.Mounts.AllowedRoots {
+		c.Mounts.AllowedRoots[i] = clean(root)
+	}
 	c.Operations.Retention = time.Duration(c.Operations.KeepDays) * 24 * time.Hour
 	return errors.Join(c.check(), c.Network.check(), c.Ports.check(), c.DNS.check(), c.GPU.check(), c.GPU.checkRules(), c.Node.checkPublicHost(), c.DNS.CheckListen(c.Network.ranges()...))
+}
+
+// clean takes what says nothing out of a path: a slash at its end, say. What
+// is no path stays, to be refused.
+func clean(path string) string {
+	if path == "" {
+		return ""
+	}
+	return filepath.Clean(path)
 }
 
 func (c *Config) check() error {
@@ -297,6 +319,9 @@ func (c *Config) check() error {
 	}
 	if c.Log.Format != "text" && c.Log.Format != "json" {
 		errs = append(errs, fault("log.format", "", "%q is neither text nor json", c.Log.Format))
+	}
+	if _, err := c.Log.Least(); err != nil {
+		errs = append(errs, fault("log.level", "debug, info, warn or error", "%q is no level", c.Log.Level))
 	}
 	return errors.Join(errs...)
 }

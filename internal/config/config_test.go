@@ -81,6 +81,7 @@ func TestLoadRefuses(t *testing.T) {
 		{"a denied port that is none", "version = 1\n[ports]\ndeny = [\"6006\", \"7300-6800\"]\n", "ports.deny"},
 		{"a negative quarantine", "version = 1\n[ports]\nquarantine = -1\n", "ports.quarantine"},
 		{"a public host with a port", "version = 1\n[node]\npublic_host = \"gpu1:22\"\n", "node.public_host"},
+		{"a level that is none", "version = 1\n[log]\nlevel = \"verbose\"\n", "log.level"},
 		{"an upstream that is a name", "version = 1\n[network]\nupstreams = [\"dns.example\"]\n", "upstreams"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -104,6 +105,14 @@ func TestListsReplaceTheirDefault(t *testing.T) {
 		if _, _, err := config.ParsePorts(text); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// A path may end in a slash.
+func TestPathsAreCleaned(t *testing.T) {
+	cfg, err := config.Load(write(t, "version = 1\n[node]\nstate_dir = \"/srv/state/\"\n[mounts]\nallowed_roots = [\"/srv/data/\", \"/mnt\"]\n"), false)
+	if err != nil || cfg.Node.StateDir != "/srv/state" || len(cfg.Mounts.AllowedRoots) != 2 || cfg.Mounts.AllowedRoots[0] != "/srv/data" {
+		t.Errorf("state_dir %q, allowed_roots %q, %v", cfg.Node.StateDir, cfg.Mounts.AllowedRoots, err)
 	}
 }
 

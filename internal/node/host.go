@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/remotegpu/remotegpu/internal/atomicfile"
+	"github.com/remotegpu/remotegpu/internal/certificate"
 	"github.com/remotegpu/remotegpu/internal/cgroup"
 	"github.com/remotegpu/remotegpu/internal/config"
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -172,13 +173,35 @@ func parseAddresses(texts []string) []netip.Addr {
 
 // CheckConfig refuses what only parts of the node can read: CONFIG_INVALID.
 func CheckConfig(cfg config.Config) error {
-	allow, err := parseDestinations(cfg.Network.Allow)
+	errs := []error{checkAllowed(&cfg.Network), checkCertificate("api", cfg.API.TLSCert, cfg.API.TLSKey)}
+	if cfg.Gateway.Listen != "" {
+		web := gateway.Config{Listen: cfg.Gateway.Listen, PublicURL: cfg.Gateway.PublicURL, FrameAncestors: cfg.Gateway.FrameAncestors}
+		errs = append(errs, web.Check(), checkCertificate("gateway", cfg.Gateway.TLSCert, cfg.Gateway.TLSKey))
+	}
+	return errors.Join(errs...)
+}
+
+// checkCertificate refuses the operator's certificate for a listener when it
+// cannot be used.
+func checkCertificate(listener, cert, key string) error {
+	if cert == "" {
+		return nil // one is made
+	}
+	if _, err := certificate.New(certificate.Config{CertFile: cert, KeyFile: key}); err != nil {
+		return fmt.Errorf("%s.tls_cert: %w", listener, err)
+	}
+	return nil
+}
+
+// checkAllowed refuses destinations that no environment could reach.
+func checkAllowed(cfg *config.Network) error {
+	allow, err := parseDestinations(cfg.Allow)
 	if err != nil {
 		return err
 	}
 	for i, d := range allow {
-		if d.Prefix.Addr().Is6() && cfg.Network.Range6 == "" {
-			return problem.New(problem.ConfigInvalid, "network.allow: %s is IPv6, and environments have none", cfg.Network.Allow[i]).WithField("network.allow").
+		if d.Prefix.Addr().Is6() && cfg.Range6 == "" {
+			return problem.New(problem.ConfigInvalid, "network.allow: %s is IPv6, and environments have none", cfg.Allow[i]).WithField("network.allow").
 				WithHint("take it out, or set network.range6")
 		}
 	}

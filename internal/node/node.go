@@ -71,6 +71,9 @@ type Node struct {
 // release; STATE_DIR_LOCKED while another daemon works in it; CONFIG_INVALID, also
 // when another node of the host has what this one is configured for.
 func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Node, err error) {
+	if err := CheckConfig(cfg); err != nil {
+		return nil, err
+	}
 	n := &Node{cfg: cfg, log: log, started: time.Now()}
 	defer func() {
 		if err != nil {

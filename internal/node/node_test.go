@@ -204,4 +204,25 @@ func TestCheckConfig(t *testing.T) {
 	if p := problem.Of(node.CheckConfig(cfg)); p.Reason != problem.ConfigInvalid || p.Field != "network.allow" || p.Hint == "" || !strings.Contains(p.Message, "mirror.example") {
 		t.Errorf("%+v", p)
 	}
+	file := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(file, []byte("no certificate"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for says, change := range map[string]func(*config.Config){
+		"network.allow":           func(c *config.Config) { c.Network.Allow = []string{"[fd12::]/64"} },
+		"gateway.public_url":      func(c *config.Config) { c.Gateway.PublicURL = "gpu1.example.com" },
+		"gateway.frame_ancestors": func(c *config.Config) { c.Gateway.FrameAncestors = []string{"portal.example.com"} },
+		"api.tls_cert":            func(c *config.Config) { c.API.TLSCert, c.API.TLSKey = file, file },
+		"gateway.tls_cert":        func(c *config.Config) { c.Gateway.TLSCert, c.Gateway.TLSKey = file+".not", file },
+	} {
+		cfg := testConfig(t)
+		cfg.Gateway.Listen = "127.0.0.1:0"
+		change(&cfg)
+		_, started := node.New(t.Context(), cfg, slog.New(slog.DiscardHandler))
+		for _, err := range []error{node.CheckConfig(cfg), started} { // the check refuses what the daemon would
+			if p := problem.Of(err); p == nil || p.Reason != problem.ConfigInvalid || !strings.Contains(err.Error(), says) {
+				t.Errorf("%s: %v", says, err)
+			}
+		}
+	}
 }

@@ -91,20 +91,32 @@ type Gateway struct {
 	sessions map[string]map[*entered]struct{} // by environment
 }
 
+var origin = regexp.MustCompile(`^https?://[A-Za-z0-9.*:\[\]-]+$`)
+
+// Check refuses what New could do nothing with: CONFIG_INVALID.
+func (c *Config) Check() error {
+	_, err := publicURL(*c)
+	errs := []error{err}
+	for _, ancestor := range c.FrameAncestors {
+		if !origin.MatchString(ancestor) {
+			errs = append(errs, problem.New(problem.ConfigInvalid, "gateway.frame_ancestors: %q is no origin", ancestor).
+				WithField("gateway.frame_ancestors").WithHint("write it as https://portal.example.com"))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // New reads or makes keys and certificate; it starts nothing.
 func New(c Config) (*Gateway, error) {
 	if c.Hosts == nil {
 		c.Hosts = func() []string { return nil }
 	}
+	if err := c.Check(); err != nil {
+		return nil, err
+	}
 	publicURL, err := publicURL(c)
 	if err != nil {
 		return nil, err
-	}
-	for _, origin := range c.FrameAncestors {
-		if !regexp.MustCompile(`^https?://[A-Za-z0-9.*:\[\]-]+$`).MatchString(origin) {
-			return nil, problem.New(problem.ConfigInvalid, "gateway frame ancestor %q is no origin", origin).
-				WithHint("write it as https://portal.example.com")
-		}
 	}
 	if err := os.MkdirAll(c.StateDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make gateway state directory: %w", err)
@@ -162,7 +174,7 @@ func publicURL(c Config) (func() *url.URL, error) {
 	parsed, err := url.Parse(strings.TrimRight(text, "/"))
 	if err != nil || parsed.Scheme != "https" && parsed.Scheme != "http" || parsed.Host == "" ||
 		parsed.RawQuery != "" || parsed.Fragment != "" {
-		return nil, problem.New(problem.ConfigInvalid, "gateway URL %q is not one", text).
+		return nil, problem.New(problem.ConfigInvalid, "gateway.public_url: %q is not one", text).WithField("gateway.public_url").
 			WithHint("write it as https://gpu1.example.com:7443")
 	}
 	return func() *url.URL { return parsed }, nil

@@ -87,12 +87,14 @@ func (g *Gateway) serveRFB(w http.ResponseWriter, r *http.Request) {
 	defer leave()
 	if end, absent := g.absent(r.Context(), envID); absent {
 		log.InfoContext(r.Context(), "desktop session refused", "reason", end.reason)
+		leave()
 		finish(socket, end)
 		return
 	}
 	start := time.Now()
 	log.InfoContext(r.Context(), "desktop session begins", "view_only", claims.access == View)
 	end := g.session(r.Context(), socket, envID, claims.access == View, here.told)
+	leave() // a browser that is told may come back at once
 	finish(socket, end)
 	log.InfoContext(r.Context(), "desktop session ended", "code", int(end.code), "reason", end.reason,
 		"error", end.err, "duration", time.Since(start))
@@ -111,7 +113,8 @@ func tokenOf(r *http.Request) string {
 	return ""
 }
 
-// enter takes one of the environment's sessions.
+// enter takes one of the environment's sessions. leave, which may be called
+// again, gives it back.
 func (g *Gateway) enter(envID string) (here *entered, leave func(), ok bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -3,10 +3,13 @@ package containerd
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/remotegpu/remotegpu/internal/testutil"
 )
 
 // What is removed is gathered, collections leave containerd the most of the
@@ -74,4 +77,31 @@ func TestCollector(t *testing.T) {
 			t.Errorf("told %d times of a containerd that was away", failed)
 		}
 	})
+}
+
+// A collection that the end of the daemon breaks off leaves no lease behind,
+// wherever it is.
+func TestCollectionThatIsBrokenOff(t *testing.T) {
+	for _, need := range []testutil.Need{testutil.Containerd, testutil.Containerd2} {
+		t.Run(string(need), func(t *testing.T) {
+			d := testutil.StartContainerd(t, need)
+			e, err := New(Config{Address: d.Address, Namespace: d.Namespace, CgroupParent: d.Cgroup, FIFODir: filepath.Join(d.Dir, "fifo")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer e.Close()
+			broken := 0
+			for i := range 200 {
+				ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*50*time.Microsecond)
+				if err := e.collect(ctx); err != nil {
+					broken++
+				}
+				cancel()
+			}
+			left, err := e.client.LeasesService().List(e.namespaced(t.Context()))
+			if err != nil || len(left) > 0 || broken == 0 {
+				t.Errorf("%d collections were broken off; leases %v, %v", broken, left, err)
+			}
+		})
+	}
 }
