@@ -234,8 +234,8 @@ func (s *Store) Fate(ctx context.Context, id string) (runtime.Fate, error) {
 	return fate, nil
 }
 
-// keepPortHistory is for how many years longer than its environment a released
-// mapping or lease tells who had a host port or a GPU.
+// keepPortHistory is for how many years a released mapping or lease tells who had
+// a host port or a GPU, after the time that deleted environments are kept.
 const keepPortHistory = 1
 
 // What is kept for a time only, and goes then.

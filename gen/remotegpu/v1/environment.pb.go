@@ -1449,7 +1449,7 @@ func (*HealthDesktop) Descriptor() ([]byte, []int) {
 // Resources are limits. 0 and absent mean no limit unless said otherwise.
 type Resources struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// CPU time in thousandths of a CPU (1500 = one and a half CPUs).
+	// CPU time in thousandths of a CPU (1500 = one and a half CPUs), at least 10.
 	CpuMillis int64 `protobuf:"varint,1,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
 	// Memory in bytes; at least 16 MiB and the image's io.remotegpu.min-memory.
 	MemoryBytes int64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
@@ -1809,9 +1809,9 @@ func (x *PortRequest) GetExpiresAt() *timestamppb.Timestamp {
 // Desktop asks for a desktop in the browser; the image has to bring one.
 type Desktop struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Width in pixels. 0: 1920.
+	// Width in pixels, at least 320. 0: 1920.
 	Width int32 `protobuf:"varint,1,opt,name=width,proto3" json:"width,omitempty"`
-	// Height in pixels. 0: 1080.
+	// Height in pixels, at least 200. 0: 1080.
 	Height int32 `protobuf:"varint,2,opt,name=height,proto3" json:"height,omitempty"`
 	// Colour depth in bits, 16 or 24. 0: 24.
 	Depth         int32 `protobuf:"varint,3,opt,name=depth,proto3" json:"depth,omitempty"`
@@ -5098,7 +5098,7 @@ type UpdateEnvironmentRequest struct {
 	// etag as last read; empty to act whatever it is.
 	Etag string `protobuf:"bytes,4,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Fields that change: "labels", "spec.resources" or one of its fields, or
-	// another field of spec but image and pull_policy. Each is replaced whole,
+	// another field of spec but image, snapshot and pull_policy. Each is replaced whole,
 	// and one that is not set is back at its default. Absent: the fields that
 	// are set in labels and spec.
 	UpdateMask *fieldmaskpb.FieldMask `protobuf:"bytes,5,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`

@@ -169,7 +169,8 @@ type Operation struct {
 	Etag string `protobuf:"bytes,5,opt,name=etag,proto3" json:"etag,omitempty"`
 	// What it does, for example "environment.create" or "image.pull".
 	Kind string `protobuf:"bytes,6,opt,name=kind,proto3" json:"kind,omitempty"`
-	// The resource it works on: an environment id or an image reference.
+	// The resource it works on: id of an environment or a snapshot, or an image
+	// reference.
 	Target string `protobuf:"bytes,7,opt,name=target,proto3" json:"target,omitempty"`
 	// Where it is in its life.
 	State OperationState `protobuf:"varint,8,opt,name=state,proto3,enum=remotegpu.v1.OperationState" json:"state,omitempty"`

@@ -149,7 +149,7 @@ type GPUServiceClient interface {
 	// DeleteMIGInstance removes an instance that no environment has, or has one not
 	// made again that is not there.
 	//
-	// Errors: NOT_FOUND (MIG_INSTANCE_NOT_FOUND), FAILED_PRECONDITION
+	// Errors: NOT_FOUND (MIG_INSTANCE_NOT_FOUND, GPU_NOT_FOUND), FAILED_PRECONDITION
 	// (GPU_IN_USE), UNAVAILABLE (GPU_UNAVAILABLE).
 	DeleteMIGInstance(context.Context, *v1.DeleteMIGInstanceRequest) (*v1.DeleteMIGInstanceResponse, error)
 	// SetMIGMode turns MIG on or off on a GPU that no environment has and no
@@ -208,7 +208,7 @@ type GPUServiceHandler interface {
 	// DeleteMIGInstance removes an instance that no environment has, or has one not
 	// made again that is not there.
 	//
-	// Errors: NOT_FOUND (MIG_INSTANCE_NOT_FOUND), FAILED_PRECONDITION
+	// Errors: NOT_FOUND (MIG_INSTANCE_NOT_FOUND, GPU_NOT_FOUND), FAILED_PRECONDITION
 	// (GPU_IN_USE), UNAVAILABLE (GPU_UNAVAILABLE).
 	DeleteMIGInstance(context.Context, *v1.DeleteMIGInstanceRequest) (*v1.DeleteMIGInstanceResponse, error)
 	// SetMIGMode turns MIG on or off on a GPU that no environment has and no

@@ -73,8 +73,8 @@ var (
 type NodeServiceClient interface {
 	// GetNodeInfo answers what the node is, what it runs on and how it is.
 	GetNodeInfo(context.Context, *v1.GetNodeInfoRequest) (*v1.GetNodeInfoResponse, error)
-	// Reconcile compares what should be with what is, now instead of at the next
-	// full minute, brings it in order and answers what differed and what was done
+	// Reconcile compares what should be with what is, now instead of in the node's
+	// own time (a minute, or half an hour while all is well), brings it in order and answers what differed and what was done
 	// about it. With dry_run nothing is changed. An action that failed is told in
 	// its finding, what else failed in problem; the next pass tries it again. When
 	// something failed and nothing was found that is the error.
@@ -101,8 +101,8 @@ func NewNodeServiceClient(client *connect.Client) NodeServiceClient {
 type NodeServiceHandler interface {
 	// GetNodeInfo answers what the node is, what it runs on and how it is.
 	GetNodeInfo(context.Context, *v1.GetNodeInfoRequest) (*v1.GetNodeInfoResponse, error)
-	// Reconcile compares what should be with what is, now instead of at the next
-	// full minute, brings it in order and answers what differed and what was done
+	// Reconcile compares what should be with what is, now instead of in the node's
+	// own time (a minute, or half an hour while all is well), brings it in order and answers what differed and what was done
 	// about it. With dry_run nothing is changed. An action that failed is told in
 	// its finding, what else failed in problem; the next pass tries it again. When
 	// something failed and nothing was found that is the error.

@@ -79,7 +79,8 @@ type OperationServiceClient interface {
 	GetOperation(context.Context, *v1.GetOperationRequest) (*v1.GetOperationResponse, error)
 	// ListOperations answers operations, newest first.
 	//
-	// Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
+	// Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID, FIELD_INVALID: there is no such
+	// kind).
 	ListOperations(context.Context, *v1.ListOperationsRequest) (*v1.ListOperationsResponse, error)
 	// WatchOperation streams an operation: its present form first, then each
 	// change, and ends after the message in which it is done.
@@ -128,7 +129,8 @@ type OperationServiceHandler interface {
 	GetOperation(context.Context, *v1.GetOperationRequest) (*v1.GetOperationResponse, error)
 	// ListOperations answers operations, newest first.
 	//
-	// Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID).
+	// Errors: INVALID_ARGUMENT (PAGE_TOKEN_INVALID, FIELD_INVALID: there is no such
+	// kind).
 	ListOperations(context.Context, *v1.ListOperationsRequest) (*v1.ListOperationsResponse, error)
 	// WatchOperation streams an operation: its present form first, then each
 	// change, and ends after the message in which it is done.

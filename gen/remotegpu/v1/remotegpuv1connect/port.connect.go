@@ -115,7 +115,7 @@ type PortServiceClient interface {
 	// Errors: INVALID_ARGUMENT (FIELD_INVALID, PORT_OUTSIDE_POOL, PORT_DENIED),
 	// ALREADY_EXISTS (REQUEST_ID_REUSED), NOT_FOUND (ENV_NOT_FOUND),
 	// FAILED_PRECONDITION (ENV_BUSY, ENV_NOT_STARTABLE: its create failed),
-	// ABORTED (ETAG_MISMATCH). In the operation also ALREADY_EXISTS (PORT_TAKEN),
+	// ABORTED (ETAG_MISMATCH), RESOURCE_EXHAUSTED (DISK_FULL). In the operation also ALREADY_EXISTS (PORT_TAKEN),
 	// RESOURCE_EXHAUSTED (PORT_POOL_EXHAUSTED), UNAVAILABLE (FIREWALL_FAILED: the
 	// mapping is the environment's, and the node goes on trying to publish it).
 	CreatePortMapping(context.Context, *v1.CreatePortMappingRequest) (*v1.CreatePortMappingResponse, error)
@@ -167,7 +167,7 @@ type PortServiceHandler interface {
 	// Errors: INVALID_ARGUMENT (FIELD_INVALID, PORT_OUTSIDE_POOL, PORT_DENIED),
 	// ALREADY_EXISTS (REQUEST_ID_REUSED), NOT_FOUND (ENV_NOT_FOUND),
 	// FAILED_PRECONDITION (ENV_BUSY, ENV_NOT_STARTABLE: its create failed),
-	// ABORTED (ETAG_MISMATCH). In the operation also ALREADY_EXISTS (PORT_TAKEN),
+	// ABORTED (ETAG_MISMATCH), RESOURCE_EXHAUSTED (DISK_FULL). In the operation also ALREADY_EXISTS (PORT_TAKEN),
 	// RESOURCE_EXHAUSTED (PORT_POOL_EXHAUSTED), UNAVAILABLE (FIREWALL_FAILED: the
 	// mapping is the environment's, and the node goes on trying to publish it).
 	CreatePortMapping(context.Context, *v1.CreatePortMappingRequest) (*v1.CreatePortMappingResponse, error)

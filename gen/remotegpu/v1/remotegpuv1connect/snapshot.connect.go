@@ -102,7 +102,7 @@ type SnapshotServiceClient interface {
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), ALREADY_EXISTS (SNAPSHOT_NAME_EXISTS,
 	// REQUEST_ID_REUSED), INVALID_ARGUMENT (SNAPSHOT_NAME_INVALID),
 	// FAILED_PRECONDITION (ENV_BUSY, ENV_NOT_STARTABLE: it was never made),
-	// ABORTED (ETAG_MISMATCH). In the operation also FAILED_PRECONDITION
+	// ABORTED (ETAG_MISMATCH), RESOURCE_EXHAUSTED (DISK_FULL). In the operation also FAILED_PRECONDITION
 	// (SNAPSHOT_TOO_DEEP, SNAPSHOT_NOT_COPYABLE: a running environment has files
 	// that no layer of an image can hold), RESOURCE_EXHAUSTED (DISK_FULL: there is
 	// no room for a copy of its files, of which holes count, too), UNAVAILABLE
@@ -133,7 +133,7 @@ type SnapshotServiceClient interface {
 	// Errors: NOT_FOUND (ENV_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT
 	// (FIELD_INVALID: the snapshot is of another environment),
 	// FAILED_PRECONDITION (ENV_RUNNING: it runs, without force; ENV_BUSY,
-	// SNAPSHOT_AMBIGUOUS, ENV_NOT_STARTABLE: it was never made), ABORTED (ETAG_MISMATCH),
+	// SNAPSHOT_AMBIGUOUS, SNAPSHOT_BUSY, ENV_NOT_STARTABLE: it was never made), ABORTED (ETAG_MISMATCH),
 	// ALREADY_EXISTS (REQUEST_ID_REUSED). In the operation also as Start.
 	RollBackEnvironment(context.Context, *v1.RollBackEnvironmentRequest) (*v1.RollBackEnvironmentResponse, error)
 	// ExportSnapshot makes an image of the node's store out of a snapshot: the
@@ -143,7 +143,7 @@ type SnapshotServiceClient interface {
 	//
 	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT
 	// (IMAGE_REFERENCE_INVALID), FAILED_PRECONDITION (SNAPSHOT_BUSY,
-	// SNAPSHOT_AMBIGUOUS), ALREADY_EXISTS (REQUEST_ID_REUSED). In the operation also FAILED_PRECONDITION
+	// SNAPSHOT_AMBIGUOUS), ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (DISK_FULL). In the operation also FAILED_PRECONDITION
 	// (SNAPSHOT_NOT_COPYABLE, SNAPSHOT_BASE_MISSING: the layers of that image are
 	// not on the node any more), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	ExportSnapshot(context.Context, *v1.ExportSnapshotRequest) (*v1.ExportSnapshotResponse, error)
@@ -166,7 +166,7 @@ type SnapshotServiceHandler interface {
 	// Errors: NOT_FOUND (ENV_NOT_FOUND), ALREADY_EXISTS (SNAPSHOT_NAME_EXISTS,
 	// REQUEST_ID_REUSED), INVALID_ARGUMENT (SNAPSHOT_NAME_INVALID),
 	// FAILED_PRECONDITION (ENV_BUSY, ENV_NOT_STARTABLE: it was never made),
-	// ABORTED (ETAG_MISMATCH). In the operation also FAILED_PRECONDITION
+	// ABORTED (ETAG_MISMATCH), RESOURCE_EXHAUSTED (DISK_FULL). In the operation also FAILED_PRECONDITION
 	// (SNAPSHOT_TOO_DEEP, SNAPSHOT_NOT_COPYABLE: a running environment has files
 	// that no layer of an image can hold), RESOURCE_EXHAUSTED (DISK_FULL: there is
 	// no room for a copy of its files, of which holes count, too), UNAVAILABLE
@@ -197,7 +197,7 @@ type SnapshotServiceHandler interface {
 	// Errors: NOT_FOUND (ENV_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT
 	// (FIELD_INVALID: the snapshot is of another environment),
 	// FAILED_PRECONDITION (ENV_RUNNING: it runs, without force; ENV_BUSY,
-	// SNAPSHOT_AMBIGUOUS, ENV_NOT_STARTABLE: it was never made), ABORTED (ETAG_MISMATCH),
+	// SNAPSHOT_AMBIGUOUS, SNAPSHOT_BUSY, ENV_NOT_STARTABLE: it was never made), ABORTED (ETAG_MISMATCH),
 	// ALREADY_EXISTS (REQUEST_ID_REUSED). In the operation also as Start.
 	RollBackEnvironment(context.Context, *v1.RollBackEnvironmentRequest) (*v1.RollBackEnvironmentResponse, error)
 	// ExportSnapshot makes an image of the node's store out of a snapshot: the
@@ -207,7 +207,7 @@ type SnapshotServiceHandler interface {
 	//
 	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT
 	// (IMAGE_REFERENCE_INVALID), FAILED_PRECONDITION (SNAPSHOT_BUSY,
-	// SNAPSHOT_AMBIGUOUS), ALREADY_EXISTS (REQUEST_ID_REUSED). In the operation also FAILED_PRECONDITION
+	// SNAPSHOT_AMBIGUOUS), ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (DISK_FULL). In the operation also FAILED_PRECONDITION
 	// (SNAPSHOT_NOT_COPYABLE, SNAPSHOT_BASE_MISSING: the layers of that image are
 	// not on the node any more), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	ExportSnapshot(context.Context, *v1.ExportSnapshotRequest) (*v1.ExportSnapshotResponse, error)
