@@ -42,6 +42,7 @@ type host struct {
 	images    *runtimetest.FakeImages
 	networks  runtimetest.FakeNetworks
 	volumes   runtimetest.FakeVolumes
+	named     runtime.NamedVolumes // nil: none
 	desktops  runtimetest.FakeDesktops
 	names     runtimetest.FakeNames
 	gpus      *gputest.Driver // nil: the node does not look for GPUs
@@ -152,7 +153,7 @@ func start(t *testing.T, h *host) *daemon {
 		GPUs: gpus, GPU: h.gpu, InEnvironment: h.inEnvironment, Cgroup: func(id string) string { return "/test/" + id }, Meters: noMeters{},
 		Node: "node", StateDir: filepath.Join(h.dir, "environments"), LogDir: filepath.Join(h.dir, "logs"),
 		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Executor: h.engine, Roots: h.engine, Snapshotter: h.engine, Images: h.images,
-		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,
+		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, NamedVolumes: h.named, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,
 		BootID: h.boot, Dial: h.dial, Addresses: h.addresses, LoginDir: filepath.Join(h.dir, "credentials"), Room: func() error { return h.full }, Names: &h.names, Host: runtime.HostSize{CPUs: 2, MemoryBytes: 8 << 30},
 	})
 	// Adopting, which restores twice, and after subscribing: what a pass sees

@@ -46,7 +46,7 @@ func (s *volumeService) ListVolumes(ctx context.Context, req *remotegpuv1.ListVo
 		res.NextPageToken = volumes[size-1].Name
 	}
 	if req.GetSizes() {
-		if err := s.cfg.Manager.MeasureVolumes(ctx, volumes); err != nil {
+		if volumes, err = s.cfg.Manager.MeasureVolumes(ctx, volumes); err != nil {
 			return nil, err
 		}
 	}
