@@ -298,7 +298,7 @@ func (m *Manager) foundHealth(ctx context.Context, of *monitor, health Health, d
 		env.Health, env.HealthDetail = health, detail
 		if p := env.Spec.Restart; health == Unhealthy && p != nil && p.OnUnhealthy {
 			planRestart(env, true, time.Since(env.StartedAt), time.Now())
-		} else if env.Operation == "" {
+		} else {
 			env.RestartAt = time.Time{}
 		}
 		return nil

@@ -243,6 +243,50 @@ func TestUnhealthyBesideAnOperation(t *testing.T) {
 	}
 }
 
+// One that recovers while an operation works on it is not restarted after that.
+func TestRecoveryBesideAnOperation(t *testing.T) {
+	h := newHost(t)
+	var well atomic.Bool
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	h.dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		if !well.Load() {
+			return nil, errors.New("connection refused")
+		}
+		return new(net.Dialer).DialContext(ctx, network, listener.Addr().String())
+	}
+	d := start(t, h)
+	req := checked("desk", runtime.HealthCheck{TCPPort: 80})
+	req.Spec.HealthCheck.Retries = 10
+	req.Spec.Restart = &runtime.RestartPolicy{Mode: runtime.RestartAlways, OnUnhealthy: true}
+	env, _ := d.create(req)
+	d.holdOff(env.ID)
+	if env := d.awaitHealth("desk", runtime.Unhealthy); env.RestartAt.IsZero() {
+		t.Fatalf("no restart is planned: %+v", env)
+	}
+	release := make(chan struct{})
+	h.faults.Hook(func(method string) {
+		if method == "Networks.Publish" {
+			<-release
+		}
+	})
+	_, op, err := d.CreatePort(t.Context(), runtime.PortCreateRequest{Environment: "desk", Port: web(8080)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	well.Store(true)
+	d.awaitHealth("desk", runtime.Healthy)
+	h.faults.Hook(nil)
+	close(release)
+	d.settle(op, nil)
+	if env := d.get("desk"); !env.RestartAt.IsZero() {
+		t.Errorf("it is well, and is restarted at %s", env.RestartAt)
+	}
+}
+
 func TestBadCareIsRefused(t *testing.T) {
 	h := newHost(t)
 	d := start(t, h)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -47,7 +48,8 @@ type host struct {
 	names     runtimetest.FakeNames
 	gpus      *gputest.Driver // nil: the node does not look for GPUs
 	gpu       runtime.GPUConfig
-	full      error // what a request for something new gets
+	full      error  // what a request for something new gets
+	logs      logged // what the daemons log, from warnings on
 	// inEnvironment says whose a process is. nil: nobody's.
 	inEnvironment func(int, string) (bool, error)
 	// afterList, when set, is called once between a list of containers and its use.
@@ -66,6 +68,26 @@ func newHost(t *testing.T) *host {
 		runtime.LabelMinMemory: "67108864", runtime.LabelDesktop: "vnc", runtime.LabelUser: "gpu",
 	}})
 	return h
+}
+
+// logged keeps what is logged.
+type logged struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+// Write implements io.Writer.
+func (l *logged) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(line)
+}
+
+// String is all of it.
+func (l *logged) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // leftovers names everything that is held on the host.
@@ -134,7 +156,7 @@ func (s faultyStore) ChangePorts(ctx context.Context, id string, ports port.Chan
 
 func start(t *testing.T, h *host) *daemon {
 	t.Helper()
-	log := slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	log := slog.New(slog.NewTextHandler(io.MultiWriter(t.Output(), &h.logs), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	db, err := store.Open(t.Context(), filepath.Join(h.dir, "node.db"), log)
 	if err != nil {
 		t.Fatal(err)

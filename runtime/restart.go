@@ -102,6 +102,35 @@ func planAgain(env *Environment, cancelled bool) {
 	}
 }
 
+// planAnew plans by a policy or a health check that was changed. A restart that
+// is pending keeps its time, if it still is to be; one that max_retries had ended
+// comes after all, if they are more now. What ended under a policy that does not
+// restart it waits for somebody to start it.
+func planAnew(env *Environment, before *RestartPolicy, now time.Time) {
+	pending := env.RestartAt
+	env.RestartAt = time.Time{}
+	p := env.Spec.Restart
+	switch {
+	case p == nil:
+	case env.State == Running:
+		if env.Health == Unhealthy && p.OnUnhealthy {
+			planRestart(env, true, now.Sub(env.StartedAt), now)
+		}
+	case !pending.IsZero() || gaveUp(env, before):
+		planRestart(env, env.State == Failed, 0, now) // how long it ran has been counted
+	}
+	if !pending.IsZero() && !env.RestartAt.IsZero() {
+		env.RestartAt = pending
+	}
+}
+
+// gaveUp says that an environment is in error because its process ended once
+// more often than its policy restarts it.
+func gaveUp(env *Environment, p *RestartPolicy) bool {
+	return env.State == Failed && env.Problem != nil && env.Problem.Reason == string(problem.ProcessExited) &&
+		p != nil && p.Mode == RestartOnFailure && p.MaxRetries > 0 && env.RestartCount >= p.MaxRetries
+}
+
 // restartWait is the pause before the next restart after so many.
 func restartWait(count int) time.Duration {
 	wait := restartBase
@@ -143,12 +172,19 @@ func (m *Manager) followRestart(env *Environment) {
 // restart could not even be written down.
 func (m *Manager) runRestarts(ctx context.Context) {
 	m.restart.run(ctx, m.restartDue, func(id string, err error) {
+		if errors.Is(err, errNotYet) {
+			return
+		}
 		m.cfg.Log.ErrorContext(ctx, "a restart was not begun; it is tried again", "environment", id, "error", err)
 	})
 }
 
-// errNotDue ends a transaction on an environment that is not to be restarted.
-var errNotDue = errors.New("no restart is due")
+// What ends a transaction on an environment that is not to be restarted, or not
+// before the operation that works on it is over.
+var (
+	errNotDue = errors.New("no restart is due")
+	errNotYet = errors.New("the environment cannot be restarted yet")
+)
 
 // restartDue writes down the operation that starts an environment again, with
 // what it means for the environment in the same transaction: from then on the
@@ -170,10 +206,8 @@ func (m *Manager) restartDue(ctx context.Context, id string) error {
 		switch {
 		case env.RestartAt.IsZero():
 			return errNotDue
-		case !restartIsDue(env, time.Now()) || (env.State == Running) != (kind == KindRestart):
-			return fmt.Errorf("environment %s has changed meanwhile: %w", id, errdefs.ErrUnavailable)
-		case env.Operation != "":
-			return problem.New(problem.EnvBusy, "operation %s works on environment %q", env.Operation, env.Name)
+		case !restartIsDue(env, time.Now()), (env.State == Running) != (kind == KindRestart), env.Operation != "":
+			return errNotYet // it has changed since it was read, or another operation holds it
 		}
 		env.Operation, env.RestartAt, env.ByPolicy = op.ID, time.Time{}, true
 		env.RestartCount++

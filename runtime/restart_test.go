@@ -211,6 +211,39 @@ func TestSomebodyEndsAPendingRestart(t *testing.T) {
 	d.holdsNothing()
 }
 
+// A restart that comes due while an operation holds the environment waits for
+// that, and nobody need be told.
+func TestRestartWaitsForAnOperationQuietly(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	env := d.pending("desk")
+	due := time.Now().Add(200 * time.Millisecond)
+	if _, _, err := d.store.UpdateEnvironment(t.Context(), env.ID, nil, func(env *runtime.Environment) error { env.RestartAt = due; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	release := make(chan struct{})
+	h.faults.Hook(func(method string) {
+		if method == "Networks.Publish" {
+			<-release
+		}
+	})
+	_, op, err := d.CreatePort(t.Context(), runtime.PortCreateRequest{Environment: "desk", Port: web(8080)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(time.Until(due.Add(300 * time.Millisecond)))
+	if now := d.get("desk"); now.Operation != op.ID || now.State != runtime.Failed {
+		t.Errorf("while an operation holds it: %s, operation %q", now.State, now.Operation)
+	}
+	h.faults.Hook(nil)
+	close(release)
+	d.settle(op, nil)
+	d.restarted("desk", env.RestartCount+1)
+	if said := h.logs.String(); strings.Contains(said, "restart") {
+		t.Errorf("logged: %s", said)
+	}
+}
+
 func TestRestartAcrossTheDaemonsDeath(t *testing.T) {
 	h := newHost(t)
 	first := start(t, h)

@@ -113,7 +113,9 @@ func (m *Manager) RollBack(ctx context.Context, req RollBackRequest) (*Environme
 			return problem.New(problem.EnvRunning, "environment %q runs, or is paused", env.Name).WithField("force").
 				WithHint("stop it first, or roll it back with force: it is stopped, and started again if it ran")
 		}
-		args.Restart = env.State == Running
+		if args.Restart = env.State == Running; args.Restart {
+			env.RestartCount = 0 // somebody starts it
+		}
 		env.Operation = op.ID
 		var err error
 		op.Args, err = json.Marshal(args) // whether it runs is known now

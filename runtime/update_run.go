@@ -81,6 +81,9 @@ func (m *Manager) recordUpdate(ctx context.Context, env *Environment, task *oper
 			return errNotOurs
 		}
 		applyUpdate(env, args, changed, labels)
+		if restart && startsNow(env) {
+			env.RestartCount = 0 // somebody starts it
+		}
 		if !restart && !publish {
 			leave(env, task.Op.ID)
 		}
@@ -104,11 +107,15 @@ func (m *Manager) recordUpdate(ctx context.Context, env *Environment, task *oper
 		}
 		spans.end("publish")
 	}
-	if restart && (len(env.RestartNeeded()) > 0 || broken(env)) {
+	if restart && startsNow(env) {
 		return m.restartNow(ctx, env, task, args.Timeout)
 	}
 	return m.unlock(recording, env.ID, task.Op.ID)
 }
+
+// startsNow says that an update with a restart, which is applied, starts a
+// process.
+func startsNow(env *Environment) bool { return len(env.RestartNeeded()) > 0 || broken(env) }
 
 // applyUpdate is what an update means for the environment.
 func applyUpdate(env *Environment, args *updateArgs, changed []field, labels bool) {
@@ -124,13 +131,14 @@ func applyUpdate(env *Environment, args *updateArgs, changed []field, labels boo
 		}
 		f.copy(&spec, &args.Spec)
 	}
-	checked := !equal(spec.HealthCheck, env.Spec.HealthCheck)
+	before := env.Spec
 	respec(env, &spec)
+	checked := !equal(spec.HealthCheck, before.HealthCheck)
 	if checked && env.State == Running {
 		env.Health, env.HealthDetail = firstHealth(env), ""
 	}
-	if p := env.Spec.Restart; p == nil || p.Mode == RestartNo {
-		env.RestartAt = time.Time{}
+	if checked || !equal(spec.Restart, before.Restart) {
+		planAnew(env, before.Restart, time.Now())
 	}
 	if len(what) > 0 {
 		env.News = append(env.News, History{Time: time.Now(), Kind: HappenedUpdated, Message: "changed: " + strings.Join(what, ", ")})

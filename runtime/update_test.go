@@ -329,6 +329,145 @@ func TestUpdateHealthCheckAndRestartPolicy(t *testing.T) {
 	}
 }
 
+// policy updates the restart policy of the environment "desk".
+func (d *daemon) policy(p runtime.RestartPolicy) *runtime.Environment {
+	d.t.Helper()
+	if _, op := d.update(runtime.UpdateRequest{Fields: []string{"spec.restart"}, Spec: runtime.Spec{Restart: &p}}); op == nil || op.State != operation.Succeeded {
+		d.t.Fatalf("update to %+v: %+v", p, op)
+	}
+	return d.get("desk")
+}
+
+// A policy that is changed is in force at once, also for what is unhealthy
+// already: no news of its health would come.
+func TestUpdateRestartsWhatIsUnhealthy(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	env, _ := d.create(checked("desk", runtime.HealthCheck{Command: []string{"testprog", "exit", "1"}}))
+	d.awaitHealth("desk", runtime.Unhealthy)
+	if now := d.policy(runtime.RestartPolicy{Mode: runtime.RestartOnFailure, MaxRetries: 1}); !now.RestartAt.IsZero() || now.RestartCount != 0 {
+		t.Errorf("not to be restarted for its health: %+v", now)
+	}
+	d.policy(runtime.RestartPolicy{Mode: runtime.RestartOnFailure, MaxRetries: 1, OnUnhealthy: true})
+	waitFor(t, "the restart", func() bool { return d.get("desk").StartedAt.After(env.StartedAt) })
+	d.awaitHealth("desk", runtime.Unhealthy)
+	if now := d.get("desk"); now.RestartCount != 1 || !now.RestartAt.IsZero() {
+		t.Errorf("beyond its retries: %+v", now)
+	}
+	d.policy(runtime.RestartPolicy{Mode: runtime.RestartOnFailure, MaxRetries: 2, OnUnhealthy: true})
+	d.restarted("desk", 2)
+}
+
+// An update that takes away why a restart was planned takes that with it; one
+// that does not leaves its time.
+func TestUpdateWithdrawsAPendingRestart(t *testing.T) {
+	t.Run("unhealthy", func(t *testing.T) {
+		for name, end := range map[string]runtime.UpdateRequest{
+			"policy": {Fields: []string{"spec.restart"}, Spec: runtime.Spec{Restart: &runtime.RestartPolicy{Mode: runtime.RestartAlways}}},
+			"check":  {Fields: []string{"spec.restart", "spec.health_check"}, Spec: runtime.Spec{Restart: &runtime.RestartPolicy{Mode: runtime.RestartAlways}}},
+		} {
+			h := newHost(t)
+			d := start(t, h)
+			req := checked("desk", runtime.HealthCheck{Command: []string{"testprog", "exit", "1"}})
+			req.Spec.HealthCheck.Retries = 20
+			req.Spec.Restart = &runtime.RestartPolicy{Mode: runtime.RestartAlways, OnUnhealthy: true}
+			env, _ := d.create(req)
+			d.holdOff(env.ID)
+			if now := d.awaitHealth("desk", runtime.Unhealthy); now.RestartAt.IsZero() {
+				t.Fatalf("%s: no restart is planned: %+v", name, now)
+			}
+			planned := d.get("desk").RestartAt
+			if now := d.policy(runtime.RestartPolicy{Mode: runtime.RestartOnFailure, OnUnhealthy: true}); !now.RestartAt.Equal(planned) {
+				t.Errorf("%s: planned for %s, now for %s", name, planned, now.RestartAt)
+			}
+			d.update(end)
+			if now := d.get("desk"); !now.RestartAt.IsZero() || now.State != runtime.Running {
+				t.Errorf("%s: %+v", name, now)
+			}
+		}
+	})
+	for _, test := range []struct {
+		name string
+		code int
+		to   runtime.RestartPolicy
+		kept bool
+	}{
+		{"it failed", 1, runtime.RestartPolicy{Mode: runtime.RestartOnFailure}, true},
+		{"it ended well", 0, runtime.RestartPolicy{Mode: runtime.RestartOnFailure}, false},
+		{"fewer retries", 1, runtime.RestartPolicy{Mode: runtime.RestartOnFailure, MaxRetries: 12}, false},
+		{"more retries", 1, runtime.RestartPolicy{Mode: runtime.RestartOnFailure, MaxRetries: 13}, true},
+		{"no", 1, runtime.RestartPolicy{Mode: runtime.RestartNo}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h := newHost(t)
+			d := start(t, h)
+			env, _ := d.create(kept("desk", runtime.RestartAlways))
+			d.holdOff(env.ID)
+			d.kill(env.ID, test.code)
+			waitFor(t, "the restart to be planned", func() bool { return !d.get("desk").RestartAt.IsZero() })
+			planned := d.get("desk").RestartAt
+			if now := d.policy(test.to); now.RestartAt.Equal(planned) != test.kept || now.RestartAt.IsZero() == test.kept {
+				t.Errorf("planned for %s, now for %s", planned, now.RestartAt)
+			}
+		})
+	}
+}
+
+// One that is in error because its retries are used up is restarted when it is
+// given more; one that nobody was to restart waits for a start.
+func TestUpdateGivesMoreRetries(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(plain("desk"))
+	d.kill(d.get("desk").ID, 1)
+	waitFor(t, "the end", func() bool { return d.get("desk").State == runtime.Failed })
+	if now := d.policy(runtime.RestartPolicy{Mode: runtime.RestartOnFailure, MaxRetries: 1}); !now.RestartAt.IsZero() || now.State != runtime.Failed {
+		t.Fatalf("it ended under no policy: %+v", now)
+	}
+	d.act(d.Start, "desk")
+	d.kill(d.get("desk").ID, 1)
+	d.restarted("desk", 1)
+	d.kill(d.get("desk").ID, 1)
+	waitFor(t, "it to give up", func() bool { env := d.get("desk"); return env.State == runtime.Failed && env.RestartAt.IsZero() })
+	d.policy(runtime.RestartPolicy{Mode: runtime.RestartOnFailure, MaxRetries: 3})
+	d.restarted("desk", 2)
+}
+
+// Who has an update or a roll back start a process starts it: its restarts are
+// counted from there.
+func TestCountOfRestartsBeginsAnew(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	env, _ := d.create(kept("desk", runtime.RestartOnFailure))
+	d.snapshot("desk", "first")
+	for name, again := range map[string]func(){
+		"update of what runs": func() {
+			d.update(runtime.UpdateRequest{Fields: []string{"spec.workdir"}, Spec: runtime.Spec{Workdir: "/tmp"}, Restart: true})
+		},
+		"roll back": func() { d.rollBack(runtime.RollBackRequest{Environment: "desk", Snapshot: "first", Force: true}) },
+		"update of what is in error": func() {
+			d.policy(runtime.RestartPolicy{Mode: runtime.RestartNo})
+			d.kill(env.ID, 1)
+			waitFor(t, "the end", func() bool { return d.get("desk").State == runtime.Failed })
+			d.update(runtime.UpdateRequest{Restart: true})
+			d.policy(runtime.RestartPolicy{Mode: runtime.RestartOnFailure})
+		},
+	} {
+		d.holdOff(env.ID)
+		again()
+		if now := d.get("desk"); now.State != runtime.Running || now.RestartCount != 0 || now.Operation != "" {
+			t.Errorf("%s: %s after %d restarts", name, now.State, now.RestartCount)
+		}
+		// What starts nothing counts on.
+		d.holdOff(env.ID)
+		d.update(runtime.UpdateRequest{Labels: map[string]string{"of": strings.ReplaceAll(name, " ", "-")}, Fields: []string{"labels"}, Restart: true})
+		if now := d.get("desk"); now.RestartCount != 12 {
+			t.Errorf("after an update that starts nothing: %d", now.RestartCount)
+		}
+		d.update(runtime.UpdateRequest{Fields: []string{"spec.workdir"}})
+	}
+}
+
 func TestUpdateRefuses(t *testing.T) {
 	h := newHost(t)
 	h.volumes.Refuse = func(m volume.Mount) error {
