@@ -58,6 +58,7 @@ type fake struct {
 	quota     *remotegpuv1.DiskQuota
 	mapping   *remotegpuv1.PortMapping // that every id is of; nil: aMapping
 	drop      int                      // this many watches break after their first message
+	cancelled []*remotegpuv1.Operation // what ops are once one is cancelled; nil: as before
 
 	snapshots *snapshots
 	names     *dnsFake
@@ -332,6 +333,11 @@ func (f *fake) ListOperations(_ context.Context, r *remotegpuv1.ListOperationsRe
 }
 
 func (f *fake) CancelOperation(_ context.Context, r *remotegpuv1.CancelOperationRequest) (*remotegpuv1.CancelOperationResponse, error) {
+	f.mu.Lock()
+	if f.cancelled != nil {
+		f.ops = f.cancelled
+	}
+	f.mu.Unlock()
 	return &remotegpuv1.CancelOperationResponse{Operation: f.ops[0]}, f.got(r)
 }
 

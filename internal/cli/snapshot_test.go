@@ -23,6 +23,7 @@ type snapshots struct {
 	fake *fake
 	all  []proto.Message         // requests, in order
 	list []*remotegpuv1.Snapshot // nil: one
+	gone bool                    // one that is asked for was deleted meanwhile
 }
 
 func aSnapshot() *remotegpuv1.Snapshot {
@@ -44,7 +45,11 @@ func (s *snapshots) got(request proto.Message) error {
 }
 
 func (s *snapshots) CreateSnapshot(_ context.Context, r *remotegpuv1.CreateSnapshotRequest) (*remotegpuv1.CreateSnapshotResponse, error) {
-	return &remotegpuv1.CreateSnapshotResponse{Snapshot: aSnapshot(), Operation: operation(running, "", 0, 0)}, s.got(r)
+	response := &remotegpuv1.CreateSnapshotResponse{Snapshot: aSnapshot(), Operation: operation(running, "", 0, 0)}
+	if s.gone {
+		response.Snapshot = nil
+	}
+	return response, s.got(r)
 }
 
 func (s *snapshots) GetSnapshot(context.Context, *remotegpuv1.GetSnapshotRequest) (*remotegpuv1.GetSnapshotResponse, error) {
@@ -211,5 +216,77 @@ func TestClone(t *testing.T) {
 	f.err = apiError(t, connect.CodeFailedPrecondition, "SNAPSHOT_BUSY", "an operation works on it", "snapshot", "wait for it")
 	if code, _, stderr := f.run(t, "env", "snapshot", "rm", "demo/first"); code != 4 || !strings.Contains(stderr, "wait for it") {
 		t.Errorf("code %d, %s", code, stderr)
+	}
+}
+
+// Who does not wait for the snapshot of a clone leaves none behind, unless to go
+// on with it.
+func TestCloneThatIsNotWaitedFor(t *testing.T) {
+	for _, test := range []struct {
+		args      string
+		cancelled remotegpuv1.OperationState
+		calls     []string // of services of snapshots
+		says      string
+	}{
+		{"env clone demo two --timeout 100ms", cancelled, []string{"CreateSnapshotRequest"}, "is given up"},
+		{"env clone demo two --timeout 100ms", succeeded, []string{"CreateSnapshotRequest", "DeleteSnapshotRequest"}, "is given up"},
+		{"env clone demo two --timeout 100ms --request-id r", 0, []string{"CreateSnapshotRequest"}, "repeat the command with its --request-id"},
+	} {
+		f := newFake(t)
+		f.free = "two"
+		f.ops = []*remotegpuv1.Operation{operation(running, "", 0, 0)}
+		f.cancelled = []*remotegpuv1.Operation{operation(test.cancelled, "", 0, 0)}
+		code, _, stderr := f.run(t, strings.Fields(test.args)...)
+		if code != 8 || !strings.Contains(stderr, test.says) || f.created != nil {
+			t.Errorf("%s: code %d, %s, created %v", test.args, code, stderr, f.created)
+		}
+		if repeatable := test.cancelled == 0; strings.Contains(stderr, "operation 01OP goes on") != repeatable || slices.Contains(f.order, "CancelOperationRequest") == repeatable {
+			t.Errorf("%s, operation then %s: %q, %s", test.args, test.cancelled, f.order, stderr)
+		}
+		var calls []string
+		for _, request := range f.snapshots.all {
+			calls = append(calls, string(request.ProtoReflect().Descriptor().Name()))
+		}
+		if !slices.Equal(calls, test.calls) {
+			t.Errorf("%s, operation then %s: calls %q, want %q", test.args, test.cancelled, calls, test.calls)
+		}
+	}
+}
+
+// A clone that is asked for again asks for the same snapshot, and finds the clone
+// when it is there and that snapshot is not any more.
+func TestCloneIsRepeatable(t *testing.T) {
+	f := newFake(t)
+	f.ops = []*remotegpuv1.Operation{operation(succeeded, "", 0, 0)}
+	ask := func(args ...string) (request *remotegpuv1.CreateSnapshotRequest) {
+		t.Helper()
+		f.snapshots.all = nil
+		if code, stdout, stderr := f.run(t, append([]string{"env", "clone", "demo"}, args...)...); code != 0 || !strings.Contains(stdout, "Name:") {
+			t.Fatalf("code %d, %s%s", code, stdout, stderr)
+		}
+		request, _ = f.snapshots.all[0].(*remotegpuv1.CreateSnapshotRequest)
+		return request
+	}
+	first := ask("demo", "--request-id", "r") // its name is taken by then
+	if again := ask("demo", "--request-id", "r"); first.GetName() == "" || first.GetRequestId() == "" || !proto.Equal(first, again) {
+		t.Errorf("first %v, then %v", first, again)
+	}
+	if other := ask("demo", "--request-id", strings.Repeat("r", 128)); other.GetName() == first.GetName() || other.GetRequestId() == first.GetRequestId() || len(other.GetRequestId()) > 128 {
+		t.Errorf("another: %v, want not %v", other, first)
+	}
+	f.snapshots.gone = true
+	f.ops[0].Result = map[string]string{"snapshot": "01SNAP"}
+	f.env.Spec.Snapshot, f.created = "01SNAP", nil
+	ask("demo", "--request-id", "r")
+	f.env.Spec.Snapshot = "01OTHER"
+	if code, _, stderr := f.run(t, "env", "clone", "demo", "demo", "--request-id", "r"); code != 4 || !strings.Contains(stderr, "new request id") {
+		t.Errorf("another environment of that name: code %d, %s", code, stderr)
+	}
+	f.free = "two"
+	if code, _, stderr := f.run(t, "env", "clone", "demo", "two", "--request-id", "r"); code != 4 || !strings.Contains(stderr, "new request id") {
+		t.Errorf("none of that name: code %d, %s", code, stderr)
+	}
+	if f.created != nil {
+		t.Errorf("created once more: %v", f.created)
 	}
 }
