@@ -141,7 +141,7 @@ type ExportRequest struct {
 	RequestID string
 	Project   string
 	Snapshot  string // id, or ENVIRONMENT/NAME
-	Reference string // "": of the names of environment and snapshot
+	Reference string // "": of the names of project, environment and snapshot
 }
 
 // Export has an image made of a snapshot. It returns the reference that it
@@ -162,7 +162,7 @@ func (m *Manager) Export(ctx context.Context, req ExportRequest) (string, *opera
 		return "", nil, err
 	}
 	if req.Reference == "" {
-		req.Reference = "remotegpu/snapshot/" + snapshot.EnvName + ":" + snapshot.Name
+		req.Reference = exportName(snapshot)
 	}
 	name, err := normalize(req.Reference, "reference")
 	if err != nil {
@@ -186,6 +186,16 @@ func (m *Manager) Export(ctx context.Context, req ExportRequest) (string, *opera
 	}
 	m.cfg.Queue.Kick(op.ID)
 	return name, op, nil
+}
+
+// exportName is the reference of an export that names none. Images are the
+// node's: an environment of the same name in another project has another one.
+func exportName(s *Snapshot) string {
+	repository := "remotegpu/snapshot/"
+	if s.Project != DefaultProject {
+		repository += s.Project + "/"
+	}
+	return repository + s.EnvName + ":" + s.Name
 }
 
 // exportedAs is the answer of an export that was asked for before.

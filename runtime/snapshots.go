@@ -92,13 +92,24 @@ type SnapshotStore interface {
 	// UpdateEnvironment does.
 	UpdateSnapshot(ctx context.Context, id string, op *operation.Operation,
 		change func(*Snapshot) error) (snapshot *Snapshot, existing *operation.Operation, err error)
+	// DiscardSnapshot makes one SnapshotDeleting. check is called in the same
+	// transaction, with the environments that an operation makes of it or rolls
+	// back to it; its error is returned as it is and nothing is written.
+	DiscardSnapshot(ctx context.Context, id string, check func(*Snapshot, []SnapshotUse) error) error
 	// DeleteSnapshot forgets one. An absent one is forgotten.
 	DeleteSnapshot(ctx context.Context, id string) error
 }
 
+// SnapshotUse is an operation that is not done and needs a snapshot.
+type SnapshotUse struct {
+	Environment string // its name
+	Operation   string // its id
+	Kind        string // KindCreate, KindRollBack
+}
+
 // snapshotArgs are the arguments of operations on snapshots.
 type snapshotArgs struct {
-	Snapshot  string        `json:"snapshot"`            // id
+	Snapshot  string        `json:"snapshot"`            // id; the store selects by it
 	Timeout   time.Duration `json:"timeout,omitempty"`   // KindRollBack: nanoseconds between SIGTERM and SIGKILL
 	Restart   bool          `json:"restart,omitempty"`   // KindRollBack: it ran
 	Force     bool          `json:"force,omitempty"`     // KindRollBack: though it runs
@@ -127,14 +138,10 @@ func (m *Manager) CreateSnapshot(ctx context.Context, req CreateSnapshotRequest)
 	if err := m.room(); err != nil {
 		return nil, nil, err
 	}
-	now := time.Now()
-	if req.Name == "" {
-		req.Name = now.UTC().Format("s20060102-150405")
-	} else if !dnsLabel.MatchString(req.Name) {
-		return nil, nil, problem.New(problem.SnapshotNameInvalid, "%q is not a name for a snapshot", req.Name).WithField("name").
-			WithHint("use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit, for example %q", "before-upgrade")
-	} else if err := likeAnID(problem.SnapshotNameInvalid, req.Name, "name"); err != nil {
-		return nil, nil, err
+	if req.Name != "" {
+		if err := checkSnapshotName(req.Name); err != nil {
+			return nil, nil, err
+		}
 	}
 	if err := checkLabels(req.Labels, nil); err != nil {
 		return nil, nil, err
@@ -143,9 +150,34 @@ func (m *Manager) CreateSnapshot(ctx context.Context, req CreateSnapshotRequest)
 	if err != nil {
 		return nil, nil, err
 	}
+	if req.Name != "" {
+		return m.createSnapshot(ctx, &req, hash, env)
+	}
+	// Of those in one second each but the first has a number too.
+	second := time.Now().UTC().Format("s20060102-150405")
+	req.Name = second
+	for n := 2; ; n++ {
+		snapshot, op, err := m.createSnapshot(ctx, &req, hash, env)
+		if err == nil || problem.Of(err).Reason != problem.SnapshotNameExists {
+			return snapshot, op, err
+		}
+		req.Name = fmt.Sprintf("%s-%d", second, n)
+	}
+}
+
+func checkSnapshotName(name string) error {
+	if !dnsLabel.MatchString(name) {
+		return problem.New(problem.SnapshotNameInvalid, "%q is not a name for a snapshot", name).WithField("name").
+			WithHint("use 1 to 63 of a-z, 0-9 and -, beginning and ending with a letter or digit, for example %q", "before-upgrade")
+	}
+	return likeAnID(problem.SnapshotNameInvalid, name, "name")
+}
+
+// createSnapshot writes down a snapshot and the operation that takes it.
+func (m *Manager) createSnapshot(ctx context.Context, req *CreateSnapshotRequest, hash string, env *Environment) (*Snapshot, *operation.Operation, error) {
 	snapshot := &Snapshot{
 		ID: ulid.Make().String(), Name: req.Name, Project: env.Project, Node: m.cfg.Node, Labels: req.Labels,
-		EnvID: env.ID, State: SnapshotCreating, CreatedAt: now,
+		EnvID: env.ID, State: SnapshotCreating, CreatedAt: time.Now(),
 	}
 	op := m.newOperation(KindSnapshot, env.Project, env.ID, req.RequestID, hash, snapshotArgs{Snapshot: snapshot.ID})
 	snapshot.Operation = op.ID
@@ -300,18 +332,9 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, project, text, etag string
 	if err := m.checkMeant(ctx, project, text, snapshot); err != nil {
 		return err
 	}
-	making, _, err := m.cfg.Store.Environments(ctx, Filter{States: []State{Creating}})
-	if err != nil {
-		return err
-	}
-	for _, env := range making {
-		if env.Spec.Snapshot == snapshot.ID {
-			return problem.New(problem.SnapshotInUse, "environment %q is being made from snapshot %q", env.Name, snapshot.Name).
-				WithField("snapshot").WithHint("wait for it: remotegpu op watch %s", env.Operation)
-		}
-	}
-	// Nobody begins anything with it from here on.
-	if _, _, err := m.cfg.Store.UpdateSnapshot(ctx, snapshot.ID, nil, func(s *Snapshot) error {
+	// Nobody begins anything with it from here on, and nobody has begun what would
+	// miss it.
+	if err := m.cfg.Store.DiscardSnapshot(ctx, snapshot.ID, func(s *Snapshot, uses []SnapshotUse) error {
 		if etag != "" && etag != Etag(s.Revision) {
 			return problem.New(problem.EtagMismatch, "snapshot %q has changed since it was read", s.Name).WithField("etag").
 				WithHint("read it again and decide anew")
@@ -319,7 +342,14 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, project, text, etag string
 		if s.Operation != "" {
 			return snapshotBusy(s)
 		}
-		s.State = SnapshotDeleting
+		for _, use := range uses {
+			what := "being made from"
+			if use.Kind == KindRollBack {
+				what = "being rolled back to"
+			}
+			return problem.New(problem.SnapshotInUse, "environment %q is %s snapshot %q", use.Environment, what, s.Name).
+				WithField("snapshot").WithHint("wait for it: remotegpu op watch %s", use.Operation)
+		}
 		return nil
 	}); err != nil {
 		return err

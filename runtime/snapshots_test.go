@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -737,6 +738,95 @@ func TestReconcileSnapshots(t *testing.T) {
 	}
 	if err := d.Reconcile(t.Context()); err != nil || reported() {
 		t.Errorf("once it has gone: %+v, %v", d.Conditions(), err)
+	}
+}
+
+// Snapshots that name none have names of their own however fast they come, and
+// a repeated request is the same one.
+func TestSnapshotsOfOneSecond(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(small("desk"))
+	d.act(d.Stop, "desk")
+	names := make(map[string]bool)
+	for i := range 5 {
+		request := runtime.CreateSnapshotRequest{Environment: "desk", RequestID: fmt.Sprint("r", i)}
+		taken, op, err := d.CreateSnapshot(t.Context(), request)
+		if err != nil {
+			t.Fatalf("the %d. snapshot: %v", i+1, err)
+		}
+		if op = d.done(op); op.State != operation.Succeeded {
+			t.Fatalf("the %d. snapshot: %+v", i+1, op)
+		}
+		again, same, err := d.CreateSnapshot(t.Context(), request)
+		if err != nil || again.ID != taken.ID || same.ID != op.ID {
+			t.Errorf("repeated: %+v, %+v, %v, want %s", again, same, err, taken.ID)
+		}
+		names[taken.Name] = true
+	}
+	if len(names) != 5 {
+		t.Errorf("names: %v", names)
+	}
+	if _, _, err := d.CreateSnapshot(t.Context(), runtime.CreateSnapshotRequest{Environment: "desk", Name: slices.Collect(maps.Keys(names))[0]}); reasonOf(err) != problem.SnapshotNameExists {
+		t.Errorf("a name that was asked for: %v", err)
+	}
+}
+
+// An export that names no reference takes none of another project's.
+func TestExportsOfProjectsAreApart(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	for project, want := range map[string]string{"": "docker.io/remotegpu/snapshot/desk:first", "lab": "docker.io/remotegpu/snapshot/lab/desk:first"} {
+		request := small("desk")
+		request.Project = project
+		env, _ := d.create(request)
+		snapshot, _ := d.snapshot(env.ID, "first")
+		reference, op, err := d.Export(t.Context(), runtime.ExportRequest{Project: project, Snapshot: snapshot.ID})
+		if err != nil || reference != want {
+			t.Fatalf("export of project %q: %s, %v", project, reference, err)
+		}
+		if op = d.done(op); op.State != operation.Succeeded || op.Result["image"] != want {
+			t.Errorf("export of project %q: %+v", project, op)
+		}
+	}
+}
+
+// Nothing is deleted that an environment is being rolled back to: it would be
+// stopped and not start again.
+func TestSnapshotThatIsRolledBackTo(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(small("desk"))
+	d.run("desk", "write", "/kept", "one")
+	d.snapshot("desk", "first")
+	d.snapshot("desk", "second")
+	d.run("desk", "write", "/kept", "two")
+	reached, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	h.faults.Hook(func(method string) {
+		if method == "Engine.Stop" {
+			once.Do(func() { close(reached); <-release })
+		}
+	})
+	_, op, err := d.RollBack(t.Context(), runtime.RollBackRequest{Environment: "desk", Snapshot: "first", Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-reached
+	p := problem.Of(d.DeleteSnapshot(t.Context(), "", "desk/first", ""))
+	if p == nil || p.Reason != problem.SnapshotInUse || p.Field != "snapshot" || !strings.Contains(p.Message, "rolled back") || !strings.Contains(p.Hint, op.ID) {
+		t.Errorf("delete: %+v", p)
+	}
+	if err := d.DeleteSnapshot(t.Context(), "", "desk/second", ""); err != nil {
+		t.Errorf("delete of another: %v", err)
+	}
+	close(release)
+	if op = d.done(op); op.State != operation.Succeeded || d.run("desk", "cat", "/kept") != "one" {
+		t.Errorf("roll back: %+v", op)
+	}
+	d.settled(runtime.Running)
+	if err := d.DeleteSnapshot(t.Context(), "", "desk/first", ""); err != nil {
+		t.Errorf("delete after that: %v", err)
 	}
 }
 

@@ -40,6 +40,7 @@ func TestNoQueryScansHistory(t *testing.T) {
 	}
 	queries := map[string]query{
 		"pending operations":           {text: selectPending, sort: true},
+		"who needs a snapshot":         {text: selectSnapshotUses, want: "operations_state", sort: true},
 		"operation by request":         {text: "SELECT " + operationColumns + " FROM operations WHERE project = ? AND request_id = ? AND request_id != ''", want: "operations_request"},
 		"forget operations":            {text: purgeOperations, want: "operations_finished"},
 		"ports of an environment":      {text: selectHeld, want: "port_mappings_env", sort: true},

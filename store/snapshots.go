@@ -202,12 +202,7 @@ func (s *Store) UpdateSnapshot(ctx context.Context, id string, op *operation.Ope
 		if changeErr = change(snapshot); changeErr != nil {
 			return changeErr
 		}
-		snapshot.Revision++
-		values, err := snapshotValues(snapshot)
-		if err != nil {
-			return err
-		}
-		if _, err := tx.ExecContext(ctx, updateSnapshotRow, append(values, seq)...); err != nil || op == nil {
+		if err := writeSnapshot(ctx, tx, snapshot, seq); err != nil || op == nil {
 			return err
 		}
 		return s.insertOperation(ctx, tx, op)
@@ -219,6 +214,68 @@ func (s *Store) UpdateSnapshot(ctx context.Context, id string, op *operation.Ope
 		return nil, nil, fmt.Errorf("update snapshot %s: %w", id, err)
 	}
 	return snapshot, existing, nil
+}
+
+// selectSnapshotUses finds the operations that are not done and need a snapshot:
+// what an environment is made of is in its spec, what it is rolled back to in the
+// arguments.
+const selectSnapshotUses = `SELECT e.name, o.id, o.kind FROM operations o JOIN environments e ON e.id = o.target
+	WHERE o.state IN ('queued', 'running')
+		AND (o.kind = '` + runtime.KindCreate + `' AND e.spec ->> '$.snapshot' = ?1 OR o.kind = '` + runtime.KindRollBack + `' AND o.args ->> '$.snapshot' = ?1)
+	ORDER BY o.seq`
+
+// DiscardSnapshot implements runtime.Store.
+func (s *Store) DiscardSnapshot(ctx context.Context, id string, check func(*runtime.Snapshot, []runtime.SnapshotUse) error) error {
+	var checkErr error
+	err := s.db.Write(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		snapshot, seq, err := readSnapshot(ctx, tx, id, "id = ?", id)
+		if err != nil {
+			return err
+		}
+		uses, err := snapshotUses(ctx, tx, id)
+		if err != nil {
+			return err
+		}
+		if checkErr = check(snapshot, uses); checkErr != nil {
+			return checkErr
+		}
+		snapshot.State = runtime.SnapshotDeleting
+		return writeSnapshot(ctx, tx, snapshot, seq)
+	})
+	if checkErr != nil {
+		return checkErr
+	}
+	if err != nil {
+		return fmt.Errorf("discard snapshot %s: %w", id, err)
+	}
+	return nil
+}
+
+func snapshotUses(ctx context.Context, tx *sql.Tx, id string) (uses []runtime.SnapshotUse, err error) {
+	rows, err := tx.QueryContext(ctx, selectSnapshotUses, id)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close() //nolint:errcheck // rows.Err tells what went wrong
+	for rows.Next() {
+		var use runtime.SnapshotUse
+		if err := rows.Scan(&use.Environment, &use.Operation, &use.Kind); err != nil {
+			return nil, err
+		}
+		uses = append(uses, use)
+	}
+	return uses, rows.Err()
+}
+
+// writeSnapshot writes a change of a snapshot and counts it.
+func writeSnapshot(ctx context.Context, tx *sql.Tx, snapshot *runtime.Snapshot, seq int64) error {
+	snapshot.Revision++
+	values, err := snapshotValues(snapshot)
+	if err != nil {
+		return err
+	}
+	_, err = tx.ExecContext(ctx, updateSnapshotRow, append(values, seq)...)
+	return err
 }
 
 // DeleteSnapshot implements runtime.Store.

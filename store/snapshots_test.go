@@ -147,6 +147,59 @@ func TestSnapshotIsOneTransaction(t *testing.T) {
 	}
 }
 
+// A snapshot is discarded only as the check allows, which sees who needs it: what
+// is rolled back to it, or made from it, by operations that are not done.
+func TestDiscardSnapshot(t *testing.T) {
+	t.Parallel()
+	s := open(t)
+	env := environment("desk")
+	create(t, s, env)
+	taken, other := take(t, s, env, "first"), take(t, s, env, "second")
+	made := environment("clone")
+	made.Spec.Snapshot = taken.ID
+	create(t, s, made)
+	queue := func(kind, target, args string) *operation.Operation {
+		t.Helper()
+		op := operationtest.Operation(kind, target)
+		op.Args = json.RawMessage(args)
+		if _, err := s.InsertOperation(t.Context(), op); err != nil {
+			t.Fatal(err)
+		}
+		return op
+	}
+	back := queue(runtime.KindRollBack, env.ID, `{"snapshot": "`+taken.ID+`"}`)
+	queue(runtime.KindRollBack, env.ID, `{"snapshot": "`+other.ID+`"}`)
+	queue(runtime.KindStop, made.ID, `{}`)
+	mine := errors.New("mine")
+	var uses []runtime.SnapshotUse
+	refuse := func(found *runtime.Snapshot, by []runtime.SnapshotUse) error {
+		if found.ID != taken.ID {
+			t.Errorf("checked %+v, want %s", found, taken.ID)
+		}
+		uses = by
+		return mine
+	}
+	if err := s.DiscardSnapshot(t.Context(), taken.ID, refuse); !errors.Is(err, mine) {
+		t.Errorf("refused: %v", err)
+	}
+	if len(uses) != 2 || uses[0].Environment != "clone" || uses[0].Kind != runtime.KindCreate ||
+		uses[1] != (runtime.SnapshotUse{Environment: "desk", Operation: back.ID, Kind: runtime.KindRollBack}) {
+		t.Errorf("used by %+v", uses)
+	}
+	if got, err := s.Snapshot(t.Context(), taken.ID); err != nil || got.State != runtime.SnapshotCreating || got.Revision != taken.Revision {
+		t.Errorf("refused: %+v, %v", got, err)
+	}
+	if err := s.DiscardSnapshot(t.Context(), taken.ID, func(*runtime.Snapshot, []runtime.SnapshotUse) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Snapshot(t.Context(), taken.ID); err != nil || got.State != runtime.SnapshotDeleting || got.Revision != taken.Revision+1 {
+		t.Errorf("discarded: %+v, %v", got, err)
+	}
+	if err := s.DiscardSnapshot(t.Context(), "nobody", refuse); problem.Of(err).Reason != problem.SnapshotNotFound {
+		t.Errorf("of nothing: %v", err)
+	}
+}
+
 func TestSnapshotsFilterAndPage(t *testing.T) {
 	t.Parallel()
 	s := open(t)

@@ -235,8 +235,9 @@ func (a *app) snapshotExport() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "export SNAPSHOT [IMAGE]", Short: "Make an image of a snapshot", Args: cobra.RangeArgs(1, 2),
 		Long: `export makes an image of the node's store of a snapshot and prints its reference:
-IMAGE, or remotegpu/snapshot/ENVIRONMENT:NAME. An image that had the reference
-loses it. Holes of files are zeros in it, compressed, and take their whole length
+IMAGE, or remotegpu/snapshot/ENVIRONMENT:NAME, which of a project other than
+default is remotegpu/snapshot/PROJECT/ENVIRONMENT:NAME. An image that had the
+reference loses it. Holes of files are zeros in it, compressed, and take their whole length
 where it is unpacked.`,
 		ValidArgsFunction: a.completeSnapshots,
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -295,7 +295,7 @@ type CreateSnapshotRequest struct {
 	// Project to look a name up in; empty means "default".
 	Project string `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
 	// Name of the snapshot, a DNS label. Empty: the time, as in
-	// "s20261125-181500".
+	// "s20261125-181500", and "s20261125-181500-2" of a second one by then.
 	Name string `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
 	// Labels.
 	Labels map[string]string `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -958,8 +958,9 @@ type ExportSnapshotRequest struct {
 	Snapshot string `protobuf:"bytes,2,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	// Project to look names up in; empty means "default".
 	Project string `protobuf:"bytes,3,opt,name=project,proto3" json:"project,omitempty"`
-	// Reference that the image gets. Empty: "remotegpu/snapshot/" with the name
-	// of the environment, and the name of the snapshot as its tag.
+	// Reference that the image gets. Empty: "remotegpu/snapshot/", the project and
+	// "/" unless that is "default", and the name of the environment, with the name
+	// of the snapshot as its tag.
 	Reference string `protobuf:"bytes,4,opt,name=reference,proto3" json:"reference,omitempty"`
 	// Wait this long at most. 0 answers at once.
 	Wait          *durationpb.Duration `protobuf:"bytes,5,opt,name=wait,proto3" json:"wait,omitempty"`

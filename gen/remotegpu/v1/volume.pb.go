@@ -38,7 +38,8 @@ type Volume struct {
 	Etag string `protobuf:"bytes,5,opt,name=etag,proto3" json:"etag,omitempty"`
 	// Bytes of its files. Absent when it was not measured.
 	SizeBytes *int64 `protobuf:"varint,6,opt,name=size_bytes,json=sizeBytes,proto3,oneof" json:"size_bytes,omitempty"`
-	// Ids of the environments that name it.
+	// Ids of the environments that name it, and after these of containers that have
+	// it and that the database does not know, as after it was lost.
 	UsedBy []string `protobuf:"bytes,7,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
 	// When it was made.
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`

@@ -123,7 +123,7 @@ type SnapshotServiceClient interface {
 	//
 	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND), FAILED_PRECONDITION (SNAPSHOT_BUSY:
 	// an operation works on it, SNAPSHOT_AMBIGUOUS, SNAPSHOT_IN_USE: an environment
-	// is being made from it), ABORTED (ETAG_MISMATCH), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
+	// is being made from it, or rolled back to it), ABORTED (ETAG_MISMATCH), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	DeleteSnapshot(context.Context, *v1.DeleteSnapshotRequest) (*v1.DeleteSnapshotResponse, error)
 	// RollBackEnvironment makes the root filesystem of an environment what it was
 	// in a snapshot of it, or in the one it was made from. What was written since
@@ -187,7 +187,7 @@ type SnapshotServiceHandler interface {
 	//
 	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND), FAILED_PRECONDITION (SNAPSHOT_BUSY:
 	// an operation works on it, SNAPSHOT_AMBIGUOUS, SNAPSHOT_IN_USE: an environment
-	// is being made from it), ABORTED (ETAG_MISMATCH), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
+	// is being made from it, or rolled back to it), ABORTED (ETAG_MISMATCH), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	DeleteSnapshot(context.Context, *v1.DeleteSnapshotRequest) (*v1.DeleteSnapshotResponse, error)
 	// RollBackEnvironment makes the root filesystem of an environment what it was
 	// in a snapshot of it, or in the one it was made from. What was written since

@@ -115,7 +115,8 @@ type VolumeServiceClient interface {
 	// DeleteVolume removes a volume and its content.
 	//
 	// Errors: NOT_FOUND (VOLUME_NOT_FOUND), FAILED_PRECONDITION (VOLUME_IN_USE:
-	// an environment names it, or files are copied into or out of it).
+	// an environment names it, a container has it that the database does not know,
+	// or files are copied into or out of it).
 	DeleteVolume(context.Context, *v1.DeleteVolumeRequest) (*v1.DeleteVolumeResponse, error)
 	// StatVolumeFile tells about a file of a volume.
 	//
@@ -212,7 +213,8 @@ type VolumeServiceHandler interface {
 	// DeleteVolume removes a volume and its content.
 	//
 	// Errors: NOT_FOUND (VOLUME_NOT_FOUND), FAILED_PRECONDITION (VOLUME_IN_USE:
-	// an environment names it, or files are copied into or out of it).
+	// an environment names it, a container has it that the database does not know,
+	// or files are copied into or out of it).
 	DeleteVolume(context.Context, *v1.DeleteVolumeRequest) (*v1.DeleteVolumeResponse, error)
 	// StatVolumeFile tells about a file of a volume.
 	//
