@@ -50,7 +50,8 @@ const (
 // The writers of containerd and BuildKit drop all extended attributes but
 // capabilities, so this is one of our own.
 func writeLayer(ctx context.Context, w io.Writer, dirs, below []string) error {
-	l := &layerWriter{tar: tar.NewWriter(w), merging: len(dirs) > 1, links: make(map[inode]string), buffer: make([]byte, 1<<20)}
+	l := newLayerWriter(w, dirs)
+	l.buffer = make([]byte, 1<<20)
 	if err := l.directory(ctx, "", dirs, below); err != nil {
 		return fmt.Errorf("write layer: %w", err)
 	}
@@ -63,23 +64,39 @@ func writeLayer(ctx context.Context, w io.Writer, dirs, below []string) error {
 // measureLayer is how many bytes of files writeLayer would write, in bytes: of a
 // file with holes its whole length, as they become zeros.
 func measureLayer(ctx context.Context, dirs, below []string) (int64, error) {
-	l := &layerWriter{tar: tar.NewWriter(io.Discard), merging: len(dirs) > 1, links: make(map[inode]string), measuring: true}
+	l := newLayerWriter(io.Discard, dirs)
+	l.measuring = true
 	if err := l.directory(ctx, "", dirs, below); err != nil {
 		return 0, fmt.Errorf("measure layer: %w", err)
 	}
 	return l.size, nil
 }
 
+// A directory is written in the order of its names, so that the same files are
+// the same layer: they are kept until then. namesAtOnce is how many are read at a
+// time, mostNames how many are kept of a directory and of those that it lies in; a
+// tenant can make more than there is memory for.
+const (
+	namesAtOnce = 1024
+	mostNames   = 1_000_000
+)
+
 type inode struct{ device, number uint64 }
 
 type layerWriter struct {
 	tar     *tar.Writer
+	names   int // that are kept
+	most    int // how many may be
 	merging bool
 	links   map[inode]string // first name of files that have several
 	buffer  []byte
 
 	measuring bool // no contents: size is what they would be
 	size      int64
+}
+
+func newLayerWriter(w io.Writer, dirs []string) *layerWriter {
+	return &layerWriter{tar: tar.NewWriter(w), most: mostNames, merging: len(dirs) > 1, links: make(map[inode]string)}
 }
 
 // notCopyable says that a file cannot be put into a layer.
@@ -91,20 +108,13 @@ func notCopyable(name, format string, args ...any) *problem.Problem {
 // directory writes what is in a directory that lies in several layers, and in
 // those below.
 func (l *layerWriter) directory(ctx context.Context, name string, at, below []string) error {
-	names := make(map[string]struct{})
-	for _, dir := range at {
-		entries, err := os.ReadDir(dir)
-		if errors.Is(err, unix.ENAMETOOLONG) {
-			return notCopyable(name, "the path is too long").WithCause(err)
-		}
-		if err != nil {
-			return err
-		}
-		for _, entry := range entries {
-			names[entry.Name()] = struct{}{}
-		}
+	names, err := l.namesIn(ctx, name, at)
+	if err != nil {
+		return err
 	}
-	for _, base := range slices.Sorted(maps.Keys(names)) {
+	l.names += len(names)
+	defer func() { l.names -= len(names) }()
+	for _, base := range names {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -113,6 +123,47 @@ func (l *layerWriter) directory(ctx context.Context, name string, at, below []st
 		}
 	}
 	return nil
+}
+
+// namesIn are the names in a directory that lies in several layers, sorted.
+func (l *layerWriter) namesIn(ctx context.Context, name string, at []string) ([]string, error) {
+	found := make(map[string]struct{})
+	for _, path := range at {
+		dir, err := os.Open(path)
+		if errors.Is(err, unix.ENAMETOOLONG) {
+			return nil, notCopyable(name, "the path is too long").WithCause(err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		err = l.readNames(ctx, name, dir, found)
+		_ = dir.Close() // it was only read
+		if err != nil {
+			return nil, err
+		}
+	}
+	return slices.Sorted(maps.Keys(found)), nil
+}
+
+func (l *layerWriter) readNames(ctx context.Context, name string, dir *os.File, found map[string]struct{}) error {
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		some, err := dir.Readdirnames(namesAtOnce)
+		for _, base := range some {
+			found[base] = struct{}{}
+		}
+		if l.names+len(found) > l.most {
+			return notCopyable(name, "there are more than %d files in it and in the directories that it lies in", l.most)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 // entry writes one name of a directory: the uppermost that there is, and where

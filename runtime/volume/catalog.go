@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -18,14 +17,6 @@ import (
 // trashPrefix begins the names of volumes that are being removed. Drafts of
 // new ones are "." and a volume's name, in which there is no second dot.
 const trashPrefix = "..deleted-"
-
-// maxSizeEntries bounds how many files Size looks at, and maxSizePath how long
-// their paths get, in bytes: it keeps a path per level, which add up with the
-// square of the depth.
-const (
-	maxSizeEntries = 2_000_000
-	maxSizePath    = 4096
-)
 
 // Info is a named volume.
 type Info struct {
@@ -194,74 +185,4 @@ func (m *Manager) RemoveDeleted(ctx context.Context) error {
 		return fmt.Errorf("remove files of deleted volumes: %w", err)
 	}
 	return nil
-}
-
-// errTooMany ends a walk that has seen enough.
-var errTooMany = errors.New("too many files, or too deep")
-
-// Size is how many bytes of disk a volume's files take, a file with several
-// names counted once. measured is false when there are too many files, or
-// too deep, or ctx ends before all were seen. Files that come and go meanwhile are no error.
-// VOLUME_NOT_FOUND.
-func (m *Manager) Size(ctx context.Context, name string) (size int64, measured bool, err error) {
-	if _, err := m.Get(ctx, name); err != nil {
-		return 0, false, err
-	}
-	// Tenants change the volume while it is walked: nothing below an os.Root
-	// leads out of it.
-	root, err := os.OpenRoot(filepath.Join(m.volumesDir(), name, "data"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return 0, false, notFound(name)
-	}
-	if err != nil {
-		return 0, false, fmt.Errorf("measure volume %s: %w", name, err)
-	}
-	defer root.Close() //nolint:errcheck // nothing was written
-	type file struct{ device, inode uint64 }
-	seen := make(map[file]struct{}) // those with several names
-	entries := 0
-	err = fs.WalkDir(root.FS(), ".", func(path string, entry fs.DirEntry, err error) error {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if entries++; entries > maxSizeEntries || len(path) > maxSizePath {
-			return errTooMany
-		}
-		if err != nil || entry == nil {
-			return skipGone(err)
-		}
-		info, err := entry.Info()
-		if err != nil {
-			return skipGone(err)
-		}
-		stat, ok := info.Sys().(*syscall.Stat_t)
-		if !ok {
-			return nil
-		}
-		if !info.IsDir() && stat.Nlink > 1 {
-			key := file{stat.Dev, stat.Ino}
-			if _, again := seen[key]; again {
-				return nil
-			}
-			seen[key] = struct{}{}
-		}
-		size += stat.Blocks * 512 // the unit of st_blocks, whatever the file system's (stat(2))
-		return nil
-	})
-	switch {
-	case err == nil:
-		return size, true, nil
-	case errors.Is(err, errTooMany), ctx.Err() != nil:
-		return 0, false, nil
-	default:
-		return 0, false, fmt.Errorf("measure volume %s: %w", name, err)
-	}
-}
-
-// skipGone goes on where something went, or became a link, meanwhile.
-func skipGone(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) || errors.Is(err, syscall.ELOOP) {
-		return nil
-	}
-	return err
 }

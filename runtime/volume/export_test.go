@@ -24,3 +24,8 @@ func UseMount(m *Manager) {
 
 // Unescape is unescape.
 func Unescape(field string) string { return unescape(field) }
+
+// LimitSize makes Size of m look at fewer files, and keep fewer paths.
+func LimitSize(m *Manager, entries, pending int) {
+	m.sizes.entries, m.sizes.pending = entries, pending
+}

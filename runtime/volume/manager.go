@@ -51,6 +51,7 @@ type Manager struct {
 	denied []string
 	locks  keylock.Map[string] // "env/<id>" first, then "volume/<name>" in order
 	copied copies
+	sizes  sizeBounds
 	attach func(tree *tree, dir int, name string) error
 }
 
@@ -69,7 +70,7 @@ func New(config Config) (*Manager, error) {
 		}
 	}
 	denied := slices.Concat(alwaysDenied(), config.Denied, []string{config.StateDir, config.StageDir})
-	return &Manager{config: config, denied: denied, attach: (*tree).attach}, nil
+	return &Manager{config: config, denied: denied, sizes: defaultSizeBounds, attach: (*tree).attach}, nil
 }
 
 // Stage pins each mount under StageDir/<envID>, replacing what was staged
