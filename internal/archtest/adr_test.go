@@ -30,7 +30,7 @@ func TestDecisionsAreInOrder(t *testing.T) {
 	}
 	slices.Sort(files)
 	index := read(t, "docs", "adr", "README.md")
-	status := regexp.MustCompile(`(?m)^Status: (accepted|superseded by \d{4})$`)
+	status := regexp.MustCompile(`(?m)^Status: (accepted|superseded (in part )?by \d{4})$`)
 	for i, file := range files {
 		name := filepath.Base(file)
 		if want := fmt.Sprintf("%04d-", i+1); !strings.HasPrefix(name, want) {
