@@ -121,10 +121,11 @@ func TestNodeReconcile(t *testing.T) {
 }
 
 // Without its database a node keeps its hands off what it does not know, and
-// gives nobody the addresses of it; with the database back all is as it was.
+// gives nobody the addresses of it, nor takes its volumes; with the database back all is as it was.
 func TestLostDatabase(t *testing.T) {
 	n := Start(t, usual, "")
-	n.Must(t, "env", "create", "one", "--image", n.Image, "-p", "8000")
+	n.Must(t, "env", "create", "one", "--image", n.Image, "-p", "8000", "-v", "data:/data")
+	n.Must(t, "env", "exec", "--stdin=false", "one", "--", "testprog", "write", "/data/file", "kept")
 	one := n.Get(t, "one")
 	n.Stop(t, syscall.SIGTERM)
 	database, backup := filepath.Join(n.Dir, "state/node.db"), filepath.Join(n.Dir, "backup.db")
@@ -144,6 +145,10 @@ func TestLostDatabase(t *testing.T) {
 			t.Errorf("found %v", kinds)
 		}
 	}
+	n.fails(t, 4, "which the database does not know", "volume", "rm", "data")
+	if facts := n.Must(t, "volume", "get", "data"); !strings.Contains(facts, one.ID) {
+		t.Errorf("whose the volume is: %s", facts)
+	}
 	n.Must(t, "env", "create", "two", "--image", n.Image)
 	if two := n.Get(t, "two"); two.Address == one.Address || two.Address == "" {
 		t.Errorf("both have address %q", two.Address)
@@ -160,7 +165,11 @@ func TestLostDatabase(t *testing.T) {
 	if found := n.reconcile(t); len(found) > 0 {
 		t.Errorf("with the database back: %+v", found)
 	}
+	if text := n.Must(t, "env", "exec", "--stdin=false", "one", "--", "testprog", "cat", "/data/file"); strings.TrimSpace(text) != "kept" {
+		t.Errorf("in its volume: %q", text)
+	}
 	n.Must(t, "env", "rm", "--force", "one")
+	n.Must(t, "volume", "rm", "data")
 }
 
 // A container, or a writable layer, that somebody removes behind the node's back
