@@ -253,6 +253,20 @@ func TestCloneThatIsNotWaitedFor(t *testing.T) {
 	}
 }
 
+// Who leaves while the snapshot of a clone is taken leaves none behind either.
+func TestCloneThatIsInterrupted(t *testing.T) {
+	f := newFake(t)
+	f.free = "two"
+	f.ops, f.cancelled = []*remotegpuv1.Operation{operation(running, "", 0, 0)}, []*remotegpuv1.Operation{operation(cancelled, "", 0, 0)}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	go func() { <-f.pending; cancel() }()
+	code, _, stderr := f.runWith(ctx, "", map[string]string{}, "env", "clone", "demo", "two")
+	if code != 130 || !strings.Contains(stderr, "given up") || !slices.Contains(f.order, "CancelOperationRequest") || f.created != nil {
+		t.Errorf("code %d, %s, calls %q, created %v", code, stderr, f.order, f.created)
+	}
+}
+
 // A clone that is asked for again asks for the same snapshot, and finds the clone
 // when it is there and that snapshot is not any more.
 func TestCloneIsRepeatable(t *testing.T) {
