@@ -11,7 +11,8 @@ import (
 
 // Images keeps images; runtime/containerd implements it. Errors are errdefs
 // kinds or *problem.Problem. A method that ends early, whatever the reason,
-// leaves nothing behind; where the daemon dies, leases that Engine.Parts names.
+// leaves nothing behind; where the daemon dies, and where it is said, leases that
+// Engine.Parts names.
 type Images interface {
 	ImageTransfers
 	ImageArchives
@@ -24,10 +25,12 @@ type Images interface {
 	// NotFound (IMAGE_NOT_FOUND), IMAGE_PLATFORM_MISMATCH where it has nothing
 	// for the node's.
 	Details(ctx context.Context, ref string) (ImageDetails, error)
-	// Images tells about all local images, by name.
+	// Images tells about all local images, by name. What is not whole or not
+	// valid is left out.
 	Images(ctx context.Context) ([]Image, error)
 	// Tag makes tag name the image that ref names, in place of what it named
-	// before. NotFound (IMAGE_NOT_FOUND).
+	// before. A digest in tag is the image's. NotFound (IMAGE_NOT_FOUND),
+	// IMAGE_REFERENCE_INVALID.
 	Tag(ctx context.Context, ref, tag string) (Image, error)
 	// SetPinned keeps in mind whether an image may be removed; it is for the
 	// caller to heed. A reference that is set to another image stays pinned.
@@ -46,8 +49,10 @@ type Images interface {
 // Errors: IMAGE_NOT_FOUND, REGISTRY_UNAVAILABLE, REGISTRY_DENIED,
 // REGISTRY_CREDENTIALS_UNUSABLE.
 type ImageTransfers interface {
-	// Pull fetches an image and unpacks it. IMAGE_PLATFORM_MISMATCH. When ctx
-	// ends with operation.ErrShutdown, what came is kept for the next Pull.
+	// Pull fetches an image and unpacks it. Until that is done, ref names what
+	// it named before. IMAGE_PLATFORM_MISMATCH, IMAGE_INVALID, IMAGE_INCOMPLETE.
+	// When ctx ends with operation.ErrShutdown, or the error is Unavailable,
+	// what came is kept for the next Pull.
 	Pull(ctx context.Context, ref string, login *Login, progress func(operation.Progress)) (Image, error)
 	// Resolve asks the registry whether ref exists, without pulling.
 	Resolve(ctx context.Context, ref string) error
@@ -60,8 +65,9 @@ type ImageTransfers interface {
 type ImageArchives interface {
 	// ImportImages stores and unpacks the images of an archive: an OCI image
 	// layout, or what "docker save" writes. ref, when not "", names the one
-	// image of it. All of its images are named, or none.
-	// IMAGE_ARCHIVE_INVALID, IMAGE_PLATFORM_MISMATCH.
+	// image of it. All of its images are named, or none. A digest in a name is
+	// the image's. IMAGE_ARCHIVE_INVALID, IMAGE_REFERENCE_INVALID,
+	// IMAGE_INVALID, IMAGE_PLATFORM_MISMATCH.
 	ImportImages(ctx context.Context, archive io.Reader, ref string) ([]Image, error)
 	// ExportImages writes an archive of images. Nothing is written when one is
 	// not here: IMAGE_NOT_FOUND, IMAGE_INCOMPLETE.

@@ -49,6 +49,7 @@ const (
 	ImageInUse            Reason = "IMAGE_IN_USE"
 	ImagePinned           Reason = "IMAGE_PINNED"
 	ImageIncomplete       Reason = "IMAGE_INCOMPLETE"
+	ImageInvalid          Reason = "IMAGE_INVALID"
 	ImageArchiveInvalid   Reason = "IMAGE_ARCHIVE_INVALID"
 	ImageSourceNotFound   Reason = "IMAGE_SOURCE_NOT_FOUND"
 	ImagePlatform         Reason = "IMAGE_PLATFORM_MISMATCH"
@@ -192,6 +193,7 @@ var kinds = map[Reason]error{
 	ImageInUse:            errdefs.ErrFailedPrecondition,
 	ImagePinned:           errdefs.ErrFailedPrecondition,
 	ImageIncomplete:       errdefs.ErrFailedPrecondition,
+	ImageInvalid:          errdefs.ErrFailedPrecondition,
 	ImageArchiveInvalid:   errdefs.ErrInvalidArgument,
 	ImageSourceNotFound:   errdefs.ErrNotFound,
 	ImagePlatform:         errdefs.ErrFailedPrecondition,

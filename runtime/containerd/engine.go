@@ -110,6 +110,7 @@ type Config struct {
 type Engine struct {
 	cfg       Config
 	client    *client.Client
+	fetcher   *client.Client // client, but that it names nothing
 	tasks     tasks.TasksClient
 	store     containers.Store
 	snapshots snapshots.Snapshotter
@@ -137,7 +138,6 @@ type Engine struct {
 	images map[string]*image        // by target digest
 	users  map[userKey]specs.User   // as images have them
 	fresh  map[string]freshSnapshot // of containers that were created and never started
-	pins   map[string]bool          // by reference, as SetPinned was told last
 
 	leaseMu sync.Mutex     // held while leases are made and removed
 	leases  map[string]int // calls that hold each
@@ -180,7 +180,7 @@ func New(cfg Config) (*Engine, error) {
 		cfg: cfg, patience: callTimeout,
 		token: rand.Text()[:8], lost: make(map[string]int),
 		images: make(map[string]*image), users: make(map[userKey]specs.User), fresh: make(map[string]freshSnapshot),
-		pins: make(map[string]bool), leases: make(map[string]int),
+		leases: make(map[string]int),
 	}
 	c, err := client.New(cfg.Address, client.WithDefaultNamespace(cfg.Namespace), client.WithExtraDialOpts([]grpc.DialOption{
 		grpc.WithConnectParams(grpc.ConnectParams{Backoff: retry, MinConnectTimeout: connectTimeout}),
@@ -194,6 +194,14 @@ func New(cfg Config) (*Engine, error) {
 	e.collector = newCollector(e.collect, func(ctx context.Context, err error) {
 		cfg.Log.WarnContext(ctx, "what was deleted still takes its space: containerd could not collect it; it is tried again", "error", err)
 	})
+	conn, ok := c.Conn().(*grpc.ClientConn)
+	if !ok {
+		return nil, fmt.Errorf("make client of %s: no connection: %w", cfg.Address, errors.Join(errdefs.ErrInternal, c.Close()))
+	}
+	e.fetcher, err = client.NewWithConn(conn, client.WithDefaultNamespace(cfg.Namespace), client.WithServices(client.WithImageStore(unnamed{})))
+	if err != nil {
+		return nil, fmt.Errorf("make client of %s: %w", cfg.Address, errors.Join(err, c.Close()))
+	}
 	e.client, e.tasks, e.store, e.snapshots = c, c.TaskService(), c.ContainerService(), collected{c.SnapshotService(cfg.Snapshotter), e.collector.soon}
 	e.projects.First, e.projects.Last = firstProject, lastProject
 	e.host = sync.OnceValue(e.inspectHost)

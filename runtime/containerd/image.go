@@ -3,6 +3,7 @@ package containerd
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -10,6 +11,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -30,6 +32,7 @@ type image struct {
 	parent   string   // the last of them: the snapshot that containers are made on
 	manifest string   // digest of the one for this platform
 	size     int64    // of its layers as stored
+	flaw     string   // why nothing can be made from it, ""
 }
 
 // imageCache bounds the number of images that are kept in memory.
@@ -43,7 +46,7 @@ func (e *Engine) lookUp(ctx context.Context, ref string) (images.Image, *image, 
 	}
 	img, err := e.read(ctx, record)
 	if err == nil {
-		err = checkPlatform(record.Name, img)
+		err = checkUsable(record.Name, img)
 	}
 	return record, img, err
 }
@@ -76,13 +79,16 @@ func (e *Engine) read(ctx context.Context, record images.Image) (*image, error) 
 }
 
 // load reads the manifest of an image for this platform, its digest as
-// manifestOf says it, and its configuration. IMAGE_PLATFORM_MISMATCH.
+// manifestOf says it, and its configuration. IMAGE_PLATFORM_MISMATCH,
+// IMAGE_INVALID.
 func (e *Engine) load(ctx context.Context, record images.Image) (manifest ocispec.Manifest, digest string, config ocispec.Image, err error) {
 	store := e.client.ContentStore()
 	manifest, digest, err = manifestOf(ctx, store, record.Target)
 	if errdefs.IsNotFound(err) {
 		return manifest, "", config, problem.New(problem.ImagePlatform, "image %s is not for %s", record.Name, platforms.DefaultString()).
 			WithField("spec.image").WithHint("pull or build it for this platform").WithTold(err)
+	} else if unreadable(err) {
+		return manifest, "", config, invalidImage(record.Name, "its manifest cannot be read").WithCause(err)
 	} else if err != nil {
 		return manifest, "", config, fmt.Errorf("read manifest of image %s: %w", record.Name, e.explain(ctx, err))
 	}
@@ -91,14 +97,26 @@ func (e *Engine) load(ctx context.Context, record images.Image) (manifest ocispe
 		return manifest, "", config, fmt.Errorf("read configuration of image %s: %w", record.Name, e.explain(ctx, err))
 	}
 	if err := json.Unmarshal(blob, &config); err != nil {
-		return manifest, "", config, fmt.Errorf("read configuration of image %s: %w", record.Name, err)
+		return manifest, "", config, invalidImage(record.Name, "its configuration cannot be read").WithCause(err)
 	}
 	return manifest, digest, config, nil
+}
+
+// unreadable says whether an error is of what content says, and not of getting
+// at it: the kinds of errors are containerd's, and those of decoding have none.
+func unreadable(err error) bool {
+	return err != nil && !errdefs.IsUnknown(err) && errors.Is(errdefs.Resolve(err), errdefs.ErrUnknown)
+}
+
+func invalidImage(name, why string) *problem.Problem {
+	return problem.New(problem.ImageInvalid, "image %s is not valid: %s", name, why).WithField("spec.image").
+		WithHint("use another image, or have it built and pushed anew")
 }
 
 func newImage(manifest *ocispec.Manifest, manifestDigest string, config *ocispec.Image) *image {
 	img := &image{
 		config: config.Config, platform: config.Platform, parent: identity.ChainID(config.RootFS.DiffIDs).String(), manifest: manifestDigest,
+		flaw: flawOf(manifest, config),
 	}
 	for _, id := range identity.ChainIDs(slices.Clone(config.RootFS.DiffIDs)) {
 		img.chain = append(img.chain, id.String())
@@ -107,6 +125,24 @@ func newImage(manifest *ocispec.Manifest, manifestDigest string, config *ocispec
 		img.size += layer.Size
 	}
 	return img
+}
+
+// flawOf says why an image that can be read is of no use, as an artifact is that
+// is no image of a root filesystem; "" when it is.
+func flawOf(manifest *ocispec.Manifest, config *ocispec.Image) string {
+	if kind := manifest.Config.MediaType; !images.IsConfigType(kind) && kind != docker.LegacyConfigMediaType {
+		return fmt.Sprintf("it is no image of a root filesystem but of type %q", kind)
+	}
+	layers := 0
+	for _, layer := range manifest.Layers {
+		if images.IsLayerType(layer.MediaType) {
+			layers++
+		}
+	}
+	if names := len(config.RootFS.DiffIDs); names != layers {
+		return fmt.Sprintf("its manifest has %d layers and its configuration %d", layers, names)
+	}
+	return ""
 }
 
 // manifestOf finds the manifest for this platform, and its digest; "" where it
@@ -136,9 +172,16 @@ func manifestOf(ctx context.Context, store content.Store, target ocispec.Descrip
 	return manifest, "", nil
 }
 
-// unpack makes the snapshots of an image's layers, where they are missing.
-func (e *Engine) unpack(ctx context.Context, record images.Image) error {
-	if err := client.NewImage(e.client, record).Unpack(e.namespaced(ctx), e.cfg.Snapshotter); err != nil {
+// unpack makes the snapshots of an image's layers, where they are missing. The
+// lease is one of ours: containerd's client would take one that a call which is
+// cut off leaves for a day, and of which nobody knows whose it is.
+func (e *Engine) unpack(ctx context.Context, record images.Image) (err error) {
+	ctx, release, err := e.holdContent(ctx, record.Target.Digest.String())
+	if err != nil {
+		return fmt.Errorf("unpack image %s: %w", record.Name, err)
+	}
+	defer release(&err)
+	if err := client.NewImage(e.client, record).Unpack(ctx, e.cfg.Snapshotter); err != nil {
 		return fmt.Errorf("unpack image %s: %w", record.Name, e.explain(ctx, err))
 	}
 	return nil
@@ -154,8 +197,8 @@ func (e *Engine) Image(ctx context.Context, ref string) (runtime.Image, error) {
 }
 
 // Images tells about all local images, by name. Names that only say a digest,
-// as containerd's CRI keeps them, are left out; so is an image whose content
-// is not all here, as an interrupted import leaves it.
+// as containerd's CRI keeps them, are left out; so is an image that somebody
+// else brought whose content is not all here or cannot be read.
 func (e *Engine) Images(ctx context.Context) ([]runtime.Image, error) {
 	records, err := e.client.ImageService().List(ctx)
 	if err != nil {
@@ -198,8 +241,5 @@ func (e *Engine) DeleteImage(ctx context.Context, ref string) error {
 	} else if err != nil {
 		return fmt.Errorf("delete image %s: %w", name, e.explain(ctx, err))
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.pins, name)
 	return nil
 }

@@ -65,6 +65,9 @@ func (e *Engine) ImportImages(ctx context.Context, layout io.Reader, ref string)
 	accepted := make(map[string]*image)
 	for _, name := range slices.Sorted(maps.Keys(targets)) {
 		record := images.Image{Name: name, Target: targets[name]}
+		if err := imageref.CheckDigest(name, record.Target.Digest.String(), "reference"); err != nil {
+			return nil, err
+		}
 		if accepted[name], err = e.accept(ctx, record); err != nil {
 			return nil, err
 		}
@@ -234,6 +237,8 @@ func (e *Engine) accept(ctx context.Context, record images.Image) (*image, error
 	ours, err := e.ours(ctx, record.Target)
 	if errdefs.IsNotFound(err) {
 		return nil, invalidArchive("the archive lacks %s of image %s", record.Target.Digest, record.Name).WithCause(err)
+	} else if unreadable(err) {
+		return nil, invalidImage(record.Name, "its index cannot be read").WithCause(err)
 	} else if err != nil {
 		return nil, fmt.Errorf("read imported image %s: %w", record.Name, e.explain(ctx, err))
 	}
@@ -241,7 +246,9 @@ func (e *Engine) accept(ctx context.Context, record images.Image) (*image, error
 		return nil, mismatch(record.Name, nil)
 	}
 	missing, err := e.keep(ctx, *ours)
-	if err != nil {
+	if unreadable(err) {
+		return nil, invalidImage(record.Name, "its manifest cannot be read").WithCause(err)
+	} else if err != nil {
 		return nil, fmt.Errorf("read imported image %s: %w", record.Name, e.explain(ctx, err))
 	}
 	if len(missing) > 0 {
@@ -251,7 +258,7 @@ func (e *Engine) accept(ctx context.Context, record images.Image) (*image, error
 	if err != nil {
 		return nil, err
 	}
-	if err := checkPlatform(record.Name, img); err != nil {
+	if err := checkUsable(record.Name, img); err != nil {
 		return nil, err
 	}
 	children := images.FilterPlatforms(images.ChildrenHandler(store), platforms.Default())

@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -74,6 +75,8 @@ type pulling struct {
 	mu       sync.Mutex // also held while it looks
 	blobs    []*blob    // each once, in the order in which they became known
 	known    map[digest.Digest]bool
+	target   *ocispec.Descriptor // what the reference names
+	missing  *ocispec.Descriptor // what the registry does not have of it
 	config   *ocispec.Descriptor
 	chain    []digest.Digest // of the layers, once the configuration is here
 	layers   []digest.Digest // as the manifest has them
@@ -91,6 +94,14 @@ func (p *pulling) note(next images.Handler) images.Handler {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		p.add(ctx, desc)
+		if p.target == nil {
+			p.target = &desc
+		}
+		if errdefs.IsNotFound(err) {
+			if _, absent := p.engine.client.ContentStore().Info(ctx, desc.Digest); errdefs.IsNotFound(absent) {
+				p.missing = &desc
+			}
+		}
 		for _, child := range children {
 			p.add(ctx, child)
 			if images.IsManifestType(desc.MediaType) && images.IsLayerType(child.MediaType) {
@@ -101,6 +112,14 @@ func (p *pulling) note(next images.Handler) images.Handler {
 		}
 		return children, err
 	})
+}
+
+// found is what the reference names, nil when that is not known, and what the
+// registry does not have of it.
+func (p *pulling) found() (target, missing *ocispec.Descriptor) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.target, p.missing
 }
 
 // add takes note of a blob. Layers become known before they are fetched: one

@@ -29,6 +29,9 @@ func (e *Engine) Tag(ctx context.Context, ref, tag string) (_ runtime.Image, err
 	if err != nil {
 		return runtime.Image{}, err
 	}
+	if err := imageref.CheckDigest(name, record.Target.Digest.String(), "tag"); err != nil {
+		return runtime.Image{}, err
+	}
 	img, err := e.read(ctx, record)
 	if err != nil {
 		return runtime.Image{}, err
@@ -119,19 +122,15 @@ func (e *Engine) SetPinned(ctx context.Context, ref string, pin bool) (runtime.I
 	if err != nil {
 		return runtime.Image{}, err
 	}
-	// A pull that is about to set the image's record anew must know.
-	e.mu.Lock()
-	before, had := e.pins[name]
-	e.pins[name] = pin
-	e.mu.Unlock()
-	record, err := e.setPin(ctx, name, pin)
-	if err != nil {
-		e.mu.Lock()
-		if delete(e.pins, name); had {
-			e.pins[name] = before
-		}
-		e.mu.Unlock()
-		return runtime.Image{}, err
+	change := images.Image{Name: name, Labels: map[string]string{}}
+	if pin {
+		change.Labels[labelPinned] = pinned
+	}
+	record, err := e.client.ImageService().Update(ctx, change, "labels."+labelPinned)
+	if errdefs.IsNotFound(err) {
+		return runtime.Image{}, imageNotFound(name).WithCause(err)
+	} else if err != nil {
+		return runtime.Image{}, fmt.Errorf("pin image %s: %w", name, e.explain(ctx, err))
 	}
 	img, err := e.read(ctx, record)
 	if err != nil {
@@ -140,43 +139,4 @@ func (e *Engine) SetPinned(ctx context.Context, ref string, pin bool) (runtime.I
 	return describe(record, img), nil
 }
 
-func (e *Engine) setPin(ctx context.Context, name string, pin bool) (images.Image, error) {
-	change := images.Image{Name: name, Labels: map[string]string{}}
-	if pin {
-		change.Labels[labelPinned] = pinned
-	}
-	record, err := e.client.ImageService().Update(ctx, change, "labels."+labelPinned)
-	if errdefs.IsNotFound(err) {
-		return images.Image{}, imageNotFound(name).WithCause(err)
-	} else if err != nil {
-		return images.Image{}, fmt.Errorf("pin image %s: %w", name, e.explain(ctx, err))
-	}
-	return record, nil
-}
-
 func isPinned(record images.Image) bool { return record.Labels[labelPinned] == pinned }
-
-// pinLabels are the labels with which a pull is to set the record of an image:
-// it replaces those there are.
-func (e *Engine) pinLabels(ctx context.Context, name string) (map[string]string, error) {
-	record, err := e.client.ImageService().Get(ctx, name)
-	if err != nil && !errdefs.IsNotFound(err) {
-		return nil, fmt.Errorf("get image %s: %w", name, e.explain(ctx, err))
-	}
-	if isPinned(record) {
-		return map[string]string{labelPinned: pinned}, nil
-	}
-	return map[string]string{}, nil
-}
-
-// keepPin makes good what was said of pinning while a pull worked with the
-// labels as they were when it began.
-func (e *Engine) keepPin(ctx context.Context, record images.Image) (images.Image, error) {
-	e.mu.Lock()
-	pin, told := e.pins[record.Name]
-	e.mu.Unlock()
-	if !told || pin == isPinned(record) {
-		return record, nil
-	}
-	return e.setPin(ctx, record.Name, pin)
-}

@@ -551,6 +551,10 @@ func testArchives(t *testing.T, d *testutil.ContainerdDaemon) {
 		wantReason(t, name, err, problem.ImageArchiveInvalid)
 		kept(t, d, name, before) // what one leaves would be there for the next
 	}
+	lying := testutil.Layout(t, map[string]*testutil.OCIImage{"a.b/one@" + two.Manifest.Digest.String(): one}, nil)
+	_, err := engine.ImportImages(t.Context(), bytes.NewReader(lying), "")
+	wantReason(t, "a name with another's digest", err, problem.ImageReferenceBad)
+	kept(t, d, "a name with another's digest", before)
 }
 
 // testHeld: layers that a container is made on are said to be held, and an

@@ -21,7 +21,9 @@ func (e *Engine) Contents(ctx context.Context) (runtime.Contents, error) {
 	}
 	for _, record := range records {
 		here, _, err := e.blobs(ctx, record.Target)
-		if err != nil {
+		if unreadable(err) { // what it names is not known; it keeps nothing else
+			e.cfg.Log.DebugContext(ctx, "image cannot be read", "image", record.Name, "error", err)
+		} else if err != nil {
 			return all, fmt.Errorf("read image %s: %w", record.Name, e.explain(ctx, err))
 		}
 		one := runtime.ImageContents{Name: record.Name}
@@ -30,7 +32,7 @@ func (e *Engine) Contents(ctx context.Context) (runtime.Contents, error) {
 		}
 		if img, err := e.read(ctx, record); err == nil {
 			one.Snapshots = img.chain
-		} else if !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) { // not all here, or not for us: not unpacked
+		} else if !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) { // not all here, not for us or not valid: not unpacked
 			return all, err
 		}
 		all.Images = append(all.Images, one)

@@ -160,24 +160,27 @@ type ImageServiceClient interface {
 	//
 	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), INVALID_ARGUMENT
 	// (IMAGE_REFERENCE_INVALID; FIELD_INVALID: several digests begin so),
-	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH), UNAVAILABLE
+	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH, IMAGE_INVALID), UNAVAILABLE
 	// (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	GetImage(context.Context, *v1.GetImageRequest) (*v1.GetImageResponse, error)
 	// PullImage fetches an image from its registry. Follow its progress, layer
-	// by layer, with OperationService.WatchOperation.
+	// by layer, with OperationService.WatchOperation. The reference names what it
+	// named before until all of the image is here.
 	//
 	// Errors: INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID), ALREADY_EXISTS
 	// (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (DISK_FULL); in the operation NOT_FOUND (IMAGE_NOT_FOUND),
 	// UNAVAILABLE (REGISTRY_UNAVAILABLE), PERMISSION_DENIED (REGISTRY_DENIED),
-	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH, REGISTRY_CREDENTIALS_UNUSABLE,
-	// REGISTRY_CREDENTIALS_LOST).
+	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH, IMAGE_INVALID,
+	// IMAGE_INCOMPLETE: the registry lacks some of it,
+	// REGISTRY_CREDENTIALS_UNUSABLE, REGISTRY_CREDENTIALS_LOST).
 	PullImage(context.Context, *v1.PullImageRequest) (*v1.PullImageResponse, error)
 	// BuildImage builds one of the images the node carries the source of. Follow
 	// its progress and log with OperationService.WatchOperation.
 	//
 	// Errors: NOT_FOUND (IMAGE_SOURCE_NOT_FOUND), FAILED_PRECONDITION
-	// (BUILDKIT_NOT_CONFIGURED), INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID),
-	// ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (DISK_FULL); in the operation UNAVAILABLE
+	// (BUILDKIT_NOT_CONFIGURED), INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID: also
+	// of a tag with a digest), ALREADY_EXISTS (REQUEST_ID_REUSED),
+	// RESOURCE_EXHAUSTED (DISK_FULL); in the operation UNAVAILABLE
 	// (BUILDKIT_UNAVAILABLE, BASE_BOOTSTRAP_FAILED), UNKNOWN (BUILD_FAILED).
 	BuildImage(context.Context, *v1.BuildImageRequest) (*v1.BuildImageResponse, error)
 	// DeleteImage removes an image. Its layers go with the last image that has
@@ -189,7 +192,8 @@ type ImageServiceClient interface {
 	// TagImage gives an image another name. What had that name before loses it.
 	//
 	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), INVALID_ARGUMENT
-	// (IMAGE_REFERENCE_INVALID).
+	// (IMAGE_REFERENCE_INVALID: also of a name with another digest than the
+	// image's), FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH, IMAGE_INVALID).
 	TagImage(context.Context, *v1.TagImageRequest) (*v1.TagImageResponse, error)
 	// PushImage sends an image to a registry. Follow its progress with
 	// OperationService.WatchOperation. Of an image for several platforms that is
@@ -206,8 +210,9 @@ type ImageServiceClient interface {
 	// message is start, the archive follows in chunks. Nothing of an archive that
 	// does not arrive whole is kept.
 	//
-	// Errors: INVALID_ARGUMENT (IMAGE_ARCHIVE_INVALID, IMAGE_REFERENCE_INVALID,
-	// FIELD_INVALID), FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH).
+	// Errors: INVALID_ARGUMENT (IMAGE_ARCHIVE_INVALID, IMAGE_REFERENCE_INVALID:
+	// also of a name with another digest than the image's, FIELD_INVALID),
+	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH, IMAGE_INVALID).
 	ImportImage(context.Context) (ImageServiceImportImageClientStream, error)
 	// ExportImage writes images as one tar archive, an OCI image layout that
 	// "docker load" reads too.
@@ -304,24 +309,27 @@ type ImageServiceHandler interface {
 	//
 	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), INVALID_ARGUMENT
 	// (IMAGE_REFERENCE_INVALID; FIELD_INVALID: several digests begin so),
-	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH), UNAVAILABLE
+	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH, IMAGE_INVALID), UNAVAILABLE
 	// (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
 	GetImage(context.Context, *v1.GetImageRequest) (*v1.GetImageResponse, error)
 	// PullImage fetches an image from its registry. Follow its progress, layer
-	// by layer, with OperationService.WatchOperation.
+	// by layer, with OperationService.WatchOperation. The reference names what it
+	// named before until all of the image is here.
 	//
 	// Errors: INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID), ALREADY_EXISTS
 	// (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (DISK_FULL); in the operation NOT_FOUND (IMAGE_NOT_FOUND),
 	// UNAVAILABLE (REGISTRY_UNAVAILABLE), PERMISSION_DENIED (REGISTRY_DENIED),
-	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH, REGISTRY_CREDENTIALS_UNUSABLE,
-	// REGISTRY_CREDENTIALS_LOST).
+	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH, IMAGE_INVALID,
+	// IMAGE_INCOMPLETE: the registry lacks some of it,
+	// REGISTRY_CREDENTIALS_UNUSABLE, REGISTRY_CREDENTIALS_LOST).
 	PullImage(context.Context, *v1.PullImageRequest) (*v1.PullImageResponse, error)
 	// BuildImage builds one of the images the node carries the source of. Follow
 	// its progress and log with OperationService.WatchOperation.
 	//
 	// Errors: NOT_FOUND (IMAGE_SOURCE_NOT_FOUND), FAILED_PRECONDITION
-	// (BUILDKIT_NOT_CONFIGURED), INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID),
-	// ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (DISK_FULL); in the operation UNAVAILABLE
+	// (BUILDKIT_NOT_CONFIGURED), INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID: also
+	// of a tag with a digest), ALREADY_EXISTS (REQUEST_ID_REUSED),
+	// RESOURCE_EXHAUSTED (DISK_FULL); in the operation UNAVAILABLE
 	// (BUILDKIT_UNAVAILABLE, BASE_BOOTSTRAP_FAILED), UNKNOWN (BUILD_FAILED).
 	BuildImage(context.Context, *v1.BuildImageRequest) (*v1.BuildImageResponse, error)
 	// DeleteImage removes an image. Its layers go with the last image that has
@@ -333,7 +341,8 @@ type ImageServiceHandler interface {
 	// TagImage gives an image another name. What had that name before loses it.
 	//
 	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), INVALID_ARGUMENT
-	// (IMAGE_REFERENCE_INVALID).
+	// (IMAGE_REFERENCE_INVALID: also of a name with another digest than the
+	// image's), FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH, IMAGE_INVALID).
 	TagImage(context.Context, *v1.TagImageRequest) (*v1.TagImageResponse, error)
 	// PushImage sends an image to a registry. Follow its progress with
 	// OperationService.WatchOperation. Of an image for several platforms that is
@@ -350,8 +359,9 @@ type ImageServiceHandler interface {
 	// message is start, the archive follows in chunks. Nothing of an archive that
 	// does not arrive whole is kept.
 	//
-	// Errors: INVALID_ARGUMENT (IMAGE_ARCHIVE_INVALID, IMAGE_REFERENCE_INVALID,
-	// FIELD_INVALID), FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH).
+	// Errors: INVALID_ARGUMENT (IMAGE_ARCHIVE_INVALID, IMAGE_REFERENCE_INVALID:
+	// also of a name with another digest than the image's, FIELD_INVALID),
+	// FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH, IMAGE_INVALID).
 	ImportImage(context.Context, ImageServiceImportImageServerStream) (*v1.ImportImageResponse, error)
 	// ExportImage writes images as one tar archive, an OCI image layout that
 	// "docker load" reads too.

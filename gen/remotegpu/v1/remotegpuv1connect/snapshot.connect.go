@@ -142,7 +142,7 @@ type SnapshotServiceClient interface {
 	// names the new one then. The operation's result has image and digest.
 	//
 	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT
-	// (IMAGE_REFERENCE_INVALID), FAILED_PRECONDITION (SNAPSHOT_BUSY,
+	// (IMAGE_REFERENCE_INVALID: also with a digest), FAILED_PRECONDITION (SNAPSHOT_BUSY,
 	// SNAPSHOT_AMBIGUOUS), ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (DISK_FULL). In the operation also FAILED_PRECONDITION
 	// (SNAPSHOT_NOT_COPYABLE, SNAPSHOT_BASE_MISSING: the layers of that image are
 	// not on the node any more), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
@@ -206,7 +206,7 @@ type SnapshotServiceHandler interface {
 	// names the new one then. The operation's result has image and digest.
 	//
 	// Errors: NOT_FOUND (SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT
-	// (IMAGE_REFERENCE_INVALID), FAILED_PRECONDITION (SNAPSHOT_BUSY,
+	// (IMAGE_REFERENCE_INVALID: also with a digest), FAILED_PRECONDITION (SNAPSHOT_BUSY,
 	// SNAPSHOT_AMBIGUOUS), ALREADY_EXISTS (REQUEST_ID_REUSED), RESOURCE_EXHAUSTED (DISK_FULL). In the operation also FAILED_PRECONDITION
 	// (SNAPSHOT_NOT_COPYABLE, SNAPSHOT_BASE_MISSING: the layers of that image are
 	// not on the node any more), UNAVAILABLE (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT).
