@@ -207,6 +207,9 @@ func (m *Manager) Build(ctx context.Context, req ImageBuildRequest) (*operation.
 	if err != nil {
 		return nil, err
 	}
+	if err := imageref.CheckDigest(tag, "", "tag"); err != nil {
+		return nil, err
+	}
 	req.Tag = tag
 	return m.submit(ctx, KindBuild, req.Project, tag, req.RequestID, hashOf(KindBuild, req), req.BuildRequest)
 }

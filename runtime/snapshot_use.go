@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/remotegpu/remotegpu/internal/fault"
+	"github.com/remotegpu/remotegpu/internal/imageref"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime/operation"
 )
@@ -166,6 +167,9 @@ func (m *Manager) Export(ctx context.Context, req ExportRequest) (string, *opera
 	}
 	name, err := normalize(req.Reference, "reference")
 	if err != nil {
+		return "", nil, err
+	}
+	if err := imageref.CheckDigest(name, "", "reference"); err != nil {
 		return "", nil, err
 	}
 	op := m.newOperation(KindExport, snapshot.Project, snapshot.ID, req.RequestID, hash, snapshotArgs{Snapshot: snapshot.ID, Reference: name})

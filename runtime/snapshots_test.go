@@ -309,6 +309,10 @@ func TestSnapshotRefuses(t *testing.T) {
 			_, _, err := d.Export(t.Context(), runtime.ExportRequest{Snapshot: kept.ID, Reference: "Not One"})
 			return err
 		}, problem.ImageReferenceBad},
+		{"export to a digest", func() error {
+			_, _, err := d.Export(t.Context(), runtime.ExportRequest{Snapshot: kept.ID, Reference: "team/app@sha256:" + strings.Repeat("0", 64)})
+			return err
+		}, problem.ImageReferenceBad},
 		{"create from nothing", func() error { return notMade(d, func(s *runtime.Spec) { s.Image, s.Snapshot = "", "desk/x" }) }, problem.SnapshotNotFound},
 		{"create from another image", func() error { return notMade(d, func(s *runtime.Spec) { s.Image, s.Snapshot = "other", "desk/kept" }) }, problem.FieldInvalid},
 		{"create and pull", func() error {

@@ -54,6 +54,21 @@ func Digested(full string) (repository, digest string, ok bool) {
 	return named.Name(), digested.Digest().String(), true
 }
 
+// CheckDigest refuses a full reference by which an image is to be called that
+// has another digest than the image: whoever uses it trusts that digest. With
+// the digest "" it refuses every one. IMAGE_REFERENCE_INVALID with the field.
+func CheckDigest(full, digest, field string) error {
+	_, named, ok := Digested(full)
+	if !ok || named == digest {
+		return nil
+	}
+	p := problem.New(problem.ImageReferenceBad, "%s names an image by its digest, and what is to be called so is yet to be made", full)
+	if digest != "" {
+		p.Message = full + " names another image than that of digest " + digest
+	}
+	return p.WithField(field).WithHint("give it a tag instead of a digest: [registry/]name[:tag]")
+}
+
 // Repository is a full reference without tag and digest; "" when it is none.
 func Repository(full string) string {
 	named, err := reference.ParseDockerRef(full)

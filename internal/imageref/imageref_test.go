@@ -48,6 +48,25 @@ func TestNormalizeRefuses(t *testing.T) {
 	}
 }
 
+func TestCheckDigest(t *testing.T) {
+	one, two := "sha256:"+strings.Repeat("a1", 32), "sha256:"+strings.Repeat("b2", 32)
+	for _, test := range []struct {
+		full, digest string
+		fine         bool
+	}{
+		{"docker.io/a/b:1", one, true}, {"docker.io/a/b:1", "", true}, {"docker.io/a/b@" + one, one, true},
+		{"docker.io/a/b@" + one, two, false}, {"docker.io/a/b@" + one, "", false},
+	} {
+		err := imageref.CheckDigest(test.full, test.digest, "tag")
+		if test.fine != (err == nil) {
+			t.Errorf("CheckDigest(%s, %q): %v", test.full, test.digest, err)
+		}
+		if p := problem.Of(err); err != nil && (p.Reason != problem.ImageReferenceBad || p.Field != "tag" || p.Hint == "") {
+			t.Errorf("CheckDigest(%s, %q): %#v, want IMAGE_REFERENCE_INVALID with field and hint", test.full, test.digest, p)
+		}
+	}
+}
+
 func FuzzNormalize(f *testing.F) {
 	f.Add("a/b:c@d")
 	f.Fuzz(func(t *testing.T, ref string) {

@@ -79,6 +79,9 @@ func (i *FakeImages) Tag(_ context.Context, ref, tag string) (image runtime.Imag
 		if image, err = i.find(ref); err != nil {
 			return err
 		}
+		if err := imageref.CheckDigest(full, image.Digest, "tag"); err != nil {
+			return err
+		}
 		i.mu.Lock()
 		image.Name, image.Pinned = full, i.local[full].Pinned
 		i.mu.Unlock()
@@ -194,10 +197,15 @@ func (i *FakeImages) ImportImages(ctx context.Context, archive io.Reader, ref st
 		if len(found) == 0 || ref != "" && len(found) > 1 {
 			return problem.New(problem.ImageArchiveInvalid, "the archive has %d images", len(found)).WithHint("export one")
 		}
-		for _, image := range found {
+		for n := range found {
 			if ref != "" {
-				image.Name = ref
+				found[n].Name = ref
 			}
+			if err := imageref.CheckDigest(found[n].Name, found[n].Digest, "reference"); err != nil {
+				return err
+			}
+		}
+		for _, image := range found {
 			i.mu.Lock()
 			image.Pinned = i.local[image.Name].Pinned
 			i.mu.Unlock()

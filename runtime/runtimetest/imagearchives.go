@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime/operation"
 )
@@ -56,6 +58,43 @@ func testNames(t *testing.T, s ImagesSetup) {
 	wantReason(t, "tag", err, problem.ImageReferenceBad)
 	_, err = s.Images.SetPinned(t.Context(), "remotegpu/absent", true)
 	wantReason(t, "pin", err, problem.ImageNotFound)
+}
+
+// testDigests: a name with a digest is of the image that has it, and of no other.
+func testDigests(t *testing.T, s ImagesSetup) {
+	t.Helper()
+	local, err := s.Images.Image(t.Context(), s.Local)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	if err := s.Images.ExportImages(t.Context(), []string{s.Local}, &archive); err != nil {
+		t.Fatalf("export: %v", err)
+	}
+	wrong, right := "docker.io/team/app@sha256:"+strings.Repeat("0", 64), "docker.io/team/app@"+local.Digest
+	refused := func(what, field string, err error) {
+		t.Helper()
+		wantReason(t, what, err, problem.ImageReferenceBad)
+		if p := problem.Of(err); p.Field != field || p.Hint == "" {
+			t.Errorf("%s: %#v, want field %s and a hint", what, p, field)
+		}
+	}
+	_, err = s.Images.Tag(t.Context(), s.Local, wrong)
+	refused("tag", "tag", err)
+	_, err = s.Images.ImportImages(t.Context(), bytes.NewReader(archive.Bytes()), wrong)
+	refused("import", "reference", err)
+	if _, err := s.Images.Image(t.Context(), wrong); !errdefs.IsNotFound(err) {
+		t.Errorf("Image(%s): %v, want NotFound", wrong, err)
+	}
+	if image, err := s.Images.Tag(t.Context(), s.Local, right); err != nil || image.Name != right {
+		t.Errorf("Tag(%s) = %+v, %v", right, image, err)
+	}
+	if images, err := s.Images.ImportImages(t.Context(), bytes.NewReader(archive.Bytes()), right); err != nil || images[0].Name != right {
+		t.Errorf("ImportImages(%s) = %+v, %v", right, images, err)
+	}
+	if err := s.Images.DeleteImage(t.Context(), right); err != nil {
+		t.Error(err)
+	}
 }
 
 // testPullKeepsPin: a pull sets a name anew and leaves its pin.

@@ -92,7 +92,7 @@ func Images(t *testing.T, s ImagesSetup) {
 		}
 	})
 	for name, test := range map[string]func(*testing.T, ImagesSetup){
-		"Details": testDetails, "Names": testNames, "PullKeepsPin": testPullKeepsPin, "Archives": testArchives, "Push": testPush, "Contents": testContents,
+		"Details": testDetails, "Names": testNames, "Digests": testDigests, "PullKeepsPin": testPullKeepsPin, "Archives": testArchives, "Push": testPush, "Contents": testContents,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, s) })
 	}
