@@ -32,6 +32,7 @@ type ImageRegistry struct {
 	blobs  map[digest.Digest][]byte
 	status map[string]int           // by repository; what to answer instead
 	held   map[string]chan struct{} // by repository
+	cut    map[string]bool          // by repository
 	guard  guard
 }
 
@@ -59,7 +60,7 @@ func SecureRegistry(tb testing.TB) *ImageRegistry {
 func newRegistry() *ImageRegistry {
 	return &ImageRegistry{
 		tags: make(map[string]digest.Digest), types: make(map[digest.Digest]string), blobs: make(map[digest.Digest][]byte),
-		status: make(map[string]int), held: make(map[string]chan struct{}),
+		status: make(map[string]int), held: make(map[string]chan struct{}), cut: make(map[string]bool),
 	}
 }
 
@@ -115,6 +116,18 @@ func (r *ImageRegistry) Hold(repository string) (release func()) {
 	})
 }
 
+// Cut makes the registry break each layer of a repository off in the middle,
+// until mend.
+func (r *ImageRegistry) Cut(repository string) (mend func()) {
+	set := func(cut bool) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.cut[repository] = cut
+	}
+	set(true)
+	return func() { set(false) }
+}
+
 // Close stops the registry before the test ends.
 func (r *ImageRegistry) Close() { r.server.Close() }
 
@@ -165,6 +178,7 @@ func (r *ImageRegistry) give(w http.ResponseWriter, request *http.Request, repos
 		}
 	}
 	data, found := r.blobs[d]
+	cut := r.cut[repository]
 	r.mu.Unlock()
 	if !found {
 		http.NotFound(w, request)
@@ -175,6 +189,11 @@ func (r *ImageRegistry) give(w http.ResponseWriter, request *http.Request, repos
 	w.Header().Set("Content-Length", strconv.Itoa(len(data)))
 	if request.Method == http.MethodHead {
 		return
+	}
+	if cut && bytes.HasPrefix(data, []byte{0x1f, 0x8b}) {
+		_, _ = w.Write(data[:len(data)/2])
+		_ = http.NewResponseController(w).Flush()
+		panic(http.ErrAbortHandler)
 	}
 	if over != nil && bytes.HasPrefix(data, []byte{0x1f, 0x8b}) { // gzip
 		_, _ = w.Write(data[:len(data)/2])

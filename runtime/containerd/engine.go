@@ -47,6 +47,7 @@ const (
 	DefaultSnapshotter  = "overlayfs"
 	DefaultCgroupParent = "/remotegpu"
 	DefaultFIFODir      = "/run/remotegpu/fifo"
+	DefaultRegistryIdle = 5 * time.Minute // as Kubernetes has it for pulls
 )
 
 // Labels on container records.
@@ -91,6 +92,9 @@ type Config struct {
 	// HostsDir configures registries the way containerd does
 	// (/etc/containerd/certs.d); "" means none.
 	HostsDir string
+	// RegistryIdle is how long a registry may send or take nothing in the middle
+	// of a transfer, DefaultRegistryIdle.
+	RegistryIdle time.Duration
 	// MaxDepth is how many layers a snapshot may consist of, MaxDepth.
 	MaxDepth int
 	// Credentials are asked for by a registry's host (and port), when it wants
@@ -163,6 +167,9 @@ func New(cfg Config) (*Engine, error) {
 		if *field == "" {
 			*field = value
 		}
+	}
+	if cfg.RegistryIdle == 0 {
+		cfg.RegistryIdle = DefaultRegistryIdle
 	}
 	if cfg.MaxDepth == 0 {
 		cfg.MaxDepth = MaxDepth

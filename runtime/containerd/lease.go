@@ -34,8 +34,8 @@ func newLease() string { return "remotegpu-" + rand.Text() }
 // takeLease returns a context under which containerd keeps what is written, until
 // release. Whoever holds the same id at the same time shares the lease; pulling
 // is the image that is pulled under it, or "". release, given how the call
-// ended, takes everything back that no image has come to need; a shutdown of
-// the daemon leaves a pull's to the next start.
+// ended, takes everything back that no image has come to need; a pull that is
+// to be tried again, now or by the next daemon, leaves what it got to that.
 func (e *Engine) takeLease(ctx context.Context, id, pulling string) (held context.Context, release func(*error), err error) {
 	ctx = e.namespaced(ctx)
 	// The lock keeps removeLease from removing a lease that is just taken over.
@@ -67,8 +67,8 @@ func (e *Engine) release(ctx context.Context, id, pulling string, outcome error)
 		return
 	}
 	delete(e.leases, id)
-	if pulling != "" && outcome != nil && errors.Is(context.Cause(ctx), operation.ErrShutdown) {
-		return
+	if pulling != "" && outcome != nil && (errors.Is(context.Cause(ctx), operation.ErrShutdown) || ctx.Err() == nil && errdefs.IsUnavailable(outcome)) {
+		return // where it is not, Parts names it
 	}
 	var options []leases.DeleteOpt
 	if pulling == "" || outcome != nil { // of a pull that went well, nothing is left to collect

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"sync"
@@ -45,8 +46,9 @@ func (r registry) resolver(ctx context.Context) remotes.Resolver {
 	}
 	options := config.HostOptions{
 		UpdateClient: func(c *http.Client) error {
-			if transport, ok := c.Transport.(*http.Transport); ok {
+			if transport, ok := c.Transport.(*http.Transport); ok { // else it was here before
 				transport.ResponseHeaderTimeout = timeout
+				c.Transport = impatient{transport, r.engine.cfg.RegistryIdle}
 			}
 			return nil
 		},
@@ -177,5 +179,6 @@ func atFault(err error) bool {
 	_, network := errors.AsType[net.Error](err)
 	_, answered := errors.AsType[remoteerrors.ErrUnexpectedStatus](err)
 	_, told := errors.AsType[*problem.Problem](err)
-	return network || answered || told || errors.Is(err, docker.ErrInvalidAuthorization)
+	_, broken := errors.AsType[*brokenOff](err)
+	return network || answered || told || broken || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, docker.ErrInvalidAuthorization)
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -82,7 +83,7 @@ func TestTransfers(t *testing.T) {
 		}
 		for name, test := range map[string]func(*testing.T, *testutil.ContainerdDaemon){
 			"Credentials": testCredentials, "Hosts": testHosts, "Layers": testLayers, "Cancel": testCancel, "Shutdown": testShutdown,
-			"Platforms": testPlatforms, "Archives": testArchives, "Held": testHeld,
+			"Cut": testCut, "Standstill": testStandstill, "Platforms": testPlatforms, "Archives": testArchives, "Held": testHeld,
 		} {
 			t.Run(name, func(t *testing.T) {
 				before := stored(t, d)
@@ -385,6 +386,49 @@ func testShutdown(t *testing.T, d *testutil.ContainerdDaemon) {
 		t.Errorf("pull while it is tidied (%v): %v", tidied, err)
 	}
 	if err := next.DeleteImage(t.Context(), ref); err != nil {
+		t.Error(err)
+	}
+}
+
+// testCut: a layer that breaks off in the middle is the registry's fault, and
+// what came is there for the next attempt.
+func testCut(t *testing.T, d *testutil.ContainerdDaemon) {
+	engine, registry := open(t, d), testutil.Registry(t)
+	ref := registry.Push("team/app", "v1", testutil.TestImage(t, testutil.ImageOptions{Upper: []string{"cut"}}))
+	mend := registry.Cut("team/app")
+	_, err := engine.Pull(t.Context(), ref, nil, nil)
+	again(t, d, engine, ref, err, mend)
+}
+
+// testStandstill: a registry that stops sending or taking is not waited for
+// without end.
+func testStandstill(t *testing.T, d *testutil.ContainerdDaemon) {
+	registry := testutil.Registry(t)
+	engine := openWith(t, d, func(cfg *containerd.Config) { cfg.RegistryIdle = 500 * time.Millisecond })
+	ref := registry.Push("held/app", "v1", testutil.TestImage(t, testutil.ImageOptions{Upper: []string{"standstill"}}))
+	release := registry.Hold("held/app")
+	defer release()
+	_, err := engine.Pull(t.Context(), ref, nil, nil)
+	again(t, d, engine, ref, err, release)
+}
+
+// again fails the test unless a pull failed so that it is tried again, and goes
+// on from what it got once the registry was mended.
+func again(t *testing.T, d *testutil.ContainerdDaemon, engine *containerd.Engine, ref string, err error, mend func()) {
+	t.Helper()
+	wantReason(t, "pull", err, problem.RegistryUnavailable)
+	if !errdefs.IsUnavailable(err) {
+		t.Errorf("%v is not tried again", err)
+	}
+	sweep(t, engine, ref)
+	if !strings.Contains(d.Ctr(t, "content", "active"), "layer-") {
+		t.Errorf("what came is gone: %s", stored(t, d))
+	}
+	mend()
+	if _, err := engine.Pull(t.Context(), ref, nil, nil); err != nil {
+		t.Fatalf("the next attempt: %v", err)
+	}
+	if err := engine.DeleteImage(t.Context(), ref); err != nil {
 		t.Error(err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -95,8 +96,13 @@ func notConnected(host string, err error) (why, hint string) {
 		return "the node has no route to " + to + " (network is unreachable)", network
 	case errors.Is(err, syscall.EHOSTUNREACH):
 		return to + " is not reachable (no route to host)", network
-	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+	case errors.Is(err, errStandstill):
+		return "nothing was transferred for too long", "try again; " + network
+	case errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE), errors.Is(err, io.ErrUnexpectedEOF):
 		return "it broke the connection off", "try again; check that host and port are those of a registry"
+	}
+	if _, broken := errors.AsType[*brokenOff](err); broken {
+		return "it broke the transfer off", "try again; " + network
 	}
 	if failed, ok := errors.AsType[net.Error](err); ok && failed.Timeout() {
 		return "it does not answer in time", network
