@@ -23,7 +23,7 @@ import (
 
 // Backend builds one directory; build/buildkit implements it.
 type Backend interface {
-	// Build leaves the image job.Tag, unpacked, in the node's store and
+	// Build leaves the image, unpacked, as job.Name in the node's store and
 	// returns its digest. BUILDKIT_UNAVAILABLE, BUILD_FAILED.
 	Build(ctx context.Context, job Job, progress func(operation.Progress)) (digest string, err error)
 }
@@ -31,7 +31,8 @@ type Backend interface {
 // Job is one build.
 type Job struct {
 	Source      fs.FS             // the build context, with a Dockerfile
-	Tag         string            // full reference of the result
+	Tag         string            // full reference that the result is for
+	Name        string            // full reference that it is left as
 	Args        map[string]string // build arguments
 	Secrets     map[string][]byte // by id, for RUN --mount=type=secret
 	NoCache     bool
@@ -48,6 +49,10 @@ type Images interface {
 	// stores its content and makes name refer to it, replacing what name
 	// referred to before. It need not unpack.
 	Import(ctx context.Context, archive io.Reader, name string) (runtime.Image, error)
+	// Tag makes tag refer to the image ref, and leaves its pin.
+	Tag(ctx context.Context, ref, tag string) (runtime.Image, error)
+	// DeleteImage removes a name, NotFound.
+	DeleteImage(ctx context.Context, ref string) error
 }
 
 // Config is what a Builder needs.
@@ -76,6 +81,9 @@ var _ runtime.Builder = (*Builder)(nil)
 // resolveTimeout bounds the question whether the registry has the base: a
 // build must not hang on a host without a way out.
 const resolveTimeout = 5 * time.Second
+
+// forgetTimeout bounds the removal of a name when a build is over.
+const forgetTimeout = 30 * time.Second
 
 // New returns a Builder.
 func New(cfg Config) *Builder {
@@ -114,9 +122,12 @@ func (b *Builder) Build(ctx context.Context, req runtime.BuildRequest, progress 
 	b.cfg.Log.LogAttrs(ctx, slog.LevelInfo, "building image", slog.String("image", req.Tag),
 		slog.String("source", req.Source), slog.String("base", base.ref), slog.String("base_reason", base.reason))
 	progress(operation.Progress{Step: "building on " + base.ref + " (" + base.reason + ")"})
+	name := runtime.BuildName(req.Tag)
+	defer b.forget(ctx, name)
 	digest, err := b.cfg.Backend.Build(ctx, Job{
 		Source:      source,
 		Tag:         req.Tag,
+		Name:        name,
 		Args:        map[string]string{"BASE": base.ref},
 		Secrets:     host.secrets(),
 		NoCache:     req.NoCache,
@@ -125,7 +136,23 @@ func (b *Builder) Build(ctx context.Context, req runtime.BuildRequest, progress 
 	if err != nil {
 		return runtime.BuildResult{}, err
 	}
+	// A backend names an image before it has unpacked it, and takes the pin from
+	// the name.
+	if _, err := b.cfg.Images.Tag(ctx, name, req.Tag); err != nil {
+		return runtime.BuildResult{}, fmt.Errorf("name image %s: %w", req.Tag, err)
+	}
 	return runtime.BuildResult{Image: req.Tag, Digest: digest, Base: base.ref, BaseReason: base.reason}, nil
+}
+
+// forget removes the name of an image in the making. Where it stays, the next
+// build of the same removes it.
+func (b *Builder) forget(ctx context.Context, name string) {
+	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetTimeout)
+	defer cancel()
+	if err := b.cfg.Images.DeleteImage(undo, name); err != nil && !errdefs.IsNotFound(err) {
+		b.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "the name of an image in the making was not removed",
+			slog.String("image", name), slog.Any("error", err))
+	}
 }
 
 // base is an image to build on and why it was chosen.

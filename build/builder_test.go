@@ -26,12 +26,16 @@ import (
 
 // fakeBackend records the last job.
 type fakeBackend struct {
-	job build.Job
-	err error
+	job   build.Job
+	leave func(name string) // nil: no image
+	err   error
 }
 
 func (b *fakeBackend) Build(_ context.Context, job build.Job, progress func(operation.Progress)) (string, error) {
 	b.job = job
+	if b.leave != nil {
+		b.leave(job.Name)
+	}
 	progress(operation.Progress{Step: "built", Done: 1, Total: 1})
 	return "sha256:1", b.err
 }
@@ -45,6 +49,7 @@ type fakeImages struct {
 	imported []string // names of the files of the last archive
 	config   ocispec.Image
 	refuse   error
+	untagged error // what Tag fails with
 }
 
 func (f *fakeImages) Image(_ context.Context, ref string) (runtime.Image, error) {
@@ -93,6 +98,27 @@ func (f *fakeImages) Import(_ context.Context, r io.Reader, name string) (runtim
 	image := runtime.Image{Name: name, Labels: f.config.Config.Labels}
 	f.local[name] = image
 	return image, nil
+}
+
+func (f *fakeImages) Tag(_ context.Context, ref, tag string) (runtime.Image, error) {
+	if f.untagged != nil {
+		return runtime.Image{}, f.untagged
+	}
+	image := f.local[ref]
+	image.Name, image.Pinned = tag, f.local[tag].Pinned
+	if f.local == nil {
+		f.local = make(map[string]runtime.Image)
+	}
+	f.local[tag] = image
+	return image, nil
+}
+
+func (f *fakeImages) DeleteImage(_ context.Context, ref string) error {
+	if _, ok := f.local[ref]; !ok {
+		return errdefs.ErrNotFound
+	}
+	delete(f.local, ref)
+	return nil
 }
 
 // host makes a host's /etc below a directory.
@@ -295,6 +321,33 @@ func TestBuildCarriesWhatTheHostNeeds(t *testing.T) {
 	}
 	if steps[len(steps)-1] != "built" {
 		t.Errorf("steps are %q", steps)
+	}
+}
+
+// A build sets its tag when the image is whole, and leaves the pin: what a
+// backend does to the name it is given stays with that.
+func TestBuildKeepsPin(t *testing.T) {
+	const tag = "docker.io/x/y:z"
+	before := runtime.Image{Name: tag, Digest: "sha256:0", Pinned: true}
+	failed := errors.New("it fails")
+	for name, test := range map[string]struct {
+		backend, tag error
+		digest       string
+	}{
+		"built": {nil, nil, "sha256:1"}, "not unpacked": {failed, nil, "sha256:0"}, "not named": {nil, failed, "sha256:0"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			store := &fakeImages{local: map[string]runtime.Image{tag: before}, untagged: test.tag}
+			backend := &fakeBackend{err: test.backend, leave: func(name string) { store.local[name] = runtime.Image{Name: name, Digest: "sha256:1"} }}
+			b := build.New(build.Config{Backend: backend, Images: store, CacheDir: t.TempDir(), Root: host(t, bookworm, mirror)})
+			_, err := b.Build(t.Context(), runtime.BuildRequest{Source: images.DesktopBase, Tag: tag}, nil)
+			if fails := test.digest == before.Digest; fails != errors.Is(err, failed) {
+				t.Errorf("build: %v", err)
+			}
+			if image := store.local[tag]; len(store.local) != 1 || image.Digest != test.digest || !image.Pinned {
+				t.Errorf("the images are %+v, want %s to be %s and pinned", store.local, tag, test.digest)
+			}
+		})
 	}
 }
 

@@ -52,6 +52,16 @@ func (i ctrImages) content(digest string, into any) {
 	}
 }
 
+func (i ctrImages) Tag(ctx context.Context, ref, tag string) (runtime.Image, error) {
+	i.d.Ctr(i.t, "images", "tag", "--force", ref, tag)
+	return i.Image(ctx, tag)
+}
+
+func (i ctrImages) DeleteImage(_ context.Context, ref string) error {
+	i.d.Ctr(i.t, "images", "rm", ref)
+	return nil
+}
+
 func (ctrImages) Resolve(context.Context, string) error {
 	return fmt.Errorf("no route to it: %w", errdefs.ErrUnavailable)
 }
@@ -110,9 +120,13 @@ func TestDesktopBase(t *testing.T) {
 		t.Errorf("labels are %v", image.Labels)
 	}
 
+	if left := d.Ctr(t, "images", "ls", "-q"); strings.Contains(left, "building-") {
+		t.Errorf("the images are\n%s", left)
+	}
+
 	// Another builder finds the base in the store.
 	again := build.New(build.Config{
-		Backend: &fakeBackend{}, Images: store, CacheDir: t.TempDir(),
+		Backend: &fakeBackend{leave: func(name string) { d.Ctr(t, "images", "tag", tag, name) }}, Images: store, CacheDir: t.TempDir(),
 	})
 	if r, err := again.Build(ctx, runtime.BuildRequest{Source: images.DesktopBase, Tag: tag}, nil); err != nil || r.Base != result.Base {
 		t.Errorf("second build: %+v, %v", r, err)

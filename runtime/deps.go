@@ -206,6 +206,9 @@ type Event struct {
 // it. Errors: IMAGE_SOURCE_NOT_FOUND, BUILDKIT_UNAVAILABLE, BUILD_FAILED,
 // BASE_BOOTSTRAP_FAILED.
 type Builder interface {
+	// Build makes req.Tag name what it built once that is whole, as Images.Tag
+	// does: it stays pinned. Until then the image is called BuildName(req.Tag),
+	// by which none is left.
 	Build(ctx context.Context, req BuildRequest, progress func(operation.Progress)) (BuildResult, error)
 	// Sources names what can be built.
 	Sources() []string

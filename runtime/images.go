@@ -2,6 +2,8 @@ package runtime
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -212,6 +214,14 @@ func (m *Manager) Build(ctx context.Context, req ImageBuildRequest) (*operation.
 	}
 	req.Tag = tag
 	return m.submit(ctx, KindBuild, req.Project, tag, req.RequestID, hashOf(KindBuild, req), req.BuildRequest)
+}
+
+// BuildName is the reference under which a Builder has an image of tag until it
+// is whole. A tag has the same each time: a build replaces and removes what one
+// before it has left when the daemon died.
+func BuildName(tag string) string {
+	sum := sha256.Sum256([]byte(tag))
+	return imageref.Repository(tag) + ":building-" + hex.EncodeToString(sum[:6])
 }
 
 func (m *Manager) runBuild(ctx context.Context, task *operation.Task) error {

@@ -21,6 +21,7 @@ import (
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime"
 	"github.com/remotegpu/remotegpu/runtime/operation"
+	"github.com/remotegpu/remotegpu/runtime/runtimetest"
 )
 
 const (
@@ -486,6 +487,50 @@ func TestPruneAndUsage(t *testing.T) {
 	}
 	if got := names(d.PruneImages(t.Context(), runtime.PruneRequest{})); got != "free/g 2 <nil>" {
 		t.Errorf("the next prune: %s", got)
+	}
+}
+
+// makes is a Builder that leaves what it makes where it belongs until it may go on.
+type makes struct {
+	images      *runtimetest.FakeImages
+	begun, goOn chan struct{}
+}
+
+func (*makes) Sources() []string { return []string{"one"} }
+
+func (b *makes) Build(ctx context.Context, req runtime.BuildRequest, _ func(operation.Progress)) (runtime.BuildResult, error) {
+	made := runtime.BuildName(req.Tag)
+	b.images.Add(runtime.Image{Name: made, Digest: "sha256:b"})
+	close(b.begun)
+	<-b.goOn
+	if _, err := b.images.Tag(ctx, made, req.Tag); err != nil {
+		return runtime.BuildResult{}, err
+	}
+	return runtime.BuildResult{Image: req.Tag, Digest: "sha256:b"}, b.images.DeleteImage(ctx, made)
+}
+
+// An image in the making is not pruned from under its build, and is not called
+// by a digest that nobody knows yet.
+func TestBuild(t *testing.T) {
+	t.Parallel()
+	h := alone(t)
+	builder := &makes{images: h.images, begun: make(chan struct{}), goOn: make(chan struct{})}
+	h.builder = builder
+	d := start(t, h)
+	_, err := d.Build(t.Context(), runtime.ImageBuildRequest{BuildRequest: runtime.BuildRequest{Source: "one", Tag: "a/b@sha256:" + strings.Repeat("0", 64)}})
+	wantProblem(t, "build", err, problem.ImageReferenceBad, "tag")
+	op, err := d.Build(t.Context(), runtime.ImageBuildRequest{BuildRequest: runtime.BuildRequest{Source: "one", Tag: "a/b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-builder.begun
+	if pruned, err := d.PruneImages(t.Context(), runtime.PruneRequest{}); err != nil || len(pruned.Images) > 1 || len(pruned.Images) == 1 && pruned.Images[0].Name != image {
+		t.Errorf("pruned %+v, %v", pruned, err)
+	}
+	close(builder.goOn)
+	d.done(op)
+	if image, err := h.images.Image(t.Context(), "a/b"); err != nil || image.Digest != "sha256:b" {
+		t.Errorf("built %+v, %v", image, err)
 	}
 }
 

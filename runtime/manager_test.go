@@ -48,8 +48,9 @@ type host struct {
 	names     runtimetest.FakeNames
 	gpus      *gputest.Driver // nil: the node does not look for GPUs
 	gpu       runtime.GPUConfig
-	full      error  // what a request for something new gets
-	logs      logged // what the daemons log, from warnings on
+	full      error           // what a request for something new gets
+	logs      logged          // what the daemons log, from warnings on
+	builder   runtime.Builder // nil: nothing can be built
 	// inEnvironment says whose a process is. nil: nobody's.
 	inEnvironment func(int, string) (bool, error)
 	// afterList, when set, is called once between a list of containers and its use.
@@ -175,7 +176,7 @@ func start(t *testing.T, h *host) *daemon {
 		GPUs: gpus, GPU: h.gpu, InEnvironment: h.inEnvironment, Cgroup: func(id string) string { return "/test/" + id }, Meters: noMeters{},
 		Node: "node", StateDir: filepath.Join(h.dir, "environments"), LogDir: filepath.Join(h.dir, "logs"),
 		Store: faultyStore{db, &h.faults, h}, Queue: queue, Engine: lateEngine{h.engine, h}, Executor: h.engine, Roots: h.engine, Snapshotter: h.engine, Images: h.images,
-		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, NamedVolumes: h.named, Desktops: &h.desktops, Log: log, Reconcile: time.Hour,
+		Networks: &h.networks, Ports: pool, Volumes: &h.volumes, NamedVolumes: h.named, Desktops: &h.desktops, Log: log, Reconcile: time.Hour, Builder: h.builder,
 		BootID: h.boot, Dial: h.dial, Addresses: h.addresses, LoginDir: filepath.Join(h.dir, "credentials"), Room: func() error { return h.full }, Names: &h.names, Host: runtime.HostSize{CPUs: 2, MemoryBytes: 8 << 30},
 	})
 	// Adopting, which restores twice, and after subscribing: what a pass sees

@@ -95,7 +95,11 @@ func (m *Manager) prunable(ctx context.Context, before time.Time) ([]Image, erro
 	for _, op := range pending {
 		var args BuildRequest
 		_ = json.Unmarshal(op.Args, &args) // of other kinds: no base
-		for _, ref := range []string{op.Target, args.Base} {
+		refs := []string{op.Target, args.Base}
+		if op.Kind == KindBuild {
+			refs = append(refs, BuildName(op.Target))
+		}
+		for _, ref := range refs {
 			if name, err := imageref.Normalize(ref); err == nil {
 				needed[name] = true
 			}

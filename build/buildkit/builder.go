@@ -73,7 +73,7 @@ func (b *Builder) Build(ctx context.Context, job build.Job, progress func(operat
 		Session:     []session.Attachable{secretsprovider.FromMap(maps.Clone(job.Secrets))},
 		// zstd at its fastest: gzip takes longer than everything else together.
 		Exports: []client.ExportEntry{{Type: client.ExporterImage, Attrs: map[string]string{
-			"name": job.Tag, "unpack": "true", "oci-mediatypes": "true",
+			"name": job.Name, "unpack": "true", "oci-mediatypes": "true",
 			"compression": "zstd", "compression-level": "1",
 		}}},
 	}
