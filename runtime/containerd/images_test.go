@@ -5,6 +5,9 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -122,6 +125,70 @@ func TestContainerOutlivesImage(t *testing.T) {
 		}
 		if left := leftovers(t, d); len(left) > 0 {
 			t.Errorf("left behind: %q", left)
+		}
+	})
+}
+
+// An image that is here and not unpacked is unpacked when a container is made
+// from it; what that takes is known to be ours, and goes when it is cut off.
+func TestCreateUnpacks(t *testing.T) {
+	both(t, func(t *testing.T, d *testutil.ContainerdDaemon) {
+		engine := open(t, d)
+		var layers []string
+		for i := range 60 {
+			layers = append(layers, strconv.Itoa(i))
+		}
+		image := testutil.TestImage(t, testutil.ImageOptions{Name: "docker.io/remotegpu/packed:latest", Upper: layers})
+		path := filepath.Join(t.TempDir(), "packed.tar")
+		if err := os.WriteFile(path, image.Tar(t), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d.Ctr(t, "images", "import", "--no-unpack", path)
+		d.Ctr(t, "leases", "delete", "--sync", strings.TrimSpace(d.Ctr(t, "leases", "create"))) // the archive's index goes
+		before := stored(t, d)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		created := make(chan error, 1)
+		go func() {
+			created <- engine.Create(ctx, runtime.Container{ID: "cut", Image: image.Name, NetNS: "/proc/self/ns/net"})
+		}()
+		for {
+			parts, err := engine.Parts(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, part := range parts {
+				if part.Kind == runtime.FoundLease {
+					t.Errorf("the lease of a create is taken for one that nobody holds: %+v", part)
+				}
+			}
+			if _, leased, _ := strings.Cut(d.Ctr(t, "leases", "ls"), "\n"); leased != "" {
+				if !strings.Contains(leased, "remotegpu.dev/engine=") {
+					t.Errorf("leases: %s", leased)
+				}
+				break
+			}
+			if len(created) > 0 {
+				t.Fatalf("create was done before a lease was seen: %v", <-created)
+			}
+		}
+		cancel()
+		if err := <-created; !errors.Is(err, context.Canceled) {
+			t.Errorf("create that is cut off: %v", err)
+		}
+		kept(t, d, "a create that is cut off", before)
+		if snapshots := d.Ctr(t, "snapshots", "ls"); strings.Contains(snapshots, "extract-") {
+			t.Errorf("snapshots: %s", snapshots)
+		}
+		if err := engine.Create(t.Context(), runtime.Container{ID: "made", Image: image.Name, NetNS: "/proc/self/ns/net"}); err != nil {
+			t.Fatal(err)
+		}
+		kept(t, d, "a create", before)
+		if err := engine.Delete(t.Context(), "made"); err != nil {
+			t.Error(err)
+		}
+		if err := engine.DeleteImage(t.Context(), image.Name); err != nil {
+			t.Error(err)
 		}
 	})
 }
