@@ -124,7 +124,7 @@ func (m *Manager) obtainImage(ctx context.Context, env *Environment, task *opera
 				return err
 			}
 		}
-		if image, err = m.cfg.Images.Pull(ctx, env.Spec.Image, nil, task.Progress); err != nil {
+		if image, err = m.pullImage(ctx, env.Spec.Image, nil, task); err != nil {
 			return fmt.Errorf("pull image %s: %w", env.Spec.Image, err)
 		}
 		return nil

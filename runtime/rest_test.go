@@ -4,6 +4,8 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/remotegpu/remotegpu/runtime"
 )
 
@@ -43,6 +45,15 @@ func TestCalmNodeSparesPasses(t *testing.T) {
 			if _, err := d.ReconcileNow(t.Context(), false); err == nil {
 				t.Error("it did not")
 			}
+		}, func() {}},
+		{"a pull broke off, and may have left what came", func() {
+			h.faults.FailCall("Images.Pull", 1, errdefs.ErrUnavailable)
+			op, err := d.Pull(t.Context(), runtime.PullRequest{Reference: "test/absent"})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			d.done(op)
 		}, func() {}},
 		{"the end of a process could not be recorded", func() {
 			h.faults.FailCall("Store.UpdateEnvironment", 1, errors.New("broken"))

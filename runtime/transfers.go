@@ -61,7 +61,7 @@ func (m *Manager) runPull(ctx context.Context, task *operation.Task) error {
 	}
 	var image Image
 	err = operation.Idle(ctx, func() (err error) {
-		image, err = m.cfg.Images.Pull(ctx, task.Op.Target, login, task.Progress)
+		image, err = m.pullImage(ctx, task.Op.Target, login, task)
 		return err
 	})
 	if err != nil {
@@ -70,6 +70,16 @@ func (m *Manager) runPull(ctx context.Context, task *operation.Task) error {
 	task.SetResult("image", image.Name)
 	task.SetResult("digest", image.Digest)
 	return nil
+}
+
+// pullImage pulls an image. What came of one that is to be tried again is kept for
+// that; where it is not tried again, a pass removes it, which comes soon.
+func (m *Manager) pullImage(ctx context.Context, ref string, login *Login, task *operation.Task) (Image, error) {
+	image, err := m.cfg.Images.Pull(ctx, ref, login, task.Progress)
+	if errdefs.IsUnavailable(err) {
+		m.rest.disturb()
+	}
+	return image, err
 }
 
 // Push has a local image sent to a registry. IMAGE_NOT_FOUND.
