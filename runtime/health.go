@@ -250,11 +250,11 @@ func (h *healthChecks) checkOne(ctx context.Context, m *monitor) {
 }
 
 // notChecked says that a check failed on the way to the environment, which
-// tells nothing of its health: containerd or a shim is away, or a snapshot of it
-// is being taken.
+// tells nothing of its health: containerd or a shim is away, also when the end of
+// a command was to be asked for, or a snapshot of it is being taken.
 func notChecked(err error) bool {
 	return errors.Is(err, ErrPaused) || slices.ContainsFunc(problem.All(err), func(p *problem.Problem) bool {
-		return containerdAway(p) || p.Reason == problem.Unavailable
+		return containerdAway(p) || p.Reason == problem.Unavailable || p.Reason == problem.CommandTimeout && notChecked(p.Err)
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -133,6 +134,23 @@ func (d *ContainerdDaemon) Kill(tb testing.TB) { tb.Helper(); d.end(tb, syscall.
 
 // Stop ends the daemon with SIGTERM; shims and containers live on.
 func (d *ContainerdDaemon) Stop(tb testing.TB) { tb.Helper(); d.end(tb, syscall.SIGTERM) }
+
+// Hang stops the daemon: it is there and answers nobody until goOn is called, or
+// the test ends.
+func (d *ContainerdDaemon) Hang(tb testing.TB) (goOn func()) {
+	tb.Helper()
+	process := d.cmd.Process
+	if err := process.Signal(syscall.SIGSTOP); err != nil {
+		tb.Fatalf("stop containerd: %v", err)
+	}
+	goOn = sync.OnceFunc(func() {
+		if err := process.Signal(syscall.SIGCONT); err != nil {
+			tb.Errorf("let containerd go on: %v", err)
+		}
+	})
+	tb.Cleanup(goOn)
+	return goOn
+}
 
 func (d *ContainerdDaemon) end(tb testing.TB, signal syscall.Signal) {
 	tb.Helper()

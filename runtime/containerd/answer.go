@@ -31,6 +31,9 @@ var unbound = map[string]bool{
 // client's stores keep no more of an error than its code and text.
 const unanswered = "no answer within "
 
+// busyHint is what to do about a containerd that does not answer.
+const busyHint = "it is there; see its log and what keeps the host busy. If it stays so, restart it: environments run on meanwhile"
+
 // bound gives calls a deadline that have none, except those that are unbound. A
 // shim that does not answer is waited for without the worker of an operation.
 func (e *Engine) bound(ctx context.Context, method string, req, reply any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
@@ -78,12 +81,11 @@ func (e *Engine) bound(ctx context.Context, method string, req, reply any, conn 
 func (e *Engine) noAnswer(err error) *problem.Problem {
 	_, limit, ours := strings.Cut(err.Error(), unanswered)
 	limit, _, _ = strings.Cut(limit, ":")
-	const busy = "it is there; see its log and what keeps the host busy. If it stays so, restart it: environments run on meanwhile"
 	switch {
 	case errdefs.IsUnavailable(err) && strings.Contains(err.Error(), "server preface") && strings.Contains(err.Error(), net.ErrClosed.Error()):
 		// Its socket takes connections, nobody greets, and grpc has hung up.
 		return problem.New(problem.ContainerdTimeout, "containerd at %s did not answer within %s", e.cfg.Address, connectTimeout).WithCause(err).
-			WithHint("%s", busy)
+			WithHint("%s", busyHint)
 	case errdefs.IsUnavailable(err):
 		return problem.New(problem.ContainerdDown, "containerd at %s does not answer", e.cfg.Address).WithCause(err).
 			WithHint("see whether it runs, for example with: systemctl status containerd")
@@ -91,9 +93,9 @@ func (e *Engine) noAnswer(err error) *problem.Problem {
 		return nil
 	case ours:
 		return problem.New(problem.ContainerdTimeout, "containerd at %s did not answer within %s", e.cfg.Address, limit).WithCause(err).
-			WithHint("%s", busy)
+			WithHint("%s", busyHint)
 	default: // containerd keeps limits of its own
 		return problem.New(problem.ContainerdTimeout, "containerd at %s gave up: a shim or a runtime did not answer it in time", e.cfg.Address).WithCause(err).
-			WithHint("%s", busy)
+			WithHint("%s", busyHint)
 	}
 }

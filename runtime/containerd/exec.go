@@ -53,15 +53,15 @@ func (e *Engine) exec(parent context.Context, id string, cmd runtime.Command) (r
 	}
 	process, err := e.processSpec(ctx, id, &cmd)
 	if err != nil {
-		return result, commandEnd(parent, ctx, &cmd, err)
+		return result, e.notStarted(ctx, err)
 	}
 	if err := e.fits(ctx, id, process); err != nil {
-		return result, commandEnd(parent, ctx, &cmd, err)
+		return result, e.notStarted(ctx, err)
 	}
 	x := execution{engine: e, id: id, exec: e.execID("run", id), stdin: newSource(cmd.Stdin)}
 	x.stdout.limit, x.stderr.limit = max(cmd.OutputLimit, 0), max(cmd.OutputLimit, 0)
 	if err := x.start(ctx, process, len(cmd.Stdin) > 0); err != nil {
-		return result, commandEnd(parent, ctx, &cmd, e.execProblem(parent, id, &cmd, err))
+		return result, e.notStarted(ctx, e.execProblem(parent, id, &cmd, err))
 	}
 	known := false
 	defer func() { err = e.forgotten(parent, id, known, err, x.remove(parent)) }()
@@ -80,7 +80,20 @@ func (e *Engine) exec(parent context.Context, id string, cmd runtime.Command) (r
 	return result, nil
 }
 
-// commandEnd tells a command that took too long from a caller that left.
+// notStarted tells a time that ran out before a command was started: that was
+// containerd's, whoever set it. Another reason stays, and so does the end of a
+// caller that left.
+func (e *Engine) notStarted(ctx context.Context, err error) error {
+	_, known := errors.AsType[*problem.Problem](err)
+	if known || !errors.Is(ctx.Err(), context.DeadlineExceeded) || !errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return problem.New(problem.ContainerdTimeout, "containerd at %s did not answer in time, and the command was not started", e.cfg.Address).
+		WithHint("%s", busyHint).WithCause(err)
+}
+
+// commandEnd tells a command that took too long from a caller that left. It is
+// for those that were started.
 func commandEnd(parent, ctx context.Context, cmd *runtime.Command, err error) error {
 	if parent.Err() == nil && ctx.Err() != nil {
 		return problem.New(problem.CommandTimeout, "the command did not end within %s and was killed", cmd.Timeout).
@@ -297,10 +310,12 @@ func (x *execution) end(ctx context.Context) (waited, error) {
 		return last, nil
 	case <-ctx.Done():
 	}
+	group := x.engine.group(x.id, x.pid, nil)
+	whole, done := uninterrupted(ctx) // with its own limit, whose end says that nobody has answered
+	err := x.engine.kill(whole, x.id, x.exec, syscall.SIGKILL, false)
+	done()
 	undo, cancelUndo := afterwards(ctx)
 	defer cancelUndo()
-	group := x.engine.group(x.id, x.pid, nil)
-	err := x.engine.kill(undo, x.id, x.exec, syscall.SIGKILL, false)
 	if errdefs.IsNotFound(err) {
 		err = nil
 	}

@@ -2,18 +2,22 @@ package containerd_test
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/testutil"
 	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/runtimetest"
 )
 
 // patience is more than it takes to be done with a shim that does not answer, and
@@ -85,6 +89,68 @@ func TestStartBesideOrphanedShim(t *testing.T) {
 			t.Errorf("the shim without a task is still there: %s", name)
 		}
 		if err := engine.Delete(ctx, c.ID); err != nil {
+			t.Errorf("delete: %v", err)
+		}
+		if left := leftovers(t, d); len(left) > 0 {
+			t.Errorf("left behind: %q", left)
+		}
+	})
+}
+
+// A command that was not started since containerd or a shim hangs has not taken
+// too long itself, and nobody is told that it was killed.
+func TestRunWithSilentContainerd(t *testing.T) {
+	both(t, func(t *testing.T, d *testutil.ContainerdDaemon) { //nolint:thelper // it is the test
+		engine := open(t, d)
+		shim := parent(t, start(t, engine, runtime.Container{ID: "one", Image: testutil.ImageName, NetNS: netNS(t, d)()}))
+		leaves := func(ctx context.Context, within time.Duration) error {
+			_, err := engine.Run(ctx, "one", runtime.Command{Argv: []string{"testprog", "write", "/tmp/ran", "yes"}, Timeout: within})
+			return err
+		}
+		silent := func(what string, err error) {
+			t.Helper()
+			if p := problem.Of(err); p == nil || p.Reason != problem.ContainerdTimeout || p.Hint == "" || errors.Is(err, context.Canceled) {
+				t.Errorf("%s: %v, want %s", what, err, problem.ContainerdTimeout)
+			}
+		}
+		goOn := d.Hang(t)
+		silent("run", leaves(t.Context(), time.Second))
+		short, cancel := context.WithTimeout(t.Context(), time.Second)
+		silent("run for a caller with as little time", leaves(short, time.Second))
+		cancel()
+		left, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(500*time.Millisecond, cancel)
+		if err := leaves(left, time.Hour); !errors.Is(err, context.Canceled) || problem.Of(err).Reason == problem.ContainerdTimeout {
+			t.Errorf("run for a caller that left: %v, want the context's error", err)
+		}
+		goOn()
+		if err := syscall.Kill(shim, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		silent("run with a shim that hangs", leaves(t.Context(), time.Second))
+		if err := syscall.Kill(shim, syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+		if result, err := engine.Run(t.Context(), "one", runtime.Command{Argv: []string{"cat", "/tmp/ran"}}); err != nil || result.ExitCode != 1 {
+			t.Errorf("what was not started ran: %+v, %v", result, err)
+		}
+		// One that was started is killed; that it had not ended by itself nobody has said.
+		begun := make(chan error, 1)
+		go func() {
+			_, err := engine.Run(t.Context(), "one", runtime.Command{Argv: []string{"testprog", "hold"}, Timeout: 5 * time.Second})
+			begun <- err
+		}()
+		runtimetest.Eventually(t, "the command to run", func() bool { return strings.Contains(run(t, engine, "ps"), "hold") })
+		goOn = d.Hang(t)
+		p := problem.Of(<-begun)
+		if p.Reason != problem.CommandTimeout || problem.Of(p.Err).Reason != problem.ContainerdTimeout {
+			t.Errorf("run of what had started: %v, want %s by %s", p, problem.CommandTimeout, problem.ContainerdTimeout)
+		}
+		goOn()
+		if text := run(t, engine, "ps"); strings.Contains(text, "hold") {
+			t.Errorf("left behind: %s", text)
+		}
+		if err := engine.Delete(t.Context(), "one"); err != nil {
 			t.Errorf("delete: %v", err)
 		}
 		if left := leftovers(t, d); len(left) > 0 {

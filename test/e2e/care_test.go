@@ -197,6 +197,30 @@ func TestHealth(t *testing.T) {
 	})
 }
 
+// A containerd that hangs says nothing of the health of environments: none is
+// restarted for it.
+func TestHealthWhileContainerdHangs(t *testing.T) {
+	n := Start(t, usual, "")
+	// Two failures: a command that was being started when containerd stopped may be one.
+	n.Must(t, "env", "create", "desk", "--image", n.Image, "--restart", "always", "--restart-unhealthy", "--health-cmd", "true",
+		"--health-interval", "100ms", "--health-timeout", "1s", "--health-retries", "2")
+	Eventually(t, "health", func() bool { return n.care(t, "desk").Health == "HEALTH_HEALTHY" })
+	goOn := n.Containerd.Hang(t)
+	time.Sleep(5 * time.Second) // for several checks
+	if c := n.care(t, "desk"); c.Health != "HEALTH_HEALTHY" || !c.RestartAt.IsZero() {
+		t.Errorf("while containerd hangs: %+v", c)
+	}
+	goOn()
+	n.Must(t, "env", "exec", "--stdin=false", "desk", "--", "true")
+	time.Sleep(2 * time.Second) // for what was found meanwhile
+	if c := n.care(t, "desk"); c.Health != "HEALTH_HEALTHY" || c.RestartCount != 0 {
+		t.Errorf("when containerd goes on: %+v", c)
+	}
+	if kinds := n.events(t, "desk"); !slices.Equal(kinds, []string{"created", "started", "healthy"}) {
+		t.Errorf("events: %v", kinds)
+	}
+}
+
 // The daemon is killed between an exit and the restart, at several moments.
 func TestKillBeforeRestart(t *testing.T) {
 	n := Start(t, usual, "")
