@@ -28,6 +28,14 @@ import (
 // has left running in the background may hold its pipes open forever.
 const drainTime = 2 * time.Second
 
+// writeTime is how long it is awaited at most where that writes and writes, and
+// leftLimit what a command that has ended can have left in its pipes, in bytes,
+// and more.
+const (
+	writeTime = 5 * drainTime
+	leftLimit = 4 << 20
+)
+
 // killedDrainTime is how long more what a command has written before it was
 // killed may be on its way.
 const killedDrainTime = 500 * time.Millisecond
@@ -73,7 +81,7 @@ func (e *Engine) exec(parent context.Context, id string, cmd runtime.Command) (r
 		return result, commandEnd(parent, ctx, &cmd, err)
 	}
 	known = true
-	x.drain(ctx, 5*drainTime)
+	x.drain(ctx, writeTime)
 	result.ExitCode = int(last.status)
 	result.Stdout, result.StdoutTruncated = x.stdout.take()
 	result.Stderr, result.StderrTruncated = x.stderr.take()
@@ -327,9 +335,7 @@ func (x *execution) end(ctx context.Context) (waited, error) {
 	return waited{}, errors.Join(context.Cause(ctx), err)
 }
 
-// drain waits for the rest of the output: to the end of the pipes, until nothing
-// has come for a while, or not much longer where what runs on in the background
-// writes and writes.
+// drain waits for the rest of the output, as quiet does, for limit at most.
 func (x *execution) drain(ctx context.Context, limit time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -339,12 +345,17 @@ func (x *execution) drain(ctx context.Context, limit time.Duration) {
 }
 
 // quiet waits until done is closed, ctx ends, or drainTime has passed in which
-// moved neither told of more nor of something at work. It says whether done was.
+// moved told neither of more bytes nor of something at work. What runs on in the
+// background may write and write: that is waited for no longer than writeTime, in
+// which a slow caller's time counts only once there is more than a command that
+// has ended can have left. It says whether done was closed.
 func quiet(ctx context.Context, done <-chan struct{}, moved func() (count int64, busy bool)) bool {
-	tick := time.NewTicker(drainTime / 10)
+	const interval = drainTime / 10
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	seen, _ := moved()
-	for idle := 0; idle < 10; {
+	first, _ := moved()
+	seen := first
+	for idle, counted := 0, time.Duration(0); idle < 10 && counted < writeTime; {
 		select {
 		case <-done:
 			return true
@@ -352,10 +363,14 @@ func quiet(ctx context.Context, done <-chan struct{}, moved func() (count int64,
 			return false
 		case <-tick.C:
 		}
-		if now, busy := moved(); now != seen || busy {
+		now, busy := moved()
+		if now != seen || busy {
 			idle, seen = 0, now
 		} else {
 			idle++
+		}
+		if !busy || now-first > leftLimit {
+			counted += interval
 		}
 	}
 	return false
@@ -413,14 +428,14 @@ type sink struct {
 	mu        sync.Mutex
 	data      []byte
 	truncated bool
-	count     int64 // of writes
+	count     int64 // of bytes
 }
 
 // Write implements io.Writer.
 func (s *sink) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.count++
+	s.count += int64(len(p))
 	keep := p[:min(len(p), s.limit-len(s.data))]
 	s.data = append(s.data, keep...)
 	s.truncated = s.truncated || len(keep) < len(p)

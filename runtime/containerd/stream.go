@@ -283,8 +283,8 @@ func ended(err error) bool {
 }
 
 // drain waits for the rest of the output: to the end of the pipes, which what
-// runs on in the background may hold open, or until nothing has come for a
-// while. A caller that is slow is waited for.
+// runs on in the background may hold open, until nothing has come for a while, or
+// not much longer where that writes and writes. A caller that is slow is waited for.
 func (x *session) drain(ctx context.Context) (ended bool) {
 	done := make(chan struct{})
 	x.closing.Go(func() { x.io.Wait(); close(done) })
@@ -326,7 +326,7 @@ type relay struct {
 	to      io.Writer
 	begun   <-chan struct{}
 	fail    context.CancelCauseFunc
-	count   atomic.Int64
+	count   atomic.Int64 // of bytes
 	writing atomic.Bool
 
 	mu      sync.Mutex
@@ -347,7 +347,7 @@ func (r *relay) Write(p []byte) (int, error) {
 		r.dropped = true
 		r.fail(fmt.Errorf("write output of the command: %w", err))
 	}
-	r.count.Add(1)
+	r.count.Add(int64(len(p)))
 	return len(p), nil
 }
 
@@ -374,6 +374,8 @@ type input struct {
 	ended    chan struct{}
 	over     <-chan struct{}
 	done     bool
+	last     byte   // that was passed on; 0: none was
+	keys     []byte // that are still to be pressed
 }
 
 // WriteTo implements io.WriterTo for the one goroutine that copies.
@@ -391,12 +393,12 @@ func (i *input) WriteTo(pipe io.Writer) (int64, error) {
 // Read implements io.Reader.
 func (i *input) Read(p []byte) (int, error) {
 	if i.done {
-		if i.terminal {
-			<-i.over
-		}
-		return 0, io.EOF
+		return i.finish(p)
 	}
 	n, err := i.from.Read(p)
+	if n > 0 {
+		i.last = p[n-1]
+	}
 	if err == nil {
 		return n, nil
 	}
@@ -410,9 +412,34 @@ func (i *input) Read(p []byte) (int, error) {
 		}
 		return n, io.EOF
 	}
-	if errors.Is(err, io.EOF) && n < len(p) {
-		p[n] = endOfTransmission
-		n++
+	if errors.Is(err, io.EOF) {
+		i.keys = endKeys(i.last)
+	}
+	if n == 0 {
+		return i.finish(p)
 	}
 	return n, nil
+}
+
+// finish presses the keys that are left, and keeps a terminal open.
+func (i *input) finish(p []byte) (int, error) {
+	if len(i.keys) > 0 {
+		n := copy(p, i.keys)
+		i.keys = i.keys[n:]
+		return n, nil
+	}
+	if i.terminal {
+		<-i.over
+	}
+	return 0, io.EOF
+}
+
+// endKeys is what ends the input of a terminal after last. The key passes on a
+// line that was begun, and ends the input where none was: see termios(3), VEOF.
+func endKeys(last byte) []byte {
+	switch last {
+	case 0, '\n', '\r', endOfTransmission: // the line is empty
+		return []byte{endOfTransmission}
+	}
+	return []byte{endOfTransmission, endOfTransmission}
 }

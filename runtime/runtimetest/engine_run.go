@@ -4,8 +4,10 @@ package runtimetest
 import (
 	"context"
 	"errors"
+	"io"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -236,8 +238,22 @@ func testRunLimits(t *testing.T, s *suite) {
 	}
 }
 
-// What a command leaves running may hold its output open. A shim waits ten
-// seconds for that before it forgets the command; its caller does not.
+// crawling is a reader that takes its time over each piece, so that there is
+// always one that it has not taken.
+type crawling struct{ begin string }
+
+// Write implements io.Writer.
+func (w *crawling) Write(p []byte) (int, error) {
+	time.Sleep(30 * time.Millisecond)
+	if len(w.begin) < 100 {
+		w.begin += string(p)
+	}
+	return len(p), nil
+}
+
+// What a command leaves running may hold its output open, and write and write. A
+// shim waits ten seconds for that before it forgets the command; its caller does
+// not.
 func testRunLeaves(t *testing.T, s *suite) {
 	c := s.start(t, s.container())
 	ctx, cancel := context.WithTimeout(t.Context(), 9*time.Second) // not half of it is needed
@@ -253,6 +269,26 @@ func testRunLeaves(t *testing.T, s *suite) {
 	if x.err != nil || x.exit.Code != 0 || x.stdout.String() != "done\n" || ctx.Err() != nil {
 		t.Errorf("exec: %+v, %v, %q, %v", x.exit, x.err, x.stdout.String(), ctx.Err())
 	}
+	var all sync.WaitGroup
+	for _, writer := range []string{"tick", "babble"} {
+		argv := []string{"testprog", "echo", "done", ";", "leave", writer}
+		all.Go(func() {
+			result, err := s.Engine.Run(t.Context(), c.ID, runtime.Command{Argv: argv, Timeout: time.Minute, OutputLimit: 5})
+			if err != nil || result.ExitCode != 0 || string(result.Stdout) != "done\n" {
+				t.Errorf("run that leaves %s: %+v, %v", writer, result, err)
+			}
+		})
+		all.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			out := &crawling{}
+			exit, err := s.executor(t).Exec(ctx, c.ID, runtime.Process{Argv: argv}, runtime.Streams{Stdout: out, Stderr: io.Discard})
+			if err != nil || exit.Code != 0 || !strings.HasPrefix(out.begin, "done\n") {
+				t.Errorf("exec that leaves %s: %+v, %v, %q", writer, exit, err, out.begin)
+			}
+		})
+	}
+	all.Wait()
 	if err := s.Engine.Delete(t.Context(), c.ID); err != nil {
 		t.Error(err)
 	}

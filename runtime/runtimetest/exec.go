@@ -156,6 +156,14 @@ func testExecTerminal(t *testing.T, s *suite) {
 		!strings.Contains(out, "both") || x.stderr.String() != "" {
 		t.Errorf("exit %+v, %v, %q", x.exit, x.err, out)
 	}
+	// Also where the last line has no end; what comes after keeps its own input.
+	for _, text := range []string{"", "unfinished", "finished\nunfinished", "entered\r", strings.Repeat("x", 4000)} {
+		x = s.exec(t, c.ID, strings.NewReader(text), &runtime.TerminalSize{Columns: 80, Rows: 24}, "testprog", "cat", ";", "echo", "after")
+		x.wait(t)
+		if out := x.stdout.String(); x.err != nil || x.exit.Code != 0 || !strings.Contains(out, strings.TrimRight(text[max(0, len(text)-10):], "\r")) || !strings.Contains(out, "after") {
+			t.Errorf("input %.20q: exit %+v, %v, %q", text, x.exit, x.err, out)
+		}
+	}
 }
 
 func testExecSignals(t *testing.T, s *suite) {

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -54,6 +55,7 @@ func commands() map[string]command {
 		"stderr":      {0, stderr},
 		"tick":        {0, tick},
 		"count":       {0, count},
+		"babble":      {0, babble},
 		"env":         {0, func([]string) (int, error) { return out(strings.Join(os.Environ(), "\n")) }},
 		"id":          {0, identity},
 		"pwd":         {0, workdir},
@@ -199,6 +201,17 @@ func count([]string) (int, error) {
 			return 0, nil
 		case <-time.After(10 * time.Millisecond):
 		}
+	}
+}
+
+// babble writes 32 KiB a hundred times a second, until it is killed.
+func babble([]string) (int, error) {
+	text := bytes.Repeat([]byte("babble\n"), 32<<10/7)
+	for {
+		if _, err := os.Stdout.Write(text); err != nil {
+			return 1, err
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 

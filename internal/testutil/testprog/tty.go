@@ -53,9 +53,13 @@ func hold(args []string) (int, error) {
 	return 0, nil
 }
 
-// leave ends at once and leaves a child that holds its output open until SIGTERM.
-func leave([]string) (int, error) {
-	child := exec.Command("/proc/self/exe", "sleep")
+// leave ends at once and leaves a child that holds its output open: the command
+// that it is given, or one that lasts until SIGTERM.
+func leave(args []string) (int, error) {
+	if len(args) == 0 {
+		args = []string{"sleep"}
+	}
+	child := exec.Command("/proc/self/exe", args...)
 	child.Stdout, child.Stderr = os.Stdout, os.Stderr
 	return 0, child.Start()
 }
