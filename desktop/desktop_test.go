@@ -201,6 +201,11 @@ func TestReadinessFollowsTheDesktop(t *testing.T) {
 	if err != nil || ready.Level != desktop.Starting || !strings.Contains(ready.Detail, "no socket yet") {
 		t.Errorf("before it listens: %+v, %v", ready, err)
 	}
+	early, end := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer end()
+	if err := d.AwaitConnectable(early, env); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "no socket yet") {
+		t.Errorf("connect before it listens: %v", err)
+	}
 	var colours atomic.Int64
 	colours.Store(1)
 	serve(t, dir, &colours, nil)
@@ -213,6 +218,9 @@ func TestReadinessFollowsTheDesktop(t *testing.T) {
 	defer cancel()
 	if err := d.AwaitDrawn(short, env); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("await a black desktop: %v", err)
+	}
+	if err := d.AwaitConnectable(t.Context(), env); err != nil {
+		t.Errorf("connect to a black desktop: %v", err)
 	}
 	time.AfterFunc(300*time.Millisecond, func() { colours.Store(60) })
 	if err := d.AwaitDrawn(t.Context(), env); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/desktop/rfb"
 	"github.com/remotegpu/remotegpu/internal/problem"
+	"github.com/remotegpu/remotegpu/runtime"
 )
 
 const (
@@ -76,14 +77,17 @@ const (
 	largePictures = 2
 )
 
+// errWaiting says that the end of ctx came while a picture waited for others.
+var errWaiting = errors.New("other pictures were in the way")
+
 // picture takes a picture of the desktop and calls use with it, which must not
 // keep it. A desktop that is slow holds up nobody but those who look at it,
 // until it has let us in: only then a slot is taken, which is held until use
-// is done.
+// is done. errWaiting when ctx ends before.
 func (d *Desktops) picture(ctx context.Context, envID string, use func(*image.RGBA) error) error {
 	done, err := d.turns.Lock(ctx, envID)
 	if err != nil {
-		return err
+		return errors.Join(errWaiting, err)
 	}
 	defer done()
 	// The view-only password will do.
@@ -100,7 +104,7 @@ func (d *Desktops) picture(ctx context.Context, envID string, use func(*image.RG
 	case slots <- struct{}{}:
 		defer func() { <-slots }()
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return errors.Join(errWaiting, context.Cause(ctx))
 	}
 	var picture *image.RGBA
 	err = bounded(ctx, conn, pictureTimeout, func() (err error) {
@@ -168,14 +172,8 @@ func (d *Desktops) Readiness(ctx context.Context, envID string) (Readiness, erro
 		}
 		return nil
 	})
-	switch {
-	case err == nil:
-	case ctx.Err() != nil:
-		return Readiness{}, err
-	case problem.Of(err).Reason == problem.DesktopUnavailable, problem.Of(err).Reason == problem.DesktopSocketBad:
-		return Readiness{Detail: err.Error()}, nil
-	default:
-		return Readiness{}, err
+	if err != nil {
+		return notYet(ctx, err)
 	}
 	if ready.Colours <= DrawnColours {
 		ready.Level = Connectable
@@ -184,24 +182,54 @@ func (d *Desktops) Readiness(ctx context.Context, envID string) (Readiness, erro
 	return ready, nil
 }
 
+// notYet is how far a desktop is that lets nobody in. Other errors are ones.
+func notYet(ctx context.Context, err error) (Readiness, error) {
+	reason := problem.Of(err).Reason
+	if ctx.Err() == nil && (reason == problem.DesktopUnavailable || reason == problem.DesktopSocketBad) {
+		return Readiness{Detail: err.Error()}, nil
+	}
+	return Readiness{}, err
+}
+
 // AwaitDrawn blocks until the desktop has drawn or ctx ends; the error then
-// says how far it came.
+// says how far it came. It is runtime.ErrUnseen where nothing could be seen of
+// it, since others' pictures were in the way.
 func (d *Desktops) AwaitDrawn(ctx context.Context, envID string) error {
+	return await(ctx, envID, Drawn, func() (Readiness, error) { return d.Readiness(ctx, envID) })
+}
+
+// AwaitConnectable blocks until the desktop can be connected to or ctx ends; the
+// error then says why it cannot. No picture is taken.
+func (d *Desktops) AwaitConnectable(ctx context.Context, envID string) error {
+	return await(ctx, envID, Connectable, func() (Readiness, error) {
+		conn, init, err := d.Connect(ctx, envID, true)
+		if err != nil {
+			return notYet(ctx, err)
+		}
+		return Readiness{Level: Connectable, Width: init.Width, Height: init.Height}, conn.Close()
+	})
+}
+
+func await(ctx context.Context, envID string, level Level, look func() (Readiness, error)) error {
 	const first, longest = 100 * time.Millisecond, time.Second
-	last := Readiness{Detail: "it was not looked at"}
+	last, unseen := "it was not looked at", true
 	for wait := first; ; wait = min(wait*3/2, longest) {
-		ready, err := d.Readiness(ctx, envID)
+		ready, err := look()
 		switch {
-		case err == nil && ready.Level == Drawn:
+		case err == nil && ready.Level >= level:
 			return nil
 		case err == nil:
-			last = ready
+			last, unseen = ready.Detail, false
 		case ctx.Err() == nil:
 			return err
 		}
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("await desktop of environment %s (%s): %w", envID, last.Detail, context.Cause(ctx))
+			end := fmt.Errorf("await desktop of environment %s (%s): %w", envID, last, context.Cause(ctx))
+			if unseen && errors.Is(err, errWaiting) {
+				end = errors.Join(end, runtime.ErrUnseen)
+			}
+			return end
 		case <-time.After(wait):
 		}
 	}

@@ -3,6 +3,8 @@ package desktop_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/rand/v2"
@@ -144,5 +146,39 @@ func TestSlowDesktopsHoldUpOnlyThemselves(t *testing.T) {
 	ready, err := d.Readiness(short, "fine")
 	if err != nil || ready.Level != desktop.Drawn {
 		t.Errorf("beside slow ones: %+v, %v", ready, err)
+	}
+}
+
+// Pictures of others are told from a desktop that has not drawn, and hold up nobody
+// who asks only whether it can be connected to.
+func TestNoRoomForAPicture(t *testing.T) {
+	stall := func(conn net.Conn) { _, _ = io.Copy(io.Discard, conn) }
+	served := map[string]func(net.Conn){"mine": stall}
+	for i := range 8 {
+		served[fmt.Sprintf("slow-%d", i)] = stall
+	}
+	d := newSeveral(t, 100, 50, served)
+	short, done := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer done()
+	if err := d.AwaitDrawn(short, "mine"); !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, runtime.ErrUnseen) {
+		t.Errorf("with room for it: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var slow sync.WaitGroup
+	defer slow.Wait()
+	defer cancel()
+	for id := range served {
+		if id != "mine" {
+			slow.Go(func() { _ = d.AwaitDrawn(ctx, id) }) // until ctx ends
+		}
+	}
+	time.Sleep(300 * time.Millisecond) // they ask first
+	short, done = context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer done()
+	if err := d.AwaitDrawn(short, "mine"); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, runtime.ErrUnseen) {
+		t.Errorf("without room: %v", err)
+	}
+	if err := d.AwaitConnectable(t.Context(), "mine"); err != nil {
+		t.Errorf("connect: %v", err)
 	}
 }

@@ -3,6 +3,7 @@ package runtime
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"os"
 	"time"
@@ -369,9 +370,15 @@ type Desktops interface {
 	// Prepared lists the environments that have something prepared.
 	Prepared(ctx context.Context) ([]string, error)
 	// AwaitDrawn blocks until the desktop has drawn (more than 50 colours) or
-	// ctx ends.
+	// ctx ends; ErrUnseen where the node had no room to look at it until then.
 	AwaitDrawn(ctx context.Context, envID string) error
+	// AwaitConnectable blocks until the desktop can be connected to or ctx ends.
+	AwaitConnectable(ctx context.Context, envID string) error
 }
+
+// ErrUnseen says that nobody could look at a desktop: a node has few pictures in
+// memory at a time, and those of others were in the way.
+var ErrUnseen = errors.New("the desktop was not looked at: pictures of others were in the way")
 
 // Store keeps environments; package store implements it. Errors are errdefs
 // kinds or *problem.Problem.

@@ -251,9 +251,10 @@ func (h *healthChecks) checkOne(ctx context.Context, m *monitor) {
 
 // notChecked says that a check failed on the way to the environment, which
 // tells nothing of its health: containerd or a shim is away, also when the end of
-// a command was to be asked for, or a snapshot of it is being taken.
+// a command was to be asked for, a snapshot of it is being taken, or the node has
+// no room to look at its desktop.
 func notChecked(err error) bool {
-	return errors.Is(err, ErrPaused) || slices.ContainsFunc(problem.All(err), func(p *problem.Problem) bool {
+	return errors.Is(err, ErrPaused) || errors.Is(err, ErrUnseen) || slices.ContainsFunc(problem.All(err), func(p *problem.Problem) bool {
 		return containerdAway(p) || p.Reason == problem.Unavailable || p.Reason == problem.CommandTimeout && notChecked(p.Err)
 	})
 }

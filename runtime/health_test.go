@@ -134,6 +134,39 @@ func TestHealthOfCommandTCPAndDesktop(t *testing.T) {
 	}
 }
 
+// A desktop that has drawn must let people in, whatever it shows now. One that the
+// node had no room to look at is none that failed.
+func TestHealthOfDesktop(t *testing.T) {
+	h := newHost(t)
+	h.faults.FailCall("Desktops.AwaitDrawn", 0, fmt.Errorf("await desktop: %w", errors.Join(context.DeadlineExceeded, runtime.ErrUnseen)))
+	d := start(t, h)
+	d.create(checked("desk", runtime.HealthCheck{Desktop: true}))
+	looks := func() int { return h.faults.Count("Desktops.AwaitDrawn") }
+	waitFor(t, "several checks", func() bool { return looks() > 5 })
+	if env := d.get("desk"); env.Health != runtime.HealthStarting {
+		t.Errorf("while it is not looked at it is %q", env.Health)
+	}
+	h.faults.Reset()
+	h.faults.FailCall("Desktops.AwaitDrawn", 0, errors.New("black"))
+	d.awaitHealth("desk", runtime.Unhealthy)
+
+	h.faults.Reset()
+	h.desktops.Draw()
+	d.awaitHealth("desk", runtime.Healthy)
+	d.act(d.Restart, "desk") // the watch of the run before has failed
+	waitFor(t, "it to have drawn", func() bool { return d.get("desk").Ready })
+	h.faults.FailCall("Desktops.AwaitDrawn", 0, errors.New("black again"))
+	before := h.faults.Count("Desktops.AwaitConnectable")
+	waitFor(t, "several checks", func() bool { return h.faults.Count("Desktops.AwaitConnectable") > before+5 })
+	if env := d.awaitHealth("desk", runtime.Healthy); !env.Ready {
+		t.Errorf("black again: %+v", env)
+	}
+	h.faults.FailCall("Desktops.AwaitConnectable", 0, errors.New("nobody is let in"))
+	if env := d.awaitHealth("desk", runtime.Unhealthy); env.HealthDetail != "nobody is let in" {
+		t.Errorf("why it is unhealthy: %q", env.HealthDetail)
+	}
+}
+
 func TestStartPeriod(t *testing.T) {
 	h := newHost(t)
 	d := start(t, h)

@@ -106,11 +106,24 @@ func (m *Manager) probe(ctx context.Context, of *monitor) (detail string, err er
 	case c.HTTPPort != 0:
 		return m.probeHTTP(ctx, of)
 	default:
-		if err := m.cfg.Desktops.AwaitDrawn(ctx, of.id); err != nil {
+		return m.probeDesktop(ctx, of)
+	}
+}
+
+// probeDesktop awaits that a desktop draws. From then on it must let people in,
+// whatever it shows: a slide or a player may well be black.
+func (m *Manager) probeDesktop(ctx context.Context, of *monitor) (string, error) {
+	env, err := m.cfg.Store.Environment(ctx, of.id)
+	if err == nil && env.Ready && env.StartedAt.Equal(of.started) {
+		if err := m.cfg.Desktops.AwaitConnectable(ctx, of.id); err != nil {
 			return "", err
 		}
-		return "the desktop has drawn", nil
+		return "the desktop has drawn, and can be connected to", nil
 	}
+	if err := m.cfg.Desktops.AwaitDrawn(ctx, of.id); err != nil {
+		return "", err
+	}
+	return "the desktop has drawn", nil
 }
 
 func (m *Manager) probeCommand(ctx context.Context, of *monitor) (string, error) {

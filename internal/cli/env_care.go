@@ -45,7 +45,7 @@ func (f *careFlags) register(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&f.command, "health-cmd", nil, "program that ends with 0 when all is well; repeat it for arguments")
 	flags.Int32Var(&f.tcp, "health-tcp", 0, "port inside that accepts connections when all is well")
 	flags.StringVar(&f.http, "health-http", "", "PORT[/path] that answers with a status below 400 when all is well")
-	flags.BoolVar(&f.desktop, "health-desktop", false, "all is well when the desktop has drawn")
+	flags.BoolVar(&f.desktop, "health-desktop", false, "all is well when the desktop has drawn once and can be connected to")
 	flags.DurationVar(&f.interval, "health-interval", 0, "time between checks (default 30s)")
 	flags.DurationVar(&f.timeout, "health-timeout", 0, "time that a check may take, at most 1m (default 10s)")
 	flags.Int32Var(&f.retries, "health-retries", 0, "failures one after another that mean unhealthy (default 3)")

@@ -479,6 +479,11 @@ func (d *FakeDesktops) AwaitDrawn(ctx context.Context, _ string) error {
 	})
 }
 
+// AwaitConnectable finds every desktop connectable.
+func (d *FakeDesktops) AwaitConnectable(context.Context, string) error {
+	return d.Faults.Do("Desktops.AwaitConnectable", func() error { return nil })
+}
+
 // Draw makes every desktop draw, now and from now on.
 func (d *FakeDesktops) Draw() {
 	drawn := d.draws()

@@ -1250,7 +1250,8 @@ type HealthCheck_Http struct {
 }
 
 type HealthCheck_Desktop struct {
-	// Its desktop must have drawn.
+	// Its desktop must have drawn once, and let people in since, whatever it
+	// shows.
 	Desktop *HealthDesktop `protobuf:"bytes,4,opt,name=desktop,proto3,oneof"`
 }
 
@@ -1409,7 +1410,8 @@ func (x *HealthHTTP) GetPath() string {
 	return ""
 }
 
-// HealthDesktop asks that the desktop has drawn.
+// HealthDesktop asks that the desktop has drawn (desktop_ready), and from then on
+// that it can be connected to.
 type HealthDesktop struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
