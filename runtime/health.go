@@ -50,6 +50,7 @@ type monitor struct {
 	failures int // one after another
 	health   Health
 	detail   string
+	freezes  int // begins and ends of what has frozen it
 }
 
 // monitors is a heap of those that wait, by time.
@@ -87,11 +88,12 @@ type healthChecks struct {
 
 	mu      sync.Mutex
 	byID    map[string]*monitor
+	frozen  map[string]int // by environment, what freezes it at this moment
 	waiting monitors
 }
 
 func newHealthChecks(m *Manager) *healthChecks {
-	return &healthChecks{manager: m, wake: make(chan struct{}, 1), byID: make(map[string]*monitor)}
+	return &healthChecks{manager: m, wake: make(chan struct{}, 1), byID: make(map[string]*monitor), frozen: make(map[string]int)}
 }
 
 // follow begins to check an environment that runs and ends the check of one
@@ -215,6 +217,7 @@ func (h *healthChecks) run(ctx context.Context) {
 
 // checkOne checks once, keeps what was found and puts the next check in line.
 func (h *healthChecks) checkOne(ctx context.Context, m *monitor) {
+	moved := h.watchMoving(m)
 	limited, cancel := context.WithTimeout(ctx, m.check.Timeout)
 	detail, err := h.manager.probe(limited, m)
 	cancel()
@@ -226,7 +229,7 @@ func (h *healthChecks) checkOne(ctx context.Context, m *monitor) {
 	}
 	var health Health
 	news := false
-	if !notChecked(err) {
+	if err == nil || !notChecked(err) && moved(ctx) {
 		health, news = h.judge(m, err == nil, shorten(detail), time.Now())
 	}
 	if news {
@@ -257,6 +260,42 @@ func notChecked(err error) bool {
 	return errors.Is(err, ErrPaused) || errors.Is(err, ErrUnseen) || slices.ContainsFunc(problem.All(err), func(p *problem.Problem) bool {
 		return containerdAway(p) || p.Reason == problem.Unavailable || p.Reason == problem.CommandTimeout && notChecked(p.Err)
 	})
+}
+
+// freezing says that something may freeze an environment until it calls over.
+func (h *healthChecks) freezing(id string) (over func()) {
+	add := func(n int) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.frozen[id] += n; h.frozen[id] == 0 {
+			delete(h.frozen, id)
+		}
+		if m := h.byID[id]; m != nil {
+			m.freezes++
+		}
+	}
+	add(1)
+	return func() { add(-1) }
+}
+
+// watchMoving begins to watch whether an environment stands still. moved is asked
+// after a failure: what was frozen at any time since did not answer, or not in
+// time, and may be well. A snapshot that a daemon has left without resuming what it
+// froze, and who else pauses a container, is seen in its status.
+func (h *healthChecks) watchMoving(m *monitor) (moved func(ctx context.Context) bool) {
+	look := func() (freezes int, frozen bool) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return m.freezes, h.frozen[m.id] > 0
+	}
+	before, _ := look()
+	return func(ctx context.Context) bool {
+		if now, frozen := look(); frozen || now != before {
+			return false
+		}
+		status, err := h.manager.cfg.Engine.Status(ctx, m.id)
+		return err != nil || !status.Paused
+	}
 }
 
 // judge counts what a check found. news says that the health is another one

@@ -15,6 +15,7 @@ import (
 
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/operation"
 )
 
 // checked is a request with a quick health check.
@@ -317,6 +318,71 @@ func TestRecoveryBesideAnOperation(t *testing.T) {
 	d.settle(op, nil)
 	if env := d.get("desk"); !env.RestartAt.IsZero() {
 		t.Errorf("it is well, and is restarted at %s", env.RestartAt)
+	}
+}
+
+// What does not answer since it is frozen has not failed: neither while a snapshot
+// is taken, nor when somebody else has paused it beside an operation.
+func TestHealthOfWhatIsFrozen(t *testing.T) {
+	for _, method := range []string{"Engine.CopyLayer", "Networks.Publish"} {
+		t.Run(method, func(t *testing.T) {
+			listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer listener.Close()
+			h := newHost(t)
+			var id atomic.Value
+			var frozen, well atomic.Int64
+			var slow atomic.Bool
+			h.dial = func(ctx context.Context, network, _ string) (net.Conn, error) {
+				if id, is := id.Load().(string); is && h.engine.IsPaused(id) {
+					frozen.Add(1)
+					return nil, errors.New("it does not answer")
+				}
+				if slow.Swap(false) {
+					return nil, errors.New("it has answered late")
+				}
+				well.Add(1)
+				return new(net.Dialer).DialContext(ctx, network, listener.Addr().String())
+			}
+			d := start(t, h)
+			req := checked("desk", runtime.HealthCheck{TCPPort: 80})
+			req.Spec.HealthCheck.Retries = 3 // one may be on its way when it goes on, and one comes late
+			env, _ := d.create(req)
+			d.awaitHealth("desk", runtime.Healthy)
+			id.Store(env.ID)
+			reached, release := make(chan struct{}), make(chan struct{})
+			h.faults.Hook(func(called string) {
+				if called == method {
+					close(reached)
+					<-release
+				}
+			})
+			var op *operation.Operation
+			if method == "Engine.CopyLayer" {
+				_, op, err = d.CreateSnapshot(t.Context(), runtime.CreateSnapshotRequest{Environment: "desk", Name: "first"})
+			} else {
+				_, op, err = d.CreatePort(t.Context(), runtime.PortCreateRequest{Environment: "desk", Port: web(8080)})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-reached
+			h.pause(env.ID)
+			waitFor(t, "several checks of what is frozen", func() bool { return frozen.Load() > 5 })
+			slow.Store(true)
+			before := well.Load()
+			if err := h.engine.SetPaused(env.ID, false); err != nil {
+				t.Error(err)
+			}
+			close(release)
+			d.settle(op, nil)
+			waitFor(t, "several checks of what goes on", func() bool { return well.Load() > before+3 })
+			if kinds, _ := d.history("desk"); slices.Contains(kinds, "unhealthy") {
+				t.Errorf("history: %v", kinds)
+			}
+		})
 	}
 }
 

@@ -95,6 +95,7 @@ func (m *Manager) takeSnapshot(ctx context.Context, snapshot *Snapshot, task *op
 		task.Progress(operation.Progress{Step: "keeping the writable layer", Total: 1})
 		return m.cfg.Snapshotter.CommitLayer(ctx, snapshot.EnvID, snapshot.ID)
 	}
+	defer m.health.freezing(snapshot.EnvID)()
 	return m.cfg.Snapshotter.CopyLayer(ctx, snapshot.EnvID, snapshot.ID, task.Progress)
 }
 
