@@ -4186,7 +4186,9 @@ func (x *WatchStatsResponse) GetStats() []*Stats {
 	return nil
 }
 
-// Stats is what an environment uses. Counters grow from its start.
+// Stats is what an environment uses. Counters grow from its start, those of the
+// network from when that was made: they go on across a stop and a start, and
+// begin anew after a reboot of the host, or where the network was made again.
 type Stats struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Environment id.
@@ -4209,9 +4211,9 @@ type Stats struct {
 	MemoryLimitBytes int64 `protobuf:"varint,8,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
 	// Processes and threads.
 	Pids int64 `protobuf:"varint,9,opt,name=pids,proto3" json:"pids,omitempty"`
-	// Bytes received from outside it.
+	// Bytes received from outside it, since its network was made.
 	NetworkReceiveBytes int64 `protobuf:"varint,10,opt,name=network_receive_bytes,json=networkReceiveBytes,proto3" json:"network_receive_bytes,omitempty"`
-	// Bytes sent by it.
+	// Bytes sent by it, since its network was made.
 	NetworkTransmitBytes int64 `protobuf:"varint,11,opt,name=network_transmit_bytes,json=networkTransmitBytes,proto3" json:"network_transmit_bytes,omitempty"`
 	// Bytes read from block devices.
 	BlockReadBytes int64 `protobuf:"varint,12,opt,name=block_read_bytes,json=blockReadBytes,proto3" json:"block_read_bytes,omitempty"`
