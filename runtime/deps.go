@@ -49,8 +49,9 @@ type Engine interface {
 	RemovePart(ctx context.Context, part Part) error
 	// Run runs a command in a running container. NotFound when it does not
 	// run, ErrPaused when it is paused; *problem.Problem COMMAND_NOT_FOUND,
-	// USER_NOT_FOUND, COMMAND_TIMEOUT: the result has what it wrote until then.
-	// When ctx ends the command is killed.
+	// COMMAND_NOT_EXECUTABLE, USER_NOT_FOUND, COMMAND_TIMEOUT: the result has what
+	// it wrote until then. When ctx ends the command is killed. CONTAINERD_TIMEOUT
+	// when the time was over before it was started.
 	Run(ctx context.Context, id string, cmd Command) (CommandResult, error)
 	// NetNS opens the network namespace of a container's first process. NotFound
 	// when there is none that runs. The caller closes it.

@@ -32,9 +32,9 @@ type Executor interface {
 	// for one Read of Stdin that may still wait.
 	//
 	// NotFound when the container does not run, ErrPaused when it is paused: no
-	// stream was used then; *problem.Problem COMMAND_NOT_FOUND, USER_NOT_FOUND,
-	// FIELD_INVALID (signal). A container that ends takes the process with it:
-	// SIGKILL.
+	// stream was used then; *problem.Problem COMMAND_NOT_FOUND,
+	// COMMAND_NOT_EXECUTABLE, USER_NOT_FOUND, FIELD_INVALID (signal). A container
+	// that ends takes the process with it: SIGKILL.
 	Exec(ctx context.Context, id string, p Process, streams Streams) (Exit, error)
 	// RemoveStale kills and removes the processes that engines before this one
 	// have left, as a daemon that was killed does, and those that this one

@@ -368,7 +368,7 @@ func TestExec(t *testing.T) {
 	if code, _, _ := f.runWith(t.Context(), strings.Repeat("x", 1<<20+1), map[string]string{}, "env", "exec", "--unary", "demo", "--", "cat"); code != 125 {
 		t.Errorf("too much input: %d", code)
 	}
-	for reason, want := range map[string]int{"COMMAND_NOT_FOUND": 127, "COMMAND_TIMEOUT": 124, "ENV_NOT_RUNNING": 125} {
+	for reason, want := range map[string]int{"COMMAND_NOT_FOUND": 127, "COMMAND_NOT_EXECUTABLE": 126, "COMMAND_TIMEOUT": 124, "ENV_NOT_RUNNING": 125} {
 		f.err = apiError(t, connect.CodeInvalidArgument, reason, "no", "", "")
 		if code, _, _ := f.run(t, "env", "exec", "--unary", "demo", "--", "x"); code != want {
 			t.Errorf("%s: %d", reason, code)

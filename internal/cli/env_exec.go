@@ -53,6 +53,7 @@ what -o json does.
 Exit codes: the command's own, 128 + signal where one ended it, or
   124  it was killed at the timeout
   125  remotegpu itself failed (the message says how)
+  126  the command cannot be run: it is no program, or not the user's to execute
   127  there is no such command in the environment
   130  interrupted`,
 		Args: func(cmd *cobra.Command, args []string) error {

@@ -143,7 +143,7 @@ func TestExecStream(t *testing.T) {
 	if code, _, _ := f.runWith(ctx, "", map[string]string{}, "env", "exec", "demo", "--", "hang"); code != 130 {
 		t.Errorf("interrupted: %d", code)
 	}
-	for reason, want := range map[string]int{"COMMAND_NOT_FOUND": 127, "COMMAND_TIMEOUT": 124, "ENV_NOT_RUNNING": 125} {
+	for reason, want := range map[string]int{"COMMAND_NOT_FOUND": 127, "COMMAND_NOT_EXECUTABLE": 126, "COMMAND_TIMEOUT": 124, "ENV_NOT_RUNNING": 125} {
 		f.err = apiError(t, connect.CodeInvalidArgument, reason, "no", "", "")
 		if code, _, _ := f.run(t, "env", "exec", "demo", "--", "x"); code != want {
 			t.Errorf("%s: %d, want %d", reason, code, want)

@@ -26,9 +26,10 @@ const (
 	exitDiffers = 1
 
 	// Of env exec, besides the command's own.
-	exitExecTimeout  = 124
-	exitExecFailed   = 125
-	exitExecNotFound = 127
+	exitExecTimeout       = 124
+	exitExecFailed        = 125
+	exitExecNotExecutable = 126
+	exitExecNotFound      = 127
 )
 
 // failure is what people and programs get to see of an error.
@@ -92,6 +93,8 @@ func execExit(f *failure) int {
 	switch f.Reason {
 	case "COMMAND_NOT_FOUND":
 		return exitExecNotFound
+	case "COMMAND_NOT_EXECUTABLE":
+		return exitExecNotExecutable
 	case "COMMAND_TIMEOUT":
 		return exitExecTimeout
 	default:

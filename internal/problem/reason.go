@@ -39,6 +39,7 @@ const (
 	DiskQuotaUnsupported  Reason = "DISK_QUOTA_UNSUPPORTED"
 	UserNotFound          Reason = "USER_NOT_FOUND"
 	CommandNotFound       Reason = "COMMAND_NOT_FOUND"
+	CommandNotExecutable  Reason = "COMMAND_NOT_EXECUTABLE"
 	CommandTimeout        Reason = "COMMAND_TIMEOUT"
 	ExecNotStarted        Reason = "EXEC_NOT_STARTED"
 	ExecLimit             Reason = "EXEC_LIMIT_REACHED"
@@ -183,6 +184,7 @@ var kinds = map[Reason]error{
 	DiskQuotaUnsupported:  errdefs.ErrFailedPrecondition,
 	UserNotFound:          errdefs.ErrInvalidArgument,
 	CommandNotFound:       errdefs.ErrInvalidArgument,
+	CommandNotExecutable:  errdefs.ErrInvalidArgument,
 	CommandTimeout:        context.DeadlineExceeded,
 	ExecNotStarted:        errdefs.ErrInvalidArgument,
 	ExecLimit:             errdefs.ErrResourceExhausted,

@@ -153,8 +153,7 @@ func (e *Engine) execProblem(ctx context.Context, id string, cmd *runtime.Comman
 	}
 	if strings.Contains(text, "exec: ") && !strings.Contains(text, `exec: "runc"`) || strings.Contains(text, "executable file not found") ||
 		strings.Contains(text, "exec "+cmd.Argv[0]+":") {
-		return problem.New(problem.CommandNotFound, "the command cannot be run: %s", said(err)).WithField("argv").
-			WithHint("name a program that the environment has, in its PATH or by its whole path").WithTold(err)
+		return notRunnable(err)
 	}
 	// The shim's own word counts: the environment may run again by now, or go on.
 	if strings.Contains(text, "cannot exec in a paused ") {
@@ -178,6 +177,18 @@ func (e *Engine) execProblem(ctx context.Context, id string, cmd *runtime.Comman
 		return p
 	}
 	return err
+}
+
+// notRunnable tells a program that is absent from one that is there, as shells do:
+// only ENOENT is the first.
+func notRunnable(err error) *problem.Problem {
+	p := problem.New(problem.CommandNotExecutable, "the command cannot be run: %s", said(err)).
+		WithHint("name a program that the user may execute: a plain file, with its permission to be executed")
+	if strings.Contains(err.Error(), "executable file not found") || strings.Contains(err.Error(), unix.ENOENT.Error()) {
+		p = problem.New(problem.CommandNotFound, "the command cannot be run: %s", said(err)).
+			WithHint("name a program that the environment has, in its PATH or by its whole path")
+	}
+	return p.WithField("argv").WithTold(err)
 }
 
 // tooLong says whether a shim cannot be told of a command: it takes 4 MiB in a

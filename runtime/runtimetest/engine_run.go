@@ -300,6 +300,11 @@ func testRunRefuses(t *testing.T, s *suite) {
 		_, err := s.Engine.Run(t.Context(), c.ID, runtime.Command{Argv: argv, Timeout: time.Minute})
 		wantReason(t, "run "+argv[0], err, problem.CommandNotFound)
 	}
+	s.run(t, c.ID, "write", "/plain", "no program")
+	for _, path := range []string{"/plain", "/bin"} {
+		_, err := s.Engine.Run(t.Context(), c.ID, runtime.Command{Argv: []string{path}, Timeout: time.Minute})
+		wantReason(t, "run "+path, err, problem.CommandNotExecutable)
+	}
 	// Many arguments are no fault; what the kernel does not take is.
 	many := slices.Repeat([]string{"x"}, 20_000)
 	result, err := s.Engine.Run(t.Context(), c.ID, runtime.Command{Argv: append([]string{"testprog", "echo"}, many...), Timeout: time.Minute, OutputLimit: 1 << 20})

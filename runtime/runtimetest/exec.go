@@ -192,6 +192,8 @@ func testExecRefuses(t *testing.T, s *suite) {
 	for _, terminal := range []*runtime.TerminalSize{nil, {Columns: 80, Rows: 24}} {
 		_, err := s.executor(t).Exec(t.Context(), c.ID, runtime.Process{Argv: []string{"/bin/absent"}, Terminal: terminal}, streams())
 		wantReason(t, "absent program", err, problem.CommandNotFound)
+		_, err = s.executor(t).Exec(t.Context(), c.ID, runtime.Process{Argv: []string{"/bin"}, Terminal: terminal}, streams())
+		wantReason(t, "a directory", err, problem.CommandNotExecutable)
 	}
 	_, err := s.executor(t).Exec(t.Context(), c.ID, runtime.Process{Argv: []string{"true", strings.Repeat("x", 128<<10)}}, streams())
 	wantReason(t, "too long an argument", err, problem.FieldInvalid)

@@ -36,8 +36,8 @@ func (e *FakeEngine) Exec(ctx context.Context, id string, p runtime.Process, str
 				return err
 			}
 		}
-		if args, err = program(p.Argv); err != nil {
-			return fmt.Errorf("run in container %s: %w", id, notThere(p.Argv, err))
+		if args, err = c.program(p.Argv); err != nil {
+			return fmt.Errorf("run in container %s: %w", id, err)
 		}
 		if tooLong(p.Argv) {
 			return fmt.Errorf("run in container %s: %w", id, runtime.TooLong())

@@ -219,9 +219,9 @@ func (e *FakeEngine) Run(ctx context.Context, id string, cmd runtime.Command) (r
 				return err
 			}
 		}
-		args, err := program(cmd.Argv)
+		args, err := c.program(cmd.Argv)
 		if err != nil {
-			return fmt.Errorf("run in container %s: %w", id, notThere(cmd.Argv, err))
+			return fmt.Errorf("run in container %s: %w", id, err)
 		}
 		if tooLong(cmd.Argv) {
 			return fmt.Errorf("run in container %s: %w", id, runtime.TooLong())
@@ -277,9 +277,18 @@ func (e *FakeEngine) Run(ctx context.Context, id string, cmd runtime.Command) (r
 	}
 }
 
-// notThere tells what a runtime says of a program that it does not find.
-func notThere(argv []string, err error) error {
-	return problem.New(problem.CommandNotFound, "the command %q is not there", argv[0]).
+// program finds testprog's arguments in a command line for a container that runs,
+// or tells what a runtime says of one that it does not find, or not run.
+func (c *fakeContainer) program(argv []string) ([]string, error) {
+	args, err := program(argv)
+	if err == nil {
+		return args, nil
+	}
+	if _, found := c.files.read(argv[0]); found || argv[0] == "/bin" {
+		return nil, problem.New(problem.CommandNotExecutable, "the command %q cannot be run", argv[0]).WithField("argv").
+			WithTold(fmt.Errorf("OCI runtime exec failed: exec failed: exec: %q: permission denied", argv[0]))
+	}
+	return nil, problem.New(problem.CommandNotFound, "the command %q is not there", argv[0]).WithField("argv").
 		WithTold(fmt.Errorf("OCI runtime exec failed: exec failed: %w", err))
 }
 

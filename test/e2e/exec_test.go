@@ -180,6 +180,8 @@ func testExecCodes(t *testing.T, n *Node) {
 	}{
 		{[]string{"box", "--", "testprog", "exit", "42"}, 42},
 		{[]string{"box", "--", "/bin/absent"}, 127},
+		{[]string{"box", "--", "/bin"}, 126},
+		{[]string{"--unary", "box", "--", "/etc/passwd"}, 126},
 		{[]string{"-u", "nobody-here", "box", "--", "true"}, 125},
 		{[]string{"absent", "--", "true"}, 125},
 		{[]string{"--timeout", "1s", "box", "--", "testprog", "sleep"}, 124},
