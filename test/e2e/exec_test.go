@@ -270,6 +270,14 @@ func (n *Node) resident(tb testing.TB) int {
 
 func testExecVanishing(t *testing.T, n *Node) {
 	t.Helper()
+	// One plain call ends its command as well. It shows nothing before that.
+	plain := n.Terminal(t, 80, 24, "env", "exec", "--unary", "--stdin=false", "box", "--", "testprog", "hold")
+	Eventually(t, "the command to run", func() bool { return strings.Contains(n.processes(t, "box"), "hold child") })
+	if err := plain.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = plain.Wait()
+	n.nothingHolds(t, "box")
 	var callers []*terminal // beside one another: what ignores SIGHUP has seconds before it is killed
 	for _, args := range [][]string{{"-it"}, {"-t"}, {"-i"}, {"--stdin=false"}} {
 		x := n.Terminal(t, 80, 24, append(append([]string{"env", "exec"}, args...), "box", "--", "testprog", "hold")...)
