@@ -362,7 +362,9 @@ type EnvironmentServiceClient interface {
 	// COMMAND_NOT_EXECUTABLE, USER_NOT_FOUND, FIELD_INVALID),
 	// FAILED_PRECONDITION (PROCESS_START_FAILED), DEADLINE_EXCEEDED
 	// (COMMAND_TIMEOUT: it was killed), RESOURCE_EXHAUSTED (EXEC_LIMIT_REACHED: 64
-	// commands run in it, with streams or without).
+	// commands run in it, with streams or without), UNAVAILABLE
+	// (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT: also when its timeout was over
+	// before it was started).
 	RunCommand(context.Context, *v1.RunCommandRequest) (*v1.RunCommandResponse, error)
 	// ExecCommand runs a command with streams: standard input, output and error,
 	// with or without a terminal, resizes and signals. The first message of the
@@ -706,7 +708,9 @@ type EnvironmentServiceHandler interface {
 	// COMMAND_NOT_EXECUTABLE, USER_NOT_FOUND, FIELD_INVALID),
 	// FAILED_PRECONDITION (PROCESS_START_FAILED), DEADLINE_EXCEEDED
 	// (COMMAND_TIMEOUT: it was killed), RESOURCE_EXHAUSTED (EXEC_LIMIT_REACHED: 64
-	// commands run in it, with streams or without).
+	// commands run in it, with streams or without), UNAVAILABLE
+	// (CONTAINERD_UNAVAILABLE, CONTAINERD_TIMEOUT: also when its timeout was over
+	// before it was started).
 	RunCommand(context.Context, *v1.RunCommandRequest) (*v1.RunCommandResponse, error)
 	// ExecCommand runs a command with streams: standard input, output and error,
 	// with or without a terminal, resizes and signals. The first message of the
