@@ -273,7 +273,7 @@ func (m *Manager) removeLeftover(ctx context.Context, id string) error {
 // removePart removes something that belongs to no environment.
 func (m *Manager) removePart(ctx context.Context, part Part) error {
 	m.cfg.Log.InfoContext(ctx, "removing what belongs to nobody", "kind", string(part.Kind), "name", part.Name)
-	switch part.Kind { //nolint:exhaustive // the others are the engine's
+	switch part.Kind {
 	case FoundInterface:
 		return m.cfg.Networks.RemoveStray(ctx, part.Name)
 	case FoundCredentials:

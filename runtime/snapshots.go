@@ -342,15 +342,15 @@ func (m *Manager) DeleteSnapshot(ctx context.Context, project, text, etag string
 		if s.Operation != "" {
 			return snapshotBusy(s)
 		}
-		for _, use := range uses {
-			what := "being made from"
-			if use.Kind == KindRollBack {
-				what = "being rolled back to"
-			}
-			return problem.New(problem.SnapshotInUse, "environment %q is %s snapshot %q", use.Environment, what, s.Name).
-				WithField("snapshot").WithHint("wait for it: remotegpu op watch %s", use.Operation)
+		if len(uses) == 0 {
+			return nil
 		}
-		return nil
+		use, what := uses[0], "being made from"
+		if use.Kind == KindRollBack {
+			what = "being rolled back to"
+		}
+		return problem.New(problem.SnapshotInUse, "environment %q is %s snapshot %q", use.Environment, what, s.Name).
+			WithField("snapshot").WithHint("wait for it: remotegpu op watch %s", use.Operation)
 	}); err != nil {
 		return err
 	}

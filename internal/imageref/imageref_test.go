@@ -54,8 +54,11 @@ func TestCheckDigest(t *testing.T) {
 		full, digest string
 		fine         bool
 	}{
-		{"docker.io/a/b:1", one, true}, {"docker.io/a/b:1", "", true}, {"docker.io/a/b@" + one, one, true},
-		{"docker.io/a/b@" + one, two, false}, {"docker.io/a/b@" + one, "", false},
+		{"docker.io/a/b:1", one, true},
+		{"docker.io/a/b:1", "", true},
+		{"docker.io/a/b@" + one, one, true},
+		{"docker.io/a/b@" + one, two, false},
+		{"docker.io/a/b@" + one, "", false},
 	} {
 		err := imageref.CheckDigest(test.full, test.digest, "tag")
 		if test.fine != (err == nil) {

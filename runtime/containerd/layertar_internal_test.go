@@ -48,7 +48,7 @@ func TestLayerOfManyFiles(t *testing.T) {
 		for reader := tar.NewReader(&archive); ; {
 			header, err := reader.Next()
 			if err != nil {
-				return names, nil // there is no end mark
+				return names, nil //nolint:nilerr // there is no end mark
 			}
 			names = append(names, header.Name)
 		}

@@ -85,7 +85,7 @@ func TestUselessImages(t *testing.T) {
 				manifest.Layers = manifest.Layers[:1]
 			}), reason: problem.ImageInvalid},
 			"platform": {image: testutil.TestImage(t, testutil.ImageOptions{Architecture: "s390x"}), reason: problem.ImagePlatform},
-			"blob": {image: changed(t, odd, func(manifest *ocispec.Manifest, blobs map[digest.Digest][]byte) {
+			"blob": {image: changed(t, odd, func(manifest *ocispec.Manifest, _ map[digest.Digest][]byte) {
 				manifest.Annotations = map[string]string{"a": "blob"}
 				lost = digest.FromString("nobody has it")
 				manifest.Layers[1].Digest = lost

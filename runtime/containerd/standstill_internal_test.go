@@ -65,6 +65,7 @@ func TestTransferEnds(t *testing.T) {
 					t.Fatal(err)
 				}
 				n, err := io.Copy(io.Discard, response.Body)
+				_ = response.Body.Close()
 				if n != 500 || !atFault(err) || test.want != nil && !errors.Is(err, test.want) {
 					t.Errorf("%s: %d bytes, %v", what, n, err)
 				}
@@ -74,7 +75,10 @@ func TestTransferEnds(t *testing.T) {
 			}
 			client, url := serveFor(t, second, func(http.ResponseWriter, *http.Request) { <-over })
 			t.Cleanup(func() { close(over) }) // before the servers are closed
-			_, err := get(t, client, http.MethodPut, url, bytes.NewReader(make([]byte, 64<<20)))
+			response, err := get(t, client, http.MethodPut, url, bytes.NewReader(make([]byte, 64<<20)))
+			if err == nil {
+				_ = response.Body.Close()
+			}
 			if !errors.Is(err, errStandstill) || !atFault(err) {
 				t.Errorf("a registry that does not read: %v", err)
 			}
@@ -93,8 +97,12 @@ func TestTransferWaitsForUs(t *testing.T) {
 		_, _ = w.Write(make([]byte, size))
 	})
 	response, err := get(t, client, http.MethodPut, url, &slow{Reader: bytes.NewReader(make([]byte, size))})
-	if err != nil || response.StatusCode != http.StatusOK {
-		t.Fatalf("%+v, %v", response, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	if response.StatusCode != http.StatusOK {
+		t.Fatal(response.Status)
 	}
 	if n, err := io.Copy(io.Discard, &slow{Reader: response.Body}); n != size || err != nil {
 		t.Errorf("%d bytes, %v", n, err)

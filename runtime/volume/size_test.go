@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime"
+	goruntime "runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -30,12 +30,12 @@ func TestSizeOfOneLargeDirectory(t *testing.T) {
 		t.Errorf("whole: %d, %v, %v", size, measured, err)
 	}
 	volume.LimitSize(m, 100, 1<<20)
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
+	var before, after goruntime.MemStats
+	goruntime.ReadMemStats(&before)
 	if _, measured, err := m.Size(t.Context(), "large"); err != nil || measured {
 		t.Errorf("beyond the bound: %v, %v", measured, err)
 	}
-	runtime.ReadMemStats(&after)
+	goruntime.ReadMemStats(&after)
 	if used := after.TotalAlloc - before.TotalAlloc; used > files*16 {
 		t.Errorf("to look at 100 files of %d it took %d bytes of memory", files, used)
 	}
