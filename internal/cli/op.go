@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	remotegpuv1 "github.com/remotegpu/remotegpu/gen/remotegpu/v1"
@@ -178,20 +179,12 @@ func (a *app) opWatch() *cobra.Command {
 				return err
 			}
 			ctx := cmd.Context()
-			if a.output == "json" {
-				var last *remotegpuv1.Operation
-				err := watch(ctx, c, args[0], func(op *remotegpuv1.Operation) error {
-					last = op
-					return a.jsonLine(op)
-				})
-				if err != nil {
-					return err
-				}
-				return outcome(last)
-			}
 			response, err := c.operations.GetOperation(ctx, &remotegpuv1.GetOperationRequest{Id: args[0]})
 			if err != nil {
 				return err
+			}
+			if a.output == "json" {
+				return a.streamOperation(ctx, c, response.GetOperation(), timeout)
 			}
 			op, err := a.follow(ctx, c, response.GetOperation(), timeout)
 			if err != nil {
@@ -203,8 +196,32 @@ func (a *app) opWatch() *cobra.Command {
 			return a.showOperation(op)
 		},
 	}
-	cmd.Flags().DurationVar(&timeout, "timeout", 0, "wait at most this long (exit code 8); 0 waits until it is done")
+	cmd.Flags().Var((*span)(&timeout), "timeout", "wait at most this long (exit code 8); 0 waits until it is done")
 	return cmd
+}
+
+// streamOperation prints each state of an operation as a line, the last one
+// when it is done, and ends with its outcome.
+func (a *app) streamOperation(ctx context.Context, c *clients, op *remotegpuv1.Operation, timeout time.Duration) error {
+	if done(op) {
+		if err := a.jsonLine(op); err != nil {
+			return err
+		}
+		return outcome(op)
+	}
+	var shown *remotegpuv1.Operation
+	note := func(text string) { a.say("%s", text) }
+	op, err := states(ctx, c, op, timeout, note, func(now *remotegpuv1.Operation) error {
+		if shown != nil && proto.Equal(shown, now) {
+			return nil // a new connection begins with what the last one said
+		}
+		shown = now
+		return a.jsonLine(now)
+	})
+	if err != nil {
+		return err
+	}
+	return outcome(op)
 }
 
 func (a *app) opCancel() *cobra.Command {

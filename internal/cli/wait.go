@@ -48,9 +48,26 @@ func (a *app) await(ctx context.Context, c *clients, w *waiting, op *remotegpuv1
 	return op, outcome(op)
 }
 
-// follow shows the progress of an operation until it is done. It survives a
-// restart of the daemon, as operations do.
+// follow shows the progress of an operation until it is done.
 func (a *app) follow(ctx context.Context, c *clients, op *remotegpuv1.Operation, timeout time.Duration) (*remotegpuv1.Operation, error) {
+	bar := newProgress(a.stderr)
+	defer bar.close()
+	op, err := states(ctx, c, op, timeout, bar.note, func(now *remotegpuv1.Operation) error {
+		bar.show(now)
+		return nil
+	})
+	if err != nil {
+		return op, err
+	}
+	bar.show(op)
+	return op, nil
+}
+
+// states gives each state of an operation to each until it is done; one that is
+// done already has none. It survives a restart of the daemon, as operations do.
+func states(ctx context.Context, c *clients, op *remotegpuv1.Operation, timeout time.Duration,
+	note func(string), each func(*remotegpuv1.Operation) error,
+) (*remotegpuv1.Operation, error) {
 	// Not a deadline: the transport would tell the server, whose answer that
 	// time is up can be here before we know ourselves.
 	watchCtx, cancel := context.WithCancelCause(ctx)
@@ -59,32 +76,27 @@ func (a *app) follow(ctx context.Context, c *clients, op *remotegpuv1.Operation,
 		timer := time.AfterFunc(timeout, func() { cancel(errTimeout) })
 		defer timer.Stop()
 	}
-	bar := newProgress(a.stderr)
-	defer bar.close()
-	again := reconnect{lostFor: lostFor, note: bar.note}
+	again := reconnect{lostFor: lostFor, note: note}
 	for !done(op) {
 		err := watch(watchCtx, c, op.GetId(), func(now *remotegpuv1.Operation) error {
 			op = now
 			again.reached()
-			bar.show(now)
-			return nil
+			return each(now)
 		})
 		if done(op) {
-			break
+			return op, err // that of each: a watch ends with the last state
 		}
 		if err == nil {
 			err = connect.NewError(connect.CodeUnavailable, "the node ended the watch")
 		}
 		err = again.wait(watchCtx, err)
 		if watchCtx.Err() != nil {
-			bar.close()
 			return op, left(op, context.Cause(watchCtx))
 		}
 		if err != nil {
 			return op, err
 		}
 	}
-	bar.show(op)
 	return op, nil
 }
 
