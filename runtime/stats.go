@@ -47,7 +47,7 @@ type Usage struct {
 
 // Stats is what an environment uses.
 type Stats struct {
-	EnvID, Name string
+	EnvID, Name, Project string
 	Usage
 	CPUMillis        int64 // CPUs used lately, in thousandths
 	MemoryLimitBytes int64 // 0: none
@@ -58,7 +58,7 @@ type Stats struct {
 
 // StatsRequest names environments.
 type StatsRequest struct {
-	Project      string
+	Project      string   // to look names up in, "": DefaultProject; and to list, "": all
 	Environments []string // ids or names; none: all that run
 	Disk         bool     // measure the writable layers too; a watch does at most every diskInterval
 	// Interval is the time between two messages of WatchStats;
@@ -139,13 +139,13 @@ func (m *Manager) WatchStats(ctx context.Context, req StatsRequest, send func([]
 // measured are the environments that a request is about. It replaces
 // req.Environments by a copy that is the caller's own.
 func (m *Manager) measured(ctx context.Context, req *StatsRequest) ([]*Environment, error) {
-	if req.Project == "" {
-		req.Project = DefaultProject
-	}
 	req.Environments = append([]string(nil), req.Environments...)
 	if len(req.Environments) == 0 {
 		envs, _, err := m.cfg.Store.Environments(ctx, Filter{Project: req.Project, States: []State{Running}})
 		return envs, err
+	}
+	if req.Project == "" {
+		req.Project = DefaultProject
 	}
 	envs := make([]*Environment, 0, len(req.Environments))
 	for _, name := range req.Environments {
@@ -231,7 +231,7 @@ func (m *Manager) sample(ctx context.Context, envs []*Environment, before []Stat
 	stats := make([]Stats, 0, len(envs))
 	for _, env := range envs {
 		one := Stats{
-			EnvID: env.ID, Name: env.Name, Usage: usages[env.ID],
+			EnvID: env.ID, Name: env.Name, Project: env.Project, Usage: usages[env.ID],
 			MemoryLimitBytes: env.Spec.Resources.MemoryBytes, DiskBytes: -1, DiskLimitBytes: env.Disk.Bytes,
 		}
 		one.CPUMillis = cpuMillis(earlier[env.ID], one.Usage)

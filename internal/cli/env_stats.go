@@ -18,8 +18,9 @@ func (a *app) envStats() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "stats [NAME...]", Short: "Show what environments use right now", ValidArgsFunction: a.completeEnvs,
 		Long: `stats shows CPU, memory, network, block device and process use of the named
-environments, or of all that run. CPU is in percent of one CPU. MEMORY is the
-working set: without file caches that can be given up.`,
+environments, or of all that run: those of all projects unless --project says
+one. CPU is in percent of one CPU. MEMORY is the working set: without file caches
+that can be given up.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -78,7 +79,7 @@ func (a *app) envTop() *cobra.Command {
 		Use: "top [NAME...]", Short: "Show what environments use, again and again", ValidArgsFunction: a.completeEnvs,
 		Long: `top shows what the named environments use, or all that run, until it is
 interrupted: on a terminal in place, elsewhere one table after the other, with
--o json one line for each.`,
+-o json one line for each. All are those of all projects unless --project says one.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -141,7 +142,12 @@ func (a *app) followStats(cmd *cobra.Command, c *clients, request *remotegpuv1.W
 }
 
 func (a *app) statsTable(all []*remotegpuv1.Stats, disk bool) error {
+	// The project is said where it says something.
+	projects := slices.ContainsFunc(all, func(s *remotegpuv1.Stats) bool { return s.GetProject() != "" && s.GetProject() != "default" })
 	header := []string{"NAME", "CPU", "MEMORY", "LIMIT", "NET IN", "NET OUT", "BLOCK READ", "BLOCK WRITE", "PIDS"}
+	if projects {
+		header = slices.Insert(header, 1, "PROJECT")
+	}
 	if disk {
 		header = append(header, "DISK")
 	}
@@ -159,6 +165,9 @@ func (a *app) statsTable(all []*remotegpuv1.Stats, disk bool) error {
 			s.GetName(), fmt.Sprintf("%.1f%%", float64(s.GetCpuMillis())/10), size(s.GetMemoryWorkingSetBytes()), limit,
 			size(s.GetNetworkReceiveBytes()), size(s.GetNetworkTransmitBytes()), size(s.GetBlockReadBytes()), size(s.GetBlockWriteBytes()),
 			fmt.Sprint(s.GetPids()),
+		}
+		if projects {
+			row = slices.Insert(row, 1, dash(s.GetProject()))
 		}
 		if disk {
 			used := "-"

@@ -34,7 +34,7 @@ func toStats(all []runtime.Stats) []*remotegpuv1.Stats {
 	for i := range all {
 		s := &all[i]
 		message := &remotegpuv1.Stats{
-			Environment: s.EnvID, Name: s.Name, Time: timestamp(s.At), CpuNanos: s.CPU.Nanoseconds(), CpuMillis: s.CPUMillis,
+			Environment: s.EnvID, Name: s.Name, Project: s.Project, Time: timestamp(s.At), CpuNanos: s.CPU.Nanoseconds(), CpuMillis: s.CPUMillis,
 			MemoryWorkingSetBytes: s.WorkingSetBytes, MemoryUsageBytes: s.MemoryBytes, MemoryLimitBytes: s.MemoryLimitBytes,
 			Pids: s.Pids, NetworkReceiveBytes: s.NetworkReceived, NetworkTransmitBytes: s.NetworkSent,
 			BlockReadBytes: s.BlockReadBytes, BlockWriteBytes: s.BlockWriteBytes,

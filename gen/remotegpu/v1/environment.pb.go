@@ -3959,7 +3959,8 @@ type GetStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Ids or names. Empty: all that run.
 	Environments []string `protobuf:"bytes,1,rep,name=environments,proto3" json:"environments,omitempty"`
-	// Project to look names up in, and to list; empty means "default".
+	// Project to look names up in, empty means "default"; and to list, empty means
+	// all.
 	Project string `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
 	// Measure disk use too, which walks files where the snapshotter does not
 	// know it.
@@ -4070,7 +4071,8 @@ type WatchStatsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Ids or names. Empty: all that run, whichever they are at the time.
 	Environments []string `protobuf:"bytes,1,rep,name=environments,proto3" json:"environments,omitempty"`
-	// Project to look names up in, and to list; empty means "default".
+	// Project to look names up in, empty means "default"; and to list, empty means
+	// all.
 	Project string `protobuf:"bytes,2,opt,name=project,proto3" json:"project,omitempty"`
 	// Time between messages. Absent: 1 s.
 	Interval *durationpb.Duration `protobuf:"bytes,3,opt,name=interval,proto3" json:"interval,omitempty"`
@@ -4225,7 +4227,9 @@ type Stats struct {
 	DiskLimitBytes int64 `protobuf:"varint,15,opt,name=disk_limit_bytes,json=diskLimitBytes,proto3" json:"disk_limit_bytes,omitempty"`
 	// What it uses of its GPUs. Empty while it has no process, and while the GPU
 	// software does not answer.
-	Gpus          []*GPUStats `protobuf:"bytes,16,rep,name=gpus,proto3" json:"gpus,omitempty"`
+	Gpus []*GPUStats `protobuf:"bytes,16,rep,name=gpus,proto3" json:"gpus,omitempty"`
+	// Its project.
+	Project       string `protobuf:"bytes,17,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4370,6 +4374,13 @@ func (x *Stats) GetGpus() []*GPUStats {
 		return x.Gpus
 	}
 	return nil
+}
+
+func (x *Stats) GetProject() string {
+	if x != nil {
+		return x.Project
+	}
+	return ""
 }
 
 // GPUStats is what an environment uses of one of its GPUs.
@@ -5672,7 +5683,7 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\binterval\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\binterval\x12\x12\n" +
 	"\x04disk\x18\x04 \x01(\bR\x04disk\"?\n" +
 	"\x12WatchStatsResponse\x12)\n" +
-	"\x05stats\x18\x01 \x03(\v2\x13.remotegpu.v1.StatsR\x05stats\"\x9b\x05\n" +
+	"\x05stats\x18\x01 \x03(\v2\x13.remotegpu.v1.StatsR\x05stats\"\xb5\x05\n" +
 	"\x05Stats\x12 \n" +
 	"\venvironment\x18\x01 \x01(\tR\venvironment\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12.\n" +
@@ -5692,7 +5703,8 @@ const file_remotegpu_v1_environment_proto_rawDesc = "" +
 	"\n" +
 	"disk_bytes\x18\x0e \x01(\x03H\x00R\tdiskBytes\x88\x01\x01\x12(\n" +
 	"\x10disk_limit_bytes\x18\x0f \x01(\x03R\x0ediskLimitBytes\x12*\n" +
-	"\x04gpus\x18\x10 \x03(\v2\x16.remotegpu.v1.GPUStatsR\x04gpusB\r\n" +
+	"\x04gpus\x18\x10 \x03(\v2\x16.remotegpu.v1.GPUStatsR\x04gpus\x12\x18\n" +
+	"\aproject\x18\x11 \x01(\tR\aprojectB\r\n" +
 	"\v_disk_bytes\"\x92\x03\n" +
 	"\bGPUStats\x12\x10\n" +
 	"\x03gpu\x18\x01 \x01(\tR\x03gpu\x12!\n" +
