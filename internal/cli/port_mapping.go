@@ -78,13 +78,18 @@ func (a *app) addPort(ctx context.Context, f *termsFlags, request *remotegpuv1.C
 }
 
 // mappingDone waits for an operation on a mapping and returns the mapping as it
-// is then; nil when nobody waits.
+// is then; nil when nobody waits: the operation is told instead.
 func (a *app) mappingDone(ctx context.Context, c *clients, w *waiting, op *remotegpuv1.Operation, m *remotegpuv1.PortMapping) (*remotegpuv1.PortMapping, error) {
 	id := m.GetId()
 	if op != nil {
 		done, err := a.await(ctx, c, w, op)
-		if err != nil || w.noWait {
+		switch {
+		case err != nil:
 			return nil, err
+		case w.noWait && a.output == "json":
+			return nil, a.json(op)
+		case w.noWait:
+			return nil, a.printf("%s\n", op.GetId())
 		}
 		id = orElse(done.GetResult()["mapping"], id)
 	}

@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"context"
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
@@ -31,15 +32,32 @@ func (f *fake) GetPortMapping(_ context.Context, _ *remotegpuv1.GetPortMappingRe
 }
 
 func (f *fake) CreatePortMapping(_ context.Context, r *remotegpuv1.CreatePortMappingRequest) (*remotegpuv1.CreatePortMappingResponse, error) {
-	return &remotegpuv1.CreatePortMappingResponse{PortMapping: aMapping()}, f.got(r)
+	return &remotegpuv1.CreatePortMappingResponse{PortMapping: aMapping(), Operation: f.portOp}, f.got(r)
 }
 
 func (f *fake) UpdatePortMapping(_ context.Context, r *remotegpuv1.UpdatePortMappingRequest) (*remotegpuv1.UpdatePortMappingResponse, error) {
-	return &remotegpuv1.UpdatePortMappingResponse{PortMapping: aMapping()}, f.got(r)
+	return &remotegpuv1.UpdatePortMappingResponse{PortMapping: aMapping(), Operation: f.portOp}, f.got(r)
 }
 
 func (f *fake) DeletePortMapping(_ context.Context, r *remotegpuv1.DeletePortMappingRequest) (*remotegpuv1.DeletePortMappingResponse, error) {
-	return &remotegpuv1.DeletePortMappingResponse{PortMapping: aMapping()}, f.got(r)
+	return &remotegpuv1.DeletePortMappingResponse{PortMapping: aMapping(), Operation: f.portOp}, f.got(r)
+}
+
+// Who does not wait gets the operation to follow, as from other commands.
+func TestPortMappingsNobodyWaitsFor(t *testing.T) {
+	f := newFake(t)
+	f.portOp = operation(running, "", 0, 0)
+	for _, args := range []string{"port add demo --internal 8080", "port update 01PORT --expires never", "port rm 01PORT"} {
+		code, stdout, stderr := f.run(t, append(strings.Fields(args), "--no-wait")...)
+		if code != 0 || stdout != "01OP\n" || !strings.Contains(stderr, "op watch 01OP") {
+			t.Errorf("%s: code %d, %q, %s", args, code, stdout, stderr)
+		}
+		code, stdout, _ = f.run(t, append(strings.Fields(args), "--no-wait", "-o", "json")...)
+		var op struct{ ID, State string }
+		if err := json.Unmarshal([]byte(stdout), &op); code != 0 || err != nil || op.ID != "01OP" || op.State != "OPERATION_STATE_RUNNING" {
+			t.Errorf("%s in JSON: code %d, %s, %v", args, code, stdout, err)
+		}
+	}
 }
 
 func TestPortMappingRequests(t *testing.T) {

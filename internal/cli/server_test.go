@@ -57,6 +57,7 @@ type fake struct {
 	repairs   *remotegpuv1.FirewallState
 	quota     *remotegpuv1.DiskQuota
 	mapping   *remotegpuv1.PortMapping // that every id is of; nil: aMapping
+	portOp    *remotegpuv1.Operation   // that changes of mappings begin
 	drop      int                      // this many watches break after their first message
 	cancelled []*remotegpuv1.Operation // what ops are once one is cancelled; nil: as before
 
