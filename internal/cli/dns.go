@@ -71,7 +71,7 @@ from outside of environments. NAME is within PROJECT.ZONE.`,
 	}
 	cmd.Flags().StringVar(&request.Environment, "env", "", "only those of this environment")
 	cmd.Flags().StringVar(&source, "source", "", "only those made by the node (auto) or by somebody (user)")
-	page.register(cmd.Flags(), 0)
+	page.register(a, cmd, 0)
 	q.register(a, cmd, "ids of records that were added")
 	filters(cmd, "env", "source")
 	a.complete(cmd, "source", "auto", "user")

@@ -60,7 +60,7 @@ they are in:
 	}
 	cmd.Flags().StringVarP(&request.LabelSelector, "selector", "l", "", "only with these labels: key=value,key!=value,key,!key")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only in these states: creating, running, stopped, error")
-	page.register(cmd.Flags(), 0)
+	page.register(a, cmd, 0)
 	q.register(a, cmd, "ids")
 	filters(cmd, "selector", "state")
 	a.complete(cmd, "state", "creating", "running", "stopped", "error")

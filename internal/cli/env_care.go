@@ -275,6 +275,6 @@ its id for a week.`,
 			return a.table([]string{"TIME", "EVENT", "WHAT HAPPENED"}, rows)
 		},
 	}
-	page.register(cmd.Flags(), 0)
+	page.register(a, cmd, 0)
 	return cmd
 }

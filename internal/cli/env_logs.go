@@ -76,6 +76,7 @@ whether it goes on in the next one of its stream (partial).`,
 	flags.BoolVar(&stdout, "stdout", false, "only standard output")
 	flags.BoolVar(&stderr, "stderr", false, "only errors")
 	flags.BoolVarP(&timestamps, "timestamps", "t", false, "show when each line was written")
+	filters(cmd, "since", "until")
 	return cmd
 }
 

@@ -106,7 +106,7 @@ func (a *app) snapshotList() *cobra.Command {
 	var page paging
 	var q quiet
 	cmd := &cobra.Command{
-		Use: "ls [ENVIRONMENT]", Aliases: []string{"list"}, Short: "List snapshots, oldest first", Args: cobra.MaximumNArgs(1),
+		Use: "ls [ENVIRONMENT]", Aliases: []string{"list"}, Short: "List snapshots, oldest first", Args: oneOrAll("environment"),
 		Long: `ls lists snapshots, oldest first. Where ENVIRONMENT is "(deleted)", a name means
 the snapshot of an environment that there is now, if that has one of that name.`,
 		ValidArgsFunction: a.completeEnvs,
@@ -141,8 +141,9 @@ the snapshot of an environment that there is now, if that has one of that name.`
 		},
 	}
 	cmd.Flags().StringVarP(&request.LabelSelector, "selector", "l", "", "only with these labels: key=value,key!=value,key,!key")
-	page.register(cmd.Flags(), 0)
+	page.register(a, cmd, 0)
 	q.register(a, cmd, "ids")
+	filters(cmd, "selector")
 	return cmd
 }
 

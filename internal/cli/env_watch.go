@@ -37,6 +37,7 @@ to another {"synced":true}. What is not among them is deleted.`,
 	flags.StringVar(&request.ResumeAfter, "resume-after", "", "only what came after this resumeToken of an earlier watch's json")
 	flags.StringVarP(&request.LabelSelector, "selector", "l", "", "only with these labels: key=value,key!=value,key,!key")
 	flags.DurationVar(&again.lostFor, "reconnect-for", lostFor, "how long to try again when the connection is lost")
+	filters(cmd, "selector")
 	return cmd
 }
 

@@ -12,7 +12,7 @@ import (
 func (a *app) gpuLeases() *cobra.Command {
 	p := &paging{}
 	cmd := &cobra.Command{
-		Use: "leases [GPU]", Short: "Show who has GPUs and who had them, the latest first", Args: cobra.MaximumNArgs(1),
+		Use: "leases [GPU]", Short: "Show who has GPUs and who had them, the latest first", Args: oneOrAll("GPU"),
 		Long: `leases shows who has a GPU, or any, and who had it. What has ended is kept for a
 year; a GPU that the host does not have any more is named by its UUID.`,
 		ValidArgsFunction: a.completeGPUs,
@@ -36,7 +36,7 @@ year; a GPU that the host does not have any more is named by its UUID.`,
 			return a.leaseTable(leases)
 		},
 	}
-	p.register(cmd.Flags(), 50)
+	p.register(a, cmd, 50)
 	return cmd
 }
 

@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,6 +49,10 @@ func (g *gpuFake) GetGPU(_ context.Context, req *remotegpuv1.GetGPURequest) (*re
 }
 
 func (g *gpuFake) ListGPULeases(_ context.Context, req *remotegpuv1.ListGPULeasesRequest) (*remotegpuv1.ListGPULeasesResponse, error) {
+	if g.fake.total > 0 {
+		page, next := g.fake.page(req.GetPageSize(), req.GetPageToken())
+		return &remotegpuv1.ListGPULeasesResponse{Leases: slices.Repeat([]*remotegpuv1.GPULease{{Gpu: "GPU-1"}}, page), NextPageToken: next}, g.fake.got(req)
+	}
 	if req.GetPageToken() == "" {
 		return &remotegpuv1.ListGPULeasesResponse{Leases: []*remotegpuv1.GPULease{{EnvironmentName: "demo", Environment: "01ENV", Gpu: "GPU-1"}}, NextPageToken: "2"}, g.fake.got(req)
 	}

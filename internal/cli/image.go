@@ -46,7 +46,7 @@ func (a *app) imageList() *cobra.Command {
 			return a.table([]string{"NAME", "DIGEST", "SIZE", "PLATFORM", "USED", "PINNED", "AGE"}, rows)
 		},
 	}
-	page.register(cmd.Flags(), 0)
+	page.register(a, cmd, 0)
 	q.register(a, cmd, "names")
 	return cmd
 }

@@ -67,7 +67,7 @@ func (a *app) opList() *cobra.Command {
 	cmd.Flags().StringVar(&request.Target, "target", "", "only those that work on this environment or image reference")
 	cmd.Flags().StringSliceVar(&request.Kinds, "kind", nil, "only of these kinds, for example environment.create or image.pull")
 	cmd.Flags().StringSliceVar(&states, "state", nil, "only in these states: queued, running, succeeded, failed, cancelled")
-	page.register(cmd.Flags(), 50)
+	page.register(a, cmd, 50)
 	q.register(a, cmd, "ids")
 	filters(cmd, "target", "kind", "state")
 	a.complete(cmd, "kind", "environment.create", "environment.start", "environment.stop", "environment.restart", "environment.delete",

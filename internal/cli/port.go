@@ -78,7 +78,7 @@ and DESCRIPTION are as they were then; "-" is the node's default of then.`,
 	cmd.Flags().BoolVarP(&request.IncludeReleased, "all", "a", false, "released ones too")
 	cmd.Flags().Int32Var(&request.ExternalPort, "external", 0, "only those of this host port")
 	cmd.Flags().StringVar(&at, "at", "", "those that were held at this time, such as 2026-11-26T14:30:00+01:00, or that long ago: who had a port then")
-	page.register(cmd.Flags(), 0)
+	page.register(a, cmd, 0)
 	q.register(a, cmd, "ids")
 	filters(cmd, "env", "service", "external", "at")
 	a.complete(cmd, "service", services()...)

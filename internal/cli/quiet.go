@@ -13,12 +13,12 @@ type quiet struct{ on bool }
 // register adds the flag to a list. what names the identifiers, for the help.
 func (q *quiet) register(a *app, cmd *cobra.Command, what string) {
 	cmd.Flags().BoolVarP(&q.on, "quiet", "q", false, "print only "+what+", one a line, as other commands take them")
-	cmd.PreRunE = func(*cobra.Command, []string) error {
+	check(cmd, func() error {
 		if q.on && a.output == "json" {
 			return usagef("leave one of them out", "--quiet and --output json are two ways to print the same list")
 		}
 		return nil
-	}
+	})
 }
 
 // identifiers prints one identifier a line. What has none is left out, and an

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -58,6 +60,7 @@ type fake struct {
 	quota     *remotegpuv1.DiskQuota
 	mapping   *remotegpuv1.PortMapping // that every id is of; nil: aMapping
 	portOp    *remotegpuv1.Operation   // that changes of mappings begin
+	total     int                      // that lists of operations and leases have; 0: what else is set
 	drop      int                      // this many watches break after their first message
 	cancelled []*remotegpuv1.Operation // what ops are once one is cancelled; nil: as before
 
@@ -144,6 +147,18 @@ func (f *fake) got(request proto.Message) error {
 	f.last = request
 	f.order = append(f.order, string(request.ProtoReflect().Descriptor().Name()))
 	return f.err
+}
+
+// page is how many of total one page has, and the token of the next one.
+func (f *fake) page(size int32, token string) (of int, next string) {
+	if before, err := strconv.Atoi(token); err == nil {
+		of = before
+	}
+	end := min(of+int(size), f.total)
+	if end < f.total {
+		next = strconv.Itoa(end)
+	}
+	return end - of, next
 }
 
 // none is the error of naming what is not there.
@@ -330,7 +345,11 @@ func (f *fake) GetOperation(_ context.Context, r *remotegpuv1.GetOperationReques
 }
 
 func (f *fake) ListOperations(_ context.Context, r *remotegpuv1.ListOperationsRequest) (*remotegpuv1.ListOperationsResponse, error) {
-	return &remotegpuv1.ListOperationsResponse{Operations: f.ops}, f.got(r)
+	if f.total == 0 {
+		return &remotegpuv1.ListOperationsResponse{Operations: f.ops}, f.got(r)
+	}
+	page, next := f.page(r.GetPageSize(), r.GetPageToken())
+	return &remotegpuv1.ListOperationsResponse{Operations: slices.Repeat(f.ops[:1], page), NextPageToken: next}, f.got(r)
 }
 
 func (f *fake) CancelOperation(_ context.Context, r *remotegpuv1.CancelOperationRequest) (*remotegpuv1.CancelOperationResponse, error) {

@@ -48,7 +48,7 @@ func (a *app) volumeList() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&request.Sizes, "sizes", false, "measure their sizes too, which may take a while")
-	page.register(cmd.Flags(), 0)
+	page.register(a, cmd, 0)
 	q.register(a, cmd, "names")
 	return cmd
 }
