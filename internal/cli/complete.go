@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -46,6 +47,86 @@ func (a *app) completeEnvsIn(states ...remotegpuv1.EnvironmentState) cobra.Compl
 			return found, err
 		})
 	}
+}
+
+// inTurn offers for each argument what its own function does: nothing for one
+// that has none, and nothing after the last.
+func inTurn(each ...cobra.CompletionFunc) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		if len(args) >= len(each) || each[len(args)] == nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return each[len(args)](cmd, args, prefix)
+	}
+}
+
+// anyOf offers what all of them do.
+func anyOf(all ...cobra.CompletionFunc) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		var found []cobra.Completion
+		for _, one := range all {
+			more, directive := one(cmd, args, prefix)
+			if directive == cobra.ShellCompDirectiveError {
+				return nil, directive
+			}
+			found = append(found, more...)
+		}
+		return found, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// completePlaces offers for each side of a copy NAME: of those that names offers,
+// and files here. The shell knows those best, and gets to offer them where no
+// name fits: they stand beside names only as long as both can be meant.
+func completePlaces(names cobra.CompletionFunc) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+		here := len(args) == 0 // whether it may be
+		switch {
+		case len(args) > 1:
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		case len(args) == 1 && parsePlace(args[0]).name != "":
+			return nil, cobra.ShellCompDirectiveDefault
+		case parsePlace(prefix).name != "":
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		all, directive := names(cmd, nil, prefix)
+		if directive == cobra.ShellCompDirectiveError || here && len(all) == 0 {
+			return nil, cobra.ShellCompDirectiveDefault
+		}
+		found := make([]cobra.Completion, 0, len(all))
+		for _, completion := range all {
+			name, what, described := strings.Cut(completion, "\t")
+			if name += ":"; described {
+				name = cobra.CompletionWithDesc(name, what)
+			}
+			found = append(found, name)
+		}
+		if here {
+			found = append(found, filesHere(prefix)...)
+		}
+		return found, cobra.ShellCompDirectiveNoSpace | cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// filesHere are the files of the working directory whose names begin with prefix,
+// as ls shows them. What cannot be read is not offered.
+func filesHere(prefix string) []cobra.Completion {
+	entries, err := os.ReadDir(".")
+	if err != nil {
+		return nil
+	}
+	var found []cobra.Completion
+	for _, entry := range entries {
+		name := entry.Name()
+		if strings.HasPrefix(name, ".") || !strings.HasPrefix(name, prefix) || plain(name) != name {
+			continue
+		}
+		if entry.IsDir() {
+			name += "/"
+		}
+		found = append(found, name)
+	}
+	return found
 }
 
 // completeMappings offers host ports that are published.
@@ -121,7 +202,7 @@ func (a *app) offer(cmd *cobra.Command, args []string, prefix string,
 		for _, arg := range args {
 			taken = taken || arg == name
 		}
-		if !taken && strings.HasPrefix(name, prefix) {
+		if !taken && strings.HasPrefix(name, prefix) && plain(name) == name { // others cannot be typed
 			found = append(found, completion)
 		}
 	}

@@ -56,19 +56,19 @@ func (a *app) envCopy() *cobra.Command {
 environment helps, so its image needs no tools. In one that does not run there
 are no mounts: files of volumes are reached with "volume cp".
 
-`+copyHelp, func(c *clients, name string) remoteFiles { return envFiles{c, a.project, name} })
+`+copyHelp, func(c *clients, name string) remoteFiles { return envFiles{c, a.project, name} }, a.completeEnvs)
 }
 
 func (a *app) volumeCopy() *cobra.Command {
 	return a.copyCommand("Copy files into or out of a volume", `cp copies files into or out of a volume, whether environments use it or not.
 
-`+copyHelp, func(c *clients, name string) remoteFiles { return volumeFiles{c, name} })
+`+copyHelp, func(c *clients, name string) remoteFiles { return volumeFiles{c, name} }, a.completeVolumes)
 }
 
-func (a *app) copyCommand(short, long string, open func(c *clients, name string) remoteFiles) *cobra.Command {
+func (a *app) copyCommand(short, long string, open func(c *clients, name string) remoteFiles, names cobra.CompletionFunc) *cobra.Command {
 	var f copyFlags
 	cmd := &cobra.Command{
-		Use: "cp SRC DST", Short: short, Long: long, Args: cobra.ExactArgs(2),
+		Use: "cp SRC DST", Short: short, Long: long, Args: cobra.ExactArgs(2), ValidArgsFunction: completePlaces(names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			from, to := parsePlace(args[0]), parsePlace(args[1])
 			for _, p := range []place{from, to} {

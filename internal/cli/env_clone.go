@@ -29,7 +29,7 @@ func (a *app) envClone() *cobra.Command {
 	w := &waiting{}
 	cmd := &cobra.Command{
 		Use: "clone ENVIRONMENT[/SNAPSHOT] NAME", Short: "Make an environment like another one", Long: cloneHelp, Args: cobra.ExactArgs(2),
-		ValidArgsFunction: a.completeEnvs,
+		ValidArgsFunction: inTurn(anyOf(a.completeEnvs, a.completeSnapshots), nil),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()
 			if err != nil {

@@ -209,7 +209,7 @@ func (a *app) snapshotRollBack() *cobra.Command {
 		Long: `rollback makes the root filesystem of an environment what it was in one of its
 snapshots, or in the one that it was made from. What was written since is gone:
 take a snapshot first to keep it.`,
-		ValidArgsFunction: a.completeEnvs,
+		ValidArgsFunction: inTurn(a.completeEnvs, a.completeSnapshotsOf),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -282,6 +282,23 @@ func (a *app) completeSnapshots(cmd *cobra.Command, args []string, prefix string
 				name, what = s.GetId(), name+" of a deleted environment"
 			}
 			found = append(found, cobra.CompletionWithDesc(name, plain(what)))
+		}
+		return found, err
+	})
+}
+
+// completeSnapshotsOf offers the snapshots of the environment that is named
+// first, by what they are called among them.
+func (a *app) completeSnapshotsOf(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.offer(cmd, nil, prefix, func(ctx context.Context, c *clients) ([]cobra.Completion, error) {
+		response, err := c.snapshots.ListSnapshots(ctx, &remotegpuv1.ListSnapshotsRequest{
+			Project: orElse(a.project, "default"), Environment: args[0], PageSize: 500,
+		})
+		var found []cobra.Completion
+		for _, s := range response.GetSnapshots() {
+			if !s.GetEnvironmentDeleted() { // another one that was called so
+				found = append(found, cobra.CompletionWithDesc(s.GetName(), age(s.GetCreatedAt())+" old, "+size(s.GetSizeBytes())))
+			}
 		}
 		return found, err
 	})

@@ -332,6 +332,7 @@ func (a *app) migCreate() *cobra.Command {
 func (a *app) migDelete() *cobra.Command {
 	return &cobra.Command{
 		Use: "delete INSTANCE...", Aliases: []string{"rm"}, Short: "Remove instances that no environment has", Args: cobra.MinimumNArgs(1),
+		ValidArgsFunction: a.completeMIGs,
 		Long: `delete removes instances, by their UUIDs, that no environment has. One that is to
 be made again and is not there is named GPU:PLACE, the UUID of its GPU and its
 first memory slice; it is not made again then.`,
@@ -357,7 +358,7 @@ first memory slice; it is not made again then.`,
 func (a *app) migMode() *cobra.Command {
 	return &cobra.Command{
 		Use: "mode GPU on|off", Short: "Turn partitioning of an idle GPU on or off", Args: cobra.ExactArgs(2),
-		ValidArgsFunction: a.completeGPUs,
+		ValidArgsFunction: inTurn(a.completeGPUs, cobra.FixedCompletions([]cobra.Completion{"on", "off"}, cobra.ShellCompDirectiveNoFileComp)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if args[1] != "on" && args[1] != "off" {
 				return usagef("use on or off", "%q is neither", args[1])
@@ -392,6 +393,32 @@ func (a *app) completeGPUs(cmd *cobra.Command, args []string, prefix string) ([]
 		var found []cobra.Completion
 		for _, g := range response.GetGpus() {
 			found = append(found, cobra.CompletionWithDesc(g.GetUuid(), plain(g.GetModel())+" "+gpuState(g)))
+		}
+		return found, err
+	})
+}
+
+// completeMIGs offers the instances that no environment has, those that are to be
+// made again among them.
+func (a *app) completeMIGs(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	return a.offer(cmd, args, prefix, func(ctx context.Context, c *clients) ([]cobra.Completion, error) {
+		response, err := c.gpus.ListGPUs(ctx, &remotegpuv1.ListGPUsRequest{})
+		var found []cobra.Completion
+		for _, g := range response.GetGpus() {
+			held := make(map[string]bool)
+			for _, l := range g.GetLeases() {
+				held[l.GetMigInstance()] = true
+			}
+			for _, i := range g.GetInstances() {
+				if !held[i.GetUuid()] {
+					found = append(found, cobra.CompletionWithDesc(i.GetUuid(), plain(i.GetProfile())+" of "+g.GetUuid()))
+				}
+			}
+			for _, p := range g.GetPlanned() {
+				if !p.GetRemove() && p.GetEnvironment() == "" {
+					found = append(found, cobra.CompletionWithDesc(fmt.Sprintf("%s:%d", g.GetUuid(), p.GetPlacement().GetStart()), plain(plannedText(p))))
+				}
+			}
 		}
 		return found, err
 	})

@@ -120,6 +120,7 @@ func (a *app) showMapping(m *remotegpuv1.PortMapping, text string) error {
 func (a *app) portGet() *cobra.Command {
 	return &cobra.Command{
 		Use: "get MAPPING", Short: "Show one port mapping, by its id or the project's HOSTPORT[/udp]", Args: cobra.ExactArgs(1),
+		ValidArgsFunction: inTurn(a.completeMappings),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()
 			if err != nil {
@@ -157,6 +158,7 @@ func (a *app) portUpdate() *cobra.Command {
 	var everybody bool
 	cmd := &cobra.Command{
 		Use: "update MAPPING", Short: "Change who reaches a published port, and until when", Args: cobra.ExactArgs(1),
+		ValidArgsFunction: inTurn(a.completeMappings),
 		Long: "update changes a mapping, named by its id or the project's HOSTPORT[/udp],\nat once. What is not named stays. Connections of those who do not reach it any\nmore end.\n\n" +
 			termsHelp + "\n--expires never takes the end away, --allow-default the list.",
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
@@ -226,7 +228,7 @@ func (a *app) portRemove() *cobra.Command {
 	request := &remotegpuv1.DeletePortMappingRequest{}
 	cmd := &cobra.Command{
 		Use: "rm MAPPING", Aliases: []string{"remove", "delete"}, Short: "Withdraw a published port, by its id or the project's HOSTPORT[/udp]", Args: cobra.ExactArgs(1),
-		ValidArgsFunction: a.completeMappings,
+		ValidArgsFunction: inTurn(a.completeMappings),
 		Long:              "rm withdraws a port of an environment, ends its connections and gives the host port\nback, without a restart. It may be repeated.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := a.dial()
