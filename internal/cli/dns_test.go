@@ -37,7 +37,7 @@ func (d *dnsFake) DeleteDNSRecord(_ context.Context, req *remotegpuv1.DeleteDNSR
 	if err := d.fake.none(req.GetId()); err != nil {
 		return nil, err
 	}
-	return &remotegpuv1.DeleteDNSRecordResponse{}, d.fake.got(req)
+	return &remotegpuv1.DeleteDNSRecordResponse{Id: req.GetId()}, d.fake.got(req)
 }
 
 func TestDNS(t *testing.T) {

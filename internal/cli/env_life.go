@@ -19,6 +19,7 @@ type change func(ctx context.Context, c *clients, name, requestID string) (*remo
 func (a *app) lifeCommand(use, short, past string, w *waiting, do change) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: use + " NAME...", Short: short, Args: cobra.MinimumNArgs(1), ValidArgsFunction: a.completeEnvs,
+		Long: short + ". With -o json several are one line each.",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if w.requestID != "" && len(args) > 1 {
 				return usagef("name one environment", "a request id belongs to one request")
@@ -41,7 +42,7 @@ func (a *app) lifeCommand(use, short, past string, w *waiting, do change) *cobra
 					failures = append(failures, err)
 					continue
 				}
-				all = append(all, begun{name, e, op})
+				all = append(all, begun{name: name, e: e, op: op, several: len(args) > 1})
 			}
 			for i, b := range all {
 				rest := *w
@@ -74,6 +75,8 @@ type begun struct {
 	name string
 	e    *remotegpuv1.Environment
 	op   *remotegpuv1.Operation
+	// It is one of several: in JSON it is a line.
+	several bool
 }
 
 // meanwhile is what has become of an operation while others were waited for, and
@@ -95,14 +98,17 @@ func (a *app) meanwhile(ctx context.Context, c *clients, w *waiting, op *remoteg
 
 // lead waits for what has begun, and tells what has become of the environment.
 func (a *app) lead(ctx context.Context, c *clients, b begun, past string, w *waiting) error {
-	e := b.e
+	e, show := b.e, a.json
+	if b.several {
+		show = a.jsonLine
+	}
 	op, err := a.await(ctx, c, w, b.op)
 	if err != nil {
 		return err
 	}
 	if past == "deleted" {
 		if a.output == "json" {
-			return a.json(op)
+			return show(op)
 		}
 	} else if !w.noWait {
 		if e, err = a.environment(ctx, c, e.GetId()); err != nil {
@@ -113,7 +119,7 @@ func (a *app) lead(ctx context.Context, c *clients, b begun, past string, w *wai
 		}
 	}
 	if a.output == "json" {
-		return a.json(e)
+		return show(e)
 	}
 	if w.noWait {
 		past = "operation " + op.GetId()

@@ -221,7 +221,7 @@ take a snapshot first to keep it.`,
 			if err != nil {
 				return err
 			}
-			return a.lead(cmd.Context(), c, begun{args[0], response.GetEnvironment(), response.GetOperation()}, "rolled back to "+plain(args[1]), w)
+			return a.lead(cmd.Context(), c, begun{name: args[0], e: response.GetEnvironment(), op: response.GetOperation()}, "rolled back to "+plain(args[1]), w)
 		},
 	}
 	w.register(cmd.Flags())

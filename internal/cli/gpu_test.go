@@ -78,7 +78,7 @@ func (g *gpuFake) DeleteMIGInstance(_ context.Context, req *remotegpuv1.DeleteMI
 	if err := g.fake.none(req.GetInstance()); err != nil {
 		return nil, err
 	}
-	return &remotegpuv1.DeleteMIGInstanceResponse{}, g.fake.got(req)
+	return &remotegpuv1.DeleteMIGInstanceResponse{Instance: req.GetInstance()}, g.fake.got(req)
 }
 
 func (g *gpuFake) SetMIGMode(_ context.Context, req *remotegpuv1.SetMIGModeRequest) (*remotegpuv1.SetMIGModeResponse, error) {

@@ -25,7 +25,7 @@ func (a *app) printf(format string, args ...any) error {
 // json writes a message as one document, in the API's own JSON.
 func (a *app) json(message proto.Message) error { return a.writeJSON(message, true) }
 
-// jsonLine writes a message as one line, for streams.
+// jsonLine writes a message as one line, for streams and for one of several.
 func (a *app) jsonLine(message proto.Message) error { return a.writeJSON(message, false) }
 
 func (a *app) writeJSON(message proto.Message, indent bool) error {

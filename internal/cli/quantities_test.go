@@ -115,6 +115,30 @@ func TestSeveralOfWhichOneFails(t *testing.T) {
 	}
 }
 
+// Programs read what is said of several line by line, and see of which it is said.
+func TestSeveralInJSON(t *testing.T) {
+	f := newFake(t)
+	f.ops = []*remotegpuv1.Operation{operation(succeeded, "", 0, 0)}
+	for args, says := range map[string][]string{
+		"env start a b": {`"id":"01ENV"`, `"id":"01ENV"`}, "env stop a b": {`"id":"01ENV"`, `"id":"01ENV"`},
+		"env rm a b":    {`"target":"01ENV"`, `"target":"01ENV"`},
+		"env pause a b": {`"id":"01ENV"`, `"id":"01ENV"`}, "env resume a b": {`"id":"01ENV"`, `"id":"01ENV"`},
+		"env stop --no-wait a b": {`"id":"01ENV"`, `"id":"01ENV"`}, "env get a b": {`"id":"01ENV"`, `"id":"01ENV"`},
+		"env snapshot rm a/1 b/2": {`{"snapshot":"a/1"}`, `{"snapshot":"b/2"}`}, "volume rm a b": {`{"name":"a"}`, `{"name":"b"}`},
+		"dns rm 01A 01B": {`{"id":"01A"}`, `{"id":"01B"}`}, "gpu mig delete M-1 GPU-1:4": {`{"instance":"M-1"}`, `{"instance":"GPU-1:4"}`},
+		"image rm a b": {`{"name":"docker.io/a"}`, `{"name":"docker.io/b"}`},
+	} {
+		code, stdout, stderr := f.run(t, append(strings.Fields(args), "-o", "json")...)
+		lines := strings.Split(strings.TrimSuffix(stdout, "\n"), "\n")
+		if code != 0 || len(lines) != 2 || !strings.Contains(lines[0], says[0]) || !strings.Contains(lines[1], says[1]) {
+			t.Errorf("%s: code %d, %s%s", args, code, stdout, stderr)
+		}
+	}
+	if code, stdout, stderr := f.run(t, "env", "stop", "a", "-o", "json"); code != 0 || !strings.HasPrefix(stdout, "{\n  \"") {
+		t.Errorf("one alone: code %d, %s%s", code, stdout, stderr)
+	}
+}
+
 // Several are told to end before the first is waited for.
 func TestSeveralAreLedAtTheSameTime(t *testing.T) {
 	f := newFake(t)

@@ -67,7 +67,7 @@ func (s *snapshots) DeleteSnapshot(_ context.Context, r *remotegpuv1.DeleteSnaps
 	if err := s.fake.none(r.GetSnapshot()); err != nil {
 		return nil, err
 	}
-	return &remotegpuv1.DeleteSnapshotResponse{}, s.got(r)
+	return &remotegpuv1.DeleteSnapshotResponse{Snapshot: r.GetSnapshot()}, s.got(r)
 }
 
 func (s *snapshots) RollBackEnvironment(_ context.Context, r *remotegpuv1.RollBackEnvironmentRequest) (*remotegpuv1.RollBackEnvironmentResponse, error) {
@@ -96,7 +96,7 @@ demo/first   01SNAP   demo          ready   3 MiB   docker.io/team/app:1   2h
 		{"env snapshot create demo --request-id r --no-wait", "Taken:         while it ran", &remotegpuv1.CreateSnapshotRequest{RequestId: "r", Environment: "demo"}},
 		{"env snapshot get demo/first", "Size:          3 MiB", nil},
 		{"env snapshot rm demo/first", "demo/first: deleted", &remotegpuv1.DeleteSnapshotRequest{Snapshot: "demo/first"}},
-		{"env snapshot rm -o json demo/first --etag 1", "{}", &remotegpuv1.DeleteSnapshotRequest{Snapshot: "demo/first", Etag: "1"}},
+		{"env snapshot rm -o json demo/first --etag 1", `{"snapshot":"demo/first"}`, &remotegpuv1.DeleteSnapshotRequest{Snapshot: "demo/first", Etag: "1"}},
 		{
 			"env snapshot rollback demo first -f -t 3s --request-id r", "demo: rolled back to first",
 			&remotegpuv1.RollBackEnvironmentRequest{RequestId: "r", Environment: "demo", Snapshot: "first", Force: true, Timeout: durationpb.New(3 * time.Second)},

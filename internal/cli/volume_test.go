@@ -16,7 +16,7 @@ func (f *fake) DeleteVolume(_ context.Context, r *remotegpuv1.DeleteVolumeReques
 	if err := f.none(r.GetName()); err != nil {
 		return nil, err
 	}
-	return &remotegpuv1.DeleteVolumeResponse{}, f.got(r)
+	return &remotegpuv1.DeleteVolumeResponse{Name: r.GetName()}, f.got(r)
 }
 
 // People see the names of the environments that use a volume, and programs ids.

@@ -80,7 +80,7 @@ func (s *dnsService) DeleteDNSRecord(ctx context.Context, req *remotegpuv1.Delet
 	if err := s.cfg.Manager.DeleteDNSRecord(ctx, req.GetId(), req.GetEtag()); err != nil {
 		return nil, err
 	}
-	return &remotegpuv1.DeleteDNSRecordResponse{}, nil
+	return &remotegpuv1.DeleteDNSRecordResponse{Id: req.GetId()}, nil
 }
 
 func (s *dnsService) toRecord(r *runtime.DNSRecord) *remotegpuv1.DNSRecord {

@@ -107,7 +107,7 @@ func (s *gpuService) DeleteMIGInstance(ctx context.Context, req *remotegpuv1.Del
 	if err := s.cfg.Manager.DeleteMIG(ctx, req.GetInstance()); err != nil {
 		return nil, err
 	}
-	return &remotegpuv1.DeleteMIGInstanceResponse{}, nil
+	return &remotegpuv1.DeleteMIGInstanceResponse{Instance: req.GetInstance()}, nil
 }
 
 // SetMIGMode implements the RPC.

@@ -74,7 +74,7 @@ func (s *snapshotService) DeleteSnapshot(ctx context.Context, req *remotegpuv1.D
 	if err := s.cfg.Manager.DeleteSnapshot(ctx, req.GetProject(), req.GetSnapshot(), req.GetEtag()); err != nil {
 		return nil, err
 	}
-	return &remotegpuv1.DeleteSnapshotResponse{}, nil
+	return &remotegpuv1.DeleteSnapshotResponse{Snapshot: req.GetSnapshot()}, nil
 }
 
 // RollBackEnvironment implements the RPC.

@@ -61,7 +61,7 @@ func (s *volumeService) DeleteVolume(ctx context.Context, req *remotegpuv1.Delet
 	if err := s.cfg.Manager.DeleteVolume(ctx, req.GetName()); err != nil {
 		return nil, err
 	}
-	return &remotegpuv1.DeleteVolumeResponse{}, nil
+	return &remotegpuv1.DeleteVolumeResponse{Name: req.GetName()}, nil
 }
 
 // toVolume leaves project and labels empty: a volume is the node's, and what

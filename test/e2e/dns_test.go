@@ -150,7 +150,9 @@ func TestNames(t *testing.T) {
 	})
 	for _, record := range list.Records {
 		if record.Name == "db.one" {
-			n.Must(t, "dns", "rm", record.ID)
+			if out := n.Must(t, "dns", "rm", record.ID, "-o", "json"); out != "{\"id\":\""+record.ID+"\"}\n" {
+				t.Errorf("rm: %s", out)
+			}
 		}
 	}
 	check("removed", [][4]string{{"the wildcard again", "lan", "db.uno.gpu.internal A", "A " + host + "; NOERROR"}})

@@ -206,7 +206,9 @@ func TestGPULeases(t *testing.T) {
 		t.Errorf("after the boot of the host: %+v", again)
 	}
 	n.Must(t, "env", "rm", "--force", "--grace", "0s", "holds")
-	n.Must(t, "gpu", "mig", "delete", again.Instances[0].UUID)
+	if out := n.Must(t, "gpu", "mig", "delete", again.Instances[0].UUID, "-o", "json"); !strings.Contains(out, again.Instances[0].UUID) {
+		t.Errorf("mig delete: %s", out)
+	}
 	if found := n.reconcile(t, "--dry-run"); len(found) > 0 {
 		t.Errorf("found %+v", found)
 	}

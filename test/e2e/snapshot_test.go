@@ -128,7 +128,10 @@ func TestSnapshots(t *testing.T) {
 			// They outlive their environment, and go when they are deleted.
 			n.Must(t, "env", "create", "late", "--from-snapshot", all[0].ID)
 			installed("late", "one")
-			n.Must(t, "env", "snapshot", "rm", all[0].ID, desk.ID+"/second")
+			second := desk.ID + "/second"
+			if out := n.Must(t, "env", "snapshot", "rm", all[0].ID, second, "-o", "json"); !strings.Contains(out, all[0].ID+"\"}\n") || !strings.Contains(out, second+"\"}\n") {
+				t.Errorf("rm: %s", out)
+			}
 			installed("late", "one")
 			if left := n.snapshots(t); len(left) != 0 {
 				t.Errorf("snapshots: %+v", left)

@@ -50,7 +50,9 @@ func TestVolumes(t *testing.T) {
 		t.Errorf("the first page: %s", out)
 	}
 	n.Must(t, "env", "rm", "web")
-	n.Must(t, "volume", "rm", "data", "made")
+	if out := n.Must(t, "volume", "rm", "data", "made", "-o", "json"); out != "{\"name\":\"data\"}\n{\"name\":\"made\"}\n" {
+		t.Errorf("rm: %s", out)
+	}
 	if out := n.Must(t, "volume", "ls"); strings.Contains(out, "data") || strings.Contains(out, "made") {
 		t.Errorf("after rm: %s", out)
 	}

@@ -768,7 +768,9 @@ func (x *DeleteDNSRecordRequest) GetEtag() string {
 
 // DeleteDNSRecordResponse says that it has gone.
 type DeleteDNSRecordResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -801,6 +803,13 @@ func (x *DeleteDNSRecordResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use DeleteDNSRecordResponse.ProtoReflect.Descriptor instead.
 func (*DeleteDNSRecordResponse) Descriptor() ([]byte, []int) {
 	return file_remotegpu_v1_dns_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DeleteDNSRecordResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
 }
 
 var File_remotegpu_v1_dns_proto protoreflect.FileDescriptor
@@ -861,8 +870,9 @@ const file_remotegpu_v1_dns_proto_rawDesc = "" +
 	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"P\n" +
 	"\x16DeleteDNSRecordRequest\x12\x19\n" +
 	"\x02id\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18@R\x02id\x12\x1b\n" +
-	"\x04etag\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\"\x19\n" +
-	"\x17DeleteDNSRecordResponse*\xc7\x01\n" +
+	"\x04etag\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\")\n" +
+	"\x17DeleteDNSRecordResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id*\xc7\x01\n" +
 	"\rDNSRecordType\x12\x1f\n" +
 	"\x1bDNS_RECORD_TYPE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11DNS_RECORD_TYPE_A\x10\x01\x12\x18\n" +

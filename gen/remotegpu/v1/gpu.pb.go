@@ -2158,7 +2158,9 @@ func (x *DeleteMIGInstanceRequest) GetInstance() string {
 
 // DeleteMIGInstanceResponse says that it has gone.
 type DeleteMIGInstanceResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The instance, as the request named it.
+	Instance      string `protobuf:"bytes,1,opt,name=instance,proto3" json:"instance,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2191,6 +2193,13 @@ func (x *DeleteMIGInstanceResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use DeleteMIGInstanceResponse.ProtoReflect.Descriptor instead.
 func (*DeleteMIGInstanceResponse) Descriptor() ([]byte, []int) {
 	return file_remotegpu_v1_gpu_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *DeleteMIGInstanceResponse) GetInstance() string {
+	if x != nil {
+		return x.Instance
+	}
+	return ""
 }
 
 // SetMIGModeRequest turns MIG on or off.
@@ -2479,8 +2488,9 @@ const file_remotegpu_v1_gpu_proto_rawDesc = "" +
 	"\x03gpu\x18\x02 \x01(\v2\x11.remotegpu.v1.GPUR\x03gpu\"B\n" +
 	"\x18DeleteMIGInstanceRequest\x12&\n" +
 	"\binstance\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\binstance\"\x1b\n" +
-	"\x19DeleteMIGInstanceResponse\"K\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\binstance\"7\n" +
+	"\x19DeleteMIGInstanceResponse\x12\x1a\n" +
+	"\binstance\x18\x01 \x01(\tR\binstance\"K\n" +
 	"\x11SetMIGModeRequest\x12\x1c\n" +
 	"\x03gpu\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x03gpu\x12\x18\n" +

@@ -749,7 +749,9 @@ func (x *DeleteSnapshotRequest) GetEtag() string {
 
 // DeleteSnapshotResponse says that it has gone.
 type DeleteSnapshotResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The snapshot, as the request named it.
+	Snapshot      string `protobuf:"bytes,1,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -782,6 +784,13 @@ func (x *DeleteSnapshotResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use DeleteSnapshotResponse.ProtoReflect.Descriptor instead.
 func (*DeleteSnapshotResponse) Descriptor() ([]byte, []int) {
 	return file_remotegpu_v1_snapshot_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DeleteSnapshotResponse) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
 }
 
 // RollBackEnvironmentRequest names an environment and a snapshot.
@@ -1154,8 +1163,9 @@ const file_remotegpu_v1_snapshot_proto_rawDesc = "" +
 	"\bsnapshot\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x82\x01R\bsnapshot\x12!\n" +
 	"\aproject\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x18?R\aproject\x12\x1b\n" +
-	"\x04etag\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\"\x18\n" +
-	"\x16DeleteSnapshotResponse\"\xf2\x02\n" +
+	"\x04etag\x18\x03 \x01(\tB\a\xbaH\x04r\x02\x18@R\x04etag\"4\n" +
+	"\x16DeleteSnapshotResponse\x12\x1a\n" +
+	"\bsnapshot\x18\x01 \x01(\tR\bsnapshot\"\xf2\x02\n" +
 	"\x1aRollBackEnvironmentRequest\x12'\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12+\n" +

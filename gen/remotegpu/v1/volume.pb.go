@@ -484,7 +484,9 @@ func (x *DeleteVolumeRequest) GetName() string {
 
 // DeleteVolumeResponse says that it has gone.
 type DeleteVolumeResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its name.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -517,6 +519,13 @@ func (x *DeleteVolumeResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use DeleteVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVolumeResponse) Descriptor() ([]byte, []int) {
 	return file_remotegpu_v1_volume_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *DeleteVolumeResponse) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
 }
 
 // StatVolumeFileRequest names a file.
@@ -1053,8 +1062,9 @@ const file_remotegpu_v1_volume_proto_rawDesc = "" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"5\n" +
 	"\x13DeleteVolumeRequest\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\xfd\x01R\x04name\"\x16\n" +
-	"\x14DeleteVolumeResponse\"|\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xfd\x01R\x04name\"*\n" +
+	"\x14DeleteVolumeResponse\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"|\n" +
 	"\x15StatVolumeFileRequest\x12\"\n" +
 	"\x06volume\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xfd\x01R\x06volume\x12\x1e\n" +
