@@ -106,7 +106,7 @@ func (f *createFlags) register(cmd *cobra.Command) {
 	flags.StringVar(&f.image, "image", "", "image reference")
 	flags.StringVar(&f.snapshot, "from-snapshot", "", "snapshot to make it from in place of an image: ENVIRONMENT/NAME, or an id")
 	flags.StringVar(&f.pull, "pull", "missing", "when to pull the image: missing, always, never")
-	flags.StringVar(&f.cpus, "cpus", "", "CPU time, in CPUs: 1.5")
+	flags.StringVar(&f.cpus, "cpus", "", "CPU time, in CPUs: 1.5; 0: no limit")
 	flags.StringVarP(&f.memory, "memory", "m", "", "memory limit")
 	flags.StringVar(&f.swap, "swap", "", "swap on top of memory (none when memory is limited)")
 	flags.Int64Var(&f.pids, "pids", 0, "processes and threads; 0: the node's default, 4096")
@@ -195,8 +195,8 @@ func (f *createFlags) resources(changed func(string) bool) (*remotegpuv1.Resourc
 	r := &remotegpuv1.Resources{Pids: f.pids, DiskBestEffort: f.diskBestEffort}
 	if changed("cpus") {
 		cpus, err := strconv.ParseFloat(f.cpus, 64)
-		if err != nil || math.IsNaN(cpus) || cpus < 0.001 || cpus > 4096 {
-			return nil, usagef("write a number such as 1.5, or leave it out", "--cpus %q is no number between 0.001 and 4096", f.cpus)
+		if err != nil || math.IsNaN(cpus) || cpus < 0.01 && cpus != 0 || cpus > 4096 {
+			return nil, usagef("write a number such as 1.5, or 0 for no limit", "--cpus %q is neither 0 nor a number between 0.01 and 4096", f.cpus)
 		}
 		r.CpuMillis = int64(math.Round(cpus * 1000))
 	}

@@ -266,9 +266,8 @@ func (a *app) updateRequest(f *updateFlags, e *remotegpuv1.Environment, changed 
 }
 
 func (f *updateFlags) setResources(spec *remotegpuv1.EnvironmentSpec, e *remotegpuv1.Environment, changed func(string) bool, mask *updateMask) error {
-	limited := func(flag string) bool { return changed(flag) && (flag != "cpus" || f.cpus != "0") }
 	var err error
-	if spec.Resources, err = f.resources(limited); err != nil {
+	if spec.Resources, err = f.resources(changed); err != nil {
 		return err
 	}
 	for _, limit := range []struct{ flag, field string }{

@@ -67,6 +67,31 @@ func TestTimesOfLogs(t *testing.T) {
 	}
 }
 
+// No limit of the CPU is written as with docker, and as no limit of memory is;
+// what the node refuses is refused here.
+func TestCPUs(t *testing.T) {
+	f := newFake(t)
+	for text, want := range map[string]int64{"0": 0, "0.0": 0, "0.01": 10, "1.5": 1500, "4096": 4096000} {
+		code, _, stderr := f.run(t, "env", "create", "demo", "--image", "app", "--no-wait", "--cpus", text, "--memory", "0")
+		if resources := f.created.GetSpec().GetResources(); code != 0 || resources.GetCpuMillis() != want || resources.GetMemoryBytes() != 0 {
+			t.Errorf("create with %s: code %d, %v, %s", text, code, resources, stderr)
+		}
+		code, _, stderr = f.run(t, "env", "update", "demo", "--no-wait", "--cpus", text)
+		request, _ := f.last.(*remotegpuv1.UpdateEnvironmentRequest)
+		if code != 0 || request.GetSpec().GetResources().GetCpuMillis() != want || !slices.Equal(request.GetUpdateMask().GetPaths(), []string{"spec.resources.cpu_millis"}) {
+			t.Errorf("update to %s: code %d, %v, %s", text, code, request, stderr)
+		}
+	}
+	for _, text := range []string{"0.009", "-1", "4097", "NaN", ""} {
+		for _, command := range []string{"env create demo --image app --no-wait", "env update demo --no-wait"} {
+			code, _, stderr := f.run(t, append(strings.Fields(command), "--cpus", text)...)
+			if code != 2 || !strings.Contains(stderr, "neither 0 nor a number between 0.01 and 4096") || !strings.Contains(stderr, "Try: ") {
+				t.Errorf("%s --cpus %q: code %d, %s", command, text, code, stderr)
+			}
+		}
+	}
+}
+
 // Commands that name one thing take several.
 func TestSeveralNames(t *testing.T) {
 	f := newFake(t)
