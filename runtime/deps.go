@@ -64,9 +64,11 @@ type Engine interface {
 
 // Lister tells what there is. Errors as of Engine.
 type Lister interface {
-	// Status tells about one container of ours, NotFound.
+	// Status tells about one container of ours, NotFound. Unavailable when what serves
+	// it does not say in time how it is.
 	Status(ctx context.Context, id string) (ContainerStatus, error)
-	// List tells about all containers of ours.
+	// List tells about all containers of ours. Of one that nobody can say how it is it
+	// may be wrong: Status knows better.
 	List(ctx context.Context) ([]ContainerStatus, error)
 	// Intact tells, without asking the engine, whether all processes live that the
 	// last List saw at work for containers that run: their first ones, those that

@@ -87,6 +87,7 @@ func TestEngine(t *testing.T) {
 				Engine: open(t, d), Reopen: func() runtime.Engine { return open(t, d) },
 				Image: testutil.ImageName, NetNS: netNS(t, d), Logs: logs(d),
 				Leftovers: func() []string { return leftovers(t, d) },
+				Silence:   func(t *testing.T, id string) func() { t.Helper(); return silence(t, d, id) },
 				Pause:     func(t *testing.T, id string) { t.Helper(); d.Ctr(t, "tasks", "pause", id) },
 			}
 		})

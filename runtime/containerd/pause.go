@@ -86,7 +86,7 @@ func (e *Engine) endsSoon(ctx context.Context, id string) bool {
 }
 
 // paused says whether the process of a container is paused, NotFound when it
-// has none.
+// has none. Errors as of task.
 func (e *Engine) paused(ctx context.Context, id string) (bool, error) {
 	process, err := e.task(ctx, id)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -17,12 +18,69 @@ import (
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/testutil"
 	"github.com/remotegpu/remotegpu/runtime"
+	"github.com/remotegpu/remotegpu/runtime/operation"
 	"github.com/remotegpu/remotegpu/runtime/runtimetest"
 )
 
 // patience is more than it takes to be done with a shim that does not answer, and
 // less than a call of containerd may take.
 const patience = 100 * time.Second
+
+// silence stops the shim of a container until answer is called, which comes at the end of
+// the test otherwise.
+func silence(t *testing.T, d *testutil.ContainerdDaemon, id string) (answer func()) {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(d.Dir, "state", "io.containerd.runtime.v2.task", d.Namespace, id, "init.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shim := parent(t, pid)
+	if err := syscall.Kill(shim, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	answer = sync.OnceFunc(func() {
+		if err := syscall.Kill(shim, syscall.SIGCONT); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(answer)
+	return answer
+}
+
+// A shim that is slow when a copy of a layer is done does not leave the processes
+// paused that were paused for it.
+func TestCopyLayerWithSilentShim(t *testing.T) {
+	both(t, func(t *testing.T, d *testutil.ContainerdDaemon) { //nolint:thelper // it is the test
+		engine := open(t, d)
+		c := runtime.Container{ID: "slow", Image: testutil.ImageName, NetNS: netNS(t, d)(), LogPath: filepath.Join(logs(d), "slow.log")}
+		start(t, engine, c)
+		if _, err := engine.Run(t.Context(), c.ID, runtime.Command{Argv: []string{"testprog", "write", "/file", "kept"}}); err != nil {
+			t.Fatal(err)
+		}
+		answers := make(chan struct{})
+		var slow sync.Once
+		_, err := engine.CopyLayer(t.Context(), c.ID, "copied", func(operation.Progress) {
+			slow.Do(func() {
+				answer := silence(t, d, c.ID)
+				time.AfterFunc(5*time.Second, func() { answer(); close(answers) }) // more than containerd waits for it
+			})
+		})
+		if err != nil {
+			t.Errorf("copy: %v", err)
+		}
+		<-answers
+		if status, err := engine.Status(t.Context(), c.ID); err != nil || !status.Running || status.Paused {
+			t.Errorf("status afterwards: %+v, %v, want it running", status, err)
+		}
+		if err := errors.Join(engine.Delete(t.Context(), c.ID), engine.RemoveSnapshot(t.Context(), "copied")); err != nil {
+			t.Error(err)
+		}
+	})
+}
 
 // A shim that does not answer keeps nobody from deleting its container.
 func TestDeleteWithSilentShim(t *testing.T) {

@@ -78,7 +78,8 @@ func (e *Engine) RemoveStale(ctx context.Context) error {
 }
 
 // setAsideFrozen keeps the processes of paused containers for later: with
-// cgroup v1 they do not even die before they go on.
+// cgroup v1 they do not even die before they go on. Those of one that may be
+// paused, for all that its shim says, too.
 func (e *Engine) setAsideFrozen(ctx context.Context, stale map[string]int) error {
 	if len(stale) == 0 {
 		return nil
@@ -89,7 +90,7 @@ func (e *Engine) setAsideFrozen(ctx context.Context, stale map[string]int) error
 	}
 	frozen := make(map[string]bool)
 	for _, process := range response.Tasks {
-		frozen[process.ID] = isPaused(process)
+		frozen[process.ID] = isPaused(process) || process.Status == task.Status_UNKNOWN
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

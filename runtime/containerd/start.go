@@ -142,8 +142,23 @@ func (e *Engine) clearTask(ctx context.Context, id string) error {
 	return e.removeTask(ctx, id)
 }
 
-// task asks for the task of a container, NotFound.
+// task asks for the task of a container, NotFound. CONTAINERD_TIMEOUT when its shim does
+// not say in time how it is: nothing may be concluded then, neither that it runs nor that
+// it is not paused.
 func (e *Engine) task(ctx context.Context, id string) (*task.Process, error) {
+	process, err := e.taskOrUnknown(ctx, id)
+	if err == nil && process.Status == task.Status_UNKNOWN {
+		err = fmt.Errorf("get task: %w", e.explain(ctx, fmt.Errorf("its status is unknown: %w", context.DeadlineExceeded)))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return process, nil
+}
+
+// taskOrUnknown does as task, but that the status of a task whose shim is slow may be
+// unknown: containerd says so up to 2.4.1, and fails from then on.
+func (e *Engine) taskOrUnknown(ctx context.Context, id string) (*task.Process, error) {
 	response, err := e.tasks.Get(ctx, &tasks.GetRequest{ContainerID: id})
 	if err != nil {
 		return nil, fmt.Errorf("get task: %w", e.explain(ctx, err))

@@ -275,7 +275,7 @@ func (e *Engine) removeTaskOrShim(ctx context.Context, id string) error {
 }
 
 func (e *Engine) tryRemoveTask(ctx context.Context, id string) error {
-	process, err := e.task(ctx, id)
+	process, err := e.taskOrUnknown(ctx, id)
 	if errdefs.IsNotFound(err) {
 		if err := e.deleteTask(ctx, id); err != nil {
 			return err
@@ -303,7 +303,7 @@ func (e *Engine) tryRemoveTask(ctx context.Context, id string) error {
 		}
 		if isPaused(process) {
 			if err := e.thaw(ctx, id); err != nil {
-				return err
+				return silence(err)
 			}
 		}
 		if last, err := await(ctx, ended); err != nil {

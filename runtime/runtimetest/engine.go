@@ -34,6 +34,9 @@ type EngineSetup struct {
 	// Pause pauses a container as another program would. nil: snapshots are
 	// left out, which are tested where it is set.
 	Pause func(t *testing.T, id string)
+	// Silence keeps whatever serves a container from answering until answer is
+	// called. nil: what needs it is left out, and tested where it is set.
+	Silence func(t *testing.T, id string) (answer func())
 	// Leftovers names everything that containers have left behind.
 	Leftovers func() []string
 }
@@ -72,7 +75,7 @@ func Engine(t *testing.T, open func(t *testing.T) EngineSetup) {
 	} {
 		setup.run(t, test.name, test.run)
 	}
-	for _, test := range slices.Concat(execTests(), pauseTests(), copyTests(), updateTests()) {
+	for _, test := range slices.Concat(execTests(), setup.pauseTests(), copyTests(), updateTests()) {
 		setup.run(t, test.name, test.run)
 	}
 	if setup.Pause == nil {

@@ -2,6 +2,7 @@
 package runtimetest
 
 import (
+	"context"
 	"errors"
 	"os"
 	"strings"
@@ -13,8 +14,8 @@ import (
 	"github.com/remotegpu/remotegpu/runtime"
 )
 
-func pauseTests() []engineTest {
-	return []engineTest{
+func (setup EngineSetup) pauseTests() []engineTest {
+	tests := []engineTest{
 		{"Pause", testPause},
 		{"PauseStopped", testPauseStopped},
 		{"PauseDeleted", testPauseDeleted},
@@ -22,6 +23,10 @@ func pauseTests() []engineTest {
 		{"PauseReopen", testPauseReopen},
 		{"PauseStale", testPauseStale},
 	}
+	if setup.Silence != nil {
+		tests = append(tests, engineTest{"PauseSilent", testPauseSilent})
+	}
+	return tests
 }
 
 func (s *suite) pause(t *testing.T, c runtime.Container) {
@@ -188,5 +193,37 @@ func testPauseStale(t *testing.T, s *suite) {
 	x.wait(t)
 	if s.holding(t, c.ID) {
 		t.Errorf("left behind: %s", s.run(t, c.ID, "ps"))
+	}
+}
+
+// While nobody can say whether a container is paused, none of it is taken for granted.
+func testPauseSilent(t *testing.T, s *suite) {
+	for _, paused := range []bool{false, true} {
+		c := s.start(t, s.container("tick"))
+		if paused {
+			s.pause(t, c)
+		}
+		answer := s.Silence(t, c.ID)
+		if status, err := s.Engine.Status(t.Context(), c.ID); !errdefs.IsUnavailable(err) {
+			t.Errorf("paused %t: Status() = %+v, %v, want Unavailable", paused, status, err)
+		}
+		do := s.Engine.Resume // which would find nothing to do in one that is not paused
+		if !paused {
+			do = s.Engine.Pause
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		err := do(ctx, c.ID)
+		cancel()
+		if !errdefs.IsUnavailable(err) {
+			t.Errorf("paused %t: to change that: %v, want Unavailable", paused, err)
+		}
+		if _, err := s.Engine.Start(t.Context(), c); !errdefs.IsUnavailable(err) {
+			t.Errorf("paused %t: start: %v, want Unavailable", paused, err)
+		}
+		answer()
+		if status := s.status(t, c.ID); !status.Running || status.Paused != paused {
+			t.Errorf("paused %t: once it answers: %+v", paused, status)
+		}
+		s.resume(t, c)
 	}
 }

@@ -26,6 +26,9 @@ func (e *FakeEngine) freeze(ctx context.Context, method, id string, paused bool)
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		if err := e.answers(id); err != nil {
+			return fmt.Errorf("freeze or thaw %s: %w", id, err)
+		}
 		return e.setPaused(id, paused)
 	})
 }

@@ -43,6 +43,7 @@ type FakeEngine struct {
 	exporting   map[string]bool              // by snapshot
 	quota       runtime.DiskQuota
 	netns       string // of SetNetNS
+	silent      map[string]bool
 	listed      []runtime.ContainerStatus
 }
 
@@ -101,6 +102,25 @@ func (e *FakeEngine) SetDown(down bool) {
 	if down {
 		e.BreakEvents(problem.New(problem.ContainerdDown, "containerd does not answer"))
 	}
+}
+
+// SetSilent makes whatever serves a container not answer, or answer again: how it is
+// nobody can say, and it is neither paused nor resumed.
+func (e *FakeEngine) SetSilent(id string, silent bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.silent == nil {
+		e.silent = make(map[string]bool)
+	}
+	e.silent[id] = silent
+}
+
+// answers refuses what SetSilent says.
+func (e *FakeEngine) answers(id string) error {
+	if !e.silent[id] {
+		return nil
+	}
+	return problem.New(problem.ContainerdTimeout, "what serves container %s does not answer", id).WithHint("wait").WithCause(context.DeadlineExceeded)
 }
 
 // BreakEvents ends every event stream with err.
@@ -293,6 +313,9 @@ func (e *FakeEngine) Start(ctx context.Context, c runtime.Container) (pid int, e
 		if own == nil {
 			return fmt.Errorf("start container %s: %w", c.ID, runtime.ContainerGone(runtime.GoneContainer, errdefs.ErrNotFound))
 		}
+		if err := e.answers(c.ID); err != nil {
+			return fmt.Errorf("start container %s: %w", c.ID, err)
+		}
 		if own.running() {
 			return fmt.Errorf("start container %s: %w", c.ID, errdefs.ErrAlreadyExists)
 		}
@@ -433,6 +456,9 @@ func (e *FakeEngine) Status(_ context.Context, id string) (status runtime.Contai
 		if c == nil {
 			return fmt.Errorf("inspect container %s: %w", id, errdefs.ErrNotFound)
 		}
+		if err := e.answers(id); err != nil {
+			return fmt.Errorf("inspect container %s: %w", id, err)
+		}
 		status = c.status()
 		return nil
 	})
@@ -467,6 +493,7 @@ func (e *FakeEngine) List(context.Context) (all []runtime.ContainerStatus, err e
 		for _, id := range slices.Sorted(maps.Keys(e.containers)) {
 			status := e.containers[id].status()
 			status.LogLost = status.Running && e.containers[id].process.logLost
+			status.Paused = status.Paused && !e.silent[id] // as containerd has it
 			all = append(all, status)
 		}
 		e.listed = slices.Clone(all)

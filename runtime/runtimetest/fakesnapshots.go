@@ -98,6 +98,9 @@ func (e *FakeEngine) CopyLayer(ctx context.Context, id, snapshot string, progres
 		if c == nil || !c.running() {
 			return fmt.Errorf("copy layer: container %s does not run: %w", id, errdefs.ErrNotFound)
 		}
+		if err := e.answers(id); err != nil {
+			return fmt.Errorf("copy layer of container %s: %w", id, err)
+		}
 		for file := range c.files.all() {
 			if strings.HasPrefix(file, "/.wh.") {
 				return problem.New(problem.SnapshotNotCopyable, "%s: layers cannot hold it", file).WithHint("rename it")

@@ -21,6 +21,10 @@ func TestFakeEngine(t *testing.T) {
 		return runtimetest.EngineSetup{
 			Engine: engine, Reopen: func() runtime.Engine { return engine },
 			Image: "docker.io/remotegpu/test:latest", NetNS: func() string { return "" }, Leftovers: engine.Leftovers,
+			Silence: func(_ *testing.T, id string) func() {
+				engine.SetSilent(id, true)
+				return func() { engine.SetSilent(id, false) }
+			},
 			Pause: func(t *testing.T, id string) {
 				t.Helper()
 				if err := engine.SetPaused(id, true); err != nil {
