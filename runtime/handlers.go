@@ -46,6 +46,7 @@ func (m *Manager) registerHandlers() {
 // abandon unwinds an operation that will not be tried again though its handler
 // did not end it: it was cancelled while it waited, or interrupted too often.
 func (m *Manager) abandon(ctx context.Context, op *operation.Operation) error {
+	defer m.lookAtExit(ctx, op.Target) // as alone, once the lock is free
 	release, err := m.locks.Lock(ctx, op.Target)
 	if err != nil {
 		return err
@@ -76,13 +77,30 @@ func (m *Manager) abandon(ctx context.Context, op *operation.Operation) error {
 		if op.Kind == KindUpdate && op.Attempts > 0 {
 			return m.undoUpdate(ctx, env, op)
 		}
-		if op.CancelRequested {
-			return m.unlockCancelled(ctx, env.ID, op.ID)
-		}
-		return m.unlock(ctx, env.ID, op.ID)
+		return m.abandonIdle(ctx, env, op)
 	}
 	if err := m.failCreate(ctx, env, op.ID, asProblem(op.Problem)); !operation.IsPermanent(err) {
 		return err
+	}
+	return nil
+}
+
+// abandonIdle frees an environment from an operation that changed nothing else than
+// how its process is. Somebody may want to end one whose shim does not answer, so what
+// cannot be undone does not hold it once the operation is done: the record follows.
+func (m *Manager) abandonIdle(ctx context.Context, env *Environment, op *operation.Operation) error {
+	if op.Attempts > 0 && freezes(op.Kind, env) {
+		if err := m.undoFreeze(ctx, env); err != nil && !op.State.Done() {
+			return err
+		} else if err != nil {
+			m.cfg.Log.ErrorContext(ctx, "what an operation has begun could not be undone", "environment", env.ID, "operation", op.ID, "error", err)
+		}
+	}
+	if err := m.unlockAs(ctx, env.ID, op.ID, op.CancelRequested || cancelledByUser(ctx)); err != nil {
+		return err
+	}
+	if op.Attempts > 0 && (env.Paused || freezes(op.Kind, env)) {
+		m.followFrozen(ctx, env.ID)
 	}
 	return nil
 }

@@ -124,6 +124,39 @@ func TestProcessThatEndsAtOnce(t *testing.T) {
 	}
 }
 
+// An exit that comes while an operation waits for its turn is recorded, and followed by
+// the restart, when that is cancelled.
+func TestProcessThatEndsBeforeACancelledOperation(t *testing.T) {
+	h := newHost(t)
+	h.workers = 1
+	d := start(t, h)
+	env, _ := d.create(kept("desk", runtime.RestartAlways))
+	reached, release := blockCall(t, h, "Engine.Create")
+	_, other, err := d.Create(t.Context(), plain("other"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "create", reached)
+	_, op, err := d.Restart(t.Context(), runtime.ActionRequest{Environment: "desk"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := h.engine.Exit(env.ID, runtime.Exit{Code: 3}); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // the event arrives while the operation waits
+	if _, err := d.queue.Cancel(t.Context(), op.ID); err != nil {
+		t.Fatal(err)
+	}
+	if op = d.done(op); op.State != operation.Cancelled {
+		t.Errorf("operation: %+v", op)
+	}
+	waitFor(t, "the exit to be recorded", func() bool { return d.get("desk").State == runtime.Failed })
+	release()
+	d.done(other)
+	waitFor(t, "the restart", func() bool { got := d.get("desk"); return got.State == runtime.Running && got.RestartCount == 1 })
+}
+
 // A start that follows an exit at once is not ended by what tidies up after
 // that exit.
 func TestStartRightAfterAnExit(t *testing.T) {
@@ -415,14 +448,19 @@ func TestWatchForgetsWhatIsGone(t *testing.T) {
 // before it has written the end.
 func (h *host) reopen(t *testing.T, id string) {
 	t.Helper()
+	h.change(t, id, func(op *operation.Operation) {
+		op.State, op.FinishedAt, op.Problem, op.LeaseOwner = operation.Running, time.Time{}, nil, "dead"
+	})
+}
+
+// change changes an operation while there is no daemon.
+func (h *host) change(t *testing.T, id string, change func(*operation.Operation)) {
+	t.Helper()
 	db, err := store.Open(t.Context(), filepath.Join(h.dir, "node.db"), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = db.UpdateOperation(t.Context(), id, func(op *operation.Operation) error {
-		op.State, op.FinishedAt, op.Problem, op.LeaseOwner = operation.Running, time.Time{}, nil, "dead"
-		return nil
-	})
+	_, err = db.UpdateOperation(t.Context(), id, func(op *operation.Operation) error { change(op); return nil })
 	if err := errors.Join(err, db.Close()); err != nil {
 		t.Fatal(err)
 	}

@@ -285,6 +285,9 @@ func (m *Manager) failStop(ctx context.Context, env *Environment, opID string, c
 	if err := m.unlock(ctx, env.ID, opID); err != nil {
 		return errors.Join(cause, err)
 	}
+	if env.Paused { // a process is let go on to end
+		m.followFrozen(ctx, env.ID)
+	}
 	return operation.Permanent(cause)
 }
 
@@ -310,12 +313,8 @@ func (m *Manager) unlock(ctx context.Context, id, opID string) error {
 	return m.unlockAs(ctx, id, opID, cancelledByUser(ctx))
 }
 
-// unlockCancelled frees an environment from an operation that somebody
-// cancelled before it began; a restart ends with it.
-func (m *Manager) unlockCancelled(ctx context.Context, id, opID string) error {
-	return m.unlockAs(ctx, id, opID, true)
-}
-
+// unlockAs does as unlock, for an operation that somebody has cancelled, or not; a
+// restart ends with one that was.
 func (m *Manager) unlockAs(ctx context.Context, id, opID string, cancelled bool) error {
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()

@@ -125,28 +125,50 @@ func (m *Manager) resume(ctx context.Context, env *Environment, task *operation.
 
 // failFreeze frees an environment that could not be paused or resumed, and
 // undoes what the call may have done all the same: it is as it was, or the
-// record says how it is.
+// record says how it is. While the undoing fails the queue has abandon do it again.
 func (m *Manager) failFreeze(ctx context.Context, env *Environment, task *operation.Task, cause error) error {
 	if triedAgain(ctx, task, cause) {
 		return cause
 	}
 	cause = asCancelled(ctx, cause)
-	ctx, cancel := cleanup.Context(ctx)
-	defer cancel()
-	undo := m.cfg.Engine.Resume
-	if env.Paused {
-		undo = m.cfg.Engine.Pause
+	err := m.undoFreeze(ctx, env)
+	if err == nil {
+		err = m.unlock(ctx, env.ID, task.Op.ID)
 	}
-	if err := undo(ctx, env.ID); err != nil && !errdefs.IsNotFound(err) {
-		cause = errors.Join(cause, fmt.Errorf("undo: %w", err))
-	}
-	if err := m.unlock(ctx, env.ID, task.Op.ID); err != nil {
+	if err != nil {
 		return errors.Join(cause, err)
 	}
-	if err := m.recordFrozen(ctx, env.ID); err != nil {
-		m.leave(ctx, slog.LevelError, "looking at an environment failed", "environment", env.ID, "error", err)
-	}
+	m.followFrozen(ctx, env.ID)
 	return operation.Permanent(cause)
+}
+
+// freezes says that an operation pauses an environment, or lets it go on.
+func freezes(kind string, env *Environment) bool {
+	return kind == KindPause || kind == KindResume || kind == KindStart && env.Paused
+}
+
+// undoFreeze brings an environment back to what its record says, paused or not.
+func (m *Manager) undoFreeze(ctx context.Context, env *Environment) error {
+	ctx, cancel := cleanup.Context(ctx)
+	defer cancel()
+	undo, verb := m.cfg.Engine.Resume, "resume"
+	if env.Paused {
+		undo, verb = m.cfg.Engine.Pause, "pause"
+	}
+	if err := undo(ctx, env.ID); err != nil && !errdefs.IsNotFound(err) {
+		return fmt.Errorf("%s environment %s again: %w", verb, env.ID, err)
+	}
+	return nil
+}
+
+// followFrozen does as recordFrozen, under the environment's lock as well, for who
+// has let go of an environment whose process may be otherwise than it was.
+func (m *Manager) followFrozen(ctx context.Context, id string) {
+	ctx, cancel := cleanup.Context(ctx)
+	defer cancel()
+	if err := m.recordFrozen(ctx, id); err != nil {
+		m.leave(ctx, slog.LevelError, "looking at an environment failed", "environment", id, "error", err)
+	}
 }
 
 // frozen records that somebody else has paused or resumed an environment.

@@ -316,3 +316,60 @@ func TestPauseStopsHealthChecks(t *testing.T) {
 		t.Errorf("it was restarted: %+v", got)
 	}
 }
+
+// A pause or a resume that is cancelled between two attempts is undone: what serves the
+// container may have carried out the first one late.
+func TestPauseCancelledBetweenAttempts(t *testing.T) {
+	for _, pausing := range []bool{true, false} {
+		for _, silent := range []bool{false, true} {
+			t.Run(fmt.Sprintf("pausing %t/silent %t", pausing, silent), func(t *testing.T) {
+				h := newHost(t)
+				first := start(t, h)
+				env, _ := first.create(plain("desk"))
+				call, act := "Engine.Pause", first.Pause
+				if !pausing {
+					first.act(first.Pause, "desk")
+					call, act = "Engine.Resume", first.Resume
+				}
+				reached, release := blockCall(t, h, call)
+				_, op, err := act(t.Context(), runtime.ActionRequest{Environment: "desk"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				await(t, call, reached)
+				stopped := make(chan struct{})
+				go func() { first.stop(); close(stopped) }()
+				time.Sleep(10 * time.Millisecond) // the queue ends the attempt
+				release()
+				<-stopped
+				if err := h.engine.SetPaused(env.ID, pausing); err != nil {
+					t.Fatal(err)
+				}
+				h.change(t, op.ID, func(op *operation.Operation) { op.CancelRequested = true })
+				h.engine.SetSilent(env.ID, silent)
+				second := start(t, h)
+				if op = second.done(op); op.State != operation.Cancelled {
+					t.Errorf("operation: %+v", op)
+				}
+				want := !pausing
+				if silent { // it is not held for ever: somebody may want to end it
+					if err := second.Reconcile(t.Context()); err != nil {
+						t.Error(err)
+					}
+					if got := second.get("desk"); got.Operation != "" || got.Paused == pausing {
+						t.Errorf("while it is silent: %+v", got)
+					}
+					h.engine.SetSilent(env.ID, false)
+					if err := second.Reconcile(t.Context()); err != nil {
+						t.Error(err)
+					}
+					want = pausing // and the record follows
+				}
+				waitFor(t, "the record", func() bool { return second.get("desk").Operation == "" })
+				if got := second.get("desk"); got.Paused != want || h.paused(t, env.ID) != want || got.State == runtime.Running == want {
+					t.Errorf("got %+v, the process is paused: %t", got, h.paused(t, env.ID))
+				}
+			})
+		}
+	}
+}
