@@ -3,6 +3,7 @@ package runtime_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -155,6 +156,51 @@ func TestProcessThatEndsBeforeACancelledOperation(t *testing.T) {
 	release()
 	d.done(other)
 	waitFor(t, "the restart", func() bool { got := d.get("desk"); return got.State == runtime.Running && got.RestartCount == 1 })
+}
+
+// A forced delete that is cancelled in the grace period takes nothing from an
+// environment whose process runs on, nor does one that could not end it. The next one
+// gives the process its time again.
+func TestDeleteThatDoesNotEndTheProcess(t *testing.T) {
+	for _, cancelled := range []bool{true, false} {
+		t.Run(fmt.Sprintf("cancelled %t", cancelled), func(t *testing.T) {
+			h := newHost(t)
+			d := start(t, h)
+			want := operation.Failed
+			if !cancelled {
+				for _, call := range []string{"Engine.Stop", "Engine.Delete"} {
+					h.faults.FailCall(call, 1, errors.New("broken on purpose"))
+				}
+			}
+			op := d.deaf("desk", d.Delete)
+			if cancelled {
+				want = operation.Cancelled
+				waitFor(t, "the grace period", func() bool { return h.faults.Count("Engine.Stop") == 1 })
+				if _, err := d.queue.Cancel(t.Context(), op.ID); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if op = d.done(op); op.State != want {
+				t.Errorf("operation: %+v", op)
+			}
+			got := d.get("desk")
+			if got.State != runtime.Running || got.Operation != "" || !got.Held || len(h.networks.Published(got.ID)) != 2 {
+				t.Errorf("got %+v, published %v", got, h.networks.Published(got.ID))
+			}
+			if status, err := h.engine.Status(t.Context(), got.ID); err != nil || !status.Running {
+				t.Errorf("the process: %+v, %v", status, err)
+			}
+			if n := h.faults.Count("Engine.Delete"); cancelled && n != 0 {
+				t.Errorf("the container was deleted %d times", n)
+			}
+			stops := h.faults.Count("Engine.Stop")
+			d.remove("desk")
+			if h.faults.Count("Engine.Stop") != stops+1 {
+				t.Error("the next delete did not stop the process")
+			}
+			d.holdsNothing()
+		})
+	}
 }
 
 // A start that follows an exit at once is not ended by what tidies up after

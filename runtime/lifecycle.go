@@ -451,15 +451,23 @@ func (m *Manager) runDelete(ctx context.Context, task *operation.Task) error {
 	if env == nil || err != nil {
 		return err
 	}
-	m.drawing.stop(env.ID)
 	spans := startSpans(task)
 	if env.Alive() {
 		task.Progress(operation.Progress{Step: "stopping", Total: 2})
-		if _, err := m.cfg.Engine.Stop(ctx, env.ID, args.Timeout); err != nil && !errdefs.IsNotFound(err) {
+		_, err := m.cfg.Engine.Stop(ctx, env.ID, args.Timeout)
+		switch {
+		case err == nil, errdefs.IsNotFound(err):
+		case ctx.Err() != nil: // it keeps all that it has: its process may run on
+			if triedAgain(ctx, task, err) {
+				return err
+			}
+			return m.failStop(ctx, env, task.Op.ID, err)
+		default:
 			m.cfg.Log.WarnContext(ctx, "an environment that is deleted did not stop; it is killed", "environment", env.ID, "error", err)
 		}
 		spans.end("stop")
 	}
+	m.drawing.stop(env.ID)
 	task.Progress(operation.Progress{Step: "removing", Done: 1, Total: 2})
 	if err := m.teardown(ctx, env); err != nil {
 		if task.Retried(err) {
@@ -477,7 +485,7 @@ func (m *Manager) runDelete(ctx context.Context, task *operation.Task) error {
 }
 
 // failDelete leaves an environment in error, still holding what it holds, so
-// that it can be deleted again.
+// that it can be deleted again. One whose process runs is as it was.
 func (m *Manager) failDelete(ctx context.Context, env *Environment, opID string, cause error) error {
 	if cause := context.Cause(ctx); errors.Is(cause, operation.ErrShutdown) {
 		return cause
@@ -485,6 +493,11 @@ func (m *Manager) failDelete(ctx context.Context, env *Environment, opID string,
 	cause = asCancelled(ctx, cause)
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
+	if env.Alive() {
+		if status, err := m.cfg.Engine.Status(ctx, env.ID); err == nil && status.Running {
+			return final(fmt.Errorf("delete environment %s: %w", env.ID, cause), m.keepRunning(ctx, env, opID))
+		}
+	}
 	_, err := m.update(ctx, env.ID, func(env *Environment) error {
 		env.State, env.Problem, env.Ready, env.Paused = Failed, operation.ProblemOf(cause), false, false
 		env.Applied = nil
@@ -492,6 +505,24 @@ func (m *Manager) failDelete(ctx context.Context, env *Environment, opID string,
 		return nil
 	})
 	return final(fmt.Errorf("delete environment %s: %w", env.ID, cause), err)
+}
+
+// keepRunning frees an environment from a delete that could not end its process, and
+// publishes its ports again. What fails of that the next pass does.
+func (m *Manager) keepRunning(ctx context.Context, env *Environment, opID string) error {
+	if err := m.unlock(ctx, env.ID, opID); err != nil {
+		return err
+	}
+	if env.Paused { // a process is let go on to end
+		m.followFrozen(ctx, env.ID)
+	} else if undrawn(env) {
+		m.drawing.ensure(env.ID)
+	}
+	// A later operation may have taken it over, and waits for the lock.
+	if err := m.publish(ctx, env); err != nil {
+		m.leave(ctx, slog.LevelError, "the ports of an environment are not published again", "environment", env.ID, "error", err)
+	}
+	return nil
 }
 
 // final marks a failure as ended and recorded, unless recording it failed: then
