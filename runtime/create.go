@@ -37,6 +37,9 @@ func (m *Manager) runCreate(ctx context.Context, task *operation.Task) error {
 	if env.State != Creating { // done by an attempt that died before saying so
 		return createOutcome(env)
 	}
+	if env.Operation != task.Op.ID { // a forced delete takes back what an attempt has made
+		return operation.Permanent(operation.ErrCancelled)
+	}
 	m.fill(env)
 	if task.Op.Attempts > 1 {
 		if err := m.teardown(ctx, env); err != nil {

@@ -412,7 +412,9 @@ type Store interface {
 	// history. An error from change is returned as it is and nothing is
 	// written. op, when not nil, is inserted in the same
 	// transaction; a known request id writes nothing and returns that
-	// operation.
+	// operation. Where it becomes the one that works on the environment in place
+	// of another one, which is not of its kind, that one's cancellation is
+	// requested with it: tell the queue (operation.Queue.Kick).
 	UpdateEnvironment(ctx context.Context, id string, op *operation.Operation,
 		change func(*Environment) error) (env *Environment, existing *operation.Operation, err error)
 	// CountEnvironments counts those not deleted by state.

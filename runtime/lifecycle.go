@@ -115,24 +115,14 @@ func (m *Manager) Delete(ctx context.Context, req ActionRequest) (*Environment, 
 		interrupted = env.Operation
 		return true, nil
 	})
-	if err == nil && interrupted != "" && op != nil && interrupted != op.ID {
-		if err := m.makeWay(ctx, interrupted); err != nil {
-			m.cfg.Log.WarnContext(ctx, "the operation in the way of a delete was not cancelled", "operation", interrupted, "error", err)
-		}
+	// What is in the way of a forced delete was cancelled with it, unless that is a
+	// delete itself: to break it off amid its teardown would only have the work
+	// done twice. The later one waits for it in the queue, and finds nothing left
+	// to do or does what the first could not.
+	if interrupted != "" {
+		m.cfg.Queue.Kick(interrupted) // whoever asks may be gone by now
 	}
 	return env, op, err
-}
-
-// makeWay cancels the operation in the way of a forced delete, unless that is a
-// delete itself: to break it off amid its teardown would only have the work
-// done twice. The later one waits for it in the queue, and finds nothing left
-// to do or does what the first could not.
-func (m *Manager) makeWay(ctx context.Context, id string) error {
-	op, err := m.cfg.Store.Operation(ctx, id)
-	if err == nil && op.Kind != KindDelete {
-		_, err = m.cfg.Queue.Cancel(ctx, id)
-	}
-	return ignoreNotFound(err)
 }
 
 // act writes down an operation on an environment, when check says that there

@@ -156,13 +156,22 @@ func (s *Store) UpdateEnvironment(ctx context.Context, id string, op *operation.
 		existing, err = knownRequest(ctx, tx, op)
 		return existing == nil, err
 	}
-	after := func(ctx context.Context, tx *sql.Tx, _ *runtime.Environment, _ time.Time) error {
+	var holder string
+	after := func(ctx context.Context, tx *sql.Tx, env *runtime.Environment, _ time.Time) error {
 		if op == nil {
 			return nil
 		}
+		if holder != "" && holder != op.ID && env.Operation == op.ID {
+			if _, err := tx.ExecContext(ctx, supersedeOperation, holder, op.Kind); err != nil {
+				return err
+			}
+		}
 		return s.insertOperation(ctx, tx, op)
 	}
-	env, err = s.changeEnvironment(ctx, id, before, change, after)
+	env, err = s.changeEnvironment(ctx, id, before, func(env *runtime.Environment) error {
+		holder = env.Operation
+		return change(env)
+	}, after)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -192,6 +192,37 @@ func TestKnownRequestWritesNothing(t *testing.T) {
 	}
 }
 
+// An operation that takes an environment over from another cancels that with it, unless
+// both are of a kind.
+func TestTakingOverCancels(t *testing.T) {
+	t.Parallel()
+	for kind, want := range map[string]bool{"environment.stop": true, "environment.delete": false} {
+		s := open(t)
+		env := environment("a")
+		create(t, s, env, 10)
+		take := func(op *operation.Operation, refused error) {
+			t.Helper()
+			_, _, err := s.UpdateEnvironment(t.Context(), env.ID, op, func(env *runtime.Environment) error {
+				env.Operation = op.ID
+				return refused
+			})
+			if !errors.Is(err, refused) {
+				t.Fatal(err)
+			}
+		}
+		first := operationtest.Operation(kind, env.ID)
+		take(first, nil)
+		take(operationtest.Operation("environment.delete", env.ID), errors.New("mine"))
+		if op, err := s.Operation(t.Context(), first.ID); err != nil || op.CancelRequested || op.Revision != 1 {
+			t.Errorf("%s, refused: %+v, %v", kind, op, err)
+		}
+		take(operationtest.Operation("environment.delete", env.ID), nil)
+		if op, err := s.Operation(t.Context(), first.ID); err != nil || op.CancelRequested != want || op.Revision == 1 == want {
+			t.Errorf("%s: %+v, %v", kind, op, err)
+		}
+	}
+}
+
 func TestUpdateIsOneTransaction(t *testing.T) {
 	t.Parallel()
 	s := open(t)

@@ -22,6 +22,9 @@ const (
 	insertOperationRow    = "INSERT INTO operations (" + operationColumns + ") VALUES " + operationPlaceholders
 	updateOperationRow    = "UPDATE operations SET (" + operationColumns + ") = " + operationPlaceholders +
 		" WHERE seq = ?"
+	// supersedeOperation cancels one, unless it is of the kind that takes its place.
+	supersedeOperation = `UPDATE operations SET cancel_requested = 1, revision = revision + 1
+		WHERE id = ? AND kind != ? AND cancel_requested = 0 AND state IN ('queued', 'running')`
 )
 
 // operationDetail is what nothing selects by.

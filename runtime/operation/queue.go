@@ -197,8 +197,9 @@ func (q *Queue) Submit(ctx context.Context, op *Operation) (existing *Operation,
 	return nil, nil //nolint:nilnil // no existing operation is the usual answer
 }
 
-// Kick tells of a row that the caller inserted in a transaction of its own.
-// Without it the row would be found only at the next scan, or start.
+// Kick tells of a row that the caller inserted, or requested the cancellation
+// of, in a transaction of its own. Without it that would be found only at the
+// next scan, or start.
 func (q *Queue) Kick(id string) {
 	q.mu.Lock()
 	q.kicked = append(q.kicked, id)
@@ -231,8 +232,30 @@ func (q *Queue) add(op *Operation) {
 		}
 		e = q.newEntry(op)
 	}
-	if op.CancelRequested && e.cancel == nil && e.abandon == nil {
+	if op.CancelRequested && !e.cancelled {
+		q.cancelEntry(e, op)
+	}
+}
+
+// cancelEntry has an entry follow a row whose cancellation was requested: one that
+// runs is told, one that waits is given up. q.mu is held.
+func (q *Queue) cancelEntry(e *entry, op *Operation) {
+	switch {
+	case e.cancel != nil:
+		e.cancelled = true
+		e.cancel(ErrCancelled)
+		if e.live != nil && e.live.Revision < op.Revision {
+			next := *op
+			next.Progress, next.Result = e.live.Progress, e.live.Result
+			e.live = &next
+		}
+	case e.abandon == nil:
 		e.abandon = cancelledProblem()
+	default:
+		return
+	}
+	if e.live != nil {
+		q.publish(e.live)
 	}
 }
 

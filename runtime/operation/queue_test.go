@@ -413,6 +413,48 @@ func TestCancelRunning(t *testing.T) {
 	}
 }
 
+// A cancellation that a transaction of the caller's requested is heeded when the queue
+// is told, however long the row cannot be read, and by the next scan otherwise.
+func TestCancelRequestedInTheRow(t *testing.T) {
+	for _, told := range []bool{true, false} {
+		t.Run(fmt.Sprintf("told %t", told), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				store := new(operationtest.Memory)
+				q := newQueue(store)
+				q.Handle("k", func(ctx context.Context, _ *operation.Task) error {
+					<-ctx.Done()
+					return context.Cause(ctx)
+				}, operation.Policy{})
+				run(t, q)
+				id := submit(t, q, operationtest.Operation("k", "x"))
+				synctest.Wait()
+				if _, err := store.UpdateOperation(t.Context(), id, func(op *operation.Operation) error { op.CancelRequested = true; return nil }); err != nil {
+					t.Fatal(err)
+				}
+				began, most := time.Now(), time.Minute
+				if told {
+					most = 5 * time.Second
+					store.Fail(func(call string) error {
+						if call == "Operation" {
+							return errors.New("broken on purpose")
+						}
+						return nil
+					})
+					q.Kick(id)
+					time.Sleep(3 * time.Second)
+					store.Fail(nil)
+				}
+				op := waitFor(t, q, id)
+				wantState(t, op, operation.Cancelled, problem.OperationCancelled)
+				if took := time.Since(began); took > most {
+					t.Errorf("it was heeded after %v", took)
+				}
+			})
+		})
+	}
+}
+
 func TestCancelBetweenAttempts(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -139,23 +139,12 @@ func (q *Queue) Cancel(ctx context.Context, id string) (*Operation, error) {
 	}
 	q.mu.Lock()
 	e := q.entries[id]
-	switch {
-	case e == nil: // its row was not read yet
+	if e == nil { // its row was not read yet
 		q.kicked = append(q.kicked, id)
-	case e.cancel != nil:
-		e.cancelled = true
-		e.cancel(ErrCancelled)
-		if e.live != nil && e.live.Revision < op.Revision {
-			next := *op
-			next.Progress, next.Result = e.live.Progress, e.live.Result
-			e.live = &next
-		}
-	case e.abandon == nil:
-		e.abandon = cancelledProblem()
-	}
-	if e != nil && e.live != nil {
-		q.publish(e.live)
 	} else {
+		q.cancelEntry(e, op)
+	}
+	if e == nil || e.live == nil {
 		q.publish(op)
 	}
 	q.mu.Unlock()
