@@ -3,9 +3,11 @@ package containerd_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -48,6 +50,13 @@ func silence(t *testing.T, d *testutil.ContainerdDaemon, id string) (answer func
 		}
 	})
 	t.Cleanup(answer)
+	runtimetest.Eventually(t, "all threads of the shim stand still", func() bool {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", shim))
+		return err == nil && len(threads) > 0 && !slices.ContainsFunc(threads, func(thread string) bool {
+			stat, err := os.ReadFile(thread)
+			return err == nil && !strings.Contains(string(stat), ") T ")
+		})
+	})
 	return answer
 }
 
