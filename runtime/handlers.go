@@ -85,9 +85,10 @@ func (m *Manager) abandon(ctx context.Context, op *operation.Operation) error {
 	return nil
 }
 
-// abandonIdle frees an environment from an operation that changed nothing else than
-// how its process is. Somebody may want to end one whose shim does not answer, so what
-// cannot be undone does not hold it once the operation is done: the record follows.
+// abandonIdle frees an environment from an operation that has changed nothing, unless it
+// has paused the process or let it go on, which is undone. Somebody may want to end one
+// whose shim does not answer, so what cannot be undone does not hold the environment once
+// the operation is done: the record follows.
 func (m *Manager) abandonIdle(ctx context.Context, env *Environment, op *operation.Operation) error {
 	if op.Attempts > 0 && freezes(op.Kind, env) {
 		if err := m.undoFreeze(ctx, env); err != nil && !op.State.Done() {
