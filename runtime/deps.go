@@ -414,7 +414,7 @@ type Store interface {
 	// transaction; a known request id writes nothing and returns that
 	// operation. Where it becomes the one that works on the environment in place
 	// of another one, which is not of its kind, that one's cancellation is
-	// requested with it: tell the queue (operation.Queue.Kick).
+	// requested with it: tell the queue (operation.Queue.Heed).
 	UpdateEnvironment(ctx context.Context, id string, op *operation.Operation,
 		change func(*Environment) error) (env *Environment, existing *operation.Operation, err error)
 	// CountEnvironments counts those not deleted by state.

@@ -119,8 +119,10 @@ func (m *Manager) Delete(ctx context.Context, req ActionRequest) (*Environment, 
 	// delete itself: to break it off amid its teardown would only have the work
 	// done twice. The later one waits for it in the queue, and finds nothing left
 	// to do or does what the first could not.
-	if interrupted != "" {
-		m.cfg.Queue.Kick(interrupted) // whoever asks may be gone by now
+	if interrupted != "" { // whoever asks may be gone by now
+		ctx, cancel := cleanup.Context(ctx)
+		defer cancel()
+		m.cfg.Queue.Heed(ctx, interrupted)
 	}
 	return env, op, err
 }

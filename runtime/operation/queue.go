@@ -197,12 +197,26 @@ func (q *Queue) Submit(ctx context.Context, op *Operation) (existing *Operation,
 	return nil, nil //nolint:nilnil // no existing operation is the usual answer
 }
 
-// Kick tells of a row that the caller inserted, or requested the cancellation
-// of, in a transaction of its own. Without it that would be found only at the
-// next scan, or start.
+// Kick tells of a row that the caller inserted in a transaction of its own.
+// Without it the row would be found only at the next scan, or start.
 func (q *Queue) Kick(id string) {
 	q.mu.Lock()
 	q.kicked = append(q.kicked, id)
+	q.mu.Unlock()
+	q.wakeUp()
+}
+
+// Heed tells of a row whose cancellation the caller requested in a transaction of its
+// own, if it did. When it returns the operation knows, as after Cancel, unless the row
+// cannot be read: then it does as soon as that can be.
+func (q *Queue) Heed(ctx context.Context, id string) {
+	op, err := q.cfg.Store.Operation(ctx, id)
+	if err != nil {
+		q.Kick(id)
+		return
+	}
+	q.mu.Lock()
+	q.add(op)
 	q.mu.Unlock()
 	q.wakeUp()
 }

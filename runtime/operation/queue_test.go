@@ -441,7 +441,7 @@ func TestCancelRequestedInTheRow(t *testing.T) {
 						}
 						return nil
 					})
-					q.Kick(id)
+					q.Heed(t.Context(), id)
 					time.Sleep(3 * time.Second)
 					store.Fail(nil)
 				}
