@@ -59,6 +59,7 @@ func (m *Manager) CreateDNSRecord(ctx context.Context, req CreateDNSRecordReques
 		func(env *Environment, others []*DNSRecord, taken func(string) (bool, error)) error {
 			return fits(record, env, others, taken, zones)
 		})
+	served := m.names.reload(ctx, env.ID) // after an error too: perhaps only the answer was lost
 	if err != nil {
 		return nil, err
 	}
@@ -69,8 +70,8 @@ func (m *Manager) CreateDNSRecord(ctx context.Context, req CreateDNSRecordReques
 		}
 		record = existing
 	}
-	if err := m.names.reload(ctx, record.EnvID); err != nil {
-		return nil, err // it is kept; a repeated call serves it
+	if served != nil {
+		return nil, served // it is kept; a pass serves it, as does a repeated call
 	}
 	record.Warnings = m.recordWarnings(record)
 	return record, nil
@@ -102,10 +103,9 @@ func (m *Manager) DeleteDNSRecord(ctx context.Context, id, etag string) error {
 	if etag != "" {
 		revision = record.Revision
 	}
-	if err := m.cfg.Store.DeleteDNSRecord(fault.Within(ctx, "request ", "dns.delete"), id, revision); err != nil {
-		return err
-	}
-	return m.names.reload(ctx, record.EnvID)
+	err = m.cfg.Store.DeleteDNSRecord(fault.Within(ctx, "request ", "dns.delete"), id, revision)
+	served := m.names.reload(ctx, record.EnvID) // after an error too: perhaps only the answer was lost
+	return cmp.Or(err, served)
 }
 
 // DNSListing selects records for people.

@@ -1,6 +1,7 @@
 package runtime_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/remotegpu/remotegpu/network/port"
 	"github.com/remotegpu/remotegpu/runtime"
 	"github.com/remotegpu/remotegpu/runtime/operation"
+	"github.com/remotegpu/remotegpu/runtime/runtimetest"
 )
 
 // Names follow what environments are, and are declared by the time that a call
@@ -90,6 +92,63 @@ func TestNamesAreReadAgain(t *testing.T) {
 	h.faults.Reset()
 	if err := d.Reconcile(t.Context()); err != nil || h.names.Count() != declared+1 {
 		t.Errorf("once more: %v, declared %d times", err, h.names.Count()-declared)
+	}
+}
+
+// Records are served as the store has them, though whoever changed them has left
+// by then, the answer of the store was lost, or they could not be read at once.
+func TestDNSRecordsAreServedAsStored(t *testing.T) {
+	broken := errors.New("broken on purpose")
+	for _, c := range []struct {
+		name   string
+		faults func(f *runtimetest.Faults, leave func())
+		passes bool // whether a pass must have been
+	}{
+		{"who asked has left", func(f *runtimetest.Faults, leave func()) {
+			f.Hook(func(method string) {
+				if method == "Store.DNSRecords" {
+					leave()
+				}
+			})
+		}, false},
+		{"the answer is lost", func(f *runtimetest.Faults, _ func()) {
+			f.Fail("Store.CreateDNSRecord", 1, runtimetest.After, broken)
+			f.Fail("Store.DeleteDNSRecord", 1, runtimetest.After, broken)
+		}, false},
+		{"they cannot be read", func(f *runtimetest.Faults, _ func()) { f.FailCall("Store.DNSRecords", 1, broken) }, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newHost(t)
+			d := start(t, h)
+			d.create(plain("desk"))
+			d.create(plain("other"))
+			served := func(what string, want int) {
+				t.Helper()
+				h.faults.Reset()
+				if c.passes {
+					d.act(d.Restart, "other") // names that change meanwhile make nobody forget
+					if err := d.Reconcile(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if host := h.names.Host("desk"); host == nil || len(host.Records) != want {
+					t.Errorf("%s: %+v is served, want %d records", what, host, want)
+				}
+			}
+			ctx, leave := context.WithCancel(t.Context())
+			c.faults(&h.faults, leave)
+			_, _ = d.CreateDNSRecord(ctx, runtime.CreateDNSRecordRequest{Environment: "desk", Name: "www", Type: dns.CNAME})
+			served("added", 1)
+			records, err := d.ListDNSRecords(t.Context(), runtime.DNSListing{Added: true})
+			if err != nil || len(records) != 1 {
+				t.Fatalf("stored: %v, %v", records, err)
+			}
+			ctx, leave = context.WithCancel(t.Context())
+			c.faults(&h.faults, leave)
+			_ = d.DeleteDNSRecord(ctx, records[0].ID, "")
+			served("removed", 0)
+			leave()
+		})
 	}
 }
 

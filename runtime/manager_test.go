@@ -141,6 +141,17 @@ func (s faultyStore) DNSRecords(ctx context.Context, filter runtime.DNSFilter) (
 	return records, err
 }
 
+func (s faultyStore) CreateDNSRecord(ctx context.Context, record *runtime.DNSRecord,
+	check func(*runtime.Environment, []*runtime.DNSRecord, func(string) (bool, error)) error,
+) (existing *runtime.DNSRecord, err error) {
+	err = s.faults.Do("Store.CreateDNSRecord", func() error { existing, err = s.Store.CreateDNSRecord(ctx, record, check); return err })
+	return existing, err
+}
+
+func (s faultyStore) DeleteDNSRecord(ctx context.Context, id string, revision int64) error {
+	return s.faults.Do("Store.DeleteDNSRecord", func() error { return s.Store.DeleteDNSRecord(ctx, id, revision) })
+}
+
 func (s faultyStore) DeleteSnapshot(ctx context.Context, id string) error {
 	return s.faults.Do("Store.DeleteSnapshot", func() error { return s.Store.DeleteSnapshot(ctx, id) })
 }

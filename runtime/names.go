@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/remotegpu/remotegpu/internal/cleanup"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/network/dns"
 	"github.com/remotegpu/remotegpu/network/policy"
@@ -26,6 +27,7 @@ type names struct {
 	records map[string][]*DNSRecord
 	envs    map[string]*Environment // as they were last told of
 	dirty   bool                    // the last declaration failed
+	stale   bool                    // records changed that could not be read
 }
 
 // load reads all environments and records and declares them at once.
@@ -57,14 +59,14 @@ func (n *names) load(ctx context.Context) error {
 			n.hosts[env.ID] = host
 		}
 	}
-	n.loaded = true
+	n.loaded, n.stale = true, false
 	return n.declare(ctx)
 }
 
 // ensure loads and declares what could not be before.
 func (n *names) ensure(ctx context.Context) error {
 	n.mu.Lock()
-	done := n.loaded && !n.dirty
+	done := n.loaded && !n.dirty && !n.stale
 	n.mu.Unlock()
 	if done {
 		return n.readdress(ctx)
@@ -126,15 +128,21 @@ func (n *names) follow(env *Environment) {
 	n.set(context.Background(), env) //nolint:contextcheck,forbidigo // it is in memory, and nobody may cancel it
 }
 
-// reload reads the records of an environment after they changed.
+// reload reads the records of an environment after they changed, or may have:
+// who asked for the change may have left since, and names follow the store all
+// the same. What cannot be read now a pass reads.
 func (n *names) reload(ctx context.Context, envID string) error {
 	if n.manager.cfg.Names == nil {
 		return nil
 	}
+	ctx, cancel := cleanup.Context(ctx)
+	defer cancel()
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	records, err := n.manager.cfg.Store.DNSRecords(ctx, DNSFilter{EnvID: envID})
 	if err != nil {
+		n.stale = true
+		n.manager.leave(ctx, slog.LevelError, "changed DNS records were not read", "environment", envID, "error", err)
 		return fmt.Errorf("serve records of environment %s: %w", envID, err)
 	}
 	if env := n.envs[envID]; env != nil {
