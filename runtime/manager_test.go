@@ -55,6 +55,8 @@ type host struct {
 	inEnvironment func(int, string) (bool, error)
 	// afterList, when set, is called once between a list of containers and its use.
 	afterList atomic.Pointer[func()]
+	// afterRead, when set, is called when an environment was read by its id.
+	afterRead atomic.Pointer[func(context.Context)]
 	// afterUpdate, when set, is called between a change in the store and what follows.
 	afterUpdate atomic.Pointer[func(*runtime.Environment)]
 }
@@ -112,6 +114,14 @@ type faultyStore struct {
 	runtime.Store
 	faults *runtimetest.Faults
 	host   *host
+}
+
+func (s faultyStore) Environment(ctx context.Context, id string) (*runtime.Environment, error) {
+	env, err := s.Store.Environment(ctx, id)
+	if after := s.host.afterRead.Load(); after != nil {
+		(*after)(ctx)
+	}
+	return env, err
 }
 
 func (s faultyStore) UpdateEnvironment(ctx context.Context, id string, op *operation.Operation,

@@ -32,7 +32,10 @@ func (m *Manager) runPort(ctx context.Context, task *operation.Task) error {
 	m.fill(env)
 	task.SetResult("mapping", args.Mapping)
 	spans := startSpans(task)
-	// What is recorded is not to be hidden by a cancellation.
+	if err := calledOff(ctx, task); err != nil {
+		return m.failPublish(ctx, env, task, err)
+	}
+	// What is recorded is made reachable and told, whoever cancels from here on.
 	recording, cancel := cleanup.Context(ctx)
 	defer cancel()
 	changed, err := m.changePort(recording, env, task.Op, &args)
@@ -43,14 +46,23 @@ func (m *Manager) runPort(ctx context.Context, task *operation.Task) error {
 		return m.failPublish(ctx, env, task, ofOnePort(err))
 	}
 	spans.end("record")
-	if err := m.publish(ctx, changed); err != nil {
-		return m.failPublish(ctx, changed, task, err)
+	if err := m.publish(recording, changed); err != nil {
+		return m.failPublish(recording, changed, task, err)
 	}
 	spans.end("publish")
 	if at := slices.IndexFunc(changed.Ports, func(p port.Mapping) bool { return p.ID == args.Mapping }); at >= 0 {
 		task.SetResult("host_port", strconv.Itoa(int(changed.Ports[at].External)))
 	}
 	return m.unlock(recording, env.ID, task.Op.ID)
+}
+
+// calledOff is why a change that is about to be recorded is not to be, nil when it
+// is. What an earlier attempt began may be recorded already.
+func calledOff(ctx context.Context, task *operation.Task) error {
+	if task.Op.Attempts > 1 {
+		return nil
+	}
+	return context.Cause(ctx)
 }
 
 // changePort changes the store as an operation asks, and returns the

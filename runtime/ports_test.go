@@ -1,6 +1,7 @@
 package runtime_test
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"strings"
@@ -288,6 +289,100 @@ type fixed struct{}
 
 func (fixed) Host(_, _ string) string     { return "2001:db8::1" }
 func (fixed) Desktop(envID string) string { return "https://gw/desktop/" + envID }
+
+// A change of ports that is cancelled before it is recorded does not happen; one
+// that is recorded is made reachable and has succeeded, whoever cancels then.
+func TestPortsThatAreCancelled(t *testing.T) {
+	h := newHost(t)
+	d := start(t, h)
+	d.create(full("desk"))
+	m := d.addPort(runtime.PortCreateRequest{Port: web(8080)})
+	ctx := context.WithValue(t.Context(), request{}, true)
+	changes := []struct {
+		name  string
+		begin func() (*operation.Operation, error)
+		ports int // when it has happened
+	}{
+		{"create", func() (*operation.Operation, error) {
+			_, op, err := d.CreatePort(ctx, runtime.PortCreateRequest{Environment: "desk", Port: web(8081)})
+			return op, err
+		}, 4},
+		{"update of one", func() (*operation.Operation, error) {
+			_, op, err := d.UpdatePort(ctx, runtime.PortUpdateRequest{ID: m.ID, Fields: []string{runtime.PortDescription}, Description: "notes"})
+			return op, err
+		}, 4},
+		{"delete", func() (*operation.Operation, error) {
+			_, op, err := d.DeletePort(ctx, runtime.PortDeleteRequest{ID: m.ID})
+			return op, err
+		}, 3},
+		{"update of all", func() (*operation.Operation, error) {
+			updated, err := d.Update(ctx, runtime.UpdateRequest{
+				Environment: "desk", Fields: append([]string{"spec.ports"}, limitFields...),
+				Spec: runtime.Spec{Resources: limits(256<<20, 0).Resources, Ports: []port.Request{web(8081), web(8082)}},
+			})
+			return updated.Operation, err
+		}, 2},
+	}
+	// cancelled begins a change, cancels it at the moment that block holds it at and
+	// returns how it ended.
+	cancelled := func(begin func() (*operation.Operation, error), reached <-chan struct{}, release func()) *operation.Operation {
+		t.Helper()
+		op, err := begin()
+		if err != nil {
+			t.Fatal(err)
+		}
+		await(t, "change", reached)
+		if _, err := d.queue.Cancel(t.Context(), op.ID); err != nil {
+			t.Fatal(err)
+		}
+		release()
+		return d.done(op)
+	}
+	for _, c := range changes {
+		before := d.agrees("before " + c.name)
+		hold := blockRun
+		if c.name == "update of all" { // its limits are in force by then
+			hold = func(t *testing.T, h *host) (chan struct{}, func()) {
+				t.Helper()
+				return blockCall(t, h, "Engine.Update")
+			}
+		}
+		reached, release := hold(t, h)
+		if op := cancelled(c.begin, reached, release); op.State != operation.Cancelled {
+			t.Errorf("%s, cancelled before it is recorded: %s, %+v", c.name, op.State, op.Problem)
+		}
+		if env := d.agrees(c.name + " that was cancelled"); len(env.Ports) != len(before.Ports) || env.Spec.Resources.MemoryBytes != before.Spec.Resources.MemoryBytes {
+			t.Errorf("%s, cancelled before it is recorded, left %+v", c.name, env)
+		}
+		reached, release = blockCall(t, h, "Networks.Publish")
+		if op := cancelled(c.begin, reached, release); op.State != operation.Succeeded {
+			t.Errorf("%s, cancelled when it is recorded: %s, %+v", c.name, op.State, op.Problem)
+		}
+		if env := d.agrees(c.name + " that was not"); len(env.Ports) != c.ports || env.Operation != "" {
+			t.Errorf("%s, cancelled when it is recorded, left %+v", c.name, env)
+		}
+	}
+}
+
+// request marks the context of a request, as opposed to that of its operation.
+type request struct{}
+
+// blockRun holds the next operation that begins when it has read its environment.
+func blockRun(t *testing.T, h *host) (reached chan struct{}, release func()) {
+	t.Helper()
+	reached = make(chan struct{})
+	freed := make(chan struct{})
+	var once sync.Once
+	hold := func(ctx context.Context) {
+		if ctx.Value(request{}) == nil {
+			once.Do(func() { close(reached); <-freed })
+		}
+	}
+	h.afterRead.Store(&hold)
+	release = sync.OnceFunc(func() { h.afterRead.Store(nil); close(freed) })
+	t.Cleanup(release)
+	return reached, release
+}
 
 // A mapping ends although an operation works on the environment, and what that
 // one does to the ports is not undone.

@@ -90,6 +90,9 @@ func (m *Manager) recordUpdate(ctx context.Context, env *Environment, task *oper
 		return nil
 	}
 	if publish {
+		if err := calledOff(ctx, task); err != nil {
+			return m.failUpdate(ctx, env, task, err)
+		}
 		env, err = m.changePorts(recording, env, args.Spec.Ports, apply)
 	} else {
 		env, err = m.update(recording, env.ID, apply)
@@ -102,8 +105,8 @@ func (m *Manager) recordUpdate(ctx context.Context, env *Environment, task *oper
 	}
 	spans.end("record")
 	if publish {
-		if err := m.publish(ctx, env); err != nil {
-			return m.failPublish(ctx, env, task, err)
+		if err := m.publish(recording, env); err != nil {
+			return m.failPublish(recording, env, task, err)
 		}
 		spans.end("publish")
 	}

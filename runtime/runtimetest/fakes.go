@@ -1,6 +1,7 @@
 package runtimetest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -117,8 +118,8 @@ func (n *FakeNetworks) Detach(_ context.Context, envID string) error {
 
 // Publish notes the mappings. A host port of another environment is
 // AlreadyExists.
-func (n *FakeNetworks) Publish(_ context.Context, envID string, address netip.Addr, mappings []port.Mapping) error {
-	return n.Faults.Do("Networks.Publish", func() error {
+func (n *FakeNetworks) Publish(ctx context.Context, envID string, address netip.Addr, mappings []port.Mapping) error {
+	err := n.Faults.Do("Networks.Publish", func() error {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		if len(mappings) == 0 {
@@ -140,6 +141,7 @@ func (n *FakeNetworks) Publish(_ context.Context, envID string, address netip.Ad
 		n.published[envID] = port.Published{EnvID: envID, Address: address, Mappings: slices.Clone(mappings)}
 		return nil
 	})
+	return cmp.Or(err, context.Cause(ctx)) // who does not wait has it published all the same
 }
 
 // CheckPolicy refuses 169.254.0.0/16.
