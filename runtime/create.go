@@ -114,7 +114,7 @@ func (m *Manager) obtainImage(ctx context.Context, env *Environment, task *opera
 	if env.Spec.PullPolicy != PullAlways {
 		image, err := m.cfg.Images.Image(ctx, env.Spec.Image)
 		if err == nil {
-			return m.keepName(ctx, env, image)
+			return m.takeImage(ctx, env, image)
 		}
 		if !errdefs.IsNotFound(err) || env.Spec.PullPolicy == PullNever {
 			return image, err
@@ -134,11 +134,24 @@ func (m *Manager) obtainImage(ctx context.Context, env *Environment, task *opera
 	}); err != nil {
 		return Image{}, err
 	}
+	return m.takeImage(ctx, env, image)
+}
+
+// takeImage names an image that was found, and holds the spec against it: the
+// request may have seen another one by that name, or none.
+func (m *Manager) takeImage(ctx context.Context, env *Environment, image Image) (Image, error) {
 	image, err := m.keepName(ctx, env, image)
 	if err == nil {
 		_, err = checkImageLabels(&env.Spec, image)
 	}
 	return image, err
+}
+
+// ImageChanged is the refusal of an Engine to make a container of another image
+// than the one that was looked at.
+func ImageChanged(name string) error {
+	return problem.New(problem.ImageChanged, "image %s was set to another one while an environment was made of it", name).
+		WithField("spec.image").WithHint("create the environment again, when nobody builds, tags, imports or pulls that image")
 }
 
 // keepName has an image that was asked for by its digest, and is here under a tag,

@@ -30,7 +30,8 @@ type Engine interface {
 	// DISK_QUOTA_UNSUPPORTED.
 	DiskQuota(ctx context.Context) (DiskQuota, error)
 	// Create prepares the writable layer and the container record. On error
-	// nothing is left. AlreadyExists, NotFound (image), InvalidArgument (user).
+	// nothing is left. AlreadyExists, NotFound (image), InvalidArgument (user),
+	// IMAGE_CHANGED: the image has another digest than c has.
 	Create(ctx context.Context, c Container) error
 	// Start brings the container's spec up to c, starts its first process and
 	// returns its pid. On error no task is left; the container is. A container
@@ -119,8 +120,12 @@ type DiskQuota struct {
 // Container is one container as the engine should make it: everything a host
 // path, nothing left to decide but what the image says.
 type Container struct {
-	ID         string // the environment's id
-	Image      string // full reference, present in the engine's store
+	ID    string // the environment's id
+	Image string // full reference, present in the engine's store
+	// Digest is what Image named when it was looked at, and names still when
+	// the container is made; "": whatever it names. Only Create looks at it, and
+	// not with Snapshot.
+	Digest     string
 	Entrypoint []string
 	Command    []string
 	Env        []string // "NAME=value", on top of the image's

@@ -116,14 +116,16 @@ func asProblem(p *operation.Problem) *problem.Problem {
 }
 
 // triedAgain says that a handler returns err without undoing or recording
-// anything, because it is called again: the daemon stops, or containerd is
-// away and will be back. Other failures of making something do not mend by
-// themselves.
+// anything, because it is called again: the daemon stops, containerd is
+// away and will be back, or an image was set to another one meanwhile. Other
+// failures of making something do not mend by themselves.
 func triedAgain(ctx context.Context, task *operation.Task, err error) bool {
 	if errors.Is(context.Cause(ctx), operation.ErrShutdown) {
 		return true
 	}
-	return task.Retried(err) && slices.ContainsFunc(problem.All(err), containerdAway)
+	return task.Retried(err) && slices.ContainsFunc(problem.All(err), func(p *problem.Problem) bool {
+		return containerdAway(p) || p.Reason == problem.ImageChanged
+	})
 }
 
 // containerdAway says that containerd is not there, or does not answer in time.

@@ -150,6 +150,42 @@ func TestLoginSurvivesTheDaemon(t *testing.T) {
 	}
 }
 
+// What is recorded of the image of an environment is what it was made from,
+// though the name of that was set anew while it was made.
+func TestCreateOfAnImageThatChanges(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	d := start(t, h)
+	var once sync.Once
+	h.faults.Hook(func(method string) {
+		if method == "Engine.Create" {
+			once.Do(func() {
+				h.images.Add(runtime.Image{Name: image, Digest: "sha256:2", Labels: map[string]string{runtime.LabelUser: "other"}})
+			})
+		}
+	})
+	env, op := d.create(plain("desk"))
+	if op.State != operation.Succeeded || op.Attempts != 2 || env.Digest != "sha256:2" || env.Login != "other" {
+		t.Fatalf("made of %s for %s, %+v: %+v", env.Digest, env.Login, op, op.Problem)
+	}
+	// Of one that is refused nothing is left.
+	h.faults.Hook(nil)
+	once = sync.Once{}
+	h.faults.Hook(func(method string) {
+		if method == "Engine.Create" {
+			once.Do(func() {
+				h.images.Add(runtime.Image{Name: image, Digest: "sha256:3", Labels: map[string]string{runtime.LabelMinMemory: "268435456"}})
+			})
+		}
+	})
+	little := plain("lab")
+	little.Spec.Resources.MemoryBytes = 64 << 20
+	env, op = d.create(little)
+	if op.State != operation.Failed || op.Problem.Reason != string(problem.MemoryTooSmall) || env.Digest != "" || env.Held {
+		t.Errorf("one that needs more memory: %+v, %+v", env, op.Problem)
+	}
+}
+
 func TestLostLoginIsSaid(t *testing.T) {
 	t.Parallel()
 	h := asking(t)

@@ -49,7 +49,10 @@ func (m *Manager) origin(ctx context.Context, env *Environment, task *operation.
 ) {
 	if env.Spec.Snapshot == "" {
 		image, err = m.obtainImage(ctx, env, task)
-		return image, m.cfg.Engine.Create, err
+		return image, func(ctx context.Context, c Container) error {
+			c.Digest = image.Digest // which was checked, and is recorded
+			return m.cfg.Engine.Create(ctx, c)
+		}, err
 	}
 	snapshot, err := m.findSnapshot(ctx, env.Project, env.Spec.Snapshot, "", "spec.snapshot")
 	if err == nil {

@@ -51,6 +51,7 @@ const (
 	ImagePinned           Reason = "IMAGE_PINNED"
 	ImageIncomplete       Reason = "IMAGE_INCOMPLETE"
 	ImageInvalid          Reason = "IMAGE_INVALID"
+	ImageChanged          Reason = "IMAGE_CHANGED"
 	ImageArchiveInvalid   Reason = "IMAGE_ARCHIVE_INVALID"
 	ImageSourceNotFound   Reason = "IMAGE_SOURCE_NOT_FOUND"
 	ImagePlatform         Reason = "IMAGE_PLATFORM_MISMATCH"
@@ -196,6 +197,7 @@ var kinds = map[Reason]error{
 	ImagePinned:           errdefs.ErrFailedPrecondition,
 	ImageIncomplete:       errdefs.ErrFailedPrecondition,
 	ImageInvalid:          errdefs.ErrFailedPrecondition,
+	ImageChanged:          errdefs.ErrUnavailable,
 	ImageArchiveInvalid:   errdefs.ErrInvalidArgument,
 	ImageSourceNotFound:   errdefs.ErrNotFound,
 	ImagePlatform:         errdefs.ErrFailedPrecondition,

@@ -43,6 +43,16 @@ func open(tb testing.TB, d *testutil.ContainerdDaemon) *containerd.Engine {
 	return engine
 }
 
+// digestOf is the digest of the image that every daemon has.
+func digestOf(tb testing.TB, d *testutil.ContainerdDaemon) string {
+	tb.Helper()
+	image, err := open(tb, d).Image(tb.Context(), testutil.ImageName)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return image.Digest
+}
+
 func logs(d *testutil.ContainerdDaemon) string { return filepath.Join(d.Dir, "logs") }
 
 // netNS makes network namespaces, each pinned by a file until the test ends.
@@ -85,7 +95,7 @@ func TestEngine(t *testing.T) {
 			t.Helper()
 			return runtimetest.EngineSetup{
 				Engine: open(t, d), Reopen: func() runtime.Engine { return open(t, d) },
-				Image: testutil.ImageName, NetNS: netNS(t, d), Logs: logs(d),
+				Image: testutil.ImageName, Digest: digestOf(t, d), NetNS: netNS(t, d), Logs: logs(d),
 				Leftovers: func() []string { return leftovers(t, d) },
 				Silence:   func(t *testing.T, id string) func() { t.Helper(); return silence(t, d, id) },
 				Pause:     func(t *testing.T, id string) { t.Helper(); d.Ctr(t, "tasks", "pause", id) },

@@ -71,7 +71,7 @@ func (e *Engine) Create(ctx context.Context, c runtime.Container) error {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	c.Snapshot, c.Base = "", nil // of no concern to a start
+	c.Snapshot, c.Base, c.Digest = "", nil, "" // of no concern to a start
 	e.fresh[c.ID] = freshSnapshot{container: c, mounts: mounts}
 	return nil
 }
@@ -95,6 +95,9 @@ func (e *Engine) origin(ctx context.Context, c *runtime.Container) (origin, erro
 	record, img, err := e.lookUp(ctx, c.Image)
 	if err != nil {
 		return origin{}, err
+	}
+	if c.Digest != "" && c.Digest != record.Target.Digest.String() {
+		return origin{}, runtime.ImageChanged(record.Name)
 	}
 	return origin{parent: img.parent, record: &record, image: extension{
 		Parent: img.parent, Manifest: img.manifest, Digest: record.Target.Digest.String(), Config: img.config,

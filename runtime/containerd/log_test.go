@@ -122,7 +122,7 @@ func TestEngineWithLogWriter(t *testing.T) {
 			t.Helper()
 			return runtimetest.EngineSetup{
 				Engine: engine, Reopen: func() runtime.Engine { return openWithWriter(t, d) },
-				Image: testutil.ImageName, NetNS: netNS(t, d), Logs: logs(d),
+				Image: testutil.ImageName, Digest: digestOf(t, d), NetNS: netNS(t, d), Logs: logs(d),
 				Leftovers: func() []string { return leftovers(t, d) },
 			}
 		})

@@ -26,6 +26,8 @@ type EngineSetup struct {
 	Reopen func() runtime.Engine
 	// Image is the full reference of the image of internal/testutil.
 	Image string
+	// Digest is the one that it has.
+	Digest string
 	// NetNS returns the path of a network namespace for a container.
 	NetNS func() string
 	// Logs is a directory for log files; Logs == "" when the engine keeps
@@ -277,9 +279,10 @@ func testCreateRefuses(t *testing.T, s *suite) {
 		change func(c *runtime.Container)
 		reason problem.Reason
 	}{
-		"no image": {func(c *runtime.Container) { c.Image = "docker.io/remotegpu/absent:latest" }, problem.ImageNotFound},
-		"no user":  {func(c *runtime.Container) { c.User = "nobody-here" }, problem.UserNotFound},
-		"no group": {func(c *runtime.Container) { c.User = "app:nobody-here" }, problem.UserNotFound},
+		"another image by now": {func(c *runtime.Container) { c.Digest = "sha256:" + strings.Repeat("0", 64) }, problem.ImageChanged},
+		"no image":             {func(c *runtime.Container) { c.Image = "docker.io/remotegpu/absent:latest" }, problem.ImageNotFound},
+		"no user":              {func(c *runtime.Container) { c.User = "nobody-here" }, problem.UserNotFound},
+		"no group":             {func(c *runtime.Container) { c.User = "app:nobody-here" }, problem.UserNotFound},
 	} {
 		c := s.container()
 		test.change(&c)
@@ -292,6 +295,9 @@ func testCreateRefuses(t *testing.T, s *suite) {
 			t.Errorf("%s: left behind: %q", name, left)
 		}
 	}
+	same := s.container()
+	same.Digest = s.Digest
+	s.create(t, same)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if err := s.Engine.Create(ctx, s.container()); err == nil {

@@ -275,6 +275,7 @@ func (e *FakeEngine) Create(ctx context.Context, c runtime.Container) error {
 		if e.containers == nil {
 			e.containers = make(map[string]*fakeContainer)
 		}
+		c.Digest = "" // of no concern any more
 		e.containers[c.ID] = &fakeContainer{Container: c, user: user, files: files, base: c.Snapshot}
 		return nil
 	})
@@ -290,10 +291,13 @@ func (e *FakeEngine) filesOf(c *runtime.Container) (fakeFiles, error) {
 		return e.newFiles(c.ID, from.files)
 	}
 	e.Images.mu.Lock()
-	_, known := e.Images.local[c.Image]
+	local, known := e.Images.local[c.Image]
 	e.Images.mu.Unlock()
 	if !known {
 		return fakeFiles{}, imageNotFound(c.Image)
+	}
+	if c.Digest != "" && c.Digest != local.Digest {
+		return fakeFiles{}, runtime.ImageChanged(c.Image)
 	}
 	return e.newFiles(c.ID, e.exported[c.Image])
 }

@@ -20,7 +20,7 @@ func TestFakeEngine(t *testing.T) {
 		engine.Dir = t.TempDir()
 		return runtimetest.EngineSetup{
 			Engine: engine, Reopen: func() runtime.Engine { return engine },
-			Image: "docker.io/remotegpu/test:latest", NetNS: func() string { return "" }, Leftovers: engine.Leftovers,
+			Image: "docker.io/remotegpu/test:latest", Digest: "sha256:" + strings.Repeat("f", 64), NetNS: func() string { return "" }, Leftovers: engine.Leftovers,
 			Silence: func(_ *testing.T, id string) func() {
 				engine.SetSilent(id, true)
 				return func() { engine.SetSilent(id, false) }
