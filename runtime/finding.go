@@ -34,6 +34,7 @@ const (
 	FoundMounts      FindingKind = "mounts"      // staged mounts
 	FoundDesktop     FindingKind = "desktop"     // the directory of an RFB socket and its password
 	FoundFiles       FindingKind = "files"       // the directory of /etc/hosts and the like
+	FoundVolume      FindingKind = "volume"      // the files of one that was deleted
 	FoundCredentials FindingKind = "credentials" // what a registry asks for, of an operation that is over
 )
 
@@ -101,6 +102,7 @@ const (
 	stepDeclare       // declare the rules
 	stepTeardown      // remove everything of the id
 	stepPart          // remove this part
+	stepVolumes       // remove the files of deleted volumes
 	stepSnapshot      // finish what was begun with a snapshot
 )
 

@@ -25,6 +25,7 @@ func (m *Manager) carryOut(ctx context.Context, o *observed, findings []Finding,
 	}
 	if mode == wholePass {
 		m.removeLeftovers(ctx, findings)
+		m.removeDeletedVolumes(ctx, findings)
 		m.removeStaleExecs(ctx)
 		m.askToTend(ctx)
 	}

@@ -76,7 +76,7 @@ func (m *Manager) observe(ctx context.Context) (*observed, error) {
 	}
 	_ = group.Wait() // each has its place
 	readers := []func(context.Context, *observed) error{
-		m.observeNetworks, m.observeParts, m.observeLogins, m.observeFates, m.observeDrift, m.observeSnapshots,
+		m.observeNetworks, m.observeParts, m.observeLogins, m.observeVolumes, m.observeFates, m.observeDrift, m.observeSnapshots,
 		func(ctx context.Context, _ *observed) error { _, err := m.lookForStrangers(ctx, statuses); return err },
 	}
 	found := errors.Join(errs...)

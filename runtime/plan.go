@@ -192,6 +192,8 @@ func planPart(o *observed, part Part, foreign, own map[string]bool) (Finding, bo
 	switch {
 	case part.Foreign != "":
 		finding.EnvID, finding.Message = "", part.Foreign
+	case part.Kind == FoundVolume:
+		finding.Message, finding.Action, finding.Ours, finding.step = "it was deleted, and not all of its files are removed", ActionRemove, true, stepVolumes
 	case part.EnvID == "":
 		finding.Message, finding.Action, finding.Ours, finding.step = "it belongs to nobody", ActionRemove, true, stepPart
 	case !isID(part.EnvID):

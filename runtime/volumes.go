@@ -35,6 +35,11 @@ type NamedVolumes interface {
 	// Delete removes one unless usedBy names users; it asks while nobody can
 	// stage the volume. VOLUME_NOT_FOUND, VOLUME_IN_USE.
 	Delete(ctx context.Context, name string, usedBy func(context.Context) ([]string, error)) error
+	// Deleted tells where the files are of volumes that were deleted and not
+	// removed to the last one, unless somebody does that now.
+	Deleted(ctx context.Context) ([]string, error)
+	// RemoveDeleted removes those, until ctx ends: the next call goes on.
+	RemoveDeleted(ctx context.Context) error
 }
 
 // VolumeUse is a named volume and who uses it.
@@ -94,6 +99,9 @@ func (m *Manager) DeleteVolume(ctx context.Context, name string) error {
 		}
 		return names, nil
 	})
+	if err != nil {
+		m.rest.disturb() // if its files are left, a pass removes them
+	}
 	if unknown && err != nil {
 		return problem.Of(err).WithHint("if the database was lost or restored, take out of that container what you need and remove it with ctr; then: remotegpu node reconcile")
 	}

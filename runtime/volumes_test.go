@@ -2,6 +2,7 @@ package runtime_test
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -137,5 +138,39 @@ func TestVolumesAreMeasuredWhileOneGoes(t *testing.T) {
 	}
 	if _, err := d.Volume(t.Context(), "b"); err == nil || problem.Of(err).Reason != problem.VolumeNotFound {
 		t.Errorf("the one that goes: %v", err)
+	}
+}
+
+// Files of a deleted volume that an error left are found and removed by a pass.
+func TestFilesOfDeletedVolumesGo(t *testing.T) {
+	h := newHost(t)
+	h.realVolumes(t)
+	d := start(t, h)
+	trash := filepath.Join(h.dir, "state", "volumes", "..deleted-X")
+	if err := os.MkdirAll(filepath.Join(trash, "data"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(trash, "data", "file"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	found := func(dryRun bool) runtime.Finding {
+		t.Helper()
+		findings, err := d.ReconcileNow(t.Context(), dryRun)
+		if err != nil || len(findings) != 1 || findings[0].Kind != runtime.FoundVolume || findings[0].Name != trash || !findings[0].Ours {
+			t.Fatalf("found %+v, %v", findings, err)
+		}
+		return findings[0]
+	}
+	if found(true).Done {
+		t.Error("a dry run says that it has removed something")
+	}
+	if f := found(false); !f.Done || f.Problem != nil {
+		t.Errorf("the pass: %+v", f)
+	}
+	if _, err := os.Stat(trash); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the files: %v", err)
+	}
+	if findings, err := d.ReconcileNow(t.Context(), false); err != nil || len(findings) > 0 {
+		t.Errorf("the pass after it: %+v, %v", findings, err)
 	}
 }

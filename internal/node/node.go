@@ -289,7 +289,7 @@ func (n *Node) Run(ctx context.Context) error {
 	group.Go(func() error { return n.manager.Run(ctx) })
 	group.Go(func() error {
 		if err := n.volumes.RemoveDeleted(ctx); err != nil && ctx.Err() == nil {
-			n.log.WarnContext(ctx, "files of deleted volumes stay until the next start", "error", err)
+			n.log.WarnContext(ctx, "files of deleted volumes were not removed; a pass of the reconciler tries again", "error", err)
 		}
 		return nil
 	})

@@ -8,7 +8,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/remotegpu/remotegpu/internal/problem"
@@ -116,21 +118,25 @@ func (m *Manager) List(ctx context.Context) ([]Info, error) {
 // VOLUME_IN_USE.
 //
 // The volume is gone at once, by a rename; removing its files may take a
-// while. What a crash leaves of them RemoveDeleted removes.
+// while. What a crash or an error leaves of them Deleted tells of, and
+// RemoveDeleted removes.
 func (m *Manager) Delete(ctx context.Context, name string, usedBy func(context.Context) ([]string, error)) error {
 	trash, err := m.discard(ctx, name, usedBy)
 	if err != nil {
 		return err
 	}
+	defer m.removing.end(trash)
 	// The volume has gone: whoever leaves now still wants its files gone.
-	if err := removeTree(context.WithoutCancel(ctx), trash); err != nil {
-		return fmt.Errorf("remove files of deleted volume %s: %w", name, err)
+	if err := m.remove(context.WithoutCancel(ctx), trash); err != nil {
+		err = fmt.Errorf("remove files of deleted volume %s: %w", name, err)
+		return problem.Of(err).WithCause(err).
+			WithHint("the volume is gone, and the node goes on removing its files: see remotegpu node reconcile --dry-run")
 	}
 	return nil
 }
 
-// discard renames a volume that nobody uses. Whoever stages it afterwards gets
-// a new one.
+// discard renames a volume that nobody uses, for the caller to remove. Whoever
+// stages it afterwards gets a new one.
 func (m *Manager) discard(ctx context.Context, name string, usedBy func(context.Context) ([]string, error)) (trash string, err error) {
 	if checkVolumeName(name) != nil {
 		return "", notFound(name)
@@ -156,33 +162,87 @@ func (m *Manager) discard(ctx context.Context, name string, usedBy func(context.
 			WithHint("delete those environments first")
 	}
 	trash = filepath.Join(m.volumesDir(), trashPrefix+rand.Text())
+	m.removing.begin(trash)
 	if err := os.Rename(filepath.Join(m.volumesDir(), name), trash); err != nil {
+		m.removing.end(trash)
 		return "", fmt.Errorf("delete volume %s: %w", name, err)
 	}
 	return trash, nil
 }
 
-// RemoveDeleted removes the files of volumes whose deletion a crash or an
-// error interrupted. It may run beside Delete.
-func (m *Manager) RemoveDeleted(ctx context.Context) error {
+// Deleted tells where the files are of volumes that were deleted, as a crash or
+// an error left them: those that nobody removes now.
+func (m *Manager) Deleted(context.Context) ([]string, error) {
 	entries, err := os.ReadDir(m.volumesDir())
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return fmt.Errorf("list deleted volumes: %w", err)
+		return nil, fmt.Errorf("list deleted volumes: %w", err)
 	}
-	var errs []error
+	var left []string
 	for _, entry := range entries {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
+		path := filepath.Join(m.volumesDir(), entry.Name())
+		if strings.HasPrefix(entry.Name(), trashPrefix) && !m.removing.has(path) {
+			left = append(left, path)
 		}
-		if strings.HasPrefix(entry.Name(), trashPrefix) {
-			errs = append(errs, removeTree(ctx, filepath.Join(m.volumesDir(), entry.Name())))
+	}
+	return left, nil
+}
+
+// RemoveDeleted removes what Deleted tells of, until ctx ends. It may run beside
+// Delete and itself.
+func (m *Manager) RemoveDeleted(ctx context.Context) error {
+	left, err := m.Deleted(ctx)
+	if err != nil {
+		return err
+	}
+	left = slices.DeleteFunc(left, func(path string) bool { return !m.removing.begin(path) })
+	var errs []error
+	for _, path := range left {
+		if ctx.Err() == nil {
+			errs = append(errs, m.remove(ctx, path))
 		}
+		m.removing.end(path)
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove files of deleted volumes: %w", err)
 	}
 	return nil
+}
+
+// removals are the deleted volumes whose files somebody removes. The zero value is
+// ready.
+type removals struct {
+	mu    sync.Mutex
+	paths map[string]bool
+}
+
+// begin tells whether the files are the caller's to remove, until end.
+func (r *removals) begin(path string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.paths[path] {
+		return false
+	}
+	if r.paths == nil {
+		r.paths = make(map[string]bool)
+	}
+	r.paths[path] = true
+	return true
+}
+
+func (r *removals) end(path string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.paths, path)
+}
+
+func (r *removals) has(path string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.paths[path]
 }

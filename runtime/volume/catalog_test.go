@@ -127,6 +127,45 @@ func TestDeleteInterrupted(t *testing.T) {
 	}
 }
 
+// What an error leaves of a deleted volume is told of, and removed when somebody
+// asks; what somebody removes at the moment is not.
+func TestDeleteThatFails(t *testing.T) {
+	m, config := newManager(t)
+	broken := errors.New("broken on purpose")
+	volume.RemoveWith(m, func(string, func() error) error {
+		if left, err := m.Deleted(t.Context()); err != nil || len(left) > 0 {
+			t.Errorf("while its files are removed: %v, %v", left, err)
+		}
+		if err := m.RemoveDeleted(t.Context()); err != nil { // it is left to who does it
+			t.Errorf("beside that: %v", err)
+		}
+		return broken
+	})
+	if _, err := m.Create(t.Context(), "data"); err != nil {
+		t.Fatal(err)
+	}
+	err := m.Delete(t.Context(), "data", unused)
+	if p := problem.Of(err); !errors.Is(err, broken) || p.Hint == "" {
+		t.Errorf("Delete() = %v, %+v", err, p)
+	}
+	_, err = m.Get(t.Context(), "data")
+	wantReason(t, "afterwards", err, problem.VolumeNotFound)
+	left, err := m.Deleted(t.Context())
+	if err != nil || len(left) != 1 || filepath.Dir(left[0]) != filepath.Join(config.StateDir, "volumes") {
+		t.Fatalf("Deleted() = %v, %v", left, err)
+	}
+	if err := m.RemoveDeleted(t.Context()); !errors.Is(err, broken) {
+		t.Errorf("RemoveDeleted() = %v", err)
+	}
+	volume.RemoveWith(m, func(_ string, do func() error) error { return do() })
+	if err := m.RemoveDeleted(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if left, err := m.Deleted(t.Context()); err != nil || len(left) > 0 {
+		t.Errorf("in the end: %v, %v", left, err)
+	}
+}
+
 // TestDeleteAgainstStage: an environment writes down that it uses a volume and
 // then stages it, while the volume is deleted. Either the delete sees it, or
 // the environment has a new volume that stays.

@@ -1,6 +1,9 @@
 package volume
 
-import "errors"
+import (
+	"context"
+	"errors"
+)
 
 // ErrAttach is what FailAttach makes the manager fail with.
 var ErrAttach = errors.New("attach was told to fail")
@@ -14,6 +17,14 @@ func FailAttach(m *Manager, n int) {
 			return ErrAttach
 		}
 		return attach(t, dir, name)
+	}
+}
+
+// RemoveWith makes m remove the files of deleted volumes with remove, which gets
+// what would do it.
+func RemoveWith(m *Manager, remove func(path string, do func() error) error) {
+	m.remove = func(ctx context.Context, path string) error {
+		return remove(path, func() error { return removeTree(ctx, path) })
 	}
 }
 

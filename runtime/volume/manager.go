@@ -52,7 +52,10 @@ type Manager struct {
 	locks  keylock.Map[string] // "env/<id>" first, then "volume/<name>" in order
 	copied copies
 	sizes  sizeBounds
-	attach func(tree *tree, dir int, name string) error
+	// removing are the deleted volumes whose files go now, and remove does that.
+	removing removals
+	remove   func(ctx context.Context, path string) error
+	attach   func(tree *tree, dir int, name string) error
 }
 
 // New checks the configuration: absolute, clean paths. It touches nothing.
@@ -70,7 +73,7 @@ func New(config Config) (*Manager, error) {
 		}
 	}
 	denied := slices.Concat(alwaysDenied(), config.Denied, []string{config.StateDir, config.StageDir})
-	return &Manager{config: config, denied: denied, sizes: defaultSizeBounds, attach: (*tree).attach}, nil
+	return &Manager{config: config, denied: denied, sizes: defaultSizeBounds, attach: (*tree).attach, remove: removeTree}, nil
 }
 
 // Stage pins each mount under StageDir/<envID>, replacing what was staged

@@ -1033,8 +1033,8 @@ type Finding struct {
 	// "operation" (it is over and holds an environment), or something on the host
 	// that belongs to nobody or is not as it should be: "container", "task",
 	// "process", "cgroup", "snapshot", "quota", "lease", "log", "pipes", "network",
-	// "interface", "rule", "mounts", "desktop", "files", "credentials". There may
-	// be more.
+	// "interface", "rule", "mounts", "desktop", "files", "volume", "credentials".
+	// There may be more.
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// Path, key, name or id of it.
 	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
