@@ -152,14 +152,6 @@ func (e *Engine) collect(ctx context.Context) (err error) {
 	return nil
 }
 
-func (e *Engine) holdLease(id string, calls int) {
-	e.leaseMu.Lock()
-	defer e.leaseMu.Unlock()
-	if e.leases[id] += calls; e.leases[id] <= 0 {
-		delete(e.leases, id)
-	}
-}
-
 // collected is a snapshotter of which what is removed is collected soon.
 type collected struct {
 	snapshots.Snapshotter

@@ -35,6 +35,7 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/status"
 
+	"github.com/remotegpu/remotegpu/internal/keylock"
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/projectquota"
 	"github.com/remotegpu/remotegpu/internal/rootfs"
@@ -143,8 +144,9 @@ type Engine struct {
 	users  map[userKey]specs.User   // as images have them
 	fresh  map[string]freshSnapshot // of containers that were created and never started
 
-	leaseMu sync.Mutex     // held while leases are made and removed
-	leases  map[string]int // calls that hold each
+	leaseLocks keylock.Map[string] // by lease, held while it is made or removed
+	leaseMu    sync.Mutex
+	leases     map[string]int // calls that hold each
 }
 
 type freshSnapshot struct {

@@ -38,9 +38,18 @@ func newLease() string { return "remotegpu-" + rand.Text() }
 // to be tried again, now or by the next daemon, leaves what it got to that.
 func (e *Engine) takeLease(ctx context.Context, id, pulling string) (held context.Context, release func(*error), err error) {
 	ctx = e.namespaced(ctx)
-	// The lock keeps removeLease from removing a lease that is just taken over.
-	e.leaseMu.Lock()
-	defer e.leaseMu.Unlock()
+	// The lock keeps others from removing a lease that is just taken over.
+	unlock, err := e.leaseLocks.Lock(ctx, id)
+	if err != nil {
+		return nil, nil, fmt.Errorf("take lease: %w", err)
+	}
+	defer unlock()
+	e.holdLease(id, 1) // Parts does not name it meanwhile
+	defer func() {
+		if err != nil {
+			e.holdLease(id, -1)
+		}
+	}()
 	creating, cancel := uninterrupted(ctx)
 	defer cancel()
 	labels := map[string]string{labelEngine: e.token}
@@ -56,17 +65,22 @@ func (e *Engine) takeLease(ctx context.Context, id, pulling string) (held contex
 		}
 		return nil, nil, fmt.Errorf("take lease: %w", e.explain(ctx, err))
 	}
-	e.leases[id]++
 	return leases.WithLease(ctx, id), func(outcome *error) { e.release(ctx, id, pulling, *outcome) }, nil
 }
 
 func (e *Engine) release(ctx context.Context, id, pulling string, outcome error) {
-	e.leaseMu.Lock()
-	defer e.leaseMu.Unlock()
-	if e.leases[id]--; e.leases[id] > 0 {
+	undo, cancel := afterwards(ctx)
+	defer cancel()
+	defer e.holdLease(id, -1)
+	unlock, err := e.leaseLocks.Lock(undo, id)
+	if err != nil { // somebody has waited long for containerd
+		e.leftLease(ctx, id, err)
 		return
 	}
-	delete(e.leases, id)
+	defer unlock()
+	if e.holders(id) > 1 {
+		return
+	}
 	if pulling != "" && outcome != nil && (errors.Is(context.Cause(ctx), operation.ErrShutdown) || ctx.Err() == nil && errdefs.IsUnavailable(outcome)) {
 		return // where it is not, Parts names it
 	}
@@ -74,12 +88,23 @@ func (e *Engine) release(ctx context.Context, id, pulling string, outcome error)
 	if pulling == "" || outcome != nil { // of a pull that went well, nothing is left to collect
 		options = append(options, leases.SynchronousDelete)
 	}
-	undo, cancel := afterwards(ctx)
-	defer cancel()
-	err := e.client.LeasesService().Delete(undo, leases.Lease{ID: id}, options...)
+	err = e.client.LeasesService().Delete(undo, leases.Lease{ID: id}, options...)
 	if err != nil && !errdefs.IsNotFound(err) {
-		// Parts names it, since nobody holds it.
-		e.cfg.Log.WarnContext(ctx, "a lease could not be given back; the reconciler will do it", "lease", id, "error", err)
+		e.leftLease(ctx, id, err)
+	}
+}
+
+// leftLease tells of a lease that Parts names, once nobody holds it.
+func (e *Engine) leftLease(ctx context.Context, id string, err error) {
+	e.cfg.Log.WarnContext(ctx, "a lease could not be given back; the reconciler will do it", "lease", id, "error", err)
+}
+
+// holdLease notes that calls more are at work under a lease.
+func (e *Engine) holdLease(id string, calls int) {
+	e.leaseMu.Lock()
+	defer e.leaseMu.Unlock()
+	if e.leases[id] += calls; e.leases[id] <= 0 {
+		delete(e.leases, id)
 	}
 }
 
@@ -102,20 +127,24 @@ func (e *Engine) holdContent(ctx context.Context, digests ...string) (context.Co
 	return held, release, nil
 }
 
-// holds says whether a call is at work under a lease.
-func (e *Engine) holds(id string) bool {
+// holders is how many calls are at work under a lease, those included that take or
+// give it back.
+func (e *Engine) holders(id string) int {
 	e.leaseMu.Lock()
 	defer e.leaseMu.Unlock()
-	return e.leases[id] > 0
+	return e.leases[id]
 }
 
 // removeLease removes a lease that no call holds, with what it alone kept.
 func (e *Engine) removeLease(ctx context.Context, id string) error {
-	e.leaseMu.Lock()
-	defer e.leaseMu.Unlock()
-	if e.leases[id] > 0 {
+	unlock, err := e.leaseLocks.Lock(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if e.holders(id) > 0 {
 		return nil
 	}
-	err := e.client.LeasesService().Delete(e.namespaced(ctx), leases.Lease{ID: id}, leases.SynchronousDelete)
+	err = e.client.LeasesService().Delete(e.namespaced(ctx), leases.Lease{ID: id}, leases.SynchronousDelete)
 	return ignoreAbsent(err)
 }

@@ -143,7 +143,7 @@ func (e *Engine) leaseParts(ctx context.Context) ([]runtime.Part, error) {
 			parts = append(parts, runtime.Part{
 				Kind: runtime.FoundLease, Name: lease.ID, Foreign: fmt.Sprintf("somebody else took it in containerd's namespace %s", e.cfg.Namespace),
 			})
-		case !e.holds(lease.ID):
+		case e.holders(lease.ID) == 0:
 			parts = append(parts, runtime.Part{Kind: runtime.FoundLease, Name: lease.ID, Pulling: lease.Labels[labelPulling]})
 		}
 	}
