@@ -147,11 +147,11 @@ func (m *Manager) takeImage(ctx context.Context, env *Environment, image Image) 
 	return image, err
 }
 
-// ImageChanged is the refusal of an Engine to make a container of another image
+// ImageChanged is the refusal to make a container of, or to remove, another image
 // than the one that was looked at.
 func ImageChanged(name string) error {
-	return problem.New(problem.ImageChanged, "image %s was set to another one while an environment was made of it", name).
-		WithField("spec.image").WithHint("create the environment again, when nobody builds, tags, imports or pulls that image")
+	return problem.New(problem.ImageChanged, "the name of image %s was set anew meanwhile", name).
+		WithField("spec.image").WithHint("try again when nobody builds, tags, imports or pulls that image")
 }
 
 // keepName has an image that was asked for by its digest, and is here under a tag,

@@ -39,6 +39,9 @@ type Images interface {
 	// DeleteImage removes a reference and lets its layers be collected.
 	// NotFound (IMAGE_NOT_FOUND).
 	DeleteImage(ctx context.Context, ref string) error
+	// RemoveImage is DeleteImage of an image as it was looked at. NotFound
+	// (IMAGE_NOT_FOUND), IMAGE_CHANGED: its name was set since.
+	RemoveImage(ctx context.Context, image Image) error
 	// Contents tells what images take of the disk.
 	Contents(ctx context.Context) (Contents, error)
 }

@@ -102,38 +102,46 @@ func (m *Manager) DeleteImage(ctx context.Context, reference string, force bool)
 		return "", err
 	}
 	defer release()
-	if err := m.deletable(ctx, name, force); err != nil {
+	image, err := m.deletable(ctx, name, force)
+	if err != nil {
 		return "", err
 	}
-	if err := m.cfg.Images.DeleteImage(ctx, name); errdefs.IsNotFound(err) {
+	if image.Digest == "" {
+		err = m.cfg.Images.DeleteImage(ctx, name)
+	} else {
+		err = m.cfg.Images.RemoveImage(ctx, image)
+	}
+	if errdefs.IsNotFound(err) {
 		return "", imageNotHere(name, err)
 	} else if err != nil {
-		return "", fmt.Errorf("delete image %s: %w", name, err)
+		return "", fmt.Errorf("delete image %s: %w", name, ofReference(err))
 	}
 	return name, nil
 }
 
-func (m *Manager) deletable(ctx context.Context, name string, force bool) error {
+// deletable returns an image that may be removed, without a digest when it is
+// not listed.
+func (m *Manager) deletable(ctx context.Context, name string, force bool) (Image, error) {
 	images, err := m.cfg.Images.Images(ctx)
 	if err != nil {
-		return err
+		return Image{}, err
 	}
 	image := Image{Name: name} // what is not whole is not listed
 	if i := slices.IndexFunc(images, func(image Image) bool { return image.Name == name }); i >= 0 {
 		image = images[i]
 	}
 	if image.Pinned {
-		return problem.New(problem.ImagePinned, "image %s is pinned", name).WithField("reference").
+		return Image{}, problem.New(problem.ImagePinned, "image %s is pinned", name).WithField("reference").
 			WithHint("unpin it first: remotegpu image unpin %s", name)
 	}
 	used, err := m.imageUsers(ctx)
 	if err != nil {
-		return err
+		return Image{}, err
 	}
 	var names []string
 	for _, env := range used.ofName(image, images) {
 		if env.State == Creating {
-			return problem.New(problem.ImageInUse, "environment %s is being created from image %s", displayName(env), name).
+			return Image{}, problem.New(problem.ImageInUse, "environment %s is being created from image %s", displayName(env), name).
 				WithField("reference").WithHint("wait until it is created, or delete it")
 		}
 		names = append(names, displayName(env))
@@ -144,10 +152,10 @@ func (m *Manager) deletable(ctx context.Context, name string, force bool) error 
 		if more := len(names) - most; more > 0 {
 			list += fmt.Sprintf(" and %d more", more)
 		}
-		return problem.New(problem.ImageInUse, "image %s is in use by %s", name, list).WithField("reference").
+		return Image{}, problem.New(problem.ImageInUse, "image %s is in use by %s", name, list).WithField("reference").
 			WithHint("delete those environments first, or delete the image with force: they keep the layers they have")
 	}
-	return nil
+	return image, nil
 }
 
 // displayName tells an environment from those of other projects.
@@ -213,6 +221,15 @@ func (m *Manager) Build(ctx context.Context, req ImageBuildRequest) (*operation.
 		return nil, err
 	}
 	req.Tag = tag
+	for _, ref := range []string{tag, req.Base} { // until the store says that they are needed
+		if name, err := imageref.Normalize(ref); err == nil {
+			release, err := m.claims.use(ctx, name)
+			if err != nil {
+				return nil, err
+			}
+			defer release()
+		}
+	}
 	return m.submit(ctx, KindBuild, req.Project, tag, req.RequestID, hashOf(KindBuild, req), req.BuildRequest)
 }
 

@@ -397,7 +397,7 @@ func TestDeleteImageAndCreateDoNotMeet(t *testing.T) {
 	h.images.Add(runtime.Image{Name: "test/going", Digest: "sha256:5"})
 	answered := make(chan error, 1)
 	h.faults.Hook(func(method string) {
-		if method == "Images.DeleteImage" {
+		if method == "Images.RemoveImage" {
 			go func() {
 				_, _, err := d.Create(t.Context(), runtime.CreateRequest{Name: "b", Spec: runtime.Spec{Image: "test/going", PullPolicy: runtime.PullNever}})
 				answered <- err
@@ -416,7 +416,7 @@ func TestDeleteImageAndCreateDoNotMeet(t *testing.T) {
 	// Who waits may leave.
 	h.images.Add(runtime.Image{Name: "test/going", Digest: "sha256:5"})
 	h.faults.Hook(func(method string) {
-		if method == "Images.DeleteImage" {
+		if method == "Images.RemoveImage" {
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel()
 			if _, err := d.PinImage(ctx, "test/going", true); err == nil {
@@ -517,12 +517,78 @@ func TestPruneAndUsage(t *testing.T) {
 	d.done(op)
 	// One that cannot be removed does not keep the others.
 	h.images.Add(runtime.Image{Name: "free/g", Digest: "sha256:9", Size: 1})
-	h.faults.FailCall("Images.DeleteImage", 1, errdefs.ErrUnavailable)
+	h.faults.FailCall("Images.RemoveImage", 1, errdefs.ErrUnavailable)
 	if got := names(d.PruneImages(t.Context(), runtime.PruneRequest{})); !strings.HasPrefix(got, "pushed/f 4 ") || !strings.Contains(got, "free/g") {
 		t.Errorf("prune with a failure: %s", got)
 	}
 	if got := names(d.PruneImages(t.Context(), runtime.PruneRequest{})); got != "free/g 2 <nil>" {
 		t.Errorf("the next prune: %s", got)
+	}
+}
+
+// What somebody names while others are removed stays, though it was found before:
+// another image by that name, or the same one by a name that is new.
+func TestPruneLooksAgain(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	old := time.Now().Add(-2 * time.Hour)
+	for _, name := range []string{"free/a", "free/b", "free/c", "free/d", "free/e"} {
+		h.images.Add(runtime.Image{Name: name, Digest: "sha256:a", UpdatedAt: old})
+	}
+	h.images.AddRemote(runtime.Image{Name: "free/e", Digest: "sha256:e", UpdatedAt: time.Now()})
+	d := start(t, h)
+	var once sync.Once
+	h.faults.Hook(func(method string) {
+		if method != "Images.RemoveImage" {
+			return
+		}
+		once.Do(func() { // a is about to be removed
+			h.images.Add(runtime.Image{Name: "free/b", Digest: "sha256:b", UpdatedAt: time.Now()})
+			if _, err := d.TagImage(t.Context(), "free/e", "free/c"); err != nil {
+				t.Error(err)
+			}
+			if _, err := d.PinImage(t.Context(), "free/d", true); err != nil {
+				t.Error(err)
+			}
+			op, err := d.Pull(t.Context(), runtime.PullRequest{Reference: "free/e"})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			d.done(op)
+		})
+	})
+	pruned, err := d.PruneImages(t.Context(), runtime.PruneRequest{MinAge: time.Hour})
+	pruned.Images = slices.DeleteFunc(pruned.Images, func(i runtime.Image) bool { return !strings.HasPrefix(i.Name, "docker.io/free/") })
+	if err != nil || len(pruned.Images) != 1 || pruned.Images[0].Name != "docker.io/free/a:latest" {
+		t.Errorf("pruned %+v, %v; want only what nobody has named since", pruned, err)
+	}
+	// Between the last look and the removal, too; a delete says so.
+	h.faults.Hook(nil)
+	for _, remove := range []func() error{
+		func() error { _, err := d.PruneImages(t.Context(), runtime.PruneRequest{}); return err },
+		func() error {
+			_, err := d.DeleteImage(t.Context(), "free/a", false)
+			if p := problem.Of(err); p == nil || p.Reason != problem.ImageChanged || p.Field != "reference" || p.Hint == "" {
+				return fmt.Errorf("a delete: %w", err)
+			}
+			return nil
+		},
+	} {
+		h.images.Add(runtime.Image{Name: "free/a", Digest: "sha256:a", UpdatedAt: old})
+		var once sync.Once
+		h.faults.Hook(func(method string) {
+			if method == "Images.RemoveImage" {
+				once.Do(func() { h.images.Add(runtime.Image{Name: "free/a", Digest: "sha256:b", UpdatedAt: time.Now()}) })
+			}
+		})
+		if err := remove(); err != nil {
+			t.Error(err)
+		}
+		h.faults.Hook(nil)
+		if left, err := h.images.Image(t.Context(), "free/a"); err != nil || left.Digest != "sha256:b" {
+			t.Errorf("what was named meanwhile: %+v, %v", left, err)
+		}
 	}
 }
 

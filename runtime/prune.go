@@ -5,11 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/remotegpu/remotegpu/internal/imageref"
+	"github.com/remotegpu/remotegpu/internal/problem"
 )
 
 // PruneRequest says which of the images that nobody needs to remove.
@@ -44,36 +46,49 @@ func (m *Manager) PruneImages(ctx context.Context, req PruneRequest) (Pruned, er
 	return Pruned{Images: candidates, Freed: freedBy(contents, candidates)}, err
 }
 
-// prune removes those candidates that still are when nobody can claim them.
+// prune removes those candidates that still are.
 func (m *Manager) prune(ctx context.Context, candidates []Image, before time.Time) (removed []Image, err error) {
 	var errs []error
-	claimed := make(map[string]bool)
 	for _, image := range candidates {
-		release, err := m.claims.remove(ctx, image.Name)
-		if errdefs.IsFailedPrecondition(err) {
-			continue // somebody uses it now
-		} else if err != nil {
-			return nil, err
+		now, err := m.pruneOne(ctx, image.Name, before)
+		if err != nil {
+			errs = append(errs, err)
+		} else if now != nil {
+			removed = append(removed, *now)
 		}
-		defer release()
-		claimed[image.Name] = true
+		if ctx.Err() != nil {
+			break
+		}
 	}
+	return removed, errors.Join(errs...)
+}
+
+// pruneOne removes an image that is prunable when nobody can claim it, and
+// returns it; nil: it is not. Those before it took their time: somebody may have
+// set its name, or need it, by now.
+func (m *Manager) pruneOne(ctx context.Context, name string, before time.Time) (*Image, error) {
+	release, err := m.claims.remove(ctx, name)
+	if errdefs.IsFailedPrecondition(err) {
+		return nil, nil //nolint:nilnil // somebody uses it now
+	} else if err != nil {
+		return nil, err
+	}
+	defer release()
 	still, err := m.prunable(ctx, before)
 	if err != nil {
 		return nil, err
 	}
-	for _, image := range still {
-		if !claimed[image.Name] {
-			continue
-		}
-		switch err := m.cfg.Images.DeleteImage(ctx, image.Name); {
-		case err == nil:
-			removed = append(removed, image)
-		case !errdefs.IsNotFound(err):
-			errs = append(errs, fmt.Errorf("delete image %s: %w", image.Name, err))
-		}
+	at := slices.IndexFunc(still, func(image Image) bool { return image.Name == name })
+	if at < 0 {
+		return nil, nil //nolint:nilnil // as above
 	}
-	return removed, errors.Join(errs...)
+	err = m.cfg.Images.RemoveImage(ctx, still[at])
+	if errdefs.IsNotFound(err) || err != nil && problem.Of(err).Reason == problem.ImageChanged {
+		return nil, nil //nolint:nilnil // as above
+	} else if err != nil {
+		return nil, fmt.Errorf("delete image %s: %w", name, err)
+	}
+	return &still[at], nil
 }
 
 // prunable lists the images that nobody needs and whose name was set before
@@ -93,9 +108,12 @@ func (m *Manager) prunable(ctx context.Context, before time.Time) ([]Image, erro
 	}
 	needed := make(map[string]bool)
 	for _, op := range pending {
-		var args BuildRequest
-		_ = json.Unmarshal(op.Args, &args) // of other kinds: no base
-		refs := []string{op.Target, args.Base}
+		var args struct {
+			Base      string // of a build
+			Reference string `json:"reference"` // of an export
+		}
+		_ = json.Unmarshal(op.Args, &args) // of other kinds: neither
+		refs := []string{op.Target, args.Base, args.Reference}
 		if op.Kind == KindBuild {
 			refs = append(refs, BuildName(op.Target))
 		}

@@ -144,6 +144,8 @@ type Engine struct {
 	users  map[userKey]specs.User   // as images have them
 	fresh  map[string]freshSnapshot // of containers that were created and never started
 
+	naming keylock.Map[string] // by image, held while its name is set, or removed for what it means
+
 	leaseLocks keylock.Map[string] // by lease, held while it is made or removed
 	leaseMu    sync.Mutex
 	leases     map[string]int // calls that hold each

@@ -1,6 +1,7 @@
 package containerd
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -224,8 +225,12 @@ func (e *Engine) Images(ctx context.Context) ([]runtime.Image, error) {
 func describe(record images.Image, img *image) runtime.Image {
 	return runtime.Image{
 		Name: record.Name, Digest: record.Target.Digest.String(), Labels: img.config.Labels, Size: img.size,
-		Platform: platforms.Format(img.platform), Pinned: isPinned(record), UpdatedAt: record.UpdatedAt.UTC().Truncate(time.Millisecond),
+		Platform: platforms.Format(img.platform), Pinned: isPinned(record), UpdatedAt: updatedAt(record),
 	}
+}
+
+func updatedAt(record images.Image) time.Time {
+	return record.UpdatedAt.UTC().Truncate(time.Millisecond)
 }
 
 // DeleteImage removes a reference and waits until layers that nothing else
@@ -235,11 +240,48 @@ func (e *Engine) DeleteImage(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	err = e.client.ImageService().Delete(ctx, name, images.SynchronousDelete())
+	return e.deleteImage(ctx, name)
+}
+
+func (e *Engine) deleteImage(ctx context.Context, name string, more ...images.DeleteOpt) error {
+	err := e.client.ImageService().Delete(ctx, name, append(more, images.SynchronousDelete())...)
 	if errdefs.IsNotFound(err) {
 		return imageNotFound(name).WithCause(err)
 	} else if err != nil {
 		return fmt.Errorf("delete image %s: %w", name, e.explain(ctx, err))
 	}
 	return nil
+}
+
+// RemoveImage is DeleteImage of an image as it was looked at. Nobody here names
+// one meanwhile, and of others containerd heeds what the name means when it is
+// removed; containerd 1.6 does not.
+func (e *Engine) RemoveImage(ctx context.Context, image runtime.Image) error {
+	unlock, err := e.naming.Lock(ctx, image.Name)
+	if err != nil {
+		return fmt.Errorf("delete image %s: %w", image.Name, err)
+	}
+	defer unlock()
+	changed := func() (images.Image, error) {
+		record, err := e.client.ImageService().Get(ctx, image.Name)
+		switch {
+		case errdefs.IsNotFound(err):
+			return record, imageNotFound(image.Name).WithCause(err)
+		case err != nil:
+			return record, fmt.Errorf("get image %s: %w", image.Name, e.explain(ctx, err))
+		case record.Target.Digest.String() != image.Digest || !updatedAt(record).Equal(image.UpdatedAt):
+			return record, runtime.ImageChanged(image.Name)
+		}
+		return record, nil
+	}
+	record, err := changed()
+	if err != nil {
+		return err
+	}
+	err = e.deleteImage(ctx, image.Name, images.DeleteTarget(&record.Target))
+	if errdefs.IsNotFound(err) { // also when the name means another image
+		_, since := changed()
+		return cmp.Or(since, err)
+	}
+	return err
 }

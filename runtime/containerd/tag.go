@@ -89,8 +89,13 @@ func (e *Engine) byDigest(ctx context.Context, name string) (*images.Image, erro
 }
 
 // nameImage makes a reference name a target, whatever it named before, and
-// leaves its labels.
+// leaves its labels. Nobody removes it at this moment for what it was.
 func (e *Engine) nameImage(ctx context.Context, record images.Image) (images.Image, error) {
+	unlock, err := e.naming.Lock(ctx, record.Name)
+	if err != nil {
+		return images.Image{}, err
+	}
+	defer unlock()
 	for {
 		made, err := e.client.ImageService().Create(ctx, record)
 		if !errdefs.IsAlreadyExists(err) {

@@ -83,7 +83,7 @@ func (i *FakeImages) Tag(_ context.Context, ref, tag string) (image runtime.Imag
 			return err
 		}
 		i.mu.Lock()
-		image.Name, image.Pinned = full, i.local[full].Pinned
+		image.Name, image.Pinned, image.UpdatedAt = full, i.local[full].Pinned, time.Now()
 		i.mu.Unlock()
 		i.Add(image)
 		return nil

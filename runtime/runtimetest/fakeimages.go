@@ -168,6 +168,23 @@ func (i *FakeImages) DeleteImage(_ context.Context, ref string) error {
 	})
 }
 
+// RemoveImage forgets a local image that is as it was.
+func (i *FakeImages) RemoveImage(_ context.Context, image runtime.Image) error {
+	return i.Faults.Do("Images.RemoveImage", func() error {
+		i.mu.Lock()
+		defer i.mu.Unlock()
+		now, ok := i.local[image.Name]
+		if !ok {
+			return imageNotFound(image.Name)
+		}
+		if now.Digest != image.Digest || !now.UpdatedAt.Equal(image.UpdatedAt) {
+			return runtime.ImageChanged(image.Name)
+		}
+		delete(i.local, image.Name)
+		return nil
+	})
+}
+
 // Ask makes the registry ask for a login before it gives or takes an image.
 func (i *FakeImages) Ask(ref string, login runtime.Login) {
 	i.mu.Lock()

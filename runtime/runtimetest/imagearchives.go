@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containerd/errdefs"
 
@@ -46,6 +47,7 @@ func testNames(t *testing.T, s ImagesSetup) {
 	if image, err := s.Images.SetPinned(t.Context(), other, false); err != nil || image.Pinned {
 		t.Errorf("SetPinned(%s, false) = %+v, %v", other, image, err)
 	}
+	testRemove(t, s, other)
 	if err := s.Images.DeleteImage(t.Context(), other); err != nil {
 		t.Errorf("delete: %v", err)
 	}
@@ -236,4 +238,27 @@ func testContents(t *testing.T, s ImagesSetup) {
 			t.Errorf("snapshot %s: %+v", name, snapshot)
 		}
 	}
+}
+
+// testRemove: an image is removed as it was looked at, or not at all.
+func testRemove(t *testing.T, s ImagesSetup, name string) {
+	t.Helper()
+	const once = "docker.io/remotegpu/once:v1"
+	before, err := s.Images.Tag(t.Context(), name, once)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * time.Millisecond) // what is kept of times are milliseconds
+	now, err := s.Images.Tag(t.Context(), name, once)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantReason(t, "removal of one that was named again", s.Images.RemoveImage(t.Context(), before), problem.ImageChanged)
+	other := now
+	other.Digest = "sha256:" + strings.Repeat("0", 64)
+	wantReason(t, "removal of another one", s.Images.RemoveImage(t.Context(), other), problem.ImageChanged)
+	if err := s.Images.RemoveImage(t.Context(), now); err != nil {
+		t.Errorf("removal: %v", err)
+	}
+	wantReason(t, "removal once more", s.Images.RemoveImage(t.Context(), now), problem.ImageNotFound)
 }

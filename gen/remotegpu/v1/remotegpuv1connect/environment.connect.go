@@ -263,7 +263,7 @@ type EnvironmentServiceClient interface {
 	// (USER_NOT_FOUND), FAILED_PRECONDITION (PROCESS_START_FAILED,
 	// IMAGE_PLATFORM_MISMATCH, IMAGE_INVALID, IMAGE_INCOMPLETE, GPU_IN_USE, GPU_TOOLKIT_MISSING,
 	// GPU_TOOLKIT_TOO_OLD, GPU_INJECTION_FAILED), UNAVAILABLE (NETWORK_FAILED,
-	// FIREWALL_FAILED).
+	// FIREWALL_FAILED, IMAGE_CHANGED).
 	CreateEnvironment(context.Context, *v1.CreateEnvironmentRequest) (*v1.CreateEnvironmentResponse, error)
 	// GetEnvironment answers one environment.
 	//
@@ -609,7 +609,7 @@ type EnvironmentServiceHandler interface {
 	// (USER_NOT_FOUND), FAILED_PRECONDITION (PROCESS_START_FAILED,
 	// IMAGE_PLATFORM_MISMATCH, IMAGE_INVALID, IMAGE_INCOMPLETE, GPU_IN_USE, GPU_TOOLKIT_MISSING,
 	// GPU_TOOLKIT_TOO_OLD, GPU_INJECTION_FAILED), UNAVAILABLE (NETWORK_FAILED,
-	// FIREWALL_FAILED).
+	// FIREWALL_FAILED, IMAGE_CHANGED).
 	CreateEnvironment(context.Context, *v1.CreateEnvironmentRequest) (*v1.CreateEnvironmentResponse, error)
 	// GetEnvironment answers one environment.
 	//

@@ -187,7 +187,8 @@ type ImageServiceClient interface {
 	// them.
 	//
 	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), FAILED_PRECONDITION (IMAGE_IN_USE,
-	// IMAGE_PINNED), INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID).
+	// IMAGE_PINNED), INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID), UNAVAILABLE
+	// (IMAGE_CHANGED).
 	DeleteImage(context.Context, *v1.DeleteImageRequest) (*v1.DeleteImageResponse, error)
 	// TagImage gives an image another name. What had that name before loses it.
 	//
@@ -336,7 +337,8 @@ type ImageServiceHandler interface {
 	// them.
 	//
 	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), FAILED_PRECONDITION (IMAGE_IN_USE,
-	// IMAGE_PINNED), INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID).
+	// IMAGE_PINNED), INVALID_ARGUMENT (IMAGE_REFERENCE_INVALID), UNAVAILABLE
+	// (IMAGE_CHANGED).
 	DeleteImage(context.Context, *v1.DeleteImageRequest) (*v1.DeleteImageResponse, error)
 	// TagImage gives an image another name. What had that name before loses it.
 	//
