@@ -3,7 +3,6 @@ package containerd
 import (
 	"context"
 	"errors"
-	"io"
 	"log/slog"
 	"sync"
 	"testing"
@@ -79,7 +78,7 @@ func leaseEngine(t *testing.T) (*Engine, *slowLeases) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &Engine{client: c, token: "engine", leases: make(map[string]int), cfg: Config{Namespace: "test", Log: slog.New(slog.NewTextHandler(io.Discard, nil))}}, service
+	return &Engine{client: c, token: "engine", leases: make(map[string]int), cfg: Config{Namespace: "test", Log: slog.New(slog.DiscardHandler)}}, service
 }
 
 // While containerd takes its time with one lease others are taken and given back,
