@@ -40,7 +40,7 @@ func (m *Manager) registerHandlers() {
 	transfer := operation.Policy{MaxAttempts: interruptions, Limit: 3, Ended: m.forgetLogin}
 	m.cfg.Queue.Handle(KindPull, m.runPull, transfer)
 	m.cfg.Queue.Handle(KindPush, m.runPush, transfer)
-	m.cfg.Queue.Handle(KindBuild, m.runBuild, operation.Policy{MaxAttempts: interruptions, Limit: 2})
+	m.cfg.Queue.Handle(KindBuild, m.runBuild, operation.Policy{MaxAttempts: interruptions, Limit: 2, Ended: m.forgetBuild})
 }
 
 // abandon unwinds an operation that will not be tried again though its handler

@@ -294,6 +294,9 @@ func (h *healthChecks) watchMoving(m *monitor) (moved func(ctx context.Context) 
 			return false
 		}
 		status, err := h.manager.cfg.Engine.Status(ctx, m.id)
+		if p := problem.Of(err); p != nil && p.Reason == problem.ContainerdTimeout {
+			return false // its shim, or containerd, says nothing now
+		}
 		return err != nil || !status.Paused
 	}
 }

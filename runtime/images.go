@@ -261,6 +261,14 @@ func (m *Manager) runBuild(ctx context.Context, task *operation.Task) error {
 	return nil
 }
 
+// forgetBuild removes the name that a build which is over gave its image while it
+// was in the making: an attempt that died with the daemon leaves it.
+func (m *Manager) forgetBuild(ctx context.Context, op *operation.Operation) {
+	if err := m.cfg.Images.DeleteImage(ctx, BuildName(op.Target)); err != nil && !errdefs.IsNotFound(err) {
+		m.cfg.Log.WarnContext(ctx, "the name of an image in the making was not removed; prune removes it", "image", BuildName(op.Target), "error", err)
+	}
+}
+
 // submit writes down an operation that belongs to no environment.
 func (m *Manager) submit(ctx context.Context, kind, project, target, requestID, hash string, args any) (*operation.Operation, error) {
 	return m.submitWith(ctx, nil, kind, project, target, requestID, hash, args)

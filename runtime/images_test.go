@@ -596,6 +596,7 @@ func TestPruneLooksAgain(t *testing.T) {
 type makes struct {
 	images      *runtimetest.FakeImages
 	begun, goOn chan struct{}
+	broken      error // what ends it amid its work, as the end of the daemon would
 }
 
 func (*makes) Sources() []string { return []string{"one"} }
@@ -603,6 +604,9 @@ func (*makes) Sources() []string { return []string{"one"} }
 func (b *makes) Build(ctx context.Context, req runtime.BuildRequest, _ func(operation.Progress)) (runtime.BuildResult, error) {
 	made := runtime.BuildName(req.Tag)
 	b.images.Add(runtime.Image{Name: made, Digest: "sha256:b"})
+	if b.broken != nil {
+		return runtime.BuildResult{}, b.broken
+	}
 	close(b.begun)
 	<-b.goOn
 	if _, err := b.images.Tag(ctx, made, req.Tag); err != nil {
@@ -633,6 +637,32 @@ func TestBuild(t *testing.T) {
 	d.done(op)
 	if image, err := h.images.Image(t.Context(), "a/b"); err != nil || image.Digest != "sha256:b" {
 		t.Errorf("built %+v, %v", image, err)
+	}
+	builder.broken = errors.New("broken")
+	if op, err = d.Build(t.Context(), runtime.ImageBuildRequest{BuildRequest: runtime.BuildRequest{Source: "one", Tag: "a/b"}}); err != nil {
+		t.Fatal(err)
+	}
+	d.done(op)
+	if image, err := h.images.Image(t.Context(), runtime.BuildName("docker.io/a/b:latest")); !errdefs.IsNotFound(err) {
+		t.Errorf("left of a build that broke off: %+v, %v", image, err)
+	}
+}
+
+// Where nobody can look what is needed, prune ends, and does not ask anew for
+// each image.
+func TestPruneEndsWithoutAnAnswer(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	for _, name := range []string{"free/a", "free/b", "free/c", "free/d"} {
+		h.images.Add(runtime.Image{Name: name, Digest: "sha256:a"})
+	}
+	d := start(t, h)
+	const look = "Images.Images"
+	before := h.faults.Count(look)
+	h.faults.FailCall(look, 3, fmt.Errorf("it does not answer: %w", errdefs.ErrUnavailable)) // of the second image
+	pruned, err := d.PruneImages(t.Context(), runtime.PruneRequest{})
+	if looks := h.faults.Count(look) - before; len(pruned.Images) != 1 || !errdefs.IsUnavailable(err) || looks != 3 {
+		t.Errorf("pruned %+v, %v, after %d looks", pruned.Images, err, looks)
 	}
 }
 

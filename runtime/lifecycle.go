@@ -477,16 +477,19 @@ func (m *Manager) runDelete(ctx context.Context, task *operation.Task) error {
 }
 
 // failDelete leaves an environment in error, still holding what it holds, so
-// that it can be deleted again. One whose process runs is as it was.
+// that it can be deleted again. One whose process runs is as it was, and so is one
+// of which nobody can tell when the delete was cancelled.
 func (m *Manager) failDelete(ctx context.Context, env *Environment, opID string, cause error) error {
 	if cause := context.Cause(ctx); errors.Is(cause, operation.ErrShutdown) {
 		return cause
 	}
 	cause = asCancelled(ctx, cause)
+	cancelled := ctx.Err() != nil
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
 	if env.Alive() {
-		if status, err := m.cfg.Engine.Status(ctx, env.ID); err == nil && status.Running {
+		status, err := m.cfg.Engine.Status(ctx, env.ID)
+		if err == nil && status.Running || err != nil && !errdefs.IsNotFound(err) && cancelled {
 			return final(fmt.Errorf("delete environment %s: %w", env.ID, cause), m.keepRunning(ctx, env, opID))
 		}
 	}

@@ -50,13 +50,13 @@ func (m *Manager) PruneImages(ctx context.Context, req PruneRequest) (Pruned, er
 func (m *Manager) prune(ctx context.Context, candidates []Image, before time.Time) (removed []Image, err error) {
 	var errs []error
 	for _, image := range candidates {
-		now, err := m.pruneOne(ctx, image.Name, before)
+		now, looked, err := m.pruneOne(ctx, image.Name, before)
 		if err != nil {
 			errs = append(errs, err)
 		} else if now != nil {
 			removed = append(removed, *now)
 		}
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || !looked { // the others would wait for the same
 			break
 		}
 	}
@@ -65,30 +65,30 @@ func (m *Manager) prune(ctx context.Context, candidates []Image, before time.Tim
 
 // pruneOne removes an image that is prunable when nobody can claim it, and
 // returns it; nil: it is not. Those before it took their time: somebody may have
-// set its name, or need it, by now.
-func (m *Manager) pruneOne(ctx context.Context, name string, before time.Time) (*Image, error) {
+// set its name, or need it, by now. looked is false when that cannot be told.
+func (m *Manager) pruneOne(ctx context.Context, name string, before time.Time) (removed *Image, looked bool, err error) {
 	release, err := m.claims.remove(ctx, name)
 	if errdefs.IsFailedPrecondition(err) {
-		return nil, nil //nolint:nilnil // somebody uses it now
+		return nil, true, nil // somebody uses it now
 	} else if err != nil {
-		return nil, err
+		return nil, true, err
 	}
 	defer release()
 	still, err := m.prunable(ctx, before)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	at := slices.IndexFunc(still, func(image Image) bool { return image.Name == name })
 	if at < 0 {
-		return nil, nil //nolint:nilnil // as above
+		return nil, true, nil // as above
 	}
 	err = m.cfg.Images.RemoveImage(ctx, still[at])
 	if errdefs.IsNotFound(err) || err != nil && problem.Of(err).Reason == problem.ImageChanged {
-		return nil, nil //nolint:nilnil // as above
+		return nil, true, nil // as above
 	} else if err != nil {
-		return nil, fmt.Errorf("delete image %s: %w", name, err)
+		return nil, true, fmt.Errorf("delete image %s: %w", name, err)
 	}
-	return &still[at], nil
+	return &still[at], true, nil
 }
 
 // prunable lists the images that nobody needs and whose name was set before

@@ -173,12 +173,26 @@ func parseAddresses(texts []string) []netip.Addr {
 
 // CheckConfig refuses what only parts of the node can read: CONFIG_INVALID.
 func CheckConfig(cfg config.Config) error {
-	errs := []error{checkAllowed(&cfg.Network), checkCertificate("api", cfg.API.TLSCert, cfg.API.TLSKey)}
+	errs := []error{checkAllowed(&cfg.Network)}
+	if !isLoopback(cfg.API.Listen) { // else there is no TLS
+		errs = append(errs, checkCertificate("api", cfg.API.TLSCert, cfg.API.TLSKey))
+	}
 	if cfg.Gateway.Listen != "" {
 		web := gateway.Config{Listen: cfg.Gateway.Listen, PublicURL: cfg.Gateway.PublicURL, FrameAncestors: cfg.Gateway.FrameAncestors}
 		errs = append(errs, web.Check(), checkCertificate("gateway", cfg.Gateway.TLSCert, cfg.Gateway.TLSKey))
 	}
 	return errors.Join(errs...)
+}
+
+// isLoopback tells whether an address to listen at is one of the host alone, or
+// none.
+func isLoopback(listen string) bool {
+	host, _, err := net.SplitHostPort(listen)
+	if err != nil {
+		return listen == ""
+	}
+	address, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && address.Unmap().IsLoopback()
 }
 
 // checkCertificate refuses the operator's certificate for a listener when it

@@ -208,11 +208,16 @@ func TestCheckConfig(t *testing.T) {
 	if err := os.WriteFile(file, []byte("no certificate"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	unused := testConfig(t)
+	unused.API.TLSCert, unused.API.TLSKey = file, file // at loopback there is no TLS
+	if err := node.CheckConfig(unused); err != nil {
+		t.Error(err)
+	}
 	for says, change := range map[string]func(*config.Config){
 		"network.allow":           func(c *config.Config) { c.Network.Allow = []string{"[fd12::]/64"} },
 		"gateway.public_url":      func(c *config.Config) { c.Gateway.PublicURL = "gpu1.example.com" },
 		"gateway.frame_ancestors": func(c *config.Config) { c.Gateway.FrameAncestors = []string{"portal.example.com"} },
-		"api.tls_cert":            func(c *config.Config) { c.API.TLSCert, c.API.TLSKey = file, file },
+		"api.tls_cert":            func(c *config.Config) { c.API.Listen, c.API.TLSCert, c.API.TLSKey = "192.0.2.1:7480", file, file },
 		"gateway.tls_cert":        func(c *config.Config) { c.Gateway.TLSCert, c.Gateway.TLSKey = file+".not", file },
 	} {
 		cfg := testConfig(t)

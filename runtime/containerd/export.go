@@ -8,6 +8,8 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
 	"github.com/containerd/platforms"
+
+	"github.com/remotegpu/remotegpu/internal/imageref"
 )
 
 // ExportImages writes an OCI image layout that "docker load" reads too.
@@ -29,6 +31,10 @@ func (e *Engine) ExportImages(ctx context.Context, refs []string, w io.Writer) (
 	for i, record := range records {
 		if records[i].Target, _, err = e.whole(ctx, record); err != nil {
 			return err
+		}
+		// A digest in a name says what it names: not the index any more.
+		if repository, _, digested := imageref.Digested(record.Name); digested {
+			records[i].Name = repository + "@" + records[i].Target.Digest.String()
 		}
 	}
 	err = archive.Export(ctx, e.client.ContentStore(), w, archive.WithImages(records), archive.WithPlatform(platforms.Default()), archive.WithAllPlatforms())

@@ -71,13 +71,14 @@ func (e *Engine) takeLease(ctx context.Context, id, pulling string) (held contex
 func (e *Engine) release(ctx context.Context, id, pulling string, outcome error) {
 	undo, cancel := afterwards(ctx)
 	defer cancel()
-	defer e.holdLease(id, -1)
 	unlock, err := e.leaseLocks.Lock(undo, id)
 	if err != nil { // somebody has waited long for containerd
+		e.holdLease(id, -1)
 		e.leftLease(ctx, id, err)
 		return
 	}
 	defer unlock()
+	defer e.holdLease(id, -1) // before the lock goes: who is next counts without this call
 	if e.holders(id) > 1 {
 		return
 	}

@@ -81,6 +81,31 @@ func leaseEngine(t *testing.T) (*Engine, *slowLeases) {
 	return &Engine{client: c, token: "engine", leases: make(map[string]int), cfg: Config{Namespace: "test", Log: slog.New(slog.DiscardHandler)}}, service
 }
 
+// Of those who share a lease the last one gives it back, also when they end at the
+// same moment.
+func TestSharedLeaseIsGivenBack(t *testing.T) {
+	t.Parallel()
+	e, service := leaseEngine(t)
+	for range 500 {
+		var releases []func(*error)
+		for range 3 {
+			_, release, err := e.takeLease(t.Context(), "shared", "image")
+			if err != nil {
+				t.Fatal(err)
+			}
+			releases = append(releases, release)
+		}
+		var work sync.WaitGroup
+		for _, release := range releases {
+			work.Go(func() { var well error; release(&well) })
+		}
+		work.Wait()
+		if left, _ := service.List(t.Context()); len(left) > 0 || e.holders("shared") != 0 {
+			t.Fatalf("left %v, %d holders", left, e.holders("shared"))
+		}
+	}
+}
+
 // While containerd takes its time with one lease others are taken and given back,
 // and Parts goes on; who waits for that one stops with its context.
 func TestLeasesDoNotWaitForEachOther(t *testing.T) {

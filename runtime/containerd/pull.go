@@ -57,9 +57,7 @@ func (e *Engine) Pull(ctx context.Context, ref string, login *runtime.Login, pro
 	if err != nil {
 		return runtime.Image{}, err
 	}
-	whole, done := uninterrupted(ctx)
-	defer done()
-	if record, err = e.nameImage(whole, record); err != nil {
+	if record, err = e.nameImage(ctx, record); err != nil {
 		return runtime.Image{}, fmt.Errorf("name image %s: %w", name, e.explain(ctx, err))
 	}
 	if progress != nil {

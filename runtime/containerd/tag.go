@@ -89,19 +89,22 @@ func (e *Engine) byDigest(ctx context.Context, name string) (*images.Image, erro
 }
 
 // nameImage makes a reference name a target, whatever it named before, and
-// leaves its labels. Nobody removes it at this moment for what it was.
+// leaves its labels. Nobody removes it at this moment for what it was. The end of
+// ctx ends the wait for that, and does not break off what is then done.
 func (e *Engine) nameImage(ctx context.Context, record images.Image) (images.Image, error) {
 	unlock, err := e.naming.Lock(ctx, record.Name)
 	if err != nil {
 		return images.Image{}, err
 	}
 	defer unlock()
+	naming, done := uninterrupted(ctx)
+	defer done()
 	for {
-		made, err := e.client.ImageService().Create(ctx, record)
+		made, err := e.client.ImageService().Create(naming, record)
 		if !errdefs.IsAlreadyExists(err) {
 			return made, err
 		}
-		made, err = e.client.ImageService().Update(ctx, record, "target")
+		made, err = e.client.ImageService().Update(naming, record, "target")
 		if !errdefs.IsNotFound(err) { // it was removed in between
 			return made, err
 		}
@@ -127,19 +130,28 @@ func (e *Engine) SetPinned(ctx context.Context, ref string, pin bool) (runtime.I
 	if err != nil {
 		return runtime.Image{}, err
 	}
+	record, err := e.client.ImageService().Get(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return runtime.Image{}, imageNotFound(name).WithCause(err)
+	} else if err != nil {
+		return runtime.Image{}, fmt.Errorf("get image %s: %w", name, e.explain(ctx, err))
+	}
+	img, err := e.read(ctx, record)
+	switch {
+	case err != nil && pin:
+		return runtime.Image{}, err
+	case err != nil: // what cannot be read can be let go
+		img = new(image)
+	}
 	change := images.Image{Name: name, Labels: map[string]string{}}
 	if pin {
 		change.Labels[labelPinned] = pinned
 	}
-	record, err := e.client.ImageService().Update(ctx, change, "labels."+labelPinned)
+	record, err = e.client.ImageService().Update(ctx, change, "labels."+labelPinned)
 	if errdefs.IsNotFound(err) {
 		return runtime.Image{}, imageNotFound(name).WithCause(err)
 	} else if err != nil {
 		return runtime.Image{}, fmt.Errorf("pin image %s: %w", name, e.explain(ctx, err))
-	}
-	img, err := e.read(ctx, record)
-	if err != nil {
-		return runtime.Image{}, err
 	}
 	return describe(record, img), nil
 }

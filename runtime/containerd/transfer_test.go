@@ -487,6 +487,24 @@ func testPlatforms(t *testing.T, d *testutil.ContainerdDaemon) {
 			t.Error(err)
 		}
 	}
+	// By its digest, too: what is exported is another one, and is named so.
+	digested := strings.TrimSuffix(ref, ":v1") + "@" + index.Manifest.Digest.String()
+	if _, err := engine.Pull(t.Context(), digested, nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	archive.Reset()
+	if err := engine.ExportImages(t.Context(), []string{digested}, &archive); err != nil {
+		t.Errorf("export by digest: %v", err)
+	}
+	imported, err := engine.ImportImages(t.Context(), &archive, "")
+	if want := strings.TrimSuffix(ref, ":v1") + "@" + ours.Manifest.Digest.String(); err != nil || len(imported) != 1 || imported[0].Name != want {
+		t.Fatalf("imported %+v, %v, want %s", imported, err, want)
+	}
+	for _, name := range []string{digested, imported[0].Name} {
+		if err := engine.DeleteImage(t.Context(), name); err != nil {
+			t.Error(err)
+		}
+	}
 
 	before := stored(t, d)
 	_, err = engine.Pull(t.Context(), registry.Push("team/foreign", "v1", foreign), nil, nil)

@@ -217,6 +217,9 @@ func (q *Queue) Heed(ctx context.Context, id string) {
 	}
 	q.mu.Lock()
 	q.add(op)
+	if e := q.entries[id]; e == nil || e.live == nil {
+		q.publish(op)
+	}
 	q.mu.Unlock()
 	q.wakeUp()
 }

@@ -128,8 +128,7 @@ func (m *Manager) Delete(ctx context.Context, name string, usedBy func(context.C
 	defer m.removing.end(trash)
 	// The volume has gone: whoever leaves now still wants its files gone.
 	if err := m.remove(context.WithoutCancel(ctx), trash); err != nil {
-		err = fmt.Errorf("remove files of deleted volume %s: %w", name, err)
-		return problem.Of(err).WithCause(err).
+		return problem.New(problem.Of(err).Reason, "volume %s is deleted, and not all of its files are removed", name).WithCause(err).
 			WithHint("the volume is gone, and the node goes on removing its files: see remotegpu node reconcile --dry-run")
 	}
 	return nil

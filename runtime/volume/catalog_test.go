@@ -145,7 +145,7 @@ func TestDeleteThatFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := m.Delete(t.Context(), "data", unused)
-	if p := problem.Of(err); !errors.Is(err, broken) || p.Hint == "" {
+	if p := problem.Of(err); !errors.Is(err, broken) || p.Hint == "" || strings.Count(p.Said(), broken.Error()) != 1 {
 		t.Errorf("Delete() = %v, %+v", err, p)
 	}
 	_, err = m.Get(t.Context(), "data")

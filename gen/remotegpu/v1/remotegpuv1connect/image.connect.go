@@ -235,7 +235,8 @@ type ImageServiceClient interface {
 	// Pinning what is pinned changes nothing.
 	//
 	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), INVALID_ARGUMENT
-	// (IMAGE_REFERENCE_INVALID).
+	// (IMAGE_REFERENCE_INVALID), FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH,
+	// IMAGE_INVALID).
 	PinImage(context.Context, *v1.PinImageRequest) (*v1.PinImageResponse, error)
 	// UnpinImage ends PinImage.
 	//
@@ -385,7 +386,8 @@ type ImageServiceHandler interface {
 	// Pinning what is pinned changes nothing.
 	//
 	// Errors: NOT_FOUND (IMAGE_NOT_FOUND), INVALID_ARGUMENT
-	// (IMAGE_REFERENCE_INVALID).
+	// (IMAGE_REFERENCE_INVALID), FAILED_PRECONDITION (IMAGE_PLATFORM_MISMATCH,
+	// IMAGE_INVALID).
 	PinImage(context.Context, *v1.PinImageRequest) (*v1.PinImageResponse, error)
 	// UnpinImage ends PinImage.
 	//
