@@ -51,8 +51,6 @@ type Images interface {
 	Import(ctx context.Context, archive io.Reader, name string) (runtime.Image, error)
 	// Tag makes tag refer to the image ref, and leaves its pin.
 	Tag(ctx context.Context, ref, tag string) (runtime.Image, error)
-	// DeleteImage removes a name, NotFound.
-	DeleteImage(ctx context.Context, ref string) error
 }
 
 // Config is what a Builder needs.
@@ -81,9 +79,6 @@ var _ runtime.Builder = (*Builder)(nil)
 // resolveTimeout bounds the question whether the registry has the base: a
 // build must not hang on a host without a way out.
 const resolveTimeout = 5 * time.Second
-
-// forgetTimeout bounds the removal of a name when a build is over.
-const forgetTimeout = 30 * time.Second
 
 // New returns a Builder.
 func New(cfg Config) *Builder {
@@ -123,7 +118,6 @@ func (b *Builder) Build(ctx context.Context, req runtime.BuildRequest, progress 
 		slog.String("source", req.Source), slog.String("base", base.ref), slog.String("base_reason", base.reason))
 	progress(operation.Progress{Step: "building on " + base.ref + " (" + base.reason + ")"})
 	name := runtime.BuildName(req.Tag)
-	defer b.forget(ctx, name)
 	digest, err := b.cfg.Backend.Build(ctx, Job{
 		Source:      source,
 		Tag:         req.Tag,
@@ -142,17 +136,6 @@ func (b *Builder) Build(ctx context.Context, req runtime.BuildRequest, progress 
 		return runtime.BuildResult{}, fmt.Errorf("name image %s: %w", req.Tag, err)
 	}
 	return runtime.BuildResult{Image: req.Tag, Digest: digest, Base: base.ref, BaseReason: base.reason}, nil
-}
-
-// forget removes the name of an image in the making. Where it stays, the next
-// build of the same removes it.
-func (b *Builder) forget(ctx context.Context, name string) {
-	undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetTimeout)
-	defer cancel()
-	if err := b.cfg.Images.DeleteImage(undo, name); err != nil && !errdefs.IsNotFound(err) {
-		b.cfg.Log.LogAttrs(ctx, slog.LevelWarn, "the name of an image in the making was not removed",
-			slog.String("image", name), slog.Any("error", err))
-	}
 }
 
 // base is an image to build on and why it was chosen.

@@ -113,14 +113,6 @@ func (f *fakeImages) Tag(_ context.Context, ref, tag string) (runtime.Image, err
 	return image, nil
 }
 
-func (f *fakeImages) DeleteImage(_ context.Context, ref string) error {
-	if _, ok := f.local[ref]; !ok {
-		return errdefs.ErrNotFound
-	}
-	delete(f.local, ref)
-	return nil
-}
-
 // host makes a host's /etc below a directory.
 func host(t *testing.T, release, sources string) string {
 	t.Helper()
@@ -344,7 +336,7 @@ func TestBuildKeepsPin(t *testing.T) {
 			if fails := test.digest == before.Digest; fails != errors.Is(err, failed) {
 				t.Errorf("build: %v", err)
 			}
-			if image := store.local[tag]; len(store.local) != 1 || image.Digest != test.digest || !image.Pinned {
+			if image := store.local[tag]; len(store.local) != 2 || store.local[runtime.BuildName(tag)].Digest != "sha256:1" || image.Digest != test.digest || !image.Pinned {
 				t.Errorf("the images are %+v, want %s to be %s and pinned", store.local, tag, test.digest)
 			}
 		})

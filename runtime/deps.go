@@ -216,8 +216,8 @@ type Event struct {
 // BASE_BOOTSTRAP_FAILED.
 type Builder interface {
 	// Build makes req.Tag name what it built once that is whole, as Images.Tag
-	// does: it stays pinned. Until then the image is called BuildName(req.Tag),
-	// by which none is left.
+	// does: it stays pinned. Until then the image is called BuildName(req.Tag);
+	// that name is the caller's to remove.
 	Build(ctx context.Context, req BuildRequest, progress func(operation.Progress)) (BuildResult, error)
 	// Sources names what can be built.
 	Sources() []string

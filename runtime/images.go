@@ -221,7 +221,7 @@ func (m *Manager) Build(ctx context.Context, req ImageBuildRequest) (*operation.
 		return nil, err
 	}
 	req.Tag = tag
-	for _, ref := range []string{tag, req.Base} { // until the store says that they are needed
+	for _, ref := range []string{tag, req.Base, BuildName(tag)} { // until the store says that they are needed
 		if name, err := imageref.Normalize(ref); err == nil {
 			release, err := m.claims.use(ctx, name)
 			if err != nil {
@@ -234,8 +234,8 @@ func (m *Manager) Build(ctx context.Context, req ImageBuildRequest) (*operation.
 }
 
 // BuildName is the reference under which a Builder has an image of tag until it
-// is whole. A tag has the same each time: a build replaces and removes what one
-// before it has left when the daemon died.
+// is whole. A tag has the same each time: a build replaces what one before it has
+// left, and the end of the last one, however it ended, removes the name.
 func BuildName(tag string) string {
 	sum := sha256.Sum256([]byte(tag))
 	return imageref.Repository(tag) + ":building-" + hex.EncodeToString(sum[:6])
@@ -261,12 +261,40 @@ func (m *Manager) runBuild(ctx context.Context, task *operation.Task) error {
 	return nil
 }
 
+// forgetTime bounds the removal of a name when a build is over: who waits for the
+// build waits for it.
+const forgetTime = 30 * time.Second
+
 // forgetBuild removes the name that a build which is over gave its image while it
-// was in the making: an attempt that died with the daemon leaves it.
+// was in the making, unless there is another build of the tag, which may be using
+// it: one that was cancelled in the queue ends while the one before it works.
 func (m *Manager) forgetBuild(ctx context.Context, op *operation.Operation) {
-	if err := m.cfg.Images.DeleteImage(ctx, BuildName(op.Target)); err != nil && !errdefs.IsNotFound(err) {
-		m.cfg.Log.WarnContext(ctx, "the name of an image in the making was not removed; prune removes it", "image", BuildName(op.Target), "error", err)
+	ctx, cancel := context.WithTimeout(ctx, forgetTime)
+	defer cancel()
+	name := BuildName(op.Target)
+	if err := m.removeBuildName(ctx, op.Target, name); err != nil && !errdefs.IsNotFound(err) {
+		m.cfg.Log.WarnContext(ctx, "the name of an image in the making was not removed; prune removes it", "image", name, "error", err)
 	}
+}
+
+func (m *Manager) removeBuildName(ctx context.Context, tag, name string) error {
+	release, err := m.claims.remove(ctx, name)
+	if errdefs.IsFailedPrecondition(err) {
+		return nil // another build is being asked for
+	} else if err != nil {
+		return err
+	}
+	defer release()
+	pending, err := m.cfg.Store.Pending(ctx)
+	if err != nil {
+		return fmt.Errorf("list pending operations: %w", err)
+	}
+	for _, op := range pending {
+		if op.Kind == KindBuild && op.Target == tag {
+			return nil
+		}
+	}
+	return m.cfg.Images.DeleteImage(ctx, name)
 }
 
 // submit writes down an operation that belongs to no environment.

@@ -612,7 +612,7 @@ func (b *makes) Build(ctx context.Context, req runtime.BuildRequest, _ func(oper
 	if _, err := b.images.Tag(ctx, made, req.Tag); err != nil {
 		return runtime.BuildResult{}, err
 	}
-	return runtime.BuildResult{Image: req.Tag, Digest: "sha256:b"}, b.images.DeleteImage(ctx, made)
+	return runtime.BuildResult{Image: req.Tag, Digest: "sha256:b"}, nil
 }
 
 // An image in the making is not pruned from under its build, and is not called
@@ -633,8 +633,24 @@ func TestBuild(t *testing.T) {
 	if pruned, err := d.PruneImages(t.Context(), runtime.PruneRequest{}); err != nil || len(pruned.Images) > 1 || len(pruned.Images) == 1 && pruned.Images[0].Name != image {
 		t.Errorf("pruned %+v, %v", pruned, err)
 	}
+	// One that is cancelled while it waits for the first takes nothing from that.
+	waits, err := d.Build(t.Context(), runtime.ImageBuildRequest{BuildRequest: runtime.BuildRequest{Source: "one", Tag: "a/b"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.queue.Cancel(t.Context(), waits.ID); err != nil {
+		t.Fatal(err)
+	}
+	if waits = d.done(waits); waits.State != operation.Cancelled {
+		t.Fatalf("it is %s", waits.State)
+	}
 	close(builder.goOn)
-	d.done(op)
+	if op = d.done(op); op.State != operation.Succeeded {
+		t.Errorf("the first: %+v", op.Problem)
+	}
+	if left, err := h.images.Image(t.Context(), runtime.BuildName("docker.io/a/b:latest")); !errdefs.IsNotFound(err) {
+		t.Errorf("left of builds that are over: %+v, %v", left, err)
+	}
 	if image, err := h.images.Image(t.Context(), "a/b"); err != nil || image.Digest != "sha256:b" {
 		t.Errorf("built %+v, %v", image, err)
 	}

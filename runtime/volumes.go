@@ -7,6 +7,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/containerd/errdefs"
+
 	"github.com/remotegpu/remotegpu/internal/problem"
 	"github.com/remotegpu/remotegpu/internal/rootfs"
 	"github.com/remotegpu/remotegpu/runtime/volume"
@@ -99,7 +101,7 @@ func (m *Manager) DeleteVolume(ctx context.Context, name string) error {
 		}
 		return names, nil
 	})
-	if err != nil {
+	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
 		m.rest.disturb() // if its files are left, a pass removes them
 	}
 	if unknown && err != nil {

@@ -126,20 +126,13 @@ func (c *collector) close() {
 // collect has containerd collect and waits for it, by way of a lease that keeps
 // nothing: to give one back is the one call that does so and needs nothing that
 // is there already. The lease goes, too, when ctx ends amid this, as it does when
-// the daemon stops; should it stay behind all the same, the reconciler gives it
-// back.
-func (e *Engine) collect(ctx context.Context) (err error) {
+// the daemon stops; should it stay behind all the same, as when the answer to its
+// making was lost, the reconciler gives it back.
+func (e *Engine) collect(ctx context.Context) error {
 	ctx, id := e.namespaced(ctx), newLease()
 	e.holdLease(id, 1) // Parts does not name it meanwhile
 	defer e.holdLease(id, -1)
 	service := e.client.LeasesService()
-	defer func() {
-		if err != nil {
-			undo, cancel := afterwards(ctx)
-			defer cancel()
-			_ = service.Delete(undo, leases.Lease{ID: id})
-		}
-	}()
 	// Not broken off: containerd may make the lease after it was given back.
 	taking, cancel := afterwards(ctx)
 	defer cancel()
@@ -147,6 +140,9 @@ func (e *Engine) collect(ctx context.Context) (err error) {
 		return fmt.Errorf("take lease: %w", e.explain(ctx, err))
 	}
 	if err := service.Delete(ctx, leases.Lease{ID: id}, leases.SynchronousDelete); err != nil && !errdefs.IsNotFound(err) {
+		undo, cancel := afterwards(ctx)
+		defer cancel()
+		_ = service.Delete(undo, leases.Lease{ID: id})
 		return fmt.Errorf("give back lease: %w", e.explain(ctx, err))
 	}
 	return nil
