@@ -35,18 +35,6 @@ func (e *Engine) DiskQuota(ctx context.Context) (runtime.DiskQuota, error) {
 	}
 	var cannot *projectquota.Unsupported
 	switch {
-	case root == "":
-		cannot = &projectquota.Unsupported{
-			Reason: fmt.Sprintf("containerd does not tell where snapshotter %s keeps its layers", e.cfg.Snapshotter), Hint: "use snapshotter overlayfs",
-		}
-	case e.cfg.Snapshotter == "overlayfs":
-		kind, err := projectquota.Probe(root)
-		if err == nil {
-			return runtime.DiskQuota{Supported: true, Method: "project quota", Filesystem: kind, Path: root}, nil
-		}
-		if !errors.As(err, &cannot) {
-			return runtime.DiskQuota{}, fmt.Errorf("look for disk quotas: %w", err)
-		}
 	case e.cfg.Snapshotter == "native":
 		cannot = &projectquota.Unsupported{
 			Reason: "snapshotter native copies the whole image into every writable layer, so a limit would count it",
@@ -57,10 +45,22 @@ func (e *Engine) DiskQuota(ctx context.Context) (runtime.DiskQuota, error) {
 			Reason: "snapshotter blockfile gives every writable layer the size of its scratch file",
 			Hint:   "choose the size with scratch_file in containerd's configuration, or use snapshotter overlayfs on XFS or ext4 with project quotas",
 		}
-	default:
+	case e.cfg.Snapshotter != "overlayfs":
 		cannot = &projectquota.Unsupported{
 			Reason: fmt.Sprintf("snapshotter %s has no directory that a project quota could limit", e.cfg.Snapshotter),
 			Hint:   "use snapshotter overlayfs on XFS or ext4 with project quotas",
+		}
+	case root == "":
+		cannot = &projectquota.Unsupported{
+			Reason: "containerd does not tell where snapshotter overlayfs keeps its layers", Hint: "see in containerd's log whether the snapshotter was loaded",
+		}
+	default:
+		kind, err := projectquota.Probe(root)
+		if err == nil {
+			return runtime.DiskQuota{Supported: true, Method: "project quota", Filesystem: kind, Path: root}, nil
+		}
+		if !errors.As(err, &cannot) {
+			return runtime.DiskQuota{}, fmt.Errorf("look for disk quotas: %w", err)
 		}
 	}
 	return runtime.DiskQuota{Filesystem: cannot.Filesystem, Path: root, Reason: cannot.Reason, Hint: cannot.Hint}, nil
