@@ -220,10 +220,11 @@ func New(cfg Config) (*Engine, error) {
 	return e, nil
 }
 
-// Close closes the connection. Containers live on.
+// Close closes the connection, and leaves no directory of pipes to whoever
+// comes next. Containers live on.
 func (e *Engine) Close() error {
 	e.collector.close()
-	return e.client.Close()
+	return errors.Join(e.client.Close(), e.removeOwnFIFODir())
 }
 
 // dial connects once. The client's own dialer waits ten seconds for a socket

@@ -1,10 +1,13 @@
 package containerd
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
+
+	"golang.org/x/sys/unix"
 )
 
 // ownFIFODir holds this process's pipes, under its pid, so that the next one
@@ -16,6 +19,16 @@ func (e *Engine) ownFIFODir() string {
 func (e *Engine) makeFIFODir() error {
 	if err := os.MkdirAll(e.ownFIFODir(), 0o700); err != nil {
 		return fmt.Errorf("make directory for pipes: %w", err)
+	}
+	return nil
+}
+
+// removeOwnFIFODir removes it unless it has pipes: of commands that run yet, or
+// of another engine of this process. The next daemon does so then.
+func (e *Engine) removeOwnFIFODir() error {
+	err := unix.Rmdir(e.ownFIFODir())
+	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTEMPTY) {
+		return fmt.Errorf("remove directory of pipes: %w", err)
 	}
 	return nil
 }

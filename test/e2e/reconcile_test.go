@@ -128,6 +128,9 @@ func TestLostDatabase(t *testing.T) {
 	n.Must(t, "env", "exec", "--stdin=false", "one", "--", "testprog", "write", "/data/file", "kept")
 	one := n.Get(t, "one")
 	n.Stop(t, syscall.SIGTERM)
+	if pipes, err := os.ReadDir(filepath.Join(n.Dir, "run/fifo")); err != nil || len(pipes) > 0 {
+		t.Errorf("a daemon that ended in order left pipes: %v %v", pipes, err)
+	}
 	database, backup := filepath.Join(n.Dir, "state/node.db"), filepath.Join(n.Dir, "backup.db")
 	if err := os.Rename(database, backup); err != nil {
 		t.Fatal(err)
